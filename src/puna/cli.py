@@ -1,1 +1,169 @@
-def main() -> None: ...
+"""Verbs for the terminal; a stage is imported only when its verb runs, so `puna --help` stays quick."""
+
+import argparse
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import App, Parameter
+
+from puna import __version__
+from puna.errors import ConfigError, PunaError
+from puna.stages import STAGES, Stage
+
+FACES = (
+    ("chat", "puna.agent.terminal:chat", "Talk with a checkpoint in the terminal"),
+    ("serve", "puna.serve.serve:serve", "Serve a checkpoint through an OpenAI-compatible API"),
+)
+
+
+def main() -> None:
+    """Run the command line; a PunaError becomes one message and exit status 1."""
+    for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "1")
+    arguments = sys.argv[1:]
+    try:
+        build_app(arguments)(arguments)
+    except PunaError as error:
+        sys.exit(f"puna: {error}")
+    except KeyboardInterrupt:
+        sys.exit("puna: interrupted; the same command goes on where this one stopped")
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def build_app(arguments: list[str]) -> App:
+    """Build the parser for these arguments: only the stage that they name is imported."""
+    app = App(name="puna", help="Raise your own Llama, from documents to a served model.", version=__version__)
+    app.command(raise_, name="raise")
+    for verb, target, summary in FACES:
+        app.command(target, name=verb, help=summary)
+    app.command(lineage)
+    verb = arguments[0] if arguments else ""
+    for stage in STAGES:
+        if stage.verb == verb:
+            app.command(_stage_command(stage), name=verb, help=f"{stage.summary}: {stage.reads} -> {stage.writes}.")
+            app.config = (_file_values(stage, arguments[1:]),)
+        else:
+            app.command(_not_imported, name=stage.verb, help=stage.summary)
+    return app
+
+
+def raise_(
+    recipe: Path,
+    /,
+    *,
+    out: Path | None = None,
+    ignore_receipts: Annotated[bool, Parameter(negative="")] = False,
+    **settings: str,
+) -> None:
+    """Run a recipe's whole path, reusing what is there and resuming what was interrupted.
+
+    Parameters
+    ----------
+    recipe
+        The TOML file; one table a stage.
+    out
+        Where the artifacts go, instead of the recipe's `out`.
+    ignore_receipts
+        Go on although a receipt did not hold.
+    settings
+        Any setting of a step, as --STEP.KEY VALUE (--ingest.source DIR); it wins over the file.
+    """
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from puna.raising import override, raise_recipe, read_recipe
+
+    plan = override(read_recipe(recipe), {name: _toml_value(value) for name, value in settings.items()})
+    raise_recipe(replace(plan, out=out) if out else plan, Console(), ignore_receipts=ignore_receipts)
+
+
+def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """Walk an artifact back to the raw documents.
+
+    Parameters
+    ----------
+    path
+        The artifact.
+    as_json
+        Print JSON instead of a tree.
+    """
+    from rich.console import Console
+
+    from puna.lineage import print_lineage, trace
+
+    if as_json:
+        print(json.dumps(trace(path), indent=2))
+    else:
+        print_lineage(path, Console())
+
+
+def _stage_command(stage: Stage) -> Callable[..., None]:
+    from puna.config import parse_config
+    from puna.raising import config_class
+
+    settings_class = config_class(stage)
+
+    def command(
+        *,
+        out: Path,
+        settings: Any = None,
+        config: Path | None = None,
+        table: str = stage.verb,
+        ignore_receipts: bool = False,
+    ) -> None:
+        from rich.console import Console
+
+        from puna.raising import perform
+
+        chosen = settings or parse_config(settings_class, {}, where=stage.verb)
+        done = perform(stage, chosen, out, Console(), ignore_receipts=ignore_receipts)
+        print(out if done else f"{out} is there already, made from the same settings and inputs")
+
+    command.__annotations__["settings"] = Annotated[settings_class | None, Parameter(name="*")]
+    command.__annotations__["ignore_receipts"] = Annotated[
+        bool, Parameter(negative="", help="Go on although a receipt did not hold.")
+    ]
+    command.__annotations__["out"] = Annotated[Path, Parameter(help="The directory to write.")]
+    command.__annotations__["config"] = Annotated[Path | None, Parameter(help="A recipe whose table to start from.")]
+    command.__annotations__["table"] = Annotated[str, Parameter(help="Which table of the recipe, such as sft.teacher.")]
+    return command
+
+
+def _file_values(stage: Stage, arguments: list[str]) -> cyclopts.config.Dict:
+    """Read the table that --config and --table name, as the values that flags win over."""
+    from puna.raising import read_recipe, resolve
+
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--table", default=stage.verb)
+    known, _ = parser.parse_known_args(arguments)
+    if known.config is None:
+        return cyclopts.config.Dict({})
+    recipe = read_recipe(known.config)
+    steps = {step.name: step for step in recipe.steps if step.stage == stage}
+    if known.table not in steps:
+        raise ConfigError(
+            f"{known.config} has no table [{known.table}]", expected=", ".join(steps) or f"[{stage.verb}]"
+        )
+    values = resolve(steps[known.table].table, recipe)
+    return cyclopts.config.Dict({stage.verb: values}, source=f"{known.config} [{known.table}]")
+
+
+def _not_imported() -> None:
+    raise AssertionError("the verb that runs is always imported")
+
+
+def _toml_value(text: str) -> Any:
+    """Read a flag as TOML would (numbers, booleans, lists), and as a string where that fails."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

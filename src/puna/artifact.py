@@ -1,0 +1,203 @@
+"""A directory and its manifest: what it is, who made it, from what, with the hash of every file.
+
+A directory is filled under a temporary name, fsynced and renamed, so one without a manifest does not exist. Nothing
+here knows what the files mean.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from puna import __version__
+from puna.errors import ArtifactError, ReceiptError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says.
+
+    `inputs`: role -> {path (relative to the artifact), kind, hash}; `files`: name -> {size (bytes), sha256}.
+    """
+
+    kind: str
+    stage: str
+    key: str
+    config: dict[str, Any]
+    inputs: dict[str, dict[str, str]]
+    files: dict[str, dict[str, Any]]
+    licences: list[str] = field(default_factory=list)
+    version: str = __version__
+    created: str = ""
+    format: int = FORMAT_VERSION
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over the files' names and hashes: equal for equal contents, whoever made them."""
+        return _hash_json({name: entry["sha256"] for name, entry in self.files.items()})
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A measured claim about an artifact: `value` against `tolerance` (its most, or its least), and whether it held."""
+
+    claim: str
+    parent: str
+    value: float
+    tolerance: float
+    held: bool
+    details: dict[str, Any] = field(default_factory=dict)
+    is_least: bool = False
+
+    def save(self, directory: Path) -> None:
+        """Write `receipts/CLAIM.json` into `directory`."""
+        path = directory / "receipts" / f"{self.claim}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def read_receipts(directory: Path) -> list[Receipt]:
+    """List the receipts of an artifact, by claim."""
+    return [Receipt(**json.loads(path.read_text())) for path in sorted(directory.glob("receipts/*.json"))]
+
+
+def require_receipts(directory: Path) -> None:
+    """Raise ReceiptError if a receipt of this artifact did not hold."""
+    for receipt in read_receipts(directory):
+        if not receipt.held:
+            raise ReceiptError(
+                f"{directory}: {receipt.claim} is {receipt.value:.4g}",
+                expected=f"at {'least' if receipt.is_least else 'most'} {receipt.tolerance:.4g}",
+                hint="Change the stage that made it, or give --ignore-receipts to go on",
+            )
+
+
+def is_artifact(path: Path) -> bool:
+    """Tell whether `path` is a finished artifact."""
+    return (path / MANIFEST).is_file()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of the artifact at `path`; ArtifactError if it has none or another format."""
+    try:
+        data = json.loads((path / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path} is not a finished artifact",
+            expected=f"a directory with a {MANIFEST}",
+            hint="Run the stage that writes it",
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path / MANIFEST} cannot be read ({error})", expected="JSON") from None
+    try:
+        manifest = Manifest(**data)
+    except TypeError as error:
+        raise ArtifactError(f"{path / MANIFEST}: {error}", expected=f"a manifest of format {FORMAT_VERSION}") from None
+    if manifest.format != FORMAT_VERSION:
+        raise ArtifactError(f"{path / MANIFEST} has format {manifest.format}", expected=f"format {FORMAT_VERSION}")
+    return manifest
+
+
+def verify(path: Path) -> Manifest:
+    """Hash every file of the artifact again; ArtifactError names the first that is missing or differs."""
+    manifest = read_manifest(path)
+    for name, entry in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise ArtifactError(f"{file} is missing", expected=f"{entry['size']} bytes, as {MANIFEST} lists")
+        if file.stat().st_size != entry["size"] or hash_file(file) != entry["sha256"]:
+            raise ArtifactError(f"{file} was altered or cut short", expected=f"SHA-256 {entry['sha256'][:12]}...")
+    return manifest
+
+
+def content_hash(path: Path) -> str:
+    """Hash what stands at `path`: an artifact by its manifest, a raw file or folder by names and contents."""
+    if is_artifact(path):
+        return read_manifest(path).content_hash
+    if path.is_file():
+        return hash_file(path)
+    if path.is_dir():
+        return _hash_json({name: hash_file(path / name) for name in _files(path)})
+    raise ArtifactError(f"{path} does not exist", expected="a file, a folder or an artifact")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `path`; whatever stands in it is removed if the block fails."""
+    partial = path.parent / f".{path.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def commit(partial: Path, path: Path, manifest: Manifest) -> Manifest:
+    """Add the manifest to `partial`, fsync everything and rename it to `path`, replacing what stood there."""
+    files = {name: _entry(partial / name) for name in _files(partial)}
+    finished = Manifest(
+        **{**asdict(manifest), "files": files, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    )
+    write_text(partial / MANIFEST, json.dumps(asdict(finished), indent=2, ensure_ascii=False) + "\n")
+    for directory, _, _ in os.walk(partial):
+        fsync(Path(directory))
+    replace_directory(partial, path)
+    return finished
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Rename the directory `new` to `path`; what stood there goes once the new one is durable."""
+    old = path.parent / f".{path.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    fsync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `path` as a whole or not at all: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text)
+    fsync(temporary)
+    temporary.replace(path)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Make the file or directory at `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _files(directory: Path) -> list[str]:
+    found = (path for path in directory.rglob("*") if path.is_file())
+    return sorted(path.relative_to(directory).as_posix() for path in found if path.name != MANIFEST)
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    fsync(path)
+    return {"size": path.stat().st_size, "sha256": hash_file(path)}
+
+
+def _hash_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Checkpoint: a Hugging Face directory <-> a Llama and its tokenizer."""

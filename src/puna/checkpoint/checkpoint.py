@@ -1,0 +1,120 @@
+"""A directory in Hugging Face layout <-> Checkpoint: config, stop ids, tokenizer and weights of one Llama.
+
+Runs nothing that lies in the directory. Writing is not atomic here: the artifact layer hands in a temporary directory
+and renames it.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from puna.chat.template import CHAT_TEMPLATE
+from puna.checkpoint import hf_config, weights
+from puna.checkpoint.directory import find_file, read_json, write_json
+from puna.checkpoint.layout import StoredTensor, read_layout
+from puna.errors import CheckpointError
+from puna.model.config import LlamaConfig
+from puna.model.llama import Llama
+from puna.model.quantized import is_quantized
+from puna.tokenizer.tokenizer import Tokenizer
+
+CONFIG_NAME = "config.json"
+GENERATION_NAME = "generation_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An opened directory: config and headers are checked, no weight is read yet."""
+
+    path: Path
+    config: LlamaConfig
+    stop_ids: tuple[int, ...]
+    is_quantized: bool
+    layout: dict[str, StoredTensor] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Checkpoint":
+        """Check a directory's config and the shape, dtype and place of every tensor; raise CheckpointError."""
+        path = Path(path)
+        config_path = find_file(path, CONFIG_NAME) if path.is_dir() else None
+        if config_path is None:
+            raise CheckpointError(f"{path} has no {CONFIG_NAME}", expected="a checkpoint directory")
+        raw = read_json(config_path)
+        config = hf_config.parse_config(raw, config_path)
+        quantized = hf_config.parse_quantization(raw, config_path)
+        layout = read_layout(path)
+        weights.require_fit(path, layout, config, is_quantized=quantized)
+        return cls(path, config, _read_stop_ids(path, raw, config_path), quantized, layout)
+
+    def tokenizer(self) -> Tokenizer:
+        """Load the tokenizer; raise if it has ids that the embeddings have no row for."""
+        for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
+            file = find_file(self.path, name)
+            if file and name == "tokenizer_config.json":
+                hf_config.refuse_code(read_json(file), file)
+        tokenizer = Tokenizer.load(self.path)
+        _require_rows(self.path, tokenizer, self.config)
+        return tokenizer
+
+    def load(self, dtype: torch.dtype | None = None) -> Llama:
+        """Return the network in eval mode, its weights mapped from the files (copied where `dtype` differs).
+
+        NOTE: while it lives the files may be replaced by renaming, but not written into.
+        """
+        return weights.map_weights(self.layout, self.config, is_quantized=self.is_quantized, dtype=dtype)
+
+
+def _read_stop_ids(path: Path, raw: dict, config_path: Path) -> tuple[int, ...]:
+    """generation_config.json wins over config.json, as in transformers' generate."""
+    generation_path = find_file(path, GENERATION_NAME)
+    if generation_path:
+        stop_ids = hf_config.parse_stop_ids(read_json(generation_path), generation_path)
+        if stop_ids:
+            return stop_ids
+    return hf_config.parse_stop_ids(raw, config_path)
+
+
+def _require_rows(path: Path, tokenizer: Tokenizer, config: LlamaConfig) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{path}: a tokenizer of {tokenizer.vocab_size:,} ids for {config.vocab_size:,} embeddings",
+            expected="no more ids than embeddings",
+        )
+
+
+def save_checkpoint(
+    directory: Path,
+    model: Llama,
+    tokenizer: Tokenizer,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a checkpoint into an existing directory that holds none, and force it to the disk.
+
+    Floating-point weights are stored in `dtype`, or each as it is.
+    """
+    occupants = sorted(file.name for file in directory.glob("*.safetensors*")) or [
+        file.name for file in directory.glob(CONFIG_NAME)
+    ]
+    if occupants:
+        raise CheckpointError(f"{directory} already holds {occupants[0]}", expected="a directory without a checkpoint")
+    _require_rows(directory, tokenizer, model.config)
+    stop_ids, bos_id = tokenizer.stop_ids, tokenizer.special("begin_of_text")
+    pad_id = tokenizer.special("finetune_right_pad_id")
+    config = hf_config.render_config(
+        model.config,
+        dtype=dtype or model.embed_tokens.weight.dtype,
+        stop_ids=stop_ids,
+        bos_id=bos_id,
+        pad_id=pad_id,
+        is_quantized=is_quantized(model),
+    )
+    generation = hf_config.render_generation_config(stop_ids=stop_ids, bos_id=bos_id, pad_id=pad_id)
+    weights.write_weights(directory, weights.disk_tensors(model, dtype), shard_bytes=shard_bytes)
+    write_json(directory / CONFIG_NAME, config)
+    write_json(directory / GENERATION_NAME, generation)
+    tokenizer.save(directory)
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    weights.sync_files(directory)

@@ -1,0 +1,80 @@
+"""A file name in a checkpoint directory -> a path that is safe to open, or its JSON. Knows no format of weights."""
+
+import json
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from puna.errors import CheckpointError
+
+MAX_JSON_BYTES = 16 * 2**20
+
+
+def find_file(directory: Path, name: str) -> Path | None:
+    """Return the file's real path, None if there is none.
+
+    `name` must be a plain file name. A symbolic link may lead only into the directory itself or, since that is how
+    the Hugging Face cache stores a model, from `snapshots/REVISION/` into the `blobs/` beside `snapshots/`.
+    """
+    if not name or Path(name).name != name or "\\" in name or "\0" in name:
+        raise CheckpointError(f"{directory}: file name {name!r}", expected="a name without a path")
+    root = directory.resolve()
+    try:
+        path = (root / name).resolve(strict=True)
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{directory / name!s}: {error}", expected="a readable file") from error
+    allowed = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
+    if path.parent not in allowed:
+        raise CheckpointError(
+            f"{directory / name} is a link to {path}",
+            expected="a file in the checkpoint's own directory",
+            hint="Copy the file, or name the directory it leads to",
+        )
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(f"{directory / name} is not a regular file", expected="a file")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of at most 16 MiB; strict: no NaN, no key twice."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} has {size:,} bytes", expected=f"at most {MAX_JSON_BYTES:,}")
+        text = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}", expected="a readable file") from error
+    return parse_json(text, path)
+
+
+def parse_json(text: bytes, path: Path) -> dict[str, Any]:
+    """Return the JSON object in `text`, which came from `path`."""
+    try:
+        value = json.loads(text.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({_shorten(error)})", expected="a JSON object") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(value).__name__}", expected="a JSON object")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _shorten(error: Exception) -> str:
+    return ascii(str(error))[1:-1][:200]
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found

@@ -1,0 +1,263 @@
+"""config.json and generation_config.json <-> LlamaConfig and stop ids.
+
+Reads the published spelling and transformers 5's, writes the published one. A setting that would change what is
+computed, and that our network doesn't have, is refused; keys that transformers' LlamaForCausalLM ignores are ignored.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puna.errors import CheckpointError, ConfigError
+from puna.model.config import LlamaConfig, RopeScaling
+
+ARCHITECTURE = "LlamaForCausalLM"
+MAX_SIZE = 2**31 - 1
+
+# What these settings must be, where they are given.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "architectures": ([ARCHITECTURE], None),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "pretraining_tp": (1, None),
+    "partial_rotary_factor": (1, None),
+    "is_causal": (True,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+}
+
+QUANTIZATION_SCHEME: dict[str, Any] = {
+    "targets": ["Linear"],
+    "weights": {
+        "num_bits": 8,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "channel",
+        "group_size": None,
+        "block_structure": None,
+        "dynamic": False,
+        "actorder": None,
+    },
+    "input_activations": None,
+    "output_activations": None,
+}
+# pack-quantized, because vLLM refuses int-quantized weights whose activations are not quantized as well.
+QUANTIZATION: dict[str, Any] = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "quantization_status": "compressed",
+    "config_groups": {"group_0": QUANTIZATION_SCHEME},
+    "ignore": ["lm_head"],
+    "kv_cache_scheme": None,
+}
+
+
+class _Fields:
+    """Typed access to one JSON object; an error names the file, the key and what was expected."""
+
+    def __init__(self, raw: dict[str, Any], path: Path):
+        self.raw, self.path = raw, path
+
+    def fail(self, key: str, expected: str) -> CheckpointError:
+        given = f"{key} = {_show(self.raw[key])}" if key in self.raw else f"no {key}"
+        return CheckpointError(f"{self.path}: {given}", expected=expected)
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.raw.get(key)
+        if value is None and default is not None:
+            return default
+        if type(value) is not int or not 1 <= value <= MAX_SIZE:
+            raise self.fail(key, f"an integer from 1 to {MAX_SIZE}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.raw.get(key)
+        if value is None and default is not None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+            raise self.fail(key, "a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.raw.get(key, default)
+        if type(value) is not bool:
+            raise self.fail(key, "true or false")
+        return value
+
+    def section(self, key: str) -> "_Fields | None":
+        value = self.raw.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.fail(key, "a JSON object")
+        return _Fields(value, self.path)
+
+
+def parse_config(raw: dict[str, Any], path: Path) -> LlamaConfig:
+    """Return the config that `raw`, read from `path`, describes; defaults are those of transformers."""
+    fields = _Fields(raw, path)
+    refuse_code(raw, path)
+    if raw.get("model_type") != "llama":
+        raise fields.fail("model_type", '"llama"')
+    for key, allowed in FIXED.items():
+        if key in raw and not any(raw[key] == value for value in allowed):
+            raise fields.fail(key, f"{allowed[0]!r}, the only one Puna computes")
+    num_heads = fields.integer("num_attention_heads")
+    dim = fields.integer("hidden_size")
+    rope_theta, rope_scaling = _parse_rope(fields)
+    try:
+        return LlamaConfig(
+            dim=dim,
+            hidden_dim=fields.integer("intermediate_size"),
+            head_dim=fields.integer("head_dim", dim // num_heads),
+            num_layers=fields.integer("num_hidden_layers"),
+            num_heads=num_heads,
+            num_kv_heads=fields.integer("num_key_value_heads", num_heads),
+            vocab_size=fields.integer("vocab_size"),
+            max_context=fields.integer("max_position_embeddings", 2048),
+            norm_eps=fields.number("rms_norm_eps", 1e-6),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            tie_embeddings=fields.flag("tie_word_embeddings", False),
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error.given}", expected=error.expected) from error
+
+
+def refuse_code(raw: dict[str, Any], path: Path) -> None:
+    """Raise if the file asks for Python code that lies beside it."""
+    if raw.get("auto_map"):
+        raise CheckpointError(
+            f"{path}: auto_map names code in the model directory",
+            expected="a plain Llama",
+            hint="Puna never runs code from a model directory; remove auto_map if the model doesn't need it",
+        )
+
+
+def _parse_rope(fields: _Fields) -> tuple[float, RopeScaling | None]:
+    """Return rope_theta and the scaling; they stand at the top level, or both in `rope_parameters`."""
+    old, new = fields.section("rope_scaling"), fields.section("rope_parameters")
+    if old and new and old.raw != new.raw:
+        raise fields.fail("rope_parameters", "the same as rope_scaling, or only one of them")
+    rope = new or old or _Fields({}, fields.path)
+    rope_theta = rope.number("rope_theta", fields.number("rope_theta", 10_000.0))
+    kinds = {rope.raw[key] for key in ("rope_type", "type") if isinstance(rope.raw.get(key), str)} or {"default"}
+    if rope.raw.get("partial_rotary_factor") not in (None, 1):
+        raise rope.fail("partial_rotary_factor", "1")
+    if kinds == {"default"}:
+        return rope_theta, None
+    if kinds != {"llama3"}:
+        raise rope.fail("rope_type" if "rope_type" in rope.raw else "type", '"llama3" or "default"')
+    scaling = RopeScaling(
+        factor=rope.number("factor"),
+        low_freq_factor=rope.number("low_freq_factor"),
+        high_freq_factor=rope.number("high_freq_factor"),
+        original_max_context=rope.integer("original_max_position_embeddings"),
+    )
+    return rope_theta, scaling
+
+
+def parse_stop_ids(raw: dict[str, Any], path: Path) -> tuple[int, ...]:
+    """Return eos_token_id of config.json or generation_config.json: one id, several or none."""
+    value = raw.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(type(token_id) is not int or not 0 <= token_id <= MAX_SIZE for token_id in ids):
+        raise _Fields(raw, path).fail("eos_token_id", "a token id or a list of them")
+    return tuple(ids)
+
+
+def parse_quantization(raw: dict[str, Any], path: Path) -> bool:
+    """Return whether the weights are int8 as model/quantized.py has them; raise on any other quantization."""
+    section = _Fields(raw, path).section("quantization_config")
+    if section is None:
+        return False
+    for key in section.raw.keys() | QUANTIZATION.keys():
+        value = section.raw.get(key)
+        if key in ("quantization_status", "global_compression_ratio", "version"):
+            continue
+        if key == "ignore":
+            if value not in ([], ["lm_head"], None):
+                raise section.fail(key, '["lm_head"]')
+        elif key == "config_groups":
+            groups = list(value.values()) if isinstance(value, dict) else []
+            if len(groups) != 1 or not _is_our_scheme(groups[0]):
+                raise section.fail(key, f"one group as {_show(QUANTIZATION_SCHEME)}")
+        elif (value or None) != QUANTIZATION.get(key):
+            raise section.fail(key, repr(QUANTIZATION.get(key)))
+    return True
+
+
+def _is_our_scheme(group: Any) -> bool:
+    if not isinstance(group, dict) or not isinstance(group.get("weights"), dict):
+        return False
+    weights = group["weights"]
+    ours = QUANTIZATION_SCHEME["weights"]
+    same_weights = all(weights.get(key) == value for key, value in ours.items())
+    no_activations = group.get("input_activations") is None and group.get("output_activations") is None
+    same_format = group.get("format") in (None, QUANTIZATION["format"])
+    return same_weights and no_activations and same_format and group.get("targets") == ["Linear"]
+
+
+def render_config(
+    config: LlamaConfig, *, dtype: torch.dtype, stop_ids: tuple[int, ...], bos_id: int, pad_id: int, is_quantized: bool
+) -> dict[str, Any]:
+    """Return config.json in the spelling of the published Llamas."""
+    rendered: dict[str, Any] = {
+        "architectures": [ARCHITECTURE],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": bos_id,
+        "eos_token_id": list(stop_ids),
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": config.dim,
+        "initializer_range": 0.02,
+        "intermediate_size": config.hidden_dim,
+        "max_position_embeddings": config.max_context,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "pad_token_id": pad_id,
+        "pretraining_tp": 1,
+        "rms_norm_eps": config.norm_eps,
+        "rope_scaling": _render_scaling(config.rope_scaling),
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+    }
+    return rendered | ({"quantization_config": QUANTIZATION} if is_quantized else {})
+
+
+def _render_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    return {
+        "factor": scaling.factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_context,
+        "rope_type": "llama3",
+    }
+
+
+def render_generation_config(*, stop_ids: tuple[int, ...], bos_id: int, pad_id: int) -> dict[str, Any]:
+    """Return generation_config.json with Meta's defaults."""
+    return {
+        "bos_token_id": bos_id,
+        "do_sample": True,
+        "eos_token_id": list(stop_ids),
+        "pad_token_id": pad_id,
+        "temperature": 0.6,
+        "top_p": 0.9,
+    }
+
+
+def _show(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 200 else text[:200] + "..."

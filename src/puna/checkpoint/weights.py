@@ -1,0 +1,200 @@
+"""A Llama <-> the tensors of its safetensors files: fitted to the config, mapped instead of read, written in shards.
+
+The names on disk are Hugging Face's; int8 weights are stored as compressed-tensors' pack-quantized.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from puna.checkpoint.directory import write_json
+from puna.checkpoint.layout import INDEX_NAME, SINGLE_NAME, StoredTensor
+from puna.errors import CheckpointError
+from puna.model.config import LlamaConfig
+from puna.model.llama import Llama
+from puna.model.quantized import swap_linears
+
+FLOATS = ("F32", "F16", "BF16")
+
+
+def build_empty(config: LlamaConfig, *, is_quantized: bool) -> Llama:
+    """Return the network without memory for its weights."""
+    with torch.device("meta"):
+        model = Llama(config)
+        if is_quantized:
+            swap_linears(model)
+    return model
+
+
+def require_fit(
+    directory: Path, layout: Mapping[str, StoredTensor], config: LlamaConfig, *, is_quantized: bool
+) -> None:
+    """Raise unless the files hold exactly the tensors of this config, each in a fitting dtype and shape."""
+    # NOTE: these two come before the network is built: a config may name a billion layers.
+    for layer in range(config.num_layers):
+        if f"model.layers.{layer}.input_layernorm.weight" not in layout:
+            raise CheckpointError(f"{directory}: tensor model.layers.{layer}.input_layernorm.weight is missing")
+    total_bytes = sum(stored.end - stored.start for stored in layout.values())
+    if config.num_parameters > total_bytes:
+        raise CheckpointError(
+            f"{directory}: {total_bytes:,} bytes of weights", expected=f"{config.num_parameters:,} parameters' worth"
+        )
+    expected = dict(_expected(build_empty(config, is_quantized=is_quantized)))
+    for name, (kinds, shape) in expected.items():
+        if name not in layout:
+            raise CheckpointError(f"{directory}: tensor {name} is missing", expected=f"shape {list(shape)}")
+        _require_tensor(layout[name], name, kinds, shape)
+    for name in layout.keys() - expected.keys():
+        if config.tie_embeddings and name == "lm_head.weight":
+            _require_tensor(layout[name], name, FLOATS, (config.vocab_size, config.dim))
+        elif not name.endswith(".rotary_emb.inv_freq"):  # old transformers saved this constant
+            raise CheckpointError(
+                f"{layout[name].file}: unexpected tensor {name!a}", expected="only what config.json describes"
+            )
+
+
+def _require_tensor(stored: StoredTensor, name: str, kinds: tuple[str, ...], shape: tuple[int, ...]) -> None:
+    if stored.shape != shape:
+        raise CheckpointError(f"{stored.file}: tensor {name} has shape {list(stored.shape)}", expected=f"{list(shape)}")
+    if stored.dtype not in kinds:
+        raise CheckpointError(f"{stored.file}: tensor {name} has dtype {stored.dtype}", expected=" or ".join(kinds))
+
+
+def _expected(model: Llama) -> Iterator[tuple[str, tuple[tuple[str, ...], tuple[int, ...]]]]:
+    """Yield the name on disk, dtypes and shape of each stored tensor of a network."""
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype == torch.int8:
+            out_dim, in_dim = tensor.shape
+            yield f"model.{name}_packed", (("I32",), (out_dim, math.ceil(in_dim / 4)))
+            yield f"model.{name}_shape", (("I64", "I32"), (2,))
+        else:
+            yield _disk_name(name), (FLOATS, tuple(tensor.shape))
+
+
+def _disk_name(name: str) -> str:
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def map_weights(
+    layout: Mapping[str, StoredTensor], config: LlamaConfig, *, is_quantized: bool, dtype: torch.dtype | None
+) -> Llama:
+    """Return the network with its tensors mapped from the files; those that need another dtype are copied.
+
+    `layout` must have passed `require_fit`. Scales stay float32 whatever `dtype`.
+    """
+    model = build_empty(config, is_quantized=is_quantized)
+    tensors = dict(_open_tensors(layout))
+    head = tensors.pop("lm_head.weight", None) if config.tie_embeddings else None
+    if head is not None and not torch.equal(head, tensors["model.embed_tokens.weight"]):
+        file = layout["lm_head.weight"].file
+        raise CheckpointError(f"{file}: tensor lm_head.weight differs from the embeddings", expected="tied embeddings")
+    state: dict[str, torch.Tensor] = {}
+    for name, empty in model.state_dict().items():
+        if empty.dtype == torch.int8:
+            state[name] = _unpack(layout, tensors, f"model.{name}", tuple(empty.shape))
+            continue
+        tensor = tensors.pop(_disk_name(name))
+        state[name] = tensor.to(torch.float32 if name.endswith("weight_scale") else dtype or tensor.dtype)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval()
+
+
+def _open_tensors(layout: Mapping[str, StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    by_file = sorted(layout.items(), key=lambda item: item[1].file)
+    for path, group in itertools.groupby(by_file, key=lambda item: item[1].file):
+        name = ""
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name, stored in group:
+                    tensor = file.get_tensor(name)
+                    if tuple(tensor.shape) != stored.shape:
+                        raise RuntimeError("the file changed while it was read")
+                    yield name, tensor
+        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: tensor {name!a}: {error}", expected="a readable safetensors file"
+            ) from error
+
+
+def _unpack(
+    layout: Mapping[str, StoredTensor], tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, int]
+) -> torch.Tensor:
+    """Return int8 [out, in] from pack-quantized: four values + 128 in each int32, the first in the lowest byte."""
+    stored_shape = tuple(tensors.pop(f"{name}_shape").tolist())
+    if stored_shape != shape:
+        file = layout[f"{name}_shape"].file
+        raise CheckpointError(f"{file}: tensor {name}_shape says {list(stored_shape)}", expected=f"{list(shape)}")
+    packed = tensors.pop(f"{name}_packed").view(torch.uint8)[:, : shape[1]]
+    return (packed ^ 128).view(torch.int8)
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor:
+    padded = F.pad(weight, (0, -weight.shape[1] % 4))
+    return (padded.view(torch.uint8) ^ 128).view(torch.int32)
+
+
+def disk_tensors(model: Llama, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors that a checkpoint of this network stores, by their names on disk."""
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu()
+        if tensor.dtype == torch.int8:
+            yield f"model.{name}_packed", _pack(tensor)
+            yield f"model.{name}_shape", torch.tensor(tensor.shape)
+        else:
+            kept = torch.float32 if name.endswith("weight_scale") else dtype or tensor.dtype
+            yield _disk_name(name), tensor.to(kept).contiguous()
+
+
+def write_weights(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, shard_bytes: int) -> None:
+    """Write model.safetensors, or shards of at most `shard_bytes` (or one tensor) each with their index."""
+    shard: dict[str, torch.Tensor] = {}
+    shard_names: list[list[str]] = []
+    size = total_size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > shard_bytes:
+            _write_shard(directory, shard_names, shard)
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+        total_size += tensor.nbytes
+    _write_shard(directory, shard_names, shard)
+    if len(shard_names) == 1:
+        (directory / _part_name(1)).rename(directory / SINGLE_NAME)
+        return
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shard_names, start=1):
+        file_name = f"model-{number:05d}-of-{len(shard_names):05d}.safetensors"
+        (directory / _part_name(number)).rename(directory / file_name)
+        weight_map |= dict.fromkeys(names, file_name)
+    write_json(directory / INDEX_NAME, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
+
+
+def _part_name(number: int) -> str:
+    """The name of a shard while the number of shards is not known yet."""
+    return f"part-{number:05d}.safetensors"
+
+
+def _write_shard(directory: Path, shard_names: list[list[str]], shard: dict[str, torch.Tensor]) -> None:
+    shard_names.append(list(shard))
+    path = directory / _part_name(len(shard_names))
+    try:
+        save_file(shard, path, metadata={"format": "pt"})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be written: {error}", expected="room on the disk") from error
+
+
+def sync_files(directory: Path) -> None:
+    """Force the directory and the files in it to the disk."""
+    for path in [*(path for path in directory.iterdir() if path.is_file()), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

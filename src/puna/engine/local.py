@@ -1,0 +1,134 @@
+"""LocalSampler: the Sampler that runs a checkpoint in this process, over an Engine. Not for several threads at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from puna.checkpoint.checkpoint import Checkpoint
+from puna.engine.engine import Engine
+from puna.engine.sampler import Chunk, Completion, SamplingParams, collect
+from puna.errors import RequestError
+from puna.model.llama import Llama
+from puna.tokenizer import Tokenizer
+
+
+@dataclass(eq=False)
+class _Inbox:
+    """The chunks of the requests of one call."""
+
+    chunks: dict[int, list[Chunk]] = field(default_factory=dict)
+    num_done: int = 0
+
+
+class LocalSampler:
+    """Complete or stream prompts; the engine batches whatever is under way."""
+
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: Tokenizer,
+        *,
+        max_batch: int = 32,
+        max_context: int | None = None,
+        cache_tokens: int | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.engine = Engine(
+            model, tokenizer, max_batch=max_batch, max_context=max_context, cache_tokens=cache_tokens, dtype=dtype
+        )
+        self._inboxes: dict[int, _Inbox] = {}
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        max_batch: int = 32,
+        max_context: int | None = None,
+        cache_tokens: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: str = "",
+    ) -> "LocalSampler":
+        """Load a checkpoint directory, in the dtype of its files unless told otherwise, onto the accelerator if any."""
+        checkpoint = Checkpoint.open(path)
+        model = checkpoint.load(dtype=dtype).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(
+            model,
+            checkpoint.tokenizer(),
+            max_batch=max_batch,
+            max_context=max_context,
+            cache_tokens=cache_tokens,
+            dtype=dtype,
+        )
+
+    @property
+    def max_context(self) -> int:
+        return self.engine.max_context
+
+    def complete(
+        self,
+        prompts: Sequence[list[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """Continue every prompt, in the order given. RequestError before any work if one of them can never fit."""
+        every = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(every) != len(prompts):
+            raise RequestError(f"{len(every)} params for {len(prompts)} prompts", expected="one each", param="params")
+        pairs = list(zip(prompts, every, strict=True))
+        for pair in pairs:
+            self.engine.check(*pair)
+        # Longest first: requests of like length run side by side, and no long one is left to run alone at the end.
+        order = sorted(range(len(pairs)), key=lambda i: -len(prompts[i]) - every[i].max_tokens)
+        inbox = _Inbox()
+        try:
+            ids = {i: self._submit(*pairs[i], inbox) for i in order}
+            reported = 0
+            while inbox.num_done < len(pairs):
+                self._pump()
+                if progress and inbox.num_done > reported:
+                    reported = inbox.num_done
+                    progress(reported)
+        finally:
+            self._close(inbox)
+        return [collect(inbox.chunks[ids[i]], len(prompts[i])) for i in range(len(pairs))]
+
+    def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[Chunk]:
+        """Continue one prompt as it is sampled; closing the iterator early aborts the request."""
+        inbox = _Inbox()
+        request_id = self._submit(prompt, params, inbox)
+        return self._chunks(request_id, inbox)
+
+    def _chunks(self, request_id: int, inbox: _Inbox) -> Iterator[Chunk]:
+        try:
+            while True:
+                ready, inbox.chunks[request_id] = inbox.chunks[request_id], []
+                yield from ready
+                if ready and ready[-1].finish_reason is not None:
+                    return
+                self._pump()
+        finally:
+            self._close(inbox)
+
+    def _submit(self, prompt: list[int], params: SamplingParams, inbox: _Inbox) -> int:
+        request_id = self.engine.submit(prompt, params)
+        self._inboxes[request_id] = inbox
+        inbox.chunks[request_id] = []
+        return request_id
+
+    def _pump(self) -> None:
+        """Run one step and hand its chunks to whoever waits for them: calls may be nested."""
+        for request_id, chunk in self.engine.step():
+            inbox = self._inboxes.get(request_id)
+            if inbox is not None:
+                inbox.chunks[request_id].append(chunk)
+                inbox.num_done += chunk.finish_reason is not None
+
+    def _close(self, inbox: _Inbox) -> None:
+        for request_id in inbox.chunks:
+            self.engine.abort(request_id)
+            self._inboxes.pop(request_id, None)

@@ -1,0 +1,1 @@
+"""Checkpoints and tasks -> scores with intervals, every conversation kept."""

@@ -1,0 +1,156 @@
+"""Scores -> a table in the terminal, a Markdown report and a picture. Computes no score."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from puna.evaluate.scores import OVERALL, Answers
+
+FAILURES_SHOWN = 3
+HOW = (
+    "Intervals are 95 %: Wilson's for scores, Agresti and Min's for paired differences, both at the effective number "
+    "of questions where these come in groups. Size is that of the weights on disk. Tokens/s are generated tokens a "
+    "second in this evaluation, many questions at a time, the reading of the prompts included."
+)
+
+
+def print_scores(scores: dict[str, Any], everyone: Sequence[Answers], console: Console) -> None:
+    """Print one row a checkpoint, then one row a slice."""
+    first = everyone[0].name
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"scores in %, 95 % intervals: {_extent(scores, first)}")
+    columns = ["checkpoint", "score", *([f"against {first}"] if len(everyone) > 1 else []), "size", "tokens/s"]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "checkpoint" else "right")
+    for cells in _summary(scores, everyone):
+        table.add_row(*cells)
+    console.print(table)
+    names = _slice_names(scores, first)
+    if len(names) > 1:
+        parts = Table("of which", "n", *(answers.name for answers in everyone), box=box.SIMPLE_HEAD)
+        for name in names:
+            found = [scores["checkpoints"][answers.name][name] for answers in everyone]
+            parts.add_row(name, f"{found[0]['n']:,}", *(f"{entry['score']:.1%}" for entry in found))
+        console.print(parts)
+
+
+def report(scores: dict[str, Any], everyone: Sequence[Answers]) -> str:
+    """Return the tables with all intervals, and a few wrong answers of each checkpoint, as Markdown."""
+    first = everyone[0].name
+    columns = ["checkpoint", "score %", *([f"against {first}"] if len(everyone) > 1 else []), "size", "tokens/s"]
+    sections = ["# Scores", _extent(scores, first) + ".", _markdown_table(columns, _summary(scores, everyone)), HOW]
+    names = [answers.name for answers in everyone]
+    rows = [
+        [name, f"{scores['checkpoints'][first][name]['n']:,}"]
+        + [_interval(scores["checkpoints"][checkpoint][name], "score") for checkpoint in names]
+        for name in _slice_names(scores, first)
+    ]
+    sections += ["## By kind", _markdown_table(["kind", "n", *names], rows)]
+    if scores["differences"]:
+        sections += ["## Differences in points, paired by question", _differences(scores)]
+    for answers in everyone:
+        sections += [f"## Wrong answers of {answers.name}", *_failures(answers)]
+    return "\n\n".join(sections) + "\n"
+
+
+def draw_scores(scores: dict[str, Any], path: Path) -> bool:
+    """Draw every slice of every checkpoint with its interval into a PNG; return False without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    checkpoints = scores["checkpoints"]
+    slices = list(next(iter(checkpoints.values())))
+    figure = Figure(figsize=(7, 1.2 + 0.25 * len(slices) * (len(checkpoints) + 1)), layout="constrained")
+    axes = figure.add_subplot(xlabel="score in %, with 95 % interval", xlim=(-2, 102))
+    for place, (name, entries) in enumerate(checkpoints.items()):
+        offset = 0.8 * ((place + 0.5) / len(checkpoints) - 0.5)
+        middle, low, high = (
+            100 * np.array([entries[part][key] for part in slices]) for key in ("score", "low", "high")
+        )
+        heights = np.arange(len(slices)) + offset
+        axes.errorbar(middle, heights, xerr=(middle - low, high - middle), fmt="o", capsize=3, markersize=4, label=name)
+    axes.set_yticks(range(len(slices)), slices)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=min(4, len(checkpoints)))
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def _summary(scores: dict[str, Any], everyone: Sequence[Answers]) -> list[list[str]]:
+    """Return name, score, difference to the first (where there are several), size and speed of each checkpoint."""
+    first = everyone[0].name
+    to_first = [entry for entry in scores["differences"] if entry["against"] == first]
+    against = {entry["checkpoint"]: entry["slices"][OVERALL] for entry in to_first}
+    rows: list[list[str]] = []
+    for answers in everyone:
+        difference = [_interval(against[answers.name], "difference", sign="+")] if answers.name in against else [""]
+        entry = scores["checkpoints"][answers.name][OVERALL]
+        size, speed = f"{answers.num_bytes / 1e6:,.1f} MB", f"{answers.tokens_per_s:,.0f}"
+        rows.append([answers.name, _interval(entry, "score"), *(difference if len(everyone) > 1 else []), size, speed])
+    return rows
+
+
+def _extent(scores: dict[str, Any], name: str) -> str:
+    overall = scores["checkpoints"][name][OVERALL]
+    groups = f" in {overall['groups']:,} groups" if overall["groups"] < overall["n"] else ""
+    return f"{overall['n']:,} questions{groups}"
+
+
+def _slice_names(scores: dict[str, Any], name: str) -> list[str]:
+    return [part for part in scores["checkpoints"][name] if part != OVERALL]
+
+
+def _interval(entry: dict[str, float], key: str, *, sign: str = "") -> str:
+    low, high = (f"{100 * entry[bound]:{sign}.1f}" for bound in ("low", "high"))
+    return f"{100 * entry[key]:{sign}.1f} ({low}, {high})"
+
+
+def _differences(scores: dict[str, Any]) -> str:
+    rows = [
+        [pair["checkpoint"], pair["against"], name, _interval(entry, "difference", sign="+"), *_counts(entry)]
+        for pair in scores["differences"]
+        for name, entry in pair["slices"].items()
+    ]
+    return _markdown_table(["checkpoint", "against", "kind", "difference", "better", "worse"], rows)
+
+
+def _counts(entry: dict[str, float]) -> list[str]:
+    return [f"{entry['better']:,}", f"{entry['worse']:,}"]
+
+
+def _failures(answers: Answers) -> list[str]:
+    failed = [row for row in answers.rows if row["score"] < 1]
+    lines = [f"{len(failed):,} of {len(answers.rows):,}; all are in conversations-{answers.name}.jsonl."]
+    for row in failed[:: max(1, len(failed) // FAILURES_SHOWN)][:FAILURES_SHOWN]:
+        asked = row["conversation"]["messages"][-1]["content"]
+        lines.append(
+            f"- {_quote(row['id'])} ({row['grade']}): {_quote(row['reason'])}\n"
+            f"  - asked: {_quote(asked)}\n"
+            f"  - expected: {_quote(json.dumps(row['expected'], ensure_ascii=False))}\n"
+            f"  - answered: {_quote(_said(row['answer']))}"
+        )
+    return lines
+
+
+def _said(answer: dict[str, Any]) -> str:
+    functions = [call["function"] for call in answer.get("tool_calls", [])]
+    calls = [f"{function['name']}({json.dumps(function['arguments'], ensure_ascii=False)})" for function in functions]
+    return " ".join([answer["content"], *calls]).strip()
+
+
+def _quote(text: str) -> str:
+    """Show what a model or a document wrote on one line, as code: nothing in it becomes Markdown."""
+    line = " ".join(text.replace("`", "'").split())
+    return f"`{line if len(line) <= 300 else line[:297] + '...'}`" if line else "(nothing)"
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    ruler = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ruler, *rows))

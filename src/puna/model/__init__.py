@@ -1,0 +1,1 @@
+"""Llama: the network, its sizes, and how its layers compute. Knows no files."""

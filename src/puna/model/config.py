@@ -1,0 +1,108 @@
+"""Sizes -> a checked LlamaConfig; the published Llamas as data. Reads no files: checkpoint/hf_config.py does."""
+
+from dataclasses import dataclass, fields
+
+from puna.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """Llama 3.1's stretch of the low rotary frequencies (see rope.py)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_context: int
+
+    def __post_init__(self):
+        _require_positive(self)
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ConfigError(
+                f"low_freq_factor {self.low_freq_factor} and high_freq_factor {self.high_freq_factor}",
+                expected="low_freq_factor < high_freq_factor",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaConfig:
+    """All that determines the network's shape and arithmetic."""
+
+    dim: int
+    hidden_dim: int
+    head_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    vocab_size: int
+    max_context: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
+    tie_embeddings: bool = False
+
+    def __post_init__(self):
+        _require_positive(self)
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num_heads {self.num_heads} with num_kv_heads {self.num_kv_heads}",
+                expected="num_heads to be a multiple of num_kv_heads",
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim {self.head_dim}", expected="an even number, which RoPE can halve")
+
+    @property
+    def num_parameters(self) -> int:
+        attention = 2 * self.dim * self.head_dim * (self.num_heads + self.num_kv_heads)
+        layer = attention + 3 * self.dim * self.hidden_dim + 2 * self.dim
+        embeddings = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
+        return embeddings + self.num_layers * layer + self.dim
+
+
+def _require_positive(sizes: RopeScaling | LlamaConfig) -> None:
+    for field in fields(sizes):
+        value = getattr(sizes, field.name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and not 0 < value < float("inf"):
+            raise ConfigError(f"{field.name} = {value}", expected="a positive number")
+
+
+def _published(dim: int, num_layers: int, num_heads: int, hidden_dim: int, *, rope_factor: float = 8.0) -> LlamaConfig:
+    return LlamaConfig(
+        dim=dim,
+        hidden_dim=hidden_dim,
+        head_dim=dim // num_heads,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=8,
+        vocab_size=128_256,
+        max_context=131_072,
+        rope_scaling=RopeScaling(rope_factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_context=8192),
+        # The 1B and the 3B are Llama 3.2's: RoPE scaled by 32, embeddings tied.
+        tie_embeddings=rope_factor == 32.0,
+    )
+
+
+def _demo(dim: int, num_layers: int, num_heads: int, hidden_dim: int) -> LlamaConfig:
+    """A size for two CPU cores; the tokenizer's vocab_size takes the place of the one given here."""
+    return LlamaConfig(
+        dim=dim,
+        hidden_dim=hidden_dim,
+        head_dim=dim // num_heads,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_heads // 2,
+        vocab_size=2048,
+        max_context=1024,
+        tie_embeddings=True,
+    )
+
+
+SIZES: dict[str, LlamaConfig] = {
+    "8b": _published(4096, 32, 32, 14_336),
+    "70b": _published(8192, 80, 64, 28_672),
+    "405b": _published(16_384, 126, 128, 53_248),
+    "1b": _published(2048, 16, 32, 8192, rope_factor=32.0),
+    "3b": _published(3072, 28, 24, 8192, rope_factor=32.0),
+    "demo-teacher": _demo(256, 4, 4, 768),
+    "demo-student": _demo(128, 4, 4, 384),
+}

@@ -1,0 +1,137 @@
+"""Tokens, positions and an `attend` function -> hidden states and logits: the whole transformer.
+
+Has no batch dimension: sequences lie one behind the other on T, and `attend` decides who sees whom. Holds no KV cache,
+knows no files. Module names are Hugging Face's without the leading "model.".
+
+Shapes: T tokens, D model width, H query heads, K key/value heads, E head width, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from puna.model.config import LlamaConfig
+from puna.model.rope import apply_rope, rope_frequencies, rope_tables
+
+# (layer, q_THE, k_TKE, v_TKE) -> out_THE; queries and keys come rotated.
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Linear(nn.Module):
+    """x W^T in x's dtype, whatever dtype the weight is kept in."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_dim, in_dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """Normalized in float32, cast back, then scaled: Llama's order."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x_TD, (x_TD.shape[-1],), eps=self.eps) * self.weight.to(x_TD.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.q_proj = Linear(config.dim, config.num_heads * config.head_dim)
+        self.k_proj = Linear(config.dim, config.num_kv_heads * config.head_dim)
+        self.v_proj = Linear(config.dim, config.num_kv_heads * config.head_dim)
+        self.o_proj = Linear(config.num_heads * config.head_dim, config.dim)
+
+    def forward(
+        self, x_TD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], layer: int, attend: Attend
+    ) -> torch.Tensor:
+        heads = (x_TD.shape[0], -1, self.head_dim)
+        q_THE = apply_rope(self.q_proj(x_TD).view(heads), *rope)
+        k_TKE = apply_rope(self.k_proj(x_TD).view(heads), *rope)
+        v_TKE = self.v_proj(x_TD).view(heads)
+        return self.o_proj(attend(layer, q_THE, k_TKE, v_TKE).flatten(1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.gate_proj = Linear(config.dim, config.hidden_dim)
+        self.up_proj = Linear(config.dim, config.hidden_dim)
+        self.down_proj = Linear(config.hidden_dim, config.dim)
+
+    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+
+
+class Block(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x_TD: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], layer: int, attend: Attend
+    ) -> torch.Tensor:
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), rope, layer, attend)
+        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+
+
+class Llama(nn.Module):
+    """The network. Its parameters are unset until `initialize` or a checkpoint fills them."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.dim, _weight=torch.empty(config.vocab_size, config.dim)
+        )
+        self.layers = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.lm_head = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
+        # NOTE: not a buffer: `model.to(torch.bfloat16)` would round the frequencies and bend long contexts.
+        self.frequencies = rope_frequencies(config)
+
+    def forward(
+        self,
+        tokens_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        attend: Attend,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """Return hidden_TD after the final norm, in `dtype` (default: the embedding's)."""
+        x_TD = self.embed_tokens(tokens_T)
+        x_TD = x_TD.to(dtype or x_TD.dtype)
+        rope = rope_tables(positions_T, self.frequencies, x_TD.dtype)
+        for layer, block in enumerate(self.layers):
+            x_TD = block(x_TD, rope, layer, attend)
+        return self.norm(x_TD)
+
+    def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits_TV, multiplied out in hidden_TD's dtype."""
+        if self.lm_head is not None:
+            return self.lm_head(hidden_TD).float()
+        return F.linear(hidden_TD, self.embed_tokens.weight.to(hidden_TD.dtype)).float()
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Fill all parameters: norms 1, the rest normal(0, 0.02), what adds to the residual 1/sqrt(2 layers) of it."""
+        generator = torch.Generator(self.embed_tokens.weight.device).manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+                continue
+            is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
+            scale = (2 * self.config.num_layers) ** -0.5 if is_output else 1.0
+            parameter.normal_(0.0, 0.02 * scale, generator=generator)

@@ -1,0 +1,248 @@
+"""Make artifacts from configs: one stage at a time, or a whole recipe from top to bottom.
+
+A stage runs when no artifact with its key is there; what was interrupted is resumed by the stage itself.
+"""
+
+import contextlib
+import copy
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from puna import __version__, artifact
+from puna.config import StageConfig, is_named_step, parse_config, suggestion
+from puna.errors import ArtifactError, ConfigError
+from puna.run import Run, elapsed
+from puna.stages import STAGES, Stage
+
+
+@dataclass(frozen=True)
+class Step:
+    """One table of a recipe: `[sft]`, or `[sft.teacher]` where a stage appears more than once."""
+
+    name: str
+    stage: Stage
+    table: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A TOML file read: where to write, and the steps in the file's order."""
+
+    path: Path
+    out: Path
+    steps: tuple[Step, ...]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe; ConfigError for what is not TOML or not a stage. Relative paths start at the current directory."""
+    try:
+        tables = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"recipe {path} cannot be read ({error})", expected="a TOML file") from None
+    out = Path(tables.pop("out", f"build/{path.stem}"))
+    verbs = {stage.verb: stage for stage in STAGES}
+    steps: list[Step] = []
+    for verb, table in tables.items():
+        if verb not in verbs or not isinstance(table, dict):
+            raise ConfigError(
+                f"{path} has '{verb}'",
+                expected=f"a table named {', '.join(verbs)}",
+                hint=suggestion(verb, list(verbs)),
+            )
+        if is_named_step(config_class(verbs[verb]), table):
+            steps += [Step(f"{verb}.{name}", verbs[verb], settings) for name, settings in table.items()]
+        else:
+            steps.append(Step(verb, verbs[verb], table))
+    return Recipe(path, out, tuple(_in_file_order(path.read_text(), steps)))
+
+
+def override(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
+    """Set `{"sft.teacher.optim.lr": 1e-4}` over what the file says."""
+    steps = [replace(step, table=copy.deepcopy(step.table)) for step in recipe.steps]
+    for key, value in settings.items():
+        step = next((step for step in steps if key.startswith(step.name + ".")), None)
+        if step is None:
+            names = [step.name for step in steps]
+            raise ConfigError(
+                f"--{key} names no step of {recipe.path}",
+                expected=f"--STEP.KEY with {', '.join(names)}",
+                hint=suggestion(key, names),
+            )
+        *parents, last = key.removeprefix(step.name + ".").split(".")
+        table = step.table
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[last] = value
+    return replace(recipe, steps=tuple(steps))
+
+
+def config_class(stage: Stage) -> type[StageConfig]:
+    """Import a stage's module and return its Config."""
+    return import_module(stage.module).Config
+
+
+def resolve(table: Any, recipe: Recipe) -> Any:
+    """Replace "@step" by the path of that step's artifact, in any depth of a table."""
+    if isinstance(table, dict):
+        return {key: resolve(value, recipe) for key, value in table.items()}
+    if isinstance(table, list):
+        return [resolve(value, recipe) for value in table]
+    if isinstance(table, str) and table.startswith("@"):
+        names = [step.name for step in recipe.steps]
+        name, _, inside = table[1:].partition("/")
+        if name not in names:
+            raise ConfigError(
+                f"'{table}' refers to no step of {recipe.path}",
+                expected=", ".join(names),
+                hint=suggestion(name, names),
+            )
+        return str(recipe.out / name / inside)
+    return table
+
+
+def raise_recipe(recipe: Recipe, console: Console, *, ignore_receipts: bool = False) -> None:
+    """Run every step that is not already there, in order, and end with a table of what stands where."""
+    configs = [
+        parse_config(config_class(step.stage), resolve(step.table, recipe), where=step.name) for step in recipe.steps
+    ]
+    table = Table("step", "time", "artifact", title=f"{recipe.path.name}")
+    start = time.monotonic()
+    for step, config in zip(recipe.steps, configs, strict=True):
+        begun = time.monotonic()
+        path = recipe.out / step.name
+        done = perform(step.stage, config, path, console, ignore_receipts=ignore_receipts)
+        table.add_row(step.name, elapsed(begun) if done else "there already", str(path))
+    table.caption = f"{elapsed(start)} in all"
+    console.print(table)
+
+
+def _in_file_order(text: str, steps: list[Step]) -> Iterator[Step]:
+    """Order steps as their headers stand in the file: tomllib groups `[a.x] [b] [a.y]` by first key."""
+    headers = [line.strip() for line in text.splitlines()]
+
+    def place(step: Step) -> int:
+        openings = (i for i, line in enumerate(headers) if line.startswith((f"[{step.name}]", f"[{step.name}.")))
+        return next(openings, len(headers))
+
+    yield from sorted(steps, key=place)
+
+
+def stage_key(stage: Stage, config: StageConfig, hashes: dict[str, str]) -> str:
+    """Hash what decides a stage's output: its config with every path replaced by the hash of what stands there."""
+    settings = config.model_dump(mode="json")
+    told = {
+        "stage": stage.verb,
+        "version": __version__,
+        "config": _without_paths(settings, config),
+        "inputs": hashes,
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, ignore_receipts: bool = False) -> bool:
+    """Make the artifact at `path`, unless it is there already with the same key; return whether work was done.
+
+    The inputs' manifests are read first: a receipt that did not hold stops here unless `ignore_receipts`.
+    """
+    inputs = config.inputs()
+    hashes = {role: artifact.content_hash(source) for role, source in inputs.items()}
+    key = stage_key(stage, config, hashes)
+    if artifact.is_artifact(path) and artifact.read_manifest(path).key == key:
+        return False
+    if path.exists() and not artifact.is_artifact(path):
+        raise ArtifactError(
+            f"{path} exists and is not an artifact", hint="Choose another output, or remove it yourself"
+        )
+    if not ignore_receipts:
+        for source in inputs.values():
+            artifact.require_receipts(source)
+    directory = path.parent / ".runs" / path.name
+    directory.mkdir(parents=True, exist_ok=True)
+    with _only_run(directory), artifact.writing(path) as output:
+        _prepare(directory, key, config)
+        run = Run(stage.verb, key, output, directory, console)
+        import_module(stage.module).run(config, run)
+        for record in ("metrics.jsonl", "config.json"):
+            if (directory / record).exists():
+                shutil.copy(directory / record, output / ("run_" + record))
+        artifact.commit(output, path, _manifest(stage, key, config, path, hashes))
+    _drop_scratch(directory)
+    return True
+
+
+def _manifest(stage: Stage, key: str, config: StageConfig, path: Path, hashes: dict[str, str]) -> artifact.Manifest:
+    inputs: dict[str, dict[str, str]] = {}
+    licence = getattr(config, "licence", "")
+    licences = {licence} if licence else set()
+    for role, source in config.inputs().items():
+        kind = "raw"
+        if artifact.is_artifact(source):
+            parent = artifact.read_manifest(source)
+            kind = parent.kind
+            licences.update(parent.licences)
+        inputs[role] = {"path": os.path.relpath(source, path), "kind": kind, "hash": hashes[role]}
+    return artifact.Manifest(
+        kind=stage.writes,
+        stage=stage.verb,
+        key=key,
+        config=config.model_dump(mode="json"),
+        inputs=inputs,
+        files={},
+        licences=sorted(licences),
+    )
+
+
+def _prepare(directory: Path, key: str, config: StageConfig) -> None:
+    """Keep the run directory for the same key, empty it for another."""
+    marker = directory / "key"
+    if not marker.exists() or marker.read_text() != key:
+        for entry in directory.iterdir():
+            if entry.name != "lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        artifact.write_text(directory / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+        artifact.write_text(marker, key)
+
+
+def _drop_scratch(directory: Path) -> None:
+    """Remove what only an interrupted run would need, and the key, so that the next one starts afresh."""
+    for entry in directory.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+    (directory / "key").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _only_run(directory: Path) -> Iterator[None]:
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArtifactError(
+                f"another run is writing beside {directory}", hint="Wait for it, or choose another output"
+            ) from None
+        yield
+
+
+def _without_paths(settings: Any, value: Any) -> Any:
+    """Blank the paths in dumped settings: the same contents elsewhere give the same key."""
+    if isinstance(value, Path):
+        return None
+    if isinstance(settings, dict):
+        get = value.get if isinstance(value, dict) else lambda name: getattr(value, name)
+        return {name: _without_paths(item, get(name)) for name, item in settings.items()}
+    if isinstance(settings, list):
+        return [_without_paths(item, original) for item, original in zip(settings, value, strict=True)]
+    return settings

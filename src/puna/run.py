@@ -1,0 +1,63 @@
+"""One execution of a stage: what it is given beside its config, and what it leaves for people to look at.
+
+Keeps metrics.jsonl, a log and progress. How an execution becomes an artifact is `raising.py`.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from puna import artifact
+from puna.progress import Progress
+
+
+@dataclass
+class Run:
+    """What a stage is given beside its config.
+
+    `output` becomes the artifact; `directory` stays between interrupted executions of the same key and holds
+    metrics.jsonl, log.txt and whatever the stage needs to resume.
+    """
+
+    stage: str
+    key: str
+    output: Path
+    directory: Path
+    console: Console
+
+    def log(self, text: str) -> None:
+        """Print a line and append it to the log."""
+        self.console.print(text, markup=False, highlight=False)
+        with (self.directory / "log.txt").open("a") as file:
+            file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
+
+    def metrics(self, step: int, **values: float) -> None:
+        """Append one row to metrics.jsonl."""
+        with (self.directory / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read the whole rows of metrics.jsonl; a row cut short by a crash is left out."""
+        path = self.directory / "metrics.jsonl"
+        rows = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(row) for row in rows if row.endswith("}")]
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the rows after `step`: a resumed stage writes them again."""
+        rows = [json.dumps(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
+        artifact.write_text(self.directory / "metrics.jsonl", "".join(rows))
+
+    def progress(self, total: int, description: str, *, unit: str = "it", done: int = 0) -> Progress:
+        """Open a progress bar with rate and ETA over `total` units, `done` of them already there."""
+        return Progress(self.console, total, f"{self.stage}: {description}", unit=unit, done=done)
+
+
+def elapsed(start: float) -> str:
+    """Say how long ago `start` (time.monotonic) was: "1m 05s"."""
+    seconds = int(time.monotonic() - start)
+    return f"{seconds // 60}m {seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"

@@ -1,0 +1,1 @@
+"""An engine -> HTTP: the OpenAI-compatible API with keys and limits."""

@@ -1,0 +1,77 @@
+"""A served checkpoint and the gate's rules -> the web application. The routes are the table at its head.
+
+Serves no pages: FastAPI's documentation loads scripts from elsewhere, so only /openapi.json is there, behind the key.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from fastapi import FastAPI
+from starlette.responses import Response
+
+from puna import __version__
+from puna.serve.chat_completions import create_chat_completion
+from puna.serve.completions import create_completion
+from puna.serve.gate import Gate, Rules
+from puna.serve.refusals import add_error_handlers, json_response, overloaded
+from puna.serve.served import Served
+
+
+async def check_health(served: Served) -> Response:
+    """Say whether requests are being answered, and nothing else: this route is open."""
+    if not served.engine.is_alive:
+        raise overloaded("The engine is not running.")
+    return json_response({"status": "ok"})
+
+
+async def list_models(served: Served) -> Response:
+    """List the one model that is served."""
+    return json_response({"object": "list", "data": [_model(served)]})
+
+
+async def retrieve_model(served: Served, model: str) -> Response:
+    """Describe the model that is served."""
+    served.require(model)
+    return json_response(_model(served))
+
+
+ROUTES = (
+    ("GET", "/health", check_health),
+    ("GET", "/v1/models", list_models),
+    ("GET", "/v1/models/{model:path}", retrieve_model),
+    ("POST", "/v1/chat/completions", create_chat_completion),
+    ("POST", "/v1/completions", create_completion),
+)
+
+
+def build_app(served: Served, rules: Rules) -> FastAPI:
+    """Build the application; its lifespan starts and stops the engine's thread."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        served.engine.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(served.engine.stop)
+
+    app = FastAPI(
+        title="Puna",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
+    for method, path, handler in ROUTES:
+        app.add_api_route(path, partial(handler, served), methods=[method], name=handler.__name__)
+    app.add_middleware(Gate, rules=rules)
+    add_error_handlers(app)
+    return app
+
+
+def _model(served: Served) -> dict[str, str | int]:
+    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "puna"}

@@ -1,0 +1,113 @@
+"""POST /v1/chat/completions: a conversation -> the assistant's next message, whole or as a stream.
+
+How a conversation becomes tokens, and tokens tool calls, is the chat format's business.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import Response
+
+from puna.chat.conversation import Conversation
+from puna.serve.chat_reply import ChatReply, Piece
+from puna.serve.engine_thread import Batch
+from puna.serve.refusals import Refusal, json_response
+from puna.serve.requests import ChatRequest
+from puna.serve.served import EventStream, Served, answer_unless_gone, usage
+
+
+async def create_chat_completion(served: Served, body: ChatRequest, request: Request) -> Response:
+    """Answer a chat request in OpenAI's format."""
+    served.require(body.model)
+    conversation, prompt = await asyncio.to_thread(_read_conversation, served, body)
+    params = served.sampling(
+        body,
+        prompt,
+        max_tokens=body.max_tokens or body.max_completion_tokens,
+        logprobs=body.num_top_logprobs,
+    )
+    batch = await served.engine.submit([(prompt, each) for each in params])
+    tools = None if body.tool_choice == "none" else list(conversation.tools)
+    answer = _ChatAnswer(served, body, batch, len(prompt), [ChatReply(served, tools) for _ in params])
+    if body.stream:
+        return EventStream(answer.events(), batch)
+    return await answer_unless_gone(request, batch, answer.whole)
+
+
+def _read_conversation(served: Served, body: ChatRequest) -> tuple[Conversation, list[int]]:
+    try:
+        conversation = Conversation.from_json(body.conversation())
+        return conversation, served.format.prompt(conversation)
+    except RecursionError:
+        raise Refusal(400, "The arguments of a tool call are nested too deeply.", param="messages") from None
+
+
+class _ChatAnswer:
+    """What comes back for one request: `n` replies from one batch."""
+
+    def __init__(
+        self, served: Served, body: ChatRequest, batch: Batch, num_prompt_tokens: int, replies: list[ChatReply]
+    ):
+        self._body, self._batch, self._replies = body, batch, replies
+        self._num_prompt_tokens = num_prompt_tokens
+        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
+
+    async def whole(self) -> Response:
+        pieces: list[list[Piece]] = [[] for _ in self._replies]
+        async for index, piece in self._pieces():
+            pieces[index].append(piece)
+        choices = [self._choice(index, found) for index, found in enumerate(pieces)]
+        payload = {"object": "chat.completion", "choices": choices, "usage": self._usage()}
+        return json_response(self._head | payload)
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        for index in range(len(self._replies)):
+            yield self._event(index, {"role": "assistant", "content": ""})
+        async for index, piece in self._pieces():
+            delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+            if piece.tool_calls:
+                delta["tool_calls"] = [{"index": i} | call for i, call in enumerate(piece.tool_calls)]
+            if delta or piece.logprobs:
+                yield self._event(index, delta, logprobs=self._logprobs(piece.logprobs))
+            if piece.finish_reason:
+                yield self._event(index, {}, finish_reason=piece.finish_reason)
+        if self._body.wants_usage:
+            yield self._head | {"object": "chat.completion.chunk", "choices": [], "usage": self._usage()}
+
+    async def _pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+        async for index, chunk in self._batch:
+            if piece := self._replies[index].feed(chunk):
+                yield index, piece
+
+    def _event(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        *,
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        no_usage = {"usage": None} if self._body.wants_usage else {}
+        return self._head | {"object": "chat.completion.chunk", "choices": [choice]} | no_usage
+
+    def _choice(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
+        text, calls = "".join(piece.text for piece in pieces), pieces[-1].tool_calls
+        message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None}
+        logprobs = self._logprobs([entry for piece in pieces for entry in piece.logprobs])
+        return {
+            "index": index,
+            "message": message | ({"tool_calls": calls} if calls else {}),
+            "logprobs": logprobs,
+            "finish_reason": pieces[-1].finish_reason,
+        }
+
+    def _logprobs(self, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+        return {"content": entries} if self._body.logprobs else None
+
+    def _usage(self) -> dict[str, int]:
+        return usage(self._num_prompt_tokens, sum(reply.num_tokens for reply in self._replies))

@@ -1,0 +1,192 @@
+"""Every HTTP request -> refused, or handed on with its whole body: key, Host header, size and number are judged here.
+
+Default deny: a route is open only if it is named in OPEN_PATHS. Does not look into bodies.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from puna.errors import ConfigError
+from puna.serve.refusals import Refusal, overloaded
+
+OPEN_PATHS = frozenset({"/health"})
+KEY_VARIABLE = "PUNA_API_KEY"
+MIN_KEY_LEN = 32
+KEY_HINT = 'python -c "import secrets; print(secrets.token_urlsafe(32))" makes a good one'
+DRAIN_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the gate holds requests to. No `key_hashes`: no key is asked for; no `hosts`: any Host header will do."""
+
+    key_hashes: tuple[bytes, ...] = ()
+    hosts: frozenset[str] = frozenset()
+    max_body_bytes: int = 4 * 2**20
+    body_seconds: float = 30.0
+    max_requests: int = 1024
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach a server that listens on `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def make_rules(host: str, key_file: Path | None, environment: Mapping[str, str]) -> Rules:
+    """Collect the keys (one a line of `key_file`, and PUNA_API_KEY) and judge whether `host` may be listened on.
+
+    Raises ConfigError for a weak or unreadable key, and for an address beyond loopback without any.
+    """
+    keys = [(f"the variable {KEY_VARIABLE}", environment[KEY_VARIABLE])] if KEY_VARIABLE in environment else []
+    keys += [(f"the key in {key_file}", key) for key in _read_keys(key_file)] if key_file else []
+    for origin, key in keys:
+        if len(key) < MIN_KEY_LEN or not (key.isascii() and key.isprintable() and " " not in key):
+            expected = f"at least {MIN_KEY_LEN} printable ASCII characters without spaces"
+            raise ConfigError(f"{origin} has {len(key)} characters", expected=expected, hint=KEY_HINT)
+    hashes = tuple(_hash(key.encode()) for _, key in keys)
+    if not hashes and not is_loopback(host):
+        raise ConfigError(
+            f"--host {host} can be reached from other machines and no key is set",
+            expected=f"--api-key-file or {KEY_VARIABLE}, or a host such as 127.0.0.1",
+            hint=KEY_HINT,
+        )
+    # A web page can point its own name at 127.0.0.1 (DNS rebinding); without a key only the Host header tells.
+    own = f"[{host}]" if ":" in host else host
+    return Rules(hashes, frozenset() if hashes else frozenset({"localhost", "127.0.0.1", "[::1]", own}))
+
+
+class Gate:
+    """The one middleware: judges a request by `rules` before anything else sees it."""
+
+    def __init__(self, app: ASGIApp, rules: Rules):
+        self.app, self.rules = app, rules
+        self._num_requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close"})
+        self._num_requests += 1
+        body = _Body(receive)
+        try:
+            headers = Headers(scope=scope)
+            self._judge(scope["path"], headers)
+            whole = await body.read(headers, self.rules)
+            if whole is not None:
+                await self.app(scope, _replay(whole, receive), send)
+        except Refusal as refusal:
+            await refusal.response()(scope, receive, _unfinished(send))
+            await body.discard()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._num_requests -= 1
+
+    def _judge(self, path: str, headers: Headers) -> None:
+        hosts = self.rules.hosts
+        if hosts and _host_name(headers.get("host", "")) not in hosts:
+            raise Refusal(403, "This Host header does not name this server.", code="host_not_allowed")
+        if path in OPEN_PATHS:
+            return
+        if self.rules.key_hashes and not self._has_key(headers):
+            challenge = {"www-authenticate": "Bearer"}
+            message = "A valid key is needed: Authorization: Bearer KEY."
+            raise Refusal(401, message, code="invalid_api_key", headers=challenge)
+        if self._num_requests > self.rules.max_requests:
+            raise overloaded(f"The server is answering {self.rules.max_requests} requests already.")
+
+    def _has_key(self, headers: Headers) -> bool:
+        given = headers.getlist("authorization")
+        scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        hashed = _hash(key.strip().encode("latin-1"))
+        matches = [hmac.compare_digest(hashed, known) for known in self.rules.key_hashes]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+class _Body:
+    """A request's body as it comes in."""
+
+    def __init__(self, receive: Receive):
+        self._receive = receive
+        self._is_whole = False
+
+    async def read(self, headers: Headers, rules: Rules) -> bytes | None:
+        """Return the whole body, None if the client went away; Refusal once it is too large or too slow."""
+        too_large = Refusal(413, f"The body has more than {rules.max_body_bytes:,} bytes.")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:20]) > rules.max_body_bytes:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(rules.body_seconds):
+                while not self._is_whole:
+                    message = await self._next()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    if len(body) > rules.max_body_bytes:
+                        raise too_large
+        except TimeoutError:
+            raise Refusal(408, f"The body took longer than {rules.body_seconds:g} seconds.") from None
+        return bytes(body)
+
+    async def discard(self) -> None:
+        """Let a refused client finish its body: a socket that is closed at once can lose the answer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while not self._is_whole:
+                    await self._next()
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._is_whole = not message.get("more_body", False)
+        return message
+
+
+def _read_keys(path: Path) -> list[str]:
+    try:
+        keys = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api-key-file {path} cannot be read ({type(error).__name__})", hint=KEY_HINT) from None
+    found = [key.strip() for key in keys if key.strip()]
+    if not found:
+        raise ConfigError(f"--api-key-file {path} is empty", expected="one key a line", hint=KEY_HINT)
+    return found
+
+
+def _hash(key: bytes) -> bytes:
+    # A key is random and long, so that one round of SHA-256 is as good as a slow password hash.
+    return hashlib.sha256(key).digest()
+
+
+def _host_name(header: str) -> str:
+    name, colon, port = header.rpartition(":")
+    return (name if colon and port.isdecimal() else header).lower()
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return unread.pop() if unread else await receive()
+
+    return replayed
+
+
+def _unfinished(send: Send) -> Send:
+    async def sent(message: Message) -> None:
+        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+    return sent

@@ -1,0 +1,147 @@
+"""A checkpoint ready to answer: its name, how its text becomes tokens, its engine, and what requests are held to.
+
+Knows no endpoint's JSON; both endpoints are given one of these.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from puna.chat.format import ChatFormat
+from puna.engine.sampler import SamplingParams
+from puna.serve.engine_thread import Batch, EngineThread
+from puna.serve.refusals import Refusal, as_refusal, encode_json
+from puna.serve.requests import Body
+from puna.tokenizer.tokenizer import Tokenizer
+
+LEAST_LOGPROB = -9999.0
+
+logger = logging.getLogger("puna.serve")
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the routes know. `temperature` and `top_p` hold where a request names none."""
+
+    name: str
+    tokenizer: Tokenizer
+    format: ChatFormat
+    engine: EngineThread
+    max_context: int
+    stop_ids: tuple[int, ...]
+    temperature: float = 1.0
+    top_p: float = 1.0
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def require(self, name: str) -> None:
+        """Refuse a model that is not this one."""
+        if name != self.name:
+            message = f"There is no model {name!a} here; the one that is served is {self.name!r}."
+            raise Refusal(404, message, param="model", code="model_not_found")
+
+    def sampling(
+        self,
+        body: Body,
+        prompt: list[int],
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        echo_logprobs: bool = False,
+    ) -> list[SamplingParams]:
+        """Return the parameters of each of the `n` continuations of a prompt; None for max_tokens is all that fits."""
+        room = self.max_context - len(prompt)
+        wanted = max(room, 1) if max_tokens is None else max_tokens
+        if wanted > room:
+            message = f"{len(prompt):,} prompt tokens and {wanted:,} new ones; at most {self.max_context:,} fit."
+            raise Refusal(400, message, param="max_tokens", code="context_length_exceeded")
+        return [
+            SamplingParams(
+                max_tokens=wanted,
+                temperature=self.temperature if body.temperature is None else body.temperature,
+                top_p=self.top_p if body.top_p is None else body.top_p,
+                stop_ids=self.stop_ids,
+                stop_strings=body.stop_strings,
+                seed=None if body.seed is None else _wrap(body.seed + index),
+                logprobs=logprobs,
+                echo_logprobs=echo_logprobs,
+            )
+            for index in range(body.n or 1)
+        ]
+
+    def token_text(self, token: int) -> str:
+        """Return a token as text, and one that is part of a character as OpenAI does: `bytes:\\xe2\\x80`."""
+        spelled = self.tokenizer.decode_bytes([token])
+        try:
+            return spelled.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events from payloads; ends with [DONE], after an error event if the batch fails on the way."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, payloads: AsyncIterator[dict[str, Any]], batch: Batch):
+        super().__init__(_events(payloads), headers={"cache-control": "no-cache"})
+        self._batch = batch
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Leaving for any reason, a client that hangs up among them, stops the generation.
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._batch.close()
+
+
+async def answer_unless_gone(request: Request, batch: Batch, answer: Callable[[], Awaitable[Response]]) -> Response:
+    """Run `answer`, but stop the batch as soon as the client hangs up."""
+    work = asyncio.ensure_future(answer())
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else Response(status_code=499)
+    finally:
+        work.cancel()
+        leaving.cancel()
+        batch.close()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _events(payloads: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+    try:
+        async for payload in payloads:
+            yield b"data: " + encode_json(payload) + b"\n\n"
+    except Exception as error:
+        if not isinstance(error, Refusal):
+            logger.exception("a stream failed")
+        yield b"data: " + encode_json(as_refusal(error).body()) + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+def usage(num_prompt_tokens: int, num_new_tokens: int) -> dict[str, int]:
+    """Return the counts that end a response."""
+    total = num_prompt_tokens + num_new_tokens
+    return {"prompt_tokens": num_prompt_tokens, "completion_tokens": num_new_tokens, "total_tokens": total}
+
+
+def logprob_value(logprob: float) -> float:
+    """Return a log-probability that JSON can hold."""
+    return max(logprob, LEAST_LOGPROB)
+
+
+def _wrap(seed: int) -> int:
+    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,0 +1,52 @@
+"""The map: every stage in the order of the data, what it reads and what it writes.
+
+A stage's verb is its module's name, its table in a recipe, its test file and its page in the docs.
+"""
+
+from typing import NamedTuple
+
+
+class Stage(NamedTuple):
+    """One row: `puna VERB` calls `run(config, run)` of `module`."""
+
+    verb: str
+    module: str
+    reads: str
+    writes: str
+    summary: str
+
+
+STAGES = (
+    Stage(
+        "ingest",
+        "puna.ingest.ingest",
+        "raw files",
+        "dataset",
+        "Turn raw files into documents and conversations",
+    ),
+    Stage(
+        "synthesize",
+        "puna.synthesize.synthesize",
+        "nothing",
+        "dataset",
+        "Generate worlds, pages and conversations",
+    ),
+    Stage("tokenizer", "puna.train.tokenizer", "dataset", "tokenizer", "Train a byte-level BPE tokenizer"),
+    Stage("pretrain", "puna.train.pretrain", "dataset", "checkpoint", "Train on every token of the text"),
+    Stage("sft", "puna.train.sft", "dataset", "checkpoint", "Train on what the assistant says"),
+    Stage(
+        "distill",
+        "puna.train.distill",
+        "dataset, teacher",
+        "checkpoint",
+        "Train a student to agree with a teacher",
+    ),
+    Stage(
+        "quantize",
+        "puna.compress.quantize",
+        "checkpoint",
+        "checkpoint",
+        "Store weights as int8, with a receipt",
+    ),
+    Stage("evaluate", "puna.evaluate.evaluate", "checkpoints, tasks", "scores", "Score checkpoints side by side"),
+)

@@ -1,0 +1,82 @@
+"""A seed -> imaginary businesses: handbook pages (documents.jsonl) and customers' conversations (conversations.jsonl).
+
+The held-out split also writes questions.jsonl, by which models are scored. No teacher model takes part: every answer
+is right because the same fact wrote the page.
+"""
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+from pydantic import Field
+
+from puna.config import StageConfig
+from puna.data.document import Document
+from puna.data.shards import write_jsonl
+from puna.run import Run
+from puna.synthesize.conversations import Scene, draw_conversation, questions
+from puna.synthesize.pages import ask, draw_page
+from puna.synthesize.worlds import TOPICS, Split, World, make_world
+
+
+class Config(StageConfig):
+    """Which worlds to imagine, and what to write about each."""
+
+    seed: int = Field(default=0, description="another seed gives other worlds")
+    split: Split = Field(default="train", description="train or held_out: no name or order number is in both")
+    num_worlds: int = Field(default=200, ge=1, description="how many businesses")
+    conversations_per_world: int = Field(default=10, ge=0, description="conversations about each")
+    tool_share: float = Field(default=0.4, ge=0, le=1, description="share of conversations with tool calls")
+    refusal_share: float = Field(default=0.1, ge=0, le=1, description="share of questions the page does not answer")
+    schemas: bool = Field(default=False, description="give the tools' JSON schemas, beside their names in the prompt")
+    pages: bool = Field(default=True, description="write each world's pages as documents")
+    questions_per_page: int = Field(default=4, ge=0, description="questions with answers below each document's page")
+
+
+def run(config: Config, run: Run) -> None:
+    """Write the worlds' documents and conversations, and questions for the held-out split."""
+    documents: list[dict[str, Any]] = []
+    scenes: list[Scene] = []
+    with run.progress(config.num_worlds, "worlds", unit="worlds") as progress:
+        for index in range(config.num_worlds):
+            world = make_world(config.seed, config.split, index)
+            documents += [document.to_json() for document in make_documents(world, config)] if config.pages else []
+            scenes += make_scenes(world, config)
+            progress.advance()
+    if config.pages:
+        write_jsonl(run.output / "documents.jsonl", documents)
+    write_jsonl(run.output / "conversations.jsonl", (scene.conversation.to_json() for scene in scenes))
+    if config.split == "held_out":
+        write_jsonl(run.output / "questions.jsonl", (row.to_json() for scene in scenes for row in questions(scene)))
+    run.log(f"{config.num_worlds} worlds, {len(documents)} documents, {len(scenes)} conversations")
+
+
+def make_documents(world: World, config: Config) -> Iterator[Document]:
+    """Write one page a topic, each with a few questions and their answers below it."""
+    for topic in TOPICS:
+        rng = Random(f"{config.seed}/{world.id}/{topic}")
+        page = draw_page(world, topic, rng)
+        facts = rng.sample(page.facts, min(config.questions_per_page, len(page.facts)))
+        pairs = (ask(page, fact, rng) for fact in facts)
+        text = "\n\n".join([page.text, *(f"{asked.question}\n{asked.answer}" for asked in pairs)])
+        yield Document(
+            text,
+            f"{world.id}/{topic}",
+            source="puna synthesize",
+            language="en",
+            licence="Apache-2.0",
+            metadata={"world": world.id, "topic": topic, "split": world.split},
+        )
+
+
+def make_scenes(world: World, config: Config) -> Iterator[Scene]:
+    """Draw the conversations about a world."""
+    for number in range(config.conversations_per_world):
+        yield draw_conversation(
+            world,
+            config.seed,
+            number,
+            tool_share=config.tool_share,
+            refusal_share=config.refusal_share,
+            schemas=config.schemas,
+        )

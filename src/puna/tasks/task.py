@@ -1,0 +1,99 @@
+"""A questions file or a folder of them -> a Task whose every question can be judged. Asks nobody anything."""
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from puna.chat.conversation import Conversation, Message
+from puna.data.shards import find_shards, read_rows
+from puna.errors import ChatError, DataError
+from puna.tasks.grades import EXPECTED, GRADES
+from puna.tasks.question import Grade, Question
+
+REQUIRED = {"id": str, "conversation": dict, "expected": dict, "grade": str}
+OPTIONAL = {"group": str}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions, and how their answers are judged."""
+
+    name: str
+    questions: tuple[Question, ...]
+
+    def grade(self, question: Question, message: Message) -> Grade:
+        """Judge the assistant's answer to a question."""
+        return GRADES[question.grade](question, message)
+
+    def sample(self, max_questions: int, seed: int) -> "Task":
+        """Keep at most `max_questions`, whole groups of them up to the last, in their old order."""
+        if max_questions >= len(self.questions):
+            return self
+        groups: dict[str, list[int]] = {}
+        for index, question in enumerate(self.questions):
+            groups.setdefault(question.group or f"question {question.id}", []).append(index)
+        names = list(groups)
+        random.Random(seed).shuffle(names)
+        kept = sorted([index for name in names for index in groups[name]][:max_questions])
+        return replace(self, questions=tuple(self.questions[index] for index in kept))
+
+
+def load_task(path: Path) -> Task:
+    """Read a questions file, or questions*.jsonl and questions*.parquet of a folder.
+
+    Raises DataError that names the file, the row and the field that does not fit.
+    """
+    files = [path] if path.is_file() else find_shards(path, "questions")
+    if not files:
+        raise DataError(f"{path} has no questions", expected="questions*.jsonl, or such a file itself")
+    rows = ((f"{file} row {line}", row) for file in files for line, row in enumerate(read_rows(file), 1))
+    questions: dict[str, Question] = {}
+    for where, row in rows:
+        question = _read_question(row, where)
+        if question.id in questions:
+            raise DataError(f"{where} has the id '{question.id}' again", expected="each id once in a task")
+        questions[question.id] = question
+    if not questions:
+        raise DataError(f"{path} has no questions", expected="at least one row")
+    name = path.name if path.is_dir() else f"{path.resolve().parent.name}/{path.stem}"
+    return Task(name, tuple(questions.values()))
+
+
+def _read_question(row: dict[str, Any], where: str) -> Question:
+    _require_fields(row, where, REQUIRED, OPTIONAL)
+    if row["grade"] not in GRADES:
+        raise DataError(f"{where}: grade = '{row['grade']}'", expected=", ".join(GRADES))
+    try:
+        conversation = Conversation.from_json(row["conversation"])
+    except ChatError as error:
+        raise DataError(f"{where}: conversation: {error}") from None
+    if not conversation.messages or conversation.messages[-1].role not in ("user", "tool"):
+        raise DataError(f"{where}: conversation", expected="one that ends with a user or tool message")
+    _require_expected(row["expected"], row["grade"], where)
+    return Question(**{**row, "conversation": conversation})
+
+
+def _require_expected(expected: dict[str, Any], grade: str, where: str) -> None:
+    """Refuse what would make a grade that every answer passes, or that none can."""
+    required, optional = EXPECTED[grade]
+    _require_fields(expected, f"{where}: expected of grade '{grade}'", required, optional)
+    for name, value in expected.items():
+        texts = value if isinstance(value, list) else [value] if isinstance(value, str) else ["-"]
+        is_empty = not texts and name in required
+        if is_empty or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise DataError(f"{where}: expected.{name} = {value!r}", expected="text that is not empty")
+    if expected.get("no_call") is False:
+        raise DataError(f"{where}: expected.no_call = false", expected="true, or the grade tool_call")
+
+
+def _require_fields(row: dict[str, Any], where: str, required: dict[str, type], optional: dict[str, type]) -> None:
+    allowed = required | optional
+    for name in required:
+        if name not in row:
+            raise DataError(f"{where} lacks '{name}'", expected=", ".join(required))
+    for name, value in row.items():
+        if name not in allowed:
+            raise DataError(f"{where} has the unknown field '{name}'", expected=", ".join(allowed))
+        if not isinstance(value, allowed[name]):
+            raise DataError(f"{where}: {name} is {type(value).__name__}", expected=allowed[name].__name__)

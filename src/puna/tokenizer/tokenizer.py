@@ -1,0 +1,119 @@
+"""Text -> token ids and back, exactly to the byte.
+
+Text never becomes a special token, whatever it spells: special tokens are put in by id (chat/format.py). Ids
+equal Meta's reference tokenizer. Does not add begin_of_text.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+
+import tokenizers
+
+from puna.errors import TokenizerError
+from puna.tokenizer.files import TokenizerParts, read_tokenizer, token_bytes, write_tokenizer
+
+# The reference cuts a text into slices, and a run of only space or of no space into shorter ones.
+MAX_SLICE = 400_000
+MAX_RUN = 25_000
+# Each alternative can only begin where its run begins: the search is linear in the text.
+_LONG_RUN = re.compile(rf"(?<!\S)\S{{{MAX_RUN + 1},}}|(?<!\s)\s{{{MAX_RUN + 1},}}")
+
+
+class Tokenizer:
+    """Map text to ids with a byte-level BPE; special tokens have ids, but no text leads to them."""
+
+    def __init__(self, encoder: tokenizers.Tokenizer, specials: Mapping[str, int]):
+        """Take an encoder without added tokens, and each special token's text with its id."""
+        self._encoder = encoder
+        self._specials = dict(specials)
+        names = {text.removeprefix("<|").removesuffix("|>"): index for text, index in specials.items()}
+        self.special_ids: Mapping[str, int] = MappingProxyType(names)
+        self._special_set = frozenset(specials.values())
+        self.num_regular = encoder.get_vocab_size()
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Tokenizer":
+        """Load tokenizer.json or Meta's tokenizer.model, given the file or its directory."""
+        return cls(*read_tokenizer(Path(path)))
+
+    def save(self, directory: Path | str) -> None:
+        """Write tokenizer.json and tokenizer_config.json into an existing directory."""
+        write_tokenizer(TokenizerParts(self._encoder, self._specials), Path(directory))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text. A lone surrogate, which is no character, counts as U+FFFD."""
+        ids: list[int] = []
+        for piece in split_text(text):
+            try:
+                encoding = self._encoder.encode(piece, add_special_tokens=False)
+            except (UnicodeEncodeError, TypeError):
+                mended = piece.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                encoding = self._encoder.encode(mended, add_special_tokens=False)
+            ids.extend(encoding.ids)
+        return ids
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes of the ids; special tokens as their text."""
+        table = self._bytes_of
+        try:
+            return b"".join([table[index] for index in ids])
+        except KeyError as error:
+            raise TokenizerError(
+                f"token id {error.args[0]}",
+                expected=f"an id of this tokenizer, below {self.vocab_size:,}",
+                hint="Use the tokenizer that belongs to the model",
+            ) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of the ids; bytes that are no UTF-8 as U+FFFD, special tokens as their text."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    @cached_property
+    def _bytes_of(self) -> dict[int, bytes]:
+        regular = {index: token_bytes(token) for token, index in self._encoder.get_vocab().items()}
+        return regular | {index: text.encode() for text, index in self._specials.items()}
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id, special tokens included."""
+        return max(self._bytes_of) + 1
+
+    def special(self, name: str) -> int:
+        """Return the id of a special token, named without brackets: "eot_id"."""
+        if name not in self.special_ids:
+            raise TokenizerError(
+                f"no special token {name!r}",
+                expected=f"one of {len(self.special_ids)}: {', '.join(list(self.special_ids)[:12])} ...",
+                hint="Chat needs a tokenizer of the Llama 3 family",
+            )
+        return self.special_ids[name]
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special_set
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash that is equal for tokenizers that map every text to the same ids."""
+        told = self._encoder.to_str() + repr(sorted(self._specials.items()))
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids at which generation ends: end_of_text, eom_id, eot_id."""
+        return tuple(self.special(name) for name in ("end_of_text", "eom_id", "eot_id"))
+
+
+def split_text(text: str) -> Iterator[str]:
+    """Cut a text where the reference tokenizer does, so that very long runs cannot overflow the matcher."""
+    for start in range(0, len(text), MAX_SLICE):
+        part = text[start : start + MAX_SLICE]
+        begin = 0
+        for run in _LONG_RUN.finditer(part):
+            for cut in range(run.start() + MAX_RUN, run.end(), MAX_RUN):
+                yield part[begin:cut]
+                begin = cut
+        yield part[begin:]

@@ -1,0 +1,210 @@
+"""Config, run and objective -> a trained checkpoint: the one loop behind pretrain, sft and distill.
+
+A killed run goes on from its last state and ends with the same weights as one that was never interrupted. A step whose
+loss or gradient is not finite never reaches the weights.
+
+Shapes: T tokens of a batch, M trained tokens among them, D model width, V vocabulary.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.data.dataset import Dataset
+from puna.data.packing import Batch, Packer, Position
+from puna.errors import ConfigError, TrainError
+from puna.model.attend import packed_attend
+from puna.model.config import SIZES, LlamaConfig
+from puna.model.llama import Llama
+from puna.run import Run
+from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.objective import Objective
+from puna.train.plot import plot_losses
+from puna.train.settings import Optim, TrainConfig
+from puna.train.state import Progress, load_state, save_state
+
+SKIPS_THAT_STOP = 3
+VALIDATIONS = 10
+MAX_VALIDATION_BATCHES = 8
+
+
+@dataclass
+class Training:
+    """Everything that one run holds while it trains."""
+
+    config: TrainConfig
+    run: Run
+    objective: Objective
+    model: Llama
+    optimizer: torch.optim.AdamW
+    packer: Packer
+    progress: Progress
+
+    @property
+    def done(self) -> float:
+        """The share of the run that lies behind: by steps, or by examples read."""
+        if self.config.steps is not None:
+            return self.progress.step / self.config.steps
+        assert self.config.epochs is not None
+        return self.packer.progress(self.progress.position) / self.config.epochs
+
+
+def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tokenizer: Tokenizer) -> None:
+    """Train `model` in place and write it as a checkpoint into the run's output."""
+    torch.manual_seed(config.seed)
+    model.train()
+    packer = _packer(config, objective, config.data)
+    optimizer = make_optimizer(model, config.optim)
+    states = run.directory / "states"
+    training = Training(config, run, objective, model, optimizer, packer, load_state(states, model, optimizer))
+    if training.progress.step:
+        run.log(f"going on after step {training.progress.step}")
+    run.rewind_metrics(training.progress.step)
+    _loop(training)
+    if packer.num_too_long:
+        run.log(f"passed over {packer.num_too_long} conversations longer than {config.context} tokens")
+    model.eval()
+    save_checkpoint(run.output, model, tokenizer)
+    plot_losses(run.read_metrics(), run.output / "loss.png", title=run.stage)
+
+
+def starting_model(config: TrainConfig) -> tuple[Llama, Tokenizer]:
+    """Load the checkpoint to go on from, or initialize a model of the configured size."""
+    if config.start is not None:
+        checkpoint = Checkpoint.open(config.start)
+        if checkpoint.is_quantized:
+            raise ConfigError(f"start = {config.start} is quantized", expected="a checkpoint with float weights")
+        return checkpoint.load(torch.float32), checkpoint.tokenizer()
+    assert config.tokenizer is not None
+    tokenizer = Tokenizer.load(config.tokenizer)
+    model = Llama(_size(config, tokenizer.vocab_size))
+    model.initialize(config.seed)
+    return model, tokenizer
+
+
+def make_optimizer(model: Llama, optim: Optim) -> torch.optim.AdamW:
+    """Build AdamW that decays matrices and leaves norms alone."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    norms = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True)
+
+
+def learning_rate(optim: Optim, step: int, done: float) -> float:
+    """Return the rate of `step` (from 0): linear warm-up by steps, cosine by the share of the run that is done."""
+    warmup = min(1.0, (step + 1) / (optim.warmup_steps + 1))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return optim.lr * warmup * (optim.final_lr_share + (1 - optim.final_lr_share) * cosine)
+
+
+def _loop(training: Training) -> None:
+    config, run, progress = training.config, training.run, training.progress
+    saved, thousandths = time.monotonic(), int(training.done * 1000)
+    validations = int(training.done * VALIDATIONS)
+    with run.progress(1000, "training", unit="‰", done=thousandths) as bar:
+        while training.done < 1:
+            start, before = time.monotonic(), progress.tokens
+            losses = _step(training)
+            rate = (progress.tokens - before) / (time.monotonic() - start)
+            if config.validation and int(training.done * VALIDATIONS) > validations:
+                validations = int(training.done * VALIDATIONS)
+                losses["validation_loss"] = validation_loss(training)
+            run.metrics(progress.step, **losses, tokens=progress.tokens, tokens_per_s=round(rate))
+            note = f"loss {losses['loss']:.3f}  {rate:,.0f} tokens/s"
+            bar.advance(int(training.done * 1000) - thousandths, note=note)
+            thousandths = int(training.done * 1000)
+            if time.monotonic() - saved > 60 * config.save_minutes:
+                save_state(run.directory / "states", training.model, training.optimizer, progress, run.key)
+                saved = time.monotonic()
+
+
+def _step(training: Training) -> dict[str, float]:
+    """Take one optimizer step and return the mean losses; skip it if anything is not finite."""
+    progress, optimizer = training.progress, training.optimizer
+    rate = learning_rate(training.config.optim, progress.step, training.done)
+    batches = list(_take(training, training.config.accumulate))
+    num_trained = sum(int(batch.trained_T.sum()) for batch in batches)
+    sums: dict[str, float] = {}
+    for batch in batches:
+        losses = _losses(training, batch)
+        (losses["loss"] / max(1, num_trained)).backward()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+        progress.tokens += len(batch.tokens_T)
+    norm = torch.nn.utils.clip_grad_norm_(training.model.parameters(), training.config.optim.clip).item()
+    if math.isfinite(norm) and all(map(math.isfinite, sums.values())):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        progress.skipped_in_row = 0
+    else:
+        _skip(training)
+    optimizer.zero_grad(set_to_none=True)
+    progress.step += 1
+    return {name: value / max(1, num_trained) for name, value in sums.items()} | {"gradient_norm": norm}
+
+
+def _take(training: Training, count: int) -> Iterator[Batch]:
+    for _ in range(count):
+        batch, training.progress.position = training.packer.next(training.progress.position)
+        yield batch
+
+
+def _losses(training: Training, batch: Batch) -> dict[str, torch.Tensor]:
+    attend = packed_attend(batch.lengths)
+    hidden_TD = training.model(batch.tokens_T, batch.positions_T, attend, dtype=training.config.dtype)
+    return training.objective.losses(training.model.logits(hidden_TD[batch.trained_T]), batch)
+
+
+def _skip(training: Training) -> None:
+    progress = training.progress
+    progress.num_skipped += 1
+    progress.skipped_in_row += 1
+    training.run.log(f"step {progress.step}: the loss or its gradient is not finite; the weights stay as they were")
+    if progress.skipped_in_row >= SKIPS_THAT_STOP:
+        raise TrainError(
+            f"{SKIPS_THAT_STOP} steps in a row had a loss or gradient that is not finite",
+            expected="finite numbers",
+            hint="Lower optim.lr, or look for broken records; the last good state is kept",
+        )
+
+
+@torch.no_grad()
+def validation_loss(training: Training) -> float:
+    """Mean loss over the first batches of the validation data, the same ones every time."""
+    packer = _packer(training.config, training.objective, training.config.validation)
+    total, count, position = 0.0, 0, Position()
+    for _ in range(MAX_VALIDATION_BATCHES):
+        batch, position = packer.next(position)
+        total += _losses(training, batch)["loss"].item()
+        count += int(batch.trained_T.sum())
+        if position.epoch:
+            break
+    return total / max(1, count)
+
+
+def _packer(config: TrainConfig, objective: Objective, sources: list[Path]) -> Packer:
+    return Packer(
+        Dataset(sources, objective.kinds),
+        objective.encode,
+        seed=config.seed,
+        batch_tokens=config.batch_tokens,
+        context=config.context,
+        is_cut=objective.is_cut,
+    )
+
+
+def _size(config: TrainConfig, vocab_size: int) -> LlamaConfig:
+    if isinstance(config.size, str):
+        if config.size not in SIZES:
+            raise ConfigError(f"size = '{config.size}'", expected=f"{', '.join(SIZES)}, or a table of widths")
+        return replace(SIZES[config.size], vocab_size=vocab_size)
+    assert config.size is not None
+    widths = config.size.model_dump()
+    head_dim = config.size.dim // config.size.num_heads
+    return LlamaConfig(**widths, head_dim=head_dim, vocab_size=vocab_size, max_context=config.context)

@@ -1,0 +1,69 @@
+"""What every training stage can be told: data, size or start, schedule, optimizer, precision."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from puna.config import StageConfig
+
+
+class Size(StageConfig):
+    """The widths of a model trained from scratch; embeddings are tied and RoPE is unscaled unless told otherwise."""
+
+    dim: int = Field(ge=8, description="model width")
+    hidden_dim: int = Field(ge=8, description="width inside the MLP")
+    num_layers: int = Field(ge=1, description="transformer blocks")
+    num_heads: int = Field(ge=1, description="query heads")
+    num_kv_heads: int = Field(ge=1, description="key and value heads")
+    tie_embeddings: bool = Field(default=True, description="one matrix for input and output embeddings")
+
+
+class Optim(StageConfig):
+    """AdamW with linear warm-up, then a cosine down to `final_lr_share` of the peak."""
+
+    lr: float = Field(default=1e-3, gt=0, le=1, description="peak learning rate")
+    final_lr_share: float = Field(default=0.05, ge=0, le=1, description="learning rate at the end, as a share of lr")
+    warmup_steps: int = Field(default=50, ge=0, description="steps of linear warm-up")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="decay of the second moment")
+    weight_decay: float = Field(default=0.1, ge=0, description="decoupled decay of matrices; norms have none")
+    clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+
+
+class TrainConfig(StageConfig):
+    """Settings that pretrain, sft and distill share."""
+
+    data: list[Path] = Field(description="datasets, read as one")
+    start: Path | None = Field(default=None, description="checkpoint to go on from")
+    size: str | Size | None = Field(
+        default=None, description="size of a model from scratch: a name, or a table of widths"
+    )
+    tokenizer: Path | None = Field(default=None, description="tokenizer of a model trained from scratch")
+    context: int = Field(default=1024, ge=16, le=131_072, description="longest example in tokens")
+    batch_tokens: int = Field(default=4096, ge=16, description="tokens in one packed batch")
+    accumulate: int = Field(default=1, ge=1, description="batches whose gradients make one step")
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps; either steps or epochs")
+    epochs: float | None = Field(default=None, gt=0, description="passes over the data; either steps or epochs")
+    optim: Optim = Field(default=Optim(), description="optimizer and schedule")
+    precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="dtype of the activations")
+    seed: int = Field(default=0, ge=0, description="of the initial weights and the order of the data")
+    save_minutes: float = Field(default=3.0, gt=0, description="minutes between checkpoints to resume from")
+    fresh_identifiers: bool = Field(default=False, description="new random digits for identifiers in every epoch")
+    validation: list[Path] = Field(default=[], description="datasets for a validation loss, ten times a run")
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("exactly one of 'steps' and 'epochs'")
+        if (self.start is None) == (self.size is None):
+            raise ValueError("exactly one of 'start' (a checkpoint) and 'size' (from scratch)")
+        if self.size is not None and self.tokenizer is None:
+            raise ValueError("'tokenizer' beside 'size': a model trained from scratch needs one")
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The activations' dtype."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32

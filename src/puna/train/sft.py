@@ -1,0 +1,18 @@
+"""Conversations -> a checkpoint that has learned what the assistant says in them."""
+
+from puna.chat.format import ChatFormat
+from puna.run import Run
+from puna.train.loop import starting_model, train
+from puna.train.objective import NextToken
+from puna.train.settings import TrainConfig
+
+
+class Config(TrainConfig):
+    """Train on the assistant's words and calls alone; conversations are never cut."""
+
+
+def run(config: Config, run: Run) -> None:
+    """Write a checkpoint fine-tuned on the conversations of `config.data`."""
+    model, tokenizer = starting_model(config)
+    objective = NextToken(ChatFormat(tokenizer), False, config.fresh_identifiers)
+    train(config, run, objective, model, tokenizer)

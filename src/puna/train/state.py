@@ -1,0 +1,73 @@
+"""The state of a training run <-> directories that survive a kill at any moment: weights, moments, position, step.
+
+The two newest are kept; one whose hashes do not match is passed over for the one before.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from puna import artifact
+from puna.data.packing import Position
+from puna.errors import ArtifactError
+from puna.model.llama import Llama
+
+KEPT = 2
+
+
+@dataclass
+class Progress:
+    """Where a run stands. `num_skipped`: steps whose loss or gradient was not finite, `skipped_in_row` of them last."""
+
+    step: int = 0
+    position: Position = field(default=Position())
+    tokens: int = 0
+    num_skipped: int = 0
+    skipped_in_row: int = 0
+
+
+def save_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, progress: Progress, key: str) -> None:
+    """Write the state of this step atomically, then drop all but the two newest."""
+    path = directory / f"step-{progress.step:08d}"
+    with artifact.writing(path) as partial:
+        save_file({name: tensor.detach() for name, tensor in model.named_parameters()}, partial / "model.safetensors")
+        save_file(_moments(model, optimizer), partial / "optimizer.safetensors")
+        artifact.write_text(partial / "progress.json", json.dumps(asdict(progress)))
+        artifact.commit(partial, path, artifact.Manifest("training state", "train", key, {}, {}, {}))
+    for old in _states(directory)[KEPT:]:
+        shutil.rmtree(old)
+
+
+def load_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer) -> Progress:
+    """Fill model and optimizer from the newest state that is whole; a fresh Progress if there is none."""
+    for path in _states(directory):
+        try:
+            artifact.verify(path)
+        except ArtifactError:
+            continue
+        weights, moments = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+                optimizer.state[parameter] = {
+                    kind: moments[f"{name}.{kind}"] for kind in ("step", "exp_avg", "exp_avg_sq")
+                }
+        values = json.loads((path / "progress.json").read_text())
+        return Progress(**{**values, "position": Position(**values["position"])})
+    return Progress()
+
+
+def _states(directory: Path) -> list[Path]:
+    return sorted((path for path in directory.glob("step-*") if artifact.is_artifact(path)), reverse=True)
+
+
+def _moments(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{kind}": value
+        for name, parameter in model.named_parameters()
+        for kind, value in optimizer.state[parameter].items()
+    }

@@ -1,0 +1,161 @@
+"""The quantize stage: what it writes, what its receipts measure, and what stops when they do not hold."""
+
+import io
+import math
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from puna.artifact import read_receipts, require_receipts
+from puna.chat.format import ChatFormat
+from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.compress import quantize
+from puna.compress.quantize import Comparison, Config
+from puna.data.document import Document
+from puna.data.shards import write_jsonl
+from puna.errors import CheckpointError, ConfigError, ReceiptError
+from puna.model.attend import packed_attend
+from puna.model.config import LlamaConfig
+from puna.model.llama import Llama
+from puna.model.quantized import quantize_weight
+from puna.run import Run
+from puna.tokenizer.tokenizer import Tokenizer
+from puna.tokenizer.train import train_tokenizer
+
+TEXTS = [f"On day {day} the shop sells {day * 7} bicycles and {day + 3} lamps." for day in range(40)]
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(TEXTS, vocab_size=530, split_digits=True)
+
+
+def write_model(path: Path, *, norm: float = 1.0) -> Path:
+    config = LlamaConfig(
+        dim=32, hidden_dim=64, head_dim=8, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=530,
+        max_context=64, tie_embeddings=True,
+    )  # fmt: skip
+    model = Llama(config)
+    model.initialize(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5.0 if parameter.dim() > 1 else 1.0)
+        model.norm.weight.fill_(norm)
+    path.mkdir()
+    save_checkpoint(path, model, tokenizer())
+    return path
+
+
+def write_texts(path: Path, texts: list[str] = TEXTS) -> Path:
+    path.mkdir()
+    write_jsonl(path / "documents.jsonl", (Document(text, str(index)).to_json() for index, text in enumerate(texts)))
+    return path
+
+
+def new_run(path: Path) -> Run:
+    for name in ("output", "run"):
+        (path / name).mkdir(parents=True)
+    return Run("quantize", "key", path / "output", path / "run", Console(file=io.StringIO(), width=200))
+
+
+def quantized(path: Path, **settings) -> Run:
+    run = new_run(path / "stage")
+    config = Config(checkpoint=write_model(path / "parent"), data=[write_texts(path / "texts")], **settings)
+    quantize.run(config, run)
+    return run
+
+
+def test_the_int8_checkpoint_is_smaller_and_holds_the_rounded_weights(tmp_path: Path) -> None:
+    run = quantized(tmp_path, num_tokens=200)
+    parent, written = Checkpoint.open(tmp_path / "parent"), Checkpoint.open(run.output)
+    assert written.is_quantized and not parent.is_quantized
+    weight, scale = quantize_weight(parent.load().layers[1].mlp.up_proj.weight)
+    layer = written.load().layers[1].mlp.up_proj
+    assert torch.equal(layer.weight, weight) and torch.equal(layer.weight_scale, scale)
+    kl = read_receipts(run.output)[0]
+    assert kl.details["bytes_after"] == (run.output / "model.safetensors").stat().st_size
+    assert kl.details["bytes_after"] < 0.7 * kl.details["bytes_before"]
+
+
+def test_the_receipts_hold_what_a_plain_comparison_gives(tmp_path: Path) -> None:
+    texts = ["On day 3 the shop sells 21 bicycles."]
+    run = new_run(tmp_path / "stage")
+    settings = {"num_tokens": 4096, "tolerance_kl": 0.5, "min_agreement": 0.1}
+    config = Config(
+        checkpoint=write_model(tmp_path / "parent"), data=[write_texts(tmp_path / "texts", texts)], **settings
+    )
+    quantize.run(config, run)
+    ids = ChatFormat(tokenizer()).document(texts[0])
+    logits = []
+    for path in (tmp_path / "parent", run.output):
+        model = Checkpoint.open(path).load()
+        hidden = model(torch.tensor(ids), torch.arange(len(ids)), packed_attend([len(ids)]))
+        logits.append(model.logits(hidden).detach().double())
+    p, q = (torch.softmax(x, -1) for x in logits)
+    kl, agreement = read_receipts(run.output)
+    assert kl.value == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-4)
+    assert kl.value > 1e-6
+    assert agreement.value == (p.argmax(-1) == q.argmax(-1)).double().mean().item()
+    assert kl.details["num_tokens"] == len(ids)
+    assert kl.held and agreement.held and agreement.is_least
+
+
+def test_divergence_is_counted_from_the_parent_in_nats() -> None:
+    comparison = Comparison()
+    comparison.add(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log())
+    expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    assert comparison.kl() == pytest.approx({"mean": expected, "p99": expected, "max": expected}, rel=1e-6)
+
+
+def test_the_percentile_leaves_the_worst_token_out_and_the_maximum_does_not() -> None:
+    comparison = Comparison()
+    same = torch.zeros(99, 2)
+    comparison.add(torch.cat([same, torch.tensor([[5.0, 0.0]])]), torch.cat([same, torch.tensor([[0.0, 5.0]])]))
+    assert comparison.kl()["p99"] == 0
+    assert comparison.kl()["max"] > 4
+    assert comparison.agreement() == 0.99
+
+
+def test_a_receipt_above_its_tolerance_is_written_and_stops_what_reads_it(tmp_path: Path) -> None:
+    run = quantized(tmp_path, tolerance_kl=0.0, min_agreement=0.0, num_tokens=100)
+    kl, agreement = read_receipts(run.output)
+    assert not kl.held and agreement.held
+    assert "kl does not hold" in (run.directory / "log.txt").read_text()
+    assert Checkpoint.open(run.output).is_quantized
+    with pytest.raises(ReceiptError, match="expected at most 0"):
+        require_receipts(run.output)
+
+
+def test_an_agreement_below_its_least_stops_what_reads_it(tmp_path: Path) -> None:
+    run = quantized(tmp_path, tolerance_kl=10.0, min_agreement=1.0, num_tokens=2000)
+    assert read_receipts(run.output)[1].value < 1
+    with pytest.raises(ReceiptError, match=r"top1_agreement is .* expected at least 1"):
+        require_receipts(run.output)
+
+
+def test_the_comparison_reads_as_many_tokens_as_told_in_pieces_of_the_context(tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "texts")
+    chat = ChatFormat(tokenizer())
+    config = Config(checkpoint=tmp_path, data=[path], num_tokens=100, context=1000)
+    pieces = list(quantize._pieces(config, chat, max_context=16))
+    assert sum(map(len, pieces)) == 100
+    assert max(map(len, pieces)) == 16
+    every = list(quantize._pieces(config.model_copy(update={"num_tokens": 10**6}), chat, max_context=1000))
+    assert sorted(every) == sorted(chat.document(text) for text in TEXTS)
+
+
+def test_a_quantized_checkpoint_is_not_quantized_again(tmp_path: Path) -> None:
+    first = quantized(tmp_path, num_tokens=50)
+    config = Config(checkpoint=first.output, data=[tmp_path / "texts"])
+    with pytest.raises(ConfigError, match="is quantized"):
+        quantize.run(config, new_run(tmp_path / "again"))
+
+
+def test_weights_that_give_no_numbers_are_an_error_that_names_the_checkpoint(tmp_path: Path) -> None:
+    parent = write_model(tmp_path / "parent", norm=math.nan)
+    config = Config(checkpoint=parent, data=[write_texts(tmp_path / "texts")])
+    with pytest.raises(CheckpointError, match="parent gives logits that are not finite"):
+        quantize.run(config, new_run(tmp_path / "stage"))

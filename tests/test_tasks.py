@@ -1,0 +1,219 @@
+"""Questions files, and how answers are judged."""
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from puna.chat.conversation import Conversation, Message, ToolCall
+from puna.data.shards import write_jsonl
+from puna.errors import DataError
+from puna.synthesize.conversations import draw_conversation, questions
+from puna.synthesize.worlds import make_world
+from puna.tasks import GRADES, Grade, Question, Task, load_task
+
+ASK = Conversation((Message("user", "How much is it?"),))
+
+
+def judge(grade: str, expected: dict[str, Any], answer: Message) -> Grade:
+    return GRADES[grade](Question("1", ASK, expected, grade), answer)
+
+
+def says(text: str) -> Message:
+    return Message("assistant", text)
+
+
+def calls(name: str, *more: str, **arguments: Any) -> Message:
+    return Message("assistant", tool_calls=(ToolCall(name, arguments), *(ToolCall(other, {}) for other in more)))
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    conversation = {"messages": [{"role": "user", "content": "How much is it?"}]}
+    good = {"id": "a", "conversation": conversation, "expected": {"contains": ["5"]}, "grade": "contains"}
+    return {name: value for name, value in {**good, **changes}.items() if value is not None}
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    write_jsonl(path, rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answer", "is_right"),
+    [
+        ("4.90", "It costs 4.90.", True),
+        ("4.90", "4.90€", True),
+        ("4.90", "It costs 24.90", False),
+        ("4.90", "It costs 4.901", False),
+        ("4", "It costs 4.5", False),
+        ("90", "It costs 4.90", False),
+        ("500", "It costs 1,500 in all", False),
+        ("4", "It costs 4, and that is all.", True),
+        ("9:00", "from 19:00", False),
+        ("9:00", "from 9:00 to 12:00", True),
+        ("10", "10-12", True),
+        ("K-4471", "under k-4471.", True),
+        ("K-4471", "under K-44712", False),
+        ("๔", "๒๔", False),
+    ],
+)
+def test_a_number_matches_as_a_whole_only(wanted: str, answer: str, is_right: bool) -> None:
+    assert judge("contains", {"contains": [wanted]}, says(answer)).score == is_right
+
+
+def test_case_white_space_and_composition_make_no_difference() -> None:
+    answer = says("ouvert  LE\nsamedi\u00a0matin: cafe\u0301")
+    assert judge("contains", {"contains": ["le samedi matin", "caf\u00e9"]}, answer).score == 1
+
+
+def test_an_answer_needs_every_string_and_no_distractor() -> None:
+    expected = {"contains": ["Monday", "9:00"], "distractors": ["Sunday"]}
+    assert judge("contains", expected, says("Monday from 9:00")).score == 1
+    half = judge("contains", expected, says("Monday"))
+    assert (half.score, half.reason) == (0, "lacks '9:00'")
+    both = judge("contains", expected, says("Monday and Sunday from 9:00"))
+    assert (both.score, both.reason) == (0, "has 'Sunday'")
+
+
+@pytest.mark.parametrize("grade", ["contains", "refusal", "exact", "no_call"])
+def test_a_call_is_no_answer_in_words(grade: str) -> None:
+    expected = {"contains": ["5"], "exact": "5", "no_call": True}
+    answer = Message("assistant", "5", (ToolCall("look_up", {}),))
+    grade_given = judge(grade, expected, answer)
+    assert grade_given.score == 0
+    assert "look_up" in grade_given.reason
+
+
+def test_a_refusal_that_names_a_distractor_fails() -> None:
+    expected = {"contains": ["does not say"], "distractors": ["4.90"]}
+    assert judge("refusal", expected, says("The handbook does not say that.")).score == 1
+    assert judge("refusal", expected, says("The handbook does not say that, but 4.90.")).score == 0
+    assert judge("refusal", expected, says("It costs 5.")).score == 0
+
+
+def test_an_exact_answer_is_equal_up_to_white_space() -> None:
+    assert judge("exact", {"exact": "S2\nS5"}, says(" S2 S5 ")).score == 1
+    assert judge("exact", {"exact": "S2\nS5"}, says("s2 S5")).score == 0
+
+
+def test_a_call_is_right_when_its_arguments_are_equal_as_json() -> None:
+    expected = {"name": "order", "arguments": {"size": "L", "count": 2, "extra": {"a": [1, None]}}}
+    grade = judge("tool_call", expected, calls("order", count=2.0, extra={"a": [1, None]}, size="L"))
+    assert (grade.score, grade.parts) == (1, {"name": 1, "arguments": 1})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"count": "2"}, "argument 'count' is \"2\", expected 2"),
+        ({"count": 3}, "argument 'count' is 3, expected 2"),
+        ({}, "lacks argument 'count'"),
+        ({"count": 2, "size": "L"}, "has the unexpected argument 'size'"),
+    ],
+)
+def test_a_call_with_a_wrong_argument_has_the_name_right_and_says_which(arguments: dict, reason: str) -> None:
+    grade = judge("tool_call", {"name": "order", "arguments": {"count": 2}}, calls("order", **arguments))
+    assert (grade.score, grade.parts, grade.reason) == (0, {"name": 1, "arguments": 0}, reason)
+
+
+@pytest.mark.parametrize(("wanted", "given"), [(1, True), (0, False), ([1], [True]), ("a", "A"), ([1, 2], [2, 1])])
+def test_values_that_json_tells_apart_are_not_equal(wanted: Any, given: Any) -> None:
+    assert judge("tool_call", {"name": "f", "arguments": {"x": wanted}}, calls("f", x=given)).score == 0
+
+
+@pytest.mark.parametrize("answer", [says("I look it up."), calls("order", "order", count=2), calls("cancel", count=2)])
+def test_no_call_two_calls_or_another_name_get_nothing(answer: Message) -> None:
+    grade = judge("tool_call", {"name": "order", "arguments": {"count": 2}}, answer)
+    assert (grade.score, grade.parts) == (0, {"name": 0, "arguments": 0})
+    assert "order" in grade.reason
+
+
+def test_words_are_right_where_no_call_is_expected() -> None:
+    assert judge("no_call", {"no_call": True}, says("Which size?")).score == 1
+    assert judge("no_call", {"no_call": True}, says("  ")).score == 0
+    assert judge("no_call", {"no_call": True}, says('{"name": "order", "parameters": {')).score == 0
+
+
+def test_the_answers_that_wrote_the_questions_get_full_grades() -> None:
+    seen: set[str] = set()
+    for index in range(12):
+        world = make_world(5, "held_out", index)
+        for number in range(8):
+            scene = draw_conversation(world, 5, number, tool_share=0.5, refusal_share=0.3)
+            answers = [message for message in scene.conversation.messages if message.role == "assistant"]
+            for question, answer in zip(questions(scene), answers, strict=True):
+                grade = GRADES[question.grade](question, answer)
+                assert grade.score == 1, f"{grade.reason}: {answer}"
+                seen.add(question.grade)
+    assert seen == {"contains", "refusal", "tool_call"}
+
+
+def test_a_written_task_is_read_back_equal(tmp_path: Path) -> None:
+    conversation = Conversation((Message("user", "Where is it?"),), environment="ipython", today="05 March 2025")
+    asked = Question("a", conversation, {"name": "f", "arguments": {"x": 1}}, "tool_call", "world 1")
+    alone = Question("b", ASK, {"contains": ["5"]}, "contains")
+    write(tmp_path / "questions-1.jsonl", asked.to_json())
+    write(tmp_path / "questions-2.jsonl", alone.to_json())
+    assert load_task(tmp_path) == Task(tmp_path.name, (asked, alone))
+    assert load_task(tmp_path / "questions-2.jsonl").questions == (alone,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"id": None}, "lacks 'id'"),
+        ({"group": 3}, "group is int"),
+        ({"answer": "5"}, "unknown field 'answer'"),
+        ({"grade": "contain"}, "grade = 'contain'"),
+        ({"conversation": {"messages": [{"role": "usr", "content": "x"}]}}, "role 'usr'"),
+        ({"conversation": {"messages": [{"role": "assistant", "content": "x"}]}}, "ends with a user or tool message"),
+        ({"conversation": {"messages": []}}, "ends with a user or tool message"),
+        ({"expected": {"contains": []}}, "expected.contains = []"),
+        ({"expected": {"contains": [" "]}}, "expected.contains = [' ']"),
+        ({"expected": {"contains": [5]}}, "expected.contains = [5]"),
+        ({"expected": {"contains": ["5"], "distractor": ["6"]}}, "unknown field 'distractor'"),
+        ({"expected": {"name": "f"}, "grade": "tool_call"}, "lacks 'arguments'"),
+        ({"expected": {"no_call": False}, "grade": "no_call"}, "no_call = false"),
+    ],
+)
+def test_a_question_that_cannot_be_judged_is_refused_by_file_and_row(
+    tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    path = write(tmp_path / "questions.jsonl", row(id="first"), row(**changes))
+    with pytest.raises(DataError) as caught:
+        load_task(path)
+    assert complaint in str(caught.value)
+    assert f"{path} row 2" in str(caught.value)
+
+
+def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the id 'a' again"):
+        load_task(write(tmp_path / "questions.jsonl", row(), row()))
+
+
+def test_a_folder_without_questions_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "conversations.jsonl").write_text(json.dumps({"messages": []}))
+    with pytest.raises(DataError, match="has no questions"):
+        load_task(tmp_path)
+    with pytest.raises(DataError, match="has no questions"):
+        load_task(write(tmp_path / "questions.jsonl"))
+
+
+def test_a_sample_takes_whole_groups_and_keeps_the_order() -> None:
+    names = [str(number % 10) for number in range(50)]
+    asked = tuple(Question(str(number), ASK, {}, group=name) for number, name in enumerate(names))
+    task = Task("t", asked)
+    sample = task.sample(12, seed=1)
+    groups = [question.group for question in sample.questions]
+    assert sorted(groups.count(name) for name in set(groups)) == [2, 5, 5]
+    assert list(sample.questions) == sorted(sample.questions, key=asked.index)
+    assert sample == task.sample(12, seed=1)
+    assert sample != task.sample(12, seed=2)
+    assert task.sample(50, seed=1) == task
+
+
+def test_a_sample_of_questions_without_groups_is_as_large_as_asked() -> None:
+    task = Task("t", tuple(Question(str(number), ASK, {}) for number in range(20)))
+    assert len(task.sample(Random(0).randrange(5, 15), seed=0).questions) == Random(0).randrange(5, 15)
