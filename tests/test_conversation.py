@@ -92,6 +92,7 @@ def with_call(**fields: Any) -> dict[str, Any]:
         (with_call(), r"messages\[0\]\.tool_calls\[0\]\.function is missing"),
         (with_call(type="custom", function={}), r"tool_calls\[0\]\.type is 'custom'"),
         (with_call(function={}), r"tool_calls\[0\]\.function\.name is missing"),
+        (with_call(function={"name": ""}), r"messages\[0\]: a tool call without a name"),
         (with_call(function={"name": "f", "arguments": "{"}), r"arguments is not JSON"),
         (with_call(function={"name": "f", "arguments": "[1]"}), r"arguments is list"),
     ],

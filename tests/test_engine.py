@@ -1,12 +1,13 @@
 """The engine: what it samples, that requests do not touch one another, and that it gives back what it took."""
 
+import itertools
 import random
 from functools import cache
 
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -135,7 +136,7 @@ def test_requests_that_join_and_leave_do_not_change_one_anothers_tokens():
     rng = random.Random(3)
     waiting = [(new_prompt(rng.randrange(1, 90), seed), SamplingParams(rng.randrange(1, 40))) for seed in range(30)]
     expected = [complete_alone(*request).ids for request in waiting]
-    engine = new_engine(max_batch=5, cache_tokens=1000)
+    engine = new_engine(max_batch=5, cache_tokens=512)
     got: dict[int, list[int]] = {}
     aborted = set()
     while len(got) < len(waiting) or engine.has_work:
@@ -235,14 +236,17 @@ def test_a_stop_string_is_found_across_token_borders():
     assert done.ids == free.ids[: len(done.ids)] and len(done.ids) < len(free.ids)
 
 
-class ByteTokenizer:
-    """One token a byte: characters and stop strings always lie across borders."""
+class PieceTokenizer:
+    """Its token i is the i-th of the given pieces of bytes."""
+
+    def __init__(self, pieces: list[bytes]):
+        self.pieces = pieces
 
     def is_special(self, token_id: int) -> bool:
         return False
 
     def decode_bytes(self, ids: list[int]) -> bytes:
-        return bytes(ids)
+        return b"".join(self.pieces[token_id] for token_id in ids)
 
 
 def cut_at_stop(text: str, stops: list[str]) -> str:
@@ -253,24 +257,27 @@ def cut_at_stop(text: str, stops: list[str]) -> str:
     return text
 
 
-@given(st.text("abä🙂", max_size=30), st.lists(st.text("abä🙂", min_size=1, max_size=4), max_size=3))
-def test_streamed_text_never_has_to_be_taken_back(text, stops):
-    expected = cut_at_stop(text, stops)
-    for tokenizer, ids in ((ByteTokenizer(), text.encode()), (tiny_tokenizer(), tiny_tokenizer().encode(text))):
-        stream = TextStream(tokenizer, stops)  # type: ignore[arg-type]
-        shown = ""
-        for token_id in ids:
+@given(
+    st.lists(st.sampled_from(["a", "b", "ab", "ba", "ä", "🙂a"]), max_size=12).map("".join),
+    st.lists(st.text("abä🙂", min_size=1, max_size=4), max_size=3),
+    st.lists(st.integers(1, 6), min_size=100, max_size=100),
+)
+@example("ab🙂a", ["ab🙂", "b"], [100])  # the stop string that starts first is not the one that is complete first
+def test_streamed_text_never_has_to_be_taken_back(text, stops, widths):
+    ends = [sum(widths[:count]) for count in range(len(widths) + 1)]
+    pieces = [text.encode()[start:end] for start, end in itertools.pairwise(ends)]
+    stream = TextStream(PieceTokenizer(pieces), stops)  # type: ignore[arg-type]
+    expected, shown = cut_at_stop(text, stops), ""
+    for token_id in range(len(pieces)):
+        if not stream.is_stopped:
             shown += stream.feed(token_id)
             assert expected.startswith(shown)
-            if stream.is_stopped:
-                break
-        assert shown + stream.finish() == expected
+    assert shown + stream.finish() == expected
 
 
 def test_half_a_character_at_the_end_becomes_a_replacement_character():
-    stream = TextStream(ByteTokenizer())  # type: ignore[arg-type]
-    shown = [stream.feed(byte) for byte in "a🙂".encode()[:-1]]
-    assert shown == ["a", "", "", ""]
+    stream = TextStream(PieceTokenizer([b"a", *[bytes([byte]) for byte in "🙂".encode()]]))  # type: ignore[arg-type]
+    assert [stream.feed(token_id) for token_id in range(4)] == ["a", "", "", ""]
     assert stream.finish() == "\ufffd"
 
 
@@ -350,6 +357,17 @@ def test_a_request_beyond_the_cache_is_refused_and_one_that_just_fits_is_served(
     with pytest.raises(RequestError):
         engine.submit([1] * 100, SamplingParams(max_tokens=29))
     assert len(complete_alone([1] * 100, SamplingParams(max_tokens=28), engine).ids) == 28
+
+
+def test_a_cache_that_turns_from_long_to_many_keeps_what_is_written():
+    engine = new_engine(max_batch=2, cache_tokens=256)
+    complete_alone(new_prompt(200), SamplingParams(max_tokens=2), engine)
+    params = SamplingParams(max_tokens=20)
+    first = engine.submit(PROMPTS[7], params)
+    chunks = [chunk for _ in range(3) for _, chunk in engine.step()]
+    engine.submit(PROMPTS[5], params)
+    chunks += dict(engine.step())[first], *drain(engine)[first]
+    assert collect(chunks, 100).ids == complete_alone(PROMPTS[7], params).ids
 
 
 def test_a_request_may_fill_the_whole_context():

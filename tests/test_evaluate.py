@@ -30,8 +30,11 @@ from puna.tasks import Question
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.tokenizer.train import train_tokenizer
 
-MAX_CONTEXT = 200
+MAX_CONTEXT = 1000
+LONG = "and so on " * 400
 CALL = ToolCall("look_up_order", {"order_id": "A-1"})
+PARAMETERS = {"type": "object", "properties": {"order_id": {"type": "string"}}}
+TOOL = {"type": "function", "function": {"name": CALL.name, "description": "", "parameters": PARAMETERS}}
 
 
 @cache
@@ -55,16 +58,17 @@ def write_model(path: Path, seed: int) -> Path:
     return path
 
 
-def asked(index: int, *, words: str = "", environment: str = "", **changes: Any) -> Question:
-    conversation = Conversation((Message("user", words or f"What of {index}?"),), environment=environment)
+def asked(index: int, *, words: str = "", tools: tuple = (), environment: str = "", **changes: Any) -> Question:
+    messages = (Message("user", words or f"What of {index}?"),)
+    conversation = Conversation(messages, tools=tools, environment=environment)
     settings = {"expected": {"contains": [str(index)]}, "grade": "contains", "group": f"world {index // 2}", **changes}
     return Question(f"q{index}", conversation, **settings)
 
 
 def questions() -> list[Question]:
-    call = {"name": CALL.name, "arguments": CALL.arguments}
-    calls = [asked(n, environment="ipython", expected=call, grade="tool_call") for n in (6, 7)]
-    return [*(asked(n) for n in range(6)), *calls]
+    """Six for answers in words, one for a call behind python_tag, one for a bare call of an announced tool."""
+    call = {"expected": {"name": CALL.name, "arguments": CALL.arguments}, "grade": "tool_call"}
+    return [*(asked(n) for n in range(6)), asked(6, environment="ipython", **call), asked(7, tools=(TOOL,), **call)]
 
 
 def write_task(path: Path, asked: Sequence[Question] = ()) -> Path:
@@ -159,10 +163,16 @@ def test_one_question_gives_a_wide_interval_and_none_gives_all_there_is() -> Non
     assert difference_interval([], [], []) == (0, -1, 1)
     one = score_interval([1.0], ["a"])
     assert one.low < 0.25 and one.high == 1
+    assert score_interval([0.0] * 100, [str(n % 5) for n in range(100)]).high == pytest.approx(0.4345, abs=1e-4)
     same_group = score_interval([1.0] * 50, ["a"] * 50)
     assert same_group.low < 0.25
     difference = difference_interval([1.0], [0.0], ["a"])
     assert difference.low < 0 and difference.high == 1
+
+
+def test_two_groups_that_disagree_tell_almost_nothing() -> None:
+    interval = score_interval([1.0] * 20 + [0.0] * 20, ["a"] * 20 + ["b"] * 20)
+    assert interval.low < 0.01 and interval.high > 0.99
 
 
 def test_equal_answers_leave_room_for_a_difference() -> None:
@@ -252,20 +262,23 @@ def test_random_models_leave_the_same_scores_and_conversations_each_time(tmp_pat
 
 
 def test_a_question_that_does_not_fit_fails_with_its_reason(tmp_path: Path) -> None:
-    long = asked(1, words="and so on " * 200)
-    call = asked(2, words="and so on " * 200, expected={"name": "f", "arguments": {}}, grade="tool_call")
+    chat = ChatFormat(tokenizer())
+    room = MAX_CONTEXT - len(chat.prompt(asked(0, words="1").conversation))
+    tight = [asked(n, words="1" * (room + n)) for n in (0, 1)]
+    assert len(chat.prompt(tight[1].conversation)) == MAX_CONTEXT
+    call = asked(2, words=LONG, expected={"name": "f", "arguments": {}}, grade="tool_call")
     run = new_run(tmp_path)
-    task = write_task(tmp_path / "task", [asked(0), long, call])
+    task = write_task(tmp_path / "task", [*tight, call])
     evaluate.run(Config(checkpoints={"a": write_model(tmp_path / "a", 0)}, tasks=[task], max_tokens=MAX_CONTEXT), run)
     rows = list(read_rows(run.output / "conversations-a.jsonl"))
-    assert [(row["score"], row["num_tokens"] > 0) for row in rows] == [(0, True), (0, False), (0, False)]
+    assert [(row["score"], row["num_tokens"]) for row in rows] == [(0, 1), (0, 0), (0, 0)]
     assert "leaves no room" in rows[1]["reason"]
     assert rows[2]["parts"] == {"name": 0, "arguments": 0}
 
 
 def test_a_task_of_which_nothing_fits_is_scored_zero(tmp_path: Path) -> None:
     run = new_run(tmp_path)
-    task = write_task(tmp_path / "task", [asked(1, words="and so on " * 200)])
+    task = write_task(tmp_path / "task", [asked(1, words=LONG)])
     evaluate.run(Config(checkpoints={"a": write_model(tmp_path / "a", 0)}, tasks=[task]), run)
     assert scores(run)["checkpoints"]["a"]["overall"]["score"] == 0
 

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -201,19 +200,23 @@ def test_a_folder_without_questions_is_refused(tmp_path: Path) -> None:
         load_task(write(tmp_path / "questions.jsonl"))
 
 
-def test_a_sample_takes_whole_groups_and_keeps_the_order() -> None:
-    names = [str(number % 10) for number in range(50)]
-    asked = tuple(Question(str(number), ASK, {}, group=name) for number, name in enumerate(names))
-    task = Task("t", asked)
-    sample = task.sample(12, seed=1)
+def test_a_sample_takes_from_each_group_in_proportion_and_keeps_the_order() -> None:
+    sizes = {"a": 30, "b": 10, "c": 10}
+    asked = [Question(f"{name}{n}", ASK, {}, group=name) for name, size in sizes.items() for n in range(size)]
+    task = Task("t", tuple(asked))
+    sample = task.sample(15, seed=1)
     groups = [question.group for question in sample.questions]
-    assert sorted(groups.count(name) for name in set(groups)) == [2, 5, 5]
+    assert {name: groups.count(name) for name in sizes} == {"a": 9, "b": 3, "c": 3}
     assert list(sample.questions) == sorted(sample.questions, key=asked.index)
-    assert sample == task.sample(12, seed=1)
-    assert sample != task.sample(12, seed=2)
+    assert sample == task.sample(15, seed=1)
+    assert sample != task.sample(15, seed=2)
     assert task.sample(50, seed=1) == task
 
 
-def test_a_sample_of_questions_without_groups_is_as_large_as_asked() -> None:
-    task = Task("t", tuple(Question(str(number), ASK, {}) for number in range(20)))
-    assert len(task.sample(Random(0).randrange(5, 15), seed=0).questions) == Random(0).randrange(5, 15)
+def test_each_question_has_the_same_chance_to_be_drawn() -> None:
+    sizes = {"a": 7, "b": 2, "": 1}
+    asked = [Question(f"{name}{n}", ASK, {}, group=name) for name, size in sizes.items() for n in range(size)]
+    task = Task("t", tuple(asked))
+    drawn = [question.id for seed in range(600) for question in task.sample(3, seed).questions]
+    shares = {question.id: drawn.count(question.id) / 600 for question in asked}
+    assert shares == pytest.approx(dict.fromkeys(shares, 0.3), abs=0.06)

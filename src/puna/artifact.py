@@ -20,6 +20,7 @@ from puna.errors import ArtifactError, ReceiptError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+RECORD_PREFIX = "run_"
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,12 @@ class Manifest:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over the files' names and hashes: equal for equal contents, whoever made them."""
-        return _hash_json({name: entry["sha256"] for name, entry in self.files.items()})
+        """SHA-256 over the files' names and hashes: equal for equal contents, whoever made them, when and where.
+
+        The records of the run (run_metrics.jsonl with its rates, run_config.json with its paths) do not count.
+        """
+        content = {name: entry for name, entry in self.files.items() if not name.startswith(RECORD_PREFIX)}
+        return _hash_json({name: entry["sha256"] for name, entry in content.items()})
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ class Receipt:
 
 def read_receipts(directory: Path) -> list[Receipt]:
     """List the receipts of an artifact, by claim."""
-    return [Receipt(**json.loads(path.read_text())) for path in sorted(directory.glob("receipts/*.json"))]
+    paths = sorted(directory.glob("receipts/*.json"))
+    return [Receipt(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
 
 
 def require_receipts(directory: Path) -> None:
@@ -86,10 +92,20 @@ def is_artifact(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
+def find_artifact(path: Path) -> Path | None:
+    """Return the artifact that stands at `path`, or that the file at `path` is part of."""
+    if is_artifact(path):
+        return path
+    try:
+        return path.parent if path.name in read_manifest(path.parent).files else None
+    except ArtifactError:
+        return None
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read the manifest of the artifact at `path`; ArtifactError if it has none or another format."""
     try:
-        data = json.loads((path / MANIFEST).read_text())
+        data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(
             f"{path} is not a finished artifact",
@@ -101,15 +117,28 @@ def read_manifest(path: Path) -> Manifest:
     try:
         manifest = Manifest(**data)
     except TypeError as error:
-        raise ArtifactError(f"{path / MANIFEST}: {error}", expected=f"a manifest of format {FORMAT_VERSION}") from None
+        raise ArtifactError(
+            f"{path / MANIFEST}: {error}",
+            expected=f"a manifest of format {FORMAT_VERSION}",
+            hint="If the folder is none of Puna's artifacts, give that file another name",
+        ) from None
     if manifest.format != FORMAT_VERSION:
         raise ArtifactError(f"{path / MANIFEST} has format {manifest.format}", expected=f"format {FORMAT_VERSION}")
     return manifest
 
 
+def is_whole(path: Path, manifest: Manifest) -> bool:
+    """Tell whether every file of the manifest is there in its size: cheap, without hashing."""
+    files = ((path / name, entry["size"]) for name, entry in manifest.files.items())
+    return all(file.is_file() and file.stat().st_size == size for file, size in files)
+
+
 def verify(path: Path) -> Manifest:
-    """Hash every file of the artifact again; ArtifactError names the first that is missing or differs."""
+    """Hash every file of the artifact again; ArtifactError names the first that is missing, differs or is strange."""
     manifest = read_manifest(path)
+    for name in _visible_files(path):
+        if name not in manifest.files:
+            raise ArtifactError(f"{path / name} is not part of the artifact", hint="Take it out of the folder")
     for name, entry in manifest.files.items():
         file = path / name
         if not file.is_file():
@@ -120,13 +149,16 @@ def verify(path: Path) -> Manifest:
 
 
 def content_hash(path: Path) -> str:
-    """Hash what stands at `path`: an artifact by its manifest, a raw file or folder by names and contents."""
+    """Hash what stands at `path`: an artifact by its manifest, a raw file or folder by names and contents.
+
+    Hidden files of a raw folder (.git, .DS_Store) do not count.
+    """
     if is_artifact(path):
         return read_manifest(path).content_hash
     if path.is_file():
         return hash_file(path)
     if path.is_dir():
-        return _hash_json({name: hash_file(path / name) for name in _files(path)})
+        return _hash_json({name: hash_file(path / name) for name in _visible_files(path)})
     raise ArtifactError(f"{path} does not exist", expected="a file, a folder or an artifact")
 
 
@@ -169,7 +201,7 @@ def replace_directory(new: Path, path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `path` as a whole or not at all: temporary name, fsync, rename."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     fsync(temporary)
     temporary.replace(path)
 
@@ -191,7 +223,11 @@ def fsync(path: Path) -> None:
 
 def _files(directory: Path) -> list[str]:
     found = (path for path in directory.rglob("*") if path.is_file())
-    return sorted(path.relative_to(directory).as_posix() for path in found if path.name != MANIFEST)
+    return sorted(path.relative_to(directory).as_posix() for path in found if path != directory / MANIFEST)
+
+
+def _visible_files(directory: Path) -> list[str]:
+    return [name for name in _files(directory) if not any(part.startswith(".") for part in name.split("/"))]
 
 
 def _entry(path: Path) -> dict[str, Any]:

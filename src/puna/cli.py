@@ -5,12 +5,12 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from puna import __version__
 from puna.errors import ConfigError, PunaError
@@ -23,18 +23,23 @@ FACES = (
 
 
 def main() -> None:
-    """Run the command line; a PunaError becomes one message and exit status 1."""
+    """Run the command line; a user's mistake, and what the system refuses, become one message and exit status 1."""
     for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
     arguments = sys.argv[1:]
     try:
-        build_app(arguments)(arguments)
+        build_app(arguments)(arguments, print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        sys.exit(f"puna: {_usage_error(error, arguments[0])}")
     except PunaError as error:
         sys.exit(f"puna: {error}")
     except KeyboardInterrupt:
         sys.exit("puna: interrupted; the same command goes on where this one stopped")
     except BrokenPipeError:
-        sys.exit(0)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads what Python flushes at its exit
+        sys.exit(1)
+    except OSError as error:
+        sys.exit(f"puna: {error}")
 
 
 def build_app(arguments: list[str]) -> App:
@@ -45,6 +50,9 @@ def build_app(arguments: list[str]) -> App:
         app.command(target, name=verb, help=summary)
     app.command(lineage)
     verb = arguments[0] if arguments else ""
+    verbs = ["raise", "lineage", *(face[0] for face in FACES), *(stage.verb for stage in STAGES)]
+    if verb and not verb.startswith("-") and verb not in verbs:
+        raise ConfigError(f"unknown verb '{verb}'", expected=", ".join(verbs), hint=_suggestion(verb, verbs))
     for stage in STAGES:
         if stage.verb == verb:
             app.command(_stage_command(stage), name=verb, help=f"{stage.summary}: {stage.reads} -> {stage.writes}.")
@@ -57,10 +65,9 @@ def build_app(arguments: list[str]) -> App:
 def raise_(
     recipe: Path,
     /,
-    *,
+    *settings: Annotated[str, Parameter(allow_leading_hyphen=True)],
     out: Path | None = None,
     ignore_receipts: Annotated[bool, Parameter(negative="")] = False,
-    **settings: str,
 ) -> None:
     """Run a recipe's whole path, reusing what is there and resuming what was interrupted.
 
@@ -81,7 +88,7 @@ def raise_(
 
     from puna.raising import override, raise_recipe, read_recipe
 
-    plan = override(read_recipe(recipe), {name: _toml_value(value) for name, value in settings.items()})
+    plan = override(read_recipe(recipe), dict(_pairs(settings)))
     raise_recipe(replace(plan, out=out) if out else plan, Console(), ignore_receipts=ignore_receipts)
 
 
@@ -141,10 +148,13 @@ def _file_values(stage: Stage, arguments: list[str]) -> cyclopts.config.Dict:
     """Read the table that --config and --table name, as the values that flags win over."""
     from puna.raising import read_recipe, resolve
 
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--table", default=stage.verb)
-    known, _ = parser.parse_known_args(arguments)
+    try:
+        known, _ = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error)) from None
     if known.config is None:
         return cyclopts.config.Dict({})
     recipe = read_recipe(known.config)
@@ -153,17 +163,50 @@ def _file_values(stage: Stage, arguments: list[str]) -> cyclopts.config.Dict:
         raise ConfigError(
             f"{known.config} has no table [{known.table}]", expected=", ".join(steps) or f"[{stage.verb}]"
         )
-    values = resolve(steps[known.table].table, recipe)
+    values = resolve(steps[known.table], recipe)
     return cyclopts.config.Dict({stage.verb: values}, source=f"{known.config} [{known.table}]")
+
+
+def _usage_error(error: CycloptsError, verb: str) -> str:
+    """Say what is wrong with the flags of a verb, in the words that a recipe's table would get."""
+    from pydantic import ValidationError
+
+    from puna.config import explain
+    from puna.raising import config_class
+
+    for stage in STAGES:
+        if stage.verb == verb and isinstance(error.__cause__, ValidationError):
+            return str(explain(error.__cause__, config_class(stage), where=verb))
+    return f"{str(error).rstrip('.')}. See puna {verb} --help"
 
 
 def _not_imported() -> None:
     raise AssertionError("the verb that runs is always imported")
 
 
+def _suggestion(verb: str, verbs: list[str]) -> str:
+    from puna.config import suggestion
+
+    return suggestion(verb, verbs)
+
+
+def _pairs(tokens: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Read --STEP.KEY VALUE and --STEP.KEY=VALUE: the keys are the recipe's, unknown to the parser."""
+    rest = iter(tokens)
+    for token in rest:
+        flag, equals, text = token.partition("=")
+        if not flag.startswith("--") or "." not in flag:
+            raise ConfigError(f"'{token}' after the recipe", expected="--STEP.KEY VALUE")
+        value = text if equals else next(rest, "--")
+        if not equals and value.startswith("--"):
+            raise ConfigError(f"{flag} without a value", expected=f"{flag} VALUE")
+        yield flag.removeprefix("--"), _toml_value(value)
+
+
 def _toml_value(text: str) -> Any:
-    """Read a flag as TOML would (numbers, booleans, lists), and as a string where that fails."""
+    """Read a flag as TOML would (numbers, booleans, lists), and as a string where that fails or gives a date."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return value if isinstance(value, str | int | float | list | dict) else text

@@ -5,9 +5,11 @@ stage writes is not configuration; the run decides that.
 """
 
 import difflib
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -33,22 +35,31 @@ def parse_config(config_class: type[Config], table: dict[str, Any], *, where: st
     Raises ConfigError that names the key, what it was given and, for an unknown key, the nearest known one.
     """
     try:
-        return config_class.model_validate(table)
+        # NOTE: as JSON, because strict validation takes a string for a Path only there.
+        return config_class.model_validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = _known_keys(config_class, first["loc"][:-1])
-            raise ConfigError(
-                f"[{where}] has the unknown key '{key}'",
-                expected=f"one of {', '.join(sorted(known))}",
-                hint=suggestion(str(first["loc"][-1]), known),
-            ) from None
-        if first["type"] == "missing":
-            raise ConfigError(
-                f"[{where}] lacks '{key}'", hint=f"Add {key} = ... to the table or give --{key}"
-            ) from None
-        raise ConfigError(f"[{where}] {key} = {first['input']!r}", expected=_expectation(first["msg"])) from None
+        raise explain(error, config_class, where=where) from None
+
+
+def explain(error: ValidationError, config_class: type[BaseModel], *, where: str) -> ConfigError:
+    """Say in one ConfigError what is wrong with a table: an unknown key before all else."""
+    errors = error.errors()
+    unknown = [each for each in errors if each["type"] == "extra_forbidden"]
+    first = (unknown or errors)[0]
+    # Where a value may be of several types each tells what it missed; the one that got furthest is the one meant.
+    first = max((each for each in unknown or errors if each["loc"][:1] == first["loc"][:1]), key=lambda e: len(e["loc"]))
+    key, model = _place(config_class, first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = sorted(model.model_fields)
+        return ConfigError(
+            f"[{where}] has the unknown key '{key}'",
+            expected=f"one of {', '.join(known)}",
+            hint=suggestion(str(first["loc"][-1]), known),
+        )
+    if first["type"] == "missing":
+        return ConfigError(f"[{where}] lacks '{key}'", hint=f"Add {key} = ... to the table or give --{key}")
+    given = f"[{where}] {key} = {first['input']!r}" if key else f"[{where}] with {', '.join(first['input'])}"
+    return ConfigError(given, expected=_expectation(first["type"], first["msg"]))
 
 
 def suggestion(word: str, known: list[str]) -> str:
@@ -64,16 +75,26 @@ def is_named_step(config_class: type[StageConfig], table: dict[str, Any]) -> boo
     )
 
 
-def _known_keys(config_class: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
+def _place(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str, type[BaseModel]]:
+    """Spell a place in a table as its keys, without the tags of a union's types; return the model it lies in too."""
+    keys: list[str] = []
+    is_tag = False
     for part in location:
-        field = config_class.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            config_class = annotation
-    return list(config_class.model_fields)
+        if is_tag:
+            is_tag = False
+            continue
+        keys.append(str(part))
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            types = [each for each in get_args(field.annotation) or (field.annotation,) if each is not NoneType]
+            is_tag = len(types) > 1 and get_origin(field.annotation) in (Union, UnionType)
+            model = next((each for each in types if isinstance(each, type) and issubclass(each, BaseModel)), model)
+    return ".".join(keys), model
 
 
-def _expectation(message: str) -> str:
+def _expectation(kind: str, message: str) -> str:
+    if kind in ("model_type", "dict_type"):
+        return "a table"
     return message.removeprefix("Value error, ").removeprefix("Input should be ")
 
 

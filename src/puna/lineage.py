@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.tree import Tree
 
 from puna import artifact
@@ -12,18 +13,23 @@ from puna.errors import ArtifactError
 def trace(path: Path) -> dict[str, object]:
     """Nest an artifact's origins: {path, kind, stage, key, hash, licences, state, inputs: {role: ...}}.
 
-    `state` is "held" (content as recorded), "changed" or "missing", seen from the artifact that read it.
+    `state` is "held" (content as recorded), "changed" or "missing", seen from the artifact that read it; every file is
+    hashed again for it.
     """
+    return _trace(path, artifact.read_manifest(path).content_hash)
+
+
+def _trace(path: Path, recorded: str) -> dict[str, object]:
     manifest = artifact.read_manifest(path)
     return {
         "path": str(path),
         "kind": manifest.kind,
         "stage": manifest.stage,
         "key": manifest.key,
-        "hash": manifest.content_hash,
+        "hash": recorded,
         "licences": manifest.licences,
         "created": manifest.created,
-        "state": "held",
+        "state": _state(path, recorded),
         "receipts": [{"claim": r.claim, "value": r.value, "held": r.held} for r in artifact.read_receipts(path)],
         "inputs": {role: _origin(path, entry) for role, entry in manifest.inputs.items()},
     }
@@ -32,33 +38,38 @@ def trace(path: Path) -> dict[str, object]:
 def print_lineage(path: Path, console: Console) -> None:
     """Print the origins of `path` as a tree, the artifact first, raw files as leaves."""
     node = trace(path)
-    console.print(_grow(Tree(_label("", node)), node))
+    console.print(_grow(Tree(_label("", node)), node), soft_wrap=True)
 
 
 def _origin(artifact_path: Path, entry: dict[str, str]) -> dict[str, object]:
     source = (artifact_path / entry["path"]).resolve()
     shown = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source
+    node = {"path": str(shown), "kind": entry["kind"], "hash": entry["hash"], "state": _state(source, entry["hash"])}
+    parent = artifact.find_artifact(shown)
     try:
-        found = artifact.content_hash(source)
+        if parent == shown:
+            return _trace(shown, entry["hash"])
+        return {**node, "inputs": {"part of": trace(parent)} if parent else {}}
+    except ArtifactError:  # its manifest cannot be read: what it was made from is lost
+        return {**node, "inputs": {}}
+
+
+def _state(source: Path, recorded: str) -> str:
+    if not source.exists():
+        return "missing"
+    try:
+        if artifact.is_artifact(source):
+            artifact.verify(source)
+        return "held" if artifact.content_hash(source) == recorded else "changed"
     except ArtifactError:
-        return {
-            "path": str(shown),
-            "kind": entry["kind"],
-            "hash": entry["hash"],
-            "state": "missing",
-            "inputs": {},
-        }
-    state = "held" if found == entry["hash"] else "changed"
-    if artifact.is_artifact(source):
-        return {**trace(shown), "hash": entry["hash"], "state": state}
-    return {"path": str(shown), "kind": "raw", "hash": entry["hash"], "state": state, "inputs": {}}
+        return "changed"
 
 
 def _label(role: str, node: dict[str, object]) -> str:
     mark = {"held": "", "changed": " [red]changed since[/red]", "missing": " [red]missing[/red]"}[str(node["state"])]
     made = f" by {node['stage']}" if "stage" in node else ""
     name = f"{role}: " if role else ""
-    return f"{name}[bold]{node['path']}[/bold] ({node['kind']}{made}, {str(node['hash'])[:12]}){mark}"
+    return f"{name}[bold]{escape(str(node['path']))}[/bold] ({node['kind']}{made}, {str(node['hash'])[:12]}){mark}"
 
 
 def _grow(tree: Tree, node: dict[str, object]) -> Tree:

@@ -49,10 +49,13 @@ class Recipe:
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe; ConfigError for what is not TOML or not a stage. Relative paths start at the current directory."""
     try:
-        tables = tomllib.loads(path.read_text())
+        text = path.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"recipe {path} cannot be read ({error})", expected="a TOML file") from None
-    out = Path(tables.pop("out", f"build/{path.stem}"))
+    out = tables.pop("out", f"build/{path.stem}")
+    if not isinstance(out, str):
+        raise ConfigError(f"{path} has out = {out!r}", expected="a directory, as a string")
     verbs = {stage.verb: stage for stage in STAGES}
     steps: list[Step] = []
     for verb, table in tables.items():
@@ -66,7 +69,7 @@ def read_recipe(path: Path) -> Recipe:
             steps += [Step(f"{verb}.{name}", verbs[verb], settings) for name, settings in table.items()]
         else:
             steps.append(Step(verb, verbs[verb], table))
-    return Recipe(path, out, tuple(_in_file_order(path.read_text(), steps)))
+    return Recipe(path, Path(out), tuple(_in_file_order(text, steps)))
 
 
 def override(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
@@ -84,7 +87,9 @@ def override(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
         *parents, last = key.removeprefix(step.name + ".").split(".")
         table = step.table
         for parent in parents:
-            table = table.setdefault(parent, {})
+            if not isinstance(table.setdefault(parent, {}), dict):
+                raise ConfigError(f"--{key} = {value!r}, but {recipe.path} has {parent} = {table[parent]!r}")
+            table = table[parent]
         table[last] = value
     return replace(recipe, steps=tuple(steps))
 
@@ -94,30 +99,36 @@ def config_class(stage: Stage) -> type[StageConfig]:
     return import_module(stage.module).Config
 
 
-def resolve(table: Any, recipe: Recipe) -> Any:
-    """Replace "@step" by the path of that step's artifact, in any depth of a table."""
-    if isinstance(table, dict):
-        return {key: resolve(value, recipe) for key, value in table.items()}
-    if isinstance(table, list):
-        return [resolve(value, recipe) for value in table]
-    if isinstance(table, str) and table.startswith("@"):
-        names = [step.name for step in recipe.steps]
-        name, _, inside = table[1:].partition("/")
-        if name not in names:
+def resolve(step: Step, recipe: Recipe) -> dict[str, Any]:
+    """Return a step's table with "@name" replaced by the path of that artifact, in any depth.
+
+    Raises ConfigError unless the step named stands above: below it would be read before it is made.
+    """
+    names = [each.name for each in recipe.steps]
+    above = names[: names.index(step.name)]
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: replaced(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [replaced(item) for item in value]
+        if not (isinstance(value, str) and value.startswith("@")):
+            return value
+        name, _, inside = value[1:].partition("/")
+        if name not in above:
             raise ConfigError(
-                f"'{table}' refers to no step of {recipe.path}",
-                expected=", ".join(names),
-                hint=suggestion(name, names),
+                f"'{value}' in [{step.name}] refers to no step above it in {recipe.path}",
+                expected=", ".join(f"@{each}" for each in above) or "a path, since it is the first step",
+                hint=suggestion(name, above),
             )
         return str(recipe.out / name / inside)
-    return table
+
+    return {key: replaced(value) for key, value in step.table.items()}
 
 
 def raise_recipe(recipe: Recipe, console: Console, *, ignore_receipts: bool = False) -> None:
     """Run every step that is not already there, in order, and end with a table of what stands where."""
-    configs = [
-        parse_config(config_class(step.stage), resolve(step.table, recipe), where=step.name) for step in recipe.steps
-    ]
+    configs = [parse_config(config_class(step.stage), resolve(step, recipe), where=step.name) for step in recipe.steps]
     table = Table("step", "time", "artifact", title=f"{recipe.path.name}")
     start = time.monotonic()
     for step, config in zip(recipe.steps, configs, strict=True):
@@ -155,32 +166,61 @@ def stage_key(stage: Stage, config: StageConfig, hashes: dict[str, str]) -> str:
 def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, ignore_receipts: bool = False) -> bool:
     """Make the artifact at `path`, unless it is there already with the same key; return whether work was done.
 
-    The inputs' manifests are read first: a receipt that did not hold stops here unless `ignore_receipts`.
+    The inputs are checked first: a file that was altered, or a receipt that did not hold unless `ignore_receipts`,
+    stops here.
     """
     inputs = config.inputs()
+    _require_apart(path, inputs)
     hashes = {role: artifact.content_hash(source) for role, source in inputs.items()}
     key = stage_key(stage, config, hashes)
-    if artifact.is_artifact(path) and artifact.read_manifest(path).key == key:
+    if _is_there(stage, path, key):
         return False
-    if path.exists() and not artifact.is_artifact(path):
+    for parent in filter(None, map(artifact.find_artifact, inputs.values())):
+        artifact.verify(parent)
+        if not ignore_receipts:
+            artifact.require_receipts(parent)
+    directory = path.parent / ".runs" / path.name
+    directory.mkdir(parents=True, exist_ok=True)
+    with _only_run(directory):
+        with artifact.writing(path) as output:
+            _prepare(directory, key, config)
+            run = Run(stage.verb, key, output, directory, console)
+            import_module(stage.module).run(config, run)
+            for record in ("metrics.jsonl", "config.json"):
+                if (directory / record).exists():
+                    shutil.copy(directory / record, output / (artifact.RECORD_PREFIX + record))
+            artifact.commit(output, path, _manifest(stage, key, config, path, hashes))
+        _drop_scratch(directory)
+    return True
+
+
+def _require_apart(path: Path, inputs: dict[str, Path]) -> None:
+    """Refuse an output that would replace one of its inputs, or become part of one."""
+    output = path.resolve()
+    for role, source in inputs.items():
+        given = source.resolve()
+        if output == given or output in given.parents or given in output.parents:
+            raise ConfigError(
+                f"{role} = {source} and the output {path} lie in one another", hint="Choose another output"
+            )
+
+
+def _is_there(stage: Stage, path: Path, key: str) -> bool:
+    """Tell whether `path` holds what this key gives; ArtifactError if it holds what is not this stage's to replace."""
+    if not path.exists():
+        return False
+    if not artifact.is_artifact(path):
         raise ArtifactError(
             f"{path} exists and is not an artifact", hint="Choose another output, or remove it yourself"
         )
-    if not ignore_receipts:
-        for source in inputs.values():
-            artifact.require_receipts(source)
-    directory = path.parent / ".runs" / path.name
-    directory.mkdir(parents=True, exist_ok=True)
-    with _only_run(directory), artifact.writing(path) as output:
-        _prepare(directory, key, config)
-        run = Run(stage.verb, key, output, directory, console)
-        import_module(stage.module).run(config, run)
-        for record in ("metrics.jsonl", "config.json"):
-            if (directory / record).exists():
-                shutil.copy(directory / record, output / ("run_" + record))
-        artifact.commit(output, path, _manifest(stage, key, config, path, hashes))
-    _drop_scratch(directory)
-    return True
+    manifest = artifact.read_manifest(path)
+    if manifest.stage != stage.verb:
+        raise ArtifactError(
+            f"{path} was made by '{manifest.stage}'",
+            expected=f"an output of '{stage.verb}', or nothing",
+            hint="Choose another output, or remove it yourself",
+        )
+    return manifest.key == key and artifact.is_whole(path, manifest)
 
 
 def _manifest(stage: Stage, key: str, config: StageConfig, path: Path, hashes: dict[str, str]) -> artifact.Manifest:
@@ -189,10 +229,11 @@ def _manifest(stage: Stage, key: str, config: StageConfig, path: Path, hashes: d
     licences = {licence} if licence else set()
     for role, source in config.inputs().items():
         kind = "raw"
-        if artifact.is_artifact(source):
-            parent = artifact.read_manifest(source)
-            kind = parent.kind
-            licences.update(parent.licences)
+        parent = artifact.find_artifact(source)
+        if parent is not None:
+            manifest = artifact.read_manifest(parent)
+            kind = manifest.kind
+            licences.update(manifest.licences)
         inputs[role] = {"path": os.path.relpath(source, path), "kind": kind, "hash": hashes[role]}
     return artifact.Manifest(
         kind=stage.writes,

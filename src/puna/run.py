@@ -4,6 +4,7 @@ Keeps metrics.jsonl, a log and progress. How an execution becomes an artifact is
 """
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,18 +34,19 @@ class Run:
     def log(self, text: str) -> None:
         """Print a line and append it to the log."""
         self.console.print(text, markup=False, highlight=False)
-        with (self.directory / "log.txt").open("a") as file:
+        with (self.directory / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
 
     def metrics(self, step: int, **values: float) -> None:
-        """Append one row to metrics.jsonl."""
-        with (self.directory / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        """Append one row to metrics.jsonl; what is not finite becomes null, since JSON has no NaN."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read the whole rows of metrics.jsonl; a row cut short by a crash is left out."""
         path = self.directory / "metrics.jsonl"
-        rows = path.read_text().splitlines() if path.exists() else []
+        rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [json.loads(row) for row in rows if row.endswith("}")]
 
     def rewind_metrics(self, step: int) -> None:

@@ -24,6 +24,10 @@ class ToolCall:
     arguments: dict[str, Any]
     id: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ChatError("a tool call without a name", expected="the name of a tool")
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

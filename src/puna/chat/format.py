@@ -32,7 +32,7 @@ class Encoded(NamedTuple):
 
 
 class Body(NamedTuple):
-    """An assistant message as written: text, then what follows python_tag (None: no tag), then its end."""
+    """A message as written: text, then what follows python_tag (None: no tag), then its end."""
 
     content: str
     marked: str | None
@@ -98,7 +98,7 @@ class ChatFormat:
         start = 1 if conversation.messages and conversation.messages[0].role == "system" else 0
         for message in conversation.messages[start:]:
             header = "ipython" if message.role == "tool" else message.role
-            body = assistant_body(message, names, conversation.environment)
+            body = message_body(message, names, conversation.environment)
             self._append(out, header, body, learn=message.role == "assistant")
         return out
 
@@ -126,7 +126,7 @@ def opening(conversation: Conversation) -> list[tuple[str, str]]:
     return messages
 
 
-def assistant_body(message: Message, tool_names: set[str], environment: str) -> Body:
+def message_body(message: Message, tool_names: set[str], environment: str) -> Body:
     """Return a message as it is written; only an assistant's can hold calls.
 
     Calls stand bare where that cannot be misread: nothing else in the message, and all tools announced.

@@ -19,7 +19,7 @@ from puna.checkpoint.layout import INDEX_NAME, SINGLE_NAME, StoredTensor
 from puna.errors import CheckpointError
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.model.quantized import swap_linears
+from puna.model.quantized import Int8Linear, swap_linears
 
 FLOATS = ("F32", "F16", "BF16")
 
@@ -29,7 +29,7 @@ def build_empty(config: LlamaConfig, *, is_quantized: bool) -> Llama:
     with torch.device("meta"):
         model = Llama(config)
         if is_quantized:
-            swap_linears(model)
+            swap_linears(model, lambda _, linear: Int8Linear.empty_like(linear))
     return model
 
 

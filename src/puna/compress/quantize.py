@@ -133,7 +133,7 @@ def _write_receipts(config: Config, run: Run, comparison: Comparison, num_tokens
         ),
     )  # fmt: skip
     run.log(f"{before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB; compared on {num_tokens:,} tokens of held-out text")
-    run.log(f"KL divergence a token: mean {kl['mean']:.5f}, 99th percentile {kl['p99']:.5f}, most {kl['max']:.5f}")
+    run.log(f"KL divergence a token: mean {kl['mean']:.2g}, 99th percentile {kl['p99']:.2g}, most {kl['max']:.2g}")
     run.log(f"same first choice: {agreement:.2%} of the tokens")
     for receipt in receipts:
         receipt.save(run.output)

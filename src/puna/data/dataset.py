@@ -10,7 +10,7 @@ import numpy as np
 from puna.chat.conversation import Conversation
 from puna.data.document import Document
 from puna.data.shards import find_shards, open_shard
-from puna.errors import DataError
+from puna.errors import ChatError, DataError
 
 KINDS = {"documents": Document.from_json, "conversations": Conversation.from_json}
 
@@ -19,25 +19,39 @@ class Dataset:
     """An ordered view over the shards of `sources`: directories, or files named documents* or conversations*."""
 
     def __init__(self, sources: Sequence[Path], kinds: Sequence[str] = tuple(KINDS)):
-        self.parts = [
-            (kind, path, open_shard(path)) for source in sources for kind in kinds for path in find_shards(source, kind)
-        ]
+        self.parts: list[tuple[str, Path, Sequence[dict]]] = []
+        for source in sources:
+            found = [(kind, path, open_shard(path)) for kind in kinds for path in find_shards(source, kind)]
+            if not any(len(rows) for _, _, rows in found):
+                names = " or ".join(f"{kind}*.jsonl / *.parquet" for kind in kinds)
+                raise DataError(f"no rows in {source}", expected=names)
+            self.parts += found
+        if not self.parts:
+            raise DataError("an empty list of datasets", expected="at least one")
         self.ends = list(accumulate(len(rows) for _, _, rows in self.parts))
-        if not len(self):
-            names = " or ".join(f"{kind}*.jsonl / *.parquet" for kind in kinds)
-            raise DataError(f"no rows in {', '.join(map(str, sources))}", expected=names)
 
     def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
+        return self.ends[-1]
 
     def __getitem__(self, index: int) -> Document | Conversation:
         """Read the row at `index`, which must lie in 0..len-1; DataError and ChatError name its file and line."""
-        part = bisect.bisect_right(self.ends, index)
-        kind, path, rows = self.parts[part]
-        line = index - (self.ends[part - 1] if part else 0)
+        part, line = self._find(index)
+        kind, _, rows = self.parts[part]
         if kind == "documents":
-            return Document.from_json(rows[line], where=f"{path} row {line + 1}")
-        return Conversation.from_json(rows[line])
+            return Document.from_json(rows[line], where=self.place(index))
+        try:
+            return Conversation.from_json(rows[line])
+        except ChatError as error:
+            raise ChatError(f"{self.place(index)}: {error.given}", expected=error.expected, hint=error.hint) from None
+
+    def place(self, index: int) -> str:
+        """Say where a row stands, for errors: "FILE row N"."""
+        part, line = self._find(index)
+        return f"{self.parts[part][1]} row {line + 1}"
+
+    def _find(self, index: int) -> tuple[int, int]:
+        part = bisect.bisect_right(self.ends, index)
+        return part, index - (self.ends[part - 1] if part else 0)
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """Permute the indices: a pure function of (seed, epoch, length)."""

@@ -1,27 +1,31 @@
 """A conversation -> the same conversation with other identifiers, so that a model must copy them, not remember them.
 
-An identifier is a run of at least four digits in a tool call or a tool result ("latte-3490", "28740"). Each is replaced
-by random digits of the same length, the same everywhere in the conversation.
+An identifier is a run of at least four digits in a tool call's arguments or a tool result ("latte-3490", "28740"), but
+not a part of a decimal number (1234.50). Each is replaced by random digits of the same length, the same everywhere in
+the conversation, and no two by the same. Names of arguments stay as they are.
 """
 
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from puna.chat.conversation import Conversation, Message
 
-IDENTIFIER = re.compile(r"\d{4,}")
+IDENTIFIER = re.compile(r"(?<![0-9.])[0-9]{4,}(?![0-9]|\.[0-9])")
+DRAWS = 100
 
 
 def fresh_identifiers(conversation: Conversation, source: random.Random) -> Conversation:
-    """Replace every identifier of the conversation by one that was never seen."""
-    names = sorted(_named(conversation))
-    fresh = {name: "".join(source.choices("0123456789", k=len(name))) for name in names}
+    """Replace every identifier of the conversation by random digits that stand nowhere in it."""
+    fresh = _draw(sorted(_named(conversation)), source)
 
     def renew(value: Any) -> Any:
         if isinstance(value, str):
             return IDENTIFIER.sub(lambda match: fresh.get(match.group(), match.group()), value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return int(renew(str(value)))
         if isinstance(value, dict):
             return {key: renew(item) for key, item in value.items()}
         return [renew(item) for item in value] if isinstance(value, list) else value
@@ -35,5 +39,28 @@ def fresh_identifiers(conversation: Conversation, source: random.Random) -> Conv
 
 def _named(conversation: Conversation) -> set[str]:
     texts = [message.content for message in conversation.messages if message.role == "tool"]
-    texts += [str(call.arguments) for message in conversation.messages for call in message.tool_calls]
+    texts += [text for message in conversation.messages for call in message.tool_calls for text in _texts(call.arguments)]
     return {name for text in texts for name in IDENTIFIER.findall(text)}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        yield str(value)
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def _draw(names: list[str], source: random.Random) -> dict[str, str]:
+    """Draw digits for each name: none twice, none of the old ones, a leading zero only where there was one."""
+    fresh: dict[str, str] = {}
+    taken = set(names)
+    for name in names:
+        for _ in range(DRAWS):  # a conversation with thousands of four-digit names may run out of others
+            first = "0" if name[0] == "0" else source.choice("123456789")
+            digits = first + "".join(source.choices("0123456789", k=len(name) - 1))
+            if digits not in taken:
+                break
+        fresh[name] = digits
+        taken.add(digits)
+    return fresh

@@ -2,19 +2,19 @@
 
 The stream is a pure function of (seed, epoch, index), so a `Position` is all that a resumed run needs: nothing is
 skipped, nothing comes twice. Batches hold whole examples, or pieces of at most `context` tokens where the caller allows
-an example to be cut.
+an example to be cut. A batch ends where its epoch ends, so that none holds an example twice.
 """
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
 from puna.chat.format import Encoded
 from puna.data.dataset import Dataset
-from puna.errors import DataError
+from puna.errors import ChatError, DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,10 @@ class Position:
     epoch: int = 0
     index: int = 0
     offset: int = 0
+
+    @property
+    def is_start_of_epoch(self) -> bool:
+        return self.index == 0 and self.offset == 0
 
 
 @dataclass(frozen=True)
@@ -56,51 +60,58 @@ class Packer:
         batch_tokens: int,
         context: int,
         is_cut: bool,
+        num_too_long: int = 0,
     ):
+        assert context <= batch_tokens, "a batch has room for an example"
         self.dataset, self.encode, self.seed = dataset, encode, seed
-        self.batch_tokens, self.context, self.is_cut = batch_tokens, min(context, batch_tokens), is_cut
-        self.num_too_long = 0
+        self.batch_tokens, self.context, self.is_cut = batch_tokens, context, is_cut
+        self.num_too_long = num_too_long
         self._epoch, self._order = -1, dataset.order(seed, 0)
+        self._last: tuple[Position, Encoded] | None = None
 
     def next(self, position: Position) -> tuple[Batch, Position]:
-        """Return the batch that begins at `position`, and the position after it."""
+        """Return the batch that begins at `position`, and the position after it.
+
+        Examples too long for the context are passed over; DataError if all of them are.
+        """
         pieces: list[Encoded] = []
-        room = self.batch_tokens
-        while room > 0:
-            piece, position = self._piece(position, room)
-            if piece is None:
+        room, first = self.batch_tokens, position
+        while not (pieces and position.is_start_of_epoch):
+            encoded = self._read(replace(position, offset=0))
+            num_left = len(encoded.ids) - 1 - position.offset
+            if num_left > self.context and not self.is_cut:
+                self.num_too_long += 1
+                position = self._after(position)
+                if position.epoch > first.epoch + 1:
+                    raise DataError("every conversation is longer than the context", expected=f"{self.context} tokens")
+                continue
+            num_taken = min(num_left, room, self.context)
+            if num_taken == 0 or (num_taken < num_left and not self.is_cut):
                 break
-            pieces.append(piece)
-            room -= len(piece.ids) - 1
-        assert pieces, "an empty batch has room for any piece"
+            part = slice(position.offset, position.offset + num_taken + 1)
+            pieces.append(Encoded(encoded.ids[part], encoded.mask[part]))
+            room -= num_taken
+            position = replace(position, offset=part.stop - 1) if num_taken < num_left else self._after(position)
         return _collate(pieces), position
 
     def progress(self, position: Position) -> float:
         """Return how many epochs lie before `position`, in whole and parts."""
         return position.epoch + position.index / len(self.dataset)
 
-    def _piece(self, position: Position, room: int) -> tuple[Encoded | None, Position]:
-        """Take the piece at `position` if it fits into `room`; examples too long for the context are passed over."""
-        for _ in range(len(self.dataset)):
-            encoded = self._read(position)
-            ids, mask = encoded.ids[position.offset :], encoded.mask[position.offset :]
-            limit = min(room, self.context) + 1
-            if len(ids) <= limit:
-                return Encoded(ids, mask), self._after(position)
-            if self.is_cut:
-                cut = Position(position.epoch, position.index, position.offset + limit - 1)
-                return Encoded(ids[:limit], mask[:limit]), cut
-            if len(ids) <= self.context + 1:
-                return None, position
-            self.num_too_long += 1
-            position = self._after(position)
-        raise DataError("every conversation is longer than the context", expected=f"at most {self.context} tokens")
-
-    def _read(self, position: Position) -> Encoded:
-        if position.epoch != self._epoch:
-            self._epoch, self._order = position.epoch, self.dataset.order(self.seed, position.epoch)
-        row = int(self._order[position.index])
-        return self.encode(self.dataset[row], random.Random(f"{self.seed} {position.epoch} {row}"))
+    def _read(self, start: Position) -> Encoded:
+        """Encode the example that begins at `start`; the last one is kept, for the next piece of it."""
+        if self._last is None or self._last[0] != start:
+            if start.epoch != self._epoch:
+                self._epoch, self._order = start.epoch, self.dataset.order(self.seed, start.epoch)
+            index = int(self._order[start.index])
+            row = self.dataset[index]
+            try:
+                encoded = self.encode(row, random.Random(f"{self.seed} {start.epoch} {index}"))
+            except ChatError as error:
+                given = f"{self.dataset.place(index)}: {error.given}"
+                raise ChatError(given, expected=error.expected, hint=error.hint) from None
+            self._last = start, encoded
+        return self._last[1]
 
     def _after(self, position: Position) -> Position:
         is_last = position.index + 1 == len(self.dataset)
@@ -108,6 +119,7 @@ class Packer:
 
 
 def _collate(pieces: list[Encoded]) -> Batch:
+    assert pieces, "an empty batch has room for any example"
     ids = [torch.tensor(piece.ids) for piece in pieces]
     return Batch(
         tokens_T=torch.cat([x[:-1] for x in ids]),

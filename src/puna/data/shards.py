@@ -1,4 +1,7 @@
-"""JSONL and Parquet files <-> rows that can be read one by one, in any order, without holding them in memory."""
+"""JSONL and Parquet files <-> rows that can be read one by one, in any order.
+
+JSONL is mapped, not held in memory; Parquet, being compressed, is.
+"""
 
 import json
 import mmap
@@ -16,19 +19,42 @@ SUFFIXES = (".jsonl", ".parquet")
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write one JSON object a line; return how many."""
     count = 0
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("wb") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(encode_row(row))
             count += 1
     return count
 
 
+def encode_row(row: dict[str, Any]) -> bytes:
+    """Return a row as a line of JSON; DataError for what JSON cannot hold (NaN), dates become strings."""
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"a row that JSON cannot hold ({error})") from None
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate is no character of UTF-8, but has an escape in JSON
+        return json.dumps(row, default=str).encode() + b"\n"
+
+
 def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> int:
-    """Write rows as Parquet; return how many."""
+    """Write rows as Parquet; return how many.
+
+    Columns of objects or lists are stored as Parquet's JSON type: as structs, every object would get the fields of all.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    columns: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        if any(isinstance(value, dict | list) for value in values):
+            texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+            columns[name] = pa.array(texts, pa.json_())
+        else:
+            columns[name] = pa.array(values)
+    pq.write_table(pa.table(columns), path)
     return len(rows)
 
 
@@ -84,10 +110,11 @@ class JsonlRows(Sequence[dict[str, Any]]):
 
 
 class ParquetRows(Sequence[dict[str, Any]]):
-    """A memory-mapped Parquet file; fields without a value are left out of a row."""
+    """A Parquet file; fields without a value are left out of a row, columns of the JSON type are parsed."""
 
     def __init__(self, path: Path):
         try:
+            import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError:
             raise DataError(f"{path} needs pyarrow", hint="pip install 'puna[data]'") from None
@@ -95,6 +122,7 @@ class ParquetRows(Sequence[dict[str, Any]]):
             self.table = pq.read_table(path, memory_map=True)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is not a Parquet file ({error})") from None
+        self.json_names = {field.name for field in self.table.schema if isinstance(field.type, pa.JsonType)}
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -106,7 +134,12 @@ class ParquetRows(Sequence[dict[str, Any]]):
     def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return _without_none(self.table.slice(index, 1).to_pylist()[0])
+        row = self.table.slice(index, 1).to_pylist()[0]
+        present = {name: value for name, value in row.items() if value is not None}
+        return {
+            name: json.loads(value) if name in self.json_names else _without_none(value)
+            for name, value in present.items()
+        }
 
 
 def _without_none(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """LocalSampler: the Sampler that runs a checkpoint in this process, over an Engine. Not for several threads at once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,13 +97,13 @@ class LocalSampler:
             self._close(inbox)
         return [collect(inbox.chunks[ids[i]], len(prompts[i])) for i in range(len(pairs))]
 
-    def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[Chunk]:
+    def stream(self, prompt: list[int], params: SamplingParams) -> Generator[Chunk, None, None]:
         """Continue one prompt as it is sampled; closing the iterator early aborts the request."""
         inbox = _Inbox()
         request_id = self._submit(prompt, params, inbox)
         return self._chunks(request_id, inbox)
 
-    def _chunks(self, request_id: int, inbox: _Inbox) -> Iterator[Chunk]:
+    def _chunks(self, request_id: int, inbox: _Inbox) -> Generator[Chunk, None, None]:
         try:
             while True:
                 ready, inbox.chunks[request_id] = inbox.chunks[request_id], []

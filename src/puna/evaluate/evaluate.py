@@ -38,7 +38,9 @@ class Config(StageConfig):
 
     checkpoints: dict[str, Path] = Field(min_length=1, description="name and checkpoint; differences are to the first")
     tasks: list[Path] = Field(min_length=1, description="questions files, or artifacts that hold some")
-    max_questions: int | None = Field(default=None, ge=1, description="of each task, whole groups drawn by the seed")
+    max_questions: int | None = Field(
+        default=None, ge=1, description="of each task, drawn from its groups in proportion"
+    )
     temperature: float = Field(default=0.0, ge=0, le=2, description="0 takes the most likely token")
     top_p: float = Field(default=1.0, gt=0, le=1, description="share of the probability to sample from")
     max_tokens: int = Field(default=64, ge=1, description="longest answer")
@@ -106,7 +108,9 @@ def _ask(config: Config, run: Run, name: str, path: Path, items: list[Item]) -> 
     stop_ids = tuple(dict.fromkeys(chat.stop_ids + Checkpoint.open(path).stop_ids))
     params = [_params(config, items[i], sampler.max_context - len(prompts[i]), stop_ids) for i in fitting]
     # The first request pays for what later ones find ready; it is no part of the speed.
-    sampler.complete([prompts[i] for i in fitting[:1]], [replace(p, max_tokens=1) for p in params[:1]])
+    sampler.complete(
+        [prompts[i] for i in fitting[:1]], [replace(p, max_tokens=min(2, p.max_tokens)) for p in params[:1]]
+    )
     start = time.monotonic()
     with run.progress(len(items), name, unit="questions", done=len(items) - len(fitting)) as bar:
         completions = sampler.complete(

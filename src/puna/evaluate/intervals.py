@@ -35,7 +35,7 @@ def score_interval(scores: Sequence[float], groups: Sequence[str]) -> Interval:
         return Interval(0.0, 0.0, 1.0)
     mean = float(np.mean(scores))
     n = effective_number(scores, groups)
-    z = _quantile(groups)
+    z = _quantile(scores, groups)
     center = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (mean * (1 - mean) / n + z**2 / (4 * n**2)) ** 0.5
     return Interval(mean, min(mean, max(0.0, center - half)), max(mean, min(1.0, center + half)))
@@ -54,7 +54,7 @@ def difference_interval(scores: Sequence[float], others: Sequence[float], groups
     n = effective_number(differences_N, groups)
     mean = float(differences_N.mean()) * n / (n + 2)
     squares = float((differences_N**2).mean()) * n + 1 - (n + 2) * mean**2
-    half = _quantile(groups) * squares**0.5 / (n + 2)
+    half = _quantile(differences_N, groups) * squares**0.5 / (n + 2)
     return Interval(float(differences_N.mean()), max(-1.0, mean - half), min(1.0, mean + half))
 
 
@@ -77,10 +77,11 @@ def effective_number(values: Sequence[float] | np.ndarray, groups: Sequence[str]
     return float(n) if between <= independent else max(1.0, n * independent / between)
 
 
-def _quantile(groups: Sequence[str]) -> float:
-    """Return the normal quantile for independent questions, Student's t where they come in groups."""
+def _quantile(values: Sequence[float] | np.ndarray, groups: Sequence[str]) -> float:
+    """Return Student's t where a variance was estimated between groups, else the normal quantile."""
     num_groups = len(set(groups))
-    return NORMAL if num_groups == len(groups) else t_quantile(num_groups - 1)
+    is_estimated = num_groups < len(groups) and np.ptp(np.asarray(values)) > 0
+    return t_quantile(num_groups - 1) if is_estimated else NORMAL
 
 
 def t_quantile(freedom: int) -> float:

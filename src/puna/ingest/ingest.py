@@ -1,23 +1,25 @@
 """A folder of raw files -> documents.jsonl, conversations.jsonl, and rejected.jsonl with a reason for each record."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from pydantic import Field
 
 from puna.chat.conversation import Conversation
 from puna.config import StageConfig
 from puna.data.document import Document
-from puna.data.shards import write_jsonl
+from puna.data.shards import encode_row
 from puna.errors import ConfigError, DataError
 from puna.ingest.readers import FORMATS
 from puna.run import Run
 
 
 class Config(StageConfig):
-    """Read every file of a folder that the format takes, in the order of their names."""
+    """Read every file of a folder that the format takes, in the order of their names, but no hidden ones."""
 
     source: Path = Field(description="a file, or a folder that is read with its sub-folders")
     format: str = Field(default="text", description=f"how to read it: {', '.join(FORMATS)}")
@@ -28,42 +30,70 @@ class Config(StageConfig):
 def run(config: Config, run: Run) -> None:
     """Write the dataset; DataError if nothing could be read."""
     files = _files(config)
-    rows: dict[type, list] = {Document: [], Conversation: [], tuple: []}
-    with run.progress(len(files), "reading", unit="files") as bar:
+    counts, reasons, first_reason = Counter[str](), Counter[str](), ""
+    with contextlib.ExitStack() as stack, run.progress(len(files), "reading", unit="files") as bar:
+        shards: dict[str, IO[bytes]] = {}
+        for name in ("documents", "conversations", "rejected"):
+            shards[name] = stack.enter_context((run.output / f"{name}.jsonl").open("wb"))
         for file in files:
-            for row in _read(config, file):
-                rows[type(row)].append(row)
+            for name, line, reason in _read(config, file):
+                shards[name].write(line)
+                counts[name] += 1
+                if reason:
+                    reasons[reason.partition(":")[0]] += 1
+                    first_reason = first_reason or reason
             bar.advance()
-    documents, conversations = rows[Document], rows[Conversation]
-    if not documents and not conversations:
+    if counts["rejected"] == counts.total():
         raise DataError(
-            f"nothing in {config.source} could be read", expected=f"records of format '{config.format}'"
+            f"nothing in {config.source} could be read",
+            expected=f"records of format '{config.format}'",
+            hint=f"The first of {counts['rejected']} reasons: {first_reason}",
         )
-    for name, kept in (("documents", documents), ("conversations", conversations)):
-        if kept:
-            write_jsonl(run.output / f"{name}.jsonl", (row.to_json() for row in kept))
-    write_jsonl(run.output / "rejected.jsonl", ({"id": name, "reason": reason} for name, reason in rows[tuple]))
-    run.log(f"{len(documents):,} documents, {len(conversations):,} conversations, {len(rows[tuple])} rejected")
-    for reason, count in Counter(reason.partition(":")[0] for _, reason in rows[tuple]).most_common():
+    for name in ("documents", "conversations"):
+        if not counts[name]:
+            (run.output / f"{name}.jsonl").unlink()
+    run.log(", ".join(f"{counts[name]:,} {name}" for name in shards))
+    for reason, count in reasons.most_common():
         run.log(f"  rejected {count}: {reason}")
 
 
 def _files(config: Config) -> list[Path]:
+    """List the files to read; those that the format does not take are among them, to be rejected by name."""
     if config.format not in FORMATS:
         raise ConfigError(f"format = '{config.format}'", expected=", ".join(FORMATS))
     if not config.source.exists():
         raise DataError(f"source {config.source} does not exist", expected="a file or a folder")
-    suffixes = FORMATS[config.format].suffixes
-    found = [config.source] if config.source.is_file() else sorted(config.source.rglob("*"))
-    files = [f for f in found if f.name.endswith(suffixes) and any(f.match(pattern) for pattern in config.include)]
+    if config.source.is_file():
+        return [config.source]
+    found = (file for file in sorted(config.source.rglob("*")) if not file.is_dir())
+    files = [file for file in found if not any(part.startswith(".") for part in file.relative_to(config.source).parts)]
+    files = [file for file in files if any(file.match(pattern) for pattern in config.include)]
     if not files:
-        raise DataError(f"no file in {config.source} fits", expected=f"{', '.join(suffixes)} named {config.include}")
+        raise DataError(f"no file in {config.source} fits", expected=f"files named {', '.join(config.include)}")
     return files
 
 
-def _read(config: Config, file: Path) -> Iterator[Document | Conversation | tuple[str, str]]:
+def _read(config: Config, file: Path) -> Iterator[tuple[str, bytes, str]]:
+    """Yield (shard, line, reason) for every record of a file; only a rejected one has a reason."""
     source = file.relative_to(config.source).as_posix() if file != config.source else file.name
+    suffixes = FORMATS[config.format].suffixes
+    if not file.name.lower().endswith(suffixes):
+        yield _reject(source, f"not a file of format '{config.format}' ({', '.join(suffixes)}): {file.suffix}")
+        return
     for row in FORMATS[config.format].read(file, source):
+        if isinstance(row, tuple):
+            yield _reject(*row)
+            continue
+        if isinstance(row, Conversation) and all(message.role != "assistant" for message in row.messages):
+            yield _reject(row.id or source, "a conversation in which no assistant speaks")
+            continue
         if isinstance(row, Document):
             row = replace(row, licence=row.licence or config.licence)
-        yield row
+        try:
+            yield "documents" if isinstance(row, Document) else "conversations", encode_row(row.to_json()), ""
+        except DataError as error:
+            yield _reject(row.id or source, str(error))
+
+
+def _reject(name: str, reason: str) -> tuple[str, bytes, str]:
+    return "rejected", encode_row({"id": name, "reason": reason}), reason

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +17,59 @@ Read = Document | Conversation | tuple[str, str]
 
 
 def read_records(path: Path, source: str) -> Iterator[Read]:
-    """Yield what each row holds; other fields of a text row become its metadata."""
-    for line, row in enumerate(_rows(path), start=1):
-        where = f"{source}:{line}"
-        try:
-            yield _read_row(row, where, source)
-        except (ChatError, DataError) as error:
-            yield where, str(error)
+    """Yield what each row holds; fields that a document or a conversation does not have become its metadata."""
+    line = 0
+    try:
+        for line, row in enumerate(_rows(path), start=1):
+            where = f"{source}:{line}"
+            try:
+                if not isinstance(row, bytes) or row.strip():
+                    yield _read_row(row, where, source)
+            except (ChatError, DataError) as error:
+                yield where, str(error)
+    except (OSError, EOFError, zlib.error, DataError) as error:
+        yield source, f"unreadable after record {line}: {error}"
 
 
 def _rows(path: Path) -> Iterator[Any]:
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         yield from read_rows(path)
         return
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-        for text in file:
-            try:
-                yield json.loads(text)
-            except ValueError:
-                yield text
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        yield from file
 
 
 def _read_row(row: Any, where: str, source: str) -> Read:
+    if isinstance(row, bytes):
+        try:
+            row = json.loads(row)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"a line is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise DataError(f"a line is not a JSON object: {str(row)[:60]!r}")
     if "messages" in row:
-        return Conversation.from_json(row)
-    if not str(row.get("text") or "").strip():
+        names = {each.name for each in fields(Conversation)}
+        known = {name: value for name, value in row.items() if name in names}
+        return Conversation.from_json({**known, "id": _first(row, "id") or where, "metadata": _metadata(row, names)})
+    if not isinstance(row.get("text"), str) or not row["text"].strip():
         raise DataError(f"a row has neither 'text' nor 'messages'; it has {', '.join(row) or 'nothing'}")
-    known = {"text", "id", "lang", "language", "licence", "license", "source", "metadata"}
     return Document(
         text=row["text"],
-        id=str(row.get("id", where)),
-        source=str(row.get("source", source)),
-        language=str(row.get("language", row.get("lang", ""))),
-        licence=str(row.get("licence", row.get("license", ""))),
-        metadata={**row.get("metadata", {}), **{key: value for key, value in row.items() if key not in known}},
+        id=_first(row, "id") or where,
+        source=_first(row, "source") or source,
+        language=_first(row, "language", "lang"),
+        licence=_first(row, "licence", "license"),
+        metadata=_metadata(row, {"text", "id", "lang", "language", "licence", "license", "source"}),
     )
+
+
+def _first(row: dict[str, Any], *names: str) -> str:
+    """Return the first of these fields that says anything, as a string."""
+    return next((str(row[name]) for name in names if row.get(name) is not None), "")
+
+
+def _metadata(row: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    """Gather what has no field of its own; an object `metadata` is taken apart."""
+    others = {name: value for name, value in row.items() if name not in known | {"metadata"} and value is not None}
+    own = row.get("metadata")
+    return {**own, **others} if isinstance(own, dict) else {**others, **({"metadata": own} if own is not None else {})}

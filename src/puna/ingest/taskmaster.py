@@ -7,12 +7,13 @@ What the dialogues say is not corrected.
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from puna.chat.conversation import Conversation, Message, ToolCall
-from puna.errors import DataError
+from puna.errors import ChatError
 
 SYSTEM = "You take orders in a coffee shop."
 
@@ -20,15 +21,25 @@ SYSTEM = "You take orders in a coffee shop."
 def read_taskmaster(path: Path, source: str) -> Iterator[Conversation | tuple[str, str]]:
     """Yield each dialogue of a file as a conversation, or its id and the reason why it cannot be used."""
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             dialogues = json.load(file)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{source} cannot be read ({error})", expected="a JSON list of dialogues") from None
-    for dialogue in dialogues:
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        yield source, f"unreadable: {error}"
+        return
+    if not isinstance(dialogues, list):
+        yield source, f"a JSON {type(dialogues).__name__}, not a list of dialogues"
+        return
+    for number, dialogue in enumerate(dialogues, start=1):
         try:
             yield _conversation(dialogue)
-        except (KeyError, TypeError, ValueError) as error:
-            yield str(dialogue.get("conversation_id", source)), f"{type(error).__name__}: {error}"
+        except (KeyError, TypeError, AttributeError) as error:
+            yield _name(dialogue, f"{source}:{number}"), f"not laid out as a dialogue: {type(error).__name__} {error}"
+        except (ValueError, ChatError) as error:
+            yield _name(dialogue, f"{source}:{number}"), str(error)
+
+
+def _name(dialogue: Any, where: str) -> str:
+    return str(dialogue.get("conversation_id", where)) if isinstance(dialogue, dict) else where
 
 
 def _conversation(dialogue: dict[str, Any]) -> Conversation:
@@ -50,18 +61,26 @@ def _calls(annotations: list[dict[str, str]]) -> Iterator[Message]:
     for annotation in annotations:
         name, value = annotation["name"], annotation["value"]
         if name == "api_call":
+            if call is not None:
+                raise ValueError(f"the call of {call.name} has no response")
             call = ToolCall(value, {}, id=annotation["context"])
-        elif name == "request":
-            assert call is not None
+        elif name in ("request", "response") and call is None:
+            raise ValueError(f"a {name} without a call")
+        elif name == "request" and call:
             call = ToolCall(call.name, _arguments(value), id=call.id)
-        elif name == "response":
-            assert call is not None
+        elif name == "response" and call:
             yield Message("assistant", tool_calls=(call,))
             yield Message("tool", _compact(value), tool_call_id=call.id)
+            call = None
+    if call is not None:
+        raise ValueError(f"the call of {call.name} has no response")
 
 
 def _arguments(text: str) -> dict[str, Any]:
-    arguments = json.loads(text)
+    try:
+        arguments = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"a request is not JSON: {error}") from None
     if not isinstance(arguments, dict):
         raise ValueError(f"a request is a {type(arguments).__name__}, not an object")
     return arguments

@@ -13,7 +13,10 @@ def read_text(path: Path, source: str) -> Iterator[Document | tuple[str, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        yield source, f"not UTF-8 at byte {error.start}"
+        yield source, f"not UTF-8: byte {error.start}"
+        return
+    except OSError as error:
+        yield source, f"unreadable: {error.strerror}"
         return
     if not text:
         yield source, "empty"

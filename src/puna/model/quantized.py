@@ -50,10 +50,16 @@ class Int8Linear(nn.Module):
     def from_linear(cls, linear: Linear) -> "Int8Linear":
         return cls(*quantize_weight(linear.weight))
 
+    @classmethod
+    def empty_like(cls, linear: Linear) -> "Int8Linear":
+        """Return a layer of the same shape and device whose contents are not set."""
+        weight = linear.weight.detach()
+        return cls(torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight), 1, dtype=torch.float32))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = self.weight_scale.flatten().to(x.dtype)
         if _is_packed_faster(x):
-            return torch._weight_int8pack_mm(x.contiguous(), self.weight, scale)
+            return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.weight, scale)
         # int8 is exact in every float dtype, so the scale can wait until after the product.
         return F.linear(x, self.weight.to(x.dtype)) * scale
 
@@ -63,12 +69,11 @@ class Int8Linear(nn.Module):
 
 
 def swap_linears(model: Llama, make: Callable[[str, Linear], nn.Module] | None = None) -> None:
-    """Replace every Linear inside the layers, by default with its rounded Int8Linear; works on the meta device."""
-    for name, module in list(model.layers.named_modules()):
-        for child_name, child in list(module.named_children()):
+    """Replace every Linear inside the layers by what `make(name, linear)` returns: by default its rounded Int8Linear."""
+    for path, module in list(model.layers.named_modules(prefix="layers")):
+        for name, child in list(module.named_children()):
             if isinstance(child, Linear):
-                path = f"layers.{name}.{child_name}"
-                setattr(module, child_name, make(path, child) if make else Int8Linear.from_linear(child))
+                setattr(module, name, make(f"{path}.{name}", child) if make else Int8Linear.from_linear(child))
 
 
 def is_quantized(model: Llama) -> bool:

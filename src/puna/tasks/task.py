@@ -27,15 +27,19 @@ class Task:
         return GRADES[question.grade](question, message)
 
     def sample(self, max_questions: int, seed: int) -> "Task":
-        """Keep at most `max_questions`, whole groups of them up to the last, in their old order."""
-        if max_questions >= len(self.questions):
+        """Draw at most `max_questions`, from each group in proportion, and keep their order.
+
+        Drawing whole groups would cost as much to answer and tell less, since the questions of a group are alike.
+        """
+        num_questions = len(self.questions)
+        if max_questions >= num_questions:
             return self
-        groups: dict[str, list[int]] = {}
-        for index, question in enumerate(self.questions):
-            groups.setdefault(question.group or f"question {question.id}", []).append(index)
-        names = list(groups)
-        random.Random(seed).shuffle(names)
-        kept = sorted([index for name in names for index in groups[name]][:max_questions])
+        source = random.Random(seed)
+        drawn = list(enumerate(self.questions))
+        source.shuffle(drawn)
+        names = list(dict.fromkeys(question.group for _, question in drawn))
+        drawn.sort(key=lambda pair: names.index(pair[1].group))
+        kept = sorted(drawn[step * num_questions // max_questions][0] for step in range(max_questions))
         return replace(self, questions=tuple(self.questions[index] for index in kept))
 
 

@@ -68,6 +68,11 @@ def run(config: Config, run: Run) -> None:
             expected="the same tokenizer.json",
             hint="Train the student with tokenizer = the teacher's directory",
         )
+    if teacher.config.vocab_size != model.config.vocab_size:
+        raise ConfigError(
+            f"teacher {config.teacher} has {teacher.config.vocab_size:,} embeddings",
+            expected=f"as many as the student, {model.config.vocab_size:,}",
+        )
     objective = Distillation(
         ChatFormat(tokenizer), config.every_token, config.fresh_identifiers, teacher.load(config.dtype), config
     )

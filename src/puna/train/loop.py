@@ -27,6 +27,7 @@ from puna.train.objective import Objective
 from puna.train.plot import plot_losses
 from puna.train.settings import Optim, TrainConfig
 from puna.train.state import Progress, load_state, save_state
+from puna.train.stopping import asked_to_stop
 
 SKIPS_THAT_STOP = 3
 VALIDATIONS = 10
@@ -56,18 +57,20 @@ class Training:
 
 def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tokenizer: Tokenizer) -> None:
     """Train `model` in place and write it as a checkpoint into the run's output."""
+    if config.context > model.config.max_context:
+        raise ConfigError(f"context = {config.context}", expected=f"at most {model.config.max_context}, the model's own")
     torch.manual_seed(config.seed)
     model.train()
-    packer = _packer(config, objective, config.data)
     optimizer = make_optimizer(model, config.optim)
-    states = run.directory / "states"
-    training = Training(config, run, objective, model, optimizer, packer, load_state(states, model, optimizer))
-    if training.progress.step:
-        run.log(f"going on after step {training.progress.step}")
-    run.rewind_metrics(training.progress.step)
+    progress = load_state(run.directory / "states", model, optimizer)
+    packer = _packer(config, objective, config.data, num_too_long=progress.num_too_long)
+    training = Training(config, run, objective, model, optimizer, packer, progress)
+    if progress.step:
+        run.log(f"going on after step {progress.step}")
+    run.rewind_metrics(progress.step)
     _loop(training)
-    if packer.num_too_long:
-        run.log(f"passed over {packer.num_too_long} conversations longer than {config.context} tokens")
+    if progress.num_too_long:
+        run.log(f"passed over conversations longer than {config.context} tokens: {progress.num_too_long} times")
     model.eval()
     save_checkpoint(run.output, model, tokenizer)
     plot_losses(run.read_metrics(), run.output / "loss.png", title=run.stage)
@@ -106,7 +109,7 @@ def _loop(training: Training) -> None:
     config, run, progress = training.config, training.run, training.progress
     saved, thousandths = time.monotonic(), int(training.done * 1000)
     validations = int(training.done * VALIDATIONS)
-    with run.progress(1000, "training", unit="‰", done=thousandths) as bar:
+    with run.progress(1000, "training", unit="‰", done=thousandths) as bar, asked_to_stop() as is_stopping:
         while training.done < 1:
             start, before = time.monotonic(), progress.tokens
             losses = _step(training)
@@ -118,9 +121,12 @@ def _loop(training: Training) -> None:
             note = f"loss {losses['loss']:.3f}  {rate:,.0f} tokens/s"
             bar.advance(int(training.done * 1000) - thousandths, note=note)
             thousandths = int(training.done * 1000)
-            if time.monotonic() - saved > 60 * config.save_minutes:
+            if is_stopping() or time.monotonic() - saved > 60 * config.save_minutes:
                 save_state(run.directory / "states", training.model, training.optimizer, progress, run.key)
                 saved = time.monotonic()
+            if is_stopping():
+                run.log(f"stopped after step {progress.step}, which is saved")
+                raise KeyboardInterrupt
 
 
 def _step(training: Training) -> dict[str, float]:
@@ -150,8 +156,13 @@ def _step(training: Training) -> dict[str, float]:
 
 
 def _take(training: Training, count: int) -> Iterator[Batch]:
-    for _ in range(count):
-        batch, training.progress.position = training.packer.next(training.progress.position)
+    """Read the batches of one step: `count` of them, or fewer where the last epoch ends."""
+    packer, progress = training.packer, training.progress
+    for number in range(count):
+        if number and training.done >= 1:
+            return
+        batch, progress.position = packer.next(progress.position)
+        progress.num_too_long = packer.num_too_long
         yield batch
 
 
@@ -165,7 +176,7 @@ def _skip(training: Training) -> None:
     progress = training.progress
     progress.num_skipped += 1
     progress.skipped_in_row += 1
-    training.run.log(f"step {progress.step}: the loss or its gradient is not finite; the weights stay as they were")
+    training.run.log(f"step {progress.step + 1}: the loss or its gradient is not finite; the weights stay as they were")
     if progress.skipped_in_row >= SKIPS_THAT_STOP:
         raise TrainError(
             f"{SKIPS_THAT_STOP} steps in a row had a loss or gradient that is not finite",
@@ -188,7 +199,7 @@ def validation_loss(training: Training) -> float:
     return total / max(1, count)
 
 
-def _packer(config: TrainConfig, objective: Objective, sources: list[Path]) -> Packer:
+def _packer(config: TrainConfig, objective: Objective, sources: list[Path], *, num_too_long: int = 0) -> Packer:
     return Packer(
         Dataset(sources, objective.kinds),
         objective.encode,
@@ -196,6 +207,7 @@ def _packer(config: TrainConfig, objective: Objective, sources: list[Path]) -> P
         batch_tokens=config.batch_tokens,
         context=config.context,
         is_cut=objective.is_cut,
+        num_too_long=num_too_long,
     )
 
 
@@ -206,5 +218,7 @@ def _size(config: TrainConfig, vocab_size: int) -> LlamaConfig:
         return replace(SIZES[config.size], vocab_size=vocab_size)
     assert config.size is not None
     widths = config.size.model_dump()
-    head_dim = config.size.dim // config.size.num_heads
+    head_dim, rest = divmod(config.size.dim, config.size.num_heads)
+    if rest:
+        raise ConfigError(f"size.dim = {config.size.dim}", expected=f"a multiple of num_heads = {config.size.num_heads}")
     return LlamaConfig(**widths, head_dim=head_dim, vocab_size=vocab_size, max_context=config.context)

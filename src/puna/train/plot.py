@@ -12,10 +12,8 @@ def plot_losses(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
         return
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="tokens", ylabel="loss per trained token", title=title)
-    names = [name for name in rows[0] if name.endswith("loss")] if rows else []
-    names += [name for name in ("validation_loss",) if any(name in row for row in rows)]
-    for name in names:
-        points = [(row["tokens"], row[name]) for row in rows if name in row]
+    for name in dict.fromkeys(name for row in rows for name in row if name.endswith("loss") and row[name] is not None):
+        points = [(row["tokens"], row[name]) for row in rows if row.get(name) is not None]
         marker = "o" if name == "validation_loss" else ""
         axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=0.8, marker=marker)
     axes.grid(alpha=0.3)

@@ -59,8 +59,10 @@ class TrainConfig(StageConfig):
             raise ValueError("exactly one of 'steps' and 'epochs'")
         if (self.start is None) == (self.size is None):
             raise ValueError("exactly one of 'start' (a checkpoint) and 'size' (from scratch)")
-        if self.size is not None and self.tokenizer is None:
-            raise ValueError("'tokenizer' beside 'size': a model trained from scratch needs one")
+        if (self.size is None) != (self.tokenizer is None):
+            raise ValueError("'tokenizer' beside 'size', and only there: a checkpoint has its own")
+        if self.batch_tokens < self.context:
+            raise ValueError(f"batch_tokens ({self.batch_tokens}) of at least context ({self.context})")
         return self
 
     @property

@@ -17,17 +17,22 @@ from puna.errors import ArtifactError
 from puna.model.llama import Llama
 
 KEPT = 2
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
 class Progress:
-    """Where a run stands. `num_skipped`: steps whose loss or gradient was not finite, `skipped_in_row` of them last."""
+    """Where a run stands. `num_skipped`: steps whose loss or gradient was not finite, `skipped_in_row` of them last.
+
+    `num_too_long`: examples passed over so far, once for each epoch.
+    """
 
     step: int = 0
     position: Position = field(default=Position())
     tokens: int = 0
     num_skipped: int = 0
     skipped_in_row: int = 0
+    num_too_long: int = 0
 
 
 def save_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, progress: Progress, key: str) -> None:
@@ -38,7 +43,7 @@ def save_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, 
         save_file(_moments(model, optimizer), partial / "optimizer.safetensors")
         artifact.write_text(partial / "progress.json", json.dumps(asdict(progress)))
         artifact.commit(partial, path, artifact.Manifest("training state", "train", key, {}, {}, {}))
-    for old in _states(directory)[KEPT:]:
+    for old in [*_states(directory)[KEPT:], *directory.glob(".step-*")]:  # hidden: left by a kill while saving
         shutil.rmtree(old)
 
 
@@ -53,9 +58,9 @@ def load_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer) 
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(weights[name])
-                optimizer.state[parameter] = {
-                    kind: moments[f"{name}.{kind}"] for kind in ("step", "exp_avg", "exp_avg_sq")
-                }
+                for kind in MOMENTS:
+                    if f"{name}.{kind}" in moments:  # none yet if every step so far was skipped
+                        optimizer.state[parameter][kind] = moments[f"{name}.{kind}"]
         values = json.loads((path / "progress.json").read_text())
         return Progress(**{**values, "position": Position(**values["position"])})
     return Progress()

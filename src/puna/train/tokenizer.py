@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from puna.chat.conversation import Conversation
-from puna.chat.format import assistant_body, opening
+from puna.chat.format import message_body, opening
 from puna.config import StageConfig
 from puna.data.dataset import Dataset, Document
 from puna.run import Run
@@ -42,5 +42,5 @@ def _texts(row: Document | Conversation) -> Iterator[str]:
     for header, text in opening(row):
         yield from (header, text)
     for message in row.messages:
-        body = assistant_body(message, set(), row.environment)
+        body = message_body(message, set(), row.environment)
         yield from ("ipython" if message.role == "tool" else message.role, body.content, body.marked or "")

@@ -1,0 +1,201 @@
+"""`puna chat`: what a person sees in the terminal, and what a pipe gets."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Generator
+
+import pytest
+from rich.console import Console
+
+from puna.agent import terminal
+from puna.agent.terminal import Dialogue, converse
+from puna.chat import ChatFormat, Conversation, Message, ToolCall
+from puna.checkpoint.checkpoint import save_checkpoint
+from puna.engine.local import LocalSampler
+from puna.engine.sampler import Chunk, SamplingParams
+from puna.engine.text import TextStream
+from puna.errors import ChatError, ConfigError, RequestError
+from puna.model.config import LlamaConfig
+from puna.model.llama import Llama
+from puna.tokenizer import train_tokenizer
+
+TOKENIZER = train_tokenizer(["Hello there, how may I help you today? "] * 3, vocab_size=520, split_digits=False)
+FORMAT = ChatFormat(TOKENIZER)
+TOOL = {
+    "type": "function",
+    "function": {"name": "find_order", "parameters": {"type": "object", "properties": {"id": {"type": "string"}}}},
+}
+
+
+class ScriptedSampler:
+    """Answers with the given texts, one token a chunk; `<|python_tag|>` at the start stands for the special token."""
+
+    tokenizer = TOKENIZER
+
+    def __init__(self, *answers: str, max_context: int = 10_000, interrupt_after: int = -1):
+        self.answers, self.max_context, self.interrupt_after = list(answers), max_context, interrupt_after
+        self.prompts: list[str] = []
+        self.num_closed = 0
+
+    def stream(self, prompt: list[int], params: SamplingParams) -> Generator[Chunk, None, None]:
+        self.prompts.append(TOKENIZER.decode(prompt))
+        text = self.answers.pop(0)
+        ids: list[int] = []
+        if text.startswith("<|python_tag|>"):
+            ids, text = [TOKENIZER.special("python_tag")], text.removeprefix("<|python_tag|>")
+        ids += [*TOKENIZER.encode(text), TOKENIZER.special("eot_id")]
+        shown = TextStream(TOKENIZER)
+        try:
+            for index, token in enumerate(ids):
+                if index == self.interrupt_after:
+                    raise KeyboardInterrupt
+                yield Chunk((token,), shown.feed(token), finish_reason="stop" if index == len(ids) - 1 else None)
+        finally:
+            self.num_closed += 1
+
+
+def new_dialogue(sampler: ScriptedSampler, start: Conversation | None = None) -> tuple[Dialogue, io.StringIO]:
+    screen = io.StringIO()
+    console = Console(file=screen, highlight=False, force_terminal=False, width=40)
+    start = start or Conversation(())
+    return Dialogue(sampler, start, SamplingParams(), (), console), screen  # type: ignore[arg-type]
+
+
+def pipe(monkeypatch, *lines: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(line + "\n" for line in lines)))
+
+
+def test_each_line_of_a_pipe_gets_one_answer_with_the_dialogue_so_far(monkeypatch):
+    sampler = ScriptedSampler("Hello!", "Fine, and longer than the forty columns of this narrow screen.")
+    dialogue, screen = new_dialogue(sampler, Conversation((Message("system", "Be kind."),)))
+    pipe(monkeypatch, "Hi", "", "How are you?")
+    converse(dialogue)
+    assert screen.getvalue() == "Hello!\nFine, and longer than the forty columns of this narrow screen.\n"
+    said = [(message.role, message.content) for message in dialogue.conversation.messages]
+    assert said[:4] == [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello!"), ("user", "How are you?")]
+    assert sampler.prompts[1].count("Hello!") == 1 and sampler.prompts[1].count("Be kind.") == 1
+
+
+@pytest.mark.parametrize("environment", ["", "ipython"])
+def test_a_tool_call_is_shown_as_such_and_its_result_goes_back(monkeypatch, environment):
+    call = json.dumps({"type": "function", "name": "find_order", "parameters": {"id": "A7"}})
+    tag = "<|python_tag|>" if environment else ""
+    sampler = ScriptedSampler(tag + call, "It is on its way.")
+    dialogue, screen = new_dialogue(sampler, Conversation((), tools=(TOOL,), environment=environment))
+    pipe(monkeypatch, "Where is A7?", '/tool {"state": "sent"}')
+    converse(dialogue)
+    assert screen.getvalue() == 'calls find_order {"id": "A7"}\nIt is on its way.\n'
+    assert dialogue.conversation.messages[1].tool_calls == (ToolCall("find_order", {"id": "A7"}),)
+    assert dialogue.conversation.messages[2] == Message("tool", '{"state": "sent"}')
+
+
+def test_what_only_looked_like_a_call_is_shown_in_full():
+    for text in ('{"name": "nothing we offer"}', "[1, 2", "<function=x>"):
+        dialogue, screen = new_dialogue(ScriptedSampler(text), Conversation((), tools=(TOOL,)))
+        dialogue.ask(Message("user", "JSON, please"))
+        assert screen.getvalue() == text + "\n"
+
+
+def test_text_before_a_marked_call_is_shown_once():
+    sampler = ScriptedSampler()
+    parts = ((TOKENIZER.encode("One moment."), "One moment."), ([TOKENIZER.special("python_tag")], ""))
+    chunks = [Chunk(tuple(ids), text) for ids, text in parts]
+    chunks.append(Chunk(tuple(TOKENIZER.encode("print(1)")), "print(1)", finish_reason="stop"))
+    sampler.stream = lambda prompt, params: (chunk for chunk in chunks)  # type: ignore[method-assign]
+    dialogue, screen = new_dialogue(sampler, Conversation((), environment="ipython"))
+    dialogue.ask(Message("user", "Compute"))
+    assert screen.getvalue() == 'One moment.\ncalls code_interpreter {"code": "print(1)"}\n'
+
+
+def test_new_forgets_the_dialogue_but_not_the_system_message(monkeypatch):
+    dialogue, _ = new_dialogue(ScriptedSampler("One", "Two"), Conversation((Message("system", "Be kind."),)))
+    pipe(monkeypatch, "first", "/new", "second", "/exit", "never asked")
+    converse(dialogue)
+    assert [message.content for message in dialogue.conversation.messages] == ["Be kind.", "second", "Two"]
+
+
+def test_a_model_cannot_drive_the_terminal():
+    dialogue, screen = new_dialogue(ScriptedSampler("red \x1b[31m\x07 bell\r and \x9b2J\n\tindented"))
+    dialogue.ask(Message("user", "Hi"))
+    assert screen.getvalue() == "red \ufffd[31m\ufffd bell\ufffd and \ufffd2J\n\tindented\n"
+
+
+def test_an_interrupted_answer_keeps_what_was_said():
+    sampler = ScriptedSampler("Hello there", "Yes", interrupt_after=1)
+    dialogue, _ = new_dialogue(sampler)
+    dialogue.ask(Message("user", "Hi"))
+    said = dialogue.conversation.messages[-1]
+    assert said.role == "assistant" and 0 < len(said.content) < len("Hello there")
+    sampler.interrupt_after = 0
+    dialogue.ask(Message("user", "Again"))
+    assert dialogue.conversation.messages[-1] == said
+    assert sampler.num_closed == 2
+
+
+def test_a_full_conversation_says_so_and_a_failed_answer_is_not_kept(monkeypatch):
+    dialogue, _ = new_dialogue(ScriptedSampler("Hello", max_context=10))
+    pipe(monkeypatch, "Is there any room left in here for this line?")
+    with pytest.raises(ChatError, match="/new"):
+        converse(dialogue)
+    sampler = ScriptedSampler()
+    sampler.stream = lambda prompt, params: (chunk for chunk in [Chunk(finish_reason="error", error="broken")])  # type: ignore[method-assign]
+    dialogue, _ = new_dialogue(sampler)
+    with pytest.raises(RequestError, match="broken"):
+        dialogue.ask(Message("user", "Hi"))
+    assert dialogue.conversation.messages == ()
+
+
+def test_a_tool_result_without_a_call_is_refused(monkeypatch):
+    dialogue, _ = new_dialogue(ScriptedSampler())
+    pipe(monkeypatch, "/tool 5")
+    with pytest.raises(ChatError, match="/tool"):
+        converse(dialogue)
+
+
+@pytest.mark.parametrize(
+    ("content", "flags"), [(None, "tools_file"), ("[{", "tools_file"), ("[1]", "tools_file"), (None, "system_file")]
+)
+def test_a_file_that_cannot_be_read_is_named_before_anything_is_loaded(tmp_path, content, flags):
+    path = tmp_path / "given"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises((ConfigError, ChatError), match=r"given|tools"):
+        terminal.chat(tmp_path / "no checkpoint", **{flags: path})
+
+
+def test_the_command_answers_as_the_sampler_does(tmp_path):
+    config = LlamaConfig(
+        dim=32,
+        hidden_dim=64,
+        head_dim=8,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        vocab_size=520,
+        max_context=256,
+    )
+    model = Llama(config)
+    model.initialize(0)
+    save_checkpoint(tmp_path, model, TOKENIZER)
+    (tmp_path / "system.txt").write_text("You are kind.\n")
+    flags = ["--system-file", str(tmp_path / "system.txt"), "--temperature", "0", "--max-tokens", "12"]
+    done = subprocess.run(
+        [sys.executable, "-c", "from puna.cli import main; main()", "chat", str(tmp_path), *flags],
+        input=b"Hello\nAgain\n",
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+    sampler = LocalSampler.open(tmp_path)
+    conversation = Conversation((Message("system", "You are kind."),))
+    expected = ""
+    for line in ("Hello", "Again"):
+        conversation = conversation.with_message(Message("user", line))
+        params = SamplingParams(max_tokens=12, stop_ids=FORMAT.stop_ids)
+        answer = sampler.complete([FORMAT.prompt(conversation)], params)[0]
+        conversation = conversation.with_message(FORMAT.parse(answer.ids))
+        expected += terminal.printable(answer.text) + "\n"
+    assert done.stdout.decode() == expected

@@ -1,0 +1,279 @@
+"""Every file of a checkpoint that doesn't fit is refused with an error that names it, before anything is allocated."""
+
+import json
+import os
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoint import CONFIG, INDEX, WEIGHTS, edit_header, edit_json, logits_of, save, save_quantized, tokenizer
+
+from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.errors import CheckpointError
+
+# What is refused
+
+Change = dict[str, Any]
+UNSUPPORTED: list[Change] = [
+    {"model_type": "mistral"},
+    {"architectures": ["LlamaForSequenceClassification"]},
+    {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}},
+    {"attention_bias": True},
+    {"mlp_bias": True},
+    {"hidden_act": "gelu"},
+    {"pretraining_tp": 2},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+    {"num_hidden_layers": 0},
+    {"num_hidden_layers": "2"},
+    {"num_hidden_layers": 10**9},
+    {"num_attention_heads": 3},
+    {"head_dim": 2**31 - 2},
+    {"hidden_size": True},
+    {"rms_norm_eps": -1},
+    {"rope_theta": 10**400},
+    {"eos_token_id": [1, "2"]},
+    {"tie_word_embeddings": "yes"},
+]
+
+
+@pytest.mark.parametrize("change", UNSUPPORTED, ids=str)
+def test_a_config_that_we_do_not_compute_is_refused(tmp_path: Path, change: Change):
+    save(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    edit_json(tmp_path / CONFIG, lambda raw: raw.update(change))
+    with pytest.raises(CheckpointError):
+        Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"a": NaN}', '{"a": 1, "a": 2}', "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\ud800"]
+)
+def test_a_config_that_is_no_strict_json_is_refused_by_name(tmp_path: Path, text: str):
+    save(tmp_path)
+    (tmp_path / CONFIG).write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        Checkpoint.open(tmp_path)
+
+
+def test_code_beside_the_tokenizer_is_refused(tmp_path: Path):
+    save(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", lambda raw: raw.update(auto_map={"AutoTokenizer": ["evil.T", None]}))
+    with pytest.raises(CheckpointError, match="auto_map"):
+        Checkpoint.open(tmp_path).tokenizer()
+
+
+def test_pickled_weights_are_not_read(tmp_path: Path):
+    save(tmp_path)
+    (tmp_path / WEIGHTS).rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="never read"):
+        Checkpoint.open(tmp_path)
+
+
+NORM = "model.norm.weight"
+Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
+
+
+def rename(old: str, new: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda header: header.update({new: header.pop(old)})
+
+
+def turn(header: dict[str, Any]) -> None:
+    header[Q_PROJ]["shape"].reverse()
+
+
+def retype(header: dict[str, Any]) -> None:
+    header[NORM] |= {"dtype": "I32"}
+
+
+def shift(header: dict[str, Any]) -> None:
+    header[NORM]["data_offsets"] = [offset - 4 for offset in header[NORM]["data_offsets"]]
+
+
+def inflate(header: dict[str, Any]) -> None:
+    header[NORM] |= {"shape": [2**40], "data_offsets": [0, 2**42]}
+
+
+@pytest.mark.parametrize(
+    ("change", "tensor"),
+    [
+        (rename(Q_PROJ, "model.layers.1.self_attn.r_proj.weight"), Q_PROJ),
+        (rename("model.layers.1.input_layernorm.weight", "x"), "model.layers.1.input_layernorm.weight"),
+        (lambda header: header.pop(NORM), ""),
+        (lambda header: header.update({"extra": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}), "extra"),
+        (turn, Q_PROJ),
+        (retype, NORM),
+        (shift, "starts at byte"),
+        (inflate, NORM),
+        (lambda header: header.update({NORM: 7}), NORM),
+        (lambda header: header[NORM].update(shape=[-48]), NORM),
+        (lambda header: header[NORM].update(shape=[48.0]), NORM),
+        (lambda header: header[NORM].update(dtype="F99"), NORM),
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused_by_file_and_tensor(tmp_path: Path, change: Any, tensor: str):
+    save(tmp_path)
+    edit_header(tmp_path / WEIGHTS, change)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(tmp_path)
+    assert tensor in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_file_cut_short_anywhere_is_refused_by_name(tmp_path: Path):
+    save(tmp_path)
+    whole = (tmp_path / WEIGHTS).read_bytes()
+    for kept in (0, 7, 8, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / WEIGHTS).write_bytes(whole[:kept])
+        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+            Checkpoint.open(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(whole + b"hidden")
+    with pytest.raises(CheckpointError, match="bytes of data"):
+        Checkpoint.open(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(struct.pack("<Q", 2**63) + whole[8:])
+    with pytest.raises(CheckpointError, match="claims a header"):
+        Checkpoint.open(tmp_path)
+
+
+def test_tied_embeddings_with_another_head_beside_them_are_refused(tmp_path: Path):
+    model = save(tmp_path)
+    edit_json(tmp_path / CONFIG, lambda raw: raw.update(tie_word_embeddings=True))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):
+        Checkpoint.open(tmp_path).load()
+    head = model.get_submodule("lm_head")
+    head.load_state_dict({"weight": model.embed_tokens.weight})
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    save_checkpoint(twice, model, tokenizer())
+    edit_json(twice / CONFIG, lambda raw: raw.update(tie_word_embeddings=True))
+    assert torch.equal(logits_of(Checkpoint.open(twice).load()), logits_of(model))
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/hostname", "sub/x.safetensors", "..", "", "a\0b", "gone"]
+)
+def test_an_index_cannot_lead_out_of_the_directory(tmp_path: Path, name: str):
+    inside = tmp_path / "checkpoint"
+    inside.mkdir()
+    save(inside, shard_bytes=60_000)
+    first = next(inside.glob("*.safetensors"))
+    (tmp_path / "outside.safetensors").write_bytes(first.read_bytes())
+
+    def redirect(index: dict[str, Any]) -> None:
+        for tensor, file in index["weight_map"].items():
+            if file == first.name:
+                index["weight_map"][tensor] = name
+
+    edit_json(inside / INDEX, redirect)
+    with pytest.raises(CheckpointError):
+        Checkpoint.open(inside)
+
+
+def test_a_tensor_in_another_shard_than_the_index_says_is_refused(tmp_path: Path):
+    save(tmp_path, shard_bytes=60_000)
+    index = json.loads((tmp_path / INDEX).read_text())["weight_map"]
+    other = next(file for file in index.values() if file != index[NORM])
+    edit_json(tmp_path / INDEX, lambda raw: raw["weight_map"].update({NORM: other}))
+    with pytest.raises(CheckpointError, match=NORM):
+        Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "generation_config.json", "tokenizer.json"])
+def test_a_link_out_of_the_directory_is_refused(tmp_path: Path, name: str):
+    inside = tmp_path / "checkpoint"
+    inside.mkdir()
+    save(inside)
+    (inside / name).rename(tmp_path / name)
+    (inside / name).symlink_to(tmp_path / name)
+    with pytest.raises(CheckpointError, match="link"):
+        Checkpoint.open(inside).tokenizer()
+
+
+def test_a_file_that_is_no_file_is_refused_without_waiting(tmp_path: Path):
+    save(tmp_path)
+    (tmp_path / CONFIG).unlink()
+    os.mkfifo(tmp_path / CONFIG)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        Checkpoint.open(tmp_path)
+
+
+def test_the_hugging_face_caches_links_into_blobs_are_followed(tmp_path: Path):
+    snapshot, blobs = tmp_path / "models--a--b/snapshots/0123", tmp_path / "models--a--b/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    model = save(snapshot)
+    for number, path in enumerate(sorted(snapshot.iterdir())):
+        path.rename(blobs / str(number))
+        path.symlink_to(Path("../../blobs") / str(number))
+    checkpoint = Checkpoint.open(snapshot)
+    assert torch.equal(logits_of(checkpoint.load()), logits_of(model))
+    assert checkpoint.tokenizer().encode("fox") == tokenizer().encode("fox")
+
+
+def test_damaged_files_load_or_raise_our_error_and_nothing_else(tmp_path: Path):
+    save(tmp_path)
+    chance = random.Random(0)
+    refused = 0
+    for name in (CONFIG, WEIGHTS, "generation_config.json"):
+        whole = (tmp_path / name).read_bytes()
+        for _ in range(150):
+            damaged = bytearray(whole)
+            for _ in range(chance.randint(1, 4)):
+                damaged[chance.randrange(min(len(damaged), 2500))] = chance.choice(
+                    [chance.randrange(256), *b'09{}[]",:-']
+                )
+            (tmp_path / name).write_bytes(damaged)
+            try:
+                logits_of(Checkpoint.open(tmp_path).load(torch.float32))
+            except CheckpointError as error:
+                refused += 1
+                str(error).encode()
+        (tmp_path / name).write_bytes(whole)
+    assert 200 < refused < 450
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "int-quantized"},
+        {"quant_method": "fp8"},
+        {"config_groups": {}},
+        {"ignore": ["lm_head", "model.layers.0.mlp.up_proj"]},
+        {"kv_cache_scheme": {"num_bits": 8}},
+        {"sparsity_config": {"format": "sparse-24-bitmask"}},
+    ],
+    ids=str,
+)
+def test_another_quantization_is_refused(tmp_path: Path, change: Change):
+    save_quantized(tmp_path)
+    edit_json(tmp_path / CONFIG, lambda raw: raw["quantization_config"].update(change))
+    with pytest.raises(CheckpointError, match=next(iter(change))):
+        Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"num_bits": 4}, {"strategy": "group", "group_size": 16}, {"symmetric": False}])
+def test_other_int_weights_are_refused(tmp_path: Path, change: Change):
+    save_quantized(tmp_path)
+
+    def edit(raw: dict[str, Any]) -> None:
+        raw["quantization_config"]["config_groups"]["group_0"]["weights"].update(change)
+
+    edit_json(tmp_path / CONFIG, edit)
+    with pytest.raises(CheckpointError, match="config_groups"):
+        Checkpoint.open(tmp_path)
+
+
+def test_quantized_weights_without_their_config_are_refused(tmp_path: Path):
+    save_quantized(tmp_path)
+    edit_json(tmp_path / CONFIG, lambda raw: raw.pop("quantization_config"))
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight is missing"):
+        Checkpoint.open(tmp_path)

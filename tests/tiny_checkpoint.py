@@ -1,0 +1,70 @@
+"""A checkpoint small enough to write in a test, and tools to damage one."""
+
+import json
+import struct
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puna.checkpoint.checkpoint import save_checkpoint
+from puna.model.attend import packed_attend
+from puna.model.config import LlamaConfig, RopeScaling
+from puna.model.llama import Llama
+from puna.model.quantized import swap_linears
+from puna.tokenizer.tokenizer import Tokenizer
+from puna.tokenizer.train import train_tokenizer
+
+SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
+TOKENS = torch.arange(40) * 7 % 250
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["the quick brown fox jumps over the lazy dog " * 3], vocab_size=530, split_digits=False)
+
+
+def random_llama(*, tied: bool = False, scaling: RopeScaling | None = SCALING) -> Llama:
+    config = LlamaConfig(48, 80, 16, 2, 4, 2, tokenizer().vocab_size, 16_384, rope_scaling=scaling, tie_embeddings=tied)
+    model = Llama(config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.2, generator=generator)
+    return model.eval()
+
+
+def logits_of(model: Llama) -> torch.Tensor:
+    with torch.no_grad():
+        return model.logits(model(TOKENS, torch.arange(len(TOKENS)), packed_attend([len(TOKENS)])))
+
+
+def save(directory: Path, **options: Any) -> Llama:
+    model = random_llama(tied=options.pop("tied", False))
+    save_checkpoint(directory, model, tokenizer(), **options)
+    return model
+
+
+def save_quantized(directory: Path, *, tied: bool = False) -> Llama:
+    model = random_llama(tied=tied)
+    swap_linears(model)
+    save_checkpoint(directory, model, tokenizer(), shard_bytes=30_000)
+    return model
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def edit_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the header of a safetensors file and leave its data."""
+    raw = path.read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + size :])
