@@ -167,8 +167,11 @@ def test_a_written_task_is_read_back_equal(tmp_path: Path) -> None:
         ({"answer": "5"}, "unknown field 'answer'"),
         ({"grade": "contain"}, "grade = 'contain'"),
         ({"conversation": {"messages": [{"role": "usr", "content": "x"}]}}, "role 'usr'"),
-        ({"conversation": {"messages": [{"role": "assistant", "content": "x"}]}}, "ends with a user or tool message"),
-        ({"conversation": {"messages": []}}, "ends with a user or tool message"),
+        (
+            {"conversation": {"messages": [{"role": "assistant", "content": "x"}]}},
+            "does not end with what the assistant says",
+        ),
+        ({"conversation": {"messages": []}}, "does not end with what the assistant says"),
         ({"expected": {"contains": []}}, "expected.contains = []"),
         ({"expected": {"contains": [" "]}}, "expected.contains = [' ']"),
         ({"expected": {"contains": [5]}}, "expected.contains = [5]"),

@@ -43,11 +43,10 @@ def parse_config(config_class: type[Config], table: dict[str, Any], *, where: st
 
 def explain(error: ValidationError, config_class: type[BaseModel], *, where: str) -> ConfigError:
     """Say in one ConfigError what is wrong with a table: an unknown key before all else."""
-    errors = error.errors()
-    unknown = [each for each in errors if each["type"] == "extra_forbidden"]
-    first = (unknown or errors)[0]
+    errors = [each for each in error.errors() if each["type"] == "extra_forbidden"] or error.errors()
     # Where a value may be of several types each tells what it missed; the one that got furthest is the one meant.
-    first = max((each for each in unknown or errors if each["loc"][:1] == first["loc"][:1]), key=lambda e: len(e["loc"]))
+    about_first_key = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
+    first = max(about_first_key, key=lambda each: len(each["loc"]))
     key, model = _place(config_class, first["loc"])
     if first["type"] == "extra_forbidden":
         known = sorted(model.model_fields)

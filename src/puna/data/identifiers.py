@@ -39,8 +39,8 @@ def fresh_identifiers(conversation: Conversation, source: random.Random) -> Conv
 
 def _named(conversation: Conversation) -> set[str]:
     texts = [message.content for message in conversation.messages if message.role == "tool"]
-    texts += [text for message in conversation.messages for call in message.tool_calls for text in _texts(call.arguments)]
-    return {name for text in texts for name in IDENTIFIER.findall(text)}
+    calls = [call for message in conversation.messages for call in message.tool_calls]
+    return {name for text in [*texts, *_texts([call.arguments for call in calls])] for name in IDENTIFIER.findall(text)}
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -56,11 +56,13 @@ def _draw(names: list[str], source: random.Random) -> dict[str, str]:
     fresh: dict[str, str] = {}
     taken = set(names)
     for name in names:
-        for _ in range(DRAWS):  # a conversation with thousands of four-digit names may run out of others
-            first = "0" if name[0] == "0" else source.choice("123456789")
-            digits = first + "".join(source.choices("0123456789", k=len(name) - 1))
-            if digits not in taken:
-                break
-        fresh[name] = digits
-        taken.add(digits)
+        candidates = (_digits_like(name, source) for _ in range(DRAWS))
+        # Thousands of four-digit names may leave no other free: such a one stays as it is.
+        fresh[name] = next((digits for digits in candidates if digits not in taken), name)
+        taken.add(fresh[name])
     return fresh
+
+
+def _digits_like(name: str, source: random.Random) -> str:
+    first = "0" if name[0] == "0" else source.choice("123456789")
+    return first + "".join(source.choices("0123456789", k=len(name) - 1))

@@ -53,8 +53,9 @@ class Int8Linear(nn.Module):
     @classmethod
     def empty_like(cls, linear: Linear) -> "Int8Linear":
         """Return a layer of the same shape and device whose contents are not set."""
-        weight = linear.weight.detach()
-        return cls(torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight), 1, dtype=torch.float32))
+        (out_dim, in_dim), device = linear.weight.shape, linear.weight.device
+        weight = torch.empty(out_dim, in_dim, dtype=torch.int8, device=device)
+        return cls(weight, torch.empty(out_dim, 1, device=device))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = self.weight_scale.flatten().to(x.dtype)

@@ -35,11 +35,12 @@ class Task:
         if max_questions >= num_questions:
             return self
         source = random.Random(seed)
-        drawn = list(enumerate(self.questions))
+        drawn = list(range(num_questions))
         source.shuffle(drawn)
-        names = list(dict.fromkeys(question.group for _, question in drawn))
-        drawn.sort(key=lambda pair: names.index(pair[1].group))
-        kept = sorted(drawn[step * num_questions // max_questions][0] for step in range(max_questions))
+        drawn.sort(key=lambda index: self.questions[index].group)
+        # Every step-th from a random start: the same chance for each question, whatever the size of its group.
+        start = source.randrange(num_questions)
+        kept = sorted(drawn[(start + number * num_questions) // max_questions] for number in range(max_questions))
         return replace(self, questions=tuple(self.questions[index] for index in kept))
 
 
@@ -72,8 +73,8 @@ def _read_question(row: dict[str, Any], where: str) -> Question:
         conversation = Conversation.from_json(row["conversation"])
     except ChatError as error:
         raise DataError(f"{where}: conversation: {error}") from None
-    if not conversation.messages or conversation.messages[-1].role not in ("user", "tool"):
-        raise DataError(f"{where}: conversation", expected="one that ends with a user or tool message")
+    if not conversation.messages or conversation.messages[-1].role == "assistant":
+        raise DataError(f"{where}: conversation", expected="one that does not end with what the assistant says")
     _require_expected(row["expected"], row["grade"], where)
     return Question(**{**row, "conversation": conversation})
 

@@ -58,7 +58,9 @@ class Training:
 def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tokenizer: Tokenizer) -> None:
     """Train `model` in place and write it as a checkpoint into the run's output."""
     if config.context > model.config.max_context:
-        raise ConfigError(f"context = {config.context}", expected=f"at most {model.config.max_context}, the model's own")
+        raise ConfigError(
+            f"context = {config.context}", expected=f"at most {model.config.max_context}, the model's own"
+        )
     torch.manual_seed(config.seed)
     model.train()
     optimizer = make_optimizer(model, config.optim)
@@ -125,7 +127,6 @@ def _loop(training: Training) -> None:
                 save_state(run.directory / "states", training.model, training.optimizer, progress, run.key)
                 saved = time.monotonic()
             if is_stopping():
-                run.log(f"stopped after step {progress.step}, which is saved")
                 raise KeyboardInterrupt
 
 
@@ -220,5 +221,7 @@ def _size(config: TrainConfig, vocab_size: int) -> LlamaConfig:
     widths = config.size.model_dump()
     head_dim, rest = divmod(config.size.dim, config.size.num_heads)
     if rest:
-        raise ConfigError(f"size.dim = {config.size.dim}", expected=f"a multiple of num_heads = {config.size.num_heads}")
+        raise ConfigError(
+            f"size.dim = {config.size.dim}", expected=f"a multiple of num_heads = {config.size.num_heads}"
+        )
     return LlamaConfig(**widths, head_dim=head_dim, vocab_size=vocab_size, max_context=config.context)

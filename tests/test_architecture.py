@@ -1,0 +1,269 @@
+"""The plan of the house, held by reading the source: floors, sizes, names, settings that nobody reads."""
+
+import ast
+import io
+import re
+import subprocess
+import sys
+import tokenize
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from puna.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+PUNA = ROOT / "src" / "puna"
+
+# From the ground up. A room or file imports from the floors below it and from itself, never from its own floor.
+FLOORS = (
+    {"errors"},
+    {"config", "artifact", "progress", "plan", "stages"},
+    {"run", "lineage"},
+    {"kernels", "tokenizer"},
+    {"model", "chat"},
+    {"data", "checkpoint"},
+    {"engine", "tasks", "guard", "retrieve", "sandbox"},
+    {"ingest", "curate", "synthesize", "train", "compress", "evaluate", "release"},
+    {"raising"},
+    {"serve", "agent", "studio"},
+    {"cli"},
+)
+GROUND = FLOORS[0] | FLOORS[1] | FLOORS[2] | {"raising", "cli"}
+STAGE_ROOMS = FLOORS[7]
+HEAVY = {"torch", "numpy", "tokenizers", "safetensors", "transformers", "pyarrow"}
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_FILES_IN_FOLDER = 12
+MAX_CONFIG_FIELDS = 25
+MAX_COMMENT_SHARE = 0.08
+FORBIDDEN_NAMES = {"utils", "helpers", "common", "core", "misc", "base", "experiments"}
+UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+
+# What breaks a limit, and why it may: {"puna/room/file.py": "reason"}.
+EXCEPTIONS: dict[str, str] = {}
+
+# Fields of requests to the server that nothing reads, and why they are taken nevertheless.
+UNREAD = {
+    "function": "is rendered with the message that holds it",
+    "response_format": "allows plain text only, which is what there is",
+    "user": "a label for OpenAI's own logs",
+    "safety_identifier": "a label for OpenAI's own logs",
+    "prompt_cache_key": "a label for OpenAI's own cache",
+}
+
+
+@cache
+def sources() -> dict[str, ast.Module]:
+    """Parse every file of the package: {"train/loop.py": tree}."""
+    return {path.relative_to(PUNA).as_posix(): ast.parse(path.read_text()) for path in sorted(PUNA.rglob("*.py"))}
+
+
+def room_of(name: str) -> str:
+    return name.split("/")[0].removesuffix(".py")
+
+
+def floor_of(room: str) -> int:
+    return next(index for index, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Yield what a file imports in dotted names, wherever the import stands; none is relative."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def num_lines(name: str) -> int:
+    return len((PUNA / name).read_text().splitlines())
+
+
+def test_every_room_has_a_floor():
+    rooms = {room_of(name) for name in sources()} - {"__init__"}
+    assert rooms <= set().union(*FLOORS)
+
+
+def test_imports_point_only_downward():
+    wrong = [
+        f"{name} imports {imported}"
+        for name, tree in sources().items()
+        for imported in imports(tree)
+        if imported.startswith("puna.") and name != "__init__.py"
+        for here, there in [(room_of(name), imported.split(".")[1])]
+        if there not in ("__version__", here) and floor_of(there) >= floor_of(here)
+    ]
+    assert not wrong
+
+
+def test_stages_meet_only_through_artifacts():
+    wrong = [
+        f"{name} imports {imported}"
+        for name, tree in sources().items()
+        if room_of(name) in STAGE_ROOMS
+        for imported in imports(tree)
+        for there in imported.split(".")[1:2]
+        if imported.startswith("puna.") and there in STAGE_ROOMS | {"serve", "agent", "studio"} - {room_of(name)}
+        if there != room_of(name)
+    ]
+    assert not wrong
+
+
+def test_the_ground_needs_no_torch():
+    wrong = [
+        f"{name} imports {imported}"
+        for name, tree in sources().items()
+        if room_of(name) in GROUND
+        for imported in imports(tree)
+        if imported.split(".")[0] in HEAVY
+    ]
+    assert not wrong
+
+
+def test_files_functions_and_folders_stay_small():
+    too_long = [name for name in sources() if num_lines(name) > MAX_FILE_LINES]
+    too_long += [
+        f"{name}:{function.name}"
+        for name, tree in sources().items()
+        for function in functions(tree)
+        if (function.end_lineno or 0) - function.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    folders = [PUNA, *(path for path in PUNA.rglob("*") if path.is_dir())]
+    too_long += [str(folder) for folder in folders if len(list(folder.glob("*.py"))) > MAX_FILES_IN_FOLDER]
+    assert set(too_long) == set(EXCEPTIONS)
+    assert all(EXCEPTIONS.values()), "an exception has a reason"
+
+
+def test_no_name_says_nothing():
+    paths = [path.relative_to(ROOT) for folder in ("src", "tests", "recipes") for path in (ROOT / folder).rglob("*")]
+    assert not [path for path in paths if path.stem in FORBIDDEN_NAMES and "__pycache__" not in path.parts]
+
+
+def test_nothing_is_unpickled():
+    paths = [*PUNA.rglob("*.py"), *(ROOT / "tests").glob("*.py"), *ROOT.glob("benchmarks/**/*.py")]
+    for path in paths:
+        tree = ast.parse(path.read_text())
+        modules = {part for name in imports(tree) for part in (name.split(".")[0], name)}
+        assert not modules & (UNSAFE_MODULES | {"torch.load", "torch.save"}), path
+        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not calls & {"torch.load", "torch.save", "numpy.load", "np.load", "eval", "exec"}, path
+
+
+def test_nothing_is_left_to_be_done():
+    for path in PUNA.rglob("*.py"):
+        assert not re.search(r"NotImplementedError|\bTODO\b|\bFIXME\b|\bXXX\b", path.read_text()), path
+
+
+def test_comments_stay_few():
+    lines = comments = 0
+    for path in PUNA.rglob("*.py"):
+        text = path.read_text()
+        lines += len(text.splitlines())
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        comments += len({token.start[0] for token in tokens if token.type == tokenize.COMMENT})
+    assert comments / lines <= MAX_COMMENT_SHARE
+
+
+def test_every_module_says_what_it_turns_into_what():
+    missing = [name for name, tree in sources().items() if tree.body and not ast.get_docstring(tree)]
+    assert not missing
+
+
+@cache
+def classes_below(root: str) -> dict[str, ast.ClassDef]:
+    """Find the classes that inherit from `root`, directly or not: {"train/sft.py:Config": definition}."""
+    classes = {
+        f"{name}:{node.name}": node
+        for name, tree in sources().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    parents, found = {root}, dict[str, ast.ClassDef]()
+    while more := {
+        key: node for key, node in classes.items() - found.items() if parents & set(map(ast.unparse, node.bases))
+    }:
+        found |= more
+        parents |= {node.name for node in more.values()}
+    return found
+
+
+def settings(definition: ast.ClassDef) -> dict[str, ast.expr]:
+    """Return a model's fields with their annotations."""
+    nodes = [node for node in definition.body if isinstance(node, ast.AnnAssign)]
+    return {ast.unparse(node.target): node.annotation for node in nodes}
+
+
+def attributes_read(node: ast.AST) -> Iterator[str]:
+    """Yield the attributes that code reads, validators left out: to check a setting is not to use it."""
+    if any("validator" in ast.unparse(each) for each in getattr(node, "decorator_list", [])):
+        return
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        yield node.attr
+    for child in ast.iter_child_nodes(node):
+        yield from attributes_read(child)
+
+
+def allows_only_what_changes_nothing(annotation: ast.expr) -> bool:
+    if isinstance(annotation, ast.BinOp):
+        return allows_only_what_changes_nothing(annotation.left) and allows_only_what_changes_nothing(annotation.right)
+    text = ast.unparse(annotation)
+    return text in {"None", "Zero", "One", "Nothing"} or "Literal[" in text or "max_length=0" in text
+
+
+def test_every_setting_is_read():
+    read = {attribute for tree in sources().values() for attribute in attributes_read(tree)}
+    models = classes_below("BaseModel")
+    stages = classes_below("StageConfig")
+    assert stages
+    dead = [
+        f"{key}: {field}"
+        for key, definition in models.items()
+        for field, annotation in settings(definition).items()
+        if field not in read
+        and (key in stages or not (field in UNREAD or allows_only_what_changes_nothing(annotation)))
+    ]
+    assert not dead
+    assert not set(UNREAD) & read, "an exception that is none any more"
+
+
+def test_a_stage_has_few_settings():
+    stages = classes_below("StageConfig")
+    for key, definition in stages.items():
+        bases = map(ast.unparse, definition.bases)
+        above = [other for base in bases for name, other in stages.items() if name.endswith(f":{base}")]
+        assert sum(len(settings(each)) for each in (definition, *above)) <= MAX_CONFIG_FIELDS, key
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.verb)
+def test_verb_is_module_test_page_and_table(stage):
+    assert stage.module.split(".")[-1] == stage.verb
+    module = PUNA.joinpath(*stage.module.split(".")[1:]).with_suffix(".py")
+    tree = sources()[module.relative_to(PUNA).as_posix()]
+    names = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    assert {"Config", "run"} <= names
+    assert (ROOT / "tests" / f"test_{stage.verb}.py").is_file()
+    assert (ROOT / "docs" / f"{stage.verb}.md").is_file()
+    assert any(stage.verb in tomllib.loads(path.read_text()) for path in (ROOT / "recipes").glob("*.toml"))
+
+
+def test_help_imports_neither_torch_nor_numpy():
+    program = (
+        "import sys; sys.argv = ['puna', '--help']\n"
+        "from puna.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        f"print('heavy:', sorted({HEAVY | {'pydantic'}!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "heavy: []" in done.stdout
+    assert all(stage.verb in done.stdout for stage in STAGES)
