@@ -223,3 +223,23 @@ def test_each_question_has_the_same_chance_to_be_drawn() -> None:
     drawn = [question.id for seed in range(600) for question in task.sample(3, seed).questions]
     shares = {question.id: drawn.count(question.id) / 600 for question in asked}
     assert shares == pytest.approx(dict.fromkeys(shares, 0.3), abs=0.06)
+
+
+def test_a_folder_of_conversations_asks_for_every_assistant_turn(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "find", "arguments": {"id": "17"}}}
+    messages = [
+        {"role": "user", "content": "where is 17?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "here"},
+        {"role": "assistant", "content": "It is here."},
+    ]
+    write_jsonl(tmp_path / "conversations.jsonl", [{"messages": messages, "id": "a"}, {"messages": messages}])
+    questions = load_task(tmp_path).questions
+    assert [(q.id, q.grade, q.group) for q in questions] == [
+        ("a/1", "tool_call", "a"),
+        ("a/3", "no_call", "a"),
+        ("2/1", "tool_call", "2"),
+        ("2/3", "no_call", "2"),
+    ]
+    assert questions[0].expected == {"name": "find", "arguments": {"id": "17"}}
+    assert [message.role for message in questions[1].conversation.messages] == ["user", "assistant", "tool"]

@@ -1,6 +1,7 @@
 """A questions file or a folder of them -> a Task whose every question can be judged. Asks nobody anything."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from puna.data.shards import find_shards, read_rows
 from puna.errors import ChatError, DataError
 from puna.tasks.grades import EXPECTED, GRADES
 from puna.tasks.question import Grade, Question
+from puna.tasks.turns import turn_questions
 
 REQUIRED = {"id": str, "conversation": dict, "expected": dict, "grade": str}
 OPTIONAL = {"group": str}
@@ -45,34 +47,46 @@ class Task:
 
 
 def load_task(path: Path) -> Task:
-    """Read a questions file, or questions*.jsonl and questions*.parquet of a folder.
+    """Read a questions file or a folder of them; a folder with conversations alone asks for each assistant turn.
 
     Raises DataError that names the file, the row and the field that does not fit.
     """
-    files = [path] if path.is_file() else find_shards(path, "questions")
-    if not files:
-        raise DataError(f"{path} has no questions", expected="questions*.jsonl, or such a file itself")
-    rows = ((f"{file} row {line}", row) for file in files for line, row in enumerate(read_rows(file), 1))
     questions: dict[str, Question] = {}
-    for where, row in rows:
-        question = _read_question(row, where)
+    for where, question in _questions(path):
         if question.id in questions:
             raise DataError(f"{where} has the id '{question.id}' again", expected="each id once in a task")
         questions[question.id] = question
     if not questions:
-        raise DataError(f"{path} has no questions", expected="at least one row")
+        raise DataError(f"{path} has no questions", expected="questions*.jsonl or conversations*.jsonl with rows")
     name = path.name if path.is_dir() else f"{path.resolve().parent.name}/{path.stem}"
     return Task(name, tuple(questions.values()))
+
+
+def _questions(path: Path) -> Iterator[tuple[str, Question]]:
+    """Yield each question with the place it stands at."""
+    files = find_shards(path, "questions") if path.is_dir() else [path]
+    for file in files or find_shards(path, "conversations"):
+        for line, row in enumerate(read_rows(file), 1):
+            where = f"{file} row {line}"
+            if "messages" in row:
+                conversation = replace(_read_conversation(row, where), id=str(row.get("id") or line))
+                yield from ((where, question) for question in turn_questions(conversation))
+            else:
+                yield where, _read_question(row, where)
+
+
+def _read_conversation(row: dict[str, Any], where: str) -> Conversation:
+    try:
+        return Conversation.from_json(row)
+    except ChatError as error:
+        raise DataError(f"{where}: conversation: {error}") from None
 
 
 def _read_question(row: dict[str, Any], where: str) -> Question:
     _require_fields(row, where, REQUIRED, OPTIONAL)
     if row["grade"] not in GRADES:
         raise DataError(f"{where}: grade = '{row['grade']}'", expected=", ".join(GRADES))
-    try:
-        conversation = Conversation.from_json(row["conversation"])
-    except ChatError as error:
-        raise DataError(f"{where}: conversation: {error}") from None
+    conversation = _read_conversation(row["conversation"], where)
     if not conversation.messages or conversation.messages[-1].role == "assistant":
         raise DataError(f"{where}: conversation", expected="one that does not end with what the assistant says")
     _require_expected(row["expected"], row["grade"], where)
