@@ -21,7 +21,9 @@ def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a tokenizer of 600 ids that spells digits one by one."""
     from puna.tokenizer.train import train_tokenizer
 
-    text = "Where is my order 48151? The parcel 62342 is on its way; we open at nine and close at six. Return it, please."
+    text = (
+        "Where is my order 48151? The parcel 62342 is on its way; we open at nine and close at six. Return it, please."
+    )
     path = tmp_path_factory.mktemp("tokenizer")
     train_tokenizer([text * 4], vocab_size=560, split_digits=True).save(path)
     return path
@@ -72,7 +74,7 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Pa
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def perform_stage() -> Callable[..., bool]:
     """Return a function that makes one artifact as the command line does: perform_stage("sft", out, **settings)."""
     from rich.console import Console
@@ -89,7 +91,7 @@ def perform_stage() -> Callable[..., bool]:
     return perform_one
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def training(tokenizer_path: Path, dataset_path: Path) -> dict[str, Any]:
     """Settings of a training stage that takes a moment: 6 steps of a model with one layer, in float32."""
     return {
@@ -102,6 +104,12 @@ def training(tokenizer_path: Path, dataset_path: Path) -> dict[str, Any]:
         "precision": "float32",
         "optim": {"lr": 0.01, "warmup_steps": 2},
     }
+
+
+@pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the plot at the end of each training, which takes longer than the training."""
+    monkeypatch.setattr("puna.train.loop.plot_losses", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -61,6 +61,27 @@ def test_a_crash_before_the_rename_leaves_the_old_artifact(tmp_path: Path, monke
     assert artifact.verify(path) and (path / "a.txt").read_text() == "one"
 
 
+def test_at_no_moment_of_a_replacement_is_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = make(tmp_path / "out", {"a.txt": "one"})
+    seen: list[str] = []
+    rename = Path.rename
+
+    def watched(self: Path, target: Path) -> Path:
+        seen.append((path / "a.txt").read_text())
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    make(path, {"a.txt": "two"})
+    assert seen and set(seen) <= {"one", "two"} and (path / "a.txt").read_text() == "two"
+
+
+def test_where_the_disk_cannot_exchange_two_renames_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(artifact, "_exchange", lambda one, other: False)
+    make(tmp_path / "out", {"a.txt": "one", "only_in_first.txt": "x"})
+    assert set(artifact.verify(make(tmp_path / "out", {"a.txt": "two"})).files) == {"a.txt"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
 def fail() -> None:
     raise SystemExit("the power failed")
 
@@ -72,7 +93,10 @@ def test_verify_names_a_file_that_was_cut_altered_removed_or_added(tmp_path: Pat
             (lambda path: (path / "a.txt").write_text("on"), "a.txt was altered or cut"),
             (lambda path: (path / "a.txt").write_text("onf"), "a.txt was altered or cut"),
             (lambda path: (path / "deep" / "b.txt").unlink(), "b.txt is missing"),
-            (lambda path: (path / "deep" / "manifest.json").write_text("b file of the same name"), "deep/manifest.json"),
+            (
+                lambda path: (path / "deep" / "manifest.json").write_text("b file of the same name"),
+                "deep/manifest.json",
+            ),
             (lambda path: (path / "new.txt").write_text(""), "new.txt is not part"),
         ]
     ):

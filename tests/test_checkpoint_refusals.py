@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_checkpoint import CONFIG, INDEX, WEIGHTS, edit_header, edit_json, logits_of, save, save_quantized, tokenizer
 
+from puna.checkpoint import weights
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.errors import CheckpointError
 
 # What is refused
 
 Change = dict[str, Any]
+ROPE: Change = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPE["original_max_position_embeddings"] = 8192
 UNSUPPORTED: list[Change] = [
     {"model_type": "mistral"},
     {"architectures": ["LlamaForSequenceClassification"]},
@@ -26,7 +30,8 @@ UNSUPPORTED: list[Change] = [
     {"mlp_bias": True},
     {"hidden_act": "gelu"},
     {"pretraining_tp": 2},
-    {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    {"rope_scaling": ROPE | {"rope_type": "yarn"}},
+    {"rope_scaling": ROPE | {"partial_rotary_factor": 0.5}},
     {"rope_scaling": {"type": "linear", "factor": 2.0}},
     {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
     {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
@@ -59,7 +64,7 @@ def test_a_config_that_we_do_not_compute_is_refused(tmp_path: Path, change: Chan
 def test_a_config_that_is_no_strict_json_is_refused_by_name(tmp_path: Path, text: str):
     save(tmp_path)
     (tmp_path / CONFIG).write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json (is not valid|holds a) JSON"):
         Checkpoint.open(tmp_path)
 
 
@@ -68,6 +73,16 @@ def test_code_beside_the_tokenizer_is_refused(tmp_path: Path):
     edit_json(tmp_path / "tokenizer_config.json", lambda raw: raw.update(auto_map={"AutoTokenizer": ["evil.T", None]}))
     with pytest.raises(CheckpointError, match="auto_map"):
         Checkpoint.open(tmp_path).tokenizer()
+
+
+def test_more_layers_than_the_files_hold_are_refused_before_the_network_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save(tmp_path)
+    edit_json(tmp_path / CONFIG, lambda raw: raw.update(num_hidden_layers=3))
+    monkeypatch.delattr(weights, "build_empty")
+    with pytest.raises(CheckpointError, match=r"layers\.2\.input_layernorm\.weight is missing"):
+        Checkpoint.open(tmp_path)
 
 
 def test_pickled_weights_are_not_read(tmp_path: Path):
@@ -97,6 +112,14 @@ def shift(header: dict[str, Any]) -> None:
     header[NORM]["data_offsets"] = [offset - 4 for offset in header[NORM]["data_offsets"]]
 
 
+def move_boundary(header: dict[str, Any]) -> None:
+    """Give the last byte of one tensor to the next."""
+    end = header[Q_PROJ]["data_offsets"][1]
+    following = next(entry for entry in header.values() if entry.get("data_offsets", [0])[0] == end)
+    header[Q_PROJ]["data_offsets"][1] -= 1
+    following["data_offsets"][0] -= 1
+
+
 def inflate(header: dict[str, Any]) -> None:
     header[NORM] |= {"shape": [2**40], "data_offsets": [0, 2**42]}
 
@@ -111,6 +134,7 @@ def inflate(header: dict[str, Any]) -> None:
         (turn, Q_PROJ),
         (retype, NORM),
         (shift, "starts at byte"),
+        (move_boundary, "to fill them"),
         (inflate, NORM),
         (lambda header: header.update({NORM: 7}), NORM),
         (lambda header: header[NORM].update(shape=[-48]), NORM),
@@ -133,6 +157,9 @@ def test_a_file_cut_short_anywhere_is_refused_by_name(tmp_path: Path):
         (tmp_path / WEIGHTS).write_bytes(whole[:kept])
         with pytest.raises(CheckpointError, match=r"model\.safetensors"):
             Checkpoint.open(tmp_path)
+    with pytest.raises(CheckpointError, match=r"tensor 'model\.norm\.weight': bytes"):
+        (tmp_path / WEIGHTS).write_bytes(whole[:-1])
+        Checkpoint.open(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(whole + b"hidden")
     with pytest.raises(CheckpointError, match="bytes of data"):
         Checkpoint.open(tmp_path)
@@ -174,7 +201,7 @@ def test_an_index_cannot_lead_out_of_the_directory(tmp_path: Path, name: str):
                 index["weight_map"][tensor] = name
 
     edit_json(inside / INDEX, redirect)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="is missing" if name == "gone" else "name without a path"):
         Checkpoint.open(inside)
 
 
@@ -277,3 +304,14 @@ def test_quantized_weights_without_their_config_are_refused(tmp_path: Path):
     edit_json(tmp_path / CONFIG, lambda raw: raw.pop("quantization_config"))
     with pytest.raises(CheckpointError, match=r"q_proj\.weight is missing"):
         Checkpoint.open(tmp_path)
+
+
+def test_int8_weights_of_another_shape_than_they_say_are_refused(tmp_path: Path):
+    save_quantized(tmp_path)
+    name = "model.layers.0.mlp.down_proj.weight_shape"
+    file = Checkpoint.open(tmp_path).layout[name].file
+    tensors = load_file(file)
+    tensors[name] = torch.tensor([48, 79])
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=name):
+        Checkpoint.open(tmp_path).load()

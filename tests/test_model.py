@@ -211,6 +211,7 @@ def test_int8_rows_are_within_half_a_step_of_the_weight():
     weight[3] = 0
     rounded, scale = quantize_weight(weight)
     assert rounded.dtype == torch.int8 and scale.shape == (30, 1) and scale.dtype == torch.float32
+    assert (scale > 0).all()
     assert ((rounded * scale - weight).abs() <= scale * 0.5001).all()
     assert (rounded.abs().amax(dim=1)[weight.abs().amax(dim=1) > 0] == 127).all()
 

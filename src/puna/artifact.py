@@ -5,6 +5,7 @@ here knows what the files mean.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from puna.errors import ArtifactError, ReceiptError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 RECORD_PREFIX = "run_"
+RENAME_EXCHANGE = 2
 
 
 @dataclass(frozen=True)
@@ -188,14 +190,28 @@ def commit(partial: Path, path: Path, manifest: Manifest) -> Manifest:
 
 
 def replace_directory(new: Path, path: Path) -> None:
-    """Rename the directory `new` to `path`; what stood there goes once the new one is durable."""
+    """Rename the directory `new` to `path`; what stood there goes once the new one is durable.
+
+    The two change places in one step where system and disk can. Elsewhere a crash between two renames leaves the old
+    one beside `path`, as .NAME.old.
+    """
     old = path.parent / f".{path.name}.old"
     shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    new.rename(path)
+    if path.exists() and _exchange(new, path):
+        new.rename(old)
+    else:
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
     fsync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places atomically (renameat2 of Linux); return whether that was possible."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here = -100  # AT_FDCWD: relative paths start at the current directory
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), RENAME_EXCHANGE) == 0
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,6 +21,8 @@ FACES = (
     ("serve", "puna.serve.serve:serve", "Serve a checkpoint through an OpenAI-compatible API"),
 )
 
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+
 
 def main() -> None:
     """Run the command line; a user's mistake, and what the system refuses, become one message and exit status 1."""
@@ -34,7 +36,8 @@ def main() -> None:
     except PunaError as error:
         sys.exit(f"puna: {error}")
     except KeyboardInterrupt:
-        sys.exit("puna: interrupted; the same command goes on where this one stopped")
+        print("puna: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads what Python flushes at its exit
         sys.exit(1)
@@ -44,7 +47,12 @@ def main() -> None:
 
 def build_app(arguments: list[str]) -> App:
     """Build the parser for these arguments: only the stage that they name is imported."""
-    app = App(name="puna", help="Raise your own Llama, from documents to a served model.", version=__version__)
+    app = App(
+        name="puna",
+        help="Raise your own Llama, from documents to a served model.",
+        version=__version__,
+        suppress_keyboard_interrupt=False,
+    )
     app.command(raise_, name="raise")
     for verb, target, summary in FACES:
         app.command(target, name=verb, help=summary)

@@ -1,10 +1,10 @@
 """Walk an artifact back to the raw documents it was made from, and say what has changed since."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.tree import Tree
 
 from puna import artifact
 from puna.errors import ArtifactError
@@ -37,8 +37,8 @@ def _trace(path: Path, recorded: str) -> dict[str, object]:
 
 def print_lineage(path: Path, console: Console) -> None:
     """Print the origins of `path` as a tree, the artifact first, raw files as leaves."""
-    node = trace(path)
-    console.print(_grow(Tree(_label("", node)), node), soft_wrap=True)
+    for line in _lines("", trace(path)):
+        console.print(line, soft_wrap=True)  # however narrow the terminal, a path stays in one piece
 
 
 def _origin(artifact_path: Path, entry: dict[str, str]) -> dict[str, object]:
@@ -72,9 +72,12 @@ def _label(role: str, node: dict[str, object]) -> str:
     return f"{name}[bold]{escape(str(node['path']))}[/bold] ({node['kind']}{made}, {str(node['hash'])[:12]}){mark}"
 
 
-def _grow(tree: Tree, node: dict[str, object]) -> Tree:
+def _lines(role: str, node: dict[str, object]) -> Iterator[str]:
+    yield _label(role, node)
     inputs = node["inputs"]
     assert isinstance(inputs, dict)
-    for role, child in inputs.items():
-        _grow(tree.add(_label(role, child)), child)
-    return tree
+    for number, (name, child) in enumerate(inputs.items(), start=1):
+        corner, edge = ("└── ", "    ") if number == len(inputs) else ("├── ", "│   ")
+        first, *rest = _lines(name, child)
+        yield corner + first
+        yield from (edge + line for line in rest)

@@ -16,7 +16,7 @@ def find_file(directory: Path, name: str) -> Path | None:
     `name` must be a plain file name. A symbolic link may lead only into the directory itself or, since that is how
     the Hugging Face cache stores a model, from `snapshots/REVISION/` into the `blobs/` beside `snapshots/`.
     """
-    if not name or Path(name).name != name or "\\" in name or "\0" in name:
+    if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name:
         raise CheckpointError(f"{directory}: file name {name!r}", expected="a name without a path")
     root = directory.resolve()
     try:

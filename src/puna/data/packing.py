@@ -82,8 +82,10 @@ class Packer:
             if num_left > self.context and not self.is_cut:
                 self.num_too_long += 1
                 position = self._after(position)
-                if position.epoch > first.epoch + 1:
-                    raise DataError("every conversation is longer than the context", expected=f"{self.context} tokens")
+                if not pieces and position.epoch > first.epoch + 1:
+                    raise DataError(
+                        "every conversation is longer than the context", expected=f"at most {self.context} tokens"
+                    )
                 continue
             num_taken = min(num_left, room, self.context)
             if num_taken == 0 or (num_taken < num_left and not self.is_cut):

@@ -70,7 +70,7 @@ class Int8Linear(nn.Module):
 
 
 def swap_linears(model: Llama, make: Callable[[str, Linear], nn.Module] | None = None) -> None:
-    """Replace every Linear inside the layers by what `make(name, linear)` returns: by default its rounded Int8Linear."""
+    """Replace each Linear inside the layers by what `make(name, linear)` returns; by default its rounded Int8Linear."""
     for path, module in list(model.layers.named_modules(prefix="layers")):
         for name, child in list(module.named_children()):
             if isinstance(child, Linear):

@@ -64,7 +64,7 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
     torch.manual_seed(config.seed)
     model.train()
     optimizer = make_optimizer(model, config.optim)
-    progress = load_state(run.directory / "states", model, optimizer)
+    progress = load_state(run.directory / "states", model, optimizer, run.log)
     packer = _packer(config, objective, config.data, num_too_long=progress.num_too_long)
     training = Training(config, run, objective, model, optimizer, packer, progress)
     if progress.step:

@@ -17,5 +17,6 @@ def plot_losses(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
         marker = "o" if name == "validation_loss" else ""
         axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=0.8, marker=marker)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     figure.savefig(path, dpi=110)

@@ -5,6 +5,7 @@ The two newest are kept; one whose hashes do not match is passed over for the on
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -47,12 +48,13 @@ def save_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, 
         shutil.rmtree(old)
 
 
-def load_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer) -> Progress:
+def load_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, log: Callable[[str], None]) -> Progress:
     """Fill model and optimizer from the newest state that is whole; a fresh Progress if there is none."""
     for path in _states(directory):
         try:
             artifact.verify(path)
-        except ArtifactError:
+        except ArtifactError as error:
+            log(f"passed over a saved state: {error}")
             continue
         weights, moments = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
         with torch.no_grad():

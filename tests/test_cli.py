@@ -1,0 +1,233 @@
+"""What a user types and what the terminal says: flags win over file over defaults, mistakes get one plain message."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from puna import artifact, cli, raising
+from puna.stages import STAGES
+
+PAGE = "We open at nine and we close at six. " * 2
+SFT = """
+[sft.teacher]
+data = ["a", "b"]
+size = {dim = 16, hidden_dim = 16, num_layers = 1, num_heads = 2, num_kv_heads = 1}
+tokenizer = "t"
+steps = 5
+fresh_identifiers = true
+optim.lr = 0.5
+optim.clip = 2
+
+[sft.student]
+data = ["a"]
+start = "@sft.teacher"
+epochs = 2
+"""
+
+PUNA = Path(sys.executable).with_name("puna")
+
+Puna = Callable[..., str]
+
+
+@pytest.fixture
+def puna(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Puna:
+    """Return a function that runs a command line here and gives its output, or the message it ends with."""
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["puna", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        output = capsys.readouterr()
+        print(output.err, end="", file=sys.stderr)
+        return str(ended.value.code) if ended.value.code else output.out
+
+    return run
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> Path:
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "one.md").write_text(PAGE)
+    return tmp_path / "pages"
+
+
+@pytest.fixture
+def settings_of_sft(puna: Puna, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return a function that gives the settings with which `puna sft` would train."""
+    (tmp_path / "my.toml").write_text(SFT)
+    seen: list[Any] = []
+    monkeypatch.setattr(raising, "perform", lambda stage, config, *rest, **options: bool(seen.append(config)) or True)
+
+    def settings(*arguments: object) -> Any:
+        output = puna("sft", "--config", tmp_path / "my.toml", "--out", "x", *arguments)
+        return seen.pop() if seen else output
+
+    return settings
+
+
+def test_help_takes_less_than_half_a_second():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([PUNA, "--help"], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert all(stage.verb in done.stdout and stage.summary[:20] in done.stdout for stage in STAGES)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_the_help_of_a_verb_describes_every_setting(puna: Puna):
+    text = puna("sft", "--help")
+    assert "--optim.warmup-steps" in text and "steps of linear warm-up" in text and "[default: 4096]" in text
+
+
+def test_settings_come_from_the_file_where_no_flag_is_given(settings_of_sft: Callable[..., Any]):
+    config = settings_of_sft("--table", "sft.teacher")
+    assert (config.steps, config.optim.lr, config.optim.clip, config.fresh_identifiers) == (5, 0.5, 2.0, True)
+    assert config.data == [Path("a"), Path("b")] and config.size.dim == 16 and config.optim.beta1 == 0.9
+
+
+def test_flags_win_over_the_file(settings_of_sft: Callable[..., Any]):
+    flags = ["--optim.lr", "1e-4", "--no-fresh-identifiers", "--size.dim", "32", "--data", "c", "--data=d", "--steps=6"]
+    config = settings_of_sft("--table", "sft.teacher", *flags)
+    assert (config.steps, config.optim.lr, config.optim.clip, config.fresh_identifiers) == (6, 1e-4, 2.0, False)
+    assert config.data == [Path("c"), Path("d")] and (config.size.dim, config.size.hidden_dim) == (32, 16)
+    assert settings_of_sft("--table", "sft.teacher", "--size", "demo-student").size == "demo-student"
+
+
+def test_a_reference_in_the_file_is_a_path_for_one_stage_too(settings_of_sft: Callable[..., Any]):
+    assert settings_of_sft("--table=sft.student").start == Path("build/my/sft.teacher")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "five"], "[sft] steps = 'five'; expected a valid integer"),
+        (["--steps", "1.5"], "[sft] steps = '1.5'; expected a valid integer"),
+        (["--optim.lr", "nan"], "[sft] optim.lr = 'nan'; expected a finite number"),
+        (["--optim.lr", "2"], "[sft] optim.lr = '2'; expected less than or equal to 1"),
+        (["--epochs", "2"], "expected exactly one of 'steps' and 'epochs'"),
+        (["--start", "x"], "expected exactly one of 'start' (a checkpoint) and 'size' (from scratch)"),
+        (["--context", "8192"], "batch_tokens (4096) of at least context (8192)"),
+        (["--optim.lrr", "1"], "Did you mean --optim.lr?"),
+        (["--size.dimm", "1"], "Did you mean --size.dim?"),
+        (["--steps"], "requires an argument"),
+        (["more"], "more"),
+    ],
+    ids=" ".join,
+)
+def test_a_flag_that_does_not_fit_is_refused(settings_of_sft: Callable[..., Any], flags: list[str], message: str):
+    text = settings_of_sft("--table", "sft.teacher", *flags)
+    assert text.startswith("puna: ") and message in text and "\n" not in text
+
+
+def test_a_table_that_is_not_there_is_refused(settings_of_sft: Callable[..., Any]):
+    assert "has no table [sft.third]; expected sft.teacher, sft.student" in settings_of_sft("--table", "sft.third")
+    assert "has no table [sft]; expected sft.teacher, sft.student" in settings_of_sft()
+
+
+def test_a_key_of_the_file_that_is_unknown_is_refused(settings_of_sft: Callable[..., Any], tmp_path: Path):
+    (tmp_path / "my.toml").write_text(SFT.replace("steps = 5", "stepps = 5"))
+    text = settings_of_sft("--table", "sft.teacher")
+    assert "stepps" in text and "Did you mean --steps?" in text and "my.toml" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("stf", "unknown verb 'stf'; expected raise, lineage,"),
+        ("sft", "[sft]|--out"),
+        ("sft --out x", "[sft] lacks 'data'"),
+        ("sft --config", "--config"),
+        ("sft --config none.toml --out x", "recipe none.toml cannot be read"),
+        ("ingest --out x --source none", "none does not exist"),
+        ("ingest --out pages/one.md --source other", "other does not exist"),
+        ("ingest --out pages/one.md/x --source pages/one.md", "lie in one another"),
+        ("ingest --out {out}/one.md/x --source {pages}", "lie in one another"),
+        ("tokenizer --out x --data {pages}", "no rows in"),
+        ("lineage", "requires an argument"),
+        ("lineage {pages}", "is not a finished artifact"),
+        ("raise", "requires an argument"),
+        ("raise none.toml", "recipe none.toml cannot be read"),
+        ("--nothing", "--nothing"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_1(puna: Puna, pages: Path, tmp_path: Path, arguments: str, message: str):
+    text = puna(*arguments.format(pages=pages, out=pages).split())
+    assert text.startswith("puna: ") and any(word in text for word in message.split("|")) and "\n" not in text
+
+
+def test_a_mistake_in_a_process_has_no_traceback(tmp_path: Path):
+    command = [PUNA, "lineage", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith("puna: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_what_the_system_refuses_gets_one_line(puna: Puna, pages: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    text = puna("ingest", "--source", pages, "--out", tmp_path / "file" / "out")
+    assert text.startswith("puna: ") and "Not a directory" in text
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    puna: Puna, pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupt(*_: object, **__: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(raising, "perform", interrupt)
+    assert puna("ingest", "--source", pages, "--out", tmp_path / "out") == "130"
+    assert capsys.readouterr().err.startswith("puna: interrupted; the same command goes on")
+
+
+def test_nobody_reading_the_output_is_no_crash(tmp_path: Path, pages: Path, perform_stage: Any):
+    perform_stage("ingest", tmp_path / "out", source=str(pages))
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([PUNA, "lineage", str(tmp_path / "out")], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == 1 and not done.stderr
+
+
+def test_a_stage_runs_once_for_the_same_settings(puna: Puna, pages: Path, tmp_path: Path):
+    assert str(tmp_path / "out") in puna("ingest", "--source", pages, "--out", tmp_path / "out")
+    assert "is there already" in puna("ingest", "--source", pages, "--out", tmp_path / "out")
+    assert "is there already" not in puna("ingest", "--source", pages, "--out", tmp_path / "out", "--licence", "CC0")
+
+
+def test_raise_takes_settings_of_any_step(puna: Puna, pages: Path, tmp_path: Path):
+    (tmp_path / "my.toml").write_text(
+        '[ingest.pages]\nsource = "nowhere"\n[tokenizer]\ndata = ["@ingest.pages"]\nvocab_size = 5000'
+    )
+    text = puna(
+        *("raise", tmp_path / "my.toml", "--ingest.pages.source", pages, "--ingest.pages.licence", "2024-05-01"),
+        *("--tokenizer.vocab_size=520", "--out", tmp_path / "here", "--tokenizer.split_digits", "false"),
+    )
+    assert "tokenizer" in text and "in all" in text
+    manifest = artifact.read_manifest(tmp_path / "here" / "tokenizer")
+    assert manifest.config["vocab_size"] == 520 and manifest.config["split_digits"] is False
+    assert manifest.licences == ["2024-05-01"]
+    words = json.loads((tmp_path / "here" / "ingest.pages" / "documents.jsonl").read_text())
+    assert words["text"] == PAGE.strip()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--tokenizer.vocab_sise 3", "Did you mean 'vocab_size'?"),
+        ("--tokeniser.vocab_size 3", "names no step"),
+        ("--tokenizer.vocab_size many", "[tokenizer] vocab_size = 'many'"),
+        ("--tokenizer.vocab_size", "without a value"),
+        ("--tokenizer.split_digits --tokenizer.vocab_size 3", "without a value"),
+        ("more", "'more' after the recipe"),
+    ],
+)
+def test_a_setting_of_no_step_is_refused(puna: Puna, pages: Path, tmp_path: Path, flags: str, message: str):
+    (tmp_path / "my.toml").write_text(f'[tokenizer]\ndata = ["{pages}"]')
+    text = puna("raise", tmp_path / "my.toml", *flags.split())
+    assert text.startswith("puna: ") and message in text

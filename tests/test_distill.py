@@ -1,0 +1,146 @@
+"""A student learns the probabilities that its teacher gives: the loss is the formula, and falls."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from puna.chat.format import ChatFormat
+from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.config import parse_config
+from puna.data.dataset import Dataset
+from puna.data.packing import Batch, Packer, Position
+from puna.errors import ConfigError
+from puna.model.attend import packed_attend
+from puna.model.config import LlamaConfig
+from puna.model.llama import Llama
+from puna.tokenizer.train import train_tokenizer
+from puna.train.distill import Config, Distillation
+
+pytestmark = pytest.mark.usefixtures("no_picture")
+
+Perform = Callable[..., bool]
+Settings = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def teacher_path(perform_stage: Perform, training: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of twice the student's width that has learned the dataset a little."""
+    path = tmp_path_factory.mktemp("teacher") / "out"
+    size = {**training["size"], "dim": 32, "hidden_dim": 64}
+    perform_stage("sft", path, **{**training, "size": size, "steps": 40, "optim": {"lr": 0.02, "warmup_steps": 2}})
+    return path
+
+
+def objective_for(student: Path, teacher: Path, dataset: Path, **settings: Any) -> tuple[Llama, Distillation, Batch]:
+    """Open student and teacher, and read the first batch of the dataset."""
+    table = {"data": [str(dataset)], "start": str(student), "teacher": str(teacher), "steps": 1, "precision": "float32"}
+    config = parse_config(Config, {**table, **settings}, where="distill")
+    opened = Checkpoint.open(student)
+    chat, model = ChatFormat(opened.tokenizer()), Checkpoint.open(teacher).load()
+    objective = Distillation(chat, config.every_token, config.fresh_identifiers, model, config)
+    rows = Dataset([dataset], objective.kinds)
+    packer = Packer(rows, objective.encode, seed=0, batch_tokens=600, context=300, is_cut=objective.is_cut)
+    return opened.load(), objective, packer.next(Position())[0]
+
+
+def logits_of(model: Llama, batch: Batch) -> torch.Tensor:
+    hidden = model(batch.tokens_T, batch.positions_T, packed_attend(batch.lengths))
+    return model.logits(hidden[batch.trained_T])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("every_token", [False, True])
+def test_the_loss_is_the_formula(
+    checkpoint_path: Path, teacher_path: Path, dataset_path: Path, temperature: float, weight: float, every_token: bool
+):
+    settings = {"temperature": temperature, "teacher_weight": weight, "every_token": every_token}
+    student, objective, batch = objective_for(checkpoint_path, teacher_path, dataset_path, **settings)
+    assert batch.trained_T.all() == every_token
+    with torch.no_grad():
+        logits_MV = logits_of(student, batch)
+        losses = objective.losses(logits_MV, batch)
+        teacher_logits_MV = logits_of(objective.teacher, batch)
+    divergence = cross_entropy = 0.0
+    targets = batch.targets_T[batch.trained_T].tolist()
+    for student_V, teacher_V, target in zip(logits_MV.double(), teacher_logits_MV.double(), targets, strict=True):
+        p_V, q_V = torch.softmax(teacher_V / temperature, 0), torch.softmax(student_V / temperature, 0)
+        divergence += (p_V * (p_V / q_V).log()).sum().item()
+        cross_entropy -= torch.softmax(student_V, 0)[target].log().item()
+    assert losses["kl_loss"].item() == pytest.approx(divergence, rel=1e-4)
+    assert losses["token_loss"].item() == pytest.approx(cross_entropy, rel=1e-5)
+    expected = weight * temperature**2 * divergence + (1 - weight) * cross_entropy
+    assert losses["loss"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_student_that_equals_its_teacher_has_no_divergence_and_no_gradient(teacher_path: Path, dataset_path: Path):
+    student, objective, batch = objective_for(teacher_path, teacher_path, dataset_path, teacher_weight=1.0)
+    losses = objective.losses(logits_of(student, batch), batch)
+    assert abs(losses["kl_loss"].item()) < 1e-3 and losses["token_loss"].item() > 1
+    losses["loss"].backward()
+    assert (
+        max(parameter.grad.abs().max().item() for parameter in student.parameters() if parameter.grad is not None)
+        < 1e-3
+    )
+    assert all(parameter.grad is None for parameter in objective.teacher.parameters())
+
+
+def test_the_student_comes_nearer_to_its_teacher(
+    perform_stage: Perform, training: Settings, teacher_path: Path, tmp_path: Path
+):
+    settings = {**training, "steps": 20, "teacher": str(teacher_path), "teacher_weight": 1.0}
+    perform_stage("distill", tmp_path / "out", **settings)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "run_metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["kl_loss"] < 0.9 * rows[0]["kl_loss"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["inputs"]["teacher"]["kind"] == "checkpoint"
+
+
+def test_without_weight_on_the_teacher_it_is_plain_training(
+    perform_stage: Perform, training: Settings, teacher_path: Path, tmp_path: Path
+):
+    perform_stage("sft", tmp_path / "plain", **training)
+    perform_stage("distill", tmp_path / "distilled", **training, teacher=str(teacher_path), teacher_weight=0.0)
+    plain, distilled = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "distilled"))
+    assert all(torch.equal(plain[name], distilled[name]) for name in plain)
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(
+    perform_stage: Perform, training: Settings, teacher_path: Path, tmp_path: Path
+):
+    text = "Quite different words, chosen by nobody in particular, give quite different pairs of letters to be merged first. "
+    train_tokenizer([text * 9], vocab_size=560, split_digits=True).save(tmp_path)
+    with pytest.raises(ConfigError, match="has another tokenizer than the student"):
+        perform_stage(
+            "distill", tmp_path / "out", **{**training, "tokenizer": str(tmp_path)}, teacher=str(teacher_path)
+        )
+
+
+def test_a_teacher_with_more_embeddings_is_refused(
+    perform_stage: Perform, training: Settings, checkpoint_path: Path, tmp_path: Path
+):
+    tokenizer = Checkpoint.open(checkpoint_path).tokenizer()
+    model = Llama(LlamaConfig(16, 32, 8, 1, 2, 1, vocab_size=tokenizer.vocab_size + 8, max_context=256))
+    model.initialize(0)
+    (tmp_path / "teacher").mkdir()
+    save_checkpoint(tmp_path / "teacher", model, tokenizer)
+    with pytest.raises(ConfigError, match="has 568 embeddings; expected as many as the student, 560"):
+        perform_stage("distill", tmp_path / "out", **training, teacher=str(tmp_path / "teacher"))
+
+
+def test_the_same_command_with_a_changed_teacher_trains_again(
+    perform_stage: Perform, training: Settings, teacher_path: Path, checkpoint_path: Path, tmp_path: Path
+):
+    shutil.copytree(checkpoint_path, tmp_path / "teacher")
+    settings = {**training, "teacher": str(tmp_path / "teacher"), "steps": 1}
+    assert perform_stage("distill", tmp_path / "out", **settings)
+    assert not perform_stage("distill", tmp_path / "out", **settings)
+    shutil.rmtree(tmp_path / "teacher")
+    shutil.copytree(teacher_path, tmp_path / "teacher")
+    assert perform_stage("distill", tmp_path / "out", **settings)
