@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
-WIDTHS = {"dim": 16, "hidden_dim": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
+WIDTHS: dict[str, Any] = {"dim": 16, "hidden_dim": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
 
 
 @pytest.fixture(scope="session")

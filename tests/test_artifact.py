@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,11 @@ def make(path: Path, files: dict[str, str], **about: str) -> Path:
         for name, text in files.items():
             (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_text(text)
-        artifact.commit(partial, path, Manifest(**{"kind": "dataset", "stage": "s", "key": "k", **about}, **EMPTY))
+        artifact.commit(partial, path, replace(MANIFEST, **about))
     return path
 
 
-EMPTY: dict[str, dict] = {"config": {}, "inputs": {}, "files": {}}
+MANIFEST = Manifest("dataset", "stage", "key", {}, {}, {})
 FILES = {"a.txt": "one", "deep/b.txt": "two", "deep/manifest.json": "a file of the same name"}
 
 
@@ -173,12 +174,12 @@ def test_a_receipt_that_does_not_hold_is_refused_with_its_numbers(tmp_path: Path
     path = tmp_path / "out"
     with artifact.writing(path) as partial:
         Receipt("kl_divergence", "parent", 0.01, 0.05, held=True).save(partial)
-        artifact.commit(partial, path, Manifest("checkpoint", "quantize", "k", **EMPTY))
+        artifact.commit(partial, path, MANIFEST)
     artifact.require_receipts(path)
     with artifact.writing(path) as partial:
         Receipt("kl_divergence", "parent", 0.01, 0.05, held=True).save(partial)
         Receipt("top_1", "parent", 0.31, 0.02, held=False, details={"n": 7}).save(partial)
-        artifact.commit(partial, path, Manifest("checkpoint", "quantize", "k", **EMPTY))
+        artifact.commit(partial, path, MANIFEST)
     with pytest.raises(ReceiptError, match=r"top_1 is 0\.31; expected at most 0\.02.*--ignore-receipts"):
         artifact.require_receipts(path)
     assert [receipt.held for receipt in artifact.read_receipts(path)] == [True, False]

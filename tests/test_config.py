@@ -17,8 +17,8 @@ class Shape(StageConfig):
 
 class Config(StageConfig):
     source: Path
-    others: list[Path] = []
-    named: dict[str, Path] = {}
+    others: list[Path] = Field(default=[])
+    named: dict[str, Path] = Field(default={})
     shape: str | Shape | None = None
     inner: Shape = Shape(width=4)
     rate: float = Field(default=0.5, le=1)

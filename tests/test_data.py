@@ -1,4 +1,4 @@
-"""Rows on disk come back as they were; every token is read exactly once an epoch, from whatever position one goes on."""
+"""Rows on disk come back as they were; every token is read exactly once an epoch, wherever one goes on."""
 
 import json
 import random
@@ -21,6 +21,7 @@ from puna.data.packing import Batch, Packer, Position
 from puna.data.shards import open_shard, read_rows, write_jsonl, write_parquet
 from puna.errors import ChatError, DataError
 from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.objective import NextToken
 
 JSON = st.recursive(
     st.none()
@@ -293,7 +294,7 @@ def test_a_conversation_that_cannot_be_trained_on_is_named_by_its_row(tmp_path: 
     write_jsonl(tmp_path / "conversations.jsonl", [Conversation((Message("user", "hello"),)).to_json()])
     chat = ChatFormat(Tokenizer.load(tokenizer_path))
     packer = Packer(
-        Dataset([tmp_path]), lambda row, _: chat.encode(row), seed=0, batch_tokens=9, context=9, is_cut=False
+        Dataset([tmp_path]), NextToken(chat, False, False).encode, seed=0, batch_tokens=9, context=9, is_cut=False
     )
     with pytest.raises(ChatError, match=r"conversations\.jsonl row 1: .*nothing to learn"):
         packer.next(Position())
@@ -307,7 +308,7 @@ ORDER = Conversation(
             "assistant", tool_calls=(ToolCall("find", {"order": "48151", "lines": [{"no": 77001}], "big": True}, "c1"),)
         ),
         Message("tool", '{"order": 48151, "parcel": "de-0062342", "price": 1234.50, "year": "12"}', tool_call_id="c1"),
-        Message("assistant", "Order 48151, line 77001, is parcel de-0062342. १२३४५"),
+        Message("assistant", "Order no.48151, line 77001, is parcel de-0062342. १२३४५"),
     ),
     metadata={"order": "48151"},
     id="48151",
@@ -319,6 +320,7 @@ def test_fresh_identifiers_are_renamed_everywhere_alike_and_nothing_else_changes
     call = fresh.messages[2].tool_calls[0]
     order, line = call.arguments["order"], str(call.arguments["lines"][0]["no"])
     parcel = fresh.messages[4].content.partition("de-")[2].partition(".")[0]
+    assert f"no.{order}," in fresh.messages[4].content
     assert [len(new) for new in (order, line, parcel)] == [5, 5, 7] and parcel.startswith("0")
     assert len({order, line, parcel, "48151", "77001", "0062342"}) == 6
     text = json.dumps(fresh.to_json(), ensure_ascii=False)

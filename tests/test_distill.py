@@ -114,11 +114,15 @@ def test_without_weight_on_the_teacher_it_is_plain_training(
 def test_a_teacher_with_another_tokenizer_is_refused(
     perform_stage: Perform, training: Settings, teacher_path: Path, tmp_path: Path
 ):
-    text = "Quite different words, chosen by nobody in particular, give quite different pairs of letters to be merged first. "
-    train_tokenizer([text * 9], vocab_size=560, split_digits=True).save(tmp_path)
+    text = "Quite different words, chosen by nobody in particular, give other pairs of letters to be merged first. "
+    (tmp_path / "tokenizer").mkdir()
+    train_tokenizer([text * 9], vocab_size=560, split_digits=True).save(tmp_path / "tokenizer")
     with pytest.raises(ConfigError, match="has another tokenizer than the student"):
         perform_stage(
-            "distill", tmp_path / "out", **{**training, "tokenizer": str(tmp_path)}, teacher=str(teacher_path)
+            "distill",
+            tmp_path / "out",
+            **{**training, "tokenizer": str(tmp_path / "tokenizer")},
+            teacher=str(teacher_path),
         )
 
 

@@ -49,7 +49,7 @@ HELD = {
 
 
 def test_an_artifact_is_walked_back_to_its_raw_files(tokenizer: Path):
-    node = trace(tokenizer)
+    node: dict[str, Any] = trace(tokenizer)
     assert states(node) == HELD
     assert node["licences"] == ["terms of letters", "terms of pages"]
     pages = node["inputs"]["data.0"]
@@ -102,8 +102,8 @@ def test_the_tree_shows_every_origin(tokenizer: Path, tmp_path: Path, capsys: py
     print_lineage(tokenizer, Console(width=80))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(HELD) and all(any(name in line for line in lines) for name in HELD)
-    assert [line for line in lines if "raw/pages" in line][0].endswith("changed since")
-    assert [line for line in lines if "raw/letters" in line][0].endswith("missing")
+    assert next(line for line in lines if "raw/pages" in line).endswith("changed since")
+    assert next(line for line in lines if "raw/letters" in line).endswith("missing")
 
 
 def test_a_path_with_brackets_is_shown_as_it_is(tmp_path: Path, perform_stage: Any, capsys: pytest.CaptureFixture[str]):

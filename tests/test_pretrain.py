@@ -51,6 +51,41 @@ def test_the_learning_rate_rises_by_steps_and_falls_by_the_share_done():
     assert learning_rate(Optim(lr=0.5, warmup_steps=0), 0, done=0.0) == 0.5
 
 
+def test_steps_are_adamw_as_it_is_defined(
+    perform_stage: Perform, training: dict[str, Any], tmp_path: Path, checkpoint_path: Path, dataset_path: Path
+):
+    optim = {"lr": 0.01, "warmup_steps": 1, "weight_decay": 0.5, "clip": 0.2, "beta1": 0.8, "beta2": 0.9}
+    settings = {**training, "start": str(checkpoint_path), "size": None, "tokenizer": None, "optim": optim, "steps": 3}
+    perform_stage("pretrain", tmp_path / "out", **settings)
+    checkpoint = Checkpoint.open(checkpoint_path)
+    model, objective = checkpoint.load(), NextToken(ChatFormat(checkpoint.tokenizer()), True, False)
+    packer = Packer(
+        Dataset([dataset_path]), objective.encode, seed=0, batch_tokens=512, context=256, is_cut=objective.is_cut
+    )
+    position, moments = Position(), {name: (torch.zeros(()), torch.zeros(())) for name, _ in model.named_parameters()}
+    for step in range(3):
+        batch, position = packer.next(position)
+        hidden = model(batch.tokens_T, batch.positions_T, packed_attend(batch.lengths))
+        F.cross_entropy(model.logits(hidden), batch.targets_T).backward()
+        gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+        norm = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients.values()))
+        rate = 0.01 * min(1, (step + 1) / 2) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / 3)) / 2)
+        assert norm > 0.2, "the gradient is clipped"
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                gradient = gradients[name] * 0.2 / norm
+                first, second = moments[name]
+                first, second = 0.8 * first + 0.2 * gradient, 0.9 * second + 0.1 * gradient**2
+                moments[name] = first, second
+                parameter.mul_(1 - rate * 0.5 if parameter.dim() > 1 else 1)
+                mean, square = first / (1 - 0.8 ** (step + 1)), second / (1 - 0.9 ** (step + 1))
+                parameter.sub_(rate * mean / (square.sqrt() + 1e-8))
+                parameter.grad = None
+    trained = load_file(tmp_path / "out" / "model.safetensors")
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(trained[f"model.{name}"], parameter.detach(), atol=1e-5, rtol=1e-4)
+
+
 def test_it_learns_a_small_text_by_heart(perform_stage: Perform, training: dict[str, Any], tmp_path: Path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "documents.jsonl").write_text(

@@ -1,4 +1,4 @@
-"""A recipe runs from top to bottom; what is there already does not run again, what changed does, and what follows from it."""
+"""A recipe runs from top to bottom; what is there already does not run again, what changed does with all after it."""
 
 import json
 import shutil
@@ -231,7 +231,7 @@ def test_a_receipt_that_does_not_hold_stops_later_stages_unless_ignored(
         Receipt("kl_divergence", "parent", 0.5, 0.1, held=False).save(partial)
         artifact.commit(partial, data, Manifest("dataset", "quantize", "k", {}, {}, {}))
     for source in (data, data / "conversations.jsonl"):
-        with pytest.raises(ReceiptError, match="kl_divergence is 0.5"):
+        with pytest.raises(ReceiptError, match=r"kl_divergence is 0\.5"):
             perform_stage("tokenizer", tmp_path / "out", data=[str(source)], vocab_size=520)
     assert not (tmp_path / "out").exists()
     assert perform_stage("tokenizer", tmp_path / "out", data=[str(data)], vocab_size=520, ignore_receipts=True)

@@ -1,4 +1,4 @@
-"""Training on what the assistant says: nothing else counts, and no kill, cut file or broken number changes the result."""
+"""Training on what the assistant says: nothing else counts; no kill, cut file or broken number changes the result."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,27 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(
     assert not list((tmp_path / ".runs" / "out").glob("states*"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_its_step_first(
+    perform_stage: Perform, training: Settings, whole: Path, tmp_path: Path, monkeypatch: Any, number: int
+):
+    handler, write = signal.getsignal(number), Run.metrics
+
+    def write_and_ask(self: Run, step: int, **values: float) -> None:
+        write(self, step, **values)
+        if step == 4:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Run, "metrics", write_and_ask)
+    with pytest.raises(KeyboardInterrupt):
+        perform_stage("sft", tmp_path / "out", **training)
+    assert signal.getsignal(number) is handler
+    monkeypatch.setattr(Run, "metrics", write)
+    perform_stage("sft", tmp_path / "out", **training)
+    assert "going on after step 4" in (tmp_path / ".runs" / "out" / "log.txt").read_text()
+    assert weights_hash(tmp_path / "out") == weights_hash(whole)
+
+
 def test_without_a_saved_state_an_interrupted_run_begins_again(
     perform_stage: Perform, training: Settings, whole: Path, tmp_path: Path, fail_at: Callable[[int | None], None]
 ):
@@ -270,7 +292,8 @@ def test_killed_processes_end_with_the_weights_of_one_that_was_not(
     saved = max(path.name for path in (tmp_path / ".runs" / "out" / "states").glob("step-*"))
     assert saved == f"step-{json.loads(rows.read_text().splitlines()[-1])['step']:08d}"
     assert not (tmp_path / "out").exists()
-    subprocess.run(command, check=True, capture_output=True)
+    perform_stage("sft", tmp_path / "out", **settings)
+    assert f"going on after step {int(saved[-8:])}" in (tmp_path / ".runs" / "out" / "log.txt").read_text()
     assert weights_hash(tmp_path / "out") == weights_hash(tmp_path / "whole")
     assert [row["step"] for row in metrics(tmp_path / "out")] == list(range(1, 31))
 
@@ -338,9 +361,7 @@ def test_a_step_that_is_not_finite_leaves_the_weights_as_they_were(
 ):
     seen = train_breaking({3: kind}).seen
     assert len(seen) == 6
-    assert [bool(torch.equal(one, other)) for one, other in zip(seen, seen[1:], strict=False)] == [
-        *(False, False, True, False, False),
-    ]
+    assert [torch.equal(one, other) for one, other in pairwise(seen)] == [False, False, True, False, False]
     assert "step 3: the loss or its gradient is not finite" in (tmp_path / "run" / "log.txt").read_text()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 6 and None in rows[2].values() and "NaN" not in json.dumps(rows)

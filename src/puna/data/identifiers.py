@@ -13,7 +13,7 @@ from typing import Any
 
 from puna.chat.conversation import Conversation, Message
 
-IDENTIFIER = re.compile(r"(?<![0-9.])[0-9]{4,}(?![0-9]|\.[0-9])")
+IDENTIFIER = re.compile(r"(?<![0-9])(?<![0-9]\.)[0-9]{4,}(?![0-9]|\.[0-9])")
 DRAWS = 100
 
 
