@@ -16,7 +16,7 @@ setup: .venv/ready
 demo: setup
 	@$(BIN)/puna raise recipes/demo.toml
 	@echo
-	@sh recipes/demo_conversation.sh $(BIN)/puna build/demo
+	@$(BIN)/python recipes/demo_conversation.py build/demo/quantize
 
 test: setup
 	$(BIN)/pytest
