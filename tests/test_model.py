@@ -135,6 +135,20 @@ def test_attention_in_blocks_equals_torchs_own_in_values_and_gradients(length: i
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
 
 
+def test_short_documents_that_share_a_block_attend_as_if_alone():
+    generator = torch.Generator().manual_seed(1)
+    lengths = [3, 50, 1, 100, 60, 250, 20, 30, 192, 1]
+    inputs = [torch.randn(sum(lengths), heads, 16, generator=generator, requires_grad=True) for heads in (4, 2, 2)]
+    upstream = torch.randn(sum(lengths), 4, 16, generator=generator)
+    packed = packed_attend(lengths)(0, *inputs)
+    alone = torch.cat([attend_causally(*x) for x in zip(*(x.split(lengths) for x in inputs), strict=True)])
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)
+    for ours, theirs in zip(
+        torch.autograd.grad(packed, inputs, upstream), torch.autograd.grad(alone, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+
+
 @pytest.mark.parametrize("length", [50, 2100])
 def test_bfloat16_activations_stay_close_to_float32_and_give_float32_logits(length: int):
     model, tokens = random_llama(), random_tokens(length)

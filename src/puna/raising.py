@@ -166,19 +166,19 @@ def stage_key(stage: Stage, config: StageConfig, hashes: dict[str, str]) -> str:
 def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, ignore_receipts: bool = False) -> bool:
     """Make the artifact at `path`, unless it is there already with the same key; return whether work was done.
 
-    The inputs are checked first: a file that was altered, or a receipt that did not hold unless `ignore_receipts`,
-    stops here.
+    An input that was altered stops it. So does a receipt that did not hold, of an input or of the artifact itself,
+    unless `ignore_receipts`; the artifact stays.
     """
     inputs = config.inputs()
     _require_apart(path, inputs)
     hashes = {role: artifact.content_hash(source) for role, source in inputs.items()}
     key = stage_key(stage, config, hashes)
     if _is_there(stage, path, key):
+        _require_receipts(path, ignore_receipts)
         return False
     for parent in filter(None, map(artifact.find_artifact, inputs.values())):
         artifact.verify(parent)
-        if not ignore_receipts:
-            artifact.require_receipts(parent)
+        _require_receipts(parent, ignore_receipts)
     directory = path.parent / ".runs" / path.name
     directory.mkdir(parents=True, exist_ok=True)
     with _only_run(directory):
@@ -191,7 +191,13 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
                     shutil.copy(directory / record, output / (artifact.RECORD_PREFIX + record))
             artifact.commit(output, path, _manifest(stage, key, config, path, hashes))
         _drop_scratch(directory)
+    _require_receipts(path, ignore_receipts)
     return True
+
+
+def _require_receipts(path: Path, ignore_receipts: bool) -> None:
+    if not ignore_receipts:
+        artifact.require_receipts(path)
 
 
 def _require_apart(path: Path, inputs: dict[str, Path]) -> None:

@@ -84,7 +84,7 @@ class KVCache:
         """Return attention for whole prompts, packed on T, that also writes their keys and values into `rows`."""
         sizes = list(lengths)
         self._make_room(rows, sizes)
-        attend_packed = packed_attend(sizes)
+        attend_packed = packed_attend(sizes, joins_short=False)
 
         def attend(layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
             for row, k, v in zip(rows, k_TKE.split(sizes), v_TKE.split(sizes), strict=True):

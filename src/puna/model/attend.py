@@ -1,6 +1,7 @@
 """Lengths of packed documents -> an `attend` function: causal, within each document. The engine has its own.
 
-Shapes: T tokens, H query heads, K key/value heads, G query heads of one key/value head, E head width.
+Shapes: T tokens, H query heads, K key/value heads, G query heads of one key/value head, E head width, Q and S the query
+and key tokens of one block.
 """
 
 from collections.abc import Sequence
@@ -15,15 +16,28 @@ BLOCK_LEN = 192
 MAX_BLOCKED_LEN = 2048
 
 
-def packed_attend(lengths: Sequence[int]) -> Attend:
-    """Return causal attention over documents of these lengths that lie one behind the other on T."""
+def packed_attend(lengths: Sequence[int], *, joins_short: bool = True) -> Attend:
+    """Return causal attention over documents of these lengths that lie one behind the other on T.
+
+    `joins_short` computes short neighbours in one block, which is faster; a NaN in one of them then reaches the others.
+    """
     sizes = list(lengths)
+    groups = _group(sizes) if joins_short else [[size] for size in sizes]
+    masks: dict[int, torch.Tensor] = {}
+
+    def attend_group(index: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
+        if len(groups[index]) == 1:
+            return attend_in_blocks(q_THE, k_TKE, v_TKE)
+        if index not in masks:
+            masks[index] = _mask(groups[index], q_THE)
+        return _attend_block(q_THE, k_TKE, v_TKE, masks[index])
 
     def attend(layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
-        is_blocked = q_THE.device.type == "cpu" and max(sizes) <= MAX_BLOCKED_LEN
-        attend_one = attend_in_blocks if is_blocked else attend_causally
-        documents = zip(q_THE.split(sizes), k_TKE.split(sizes), v_TKE.split(sizes), strict=True)
-        return torch.cat([attend_one(q, k, v) for q, k, v in documents])
+        if q_THE.device.type != "cpu" or max(sizes) > MAX_BLOCKED_LEN:
+            documents = zip(*(x.split(sizes) for x in (q_THE, k_TKE, v_TKE)), strict=True)
+            return torch.cat([attend_causally(q, k, v) for q, k, v in documents])
+        blocks = zip(*(x.split([sum(group) for group in groups]) for x in (q_THE, k_TKE, v_TKE)), strict=True)
+        return torch.cat([attend_group(index, q, k, v) for index, (q, k, v) in enumerate(blocks)])
 
     return attend
 
@@ -41,18 +55,43 @@ def attend_in_blocks(q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tens
     On a CPU this trains 1.2 (float32) to 1.8 times (bfloat16) as fast as torch's own kernel, whose backward pass
     doesn't use bfloat16 instructions. Scores are rounded to the activations' dtype.
     """
-    length, num_heads, head_dim = q_THE.shape
-    num_kv_heads = k_TKE.shape[1]
-    num_shared = num_heads // num_kv_heads
-    q_KGTE = q_THE.view(length, num_kv_heads, num_shared, head_dim).permute(1, 2, 0, 3) * head_dim**-0.5
-    k_KET, v_KTE = k_TKE.permute(1, 2, 0), v_TKE.transpose(0, 1)
+    length = q_THE.shape[0]
     blocks = []
     for start in range(0, length, BLOCK_LEN):
         end = min(start + BLOCK_LEN, length)
-        size = end - start
-        queries = q_KGTE[:, :, start:end].reshape(num_kv_heads, num_shared * size, head_dim)
-        scores = torch.bmm(queries, k_KET[:, :, :end]).view(num_kv_heads, num_shared, size, end)
-        hidden = torch.full((size, end), -torch.inf, dtype=q_THE.dtype, device=q_THE.device).triu(start + 1)
-        weights = (scores + hidden).softmax(-1).view(num_kv_heads, num_shared * size, end)
-        blocks.append(torch.bmm(weights, v_KTE[:, :end]).view(num_kv_heads, num_shared, size, head_dim))
-    return torch.cat(blocks, dim=2).permute(2, 0, 1, 3).reshape(length, num_heads, head_dim)
+        mask_QS = torch.full((end - start, end), -torch.inf, dtype=q_THE.dtype, device=q_THE.device).triu(start + 1)
+        blocks.append(_attend_block(q_THE[start:end], k_TKE[:end], v_TKE[:end], mask_QS))
+    return torch.cat(blocks)
+
+
+def _attend_block(q_QHE: torch.Tensor, k_SKE: torch.Tensor, v_SKE: torch.Tensor, mask_QS: torch.Tensor) -> torch.Tensor:
+    """Attend from a block of queries to the keys that the mask leaves."""
+    size, num_heads, head_dim = q_QHE.shape
+    num_kv_heads = k_SKE.shape[1]
+    num_shared = num_heads // num_kv_heads
+    q_KGQE = (q_QHE * head_dim**-0.5).view(size, num_kv_heads, num_shared, head_dim).permute(1, 2, 0, 3)
+    queries = q_KGQE.reshape(num_kv_heads, num_shared * size, head_dim)
+    scores = torch.bmm(queries, k_SKE.permute(1, 2, 0)).view(num_kv_heads, num_shared, *mask_QS.shape)
+    weights = (scores + mask_QS).softmax(-1).view(num_kv_heads, num_shared * size, -1)
+    out_KGQE = torch.bmm(weights, v_SKE.transpose(0, 1)).view(num_kv_heads, num_shared, size, head_dim)
+    return out_KGQE.permute(2, 0, 1, 3).reshape(size, num_heads, head_dim)
+
+
+def _group(lengths: Sequence[int]) -> list[list[int]]:
+    """Join neighbouring documents that fit into one block: many small products cost more than one masked one."""
+    groups: list[list[int]] = []
+    for length in lengths:
+        if groups and sum(groups[-1]) + length <= BLOCK_LEN:
+            groups[-1].append(length)
+        else:
+            groups.append([length])
+    return groups
+
+
+def _mask(lengths: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """Hide from each token what stands after it and what belongs to another document."""
+    size = sum(lengths)
+    documents = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    is_seen = (documents[:, None] == documents[None, :]).tril()
+    mask_QS = torch.zeros(size, size, dtype=like.dtype)
+    return mask_QS.masked_fill_(~is_seen, -torch.inf).to(like.device)
