@@ -237,6 +237,18 @@ def test_a_receipt_that_does_not_hold_stops_later_stages_unless_ignored(
     assert perform_stage("tokenizer", tmp_path / "out", data=[str(data)], vocab_size=520, ignore_receipts=True)
 
 
+def test_a_stage_whose_own_receipt_does_not_hold_fails_and_keeps_what_it_made(
+    tmp_path: Path, dataset_path: Path, checkpoint_path: Path, perform_stage: Any
+):
+    out = tmp_path / "int8"
+    settings = {"checkpoint": str(checkpoint_path), "data": [str(dataset_path)], "tolerance_kl": 0.0, "num_tokens": 100}
+    for _ in range(2):
+        with pytest.raises(ReceiptError, match="expected at most 0"):
+            perform_stage("quantize", out, **settings)
+        assert artifact.is_artifact(out)
+    assert not perform_stage("quantize", out, **settings, ignore_receipts=True)
+
+
 def test_a_raw_folder_with_receipts_of_a_shop_is_only_data(tmp_path: Path, perform_stage: Any):
     (tmp_path / "shop" / "receipts").mkdir(parents=True)
     (tmp_path / "shop" / "receipts" / "may.json").write_text('{"total": 12}')

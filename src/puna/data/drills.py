@@ -1,7 +1,8 @@
 """An encoded row -> a copying drill: some of the row's tokens, then the same tokens in shuffled pieces.
 
-A small model learns to copy what it never saw (identifiers, names, prices) only once it has formed induction heads (Olsson
-et al., 2022, arXiv 2209.11895). Text teaches that late, because little of it has to be copied; a drill is nothing else.
+A small model learns to copy what it never saw (identifiers, names, prices) only once it has formed induction heads
+(Olsson et al., 2022, arXiv 2209.11895). Text teaches that late, because little of it has to be copied; a drill is
+nothing else.
 """
 
 import random
