@@ -104,5 +104,5 @@ SIZES: dict[str, LlamaConfig] = {
     "1b": _published(2048, 16, 32, 8192, rope_factor=32.0),
     "3b": _published(3072, 28, 24, 8192, rope_factor=32.0),
     "demo-teacher": _demo(192, 3, 4, 576),
-    "demo-student": _demo(96, 3, 4, 192),
+    "demo-student": _demo(112, 2, 4, 224),
 }
