@@ -1,40 +1,13 @@
 import json
-from functools import cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import pytest
+from meta_chat import chat, ids_of, llama, tool
 
-from puna.chat import ChatFormat, Conversation, Message, ToolCall
+from puna.chat import Conversation, Message, ToolCall
 from puna.errors import ChatError
-from puna.tokenizer import Tokenizer
 
-META_MODEL = Path(str(files("llama_models") / "llama3" / "tokenizer.model"))
 BEGIN, END_OF_TEXT, START, END, EOM, EOT, PYTHON_TAG = 128000, 128001, 128006, 128007, 128008, 128009, 128010
-
-
-@cache
-def chat() -> ChatFormat:
-    return ChatFormat(llama())
-
-
-@cache
-def llama() -> Tokenizer:
-    return Tokenizer.load(META_MODEL)
-
-
-def tool(name: str, **properties: Any) -> dict[str, Any]:
-    parameters = {"type": "object", "properties": properties}
-    return {"type": "function", "function": {"name": name, "description": "", "parameters": parameters}}
-
-
-def ids_of(text: str) -> list[int]:
-    """The ids of a written-out prompt: special tokens where they are spelled, the rest as text."""
-    ids: list[int] = []
-    for index, part in enumerate(text.replace("|>", "<|").split("<|")):
-        ids += [llama().special(part)] if index % 2 else llama().encode(part)
-    return ids
 
 
 def rendered(conversation: Conversation) -> str:

@@ -1,41 +1,14 @@
 import json
-from functools import cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from meta_chat import chat, ids_of, llama, tool
 
-from puna.chat import ChatFormat, Conversation, Message, ToolCall
-from puna.tokenizer import Tokenizer
+from puna.chat import Conversation, Message, ToolCall
 
-META_MODEL = Path(str(files("llama_models") / "llama3" / "tokenizer.model"))
 START, EOM, EOT, PYTHON_TAG = 128006, 128008, 128009, 128010
-
-
-@cache
-def chat() -> ChatFormat:
-    return ChatFormat(llama())
-
-
-@cache
-def llama() -> Tokenizer:
-    return Tokenizer.load(META_MODEL)
-
-
-def tool(name: str, **properties: Any) -> dict[str, Any]:
-    parameters = {"type": "object", "properties": properties}
-    return {"type": "function", "function": {"name": name, "description": "", "parameters": parameters}}
-
-
-def ids_of(text: str) -> list[int]:
-    """The ids of a written-out prompt: special tokens where they are spelled, the rest as text."""
-    ids: list[int] = []
-    for index, part in enumerate(text.replace("|>", "<|").split("<|")):
-        ids += [llama().special(part)] if index % 2 else llama().encode(part)
-    return ids
 
 
 def call(name: str, **arguments: Any) -> Message:
