@@ -26,7 +26,7 @@ from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.objective import Objective
 from puna.train.plot import plot_losses
 from puna.train.settings import Optim, TrainConfig
-from puna.train.state import Progress, load_state, save_state
+from puna.train.state import TrainState, load_state, save_state
 from puna.train.stopping import asked_to_stop
 
 SKIPS_THAT_STOP = 3
@@ -44,7 +44,7 @@ class Training:
     model: Llama
     optimizer: torch.optim.AdamW
     packer: Packer
-    progress: Progress
+    progress: TrainState
 
     @property
     def done(self) -> float:

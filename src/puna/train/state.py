@@ -22,7 +22,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
-class Progress:
+class TrainState:
     """Where a run stands. `num_skipped`: steps whose loss or gradient was not finite, `skipped_in_row` of them last.
 
     `num_too_long`: examples passed over so far, once for each epoch.
@@ -36,7 +36,7 @@ class Progress:
     num_too_long: int = 0
 
 
-def save_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, progress: Progress, key: str) -> None:
+def save_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, progress: TrainState, key: str) -> None:
     """Write the state of this step atomically, then drop all but the two newest."""
     path = directory / f"step-{progress.step:08d}"
     with artifact.writing(path) as partial:
@@ -48,8 +48,10 @@ def save_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, 
         shutil.rmtree(old)
 
 
-def load_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, log: Callable[[str], None]) -> Progress:
-    """Fill model and optimizer from the newest state that is whole; a fresh Progress if there is none."""
+def load_state(
+    directory: Path, model: Llama, optimizer: torch.optim.Optimizer, log: Callable[[str], None]
+) -> TrainState:
+    """Fill model and optimizer from the newest state that is whole; a fresh TrainState if there is none."""
     for path in _states(directory):
         try:
             artifact.verify(path)
@@ -64,8 +66,8 @@ def load_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, 
                     if f"{name}.{kind}" in moments:  # none yet if every step so far was skipped
                         optimizer.state[parameter][kind] = moments[f"{name}.{kind}"]
         values = json.loads((path / "progress.json").read_text())
-        return Progress(**{**values, "position": Position(**values["position"])})
-    return Progress()
+        return TrainState(**{**values, "position": Position(**values["position"])})
+    return TrainState()
 
 
 def _states(directory: Path) -> list[Path]:
