@@ -1,15 +1,16 @@
-# Needs Python >= 3.11 with venv; everything else goes into .venv. A second call installs nothing.
+# Needs Python >= 3.11 with venv; everything else goes into VENV. A second call installs nothing.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN = $(VENV)/bin
 
 .PHONY: setup demo test test-slow check clean
 
-setup: .venv/ready
+setup: $(VENV)/ready
 
-.venv/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "$(PYTHON) is $$($(PYTHON) --version); expected Python 3.11 or newer. Set PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e '.[dev]'
 	@touch $@
 
@@ -27,8 +28,8 @@ test-slow: setup
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest tests/test_architecture.py
 
 clean:
-	rm -rf build .venv
+	rm -rf build $(VENV)

@@ -134,11 +134,13 @@ def test_a_step_without_a_loss_is_left_out_of_the_picture(tmp_path: Path):
     assert (tmp_path / "all.png").read_bytes() != (tmp_path / "none.png").read_bytes()
 
 
-def test_the_validation_loss_is_the_mean_over_the_validation_data(
+def test_the_validation_loss_is_the_mean_over_the_validation_data_without_drills(
     perform_stage: Perform, training: dict[str, Any], tmp_path: Path, dataset_path: Path
 ):
     validation = dataset_path / "documents.jsonl"
-    perform_stage("pretrain", tmp_path / "out", **{**training, "steps": 20, "validation": [str(validation)]})
+    perform_stage(
+        "pretrain", tmp_path / "out", **{**training, "steps": 20, "drill_share": 0.3, "validation": [str(validation)]}
+    )
     rows = [row for row in metrics(tmp_path / "out") if "validation_loss" in row]
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
     checkpoint = Checkpoint.open(tmp_path / "out")
@@ -151,6 +153,15 @@ def test_the_validation_loss_is_the_mean_over_the_validation_data(
         count += len(ids) - 1
     assert rows[-1]["validation_loss"] == pytest.approx(total / count, rel=1e-5)
     assert rows[-1]["validation_loss"] < rows[0]["validation_loss"]
+
+
+def test_a_run_that_ends_in_its_warm_up_says_so(perform_stage: Perform, training: dict[str, Any], tmp_path: Path):
+    for warmup_steps, is_said in ((3, False), (4, True)):
+        out = tmp_path / f"out{warmup_steps}"
+        perform_stage("pretrain", out, **{**training, "steps": 4, "optim": {"lr": 1e-3, "warmup_steps": warmup_steps}})
+        log = tmp_path / ".runs" / out.name / "log.txt"
+        assert log.exists() == is_said
+        assert not is_said or "at a learning rate of 8.0e-04 of 1.0e-03" in log.read_text()
 
 
 def test_equal_seeds_give_equal_weights_and_other_seeds_others(

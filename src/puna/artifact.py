@@ -114,7 +114,7 @@ def read_manifest(path: Path) -> Manifest:
             expected=f"a directory with a {MANIFEST}",
             hint="Run the stage that writes it",
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path / MANIFEST} cannot be read ({error})", expected="JSON") from None
     try:
         manifest = Manifest(**data)

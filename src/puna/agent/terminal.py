@@ -213,6 +213,6 @@ def _read_tools(path: Path | None) -> tuple[dict[str, Any], ...]:
         return ()
     try:
         tools = json.loads(_read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} ({error})", expected="JSON") from None
     return Conversation.from_json({"messages": [], "tools": tools}).tools

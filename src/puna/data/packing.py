@@ -16,6 +16,9 @@ from puna.chat.format import Encoded
 from puna.data.dataset import Dataset
 from puna.errors import ChatError, DataError
 
+# A row and a source of randomness -> ids, and the mask of what is trained.
+Encode = Callable[[object, random.Random], Encoded]
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -54,7 +57,7 @@ class Packer:
     def __init__(
         self,
         dataset: Dataset,
-        encode: Callable[[object, random.Random], Encoded],
+        encode: Encode,
         *,
         seed: int,
         batch_tokens: int,

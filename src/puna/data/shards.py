@@ -5,6 +5,7 @@ JSONL is mapped, not held in memory; Parquet, being compressed, is.
 
 import json
 import mmap
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -78,7 +79,24 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     return (rows[index] for index in range(len(rows)))
 
 
-class JsonlRows(Sequence[dict[str, Any]]):
+class Rows(Sequence[dict[str, Any]], ABC):
+    """The rows of a shard."""
+
+    @abstractmethod
+    def row(self, index: int) -> dict[str, Any]:
+        """Return the row at `index`, from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.row(range(len(self))[index])
+
+
+class JsonlRows(Rows):
     """A memory-mapped JSONL file; a row is parsed when it is asked for."""
 
     def __init__(self, path: Path):
@@ -92,24 +110,18 @@ class JsonlRows(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def row(self, index: int) -> dict[str, Any]:
         start = 0 if index == 0 else int(self.ends[index - 1])
         try:
             row = json.loads(self.bytes[start : int(self.ends[index])])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{self.path} line {index + 1} is not JSON ({error})") from None
         if not isinstance(row, dict):
             raise DataError(f"{self.path} line {index + 1} is a {type(row).__name__}", expected="a JSON object")
         return row
 
 
-class ParquetRows(Sequence[dict[str, Any]]):
+class ParquetRows(Rows):
     """A Parquet file; fields without a value are left out of a row, columns of the JSON type are parsed."""
 
     def __init__(self, path: Path):
@@ -127,13 +139,7 @@ class ParquetRows(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return self.table.num_rows
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def row(self, index: int) -> dict[str, Any]:
         row = self.table.slice(index, 1).to_pylist()[0]
         present = {name: value for name, value in row.items() if value is not None}
         return {

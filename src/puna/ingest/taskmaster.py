@@ -79,7 +79,7 @@ def _calls(annotations: list[dict[str, str]]) -> Iterator[Message]:
 def _arguments(text: str) -> dict[str, Any]:
     try:
         arguments = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"a request is not JSON: {error}") from None
     if not isinstance(arguments, dict):
         raise ValueError(f"a request is a {type(arguments).__name__}, not an object")
@@ -89,5 +89,5 @@ def _arguments(text: str) -> dict[str, Any]:
 def _compact(text: str) -> str:
     try:
         return json.dumps(json.loads(text), ensure_ascii=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

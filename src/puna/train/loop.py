@@ -16,7 +16,7 @@ import torch
 
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.data.dataset import Dataset
-from puna.data.packing import Batch, Packer, Position
+from puna.data.packing import Batch, Encode, Packer, Position
 from puna.errors import ConfigError, TrainError
 from puna.model.attend import packed_attend
 from puna.model.config import SIZES, LlamaConfig
@@ -65,7 +65,7 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
     model.train()
     optimizer = make_optimizer(model, config.optim)
     progress = load_state(run.directory / "states", model, optimizer, run.log)
-    packer = _packer(config, objective, config.data, num_too_long=progress.num_too_long)
+    packer = _packer(config, objective, config.data, objective.draw, num_too_long=progress.num_too_long)
     training = Training(config, run, objective, model, optimizer, packer, progress)
     if progress.step:
         run.log(f"going on after step {progress.step}")
@@ -73,6 +73,12 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
     _loop(training)
     if progress.num_too_long:
         run.log(f"passed over conversations longer than {config.context} tokens: {progress.num_too_long} times")
+    if progress.step <= config.optim.warmup_steps:
+        rate = learning_rate(config.optim, progress.step - 1, 0.0)
+        run.log(
+            f"the run ended in its warm-up, at a learning rate of {rate:.1e} of {config.optim.lr:.1e}: "
+            f"lower optim.warmup_steps, or train more than {config.optim.warmup_steps} steps"
+        )
     model.eval()
     save_checkpoint(run.output, model, tokenizer)
     plot_losses(run.read_metrics(), run.output / "loss.png", title=run.stage)
@@ -189,7 +195,8 @@ def _skip(training: Training) -> None:
 @torch.no_grad()
 def validation_loss(training: Training) -> float:
     """Mean loss over the first batches of the validation data, the same ones every time."""
-    packer = _packer(training.config, training.objective, training.config.validation)
+    config, objective = training.config, training.objective
+    packer = _packer(config, objective, config.validation, objective.encode)
     total, count, position = 0.0, 0, Position()
     for _ in range(MAX_VALIDATION_BATCHES):
         batch, position = packer.next(position)
@@ -200,10 +207,12 @@ def validation_loss(training: Training) -> float:
     return total / max(1, count)
 
 
-def _packer(config: TrainConfig, objective: Objective, sources: list[Path], *, num_too_long: int = 0) -> Packer:
+def _packer(
+    config: TrainConfig, objective: Objective, sources: list[Path], encode: Encode, *, num_too_long: int = 0
+) -> Packer:
     return Packer(
         Dataset(sources, objective.kinds),
-        objective.encode,
+        encode,
         seed=config.seed,
         batch_tokens=config.batch_tokens,
         context=config.context,

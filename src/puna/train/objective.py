@@ -27,6 +27,10 @@ class Objective(Protocol):
         """Turn a row into ids and the mask of what is trained; `source` is the only randomness."""
         ...
 
+    def draw(self, row: object, source: random.Random) -> Encoded:
+        """Turn a row into an example to train on; validation data is only encoded."""
+        ...
+
     def losses(self, logits_MV: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         """Return sums over the M trained tokens; "loss" is minimized, the others are shown beside it."""
         ...
@@ -55,6 +59,9 @@ class NextToken:
         assert isinstance(row, Conversation)
         encoded = self.chat.encode(fresh_identifiers(row, source) if self.has_fresh_identifiers else row)
         return Encoded(encoded.ids, [True] * len(encoded.ids)) if self.is_every_token else encoded
+
+    def draw(self, row: object, source: random.Random) -> Encoded:
+        return self.encode(row, source)
 
     def losses(self, logits_MV: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         return {"loss": F.cross_entropy(logits_MV, batch.targets_T[batch.trained_T], reduction="sum")}

@@ -25,8 +25,8 @@ class Pretraining(NextToken):
 
     drill_share: float
 
-    def encode(self, row: object, source: random.Random) -> Encoded:
-        encoded = super().encode(row, source)
+    def draw(self, row: object, source: random.Random) -> Encoded:
+        encoded = self.encode(row, source)
         return draw_drill(encoded.ids, source) if source.random() < self.drill_share else encoded
 
 
