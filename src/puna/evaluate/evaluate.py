@@ -43,7 +43,7 @@ class Config(StageConfig):
     )
     temperature: float = Field(default=0.0, ge=0, le=2, description="0 takes the most likely token")
     top_p: float = Field(default=1.0, gt=0, le=1, description="share of the probability to sample from")
-    max_tokens: int = Field(default=64, ge=1, description="longest answer")
+    max_tokens: int = Field(default=256, ge=1, description="longest answer")
     seed: int = Field(default=0, ge=0, description="of the draw of questions and of sampling")
     max_batch: int = Field(default=32, ge=1, description="questions answered at the same time")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compute in")
@@ -70,6 +70,10 @@ class Reply(NamedTuple):
     num_tokens: int = 0
     finish_reason: str = ""
     failure: str = ""
+
+    @property
+    def is_cut(self) -> bool:
+        return self.finish_reason == "length"
 
 
 def run(config: Config, run: Run) -> None:
@@ -127,6 +131,9 @@ def _ask(config: Config, run: Run, name: str, path: Path, items: list[Item]) -> 
     _keep(run, answers)
     overall = score([answers])["checkpoints"][name][OVERALL]
     run.log(f"{name}: {overall['score']:.1%} of {len(rows):,} questions, {answers.tokens_per_s:,.0f} tokens/s")
+    num_cut = sum(reply.is_cut for reply in replies)
+    if num_cut:
+        run.log(f"{name}: {num_cut:,} answers were cut off at max_tokens = {config.max_tokens}, or where the context ends")
     return answers
 
 
@@ -156,6 +163,8 @@ def _row(item: Item, reply: Reply) -> dict[str, Any]:
     grade = task.grade(question, reply.message)
     if reply.failure:
         grade = Grade(0.0, reply.failure, dict.fromkeys(grade.parts, 0.0))
+    elif reply.is_cut and grade.score < 1:
+        grade = replace(grade, reason=f"{grade.reason}; cut off after {reply.num_tokens} tokens")
     return {
         "task": task.name,
         **question.to_json(),

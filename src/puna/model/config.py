@@ -103,6 +103,6 @@ SIZES: dict[str, LlamaConfig] = {
     "405b": _published(16_384, 126, 128, 53_248),
     "1b": _published(2048, 16, 32, 8192, rope_factor=32.0),
     "3b": _published(3072, 28, 24, 8192, rope_factor=32.0),
-    "demo-teacher": _demo(192, 3, 4, 576),
+    "demo-teacher": _demo(224, 2, 4, 672),
     "demo-student": _demo(112, 2, 4, 224),
 }
