@@ -133,7 +133,9 @@ def _ask(config: Config, run: Run, name: str, path: Path, items: list[Item]) -> 
     run.log(f"{name}: {overall['score']:.1%} of {len(rows):,} questions, {answers.tokens_per_s:,.0f} tokens/s")
     num_cut = sum(reply.is_cut for reply in replies)
     if num_cut:
-        run.log(f"{name}: {num_cut:,} answers were cut off at max_tokens = {config.max_tokens}, or where the context ends")
+        run.log(
+            f"{name}: {num_cut:,} answers were cut off at max_tokens = {config.max_tokens}, or where the context ends"
+        )
     return answers
 
 
