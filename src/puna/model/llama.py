@@ -135,8 +135,8 @@ class Llama(nn.Module):
     def initialize(self, seed: int) -> None:
         """Fill all parameters: norms 1, the rest normal(0, 0.02), what adds to the residual 1/sqrt(2 layers) of it.
 
-        Above the first layer a head begins as a copier: W_o = W_v^T, with W_v of norm 1 per row. Small models learn to copy
-        in half the steps (after the mimetic initialization of Trockman and Kolter, 2023, arXiv 2305.09828).
+        Above the first layer a head begins as a copier: W_o = W_v^T, the rows of W_v of length 1. Small models learn to
+        copy in half the steps (after the mimetic initialization of Trockman and Kolter, 2023, arXiv 2305.09828).
         """
         generator = torch.Generator(self.embed_tokens.weight.device).manual_seed(seed)
         output_scale = (2 * self.config.num_layers) ** -0.5
