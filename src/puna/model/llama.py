@@ -146,5 +146,6 @@ class Llama(nn.Module):
                 continue
             is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
             parameter.normal_(0.0, 0.02 * (output_scale if is_output else 1.0), generator=generator)
-        for block in self.layers[1:]:
-            block.self_attn.initialize_as_copier(output_scale, generator)
+        attentions = [module for module in self.modules() if isinstance(module, Attention)]
+        for attention in attentions[1:]:
+            attention.initialize_as_copier(output_scale, generator)
