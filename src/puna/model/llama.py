@@ -135,17 +135,18 @@ class Llama(nn.Module):
     def initialize(self, seed: int) -> None:
         """Fill all parameters: norms 1, the rest normal(0, 0.02), what adds to the residual 1/sqrt(2 layers) of it.
 
-        Above the first layer a head begins as a copier: W_o = W_v^T, the rows of W_v of length 1. Small models learn to
-        copy in half the steps (after the mimetic initialization of Trockman and Kolter, 2023, arXiv 2305.09828).
+        Above the first layer a head begins as a faint copier: W_v has rows of length 1, and W_o = 0.02 W_v^T. Small
+        models learn to copy in half the steps (after the mimetic initialization of Trockman and Kolter, 2023, arXiv
+        2305.09828).
         """
         generator = torch.Generator(self.embed_tokens.weight.device).manual_seed(seed)
-        output_scale = (2 * self.config.num_layers) ** -0.5
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
                 parameter.fill_(1.0)
                 continue
             is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
-            parameter.normal_(0.0, 0.02 * (output_scale if is_output else 1.0), generator=generator)
+            scale = (2 * self.config.num_layers) ** -0.5 if is_output else 1.0
+            parameter.normal_(0.0, 0.02 * scale, generator=generator)
         attentions = [module for module in self.modules() if isinstance(module, Attention)]
         for attention in attentions[1:]:
-            attention.initialize_as_copier(output_scale, generator)
+            attention.initialize_as_copier(0.02, generator)
