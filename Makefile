@@ -1,6 +1,6 @@
 # Needs Python >= 3.11 with venv; everything else goes into VENV. A second call installs nothing.
 PYTHON ?= python3
-VENV ?= .venv
+VENV := .venv
 BIN = $(VENV)/bin
 
 .PHONY: setup demo test test-slow check clean
@@ -32,4 +32,4 @@ check: setup
 	$(BIN)/pytest tests/test_architecture.py
 
 clean:
-	rm -rf build $(VENV)
+	rm -rf build .venv

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -255,6 +257,7 @@ def test_what_json_cannot_hold_is_refused(tmp_path: Path):
     ("name", "content", "message"),
     [
         ("documents.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
+        ("documents.jsonl", b"[" * 100_000, "line 1 is not JSON"),
         ("documents.jsonl", b'{"text": "a"}\n[1]\n', "line 2 is a list; expected a JSON object"),
         ("documents.jsonl", b'{"text": "a"}\n\xff\xfe\n', "line 2 is not JSON"),
         ("documents.jsonl", b'{"text": "a"}\n{"text": 5}\n', "row 2 has no 'text'"),
@@ -345,3 +348,10 @@ def test_two_identifiers_never_become_one():
 def test_a_conversation_without_tools_keeps_its_numbers():
     conversation = Conversation((Message("user", "My number is 48151."), Message("assistant", "48151, thanks.")))
     assert fresh_identifiers(conversation, random.Random(0)) == conversation
+
+
+def test_a_parquet_column_of_broken_json_is_refused_with_its_row(tmp_path: Path):
+    path = tmp_path / "conversations.parquet"
+    pq.write_table(pa.table({"messages": pa.array(["[]", "[" * 100_000], pa.json_())}), path)
+    with pytest.raises(DataError, match="row 2 holds a text that is not JSON"):
+        open_shard(path)[1]

@@ -259,9 +259,15 @@ def test_random_models_leave_the_same_scores_and_conversations_each_time(tmp_pat
     assert speed["weight_bytes"] == (tmp_path / "a" / "model.safetensors").stat().st_size
     assert speed["generated_tokens"] == sum(row["num_tokens"] for row in rows["a"])
     assert (runs[0].output / "scores.png").read_bytes()[:4] == b"\x89PNG"
-    cut = [row for row in rows["a"] if row["finish_reason"] == "length"]
-    assert cut and all(row["reason"].endswith("; cut off after 8 tokens") for row in cut if row["score"] < 1)
-    assert f"a: {len(cut)} answers were cut off at max_tokens = 8" in (runs[0].directory / "log.txt").read_text()
+
+
+def test_answers_that_are_cut_off_are_told_and_counted(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    task = write_task(tmp_path / "task", [asked(0), asked(1)])
+    evaluate.run(Config(checkpoints={"a": write_model(tmp_path / "a", 0)}, tasks=[task], max_tokens=8), run)
+    rows = list(read_rows(run.output / "conversations-a.jsonl"))
+    assert all(row["finish_reason"] == "length" and row["reason"].endswith("; cut off after 8 tokens") for row in rows)
+    assert "a: 2 answers were cut off at max_tokens = 8" in (run.directory / "log.txt").read_text()
 
 
 def test_a_question_that_does_not_fit_fails_with_its_reason(tmp_path: Path) -> None:

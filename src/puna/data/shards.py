@@ -5,7 +5,7 @@ JSONL is mapped, not held in memory; Parquet, being compressed, is.
 
 import json
 import mmap
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -79,7 +79,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     return (rows[index] for index in range(len(rows)))
 
 
-class Rows(Sequence[dict[str, Any]], ABC):
+class Rows(Sequence[dict[str, Any]]):
     """The rows of a shard."""
 
     @abstractmethod
@@ -125,6 +125,7 @@ class ParquetRows(Rows):
     """A Parquet file; fields without a value are left out of a row, columns of the JSON type are parsed."""
 
     def __init__(self, path: Path):
+        self.path = path
         try:
             import pyarrow as pa
             import pyarrow.parquet as pq
@@ -142,10 +143,13 @@ class ParquetRows(Rows):
     def row(self, index: int) -> dict[str, Any]:
         row = self.table.slice(index, 1).to_pylist()[0]
         present = {name: value for name, value in row.items() if value is not None}
-        return {
-            name: json.loads(value) if name in self.json_names else _without_none(value)
-            for name, value in present.items()
-        }
+        try:
+            return {
+                name: json.loads(value) if name in self.json_names else _without_none(value)
+                for name, value in present.items()
+            }
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{self.path} row {index + 1} holds a text that is not JSON ({error})") from None
 
 
 def _without_none(value: Any) -> Any:

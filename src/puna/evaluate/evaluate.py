@@ -72,7 +72,7 @@ class Reply(NamedTuple):
     failure: str = ""
 
     @property
-    def is_cut(self) -> bool:
+    def is_truncated(self) -> bool:
         return self.finish_reason == "length"
 
 
@@ -131,7 +131,7 @@ def _ask(config: Config, run: Run, name: str, path: Path, items: list[Item]) -> 
     _keep(run, answers)
     overall = score([answers])["checkpoints"][name][OVERALL]
     run.log(f"{name}: {overall['score']:.1%} of {len(rows):,} questions, {answers.tokens_per_s:,.0f} tokens/s")
-    num_cut = sum(reply.is_cut for reply in replies)
+    num_cut = sum(reply.is_truncated for reply in replies)
     if num_cut:
         run.log(
             f"{name}: {num_cut:,} answers were cut off at max_tokens = {config.max_tokens}, or where the context ends"
@@ -165,7 +165,7 @@ def _row(item: Item, reply: Reply) -> dict[str, Any]:
     grade = task.grade(question, reply.message)
     if reply.failure:
         grade = Grade(0.0, reply.failure, dict.fromkeys(grade.parts, 0.0))
-    elif reply.is_cut and grade.score < 1:
+    elif reply.is_truncated and grade.score < 1:
         grade = replace(grade, reason=f"{grade.reason}; cut off after {reply.num_tokens} tokens")
     return {
         "task": task.name,

@@ -60,12 +60,13 @@ class Attention(nn.Module):
         v_TKE = self.v_proj(x_TD).view(heads)
         return self.o_proj(attend(layer, q_THE, k_TKE, v_TKE).flatten(1))
 
+    @torch.no_grad()
     def initialize_as_copier(self, scale: float, generator: torch.Generator) -> None:
-        """Let each head write out what it reads: W_o is the transpose of its W_v, times `scale`."""
+        """Let each head write out what it reads: W_v is drawn anew, its rows about 1 long, and W_o = `scale` W_v^T."""
         v_KED = self.v_proj.weight.unflatten(0, (-1, self.head_dim))
         v_KED.normal_(0.0, v_KED.shape[-1] ** -0.5, generator=generator)
-        num_groups = self.q_proj.weight.shape[0] // self.v_proj.weight.shape[0]
-        self.o_proj.weight.copy_(v_KED.repeat_interleave(num_groups, dim=0).flatten(0, 1).T * scale)
+        heads_per_group = self.q_proj.weight.shape[0] // self.v_proj.weight.shape[0]
+        self.o_proj.weight.copy_(v_KED.repeat_interleave(heads_per_group, dim=0).flatten(0, 1).T * scale)
 
 
 class MLP(nn.Module):
@@ -135,9 +136,8 @@ class Llama(nn.Module):
     def initialize(self, seed: int) -> None:
         """Fill all parameters: norms 1, the rest normal(0, 0.02), what adds to the residual 1/sqrt(2 layers) of it.
 
-        Above the first layer a head begins as a faint copier: W_v has rows of length 1, and W_o = 0.02 W_v^T. Small
-        models learn to copy in half the steps (after the mimetic initialization of Trockman and Kolter, 2023, arXiv
-        2305.09828).
+        Above the first layer a head begins as a faint copier, since small models then learn to copy sooner. The idea is
+        the mimetic initialization of Trockman and Kolter (2023, arXiv 2305.09828); theirs sets queries and keys too.
         """
         generator = torch.Generator(self.embed_tokens.weight.device).manual_seed(seed)
         for name, parameter in self.named_parameters():

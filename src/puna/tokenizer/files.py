@@ -124,7 +124,7 @@ def _read_json(content: bytes, path: Path) -> TokenizerParts:
         model, added = data["model"], data["added_tokens"]
         specials = {str(token["content"]): int(token["id"]) for token in added}
         kind, vocab = model.get("type"), model["vocab"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TokenizerError(
             f"{path} is not a complete tokenizer.json ({type(error).__name__}: {error})",
             expected="a JSON object with `model` and `added_tokens`",

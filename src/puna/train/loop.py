@@ -74,10 +74,9 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
     if progress.num_too_long:
         run.log(f"passed over conversations longer than {config.context} tokens: {progress.num_too_long} times")
     if progress.step <= config.optim.warmup_steps:
-        rate = learning_rate(config.optim, progress.step - 1, 0.0)
         run.log(
-            f"the run ended in its warm-up, at a learning rate of {rate:.1e} of {config.optim.lr:.1e}: "
-            f"lower optim.warmup_steps, or train more than {config.optim.warmup_steps} steps"
+            f"the run ended after step {progress.step} of {config.optim.warmup_steps} steps of warm-up, below its "
+            "learning rate: lower optim.warmup_steps, or train longer"
         )
     model.eval()
     save_checkpoint(run.output, model, tokenizer)

@@ -28,7 +28,7 @@ class Objective(Protocol):
         ...
 
     def draw(self, row: object, source: random.Random) -> Encoded:
-        """Turn a row into an example to train on; validation data is only encoded."""
+        """Turn a row into an example to train on: what `encode` gives, or something made of it."""
         ...
 
     def losses(self, logits_MV: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
