@@ -34,7 +34,8 @@ def main(checkpoint: Path) -> None:
         conversation = conversation.with_message(reply)
         if reply.tool_calls:
             call = reply.tool_calls[0]
-            result = json.dumps(ORDERS.get(str(call.arguments.get("order_id")), {"error": "not found"}))
+            order = ORDERS.get(str(call.arguments.get("order_id"))) if call.name == "look_up_order" else None
+            result = json.dumps(order or {"error": "not found"})
             print(f"assistant:  calls {call.name} {json.dumps(call.arguments)}\ntool:       {result}")
             conversation = conversation.with_message(Message("tool", result))
             reply = chat.parse(sampler.complete([chat.prompt(conversation)], params)[0].ids)
