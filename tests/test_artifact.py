@@ -192,3 +192,11 @@ def test_a_text_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch:
     with pytest.raises(SystemExit):
         artifact.write_text(path, "two")
     assert path.read_text(encoding="utf-8") == "one ü"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"claim": "kl"}', "[" * 100_000])
+def test_a_receipt_that_cannot_be_read_proves_nothing(tmp_path: Path, text: str):
+    (tmp_path / "receipts").mkdir()
+    (tmp_path / "receipts" / "kl.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"receipt .*kl\.json"):
+        artifact.require_receipts(tmp_path)

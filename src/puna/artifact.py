@@ -73,9 +73,16 @@ class Receipt:
 
 
 def read_receipts(directory: Path) -> list[Receipt]:
-    """List the receipts of an artifact, by claim."""
-    paths = sorted(directory.glob("receipts/*.json"))
-    return [Receipt(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    """List the receipts of an artifact, by claim; ArtifactError if one cannot be read."""
+    return [_read_receipt(path) for path in sorted(directory.glob("receipts/*.json"))]
+
+
+def _read_receipt(path: Path) -> Receipt:
+    try:
+        return Receipt(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        hint = "Make the artifact again: a claim that cannot be read is not proven"
+        raise ArtifactError(f"receipt {path} ({error})", expected="a receipt as Puna writes it", hint=hint) from None
 
 
 def require_receipts(directory: Path) -> None:
