@@ -4,15 +4,20 @@ Runs nothing that lies in the directory. Writing is not atomic here: the artifac
 and renames it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
 from puna.chat.template import CHAT_TEMPLATE
-from puna.checkpoint import hf_config, weights
+from puna.checkpoint import hf_config, weights, writer
 from puna.checkpoint.directory import find_file, read_json, write_json
 from puna.checkpoint.layout import StoredTensor, read_layout
+from puna.checkpoint.source import Source
 from puna.errors import CheckpointError
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
@@ -21,6 +26,7 @@ from puna.tokenizer.tokenizer import Tokenizer
 
 CONFIG_NAME = "config.json"
 GENERATION_NAME = "generation_config.json"
+SHARD_BYTES = 5_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,19 @@ class Checkpoint:
         """
         return weights.map_weights(self.layout, self.config, is_quantized=self.is_quantized, dtype=dtype)
 
+    def source(self) -> Source:
+        """Return the same model as a Source: to write it in another format, tensor by tensor."""
+        stored = self.layout["model.embed_tokens.weight"].dtype
+        generation = find_file(self.path, GENERATION_NAME)
+        return Source(
+            "Hugging Face",
+            self.config,
+            weights.TORCH_DTYPES[stored],
+            partial(weights.read_float, self.layout),
+            self.tokenizer(),
+            hf_config.parse_sampling(read_json(generation), generation) if generation else {},
+        )
+
 
 def _read_stop_ids(path: Path, raw: dict, config_path: Path) -> tuple[int, ...]:
     """generation_config.json wins over config.json, as in transformers' generate."""
@@ -89,32 +108,67 @@ def save_checkpoint(
     tokenizer: Tokenizer,
     *,
     dtype: torch.dtype | None = None,
-    shard_bytes: int = 5_000_000_000,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a checkpoint into an existing directory that holds none, and force it to the disk.
 
     Floating-point weights are stored in `dtype`, or each as it is.
     """
+    _write_directory(
+        directory,
+        model.config,
+        tokenizer,
+        list(writer.model_entries(model, dtype)),
+        dtype=dtype or model.embed_tokens.weight.dtype,
+        is_quantized=is_quantized(model),
+        shard_bytes=shard_bytes,
+    )
+
+
+def write_checkpoint(
+    directory: Path, source: Source, *, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Do the same from a model in any format, in `dtype` or the source's own, a few tensors in memory at a time."""
+    if source.tokenizer is None:
+        raise CheckpointError(f"a {source.format} model without a tokenizer", expected="one with it")
+    dtype = dtype or source.dtype
+    _write_directory(
+        directory,
+        source.config,
+        source.tokenizer,
+        list(writer.source_entries(source, dtype)),
+        dtype=dtype,
+        sampling=source.sampling,
+        shard_bytes=shard_bytes,
+    )
+
+
+def _write_directory(
+    directory: Path,
+    config: LlamaConfig,
+    tokenizer: Tokenizer,
+    entries: list[writer.Entry],
+    *,
+    dtype: torch.dtype,
+    shard_bytes: int,
+    is_quantized: bool = False,
+    sampling: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     occupants = sorted(file.name for file in directory.glob("*.safetensors*")) or [
         file.name for file in directory.glob(CONFIG_NAME)
     ]
     if occupants:
         raise CheckpointError(f"{directory} already holds {occupants[0]}", expected="a directory without a checkpoint")
-    _require_rows(directory, tokenizer, model.config)
-    stop_ids, bos_id = tokenizer.stop_ids, tokenizer.special("begin_of_text")
-    pad_id = tokenizer.special("finetune_right_pad_id")
-    config = hf_config.render_config(
-        model.config,
-        dtype=dtype or model.embed_tokens.weight.dtype,
-        stop_ids=stop_ids,
-        bos_id=bos_id,
-        pad_id=pad_id,
-        is_quantized=is_quantized(model),
-    )
-    generation = hf_config.render_generation_config(stop_ids=stop_ids, bos_id=bos_id, pad_id=pad_id)
-    weights.write_weights(directory, weights.disk_tensors(model, dtype), shard_bytes=shard_bytes)
-    write_json(directory / CONFIG_NAME, config)
-    write_json(directory / GENERATION_NAME, generation)
+    _require_rows(directory, tokenizer, config)
+    ids = {
+        "stop_ids": tokenizer.stop_ids,
+        "bos_id": tokenizer.special("begin_of_text"),
+        "pad_id": tokenizer.special("finetune_right_pad_id"),
+    }
+    rendered = hf_config.render_config(config, dtype=dtype, is_quantized=is_quantized, **ids)
+    writer.write_weights(directory, entries, shard_bytes=shard_bytes)
+    write_json(directory / CONFIG_NAME, rendered)
+    write_json(directory / GENERATION_NAME, hf_config.render_generation_config(**ids) | dict(sampling))
     tokenizer.save(directory)
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-    weights.sync_files(directory)
+    writer.sync_files(directory)

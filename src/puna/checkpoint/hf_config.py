@@ -28,6 +28,9 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
 }
 
+# What generation_config.json may say beside ids, and what Puna carries on when it writes the model anew.
+SAMPLING_KEYS = {"do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
+
 QUANTIZATION_SCHEME: dict[str, Any] = {
     "targets": ["Linear"],
     "weights": {
@@ -166,6 +169,15 @@ def parse_stop_ids(raw: dict[str, Any], path: Path) -> tuple[int, ...]:
     if any(type(token_id) is not int or not 0 <= token_id <= MAX_SIZE for token_id in ids):
         raise _Fields(raw, path).fail("eos_token_id", "a token id or a list of them")
     return tuple(ids)
+
+
+def parse_sampling(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the sampling defaults of generation_config.json that are numbers or flags; others are no plain numbers."""
+    fields = _Fields(raw, path)
+    for key in SAMPLING_KEYS & raw.keys():
+        if not isinstance(raw[key], int | float):
+            raise fields.fail(key, "a number, true or false")
+    return {key: raw[key] for key in sorted(SAMPLING_KEYS & raw.keys())}
 
 
 def parse_quantization(raw: dict[str, Any], path: Path) -> bool:

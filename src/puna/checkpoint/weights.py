@@ -1,27 +1,25 @@
-"""A Llama <-> the tensors of its safetensors files: fitted to the config, mapped instead of read, written in shards.
+"""Tensors in safetensors files -> a Llama: fitted to the config, mapped instead of read. writer.py is the way back.
 
 The names on disk are Hugging Face's; int8 weights are stored as compressed-tensors' pack-quantized.
 """
 
 import itertools
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from puna.checkpoint.directory import write_json
-from puna.checkpoint.layout import INDEX_NAME, SINGLE_NAME, StoredTensor
+from puna.checkpoint.layout import StoredTensor
+from puna.checkpoint.source import disk_name
 from puna.errors import CheckpointError
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.model.quantized import Int8Linear, swap_linears
 
-FLOATS = ("F32", "F16", "BF16")
+TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = tuple(TORCH_DTYPES)
 
 
 def build_empty(config: LlamaConfig, *, is_quantized: bool) -> Llama:
@@ -75,11 +73,7 @@ def _expected(model: Llama) -> Iterator[tuple[str, tuple[tuple[str, ...], tuple[
             yield f"model.{name}_packed", (("I32",), (out_dim, math.ceil(in_dim / 4)))
             yield f"model.{name}_shape", (("I64", "I32"), (2,))
         else:
-            yield _disk_name(name), (FLOATS, tuple(tensor.shape))
-
-
-def _disk_name(name: str) -> str:
-    return name if name.startswith("lm_head.") else f"model.{name}"
+            yield disk_name(name), (FLOATS, tuple(tensor.shape))
 
 
 def map_weights(
@@ -100,7 +94,7 @@ def map_weights(
         if empty.dtype == torch.int8:
             state[name] = _unpack(layout, tensors, f"model.{name}", tuple(empty.shape))
             continue
-        tensor = tensors.pop(_disk_name(name))
+        tensor = tensors.pop(disk_name(name))
         state[name] = tensor.to(torch.float32 if name.endswith("weight_scale") else dtype or tensor.dtype)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
@@ -131,70 +125,22 @@ def _unpack(
     if stored_shape != shape:
         file = layout[f"{name}_shape"].file
         raise CheckpointError(f"{file}: tensor {name}_shape says {list(stored_shape)}", expected=f"{list(shape)}")
-    packed = tensors.pop(f"{name}_packed").view(torch.uint8)[:, : shape[1]]
-    return (packed ^ 128).view(torch.int8)
+    return _unpack_bytes(tensors.pop(f"{name}_packed"), shape[1])
 
 
-def _pack(weight: torch.Tensor) -> torch.Tensor:
-    padded = F.pad(weight, (0, -weight.shape[1] % 4))
-    return (padded.view(torch.uint8) ^ 128).view(torch.int32)
+def _unpack_bytes(packed: torch.Tensor, in_dim: int) -> torch.Tensor:
+    return (packed.view(torch.uint8)[:, :in_dim] ^ 128).view(torch.int8)
 
 
-def disk_tensors(model: Llama, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors that a checkpoint of this network stores, by their names on disk."""
-    for name, tensor in model.state_dict().items():
-        tensor = tensor.detach().cpu()
-        if tensor.dtype == torch.int8:
-            yield f"model.{name}_packed", _pack(tensor)
-            yield f"model.{name}_shape", torch.tensor(tensor.shape)
-        else:
-            kept = torch.float32 if name.endswith("weight_scale") else dtype or tensor.dtype
-            yield _disk_name(name), tensor.to(kept).contiguous()
+def read_float(layout: Mapping[str, StoredTensor], name: str) -> torch.Tensor:
+    """Return one tensor by its name in a checkpoint of floats, mapped; int8 weights as the float32 they stand for."""
+    if name in layout:
+        return _open_one(layout, name)
+    path = name.removesuffix(".weight")
+    packed, scale = (_open_one(layout, f"{path}.{part}") for part in ("weight_packed", "weight_scale"))
+    in_dim = int(_open_one(layout, f"{path}.weight_shape")[1])
+    return _unpack_bytes(packed, in_dim).float() * scale
 
 
-def write_weights(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], *, shard_bytes: int) -> None:
-    """Write model.safetensors, or shards of at most `shard_bytes` (or one tensor) each with their index."""
-    shard: dict[str, torch.Tensor] = {}
-    shard_names: list[list[str]] = []
-    size = total_size = 0
-    for name, tensor in tensors:
-        if shard and size + tensor.nbytes > shard_bytes:
-            _write_shard(directory, shard_names, shard)
-            shard, size = {}, 0
-        shard[name] = tensor
-        size += tensor.nbytes
-        total_size += tensor.nbytes
-    _write_shard(directory, shard_names, shard)
-    if len(shard_names) == 1:
-        (directory / _part_name(1)).rename(directory / SINGLE_NAME)
-        return
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shard_names, start=1):
-        file_name = f"model-{number:05d}-of-{len(shard_names):05d}.safetensors"
-        (directory / _part_name(number)).rename(directory / file_name)
-        weight_map |= dict.fromkeys(names, file_name)
-    write_json(directory / INDEX_NAME, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
-
-
-def _part_name(number: int) -> str:
-    """The name of a shard while the number of shards is not known yet."""
-    return f"part-{number:05d}.safetensors"
-
-
-def _write_shard(directory: Path, shard_names: list[list[str]], shard: dict[str, torch.Tensor]) -> None:
-    shard_names.append(list(shard))
-    path = directory / _part_name(len(shard_names))
-    try:
-        save_file(shard, path, metadata={"format": "pt"})
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be written: {error}", expected="room on the disk") from error
-
-
-def sync_files(directory: Path) -> None:
-    """Force the directory and the files in it to the disk."""
-    for path in [*(path for path in directory.iterdir() if path.is_file()), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _open_one(layout: Mapping[str, StoredTensor], name: str) -> torch.Tensor:
+    return dict(_open_tensors({name: layout[name]}))[name]

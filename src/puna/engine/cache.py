@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from puna.model.attend import packed_attend
+from puna.model.attend import attend_behind_prefix, packed_attend
 from puna.model.config import LlamaConfig
 from puna.model.llama import Attend
 
@@ -91,6 +91,19 @@ class KVCache:
                 self._keys[layer][row, :, : k.shape[0]] = k.transpose(0, 1)
                 self._values[layer][row, :, : v.shape[0]] = v.transpose(0, 1)
             return attend_packed(layer, q_THE, k_TKE, v_TKE)
+
+        return attend
+
+    def piece_attend(self, row: int, start: int, length: int) -> Attend:
+        """Return attention for `length` tokens of one prompt from position `start` on, behind what `row` holds."""
+        end = start + length
+        self._make_room([row], [end])
+
+        def attend(layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
+            k_KSE, v_KSE = self._keys[layer][row, :, :end], self._values[layer][row, :, :end]
+            k_KSE[:, start:] = k_TKE.transpose(0, 1)
+            v_KSE[:, start:] = v_TKE.transpose(0, 1)
+            return attend_behind_prefix(q_THE, k_KSE, v_KSE)
 
         return attend
 

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
-# Prompts are prefilled together up to this many tokens; a longer one goes alone.
-PREFILL_TOKENS = 8192
+# Prompts are prefilled together up to this many tokens; a longer one goes alone, in pieces of as many.
+PREFILL_TOKENS = 4096
 # Positions whose logits are held at once when a prompt is scored.
 SCORED_TOKENS = 512
 # What the cache may grow to when the caller sets no `cache_tokens`; one request of full length always fits.
@@ -154,7 +154,9 @@ class Engine:
         return admitted
 
     def _prefill(self, admitted: list[Request]) -> list[tuple[int, Chunk]]:
-        return self._extend(admitted, _together_or_alone(self._read_prompts, admitted))
+        is_long = len(admitted) == 1 and len(admitted[0].prompt) > PREFILL_TOKENS
+        read = self._read_in_pieces if is_long else self._read_prompts
+        return self._extend(admitted, _together_or_alone(read, admitted))
 
     def _read_prompts(self, requests: list[Request]) -> list[torch.Tensor]:
         """Run the prompts in one packed forward; return the logits behind the last token of each."""
@@ -165,16 +167,33 @@ class Engine:
         documents = self._forward(tokens, positions, attend).split(lengths)
         for request, hidden_TD in zip(requests, documents, strict=True):
             if request.params.echo_logprobs:
-                request.prompt_logprobs = self._score_prompt(request, hidden_TD)
+                request.prompt_logprobs = (None, *self._score(request, 0, hidden_TD))
         return list(self.model.logits(torch.stack([hidden_TD[-1] for hidden_TD in documents])))
 
-    def _score_prompt(self, request: Request, hidden_TD: torch.Tensor) -> tuple[TokenLogprob | None, ...]:
+    def _read_in_pieces(self, requests: list[Request]) -> list[torch.Tensor]:
+        """Do the same for one long prompt: what a piece needs beside the cache does not grow with the prompt."""
+        (request,) = requests
+        row = self._running.index(request)
         scored: list[TokenLogprob | None] = [None]
-        for start in range(0, len(request.prompt) - 1, SCORED_TOKENS):
-            targets = request.prompt[start + 1 : start + 1 + SCORED_TOKENS]
-            logits_TV = self.model.logits(hidden_TD[start : start + len(targets)])
-            scored += score_ids(logits_TV, targets, request.params.logprobs or 0)
-        return tuple(scored)
+        hidden_TD = torch.empty(0)
+        for start in range(0, len(request.prompt), PREFILL_TOKENS):
+            tokens = request.prompt[start : start + PREFILL_TOKENS]
+            attend = self.cache.piece_attend(row, start, len(tokens))
+            hidden_TD = self._forward(tokens, list(range(start, start + len(tokens))), attend)
+            if request.params.echo_logprobs:
+                scored += self._score(request, start, hidden_TD)
+        request.prompt_logprobs = tuple(scored) if request.params.echo_logprobs else ()
+        return list(self.model.logits(hidden_TD[-1:]))
+
+    def _score(self, request: Request, first: int, hidden_TD: torch.Tensor) -> list[TokenLogprob]:
+        """Score the prompt's tokens behind those from position `first` on, whose hidden states are given."""
+        scored: list[TokenLogprob] = []
+        for start in range(0, len(hidden_TD), SCORED_TOKENS):
+            targets = request.prompt[first + start + 1 : first + 1 + min(start + SCORED_TOKENS, len(hidden_TD))]
+            if targets:
+                logits_TV = self.model.logits(hidden_TD[start : start + len(targets)])
+                scored += score_ids(logits_TV, targets, request.params.logprobs or 0)
+        return scored
 
     def _forward(self, tokens: list[int], positions: list[int], attend: Attend) -> torch.Tensor:
         device = self.model.embed_tokens.weight.device

@@ -1,7 +1,7 @@
 """Lengths of packed documents -> an `attend` function: causal, within each document. The engine has its own.
 
 Shapes: T tokens, H query heads, K key/value heads, G query heads of one key/value head, E head width, Q and S the query
-and key tokens of one block.
+and key tokens of one block; behind a prefix S counts all positions so far.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ from puna.model.llama import Attend
 BLOCK_LEN = 192
 # Blocks keep their probabilities for the backward pass: half the square of the length.
 MAX_BLOCKED_LEN = 2048
+# The mask of one call when a long prefix is attended to: what keeps memory from growing with it.
+MASK_ELEMENTS = 2**21
 
 
 def packed_attend(lengths: Sequence[int], *, joins_short: bool = True) -> Attend:
@@ -47,6 +49,26 @@ def attend_causally(q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tenso
     q, k, v = (x.transpose(0, 1)[None] for x in (q_THE, k_TKE, v_TKE))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
     return out[0].transpose(0, 1)
+
+
+def attend_behind_prefix(q_THE: torch.Tensor, k_KSE: torch.Tensor, v_KSE: torch.Tensor) -> torch.Tensor:
+    """Attend from the last T of S positions: each token sees itself and what stands before it.
+
+    Needs no memory that grows with S beside its result: some queries at a time, keys and values as they lie.
+    """
+    length, num_positions = q_THE.shape[0], k_KSE.shape[1]
+    q_KGTE = q_THE.unflatten(1, (k_KSE.shape[0], -1)).permute(1, 2, 0, 3)
+    step = min(length, max(1, MASK_ELEMENTS // num_positions))
+    # One mask for all blocks, of which each takes the right end: masks of ever new sizes would scatter the heap.
+    mask_QS = torch.full((step, num_positions), -torch.inf, dtype=q_THE.dtype, device=q_THE.device)
+    mask_QS.triu_(num_positions - step + 1)
+    blocks = []
+    for start in range(0, length, step):
+        q_KGQE = q_KGTE[:, :, start : start + step]
+        size, end = q_KGQE.shape[2], num_positions - length + min(start + step, length)
+        k_KGSE, v_KGSE = (x[:, None, :end].expand(-1, q_KGQE.shape[1], -1, -1) for x in (k_KSE, v_KSE))
+        blocks.append(F.scaled_dot_product_attention(q_KGQE, k_KGSE, v_KGSE, attn_mask=mask_QS[step - size :, -end:]))
+    return torch.cat(blocks, dim=2).permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def attend_in_blocks(q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
