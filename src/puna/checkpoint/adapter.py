@@ -1,0 +1,196 @@
+"""A PEFT adapter directory on a base -> a Source whose tensors are merged as they are read.
+
+LoRA with its variants rsLoRA and DoRA, on linear layers and embeddings, and tensors saved whole. Runs no adapter
+unmerged; a base whose weights are quantized has no exact merge and is refused by what calls this.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puna.checkpoint.directory import find_file, read_json
+from puna.checkpoint.hf_config import refuse_code
+from puna.checkpoint.layout import StoredTensor, read_header
+from puna.checkpoint.source import Source, tensor_shapes
+from puna.checkpoint.weights import FLOATS, read_float
+from puna.errors import CheckpointError
+
+CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+# The parts of one layer's adapter, as PEFT names them.
+DOWN, UP = "lora_A.weight", "lora_B.weight"
+EMBEDDING_DOWN, EMBEDDING_UP = "lora_embedding_A", "lora_embedding_B"
+MAGNITUDE = "lora_magnitude_vector"
+# Saved whole: in the place of the base's tensor, or (what PEFT does for embeddings) beside the two matrices.
+WHOLE, BASE_LAYER = "weight", "base_layer.weight"
+PARTS = (DOWN, UP, EMBEDDING_DOWN, EMBEDDING_UP, MAGNITUDE, BASE_LAYER, WHOLE)
+
+# What these settings must be, where they are given: others change what is computed in ways that are not merged here.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "fan_in_fan_out": (False,),
+    "lora_bias": (False,),
+    # The other kinds (pissa, olora, loftq, ...) change the base's weights before training.
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+    "use_qalora": (False,),
+    "target_parameters": (None, []),
+}
+ABSENT = (
+    "layer_replication", "megatron_config", "trainable_token_indices", "use_bdlora", "arrow_config", "kasa_config",
+    "monteclora_config", "alora_invocation_tokens",
+)  # fmt: skip
+FIXED |= dict.fromkeys(ABSENT, (None, False))
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An opened adapter: `parts` maps a tensor of the base to what is stored for it."""
+
+    path: Path
+    base_name: str
+    alpha: float
+    alpha_pattern: Mapping[str, float]
+    is_rank_stabilized: bool
+    layout: Mapping[str, StoredTensor]
+    parts: Mapping[str, Mapping[str, str]]
+
+    def read(self, name: str, part: str) -> torch.Tensor:
+        return read_float(self.layout, self.parts[name][part]).float()
+
+    def scale(self, name: str, rank: int) -> float:
+        """Return what the product of a layer's two matrices is multiplied by."""
+        module = name.removesuffix(".weight")
+        matches = (alpha for key, alpha in self.alpha_pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module))
+        return next(matches, self.alpha) / (rank**0.5 if self.is_rank_stabilized else rank)
+
+
+def open_adapter(directory: Path) -> Adapter:
+    """Read an adapter's config and headers; CheckpointError for what is not LoRA, or not safetensors."""
+    config_path, weights_path = (find_file(directory, name) for name in (CONFIG_NAME, WEIGHTS_NAME))
+    if config_path is None or weights_path is None:
+        missing = WEIGHTS_NAME if config_path else CONFIG_NAME
+        hint = "A pickled adapter_model.bin is never read; save the adapter as safetensors"
+        raise CheckpointError(f"{directory} has no {missing}", expected="an adapter as PEFT writes it", hint=hint)
+    raw = read_json(config_path)
+    refuse_code(raw, config_path)
+    for key, allowed in FIXED.items():
+        if raw.get(key, allowed[0]) not in allowed:
+            raise CheckpointError(f"{config_path}: {key} = {raw[key]!a:.100}", expected=repr(allowed[0]))
+    pattern = raw.get("alpha_pattern") or {}
+    if not isinstance(pattern, dict):
+        raise CheckpointError(f"{config_path}: alpha_pattern = {pattern!a:.100}", expected="names with numbers")
+    layout = read_header(weights_path)
+    if bool(raw.get("use_dora")) != any(key.endswith(MAGNITUDE) for key in layout):
+        raise CheckpointError(
+            f"{config_path}: use_dora and the tensors of {WEIGHTS_NAME} differ", expected="both, or none"
+        )
+    base_name = raw.get("base_model_name_or_path")
+    return Adapter(
+        directory,
+        base_name if isinstance(base_name, str) else "",
+        _positive(raw, "lora_alpha", config_path),
+        {_module_pattern(key, config_path): _positive(pattern, key, config_path) for key in pattern},
+        raw.get("use_rslora") is True,
+        layout,
+        _parts(layout, weights_path),
+    )
+
+
+def merged(base: Source, adapter: Adapter) -> Source:
+    """Return the base with the adapter added to each tensor as it is read, in float32."""
+    shapes = tensor_shapes(base.config)
+    for name, parts in adapter.parts.items():
+        if name not in shapes:
+            hint = "The adapter belongs to another base" + (f": {adapter.base_name!a}" if adapter.base_name else "")
+            raise CheckpointError(f"{adapter.path}: an adapter for {name!a}", expected="tensors of the base", hint=hint)
+        _require_shapes(adapter, name, parts, shapes[name])
+    return replace(base, format=f"{base.format} with an adapter", read=partial(_read_merged, base, adapter))
+
+
+def _read_merged(base: Source, adapter: Adapter, name: str) -> torch.Tensor:
+    parts = adapter.parts.get(name)
+    if parts is None:
+        return base.read(name)
+    if WHOLE in parts:
+        return adapter.read(name, WHOLE)
+    weight = adapter.read(name, BASE_LAYER) if BASE_LAYER in parts else base.read(name).float()
+    down, up = (adapter.read(name, part) for part in _matrices(parts))
+    delta = (up @ down) * adapter.scale(name, down.shape[0])
+    weight = weight + (delta.T if EMBEDDING_DOWN in parts else delta)
+    if MAGNITUDE not in parts:
+        return weight
+    # DoRA (arXiv 2402.09353): the direction of the sum, the length that was learned.
+    return weight * (adapter.read(name, MAGNITUDE).flatten() / weight.norm(dim=1))[:, None]
+
+
+def _matrices(parts: Mapping[str, str]) -> tuple[str, str]:
+    return (EMBEDDING_DOWN, EMBEDDING_UP) if EMBEDDING_DOWN in parts else (DOWN, UP)
+
+
+def _parts(layout: Mapping[str, StoredTensor], path: Path) -> dict[str, dict[str, str]]:
+    parts: dict[str, dict[str, str]] = {}
+    for key in layout:
+        part = next((part for part in PARTS if key.endswith(f".{part}")), None)
+        if part is None or not key.startswith(PREFIX):
+            raise CheckpointError(
+                f"{path}: tensor {key!a}", expected=f"{PREFIX}... ending in one of {', '.join(PARTS)}"
+            )
+        module = key.removeprefix(PREFIX).removesuffix(f".{part}").removesuffix(".modules_to_save")
+        parts.setdefault(f"{module}.weight", {})[part] = key
+    if not parts:
+        raise CheckpointError(f"{path} holds no tensors", expected="an adapter's")
+    return parts
+
+
+def _require_shapes(adapter: Adapter, name: str, parts: Mapping[str, str], shape: tuple[int, ...]) -> None:
+    for part, (given, expected) in dict(_expected_shapes(adapter, parts, shape)).items():
+        if given != expected:
+            raise CheckpointError(
+                f"{adapter.path}: {parts.get(part, f'{part} of {name}')!a} has shape {given or 'none'}",
+                expected=f"{list(expected)}, as the base has it",
+                hint="The adapter belongs to another base, or was trained with another vocabulary",
+            )
+    for key in parts.values():
+        if adapter.layout[key].dtype not in FLOATS:
+            raise CheckpointError(
+                f"{adapter.path}: {key!a} is {adapter.layout[key].dtype}", expected=" or ".join(FLOATS)
+            )
+
+
+def _expected_shapes(
+    adapter: Adapter, parts: Mapping[str, str], shape: tuple[int, ...]
+) -> Iterator[tuple[str, tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """Yield each part's shape as it is and as the base asks for it."""
+    stored = {part: adapter.layout[key].shape for part, key in parts.items()}
+    for part in (WHOLE, BASE_LAYER):
+        if part in parts:
+            yield part, (stored[part], shape)
+    if WHOLE in parts:
+        return
+    down, up = _matrices(parts)
+    out_dim, in_dim = shape if down == DOWN else shape[::-1]
+    rank = stored[down][0] if stored.get(down) else 0
+    yield down, (stored.get(down, ()), (rank, in_dim))
+    yield up, (stored.get(up, ()), (out_dim, rank))
+    if MAGNITUDE in stored:
+        yield MAGNITUDE, ((stored[MAGNITUDE] + (0,))[:1], (out_dim,))
+
+
+def _positive(raw: Mapping[str, Any], key: str, path: Path) -> float:
+    value = raw.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+        raise CheckpointError(f"{path}: {key!a} = {value!a:.100}", expected="a positive number")
+    return float(value)
+
+
+def _module_pattern(key: str, path: Path) -> str:
+    """Return a key of alpha_pattern as PEFT uses it: a regular expression; only plain ones are taken."""
+    if not re.fullmatch(r"[\w.\\^$]+", key):
+        raise CheckpointError(f"{path}: alpha_pattern has {key!a:.100}", expected="names of modules")
+    return key.removeprefix("^").removesuffix("$")
