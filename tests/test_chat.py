@@ -1,9 +1,12 @@
+import ast
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from meta_chat import chat, ids_of, llama, tool
 
+import puna.chat
 from puna.chat import Conversation, Message, ToolCall
 from puna.errors import ChatError
 
@@ -96,6 +99,26 @@ def test_the_system_message_holds_setting_date_and_text():
     )
 
 
+def test_built_in_tools_are_named_between_environment_and_date():
+    conversation = user_then(
+        Message("assistant", "Yes."),
+        environment="ipython",
+        builtin_tools=("wolfram_alpha", "brave_search"),
+        today="21 September 2024",
+    )
+    assert "Environment: ipython\nTools: wolfram_alpha, brave_search\nCutting Knowledge" in rendered(conversation)
+
+
+def test_the_date_is_what_one_says_and_never_a_clocks():
+    clocks = {"time", "datetime", "calendar", "os", "locale", "random"}
+    for path in Path(puna.chat.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not clocks & {name.split(".")[0] for name in names}, path
+    assert "Date" not in rendered(user_then(Message("assistant", "Yes."), environment="ipython", tools=(tool("f"),)))
+
+
 def test_nothing_is_put_before_a_dialogue_that_sets_nothing():
     assert rendered(user_then(Message("assistant", "Yes."))) == (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
@@ -164,6 +187,40 @@ def test_calls_are_spelled_as_llama_3_1_spells_them(message: Message, environmen
     conversation = user_then(message, environment=environment, tools=(tool("f"), tool("wolfram_alpha")))
     assert learned(conversation) == body
     assert chat().encode(conversation).ids[-len(ids_of(body)) :] == ids_of(body)
+
+
+@pytest.mark.parametrize("environment", ["", "ipython"])
+@pytest.mark.parametrize(
+    ("message", "body"),
+    [
+        (call("f", a="é"), '<function=f>{"a": "é"}</function><|eot_id|>'),
+        (
+            Message("assistant", "So:", (ToolCall("f", {}), ToolCall("f", {"a": 1}))),
+            'So:<function=f>{}</function><function=f>{"a": 1}</function><|eot_id|>',
+        ),
+        (call("f", a="</function>"), '<function=f>{"a": "<\\/function>"}</function><|eot_id|>'),
+    ],
+)
+def test_calls_in_tags_are_bare_and_end_the_turn_in_every_environment(message: Message, environment: str, body: str):
+    conversation = user_then(message, environment=environment, tools=(tool("f"),), call_format="tag")
+    assert learned(conversation) == body
+
+
+@pytest.mark.parametrize(
+    ("message", "body"),
+    [
+        # No tool of that name was announced: a tag would be read as text.
+        (call("g"), '<|python_tag|>{"type": "function", "name": "g", "parameters": {}}<|eom_id|>'),
+        (
+            Message("assistant", "<function=f>", (ToolCall("f", {}),)),
+            '<function=f><|python_tag|>{"type": "function", "name": "f", "parameters": {}}<|eom_id|>',
+        ),
+        (call("brave_search", query="tea"), '<|python_tag|>brave_search.call(query="tea")<|eom_id|>'),
+    ],
+)
+def test_calls_that_a_tag_cannot_hold_are_marked_instead(message: Message, body: str):
+    conversation = user_then(message, environment="ipython", tools=(tool("f"),), call_format="tag")
+    assert learned(conversation) == body
 
 
 def test_the_mask_covers_every_assistant_message_and_its_end_and_nothing_else():

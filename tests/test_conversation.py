@@ -6,6 +6,7 @@ import pytest
 from puna.chat import Conversation, Message, ToolCall
 from puna.errors import ChatError
 
+IPYTHON = {"environment": "ipython"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
 
@@ -23,9 +24,20 @@ def test_a_conversation_survives_json():
         today="05 March 2025",
         id="c1",
         metadata={"source": "hand"},
+        builtin_tools=("brave_search", "wolfram_alpha"),
+        call_format="tag",
     )
     assert Conversation.from_json(json.loads(json.dumps(conversation.to_json()))) == conversation
     assert Conversation.from_json({"messages": []}) == Conversation(())
+    assert Conversation(()).to_json() == {"messages": []}
+
+
+def test_arguments_as_the_model_wrote_them_survive_json_and_make_no_other_call():
+    changed, plain = ToolCall("f", {"a": 3}, original={"a": "3"}), ToolCall("f", {"a": 3})
+    assert changed == plain
+    conversation = Conversation((Message("assistant", "", (changed, plain)),))
+    read = Conversation.from_json(json.loads(json.dumps(conversation.to_json())))
+    assert [call.original for call in read.messages[0].tool_calls] == [{"a": "3"}, None]
 
 
 def test_the_spellings_of_openai_and_hugging_face_mean_the_same():
@@ -75,6 +87,15 @@ def with_call(**fields: Any) -> dict[str, Any]:
         (with_messages() | {"source": "x"}, r"unknown field source.*metadata"),
         (with_messages() | {"environment": "bash"}, r"environment 'bash'"),
         (with_messages() | {"today": "2025-03-05"}, r"today '2025-03-05'; expected DD Month YYYY"),
+        (with_messages() | {"builtin_tools": ["brave_search"]}, r"builtin_tools without an environment.*ipython"),
+        (with_messages() | IPYTHON | {"builtin_tools": ["browser"]}, r"builtin_tools has 'browser'.*brave_search"),
+        (with_messages() | IPYTHON | {"builtin_tools": ["brave_search"] * 2}, r"brave_search is offered twice"),
+        (
+            with_messages() | IPYTHON | {"builtin_tools": ["brave_search"], "tools": [{"name": "brave_search"}]},
+            r"brave_search is offered twice",
+        ),
+        (with_messages() | {"call_format": "xml"}, r"call_format 'xml'; expected one of json, tag"),
+        (with_messages() | {"call_format": "tag", "tools": [{"name": "a b"}]}, r"tools\[0\] is named 'a b'"),
         (with_messages() | {"tools": [{"type": "function"}]}, r"tools\[0\]; expected"),
         (with_messages() | {"tools": ["f"]}, r"tools\[0\] is str"),
         (with_messages("Hi"), r"messages\[0\] is str"),
@@ -93,6 +114,7 @@ def with_call(**fields: Any) -> dict[str, Any]:
         (with_call(type="custom", function={}), r"tool_calls\[0\]\.type is 'custom'"),
         (with_call(function={}), r"tool_calls\[0\]\.function\.name is missing"),
         (with_call(function={"name": ""}), r"messages\[0\]: a tool call without a name"),
+        (with_call(function={"name": "f", "original": "{}"}), r"original is str; expected dict"),
         (with_call(function={"name": "f", "arguments": "{"}), r"arguments is not JSON"),
         (with_call(function={"name": "f", "arguments": "[1]"}), r"arguments is list"),
     ],

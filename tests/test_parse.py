@@ -127,6 +127,19 @@ def test_arguments_take_the_types_of_the_schema(given: dict[str, Any], read: dic
     }
 
 
+def test_a_call_keeps_what_the_model_wrote_where_its_schema_changed_it():
+    body = '{"name": "songs", "parameters": {"n": "10", "box": {"n": 4}}}; <function=songs>{"n": 10}</function>'
+    (changed,) = parse(body.partition(";")[0], SONGS).tool_calls
+    assert (changed.arguments, changed.original) == ({"n": 10, "box": {"n": 4}}, {"n": "10", "box": {"n": 4}})
+    (as_written,) = parse(body.partition("; ")[2], SONGS).tool_calls
+    assert as_written.original is None
+    assert ids_of_call(changed) == ids_of_call(ToolCall("songs", changed.arguments))
+
+
+def ids_of_call(each: ToolCall) -> list[int]:
+    return chat().encode(asked_then(Message("assistant", tool_calls=(each,)), tools=(SONGS,))).ids
+
+
 @pytest.mark.parametrize("parameters", [None, [], "odd", {"properties": [{"n": {}}]}, {"properties": {"n": 7}}])
 def test_odd_schemas_leave_arguments_as_they_are(parameters: Any):
     odd = {"type": "function", "function": {"name": "songs", "parameters": parameters}}
@@ -171,15 +184,18 @@ CALLS = (
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.text(),
+    st.text() | st.sampled_from(["<function=look>{}</function>", "So <function=", '{"name": "look"}', "a</function>"]),
     st.lists(CALLS, min_size=1, max_size=3),
     st.sampled_from([(), TOOLS]),
     st.sampled_from(["", "ipython"]),
+    st.sampled_from(["json", "tag"]),
 )
+@example("", [ToolCall("look", {"</function>": "\\</function>"})], TOOLS, "", "tag")
 def test_parsing_inverts_rendering_for_any_message_with_calls(
-    content: str, calls: list[ToolCall], tools: tuple[dict[str, Any], ...], environment: str
+    content: str, calls: list[ToolCall], tools: tuple[dict[str, Any], ...], environment: str, call_format: Any
 ):
-    conversation = asked_then(Message("assistant", content, tuple(calls)), tools=tools, environment=environment)
+    message = Message("assistant", content, tuple(calls))
+    conversation = asked_then(message, tools=tools, environment=environment, call_format=call_format)
     encoded = chat().encode(conversation)
     body = encoded.ids[encoded.mask.index(True) :]
     without_ids = tuple(ToolCall(each.name, each.arguments) for each in calls)

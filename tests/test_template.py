@@ -1,14 +1,17 @@
+import json
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import jinja2.sandbox
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import nodes
 
 from puna.chat import ChatFormat, Conversation, Message, ToolCall
-from puna.chat.template import CHAT_TEMPLATE
+from puna.chat.template import CHAT_TEMPLATE, PLAIN_TEMPLATE
 from puna.tokenizer import Tokenizer, train_tokenizer
 
 
@@ -30,9 +33,25 @@ def theirs() -> Any:
 
 
 def apply(conversation: Conversation, **options: Any) -> Any:
+    return theirs().apply_chat_template(conversation.to_json()["messages"], **setting_of(conversation), **options)
+
+
+def setting_of(conversation: Conversation) -> dict[str, Any]:
+    names = ("tools", "environment", "builtin_tools", "call_format", "today")
     data = conversation.to_json()
-    variables = {"environment": conversation.environment, "today": conversation.today}
-    return theirs().apply_chat_template(data["messages"], tools=data.get("tools"), **variables, **options)
+    return {name: data.get(name) for name in names}
+
+
+@cache
+def plain_template() -> jinja2.Template:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment()
+    environment.filters["tojson"] = lambda value, **layout: json.dumps(value, ensure_ascii=False, **layout)
+    return environment.from_string(PLAIN_TEMPLATE)
+
+
+def render_plainly(conversation: Conversation, **options: Any) -> str:
+    """Render without transformers, as programs do that know no `generation` tag."""
+    return plain_template().render(messages=conversation.to_json()["messages"], **setting_of(conversation), **options)
 
 
 def assert_same(conversation: Conversation) -> None:
@@ -43,6 +62,11 @@ def assert_same(conversation: Conversation) -> None:
     assert [bool(flag) for flag in result["assistant_masks"]] == encoded.mask
     prompt = apply(conversation, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert prompt == chat.prompt(conversation)
+
+
+def assert_plain_same(conversation: Conversation) -> None:
+    for options in ({}, {"add_generation_prompt": True}):
+        assert render_plainly(conversation, **options) == apply(conversation, tokenize=False, **options)
 
 
 def tool(name: str, description: str = "") -> dict[str, Any]:
@@ -60,16 +84,29 @@ ROUND = (
 SYSTEM = Message("system", "Be kind.\nBe brief.")
 
 
-@pytest.mark.parametrize("environment", ["", "ipython"])
+@pytest.mark.parametrize(
+    ("environment", "builtin_tools"),
+    [("", ()), ("ipython", ()), ("ipython", ("brave_search",)), ("ipython", ("brave_search", "wolfram_alpha"))],
+)
+@pytest.mark.parametrize("call_format", ["json", "tag"])
 @pytest.mark.parametrize("today", ["", "05 March 2025"])
 @pytest.mark.parametrize("tools", [(), (tool("look"), tool("météo", 'l\'été: "chaud"'))])
 @pytest.mark.parametrize("system", [(), (SYSTEM,), (Message("system"),)])
 def test_the_template_renders_our_ids_and_mask_in_every_setting(
-    environment: str, today: str, tools: tuple[dict[str, Any], ...], system: tuple[Message, ...]
+    system: tuple[Message, ...],
+    tools: tuple[dict[str, Any], ...],
+    today: str,
+    environment: str,
+    builtin_tools: tuple[str, ...],
+    call_format: Any,
 ):
-    assert_same(Conversation((*system, *ROUND), tools=tools, environment=environment, today=today))
+    setting = {"today": today, "environment": environment, "builtin_tools": builtin_tools, "call_format": call_format}
+    conversation = Conversation((*system, *ROUND), tools=tools, **setting)
+    assert_same(conversation)
+    assert_plain_same(conversation)
 
 
+@pytest.mark.parametrize("call_format", ["json", "tag"])
 @pytest.mark.parametrize("environment", ["", "ipython"])
 @pytest.mark.parametrize(
     "message",
@@ -77,6 +114,8 @@ def test_the_template_renders_our_ids_and_mask_in_every_setting(
         Message("assistant", "One moment.", (LOOK,)),
         Message("assistant", "", (LOOK, LOOK, ToolCall("order", {}))),
         Message("assistant", "", (LOOK, LOOK)),
+        Message("assistant", "See <function=look>", (LOOK,)),
+        Message("assistant", "", (ToolCall("look", {"a": "</function>\\"}),)),
         Message("assistant", "", (ToolCall("order", {}),)),
         Message("assistant", "", (ToolCall("brave_search", {"query": "tea"}),)),
         Message("assistant", "", (ToolCall("brave_search", {"query": 'the "best" tea'}),)),
@@ -93,12 +132,22 @@ def test_the_template_renders_our_ids_and_mask_in_every_setting(
         Message("assistant", ""),
     ],
 )
-def test_the_template_spells_calls_as_we_do(message: Message, environment: str):
-    assert_same(
-        Conversation(
-            (Message("user", "Go"), message), tools=(tool("look"), tool("wolfram_alpha")), environment=environment
-        )
-    )
+def test_the_template_spells_calls_as_we_do(message: Message, environment: str, call_format: Any):
+    tools = (tool("look"), tool("wolfram_alpha"))
+    messages = (Message("user", "Go"), message)
+    conversation = Conversation(messages, tools=tools, environment=environment, call_format=call_format)
+    assert_same(conversation)
+    assert_plain_same(conversation)
+
+
+def test_the_template_knows_no_more_than_it_is_given():
+    # What it does not set itself comes from the caller: strftime_now, the clock of other templates, is not among it.
+    given = {"messages", "tools", "environment", "builtin_tools", "call_format", "today", "add_generation_prompt"}
+    names = list(jinja2.Environment().parse(PLAIN_TEMPLATE).find_all((nodes.Name, nodes.Macro)))
+    read = {node.name for node in names if isinstance(node, nodes.Name) and node.ctx == "load"}
+    made = {node.name for node in names if isinstance(node, nodes.Macro) or node.ctx != "load"}
+    assert given <= read
+    assert read - made - given == {"loop", "namespace"}
 
 
 @pytest.mark.parametrize("content", ["\n\n\n\na", " \n\n a \n\n", "\r\n\r\n a", "\u2028\n\u3000a", "\n\n\n", "\x1c\na"])
@@ -122,12 +171,13 @@ MESSAGE = st.one_of(
     st.lists(MESSAGE, max_size=5),
     st.lists(ORDINARY.map(lambda text: tool("look", text)), max_size=1),
     st.sampled_from(["", "ipython"]),
+    st.sampled_from(["json", "tag"]),
 )
 def test_the_template_renders_our_ids_and_mask_for_any_ordinary_conversation(
-    messages: list[Message], tools: list[dict[str, Any]], environment: str
+    messages: list[Message], tools: list[dict[str, Any]], environment: str, call_format: Any
 ):
-    ending = Message("assistant", "Yes.")
-    assert_same(Conversation((*messages, ending), tools=tuple(tools), environment=environment))
+    messages = [*messages, Message("assistant", "Yes.")]
+    assert_same(Conversation(tuple(messages), tools=tuple(tools), environment=environment, call_format=call_format))
 
 
 def test_a_text_that_spells_a_special_token_is_safe_with_us_only():

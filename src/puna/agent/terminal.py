@@ -13,23 +13,23 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from puna.chat import ChatFormat, Conversation, Message
+from puna.chat import ChatFormat, Conversation, Message, ToolCall
+from puna.chat.stream import MessageStream, Part
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.engine.local import LocalSampler
 from puna.engine.sampler import FinishReason, SamplingParams
 from puna.errors import ChatError, ConfigError, PunaError, RequestError
 
 HELP = "/new starts over, /tool TEXT gives a tool's result, /exit or Ctrl-D ends; Ctrl-C stops an answer."
-CALL_OPENINGS = ("{", "[", "<function=")
 # What a model writes may hold sequences that drive the terminal; only line breaks and tabs pass.
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 
 
 class Answer(NamedTuple):
-    """What was streamed. `num_shown` characters are on the screen; `reason` None: stopped from the keyboard."""
+    """What was streamed, and is on the screen. `reason` None: stopped from the keyboard."""
 
-    ids: list[int]
-    num_shown: int
+    message: Message
+    num_tokens: int
     reason: FinishReason | None
     error: str
 
@@ -95,7 +95,6 @@ class Dialogue:
         self.conversation, self.console = start, console
         self._sampler, self._start = sampler, start
         self._format = ChatFormat(sampler.tokenizer)
-        self._python_tag = sampler.tokenizer.special("python_tag")
         self._params = replace(params, stop_ids=(*self._format.stop_ids, *stop_ids))
 
     @property
@@ -115,44 +114,47 @@ class Dialogue:
             expected = f"less than {self._sampler.max_context:,}"
             raise ChatError(f"a conversation of {len(prompt):,} tokens", expected=expected, hint="/new starts over")
         params = replace(self._params, max_tokens=min(self._params.max_tokens, room))
-        answer = self._stream(prompt, params, tools=bool(conversation.tools))
+        answer = self._stream(prompt, params)
         if answer.reason == "error":
             raise RequestError(f"the answer failed ({answer.error})")
-        if answer.ids:
-            reply = self._format.parse(answer.ids, conversation.tools)
-            self._show_rest(reply, answer)
-            self.conversation = conversation.with_message(reply)
+        if answer.num_tokens:
+            self._show_end(answer)
+            self.conversation = conversation.with_message(answer.message)
 
-    def _stream(self, prompt: list[int], params: SamplingParams, *, tools: bool) -> Answer:
-        """Print an answer while it comes, but hold back what is or may be a tool call."""
-        ids: list[int] = []
-        text, num_shown, reason, error = "", 0, None, ""
+    def _stream(self, prompt: list[int], params: SamplingParams) -> Answer:
+        """Print the text of an answer while it comes; what may be a tool call comes when that is certain."""
+        num_tokens, reason, error = 0, None, ""
+        reader, parts = MessageStream(self._format, self.conversation.tools), list[Part]()
         stream = self._sampler.stream(prompt, params)
         try:
             for chunk in stream:
-                ids += chunk.ids
+                num_tokens += len(chunk.ids)
                 reason, error = chunk.finish_reason, chunk.error
-                text += "" if self._python_tag in ids else chunk.text
-                if not (tools and text.lstrip().startswith(CALL_OPENINGS)):
-                    self._write(text[num_shown:])
-                    num_shown = len(text)
+                parts += self._show(reader.feed(chunk.ids))
         except KeyboardInterrupt:
             reason = None
         finally:
             stream.close()
-        return Answer(ids, num_shown, reason, error)
+        parts += self._show(reader.finish())
+        text = "".join(part for part in parts if isinstance(part, str))
+        calls = tuple(part for part in parts if isinstance(part, ToolCall))
+        return Answer(Message("assistant", text, calls), num_tokens, reason, error)
 
-    def _show_rest(self, reply: Message, answer: Answer) -> None:
-        """Print what was held back as what it turned out to be."""
-        if not (reply.tool_calls and answer.num_shown):
-            self._write(reply.content[answer.num_shown :])
-        if reply.content or not reply.tool_calls:
+    def _show(self, parts: list[Part]) -> list[Part]:
+        for part in parts:
+            if isinstance(part, str):
+                self._write(part)
+        return parts
+
+    def _show_end(self, answer: Answer) -> None:
+        message = answer.message
+        if message.content or not message.tool_calls:
             self._write("\n")
-        for call in reply.tool_calls:
+        for call in message.tool_calls:
             arguments = json.dumps(call.arguments, ensure_ascii=False)
             self.console.out(printable(f"calls {call.name} {arguments}"), style="cyan")
         if self.console.is_terminal and answer.reason in (None, "length"):
-            self.console.out(f"[cut after {len(answer.ids)} tokens]", style="dim")
+            self.console.out(f"[cut after {answer.num_tokens} tokens]", style="dim")
 
     def _write(self, text: str) -> None:
         # Not by way of rich, which would turn tabs into spaces.

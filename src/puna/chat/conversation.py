@@ -14,15 +14,25 @@ Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
 OTHER_SPELLINGS = {"developer": "system", "ipython": "tool"}
 ENVIRONMENTS = ("", "ipython")
+CallFormat = Literal["json", "tag"]
+CALL_FORMATS: tuple[str, ...] = get_args(CallFormat)
+BUILTIN_TOOLS = ("brave_search", "wolfram_alpha")
+_TAG_NAME = re.compile(r"[^<>{}\s]+")
 _MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 _TODAY = re.compile(rf"(0[1-9]|[12]\d|3[01]) ({_MONTHS}) \d{{4}}")
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
+    """What a tool is asked to do. `original` holds the arguments as the model wrote them where its schema changed them.
+
+    Two calls that differ in `original` only are equal, and are rendered alike.
+    """
+
     name: str
     arguments: dict[str, Any]
     id: str = ""
+    original: dict[str, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -55,7 +65,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages with the tools and the setting they were said in. `today` is spelled DD Month YYYY."""
+    """Messages with the tools and the setting they were said in. `today` is spelled DD Month YYYY.
+
+    `builtin_tools` are those that the model knows without a schema; `call_format` says how it is asked to call the
+    `tools`: in JSON, or in `<function=NAME>` tags.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
@@ -63,14 +77,31 @@ class Conversation:
     today: str = ""
     id: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    builtin_tools: tuple[str, ...] = ()
+    call_format: CallFormat = "json"
 
     def __post_init__(self) -> None:
         if self.environment not in ENVIRONMENTS:
             raise ChatError(f"environment {self.environment!r}", expected='"" or "ipython"')
         if self.today and not _TODAY.fullmatch(self.today):
             raise ChatError(f"today {self.today!r}", expected="DD Month YYYY, such as 05 March 2025")
-        for index, tool in enumerate(self.tools):
-            tool_name(tool, f"tools[{index}]")
+        names = [tool_name(tool, f"tools[{index}]") for index, tool in enumerate(self.tools)]
+        self._check_builtin_tools(names)
+        if self.call_format not in CALL_FORMATS:
+            raise ChatError(f"call_format {self.call_format!r}", expected=f"one of {', '.join(CALL_FORMATS)}")
+        if self.call_format == "tag":
+            for index, name in enumerate(names):
+                if not _TAG_NAME.fullmatch(name):
+                    raise ChatError(f"tools[{index}] is named {name!r}", expected="no space, <, >, { or } in a tag")
+
+    def _check_builtin_tools(self, names: list[str]) -> None:
+        for name in self.builtin_tools:
+            if name not in BUILTIN_TOOLS:
+                raise ChatError(f"builtin_tools has {name!r}", expected=f"only {', '.join(BUILTIN_TOOLS)}")
+            if name in names or self.builtin_tools.count(name) > 1:
+                raise ChatError(f"{name} is offered twice", expected="it once, in builtin_tools or in tools")
+        if self.builtin_tools and self.environment != "ipython":
+            raise ChatError("builtin_tools without an environment", expected='them with environment "ipython"')
 
     def with_message(self, message: Message) -> "Conversation":
         """Return the conversation continued by a message."""
@@ -79,19 +110,22 @@ class Conversation:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object; fields that say nothing are left out, arguments are objects."""
         data: dict[str, Any] = {"messages": [message.to_json() for message in self.messages]}
-        rest = {"tools": list(self.tools), "environment": self.environment, "today": self.today}
+        rest = {"tools": list(self.tools), "environment": self.environment, "builtin_tools": list(self.builtin_tools)}
+        rest |= {"call_format": "" if self.call_format == "json" else self.call_format, "today": self.today}
         rest |= {"id": self.id, "metadata": self.metadata}
         return data | {name: value for name, value in rest.items() if value}
 
     @classmethod
     def from_json(cls, data: Any) -> "Conversation":
         """Read OpenAI's or Hugging Face's spelling. A field that does not fit: ChatError with its place."""
-        found = _fields(data, "", {"messages": list}, tools=list, environment=str, today=str, id=str, metadata=dict)
+        setting = {"environment": str, "builtin_tools": list, "call_format": str, "today": str}
+        found = _fields(data, "", {"messages": list}, tools=list, **setting, id=str, metadata=dict)
         messages = found.pop("messages")
         tools = found.pop("tools", [])
         return cls(
             messages=tuple(_read_message(item, f"messages[{index}]") for index, item in enumerate(messages)),
             tools=tuple(_read_tool(item, f"tools[{index}]") for index, item in enumerate(tools)),
+            builtin_tools=tuple(found.pop("builtin_tools", ())),
             **found,
         )
 
@@ -107,8 +141,10 @@ def tool_name(tool: dict[str, Any], place: str = "tool") -> str:
 
 
 def _call_to_json(call: ToolCall) -> dict[str, Any]:
-    data = {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-    return ({"id": call.id} if call.id else {}) | data
+    function: dict[str, Any] = {"name": call.name, "arguments": call.arguments}
+    if call.original is not None:
+        function["original"] = call.original
+    return ({"id": call.id} if call.id else {}) | {"type": "function", "function": function}
 
 
 def _fields(data: Any, place: str, required: dict[str, type], **optional: type) -> dict[str, Any]:
@@ -168,7 +204,7 @@ def _read_call(data: Any, place: str) -> ToolCall:
     outer = _fields(data, place, {"function": dict}, id=str, type=str, index=int)
     if outer.get("type", "function") != "function":
         raise ChatError(f"{place}.type is {outer['type']!r}", expected='"function"')
-    function = _fields(outer["function"], f"{place}.function", {"name": str}, arguments=object)
+    function = _fields(outer["function"], f"{place}.function", {"name": str}, arguments=object, original=dict)
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         try:
@@ -178,7 +214,7 @@ def _read_call(data: Any, place: str) -> ToolCall:
     if not isinstance(arguments, dict):
         kind = type(arguments).__name__
         raise ChatError(f"{place}.function.arguments is {kind}", expected="a JSON object, or one in a string")
-    return ToolCall(function["name"], arguments, outer.get("id", ""))
+    return ToolCall(function["name"], arguments, outer.get("id", ""), function.get("original"))
 
 
 def _read_tool(data: Any, place: str) -> dict[str, Any]:

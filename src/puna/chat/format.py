@@ -5,11 +5,11 @@ forge a header or an end. Has no clock and no defaults of its own: what was trai
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from puna.chat.conversation import Conversation, Message, ToolCall, tool_name
-from puna.chat.parse import BUILTIN_TOOLS, CODE_TAKEN, CODE_TOOL, read_bare, read_marked, read_tags
+from puna.chat.conversation import BUILTIN_TOOLS, CallFormat, Conversation, Message, ToolCall, tool_name
+from puna.chat.parse import CODE_TAKEN, CODE_TOOL, TAG_CLOSING, TAG_OPENING, read_bare, read_marked, read_tags
 from puna.errors import ChatError
 from puna.tokenizer import Tokenizer
 
@@ -20,8 +20,24 @@ TOOLS_BEFORE = (
     "Here is a list of functions in JSON format:\n"
 )
 TOOLS_AFTER = "\n\nReturn function calls in JSON format."
+TAGS_BEFORE = "You have access to the following functions:\n\n"
+TAGS_EACH = ("Use the function '", "' to '", "':\n")  # Before the name, the description and the schema.
+TAGS_AFTER = (
+    "\n\nThink very carefully before calling functions.\n"
+    "If you choose to call a function ONLY reply in the following format with no prefix or suffix:\n\n"
+    '<function=example_function_name>{"example_name": "example_value"}</function>\n\n'
+    "Reminder:\n"
+    "- If looking for real time information use relevant functions before falling back to brave_search\n"
+    "- Function calls MUST follow the specified format, start with <function= and end with </function>\n"
+    "- Required parameters MUST be specified\n"
+    "- Only call one function at a time\n"
+    "- Put the entire function call reply on one line"
+)
+TOOLS_LINE = "Tools: "
 KNOWLEDGE_LINE = "Cutting Knowledge Date: December 2023"
 CALL_SEPARATOR = "; "
+# JSON may escape a slash, so that no argument can close the tag it stands in.
+CLOSING_ESCAPED = TAG_CLOSING.replace("/", "\\/")
 
 
 class Encoded(NamedTuple):
@@ -43,10 +59,10 @@ class ChatFormat:
     """Render conversations for one tokenizer and read back what its model answers."""
 
     def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._begin = tokenizer.special("begin_of_text")
         self._end_of_text = tokenizer.special("end_of_text")
-        self._python_tag = tokenizer.special("python_tag")
+        self.python_tag = tokenizer.special("python_tag")
         self.pad_id = tokenizer.special("finetune_right_pad_id")
         self.stop_ids = (tokenizer.special("eot_id"), tokenizer.special("eom_id"), self._end_of_text)
         self._headers = {name: self._header(name) for name in ("system", "user", "assistant", "ipython")}
@@ -67,7 +83,7 @@ class ChatFormat:
 
     def document(self, text: str) -> list[int]:
         """Return the ids of a text for base training, between begin_of_text and end_of_text."""
-        return [self._begin, *self._tokenizer.encode(text), self._end_of_text]
+        return [self._begin, *self.tokenizer.encode(text), self._end_of_text]
 
     def parse(self, ids: Sequence[int], tools: Iterable[dict[str, Any]] = ()) -> Message:
         """Read an assistant message from its ids, with or without the end token. Never raises on odd output.
@@ -79,16 +95,16 @@ class ChatFormat:
         for token_id in ids:
             if token_id in self.stop_ids:
                 break
-            if token_id == self._python_tag:
+            if token_id == self.python_tag:
                 segments.append([])
-            elif not self._tokenizer.is_special(token_id):
+            elif not self.tokenizer.is_special(token_id):
                 segments[-1].append(token_id)
-        texts = [self._tokenizer.decode(segment) for segment in segments]
+        texts = [self.tokenizer.decode(segment) for segment in segments]
         return _read_message(texts[0], texts[1:], {tool_name(tool): _schema(tool) for tool in tools})
 
     def _header(self, name: str) -> list[int]:
-        start, end = (self._tokenizer.special(f"{side}_header_id") for side in ("start", "end"))
-        return [start, *self._tokenizer.encode(name), end, *self._tokenizer.encode("\n\n")]
+        start, end = (self.tokenizer.special(f"{side}_header_id") for side in ("start", "end"))
+        return [start, *self.tokenizer.encode(name), end, *self.tokenizer.encode("\n\n")]
 
     def _render(self, conversation: Conversation) -> Encoded:
         out = Encoded([self._begin], [False])
@@ -98,15 +114,15 @@ class ChatFormat:
         start = 1 if conversation.messages and conversation.messages[0].role == "system" else 0
         for message in conversation.messages[start:]:
             header = "ipython" if message.role == "tool" else message.role
-            body = message_body(message, names, conversation.environment)
+            body = message_body(message, names, conversation.environment, conversation.call_format)
             self._append(out, header, body, learn=message.role == "assistant")
         return out
 
     def _append(self, out: Encoded, header: str, body: Body, *, learn: bool) -> None:
-        ids = self._tokenizer.encode(body.content)
+        ids = self.tokenizer.encode(body.content)
         if body.marked is not None:
-            ids += [self._python_tag, *self._tokenizer.encode(body.marked)]
-        ids.append(self._tokenizer.special(body.end))
+            ids += [self.python_tag, *self.tokenizer.encode(body.marked)]
+        ids.append(self.tokenizer.special(body.end))
         out.ids.extend(self._headers[header] + ids)
         out.mask.extend([False] * len(self._headers[header]) + [learn] * len(ids))
 
@@ -116,20 +132,41 @@ def opening(conversation: Conversation) -> list[tuple[str, str]]:
     first = conversation.messages[0] if conversation.messages else None
     text = first.content.strip() if first and first.role == "system" else ""
     lines = [f"Environment: {conversation.environment}"] if conversation.environment else []
+    lines += [TOOLS_LINE + ", ".join(conversation.builtin_tools)] if conversation.builtin_tools else []
     lines += [KNOWLEDGE_LINE, f"Today Date: {conversation.today}"] if conversation.today else []
     messages: list[tuple[str, str]] = []
     if lines or (first and first.role == "system"):
         messages.append(("system", "\n\n".join(part for part in ("\n".join(lines), text) if part)))
     if conversation.tools:
-        schemas = "\n".join(json.dumps(tool, indent=4, ensure_ascii=False) for tool in conversation.tools)
-        messages.append(("user", TOOLS_BEFORE + schemas + TOOLS_AFTER))
+        messages.append(
+            ("user", _tagged_tools(conversation) if conversation.call_format == "tag" else _tools(conversation))
+        )
     return messages
 
 
-def message_body(message: Message, tool_names: set[str], environment: str) -> Body:
+def _tools(conversation: Conversation) -> str:
+    schemas = "\n".join(json.dumps(tool, indent=4, ensure_ascii=False) for tool in conversation.tools)
+    return TOOLS_BEFORE + schemas + TOOLS_AFTER
+
+
+def _tagged_tools(conversation: Conversation) -> str:
+    functions = [tool["function"] for tool in conversation.tools]
+    before_name, before_description, before_schema = TAGS_EACH
+    told = [
+        f"{before_name}{function['name']}{before_description}{function.get('description') or ''}{before_schema}"
+        + json.dumps(function, ensure_ascii=False)
+        for function in functions
+    ]
+    return TAGS_BEFORE + "\n\n".join(told) + TAGS_AFTER
+
+
+def message_body(
+    message: Message, tool_names: Collection[str], environment: str, call_format: CallFormat = "json"
+) -> Body:
     """Return a message as it is written; only an assistant's can hold calls.
 
-    Calls stand bare where that cannot be misread: nothing else in the message, and all tools announced.
+    Calls stand without python_tag where that cannot be misread: all tools announced, and in the message nothing else
+    (JSON) or no other tag.
     """
     content, calls = message.content.strip(), message.tool_calls
     if not calls:
@@ -138,8 +175,11 @@ def message_body(message: Message, tool_names: set[str], environment: str) -> Bo
     native = _native_spelling(calls[0]) if len(calls) == 1 and calls[0].name not in tool_names else None
     if environment and native:
         return Body(content, native, end)
+    is_announced = all(call.name in tool_names for call in calls)
+    if call_format == "tag" and is_announced and TAG_OPENING not in content:
+        return Body(content + "".join(_tagged_call(call) for call in calls), None, "eot_id")
     spelled = CALL_SEPARATOR.join(_json_call(call) for call in calls)
-    if environment or content or not all(call.name in tool_names for call in calls):
+    if environment or content or not is_announced:
         return Body(content, spelled, end)
     return Body(spelled, None, end)
 
@@ -157,8 +197,16 @@ def _native_spelling(call: ToolCall) -> str | None:
 
 
 def _json_call(call: ToolCall) -> str:
+    return _dump({"type": "function", "name": call.name, "parameters": call.arguments}, call)
+
+
+def _tagged_call(call: ToolCall) -> str:
+    arguments = _dump(call.arguments, call).replace(TAG_CLOSING, CLOSING_ESCAPED)
+    return f"{TAG_OPENING}{call.name}>{arguments}{TAG_CLOSING}"
+
+
+def _dump(data: dict[str, Any], call: ToolCall) -> str:
     try:
-        data = {"type": "function", "name": call.name, "parameters": call.arguments}
         return json.dumps(data, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ChatError(f"arguments of {call.name} ({error})", expected="values that JSON can hold") from error
@@ -177,4 +225,4 @@ def _read_message(text: str, marked: list[str], schemas: Mapping[str, Any]) -> M
     found = [read_marked(part, schemas) for part in marked]
     if not all(found):
         return Message("assistant", "".join([text, *marked]))
-    return Message("assistant", text.strip(), tuple(call for calls in found for call in calls))
+    return Message("assistant", text.rstrip(), tuple(call for calls in found for call in calls))

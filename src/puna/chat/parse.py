@@ -1,7 +1,8 @@
 """What a model wrote -> text and tool calls.
 
 Reads four spellings: JSON, `brave_search.call(query="...")`, Python source, `<function=NAME>{...}</function>`.
-Never raises on what a model writes: what is no call stays text. Invents no call ids and runs nothing.
+Never raises on what a model writes: what is no call stays text. Where arguments take the types of a schema, the call
+keeps what was written. Invents no call ids and runs nothing.
 """
 
 import json
@@ -9,14 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from puna.chat.conversation import ToolCall
+from puna.chat.conversation import BUILTIN_TOOLS, ToolCall
 
-BUILTIN_TOOLS = ("brave_search", "wolfram_alpha")
 CODE_TOOL = "code_interpreter"
+TAG_OPENING, TAG_CLOSING = "<function=", "</function>"
 # Source that begins like this would be read as another spelling.
-CODE_TAKEN = ("{", "[", "<function=", *(f"{name}.call(" for name in BUILTIN_TOOLS))
+CODE_TAKEN = ("{", "[", TAG_OPENING, *(f"{name}.call(" for name in BUILTIN_TOOLS))
 _BUILTIN_CALL = re.compile(rf'({"|".join(BUILTIN_TOOLS)})\.call\(query="([^"]*)"\)')
-_FUNCTION_TAG = re.compile(r"<function=([^<>{}\s]+)>(.*?)</function>", re.DOTALL)
+_FUNCTION_TAG = re.compile(rf"{TAG_OPENING}([^<>{{}}\s]+)>(.*?){TAG_CLOSING}", re.DOTALL)
 _SEPARATOR = re.compile(r"[\s;,]*")
 _DECODER = json.JSONDecoder()
 
@@ -50,8 +51,8 @@ def read_tags(text: str, schemas: Schemas, *, only_known: bool = True) -> tuple[
         values = _load_objects(match[2].strip() or "{}")
         if len(values) != 1 or (only_known and match[1] not in schemas):
             return (), text
-        calls.append(ToolCall(match[1], coerce(values[0], schemas.get(match[1]))))
-    return tuple(calls), _FUNCTION_TAG.sub("", text).strip() if calls else text
+        calls.append(_call(match[1], values[0], schemas))
+    return tuple(calls), _FUNCTION_TAG.sub("", text).rstrip() if calls else text
 
 
 def _read_json_calls(text: str, schemas: Schemas) -> tuple[ToolCall, ...]:
@@ -67,7 +68,12 @@ def _call_from_object(value: dict[str, Any], schemas: Schemas) -> ToolCall | Non
         arguments = inner[0] if len(inner) == 1 else None
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
-    return ToolCall(name, coerce(arguments, schemas.get(name)))
+    return _call(name, arguments, schemas)
+
+
+def _call(name: str, arguments: dict[str, Any], schemas: Schemas) -> ToolCall:
+    coerced = coerce(arguments, schemas.get(name))
+    return ToolCall(name, coerced, original=None if coerced == arguments else arguments)
 
 
 def _load_objects(text: str) -> list[dict[str, Any]]:

@@ -1,18 +1,37 @@
 """The prompt format for other programs: a Jinja template that renders what format.py encodes.
 
-Takes messages, tools, environment, today and add_generation_prompt. Gives the same ids through transformers, with
-one exception: a template writes one string, so a text that spells a special token becomes that token there.
+Takes messages, tools, environment, builtin_tools, call_format, today and add_generation_prompt. Gives the same ids
+through transformers, with one exception: a template writes one string, so a text that spells a special token becomes
+that token there. Reads no clock.
 """
 
-from puna.chat.format import CALL_SEPARATOR, KNOWLEDGE_LINE, TOOLS_AFTER, TOOLS_BEFORE
-from puna.chat.parse import BUILTIN_TOOLS, CODE_TAKEN, CODE_TOOL
+from puna.chat.conversation import BUILTIN_TOOLS
+from puna.chat.format import (
+    CALL_SEPARATOR,
+    CLOSING_ESCAPED,
+    KNOWLEDGE_LINE,
+    TAGS_AFTER,
+    TAGS_BEFORE,
+    TAGS_EACH,
+    TOOLS_AFTER,
+    TOOLS_BEFORE,
+    TOOLS_LINE,
+)
+from puna.chat.parse import CODE_TAKEN, CODE_TOOL, TAG_CLOSING, TAG_OPENING
 
 _CONSTANTS = {
     "tools_before": TOOLS_BEFORE,
     "tools_after": TOOLS_AFTER,
+    "tags_before": TAGS_BEFORE,
+    "tags_each": TAGS_EACH,
+    "tags_after": TAGS_AFTER,
+    "tag_opening": TAG_OPENING,
+    "tag_closing": TAG_CLOSING,
+    "closing_escaped": CLOSING_ESCAPED,
+    "tools_line": TOOLS_LINE,
     "knowledge_line": KNOWLEDGE_LINE,
     "call_separator": CALL_SEPARATOR,
-    "builtin_tools": BUILTIN_TOOLS,
+    "known_tools": BUILTIN_TOOLS,
     "code_tool": CODE_TOOL,
     "code_taken": CODE_TAKEN,
 }
@@ -25,7 +44,7 @@ _MACROS = r"""
 {#- A call of a tool that the model knows without a schema, else an empty string. -#}
 {%- macro native(call) -%}
     {%- set keys = call.arguments | list -%}
-    {%- if call.name in builtin_tools and keys == ['query'] -%}
+    {%- if call.name in known_tools and keys == ['query'] -%}
         {%- set query = call.arguments['query'] -%}
         {%- if query is string and '"' not in query -%}
             {{- call.name + '.call(query="' + query + '")' -}}
@@ -38,12 +57,22 @@ _MACROS = r"""
     {%- endif -%}
 {%- endmacro -%}
 
+{%- macro arguments(call) -%}
+    {{- call.arguments if call.arguments is string else call.arguments | tojson -}}
+{%- endmacro -%}
+
 {%- macro json_calls(calls) -%}
     {%- for call in calls -%}
         {{- '{"type": "function", "name": ' + call.function.name | tojson -}}
-        {%- set arguments = call.function.arguments -%}
-        {{- ', "parameters": ' + (arguments if arguments is string else arguments | tojson) + '}' -}}
+        {{- ', "parameters": ' + arguments(call.function) + '}' -}}
         {%- if not loop.last -%}{{- call_separator -}}{%- endif -%}
+    {%- endfor -%}
+{%- endmacro -%}
+
+{%- macro tagged_calls(calls) -%}
+    {%- for call in calls -%}
+        {{- tag_opening + call.function.name + '>' -}}
+        {{- arguments(call.function) | replace(tag_closing, closing_escaped) + tag_closing -}}
     {%- endfor -%}
 {%- endmacro -%}
 
@@ -52,25 +81,49 @@ _MACROS = r"""
     {%- set calls = message.tool_calls or [] -%}
     {{- content -}}
     {%- if calls -%}
-        {%- set found = namespace(unknown=false, native='') -%}
+        {%- set found = namespace(unknown=false, native='', tagged=false) -%}
         {%- for call in calls -%}
             {%- if call.function.name not in names -%}{%- set found.unknown = true -%}{%- endif -%}
         {%- endfor -%}
         {%- if environment and calls | length == 1 and found.unknown -%}
             {%- set found.native = native(calls[0].function) -%}
         {%- endif -%}
-        {%- if environment or content or found.unknown -%}{{- '<|python_tag|>' -}}{%- endif -%}
-        {{- found.native or json_calls(calls) -}}
+        {%- if call_format == 'tag' and not found.unknown and tag_opening not in content -%}
+            {%- set found.tagged = true -%}
+            {{- tagged_calls(calls) -}}
+        {%- else -%}
+            {%- if environment or content or found.unknown -%}{{- '<|python_tag|>' -}}{%- endif -%}
+            {{- found.native or json_calls(calls) -}}
+        {%- endif -%}
+        {{- '<|eom_id|>' if environment and not found.tagged else '<|eot_id|>' -}}
+    {%- else -%}
+        {{- '<|eot_id|>' -}}
     {%- endif -%}
-    {{- '<|eom_id|>' if calls and environment else '<|eot_id|>' -}}
+{%- endmacro -%}
+
+{%- macro listed_tools() -%}
+    {{- tools_before -}}
+    {%- for tool in tools -%}{{- tool | tojson(indent=4) + ('' if loop.last else '\n') -}}{%- endfor -%}
+    {{- tools_after -}}
+{%- endmacro -%}
+
+{%- macro tagged_tools() -%}
+    {{- tags_before -}}
+    {%- for tool in tools -%}
+        {{- tags_each[0] ~ tool.function.name ~ tags_each[1] ~ (tool.function.description or '') ~ tags_each[2] -}}
+        {{- tool.function | tojson + ('' if loop.last else '\n\n') -}}
+    {%- endfor -%}
+    {{- tags_after -}}
 {%- endmacro -%}
 """
 
 _DIALOGUE = r"""
 {%- set tools = tools or [] -%}
 {%- set environment = environment or '' -%}
+{%- set call_format = call_format or 'json' -%}
 {%- set names = tools | map(attribute='function.name') | list -%}
 {%- set lines = ['Environment: ' + environment] if environment else [] -%}
+{%- if builtin_tools -%}{%- set lines = lines + [tools_line + builtin_tools | join(', ')] -%}{%- endif -%}
 {%- if today -%}{%- set lines = lines + [knowledge_line, 'Today Date: ' + today] -%}{%- endif -%}
 {%- set has_system = messages and messages[0].role == 'system' -%}
 {%- set text = (messages[0].content or '') | trim if has_system else '' -%}
@@ -79,9 +132,7 @@ _DIALOGUE = r"""
     {{- header('system') + lines | join('\n') + ('\n\n' if lines and text else '') + text + '<|eot_id|>' -}}
 {%- endif -%}
 {%- if tools -%}
-    {{- header('user') + tools_before -}}
-    {%- for tool in tools -%}{{- tool | tojson(indent=4) + ('' if loop.last else '\n') -}}{%- endfor -%}
-    {{- tools_after + '<|eot_id|>' -}}
+    {{- header('user') + (tagged_tools() if call_format == 'tag' else listed_tools()) + '<|eot_id|>' -}}
 {%- endif -%}
 {%- for message in messages -%}
     {%- if message.role == 'assistant' -%}
@@ -98,3 +149,5 @@ _DIALOGUE = r"""
 _SETTINGS = "".join(f"{{%- set {name} = {value!r} -%}}\n" for name, value in _CONSTANTS.items())
 
 CHAT_TEMPLATE = (_SETTINGS + _MACROS + _DIALOGUE).strip() + "\n"
+# The same without the marks of what the assistant says, which only transformers knows: for llama.cpp and the like.
+PLAIN_TEMPLATE = CHAT_TEMPLATE.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
