@@ -51,7 +51,7 @@ HELD = {
 def test_an_artifact_is_walked_back_to_its_raw_files(tokenizer: Path):
     node: dict[str, Any] = trace(tokenizer)
     assert states(node) == HELD
-    assert node["licences"] == ["terms of letters", "terms of pages"]
+    assert node["licences"] == ["terms of letters", "terms of pages", "unknown"]
     pages = node["inputs"]["data.0"]
     assert pages["stage"] == "ingest" and pages["inputs"]["source"]["kind"] == "raw"
 

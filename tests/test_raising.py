@@ -259,7 +259,11 @@ def test_a_raw_folder_with_receipts_of_a_shop_is_only_data(tmp_path: Path, perfo
 def test_an_artifact_tells_where_it_comes_from_and_under_which_terms(recipe: Recipe):
     steps_that_run(recipe)
     manifest = artifact.read_manifest(recipe.out / "tokenizer")
-    assert manifest.licences == ["CC0"] and manifest.kind == "tokenizer" and manifest.config["vocab_size"] == 520
+    assert (
+        manifest.licences == ["cc0-1.0", "unknown"]
+        and manifest.kind == "tokenizer"
+        and manifest.config["vocab_size"] == 520
+    )
     assert {role: entry["path"] for role, entry in manifest.inputs.items()} == {
         "data.0": "../ingest.pages",
         "data.1": "../ingest.talks",

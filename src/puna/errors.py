@@ -9,6 +9,7 @@
     ├── ChatError         a conversation that cannot be rendered or trained on
     ├── CheckpointError   weights, shapes, model configuration
     ├── TrainError        a training run that cannot go on
+    ├── ReleaseError      a model that may not be let out as told
     └── RequestError      a request to the engine or the server
 
 Impossible states are asserts, not errors of this tree.
@@ -54,6 +55,10 @@ class CheckpointError(PunaError):
 
 class TrainError(PunaError):
     """A training run that cannot go on."""
+
+
+class ReleaseError(PunaError):
+    """A name, a missing text or terms under which a model may not be released."""
 
 
 class RequestError(PunaError):

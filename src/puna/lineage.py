@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from puna import artifact
+from puna import artifact, licence
 from puna.errors import ArtifactError
 
 
@@ -33,6 +33,17 @@ def _trace(path: Path, recorded: str) -> dict[str, object]:
         "receipts": [{"claim": r.claim, "value": r.value, "held": r.held} for r in artifact.read_receipts(path)],
         "inputs": {role: _origin(path, entry) for role, entry in manifest.inputs.items()},
     }
+
+
+def licences_of(source: Path) -> set[str]:
+    """Return the licences that what is made of `source` inherits: an artifact's, or those that lie with raw files.
+
+    Raw files with which none lies are "unknown".
+    """
+    parent = artifact.find_artifact(source)
+    if parent is not None:
+        return {licence.identify(name) for name in artifact.read_manifest(parent).licences}
+    return licence.recognize(source) or {licence.UNKNOWN}
 
 
 def print_lineage(path: Path, console: Console) -> None:

@@ -21,9 +21,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from puna import __version__, artifact
+from puna import __version__, artifact, licence
 from puna.config import StageConfig, is_named_step, parse_config, suggestion
 from puna.errors import ArtifactError, ConfigError
+from puna.lineage import licences_of
 from puna.run import Run, elapsed
 from puna.stages import STAGES, Stage
 
@@ -189,7 +190,7 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
             for record in ("metrics.jsonl", "config.json"):
                 if (directory / record).exists():
                     shutil.copy(directory / record, output / (artifact.RECORD_PREFIX + record))
-            artifact.commit(output, path, _manifest(stage, key, config, path, hashes))
+            artifact.commit(output, path, _manifest(stage, key, config, path, hashes, run.licences))
         _drop_scratch(directory)
     _require_receipts(path, ignore_receipts)
     return True
@@ -229,17 +230,13 @@ def _is_there(stage: Stage, path: Path, key: str) -> bool:
     return manifest.key == key and artifact.is_whole(path, manifest)
 
 
-def _manifest(stage: Stage, key: str, config: StageConfig, path: Path, hashes: dict[str, str]) -> artifact.Manifest:
+def _manifest(
+    stage: Stage, key: str, config: StageConfig, path: Path, hashes: dict[str, str], found: set[str]
+) -> artifact.Manifest:
     inputs: dict[str, dict[str, str]] = {}
-    licence = getattr(config, "licence", "")
-    licences = {licence} if licence else set()
     for role, source in config.inputs().items():
-        kind = "raw"
         parent = artifact.find_artifact(source)
-        if parent is not None:
-            manifest = artifact.read_manifest(parent)
-            kind = manifest.kind
-            licences.update(manifest.licences)
+        kind = artifact.read_manifest(parent).kind if parent else "raw"
         inputs[role] = {"path": os.path.relpath(source, path), "kind": kind, "hash": hashes[role]}
     return artifact.Manifest(
         kind=stage.writes,
@@ -248,8 +245,23 @@ def _manifest(stage: Stage, key: str, config: StageConfig, path: Path, hashes: d
         config=config.model_dump(mode="json"),
         inputs=inputs,
         files={},
-        licences=sorted(licences),
+        licences=sorted(_licences(config) | found),
     )
+
+
+def _licences(config: StageConfig) -> set[str]:
+    """Collect what a stage's output inherits: its own `licence` if it states one, and those of what it is made of.
+
+    A stage with an input that it only looks at names the others in a method `made_of`.
+    """
+    stated = licence.identify(getattr(config, "licence", ""))
+    found = {stated} if stated else set[str]()
+    for source in getattr(config, "made_of", config.inputs)().values():
+        inherited = licences_of(source)
+        if stated and artifact.find_artifact(source) is None:
+            inherited.discard(licence.UNKNOWN)  # the statement is about these raw files
+        found |= inherited
+    return found
 
 
 def _prepare(directory: Path, key: str, config: StageConfig) -> None:

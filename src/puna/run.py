@@ -6,7 +6,7 @@ Keeps metrics.jsonl, a log and progress. How an execution becomes an artifact is
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from puna.progress import Progress
 class Run:
     """What a stage is given beside its config.
 
-    `output` becomes the artifact; `directory` stays between interrupted executions of the same key and holds
+    `licences` are those that the stage finds in what it reads, beside its inputs' own. `output` becomes the artifact;
+    `directory` stays between interrupted executions of the same key and holds
     metrics.jsonl, log.txt and whatever the stage needs to resume.
     """
 
@@ -30,6 +31,7 @@ class Run:
     output: Path
     directory: Path
     console: Console
+    licences: set[str] = field(default_factory=set)
 
     def log(self, text: str) -> None:
         """Print a line and append it to the log."""

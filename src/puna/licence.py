@@ -1,0 +1,224 @@
+"""Names and texts of licences -> what they ask of a model made from what is under them.
+
+The agreements' own texts are not here: they are carried along from where they were found. This is the reading of an
+engineer, no legal advice, and it knows no licence that is not in its table.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+UNKNOWN = "unknown"
+OWN = "own"
+
+MAX_CHARACTERS = 100_000  # of a text that is read
+# Words of a text among which its title stands, or the phrases that tell one without a title.
+OPENING_WORDS = 300
+TEXT_NAME = re.compile(r"(licen[cs]e|copying)(-[\w.-]+)?(\.(txt|md|rst))?", re.IGNORECASE)
+NOTICE_NAME = re.compile(r"notice(\.(txt|md))?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Licence:
+    """What one licence asks. `id` is the Hugging Face hub's name for it.
+
+    `opening`: a pattern in the first lines of its text, lower case, without punctuation but '.' and '-'; `duties`: what
+    to do, a sentence each; `is_restrictive`: it binds the whole of what is made, so no other licence can be chosen.
+    """
+
+    id: str
+    title: str
+    url: str = ""
+    opening: str = ""
+    other_names: tuple[str, ...] = ()
+    duties: tuple[str, ...] = ()
+    name_prefix: str = ""
+    badge: str = ""
+    notice: str = ""
+    policy_url: str = ""
+    is_restrictive: bool = False
+    is_noncommercial: bool = False
+    needs_credit: bool = False
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether a copy of the agreement has to go with the model."""
+        return bool(self.notice)
+
+    def allows_name(self, name: str) -> bool:
+        """Tell whether a model made under this licence may be called `name`: "Llama-Acme-1B", but not "Llamazing"."""
+        follows = r"(?![a-z0-9])" if self.name_prefix[-1:].isdigit() else r"(?![a-z])"
+        return not self.name_prefix or re.match(re.escape(self.name_prefix) + follows, name) is not None
+
+
+def _llama(version: str, *, brand: str = "Llama", mark: str = "Llama", more_duties: tuple[str, ...] = ()) -> Licence:
+    place, product = f"llama{version.replace('.', '_')}", f"{brand} {version}"
+    name = mark.removeprefix("Meta ")
+    return Licence(
+        id=f"llama{version}",
+        title=f"{product} Community License",
+        url=f"https://www.llama.com/{place}/license/",
+        opening=rf"^{product.lower()} community license agreement".replace(".", r"\."),
+        other_names=(f"llama-{version}", f"{product} Community License Agreement"),
+        duties=(
+            "Hand on a copy of the agreement with the model.",
+            f'Show "Built with {mark}" prominently where the model is offered: website, interface or documentation.',
+            f'Let the name of the model, and of any model trained on it or on what it writes, begin with "{name}".',
+            "Keep the notice line of Meta in the file NOTICE.",
+            "Follow the acceptable use policy, and the law.",
+            "Whoever had more than 700 million users a month when the version came out needs a licence of their own.",
+            *more_duties,
+        ),
+        name_prefix=name.replace(" ", "-"),
+        badge=f"Built with {mark}",
+        notice=f"{product} is licensed under the {product} Community License, "
+        "Copyright © Meta Platforms, Inc. All Rights Reserved.",
+        policy_url=f"https://www.llama.com/{place}/use-policy",
+        is_restrictive=True,
+    )
+
+
+def _cc(kind: str, code: str, *, duties: tuple[str, ...] = (), is_noncommercial: bool = False) -> Licence:
+    """Describe one of Creative Commons' licences 4.0 that ask for credit."""
+    words = kind.lower()
+    return Licence(
+        id=f"cc-{code}-4.0",
+        title=f"Creative Commons {kind} 4.0",
+        url=f"https://creativecommons.org/licenses/{code}/4.0/",
+        opening=rf"(?<![-\w]){words} 4\.0 international",
+        other_names=(f"Creative Commons {kind} 4.0 International", f"{kind} 4.0 International"),
+        duties=("Name the authors, link the licence and say that the material was changed.", *duties),
+        is_restrictive=bool(duties),
+        is_noncommercial=is_noncommercial,
+        needs_credit=True,
+    )
+
+
+KEEP_COPYRIGHT = "Keep the copyright notice and the text of the licence with what contains the material."
+SHARE_ALIKE = "What is adapted from the material may be passed on only under the same licence."
+NO_COMMERCE = "No commercial use."
+
+# In order of precedence: the first restrictive licence that a model inherits governs its release.
+TABLE = (
+    _llama("3.3"),
+    _llama("3.2"),
+    _llama("3.1"),
+    _llama(
+        "3",
+        brand="Meta Llama",
+        mark="Meta Llama 3",
+        more_duties=("Improve no language model with it or its output but Llama 3 and what is made of Llama 3.",),
+    ),
+    _cc("Attribution-NonCommercial-ShareAlike", "by-nc-sa", duties=(NO_COMMERCE, SHARE_ALIKE), is_noncommercial=True),
+    _cc("Attribution-NonCommercial", "by-nc", duties=(NO_COMMERCE,), is_noncommercial=True),
+    _cc("Attribution-ShareAlike", "by-sa", duties=(SHARE_ALIKE,)),
+    _cc("Attribution", "by"),
+    Licence(
+        "apache-2.0",
+        "Apache License 2.0",
+        "https://www.apache.org/licenses/LICENSE-2.0",
+        opening=r"apache license( |-)version 2\.0",
+        other_names=("Apache License, Version 2.0", "Apache 2", "Apache-2"),
+        duties=("Keep the text of the licence and its NOTICE with what contains the material; say what was changed.",),
+    ),
+    Licence(
+        "mit",
+        "MIT License",
+        "https://opensource.org/license/mit",
+        opening=r"^(the )?mit license|permission is hereby granted free of charge to any person obtaining a copy",
+        other_names=("The MIT License",),
+        duties=(KEEP_COPYRIGHT,),
+    ),
+    Licence(
+        "bsd-3-clause",
+        "BSD 3-Clause License",
+        "https://opensource.org/license/bsd-3-clause",
+        opening=r"bsd 3-clause license|redistribution and use in source and binary forms.*neither the name",
+        other_names=("BSD-3", "New BSD License"),
+        duties=(KEEP_COPYRIGHT, "Do not advertise with the names of the authors."),
+    ),
+    Licence(
+        "cc0-1.0",
+        "Creative Commons Zero 1.0",
+        "https://creativecommons.org/publicdomain/zero/1.0/",
+        opening=r"cc0 1\.0 universal",
+        other_names=("CC0", "CC0 1.0 Universal", "public domain"),
+        duties=(),
+    ),
+    Licence(OWN, "no terms of others", other_names=("proprietary", "private", "in-house")),
+)  # fmt: skip
+LICENCES = {licence.id: licence for licence in TABLE}
+
+
+def identify(name: str) -> str:
+    """Return the id of the licence that people call `name` ("CC BY 4.0", "Apache-2.0"), or `name` as it is."""
+    return _IDS.get(_squashed(name), name.strip())
+
+
+def recognize(path: Path) -> set[str]:
+    """Return the ids of the licences that lie with a raw folder or file: texts, README's front matter, notices.
+
+    A text or a name that the table doesn't know is "unknown". Nothing there gives an empty set.
+    """
+    folder = path if path.is_dir() else path.parent
+    found = {each for _, ids in read_texts(folder) for each in ids}
+    for text in read_notices(folder):
+        words = _words(text)
+        found.update(each.id for each in TABLE if each.notice and _words(each.notice) in words)
+        found.update(each.id for each in TABLE if _words(f"material under the {each.title} ({each.id})") in words)
+    return found | _front_matter(folder / "README.md")
+
+
+def read_texts(folder: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Yield the licence files of a folder by name, each with the ids it is the text of; {"unknown"} for other texts."""
+    for file in _named(folder, TEXT_NAME):
+        words = " ".join(_words(_head(file)).split()[:OPENING_WORDS])
+        yield file, {each.id for each in TABLE if _is_about(words, each)} or {UNKNOWN}
+
+
+def read_notices(folder: Path) -> list[str]:
+    """Return the NOTICE files of a folder, as text."""
+    return [_head(file) for file in _named(folder, NOTICE_NAME)]
+
+
+def _is_about(words: str, licence: Licence) -> bool:
+    """Tell whether a text is that licence, or, where it may be named in place of its text, names it so."""
+    named = not licence.needs_text and f"released under the {_words(licence.title)}" in words
+    return named or bool(licence.opening and re.search(licence.opening, words))
+
+
+def _named(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    try:
+        return sorted(file for file in folder.iterdir() if pattern.fullmatch(file.name) and file.is_file())
+    except OSError:  # a folder that is gone, or may not be listed, has nothing to say
+        return []
+
+
+def _head(file: Path) -> str:
+    with file.open(encoding="utf-8", errors="replace") as text:
+        return text.read(MAX_CHARACTERS)
+
+
+def _words(text: str) -> str:
+    return " ".join(re.sub(r"[^\w.-]", " ", text.lower()).split())
+
+
+def _front_matter(readme: Path) -> set[str]:
+    """Read `license` and `license_name` from the YAML head of a model's or dataset's card; a list has one a line."""
+    if not readme.is_file():
+        return set()
+    head = re.match(r"---\n(.*?)\n---", _head(readme), re.DOTALL)
+    names: list[str] = []
+    for values in re.findall(r"^license(?:_name)?:(.*(?:\n *- .*)*)", head.group(1) if head else "", re.MULTILINE):
+        names += re.findall(r"[^\s,\[\]'\"-][^\n,\[\]'\"]*", values)
+    ids = {identify(name) for name in names if name.strip().lower() != "other"}
+    known = ids & LICENCES.keys() - {OWN}  # what is somebody's own there is not ours
+    return known | ({UNKNOWN} if (names and not known) or ids - known else set())
+
+
+def _squashed(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]", "", name.lower())
+
+
+_IDS = {_squashed(name): each.id for each in TABLE for name in (each.id, each.title, *each.other_names)}

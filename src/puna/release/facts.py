@@ -1,0 +1,172 @@
+"""A checkpoint's directory, lineage and scores -> what a model card and release.json tell about it. Decides nothing."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from puna import artifact
+from puna.artifact import Receipt
+from puna.checkpoint.checkpoint import Checkpoint
+from puna.errors import ArtifactError, ConfigError
+from puna.licence import Licence
+from puna.lineage import trace
+from puna.release.terms import Node, Step, applying, walk
+
+MODELS = ("checkpoint", "release")
+BASE_ROLES = ("checkpoint", "start", "source")
+OVERALL = "overall"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that is told about a release. `texts` are the licence files in it, `scores` is what was evaluated."""
+
+    name: str
+    checkpoint: Checkpoint
+    tree: Node
+    inherited: set[str]
+    governing: Licence
+    description: str = ""
+    author: str = ""
+    languages: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+    credits: list[str] = field(default_factory=list)
+    base_model: str = ""
+    texts: list[str] = field(default_factory=list)
+    exceptions: list[str] = field(default_factory=list)
+    scores: "Scores | None" = None
+
+    @property
+    def badges(self) -> list[str]:
+        """What has to be shown prominently: "Built with Llama"."""
+        return list(dict.fromkeys(each.badge for each in applying(self.inherited) if each.badge))
+
+    @property
+    def receipts(self) -> list[tuple[str, Receipt]]:
+        """The receipts of the checkpoint and of all it was made from, each with the name of its artifact."""
+        paths = dict.fromkeys(Path(step.node["path"]) for step in walk(self.tree) if "stage" in step.node)
+        return [(path.name, receipt) for path in paths for receipt in artifact.read_receipts(path)]
+
+    @property
+    def not_held(self) -> list[str]:
+        """Names of what the model was made from and what has changed or gone since."""
+        paths = {step.node["path"]: step.node["state"] for step in walk(self.tree)}
+        return [name_of(path) for path, state in paths.items() if state != "held"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found, and under which name it asked the checkpoint that is released."""
+
+    name: str
+    tasks: list[str]
+    temperature: float
+    checkpoints: dict[str, dict[str, dict[str, float]]]
+    differences: list[dict[str, Any]]
+
+    @property
+    def overall(self) -> dict[str, float]:
+        """The entry of all questions: score, low, high, n, groups."""
+        return self.checkpoints[self.name][OVERALL]
+
+    def against(self, other: str) -> tuple[float, float, float] | None:
+        """Return how much better this checkpoint is than `other`: difference and its interval."""
+        for entry in self.differences:
+            part = entry["slices"][OVERALL]
+            if (entry["checkpoint"], entry["against"]) == (self.name, other):
+                return part["difference"], part["low"], part["high"]
+            if (entry["checkpoint"], entry["against"]) == (other, self.name):
+                return -part["difference"], -part["high"], -part["low"]
+        return None
+
+
+def read_lineage(checkpoint: Path) -> Node:
+    """Trace a checkpoint to its origins; one that is no artifact is a raw leaf."""
+    if artifact.is_artifact(checkpoint):
+        return trace(checkpoint)
+    kind, key = "raw", artifact.content_hash(checkpoint)
+    return {"path": str(checkpoint), "kind": kind, "hash": key, "state": "held", "inputs": {}}
+
+
+def read_scores(path: Path, checkpoint: Path) -> Scores:
+    """Read a scores artifact; ConfigError unless this very checkpoint is among those that were asked."""
+    manifest = artifact.read_manifest(path)
+    if manifest.kind != "scores":
+        raise ConfigError(f"scores = {path} is an artifact of kind '{manifest.kind}'", expected="one of 'evaluate'")
+    asked = {role.removeprefix("checkpoints."): entry for role, entry in manifest.inputs.items() if "." in role}
+    content = artifact.content_hash(checkpoint)
+    name = next((name for name, entry in asked.items() if entry["hash"] == content), None)
+    if name is None:
+        raise ConfigError(
+            f"scores = {path} is about {', '.join(manifest.config.get('checkpoints', {}))}",
+            expected=f"scores of {checkpoint}",
+            hint="Evaluate the checkpoint that is released",
+        )
+    try:
+        found = json.loads((path / "scores.json").read_text(encoding="utf-8"))
+        tasks = [name_of(task) for task in manifest.config["tasks"]]
+        return Scores(name, tasks, manifest.config["temperature"], found["checkpoints"], found["differences"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{path / 'scores.json'} ({error})", expected="scores as 'evaluate' writes them") from None
+
+
+def base_of(tree: Node) -> Node | None:
+    """Follow a checkpoint to the raw model that its weights come from; None for one from scratch."""
+    node = tree
+    while node["kind"] in MODELS:
+        below = (node["inputs"].get(role) for role in BASE_ROLES)
+        found = next((each for each in below if each and each["kind"] in (*MODELS, "raw")), None)
+        if found is None:
+            return None
+        node = found
+    return node
+
+
+def hub_name(node: Node | None) -> str:
+    """Read "ORG/NAME" off a path inside the Hugging Face cache; "" for any other."""
+    for part in Path(node["path"]).parts if node else ():
+        if part.startswith("models--") and part.count("--") == 2:
+            return part.removeprefix("models--").replace("--", "/")
+    return ""
+
+
+def datasets_read(tree: Node) -> dict[str, list[Step]]:
+    """Group the edges of a lineage that lead to data by the data's path: {path: who read it, and in which role}."""
+    found: dict[str, list[Step]] = {}
+    for step in walk(tree):
+        is_raw_data = step.node["kind"] == "raw" and step.role.split(".")[0] in ("data", "validation")
+        if step.node["kind"] == "dataset" or is_raw_data:
+            found.setdefault(step.node["path"], []).append(step)
+    return found
+
+
+def count_rows(path: Path) -> dict[str, int]:
+    """Count the lines of a dataset's JSONL shards: {"documents": 38}; what is Parquet or gone is not counted."""
+    counts: dict[str, int] = {}
+    for kind in ("documents", "conversations"):
+        for file in path.glob(f"{kind}*.jsonl") if path.is_dir() else ():
+            with file.open("rb") as lines:
+                counts[kind] = counts.get(kind, 0) + sum(1 for _ in lines)
+    return counts
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """Return the settings that made an artifact, without paths and what was left open: {"optim.lr": 0.001}."""
+    manifest = artifact.read_manifest(path)
+    flat: dict[str, Any] = {}
+
+    def flatten(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                flatten(f"{prefix}.{key}" if prefix else key, item)
+        elif not (value is None or isinstance(value, list) or prefix in manifest.inputs):
+            flat[prefix] = value
+
+    flatten("", manifest.config)
+    return flat
+
+
+def name_of(path: str) -> str:
+    """Return the last part of a path: what lies before it is the business of the machine that made the model."""
+    return Path(path).name
