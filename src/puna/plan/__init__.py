@@ -1,0 +1,1 @@
+"""Arithmetic about models: parameters, memory, FLOPs, time and cost, before anything is run."""

@@ -1,0 +1,350 @@
+"""Widths of a Llama, a device and a use -> bytes, FLOPs, seconds and dollars: arithmetic alone.
+
+Reads no files and prints nothing: planning.py does. What several devices share is divided evenly between them, and
+what their communication costs is left to the assumed share of the peak.
+
+In the formulas: D dim, F hidden_dim, E head_dim, L layers, H query heads, K key/value heads, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+GIB = 2**30
+FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "fp8": 1}
+WEIGHT_DTYPES = ("float32", "bfloat16", "int8", "fp8", "int4")
+# Quantized weights keep a scale: int4 a 16-bit one for every 32 values, int8 and fp8 a float32 one for every row.
+INT4_BITS = 4 + 16 / 32
+CACHE_BLOCK = 64  # the engine's cache grows by so many positions
+# How model/attend.py computes on a CPU: queries in blocks that keep their probabilities, up to a length.
+BLOCK_LEN, MAX_BLOCKED_LEN = 192, 2048
+
+PRICES_AS_OF = "May 2026"
+
+
+class Widths(Protocol):
+    """What of a model's config decides its size: LlamaConfig has it."""
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def hidden_dim(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_context(self) -> int: ...
+    @property
+    def tie_embeddings(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU or machine: the memory that its driver reports, peak rates, and what an hour of it is assumed to cost."""
+
+    kind: str
+    memory_bytes: int
+    bandwidth_bytes_per_second: float | None
+    bfloat16_flops_per_second: float | None
+    price_usd_per_hour: float | None
+    is_cpu: bool = False
+    reserve_share: float = 0.1
+
+
+def _gpu(kind: str, memory_gib: int, bandwidth_tb: float, dense_tflops: float, price: float) -> Device:
+    return Device(kind, memory_gib * GIB, bandwidth_tb * 1e12, dense_tflops * 1e12, price)
+
+
+# Memory in GiB, bandwidth in TB/s and dense BF16 TFLOP/s of the makers' data sheets, dollars an hour on demand.
+DEVICES = {
+    device.kind: device
+    for device in (
+        _gpu("h100", 79, 3.35, 989, 3.00),
+        _gpu("h200", 139, 4.8, 989, 4.00),
+        _gpu("b200", 178, 8.0, 2250, 5.50),
+        _gpu("a100-80gb", 79, 2.04, 312, 1.50),
+        _gpu("mi300x", 191, 5.3, 1307, 3.00),
+        _gpu("l40s", 44, 0.864, 362, 1.00),
+        _gpu("l4", 22, 0.3, 121, 0.70),
+        _gpu("rtx4090", 23, 1.008, 165, 0.40),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Devices side by side (None: as many as are needed), and which share of their peaks is assumed to be reached."""
+
+    device: Device
+    num_devices: int | None = None
+    flops_share: float = 0.4
+    bandwidth_share: float = 0.7
+
+    @property
+    def usable_bytes(self) -> float:
+        """Memory of one device without the reserve, which is for the runtime, short-lived tensors and fragments."""
+        return self.device.memory_bytes * (1 - self.device.reserve_share)
+
+    def seconds(self, flops: float, num_devices: int) -> float | None:
+        """Return the time of these FLOPs, None where the peak is not known."""
+        peak = self.device.bfloat16_flops_per_second
+        return flops / (peak * self.flops_share * num_devices) if peak else None
+
+    def usd(self, seconds: float | None, num_devices: int) -> float | None:
+        """Return the price of this time, None where one of the two is not known."""
+        price = self.device.price_usd_per_hour
+        return None if seconds is None or price is None else price * num_devices * seconds / 3600
+
+
+@dataclass(frozen=True)
+class Service:
+    """Requests served side by side, each with its context filled."""
+
+    context: int
+    batch: int = 1
+    kv_dtype: str = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training run, in the words of the training stages' settings; `lora_rank` freezes the rest in bfloat16."""
+
+    tokens: int
+    context: int
+    batch_tokens: int = 4096
+    accumulate: int = 1
+    precision: str = "bfloat16"
+    lora_rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Where a model's parameters lie; `head` is 0 where the embeddings serve as output too."""
+
+    embeddings: int
+    attention: int
+    mlp: int
+    norms: int
+    head: int
+    total: int
+
+
+@dataclass(frozen=True)
+class ServicePlan:
+    """What serving takes with weights of one dtype; `fits` is about the devices asked for, or one."""
+
+    dtype: str
+    weights_bytes: int
+    kv_cache_bytes: int
+    total_bytes: int
+    num_devices_needed: int
+    num_devices: int
+    fits: bool
+    max_context: int
+    prefill_tokens_per_second: float | None
+    prefill_usd_per_million_tokens: float | None
+    decode_tokens_per_second: float | None
+    decode_usd_per_million_tokens: float | None
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What training takes; the parts of the memory do not all stand at once, `peak_bytes` is the most that does."""
+
+    trained_parameters: int
+    weights_bytes: int
+    gradients_bytes: int
+    moments_bytes: int
+    rounded_weights_bytes: int
+    activations_bytes: int
+    logits_bytes: int
+    peak_bytes: int
+    num_devices_needed: int
+    num_devices: int
+    fits: bool
+    flops_per_token: int
+    total_flops: int
+    tokens_per_second: float | None
+    seconds: float | None
+    usd: float | None
+
+
+def count_parameters(widths: Widths) -> Parameters:
+    """Count exactly, by kind."""
+    dim, layers = widths.dim, widths.num_layers
+    embeddings = widths.vocab_size * dim
+    attention = layers * 2 * dim * widths.head_dim * (widths.num_heads + widths.num_kv_heads)
+    mlp = layers * 3 * dim * widths.hidden_dim
+    norms = (2 * layers + 1) * dim
+    head = 0 if widths.tie_embeddings else embeddings
+    return Parameters(embeddings, attention, mlp, norms, head, embeddings + attention + mlp + norms + head)
+
+
+def weight_bytes(widths: Widths, dtype: str) -> int:
+    """Return the bytes of the weights; what a quantized dtype leaves out is bfloat16.
+
+    int8 and int4 are the matrices inside the layers; fp8 those of the MLPs, but for the first and last layer, as in
+    the Llama 3 paper (section 6.2).
+    """
+    counted = count_parameters(widths)
+    inside = counted.attention + counted.mlp
+    if dtype == "int8":
+        rows = 2 * (widths.dim + widths.hidden_dim) + widths.head_dim * (widths.num_heads + 2 * widths.num_kv_heads)
+        return inside + 4 * widths.num_layers * rows + 2 * (counted.total - inside)
+    if dtype == "int4":
+        return round(inside * INT4_BITS / 8) + 2 * (counted.total - inside)
+    if dtype == "fp8":
+        layers = max(0, widths.num_layers - 2)
+        values, rows = 3 * widths.dim * widths.hidden_dim, 2 * widths.hidden_dim + widths.dim
+        return layers * (values + 4 * rows) + 2 * (counted.total - layers * values)
+    return counted.total * FLOAT_BYTES[dtype]
+
+
+def kv_bytes_per_token(widths: Widths, dtype: str = "bfloat16") -> int:
+    """Return the bytes of one token's keys and values: 2 L K E values."""
+    return 2 * widths.num_layers * widths.num_kv_heads * widths.head_dim * FLOAT_BYTES[dtype]
+
+
+def cache_bytes(widths: Widths, service: Service) -> int:
+    """Return what the engine's cache holds for a full batch, in whole blocks of positions."""
+    positions = -(-service.context // CACHE_BLOCK) * CACHE_BLOCK
+    return service.batch * positions * kv_bytes_per_token(widths, service.kv_dtype)
+
+
+def forward_flops(widths: Widths, keys: float, *, has_head: bool = True) -> float:
+    """Return the FLOPs of one token that attends to `keys` tokens: 2 a parameter of a product, and 4 L H E a key."""
+    counted = count_parameters(widths)
+    head = widths.vocab_size * widths.dim if has_head else 0
+    attention = 4 * widths.num_layers * widths.num_heads * widths.head_dim * keys
+    return 2 * (counted.attention + counted.mlp + head) + attention
+
+
+def lora_parameters(widths: Widths, rank: int) -> int:
+    """Count two matrices of this rank beside each of the seven of a layer."""
+    dim, q_dim, kv_dim = widths.dim, widths.num_heads * widths.head_dim, widths.num_kv_heads * widths.head_dim
+    attention = 2 * (dim + q_dim) + 2 * (dim + kv_dim)
+    return rank * widths.num_layers * (attention + 3 * (dim + widths.hidden_dim))
+
+
+def activation_bytes(widths: Widths, training: Training, *, is_cpu: bool) -> int:
+    """Return what the forward pass over one batch keeps for the backward pass, without the logits.
+
+    A layer keeps 4 D + 2 H E + 2 K E + 4 F values a token (inputs of the products, both factors of SwiGLU, normalized
+    and scaled residuals, queries, keys, values), the two residuals themselves in float32 for the norms, and of the
+    attention either its probabilities (blocks on a CPU) or its output and a float32 sum a head.
+    """
+    value = FLOAT_BYTES[training.precision]
+    q_dim, kv_dim = widths.num_heads * widths.head_dim, widths.num_kv_heads * widths.head_dim
+    values = 4 * widths.dim + 2 * q_dim + 2 * kv_dim + 4 * widths.hidden_dim
+    if is_cpu and training.context <= MAX_BLOCKED_LEN:
+        attention = value * widths.num_heads * _mean_block_keys(min(training.context, training.batch_tokens))
+    else:
+        attention = value * q_dim + 4 * widths.num_heads
+    layer = value * values + 4 * 2 * widths.dim + attention
+    last = value * 2 * widths.dim + 4 * widths.dim
+    return round(training.batch_tokens * (widths.num_layers * layer + last))
+
+
+def _mean_block_keys(length: int) -> float:
+    """Return how many keys a query is computed with in blocks: short documents share one, long ones take several."""
+    if length <= BLOCK_LEN:
+        return BLOCK_LEN // length * length
+    ends = [min(start + BLOCK_LEN, length) for start in range(0, length, BLOCK_LEN)]
+    return sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False)) / length
+
+
+def plan_service(widths: Widths, dtype: str, service: Service, machine: Machine) -> ServicePlan:
+    """Compute what serving takes: reading a prompt is bound by FLOPs, writing by the bytes that each step reads."""
+    weights, cache = weight_bytes(widths, dtype), cache_bytes(widths, service)
+    needed = _num_devices(weights + cache, machine)
+    count, fits = machine.num_devices or needed, needed <= (machine.num_devices or 1)
+    prefill = machine.seconds(forward_flops(widths, (service.context + 1) / 2, has_head=False), count)
+    decode = _decode_seconds(widths, dtype, service, machine, count)
+    if needed > count:
+        prefill = decode = None
+    room = (machine.num_devices or 1) * machine.usable_bytes - weights
+    positions = int(room / service.batch / kv_bytes_per_token(widths, service.kv_dtype))
+    return ServicePlan(
+        dtype,
+        weights_bytes=weights,
+        kv_cache_bytes=cache,
+        total_bytes=weights + cache,
+        num_devices_needed=needed,
+        num_devices=count,
+        fits=fits,
+        max_context=max(0, min(positions // CACHE_BLOCK * CACHE_BLOCK, widths.max_context)),
+        prefill_tokens_per_second=_per_second(prefill),
+        prefill_usd_per_million_tokens=_times_million(machine.usd(prefill, count)),
+        decode_tokens_per_second=_per_second(decode),
+        decode_usd_per_million_tokens=_times_million(machine.usd(decode, count)),
+    )
+
+
+def plan_training(widths: Widths, training: Training, machine: Machine) -> TrainingPlan:
+    """Compute what training takes: AdamW on float32 weights, or on float32 adapters beside bfloat16 weights."""
+    counted, is_full = count_parameters(widths), training.lora_rank is None
+    trained = counted.total if training.lora_rank is None else lora_parameters(widths, training.lora_rank)
+    weights = 4 * trained + (0 if is_full else 2 * counted.total)
+    products = counted.attention + counted.mlp + counted.norms + widths.vocab_size * widths.dim
+    rounded = 0 if training.precision == "float32" else 2 * (products if is_full else trained)
+    activations = activation_bytes(widths, training, is_cpu=machine.device.is_cpu)
+    # The log-probabilities and, where the backward pass begins, the gradients before and after their softmax.
+    logits = 3 * 4 * training.batch_tokens * widths.vocab_size
+    forward, gradients = rounded + activations + logits, 4 * trained
+    # The gradient of tied embeddings comes in two parts, which stand beside their sum.
+    backward = gradients + (8 * counted.embeddings if is_full and widths.tie_embeddings else 0)
+    peak = weights + 8 * trained + (max(forward, backward) if training.accumulate == 1 else gradients + forward)
+    needed = _num_devices(peak, machine)
+    count = machine.num_devices or needed
+    keys = (min(training.context, training.batch_tokens) + 1) / 2
+    flops = round(forward_flops(widths, keys) * (3 if is_full else 2))
+    seconds = machine.seconds(flops * training.tokens, count) if needed <= count else None
+    return TrainingPlan(
+        trained_parameters=trained,
+        weights_bytes=weights,
+        gradients_bytes=gradients,
+        moments_bytes=8 * trained,
+        rounded_weights_bytes=rounded,
+        activations_bytes=activations,
+        logits_bytes=logits,
+        peak_bytes=peak,
+        num_devices_needed=needed,
+        num_devices=count,
+        fits=needed <= (machine.num_devices or 1),
+        flops_per_token=flops,
+        total_flops=flops * training.tokens,
+        tokens_per_second=training.tokens / seconds if seconds else None,
+        seconds=seconds,
+        usd=machine.usd(seconds, count),
+    )
+
+
+def _decode_seconds(widths: Widths, dtype: str, service: Service, machine: Machine, count: int) -> float | None:
+    """Return the seconds of one token: a step reads all weights but the table of embeddings, and every cache."""
+    bandwidth = machine.device.bandwidth_bytes_per_second
+    if bandwidth is None:
+        return None
+    table = 0 if widths.tie_embeddings else widths.vocab_size * widths.dim * FLOAT_BYTES.get(dtype, 2)
+    read = weight_bytes(widths, dtype) - table + cache_bytes(widths, service)
+    reading = read / (bandwidth * machine.bandwidth_share * count) / service.batch
+    return max(reading, machine.seconds(forward_flops(widths, service.context), count) or 0.0)
+
+
+def _num_devices(num_bytes: float, machine: Machine) -> int:
+    """Round up to 1, 2, 4 or a multiple of 8, as devices are built into machines."""
+    least = -int(-num_bytes // machine.usable_bytes)
+    return next((count for count in (1, 2, 4) if least <= count), -(-least // 8) * 8)
+
+
+def _per_second(seconds: float | None) -> float | None:
+    return 1 / seconds if seconds else None
+
+
+def _times_million(usd: float | None) -> float | None:
+    return None if usd is None else usd * 1e6
