@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from puna.checkpoint.layout import StoredTensor
-from puna.checkpoint.source import disk_name
+from puna.checkpoint.source import Source, disk_name
 from puna.errors import CheckpointError
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
@@ -130,6 +130,14 @@ def _unpack(
 
 def _unpack_bytes(packed: torch.Tensor, in_dim: int) -> torch.Tensor:
     return (packed.view(torch.uint8)[:, :in_dim] ^ 128).view(torch.int8)
+
+
+def load_source(source: Source, dtype: torch.dtype) -> Llama:
+    """Return the network of a model in any format, its weights in `dtype`."""
+    model = build_empty(source.config, is_quantized=False)
+    state = {name: source.read(disk_name(name)).to(dtype) for name in model.state_dict()}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval()
 
 
 def read_float(layout: Mapping[str, StoredTensor], name: str) -> torch.Tensor:

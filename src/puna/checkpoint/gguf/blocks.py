@@ -1,0 +1,116 @@
+"""Rows of floats <-> the bytes that GGUF stores for them: plain floats, or blocks with a scale each.
+
+Blocks equal those of llama.cpp's reference quantizers, byte for byte. Chooses no kind for a tensor (writer.py does) and
+opens no file.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+CHUNK_VALUES = 2**20  # What is worked on at once.
+
+
+class Kind(NamedTuple):
+    """A way to store values: its number in files, values and bytes of a block, and the largest value it can hold."""
+
+    number: int
+    block_len: int
+    block_bytes: int
+    largest: float
+
+
+_F32_MAX, _F16_MAX = torch.finfo(torch.float32).max, torch.finfo(torch.float16).max
+KINDS = {
+    "F32": Kind(0, 1, 4, _F32_MAX),
+    "F16": Kind(1, 1, 2, _F16_MAX),
+    "BF16": Kind(30, 1, 2, torch.finfo(torch.bfloat16).max),
+    "Q8_0": Kind(8, 32, 34, 127 * _F16_MAX),
+    "Q4_0": Kind(2, 32, 18, 8 * _F16_MAX),
+    "Q6_K": Kind(14, 256, 210, 0.0),  # Only read: llama.cpp stores the output of its Q4_0 files so.
+}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Named in errors only.
+OTHER_KINDS = {3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 15: "Q8_K"}
+OTHER_KINDS |= {16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S"}
+OTHER_KINDS |= {23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0"}
+OTHER_KINDS |= {35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+
+def encode(rows: torch.Tensor, kind: str) -> Bytes:
+    """Return the bytes of rows of finite floats [R, C], uint8 [R, bytes of a row]; C must be whole blocks."""
+    if kind in DTYPES:
+        return rows.to(DTYPES[kind]).contiguous().view(torch.uint8).numpy()
+    blocks = rows.float().contiguous().numpy().reshape(-1, KINDS[kind].block_len)
+    encoded = _encode_q8(blocks) if kind == "Q8_0" else _encode_q4(blocks)
+    return encoded.reshape(len(rows), -1)
+
+
+def decode(data: Bytes, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return the tensor that `data` holds: plain floats as a view, blocks as new float32."""
+    if kind in DTYPES:
+        return torch.from_numpy(data).view(DTYPES[kind]).reshape(shape)
+    blocks = data.reshape(-1, KINDS[kind].block_bytes)
+    decoded = np.empty((len(blocks), KINDS[kind].block_len), np.float32)
+    step = CHUNK_VALUES // KINDS[kind].block_len
+    with np.errstate(invalid="ignore"):  # A scale that is no number is the file's matter.
+        for start in range(0, len(blocks), step):
+            decoded[start : start + step] = _DECODERS[kind](blocks[start : start + step])
+    return torch.from_numpy(decoded).reshape(shape)
+
+
+def _inverse(scales: Floats) -> Floats:
+    """Return 1 / scale, and 0 where that is no number: such a scale is stored as 0 anyway."""
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = 1 / scales
+    return np.where(np.isfinite(inverse), inverse, np.float32(0))
+
+
+def _encode_q8(blocks: Floats) -> Bytes:
+    """A scale (float16), then 32 int8: the largest value becomes 127."""
+    scales = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
+    scaled = blocks * _inverse(scales)
+    # NOTE: half away from zero, as C's roundf; numpy's own rounding goes to even and would differ in ties.
+    sizes = np.abs(scaled)
+    whole = np.floor(sizes)
+    rounded = np.copysign(whole + (sizes - whole >= 0.5), scaled).astype(np.int8)
+    return np.concatenate((scales.astype(np.float16).view(np.uint8), rounded.view(np.uint8)), axis=1)
+
+
+def _decode_q8(blocks: Bytes) -> Floats:
+    return _float16(blocks[:, :2]) * blocks[:, 2:].view(np.int8).astype(np.float32)
+
+
+def _encode_q4(blocks: Floats) -> Bytes:
+    """A scale (float16), then 32 values 0 to 15 that stand for -8 to 7: value i and i + 16 share byte i."""
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
+    scales = largest / np.float32(-8)
+    steps = np.trunc(blocks * _inverse(scales) + np.float32(8.5)).astype(np.uint8).clip(0, 15)
+    packed = steps[:, :16] | steps[:, 16:] << np.uint8(4)
+    return np.concatenate((scales.astype(np.float16).view(np.uint8), packed), axis=1)
+
+
+def _decode_q4(blocks: Bytes) -> Floats:
+    steps = np.concatenate((blocks[:, 2:] & 15, blocks[:, 2:] >> 4), axis=1)
+    return _float16(blocks[:, :2]) * (steps.astype(np.float32) - 8)
+
+
+def _decode_q6(blocks: Bytes) -> Floats:
+    """256 values of 6 bits: 128 bytes of low halves, 64 bytes of high pairs, 16 int8 scales, a float16 scale."""
+    low = blocks[:, :128].reshape(-1, 2, 1, 64) >> np.array([[0], [4]], np.uint8) & np.uint8(15)
+    high = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([[0], [2], [4], [6]], np.uint8) & 3
+    steps = (low.reshape(-1, 2, 4, 32) | high << 4).astype(np.float32) - 32
+    scales = _float16(blocks[:, 208:]) * blocks[:, 192:208].view(np.int8).astype(np.float32)
+    return (scales[:, :, None] * steps.reshape(-1, 16, 16)).reshape(-1, 256)
+
+
+def _float16(data: Bytes) -> Floats:
+    return np.ascontiguousarray(data).view(np.float16).astype(np.float32)
+
+
+_DECODERS = {"Q8_0": _decode_q8, "Q4_0": _decode_q4, "Q6_K": _decode_q6}

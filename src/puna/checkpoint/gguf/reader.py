@@ -1,0 +1,181 @@
+"""A GGUF file of a Llama -> Source: its config, its tokenizer, and its tensors as Hugging Face has them.
+
+What would change the network's arithmetic and isn't ours is refused: any key of llama.* that is not known here.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puna.checkpoint.gguf.blocks import DTYPES, decode
+from puna.checkpoint.gguf.container import GgufFile, read_gguf
+from puna.checkpoint.gguf.layout import (
+    EMBEDDINGS,
+    OUTPUT,
+    ROPE_FACTORS,
+    find_scaling,
+    gguf_name,
+    num_rotated,
+    to_halves,
+)
+from puna.checkpoint.gguf.vocabulary import parse_tokenizer
+from puna.checkpoint.source import Source, tensor_shapes
+from puna.errors import CheckpointError, ConfigError
+from puna.model.config import LlamaConfig
+
+MAX_SIZE = 2**31 - 1
+TENSORS_PER_LAYER = 9
+
+# What these keys must be, where they are given.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "general.type": ("model",),
+    "general.quantization_version": (2,),
+    "split.count": (0, 1),
+    "llama.expert_count": (0, 1),
+    "llama.expert_used_count": (0, 1),
+    "llama.rope.scaling.type": ("none",),
+    "llama.rope.scale_linear": (1.0,),
+    "llama.attention.causal": (True,),
+    "llama.use_parallel_residual": (False,),
+}
+SIZES = {
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count",
+    "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
+    "rope.dimension_count", "rope.freq_base",
+}  # fmt: skip
+IGNORED = {"tensor_data_layout"}
+# Sampling defaults: generation_config.json's names by GGUF's.
+SAMPLING = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
+SAMPLING |= {"penalty_repeat": "repetition_penalty"}
+
+
+def open_gguf(path: str | Path) -> Source:
+    """Check a GGUF file of a Llama and return it as a Source; reads no weight, raises CheckpointError."""
+    file = read_gguf(path)
+    config = _parse_config(file)
+    kind = file.tensors[EMBEDDINGS].kind
+    return Source(
+        "GGUF",
+        config,
+        # Float32 is what quantized weights are read as, bfloat16 what they were before and what they are worth.
+        DTYPES.get(kind, torch.bfloat16),
+        partial(_read, file, config),
+        parse_tokenizer(file, config.vocab_size),
+        _parse_sampling(file),
+    )
+
+
+def _parse_config(file: GgufFile) -> LlamaConfig:
+    _require_llama(file)
+    num_heads = _integer(file, "attention.head_count")
+    dim = _integer(file, "embedding_length")
+    head_dim = _integer(file, "attention.key_length", dim // num_heads)
+    vocab_size = file.tensors[EMBEDDINGS].shape[0]
+    equal = {"attention.value_length": head_dim, "rope.dimension_count": head_dim, "vocab_size": vocab_size}
+    for name, size in equal.items():
+        if _integer(file, name, size) != size:
+            raise _wrong(file, f"llama.{name}", str(size))
+    try:
+        config = LlamaConfig(
+            dim=dim,
+            hidden_dim=_integer(file, "feed_forward_length"),
+            head_dim=head_dim,
+            num_layers=_integer(file, "block_count"),
+            num_heads=num_heads,
+            num_kv_heads=_integer(file, "attention.head_count_kv", num_heads),
+            vocab_size=vocab_size,
+            max_context=_integer(file, "context_length"),
+            norm_eps=_number(file, "attention.layer_norm_rms_epsilon"),
+            rope_theta=_number(file, "rope.freq_base", 10_000.0),
+            tie_embeddings=OUTPUT not in file.tensors,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{file.path}: {error.given}", expected=error.expected) from error
+    _require_fit(file, config)
+    return _with_scaling(file, config)
+
+
+def _require_llama(file: GgufFile) -> None:
+    if file.metadata.get("general.architecture") != "llama":
+        raise _wrong(file, "general.architecture", "'llama'")
+    for key, allowed in FIXED.items():
+        if key in file.metadata and file.metadata[key] not in allowed:
+            raise _wrong(file, key, f"{allowed[-1]!r}, the only one Puna reads")
+    known = {f"llama.{name}" for name in SIZES | IGNORED} | FIXED.keys()
+    for key in file.metadata:
+        if key.startswith("llama.") and key not in known:
+            raise _wrong(file, key, "only settings of a plain Llama")
+    if EMBEDDINGS not in file.tensors:
+        raise CheckpointError(f"{file.path}: tensor {EMBEDDINGS} is missing", expected="the weights of a Llama")
+
+
+def _require_fit(file: GgufFile, config: LlamaConfig) -> None:
+    """Raise unless the tensors are exactly those that the config describes, rope_freqs apart.
+
+    NOTE: layers and sizes are compared with the file before the network is built, which takes memory for each.
+    """
+    tensors = {name: tensor for name, tensor in file.tensors.items() if name != ROPE_FACTORS}
+    expected_count = TENSORS_PER_LAYER * config.num_layers + 2 + (not config.tie_embeddings)
+    if len(tensors) != expected_count or config.num_parameters > 2 * len(file.data):
+        raise CheckpointError(
+            f"{file.path}: {len(tensors):,} tensors in {len(file.data):,} bytes",
+            expected=f"{expected_count:,} tensors with {config.num_parameters:,} parameters, as its keys say",
+        )
+    for name, shape in tensor_shapes(config).items():
+        tensor = tensors.get(gguf_name(name))
+        if tensor is None or tensor.shape != shape:
+            given = f"has shape {list(tensor.shape)}" if tensor else "is missing"
+            raise CheckpointError(f"{file.path}: tensor {gguf_name(name)} {given}", expected=f"shape {list(shape)}")
+
+
+def _with_scaling(file: GgufFile, config: LlamaConfig) -> LlamaConfig:
+    factors = file.tensors.get(ROPE_FACTORS)
+    if factors is None:
+        return config
+    if (factors.kind, factors.shape) != ("F32", (config.head_dim // 2,)):
+        raise CheckpointError(
+            f"{file.path}: tensor {ROPE_FACTORS} is {factors.kind} of shape {list(factors.shape)}",
+            expected=f"F32 of shape [{config.head_dim // 2}]",
+        )
+    values = decode(file.content(ROPE_FACTORS), "F32", factors.shape)
+    return replace(config, rope_scaling=find_scaling(values, config, file))
+
+
+def _read(file: GgufFile, config: LlamaConfig, name: str) -> torch.Tensor:
+    """Return a tensor by its name in Hugging Face's files: plain floats mapped, blocks as float32."""
+    stored = file.tensors[gguf_name(name)]
+    tensor = decode(file.content(gguf_name(name)), stored.kind, stored.shape)
+    num_heads = num_rotated(name, config)
+    return to_halves(tensor, num_heads) if num_heads else tensor
+
+
+def _parse_sampling(file: GgufFile) -> dict[str, Any]:
+    given = {ours: f"general.sampling.{theirs}" for theirs, ours in SAMPLING.items()}
+    sampling = {ours: file.metadata[key] for ours, key in given.items() if key in file.metadata}
+    for name, value in sampling.items():
+        if not isinstance(value, int | float) or not 0 <= value < 1e30:
+            raise _wrong(file, given[name], "a number")
+    # Temperature 0 means greedy in llama.cpp; transformers refuses it.
+    return sampling if sampling.get("temperature") != 0 else {"do_sample": False}
+
+
+def _integer(file: GgufFile, name: str, default: int | None = None) -> int:
+    value = file.metadata.get(f"llama.{name}", default)
+    if type(value) is not int or not 1 <= value <= MAX_SIZE:
+        raise _wrong(file, f"llama.{name}", f"an integer from 1 to {MAX_SIZE}")
+    return value
+
+
+def _number(file: GgufFile, name: str, default: float | None = None) -> float:
+    value = file.metadata.get(f"llama.{name}", default)
+    if not isinstance(value, float) or not 0 < value < 1e30:
+        raise _wrong(file, f"llama.{name}", "a positive number")
+    return value
+
+
+def _wrong(file: GgufFile, key: str, expected: str) -> CheckpointError:
+    given = f"{key} = {file.metadata[key]!a:.100}" if key in file.metadata else f"no {key}"
+    return CheckpointError(f"{file.path}: {given}", expected=expected)

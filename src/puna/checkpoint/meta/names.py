@@ -1,0 +1,57 @@
+"""Hugging Face's tensor names and layout <-> Meta's: what it is called, how it is split, how heads are rotated.
+
+Moves no weights.
+"""
+
+import torch
+
+from puna.model.config import LlamaConfig
+
+EMBEDDINGS = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+META_HEAD = "output.weight"
+WHOLE = {EMBEDDINGS: "tok_embeddings.weight", "model.norm.weight": "norm.weight", HEAD: META_HEAD}
+IN_LAYER = {
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def meta_name(name: str) -> str:
+    """Return Meta's name of a tensor of Hugging Face's."""
+    if name in WHOLE:
+        return WHOLE[name]
+    _, _, layer, module = name.removesuffix(".weight").split(".", 3)
+    return f"layers.{layer}.{IN_LAYER[module]}.weight"
+
+
+def is_norm(name: str) -> bool:
+    """Return whether every shard holds the whole tensor."""
+    return name.endswith("norm.weight")
+
+
+def split_dims(name: str) -> tuple[int, ...]:
+    """Return the dimensions that shards may split a matrix by; the first is what Llama 3 does.
+
+    Inputs are split where a sum over shards follows. Before Llama 3 the embeddings were split by width.
+    """
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        return (1,)
+    return (0, 1) if name == EMBEDDINGS else (0,)
+
+
+def num_rotated_heads(name: str, config: LlamaConfig) -> int:
+    """Return how many heads of the matrix RoPE rotates: of queries and keys all, of others none."""
+    return {"q_proj.weight": config.num_heads, "k_proj.weight": config.num_kv_heads}.get(name.split(".", 4)[-1], 0)
+
+
+def rows_of_pairs(num_heads: int, head_dim: int) -> torch.Tensor:
+    """Return for each row of Meta's matrix (adjacent rows rotate together) its place in Hugging Face's (halves)."""
+    return torch.arange(num_heads * head_dim).view(num_heads, 2, head_dim // 2).transpose(1, 2).flatten()
