@@ -13,11 +13,13 @@ from puna.artifact import read_receipts, require_receipts
 from puna.chat.format import ChatFormat
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.compress import quantize
-from puna.compress.quantize import Comparison, Config
+from puna.compress.quantize import Config
 from puna.data.document import Document
+from puna.data.pieces import cut_pieces
 from puna.data.shards import write_jsonl
 from puna.errors import CheckpointError, ConfigError, ReceiptError
 from puna.model.attend import packed_attend
+from puna.model.compare import Comparison
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.model.quantized import quantize_weight
@@ -139,11 +141,10 @@ def test_an_agreement_below_its_least_stops_what_reads_it(tmp_path: Path) -> Non
 def test_the_comparison_reads_as_many_tokens_as_told_in_pieces_of_the_context(tmp_path: Path) -> None:
     path = write_texts(tmp_path / "texts")
     chat = ChatFormat(tokenizer())
-    config = Config(checkpoint=tmp_path, data=[path], num_tokens=100, context=1000)
-    pieces = list(quantize._pieces(config, chat, max_context=16))
+    pieces = list(cut_pieces([path], tokenizer(), num_tokens=100, longest=16))
     assert sum(map(len, pieces)) == 100
     assert max(map(len, pieces)) == 16
-    every = list(quantize._pieces(config.model_copy(update={"num_tokens": 10**6}), chat, max_context=1000))
+    every = list(cut_pieces([path], tokenizer(), num_tokens=10**6, longest=1000))
     assert sorted(every) == sorted(chat.document(text) for text in TEXTS)
 
 

@@ -12,15 +12,18 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import App, CycloptsError, Parameter
 
-from puna import __version__
+from puna import __version__, offline
 from puna.errors import ConfigError, PunaError
 from puna.stages import STAGES, Stage
 
 FACES = (
     ("chat", "puna.agent.terminal:chat", "Talk with a checkpoint in the terminal"),
     ("serve", "puna.serve.serve:serve", "Serve a checkpoint through an OpenAI-compatible API"),
+    ("plan", "puna.plan.plan:plan", "Compute memory, speed and cost before anything is run"),
+    ("doctor", "puna.doctor.command:doctor", "Say what is wrong with a model's files, and what to do"),
 )
 
+OFFLINE = "--offline"  # with any verb
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
@@ -28,8 +31,10 @@ def main() -> None:
     """Run the command line; a user's mistake, and what the system refuses, become one message and exit status 1."""
     for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
-    arguments = sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != OFFLINE]
     try:
+        if OFFLINE in sys.argv:
+            offline.enforce()
         build_app(arguments)(arguments, print_error=False, exit_on_error=False)
     except CycloptsError as error:
         sys.exit(f"puna: {_usage_error(error, arguments[0])}")
@@ -49,7 +54,7 @@ def build_app(arguments: list[str]) -> App:
     """Build the parser for these arguments: only the stage that they name is imported."""
     app = App(
         name="puna",
-        help="Raise your own Llama, from documents to a served model.",
+        help="Raise your own Llama, from documents to a served model. --offline keeps any verb off the network.",
         version=__version__,
         suppress_keyboard_interrupt=False,
     )

@@ -1,6 +1,6 @@
 """The map: every stage in the order of the data, what it reads and what it writes.
 
-A stage's verb is its module's name, its table in a recipe, its test file and its page in the docs.
+A stage's verb is its module's name (a trailing _ aside), its table in a recipe, its test file and its page in the docs.
 """
 
 from typing import NamedTuple
@@ -31,6 +31,13 @@ STAGES = (
         "dataset",
         "Generate worlds, pages and conversations",
     ),
+    Stage(
+        "import",
+        "puna.convert.import_",
+        "a model",
+        "checkpoint",
+        "Take a model in anybody's format in",
+    ),
     Stage("tokenizer", "puna.train.tokenizer", "dataset", "tokenizer", "Train a byte-level BPE tokenizer"),
     Stage("pretrain", "puna.train.pretrain", "dataset", "checkpoint", "Train on every token of the text"),
     Stage("sft", "puna.train.sft", "dataset", "checkpoint", "Train on what the assistant says"),
@@ -49,4 +56,18 @@ STAGES = (
         "Store weights as int8, with a receipt",
     ),
     Stage("evaluate", "puna.evaluate.evaluate", "checkpoints, tasks", "scores", "Score checkpoints side by side"),
+    Stage(
+        "export",
+        "puna.convert.export",
+        "checkpoint",
+        "export",
+        "Write a checkpoint in the formats of other programs",
+    ),
+    Stage(
+        "release",
+        "puna.release.release",
+        "checkpoint, scores",
+        "release",
+        "Put a model together to be handed on, with licences and card",
+    ),
 )

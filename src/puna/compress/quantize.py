@@ -2,33 +2,22 @@
 
 Weights are rounded to int8 per output channel without calibration; embeddings, norms and lm_head stay as they are.
 What is measured is what was written: the quantized checkpoint is read back from the disk first.
-
-Shapes: T tokens of a piece, D model width, N tokens compared, V vocabulary.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 
 from puna.artifact import Receipt
-from puna.chat.conversation import Conversation
-from puna.chat.format import ChatFormat
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.config import StageConfig
-from puna.data.dataset import Dataset
-from puna.errors import CheckpointError, ConfigError
-from puna.model.attend import packed_attend
-from puna.model.llama import Llama
+from puna.data.pieces import cut_pieces
+from puna.errors import ConfigError
+from puna.model.compare import Comparison, logits_of
 from puna.model.quantized import swap_linears
 from puna.run import Run
-
-# Positions whose two distributions are held at once, in float64.
-CHUNK = 256
 
 
 class Config(StageConfig):
@@ -48,31 +37,6 @@ class Config(StageConfig):
         return getattr(torch, self.precision)
 
 
-@dataclass
-class Comparison:
-    """How two models differ: the KL divergence and the agreement of the first choice, a token each."""
-
-    divergences: list[torch.Tensor] = field(default_factory=list)
-    agreements: list[torch.Tensor] = field(default_factory=list)
-
-    def add(self, parent_NV: torch.Tensor, other_NV: torch.Tensor) -> None:
-        """Take in the logits of some tokens."""
-        for parent, other in zip(parent_NV.split(CHUNK), other_NV.split(CHUNK), strict=True):
-            log_p, log_q = (F.log_softmax(x.double(), dim=-1) for x in (parent, other))
-            self.divergences.append(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).clamp(min=0))
-            self.agreements.append(parent.argmax(-1) == other.argmax(-1))
-
-    def kl(self) -> dict[str, float]:
-        """Return mean, 99th percentile and greatest KL(parent || other), in nats a token."""
-        divergences_N = torch.cat(self.divergences)
-        p99 = divergences_N.kthvalue(max(1, round(0.99 * len(divergences_N)))).values
-        return {"mean": divergences_N.mean().item(), "p99": p99.item(), "max": divergences_N.max().item()}
-
-    def agreement(self) -> float:
-        """Return the share of tokens whose most likely next token is the same."""
-        return torch.cat(self.agreements).double().mean().item()
-
-
 def run(config: Config, run: Run) -> None:
     """Write the int8 checkpoint and its receipts; a receipt that does not hold stops the stages after this one."""
     parent = Checkpoint.open(config.checkpoint)
@@ -84,37 +48,15 @@ def run(config: Config, run: Run) -> None:
     save_checkpoint(run.output, model, tokenizer)
     del model
     models = {path: Checkpoint.open(path).load(config.dtype) for path in (config.checkpoint, run.output)}
-    pieces = list(_pieces(config, ChatFormat(tokenizer), parent.config.max_context))
+    longest = min(config.context, parent.config.max_context)
+    pieces = list(cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest))
     num_tokens = sum(len(ids) for ids in pieces)
     comparison = Comparison()
     with run.progress(num_tokens, "comparing", unit="tokens") as bar:
         for ids in pieces:
-            comparison.add(*(_logits(model, ids, path) for path, model in models.items()))
+            comparison.add(*(logits_of(model, ids, path) for path, model in models.items()))
             bar.advance(len(ids))
     _write_receipts(config, run, comparison, num_tokens)
-
-
-def _pieces(config: Config, chat: ChatFormat, max_context: int) -> Iterator[list[int]]:
-    """Cut rows from all over the data into pieces, until there are `num_tokens` or the data ends."""
-    dataset = Dataset(config.data)
-    longest, left = min(config.context, max_context), config.num_tokens
-    for index in dataset.order(0, 0):
-        row = dataset[int(index)]
-        ids = chat.encode(row).ids if isinstance(row, Conversation) else chat.document(row.text)
-        for start in range(0, len(ids), longest):
-            if left <= 0:
-                return
-            yield ids[start : start + min(longest, left)]
-            left -= min(longest, left, len(ids) - start)
-
-
-@torch.inference_mode()
-def _logits(model: Llama, ids: list[int], name: Path) -> torch.Tensor:
-    hidden_TD = model(torch.tensor(ids), torch.arange(len(ids)), packed_attend([len(ids)]))
-    logits_TV = model.logits(hidden_TD)
-    if not logits_TV.isfinite().all():
-        raise CheckpointError(f"{name} gives logits that are not finite", expected="numbers")
-    return logits_TV
 
 
 def _write_receipts(config: Config, run: Run, comparison: Comparison, num_tokens: int) -> None:

@@ -1,0 +1,1 @@
+"""Models in anybody's format -> checkpoints, and checkpoints -> what other programs read."""

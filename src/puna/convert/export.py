@@ -1,0 +1,199 @@
+"""A checkpoint -> the format of another program, with receipts of what that program itself computes from it.
+
+Two things are measured: whether the other project's own code computes what Puna computes from the same files, and how
+far the files have moved from the checkpoint. Tensors are written one at a time; licences go along.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+
+from puna.artifact import Receipt
+from puna.chat.conversation import Conversation, Message
+from puna.chat.format import ChatFormat
+from puna.chat.template import PLAIN_TEMPLATE
+from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
+from puna.checkpoint.formats import open_source
+from puna.checkpoint.gguf.modelfile import write_modelfile
+from puna.checkpoint.gguf.writer import write_gguf
+from puna.checkpoint.meta.writer import write_meta
+from puna.checkpoint.source import Source
+from puna.checkpoint.weights import load_source
+from puna.config import StageConfig
+from puna.convert.carry import carry_licences, watched
+from puna.convert.peers import PEERS, Pieces, peer_logits
+from puna.data.pieces import cut_pieces
+from puna.errors import CheckpointError, ConfigError
+from puna.model.compare import Comparison, logits_of
+from puna.run import Run
+from puna.tokenizer import Tokenizer
+
+GGUF_NAME = "model.gguf"
+# Read where no data is given: a sentence in each of Llama 3.1's languages, and one dialogue.
+PROBES = (
+    "The shop opens at nine, and the parcel 48151 is on its way.",
+    "Der Laden öffnet um neun; das Paket wiegt 3,5 kg.",
+    "Le magasin ouvre à neuf heures et ferme à dix-huit heures.",
+    "Il negozio apre alle nove, ma la domenica è chiuso.",
+    "A loja abre às nove e aceita cartões.",
+    "दुकान सुबह नौ बजे खुलती है।",
+    "La tienda abre a las nueve; ¿quiere devolver algo?",
+    "ร้านเปิดเวลาเก้าโมงเช้า",
+)
+
+
+class Tolerance(NamedTuple):
+    """How far another program may be from us on the same files: it rounds elsewhere than we do."""
+
+    difference: float  # greatest, of a log-probability
+    kl: float  # mean, in nats a token
+    agreement: float  # least share of equal first choices
+
+
+# llama.cpp rounds activations: to float16 before products with float16 weights, to int8 before those with blocks.
+SAME_PRECISION = {"float32": Tolerance(1e-2, 1e-6, 0.999), "bfloat16": Tolerance(0.5, 2e-3, 0.97)}
+LLAMA_CPP = {"F32": Tolerance(0.05, 1e-5, 0.995), "F16": Tolerance(0.1, 1e-4, 0.99), "BF16": Tolerance(0.5, 2e-3, 0.97)}
+LLAMA_CPP |= {"Q8_0": Tolerance(0.5, 2e-3, 0.97), "Q4_0": Tolerance(0.5, 5e-3, 0.95)}
+
+Kind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
+
+
+class Config(StageConfig):
+    """Which format, and what the measurements must show."""
+
+    checkpoint: Path = Field(description="the model to export")
+    format: Literal["huggingface", "meta", "gguf", "ollama"] = Field(description="what to write")
+    kind: Kind = Field(default="Q8_0", description="how GGUF and Ollama store matrices")
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = Field(
+        default="stored", description="dtype of Hugging Face's and Meta's files"
+    )
+    num_shards: Literal[1, 2, 4, 8, 16] = Field(default=1, description="Meta's tensor-parallel files")
+    environment: Literal["", "ipython"] = Field(default="", description="what Ollama's template sets for tool calls")
+    data: list[Path] = Field(default=[], description="text to compare on; without it a sentence in each language")
+    num_tokens: int = Field(default=512, ge=1, description="tokens to compare, at most")
+    context: int = Field(default=256, ge=2, description="tokens that are read together, at most")
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype that Puna compares in")
+    tolerance_kl: float = Field(default=0.1, ge=0, description="most mean KL divergence from the checkpoint, in nats")
+    min_agreement: float = Field(default=0.8, ge=0, le=1, description="least share of equal first choices with it")
+    require_peer: bool = Field(default=False, description="fail where the other program is not installed")
+
+    @model_validator(mode="after")
+    def _says_no_more_than_is_used(self) -> "Config":
+        is_gguf = self.format in ("gguf", "ollama")
+        unused = {"kind": not is_gguf, "dtype": is_gguf, "num_shards": self.format != "meta"}
+        unused["environment"] = self.format != "ollama"
+        for name, is_unused in unused.items():
+            if is_unused and name in self.model_fields_set:
+                raise ValueError(f"no {name} with the format {self.format}")
+        return self
+
+    @property
+    def peer(self) -> str:
+        """The key in PEERS of the program that reads this format."""
+        return "gguf" if self.format == "ollama" else self.format
+
+
+def run(config: Config, run: Run) -> None:
+    """Write the files, then read them back with Puna and with the other project's code, and keep what was measured."""
+    peer = PEERS[config.peer]
+    if config.require_peer and not peer.is_installed:
+        raise ConfigError(f"{peer.name} is not installed", hint="pip install 'puna[proof]', or leave out require_peer")
+    checkpoint = Checkpoint.open(config.checkpoint)
+    source = checkpoint.source()
+    with run.progress(source.config.num_parameters // 10**6, "writing", unit="M weights") as bar:
+        path = _write(config, watched(source, bar), run)
+    carry_licences(config.checkpoint, run.output)
+    pieces = list(_pieces(config, checkpoint.tokenizer(), checkpoint.config.max_context))
+    run.log(f"{_num_bytes(run.output) / 1e6:,.1f} MB written; comparing on {sum(map(len, pieces)):,} tokens")
+    dtype = getattr(torch, config.precision)
+    ours = _logits(open_source(path).source, pieces, path, dtype)
+    _keep(run, _compare(_logits(source, pieces, config.checkpoint, dtype), ours), config)
+    if peer.is_installed:
+        _prove(run, _compare(ours, peer_logits(config.peer, path, pieces, dtype)), config)
+    else:
+        run.log(
+            f"{peer.name} is not installed: only Puna has read these files. pip install 'puna[proof]' to prove them"
+        )
+
+
+def _write(config: Config, source: Source, run: Run) -> Path:
+    """Write the format's files and return what a program is given: the directory, or the GGUF file."""
+    dtype = source.dtype if config.dtype == "stored" else getattr(torch, config.dtype)
+    if config.format == "huggingface":
+        write_checkpoint(run.output, source, dtype=dtype)
+        return run.output
+    if config.format == "meta":
+        write_meta(run.output, source, num_shards=config.num_shards, dtype=dtype)
+        return run.output
+    path = run.output / GGUF_NAME
+    name = config.checkpoint.resolve().name
+    others = write_gguf(path, source, kind=config.kind, name=name, template=PLAIN_TEMPLATE)
+    if others:
+        kinds = ", ".join(sorted(set(others.values())))
+        run.log(f"{len(others)} matrices are stored as {kinds}, not {config.kind}: {', '.join(sorted(others)[:3])} ...")
+    if config.format == "ollama":
+        write_modelfile(run.output, GGUF_NAME, sampling=source.sampling, environment=config.environment)
+    return path
+
+
+def _pieces(config: Config, tokenizer: Tokenizer, max_context: int) -> Iterator[list[int]]:
+    longest = min(config.context, max_context)
+    if config.data:
+        yield from cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest)
+        return
+    chat = ChatFormat(tokenizer)
+    dialogue = Conversation((Message("user", PROBES[0]), Message("assistant", PROBES[1])))
+    for ids in (*map(chat.document, PROBES), chat.encode(dialogue).ids):
+        yield ids[:longest]
+
+
+def _logits(source: Source, pieces: Pieces, path: Path, dtype: torch.dtype) -> list[torch.Tensor]:
+    model = load_source(source, dtype)
+    return [logits_of(model, ids, path) for ids in pieces]
+
+
+def _compare(parent: list[torch.Tensor], other: "Iterator[torch.Tensor] | list[torch.Tensor]") -> Comparison:
+    comparison = Comparison()
+    for parent_TV, other_TV in zip(parent, other, strict=True):
+        if parent_TV.shape != other_TV.shape or not other_TV.isfinite().all():
+            raise CheckpointError(
+                f"logits of shape {list(other_TV.shape)}", expected=f"{list(parent_TV.shape)}, finite"
+            )
+        comparison.add(parent_TV, other_TV)
+    return comparison
+
+
+def _keep(run: Run, comparison: Comparison, config: Config) -> None:
+    """Say how far the written model is from the checkpoint."""
+    parent, kl, agreement = config.checkpoint.name, comparison.kl(), comparison.agreement()
+    details = {**kl, "max_difference": comparison.max_difference(), "unit": "KL(checkpoint || export), nats a token"}
+    _save(run, Receipt("kl", parent, kl["mean"], config.tolerance_kl, kl["mean"] <= config.tolerance_kl, details))
+    held = agreement >= config.min_agreement
+    _save(run, Receipt("top1_agreement", parent, agreement, config.min_agreement, held, is_least=True))
+
+
+def _prove(run: Run, comparison: Comparison, config: Config) -> None:
+    """Say how far the other program is from us on the same files."""
+    is_gguf, name = config.peer == "gguf", PEERS[config.peer].name
+    most = LLAMA_CPP[config.kind] if is_gguf else SAME_PRECISION[config.precision]
+    kl, agreement, difference = comparison.kl(), comparison.agreement(), comparison.max_difference()
+    details = {"read_by": name, "precision": config.kind if is_gguf else config.precision}
+    for claim, value, limit in (("max_difference", difference, most.difference), ("kl", kl["mean"], most.kl)):
+        _save(run, Receipt(f"peer_{claim}", f"{name} against Puna", value, limit, value <= limit, details))
+    held = agreement >= most.agreement
+    parent = f"{name} against Puna"
+    _save(run, Receipt("peer_top1_agreement", parent, agreement, most.agreement, held, details, is_least=True))
+
+
+def _save(run: Run, receipt: Receipt) -> None:
+    receipt.save(run.output)
+    limit = f"at {'least' if receipt.is_least else 'most'} {receipt.tolerance:.4g}"
+    verdict = "holds" if receipt.held else "does not hold"
+    run.log(f"{receipt.claim} ({receipt.parent}): {receipt.value:.4g}, expected {limit}: {verdict}")
+
+
+def _num_bytes(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.iterdir() if file.is_file())

@@ -1,0 +1,105 @@
+"""A model in anybody's format, from a path or from the Hugging Face hub -> a checkpoint, with a receipt of its weights.
+
+Tensors go through one at a time, so that the model's size does not matter. Nothing that came with the model is
+executed; its chat template is replaced by the one of `puna.chat`, which `puna doctor` compares.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+
+from puna import licence
+from puna.artifact import Receipt
+from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
+from puna.checkpoint.formats import open_source
+from puna.checkpoint.source import Source, tensor_shapes
+from puna.config import StageConfig
+from puna.convert.carry import carry_licences, watched
+from puna.convert.hub import download
+from puna.errors import CheckpointError
+from puna.run import Run
+
+# Values of a tensor that are compared at once.
+CHUNK_VALUES = 2**24
+
+
+class Config(StageConfig):
+    """Take a model in: Hugging Face, Meta, GGUF, or a PEFT adapter on its base."""
+
+    source: Path | None = Field(default=None, description="directory, .gguf file or adapter")
+    hub: str | None = Field(default=None, description="OWNER/NAME on the Hugging Face hub, in the place of source")
+    revision: str = Field(default="main", description="branch, tag or commit on the hub")
+    file: str = Field(default="", description="the one file to take from the hub, such as model.Q8_0.gguf")
+    base: Path | None = Field(default=None, description="the model that an adapter belongs to")
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = Field(default="stored", description="dtype to write")
+    licence: str = Field(default="", description="licence of the weights, where no file beside them says it")
+
+    @model_validator(mode="after")
+    def _has_one_origin(self) -> "Config":
+        if (self.source is None) == (self.hub is None):
+            raise ValueError("either source or hub")
+        return self
+
+
+def run(config: Config, run: Run) -> None:
+    """Write the checkpoint, read it back, and say how far the widest weight moved."""
+    path, commit = (
+        download(config.hub, revision=config.revision, file=config.file) if config.hub else (config.source, "")
+    )
+    assert path is not None
+    source, note = open_source(path, base=config.base)
+    dtype = source.dtype if config.dtype == "stored" else getattr(torch, config.dtype)
+    run.log(f"{path}: {source.format}, {source.config.num_parameters:,} parameters, {_name(source.dtype)}")
+    if note:
+        run.log(note)
+    with run.progress(2 * source.config.num_parameters // 10**6, "writing, then reading back", unit="M weights") as bar:
+        write_checkpoint(run.output, watched(source, bar), dtype=dtype)
+        change = _largest_change(source, watched(Checkpoint.open(run.output).source(), bar))
+    for folder in filter(None, (path, config.base)):
+        carry_licences(folder if folder.is_dir() else folder.parent, run.output)
+    if config.hub and not config.licence:
+        run.licences |= licence.recognize(run.output) or {licence.UNKNOWN}
+    origin = {"format": source.format, "dtype": _name(source.dtype), "hub": config.hub or "", "commit": commit}
+    (run.output / "origin.json").write_text(json.dumps(origin | {"note": note}, indent=2) + "\n", encoding="utf-8")
+    tolerance = torch.finfo(dtype).eps if change.is_rounded else 0.0
+    details = {"unit": "greatest change of a weight / greatest weight of its tensor", "dtype": _name(dtype)}
+    Receipt("weights_kept", path.name or str(path), change.value, tolerance, change.value <= tolerance, details).save(
+        run.output
+    )
+    run.log(
+        "weights: the same" if change.value == 0 else f"weights: rounded, by at most {change.value:.2g} of the greatest"
+    )
+
+
+class Change(NamedTuple):
+    """The greatest change of a weight, as a share of the greatest of its tensor, and whether any was to be rounded."""
+
+    value: float
+    is_rounded: bool
+
+
+def _largest_change(before: Source, after: Source) -> Change:
+    """Compare every weight; raise CheckpointError where one is not finite."""
+    largest, is_rounded = 0.0, False
+    for name in tensor_shapes(before.config):
+        old, new = before.read(name).flatten(), after.read(name).flatten()
+        change = peak = 0.0
+        for ours, theirs in zip(old.split(CHUNK_VALUES), new.split(CHUNK_VALUES), strict=True):
+            if not ours.isfinite().all():
+                raise CheckpointError(f"tensor {name} holds NaN or infinity", hint="`puna doctor` lists all that do")
+            if not theirs.isfinite().all():
+                raise CheckpointError(
+                    f"tensor {name} does not fit into {_name(new.dtype)}", hint="Choose another dtype"
+                )
+            change = max(change, (ours.float() - theirs.float()).abs().max().item())
+            peak = max(peak, ours.float().abs().max().item())
+        largest = max(largest, change / peak if peak else change)
+        is_rounded = is_rounded or old.dtype != new.dtype
+    return Change(largest, is_rounded)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""A directory in Hugging Face layout -> findings, one file for each thing that can be wrong."""

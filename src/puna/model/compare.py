@@ -1,0 +1,59 @@
+"""The logits of two models for the same tokens -> how far apart they are.
+
+Shapes: T tokens of a piece, D model width, N tokens compared, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from puna.errors import CheckpointError
+from puna.model.attend import packed_attend
+from puna.model.llama import Llama
+
+# Positions whose two distributions are held at once, in float64.
+CHUNK = 256
+
+
+@dataclass
+class Comparison:
+    """How two models differ: KL divergence, agreement of the first choice and greatest difference, a token each."""
+
+    divergences: list[torch.Tensor] = field(default_factory=list)
+    agreements: list[torch.Tensor] = field(default_factory=list)
+    differences: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, parent_NV: torch.Tensor, other_NV: torch.Tensor) -> None:
+        """Take in the logits of some tokens."""
+        for parent, other in zip(parent_NV.split(CHUNK), other_NV.split(CHUNK), strict=True):
+            log_p, log_q = (F.log_softmax(x.double(), dim=-1) for x in (parent, other))
+            self.divergences.append(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).clamp(min=0))
+            self.agreements.append(parent.argmax(-1) == other.argmax(-1))
+            self.differences.append((log_p - log_q).abs().amax(-1))
+
+    def kl(self) -> dict[str, float]:
+        """Return mean, 99th percentile and greatest KL(parent || other), in nats a token."""
+        divergences_N = torch.cat(self.divergences)
+        p99 = divergences_N.kthvalue(max(1, round(0.99 * len(divergences_N)))).values
+        return {"mean": divergences_N.mean().item(), "p99": p99.item(), "max": divergences_N.max().item()}
+
+    def agreement(self) -> float:
+        """Return the share of tokens whose most likely next token is the same."""
+        return torch.cat(self.agreements).double().mean().item()
+
+    def max_difference(self) -> float:
+        """Return the greatest difference of a log-probability, which adding a constant to all logits doesn't change."""
+        return torch.cat(self.differences).max().item()
+
+
+@torch.inference_mode()
+def logits_of(model: Llama, ids: Sequence[int], name: Path) -> torch.Tensor:
+    """Return logits_TV of one text; CheckpointError names the model, which came from `name`, if they are no numbers."""
+    hidden_TD = model(torch.tensor(ids), torch.arange(len(ids)), packed_attend([len(ids)]))
+    logits_TV = model.logits(hidden_TD)
+    if not logits_TV.isfinite().all():
+        raise CheckpointError(f"{name} gives logits that are not finite", expected="numbers")
+    return logits_TV

@@ -1,0 +1,142 @@
+"""The export stage: what other programs compute from what it writes, and that it fails when they differ."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoint import logits_of, tokenizer
+
+from puna.artifact import Receipt, read_manifest, read_receipts
+from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.checkpoint.formats import open_source
+from puna.checkpoint.weights import load_source
+from puna.convert import export
+from puna.convert.peers import PEERS, Peer
+from puna.errors import CheckpointError, ConfigError, ReceiptError
+from puna.model.config import LlamaConfig
+from puna.model.llama import Llama
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model whose rows are whole blocks of 32."""
+    path = tmp_path_factory.mktemp("checkpoint")
+    config = LlamaConfig(64, 96, 16, 2, 4, 2, tokenizer().vocab_size, 4096)
+    model = Llama(config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.1, generator=generator)
+    save_checkpoint(path, model, tokenizer())
+    (path / "LICENSE").write_text("Apache License\nVersion 2.0, January 2004\n")
+    return path
+
+
+def receipts(path: Path) -> dict[str, Receipt]:
+    return {receipt.claim: receipt for receipt in read_receipts(path)}
+
+
+def test_transformers_computes_the_same_from_what_is_written(
+    tmp_path: Path, checkpoint: Path, perform_stage: Callable[..., bool]
+):
+    perform_stage("export", tmp_path / "out", checkpoint=str(checkpoint), format="huggingface", require_peer=True)
+    found = receipts(tmp_path / "out")
+    assert found["kl"].value == 0 and found["top1_agreement"].value == 1
+    assert found["peer_max_difference"].value < 1e-3 and found["peer_kl"].details["read_by"] == "transformers"
+    assert read_manifest(tmp_path / "out").licences == ["apache-2.0"]
+    assert (tmp_path / "out" / "LICENSE").exists()
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
+def test_llama_cpp_computes_the_same_from_what_is_written(
+    tmp_path: Path, checkpoint: Path, perform_stage: Callable[..., bool], kind: str
+):
+    pytest.importorskip("llama_cpp")
+    limits: dict[str, Any] = {"tolerance_kl": 5.0, "min_agreement": 0.0}
+    perform_stage("export", tmp_path / "out", checkpoint=str(checkpoint), format="gguf", kind=kind, **limits)
+    found = receipts(tmp_path / "out")
+    assert all(receipt.held for receipt in found.values())
+    assert (found["kl"].value < 1e-6) == (kind in ("F32", "F16"))
+    reread = load_source(open_source(tmp_path / "out" / "model.gguf").source, torch.float32)
+    error = (logits_of(reread) - logits_of(Checkpoint.open(checkpoint).load())).std()
+    assert error < {"F32": 1e-5, "F16": 0.01, "BF16": 0.2, "Q8_0": 0.3, "Q4_0": 4}[kind]
+
+
+def test_ollama_gets_a_modelfile_beside_the_weights(
+    tmp_path: Path, checkpoint: Path, perform_stage: Callable[..., bool]
+):
+    options = {"format": "ollama", "kind": "F16", "environment": "ipython"}
+    perform_stage("export", tmp_path / "out", checkpoint=str(checkpoint), **options)
+    text = (tmp_path / "out" / "Modelfile").read_text()
+    assert text.startswith("FROM ./model.gguf\n") and "Environment: ipython" in text
+    assert all(f'PARAMETER stop "<|{name}|>"' in text for name in ("eot_id", "eom_id", "end_of_text"))
+
+
+def test_an_export_that_has_moved_too_far_fails_and_stays_to_be_looked_at(
+    tmp_path: Path, checkpoint: Path, perform_stage: Callable[..., bool]
+):
+    options: dict[str, Any] = {"format": "gguf", "kind": "Q4_0", "tolerance_kl": 1e-6}
+    with pytest.raises(ReceiptError, match="kl is"):
+        perform_stage("export", tmp_path / "out", checkpoint=str(checkpoint), **options)
+    assert not receipts(tmp_path / "out")["kl"].held and (tmp_path / "out" / "model.gguf").exists()
+
+
+def test_an_export_that_another_program_reads_differently_fails(
+    tmp_path: Path, checkpoint: Path, perform_stage: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+):
+    honest = export.peer_logits
+
+    def turned(*arguments: Any) -> Any:
+        return (logits.flip(-1) for logits in honest(*arguments))
+
+    monkeypatch.setattr(export, "peer_logits", turned)
+    with pytest.raises(ReceiptError, match="peer_"):
+        perform_stage("export", tmp_path / "out", checkpoint=str(checkpoint), format="huggingface")
+
+
+def test_without_the_other_program_it_says_so_and_can_be_told_to_fail(
+    tmp_path: Path, checkpoint: Path, perform_stage: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(PEERS, "gguf", Peer("llama.cpp", ("no_such_package",)))
+    perform_stage("export", tmp_path / "out", checkpoint=str(checkpoint), format="gguf", kind="F16")
+    assert receipts(tmp_path / "out").keys() == {"kl", "top1_agreement"}
+    assert "only Puna has read these files" in (tmp_path / ".runs" / "out" / "log.txt").read_text()
+    with pytest.raises(ConfigError, match=r"llama\.cpp is not installed"):
+        perform_stage("export", tmp_path / "b", checkpoint=str(checkpoint), format="gguf", require_peer=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "huggingface", "kind": "F16"},
+        {"format": "gguf", "dtype": "float16"},
+        {"format": "gguf", "num_shards": 2},
+        {"format": "gguf", "environment": "ipython"},
+    ],
+    ids=str,
+)
+def test_a_setting_that_would_be_ignored_is_refused(
+    tmp_path: Path, checkpoint: Path, perform_stage: Callable[..., bool], options: dict[str, Any]
+):
+    with pytest.raises(ConfigError, match=f"no {list(options)[1]} with the format"):
+        perform_stage("export", tmp_path / "out", checkpoint=str(checkpoint), **options)
+
+
+def test_meta_takes_llama_3s_own_vocabulary_only(tmp_path: Path, checkpoint: Path, perform_stage: Callable[..., bool]):
+    with pytest.raises(CheckpointError, match="128,000 tokens"):
+        perform_stage("export", tmp_path / "out", checkpoint=str(checkpoint), format="meta")
+
+
+def test_metas_own_network_computes_the_same_from_what_is_written(tmp_path: Path, perform_stage: Callable[..., bool]):
+    pytest.importorskip("fairscale")
+    from meta_chat import llama
+
+    config = LlamaConfig(32, 64, 8, 1, 4, 2, 128_256, 4096)
+    model = Llama(config)
+    model.initialize(0)
+    (tmp_path / "checkpoint").mkdir()
+    save_checkpoint(tmp_path / "checkpoint", model, llama())
+    perform_stage("export", tmp_path / "out", checkpoint=str(tmp_path / "checkpoint"), format="meta", num_shards=2)
+    found = receipts(tmp_path / "out")
+    assert found["peer_kl"].details["read_by"] == "llama-models" and all(each.held for each in found.values())

@@ -1,0 +1,246 @@
+"""The import stage: any format becomes a checkpoint with its weights, licence and a receipt; the hub, offline."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_checkpoint import logits_of, save, save_quantized
+
+from puna.artifact import read_manifest, read_receipts
+from puna.chat.template import PLAIN_TEMPLATE
+from puna.checkpoint.checkpoint import Checkpoint
+from puna.checkpoint.gguf.writer import write_gguf
+from puna.errors import CheckpointError, ConfigError, PunaError
+
+AGREEMENT = "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\nLlama 3.1 Version Release Date: July 23, 2024\n"
+
+
+def model_at(path: Path) -> Path:
+    path.mkdir(parents=True)
+    save(path)
+    (path / "LICENSE").write_text(AGREEMENT)
+    (path / "USE_POLICY.md").write_text("Be good.\n")
+    return path
+
+
+def test_a_directory_comes_in_with_its_weights_its_licence_and_a_receipt(
+    tmp_path: Path, perform_stage: Callable[..., bool]
+):
+    source = model_at(tmp_path / "theirs")
+    (source / "modeling.py").write_text("raise SystemExit")
+    perform_stage("import", tmp_path / "ours", source=str(source))
+    ours = tmp_path / "ours"
+    assert torch.equal(logits_of(Checkpoint.open(ours).load()), logits_of(Checkpoint.open(source).load()))
+    (receipt,) = read_receipts(ours)
+    assert receipt.claim == "weights_kept" and receipt.value == 0 and receipt.held
+    assert read_manifest(ours).licences == ["llama3.1"]
+    assert (ours / "LICENSE").read_text() == AGREEMENT and (ours / "USE_POLICY.md").exists()
+    assert not (ours / "modeling.py").exists()
+    assert json.loads((ours / "origin.json").read_text())["format"] == "Hugging Face"
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 2**-8), ("float16", 2**-11)])
+def test_another_dtype_says_how_far_weights_moved(
+    tmp_path: Path, perform_stage: Callable[..., bool], dtype: str, most: float
+):
+    perform_stage("import", tmp_path / "ours", source=str(model_at(tmp_path / "theirs")), dtype=dtype)
+    (receipt,) = read_receipts(tmp_path / "ours")
+    assert 0 < receipt.value <= most and receipt.held
+    assert Checkpoint.open(tmp_path / "ours").load().norm.weight.dtype == getattr(torch, dtype)
+
+
+def test_a_gguf_file_comes_in(tmp_path: Path, perform_stage: Callable[..., bool]):
+    source = Checkpoint.open(model_at(tmp_path / "theirs")).source()
+    path = tmp_path / "files" / "model.gguf"
+    path.parent.mkdir()
+    write_gguf(path, source, kind="Q8_0", name="model", template=PLAIN_TEMPLATE)
+    perform_stage("import", tmp_path / "ours", source=str(path), licence="llama3.1", dtype="float32")
+    assert read_manifest(tmp_path / "ours").licences == ["llama3.1"]
+    error = logits_of(Checkpoint.open(tmp_path / "ours").load()) - logits_of(
+        Checkpoint.open(tmp_path / "theirs").load()
+    )
+    assert 0 < error.std() < 0.1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    tmp_path: Path, perform_stage: Callable[..., bool], value: float
+):
+    source = model_at(tmp_path / "theirs")
+    model = Checkpoint.open(source).load()
+    with torch.no_grad():
+        model.norm.weight[3] = value
+    for file in source.glob("*.safetensors"):
+        file.unlink()
+    for name in ("config.json", "generation_config.json"):
+        (source / name).unlink()
+    from puna.checkpoint.checkpoint import save_checkpoint
+
+    save_checkpoint(source, model, Checkpoint.open(model_at(tmp_path / "other")).tokenizer())
+    with pytest.raises(CheckpointError, match=r"tensor model\.norm\.weight holds NaN or infinity"):
+        perform_stage("import", tmp_path / "ours", source=str(source))
+    assert not (tmp_path / "ours").exists()
+
+
+def test_what_is_no_model_is_refused_with_what_was_expected(tmp_path: Path, perform_stage: Callable[..., bool]):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"holds no model.*params\.json"):
+        perform_stage("import", tmp_path / "ours", source=str(tmp_path / "empty"))
+    (tmp_path / "empty" / "model.gguf").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"Name the file: .*model\.gguf"):
+        perform_stage("import", tmp_path / "ours", source=str(tmp_path / "empty"))
+    with pytest.raises(ConfigError, match="either source or hub"):
+        perform_stage("import", tmp_path / "ours")
+
+
+def test_an_adapter_needs_a_base_of_floats(tmp_path: Path, perform_stage: Callable[..., bool]):
+    import peft
+    import transformers
+
+    base, rounded = model_at(tmp_path / "base"), tmp_path / "rounded"
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(model, settings).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=r"is an adapter.*--base"):
+        perform_stage("import", tmp_path / "ours", source=str(tmp_path / "adapter"))
+    rounded.mkdir()
+    save_quantized(rounded)
+    with pytest.raises(CheckpointError, match="rounded weights cannot hold"):
+        perform_stage("import", tmp_path / "ours", source=str(tmp_path / "adapter"), base=str(rounded))
+    perform_stage("import", tmp_path / "ours", source=str(tmp_path / "adapter"), base=str(base), licence="own")
+    before, after = (logits_of(Checkpoint.open(path).load()) for path in (base, tmp_path / "ours"))
+    assert (before - after).abs().max() > 0.01
+    assert read_manifest(tmp_path / "ours").licences == ["llama3.1", "own"]
+
+
+# The hub
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's API as a download asks for, over the files of one folder."""
+
+    def __init__(self, *arguments: object, folder: Path, asked: list[str]):
+        self.folder, self.asked = folder, asked
+        super().__init__(*arguments)  # pyright: ignore[reportArgumentType]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        self.asked.append(path)
+        if path.startswith("/api/models/acme/tiny/"):
+            files = [{"rfilename": file.name, "size": file.stat().st_size} for file in sorted(self.folder.iterdir())]
+            if "/tree/" in path:
+                tree = [{"type": "file", "path": f["rfilename"], "size": f["size"], "oid": "0" * 40} for f in files]
+                self.reply(json.dumps(tree).encode(), "application/json")
+                return
+            told = {"id": "acme/tiny", "modelId": "acme/tiny", "sha": COMMIT, "siblings": files, "tags": []}
+            self.reply(json.dumps(told).encode(), "application/json")
+            return
+        file = self.folder / path.rsplit("/", 1)[-1]
+        if not path.startswith("/acme/tiny/resolve/") or not file.is_file():
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound" if "/tiny/" not in path else "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.reply(file.read_bytes(), "application/octet-stream", etag=f'"{file.name}"')
+
+    def reply(self, body: bytes, kind: str, etag: str = "") -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        if etag:
+            self.send_header("ETag", etag)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Serve a model with a pickle and some code beside it; yield the address and what is asked of it."""
+    folder = model_at(tmp_path / "repository")
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    (folder / "modeling.py").write_text("raise SystemExit")
+    asked: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, folder=folder, asked=asked))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+
+
+def puna(home: Path, *arguments: str, endpoint: str = "http://127.0.0.1:9") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from puna.cli import main; main()", *arguments]
+    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_a_model_is_fetched_once_by_name_without_pickles_and_code(tmp_path: Path, hub: tuple[str, list[str]]):
+    endpoint, asked = hub
+    out = tmp_path / "ours"
+    done = puna(tmp_path / "home", "import", "--hub", "acme/tiny", "--out", str(out), endpoint=endpoint)
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in asked if path.endswith((".py", ".bin"))]
+    assert json.loads((out / "origin.json").read_text())["commit"] == COMMIT
+    assert read_manifest(out).licences == ["llama3.1"]
+    expected = logits_of(Checkpoint.open(tmp_path / "repository").load())
+    assert torch.equal(logits_of(Checkpoint.open(out).load()), expected)
+    # With --offline the cache is enough, and nothing is asked.
+    asked.clear()
+    again = puna(tmp_path / "home", "import", "--hub", "acme/tiny", "--out", str(tmp_path / "again"), "--offline")
+    assert again.returncode == 0, again.stderr
+    assert not asked
+
+
+def test_offline_a_model_that_is_not_there_is_an_error_that_says_so(tmp_path: Path):
+    done = puna(tmp_path / "home", "import", "--hub", "acme/tiny", "--out", str(tmp_path / "ours"), "--offline")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "acme/tiny at 'main' is not on this machine. Fetch it once without --offline" in done.stderr
+
+
+def test_a_name_that_the_hub_does_not_know_is_an_error(tmp_path: Path, hub: tuple[str, list[str]]):
+    out = str(tmp_path / "ours")
+    done = puna(tmp_path / "home", "import", "--hub", "acme/other", "--out", out, endpoint=hub[0])
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "acme/other" in done.stderr
+
+
+def test_offline_no_connection_beyond_the_machine_can_be_made():
+    script = (
+        "import socket\n"
+        "from puna import offline\n"
+        "offline.enforce()\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "socket.create_connection(server.getsockname()).close()\n"
+        "far = lambda: socket.create_connection(('192.0.2.1', 80), 1)\n"
+        "for ask in (far, lambda: socket.getaddrinfo('a.test', 80)):\n"
+        "    try: ask()\n"
+        "    except Exception as error: print(type(error).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ConfigError", "ConfigError"]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b/c", "", "a b"])
+def test_a_hub_name_is_a_name(name: str):
+    from puna.convert.hub import download
+
+    with pytest.raises(PunaError, match="OWNER/NAME"):
+        download(name)
