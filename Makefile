@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup demo test test-slow check clean
+.PHONY: setup demo test test-tenth test-slow check clean
 
 setup: $(VENV)/ready
 
@@ -21,6 +21,9 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest
+
+test-tenth: setup
+	$(BIN)/pytest -m tenth
 
 test-slow: setup
 	$(BIN)/pytest -m slow

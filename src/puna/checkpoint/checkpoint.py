@@ -4,6 +4,7 @@ Runs nothing that lies in the directory. Writing is not atomic here: the artifac
 and renames it.
 """
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,6 +70,11 @@ class Checkpoint:
         NOTE: while it lives the files may be replaced by renaming, but not written into.
         """
         return weights.map_weights(self.layout, self.config, is_quantized=self.is_quantized, dtype=dtype)
+
+    def prefetch(self) -> None:
+        """Begin to read the files in the background, from end to end: page faults alone would read them piecemeal."""
+        paths = sorted({stored.file for stored in self.layout.values()})
+        threading.Thread(target=weights.read_through, args=(paths,), daemon=True).start()
 
     def source(self) -> Source:
         """Return the same model as a Source: to write it in another format, tensor by tensor."""

@@ -3,9 +3,10 @@
 The names on disk are Hugging Face's; int8 weights are stored as compressed-tensors' pack-quantized.
 """
 
+import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from puna.model.quantized import Int8Linear, swap_linears
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOATS = tuple(TORCH_DTYPES)
+PREFETCH_BYTES = 2**24
 
 
 def build_empty(config: LlamaConfig, *, is_quantized: bool) -> Llama:
@@ -130,6 +132,15 @@ def _unpack(
 
 def _unpack_bytes(packed: torch.Tensor, in_dim: int) -> torch.Tensor:
     return (packed.view(torch.uint8)[:, :in_dim] ^ 128).view(torch.int8)
+
+
+def read_through(paths: Sequence[Path]) -> None:
+    """Read files into the system's cache; what cannot be read is for those to report who need it."""
+    buffer = bytearray(PREFETCH_BYTES)
+    for path in paths:
+        with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
 
 
 def load_source(source: Source, dtype: torch.dtype) -> Llama:

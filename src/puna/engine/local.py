@@ -54,6 +54,7 @@ class LocalSampler:
     ) -> "LocalSampler":
         """Load a checkpoint directory, in the dtype of its files unless told otherwise, onto the accelerator if any."""
         checkpoint = Checkpoint.open(path)
+        checkpoint.prefetch()
         model = checkpoint.load(dtype=dtype).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(
             model,

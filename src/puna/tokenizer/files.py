@@ -7,6 +7,7 @@ SentencePiece files, and never leaves a special token inside the encoder.
 import base64
 import binascii
 import json
+import operator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,7 +123,7 @@ def _read_json(content: bytes, path: Path) -> TokenizerParts:
     try:
         data = json.loads(content)
         model, added = data["model"], data["added_tokens"]
-        specials = {str(token["content"]): int(token["id"]) for token in added}
+        specials = {str(token["content"]): operator.index(token["id"]) for token in added}
         kind, vocab = model.get("type"), model["vocab"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TokenizerError(
