@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,16 @@ def test_metas_tokenizer_survives_with_all_ids(meta_path: Path):
 
 
 def test_greedy_decoding_survives(tmp_path: Path):
-    source = source_of(model())
-    greedy = Source(source.format, source.config, source.dtype, source.read, source.tokenizer, {"do_sample": False})
+    greedy = replace(source_of(model()), sampling={"do_sample": False})
     assert open_gguf(write(tmp_path / "m.gguf", greedy)).sampling == {"do_sample": False}
+
+
+def test_sampling_defaults_that_a_file_cannot_hold_are_refused_by_name(tmp_path: Path):
+    source = source_of(model())
+    for key, value in (("top_k", -1), ("temperature", 1e40), ("top_p", float("nan"))):
+        with pytest.raises(CheckpointError, match=f"{key} = "):
+            write(tmp_path / "m.gguf", replace(source, sampling={key: value}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unfinished_file_does_not_stay(tmp_path: Path):

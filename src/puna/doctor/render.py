@@ -24,7 +24,7 @@ class Rendered(NamedTuple):
 
 
 def render(template: str, conversations: list[dict[str, Any]]) -> list[Rendered]:
-    """Render each conversation's variables with the template; fewer than were given, the last an error, if the child ended early."""
+    """Render each conversation's variables; where the child ends early the answers end too, with an error."""
     given = json.dumps({"template": template, "conversations": conversations}).encode()
     # NOTE: a file, and not a pipe, so that RLIMIT_FSIZE bounds what a template that escaped can write.
     with tempfile.TemporaryFile() as output:

@@ -176,10 +176,11 @@ def _compare(case: Case, text: str, tokenizer: Tokenizer) -> Verdict | None:
 def _report_verdicts(verdicts: dict[str, Verdict | None], named: str, where: str, report: Report) -> None:
     dated = [kind for kind, verdict in verdicts.items() if verdict and verdict.is_dates]
     if dated:
+        difference = next(verdict.difference for verdict in verdicts.values() if verdict and verdict.is_dates)
         remedy = (
             "Nothing if the model was trained with dates; else take Puna's template: a date that moves changes answers"
         )
-        report.add("template-dates", where, f"puts a knowledge date and today's into {listed(dated, most=8)}", remedy)
+        report.add("template-dates", where, f"puts dates into {listed(dated, most=8)}: {difference}", remedy)
     for kind, verdict in verdicts.items():
         if verdict and not verdict.is_dates:
             code = "template-tools-differ" if kind in TOOLS_ONLY else "template-differs"

@@ -18,7 +18,7 @@ from puna.errors import CheckpointError
 from puna.progress import Progress
 
 CHUNK_BYTES = 8 * 2**20
-BAR_VALUES = 2**30  # under a second or two of work a bar only flickers
+BAR_VALUES = 2**29  # under a second or two of work a bar only flickers
 COPY_REMEDY = "Take an earlier save or copy the files again: no program computes anything sensible from this"
 
 

@@ -54,9 +54,6 @@ def write_gguf(
 
 
 def _general(source: Source, kind: WrittenKind, name: str, licence: str) -> dict[str, Any]:
-    is_greedy = source.sampling.get("do_sample") is False
-    told = {**source.sampling, **({"temperature": 0.0} if is_greedy else {})}
-    sampling = {f"general.sampling.{theirs}": told.get(ours) for theirs, ours in SAMPLING.items()}
     return {
         "general.architecture": "llama",
         "general.type": "model",
@@ -65,11 +62,22 @@ def _general(source: Source, kind: WrittenKind, name: str, licence: str) -> dict
         "general.file_type": FILE_TYPES[kind],
         "general.quantization_version": 2,
         **({"general.license": licence} if licence else {}),
-        **{
-            key: value if key.endswith("top_k") else float(value)
-            for key, value in sampling.items()
-            if value is not None
-        },
+        **_sampling(source),
+    }
+
+
+def _sampling(source: Source) -> dict[str, Any]:
+    """Return the sampling defaults by their keys; greedy decoding is temperature 0."""
+    told = {**source.sampling, **({"temperature": 0.0} if source.sampling.get("do_sample") is False else {})}
+    given = {theirs: (ours, told[ours]) for theirs, ours in SAMPLING.items() if told.get(ours) is not None}
+    for ours, value in given.values():
+        if not 0 <= value < 2**31:
+            raise CheckpointError(
+                f"{ours} = {value} of the sampling defaults", expected="a number from 0 to 2,147,483,647"
+            )
+    return {
+        f"general.sampling.{theirs}": int(value) if theirs == "top_k" else float(value)
+        for theirs, (_, value) in given.items()
     }
 
 

@@ -47,6 +47,12 @@ def split_dims(name: str) -> tuple[int, ...]:
     return (0, 1) if name == EMBEDDINGS else (0,)
 
 
+def num_copies(name: str, config: LlamaConfig, num_shards: int) -> int:
+    """Return how many neighbouring shards hold the same part: keys and values, where shards outnumber heads."""
+    is_shared = name.endswith(("k_proj.weight", "v_proj.weight")) and num_shards % config.num_kv_heads == 0
+    return num_shards // config.num_kv_heads if is_shared else 1
+
+
 def num_rotated_heads(name: str, config: LlamaConfig) -> int:
     """Return how many heads of the matrix RoPE rotates: of queries and keys all, of others none."""
     return {"q_proj.weight": config.num_heads, "k_proj.weight": config.num_kv_heads}.get(name.split(".", 4)[-1], 0)

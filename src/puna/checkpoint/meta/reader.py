@@ -153,10 +153,8 @@ def _possible_joins(name: str, config: LlamaConfig, num_shards: int) -> list[Joi
     if names.is_norm(name):
         return [Join(0, num_shards)]
     joins = [Join(dim, 1) for dim in names.split_dims(name)]
-    if name.endswith(("k_proj.weight", "v_proj.weight")) and num_shards % config.num_kv_heads == 0:
-        # More shards than key/value heads: each holds a whole head, the same as its neighbours'.
-        joins.append(Join(0, num_shards // config.num_kv_heads))
-    return joins
+    copies = names.num_copies(name, config, num_shards)
+    return [*joins, Join(0, copies)] if copies > 1 else joins
 
 
 def _has_equal_head(joined: Joined) -> bool:

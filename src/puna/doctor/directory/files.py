@@ -1,8 +1,6 @@
 """The files that lie in a directory -> findings about links, code, licences and Puna's manifest. Reads no model."""
 
-import json
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +108,3 @@ def _is_sound(files: Any) -> bool:
         is_inside(name) and isinstance(entry, dict) and type(entry.get("size")) is int and "sha256" in entry
         for name, entry in files.items()
     )
-
-
-def read_text_json(path: Path, max_bytes: int) -> Any:
-    """Return the JSON in a file that may be larger than a config's; CheckpointError for anything else."""
-    try:
-        mode, size = path.stat().st_mode, path.stat().st_size
-        if not stat.S_ISREG(mode) or size > max_bytes:
-            raise CheckpointError(f"{path} has {size:,} bytes", expected=f"a file of at most {max_bytes:,}")
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({ascii(str(error))[1:-1][:200]})") from None

@@ -54,14 +54,14 @@ def check_padding(opened: Opened) -> None:
         _check_range(opened, {pad})
         if pad in named or pad in _eos_ids(opened.json[name]):
             what = f"pad_token_id = {pad}{f' ({named[pad]})' if pad in named else ''}, a stop token"
-            report.add("pad-is-eos", name, f"{what}: training on padding masks or never teaches the stop", remedy)
+            report.add("pad-is-eos", name, f"{what}: what leaves padding out of the loss leaves the stop out", remedy)
     for name in (TOKENIZER_CONFIG, SPECIALS_MAP):
         pad, eos = (role_text(opened.json[name].get(role)) for role in ("pad_token", "eos_token"))
         if pad is None:
             continue
         found = True
         if pad == eos or pad in named.values():
-            what = f"pad_token = {pad!a:.80}, a stop token: training on padding masks or never teaches the stop"
+            what = f"pad_token = {pad!a:.80}, a stop token: what leaves padding out of the loss leaves the stop out"
             report.add("pad-is-eos", name, what, remedy)
     if not found:
         what = f"no padding token in {CONFIG}, {GENERATION} or {TOKENIZER_CONFIG}"

@@ -3,12 +3,14 @@
 Judges how text is split only where the vocabulary is Llama 3's: another vocabulary has no known right answer.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 from puna.checkpoint.directory import find_file
-from puna.doctor.directory.files import read_text_json
 from puna.doctor.directory.opened import CONFIG, TOKENIZER_CONFIG, Opened, find_safely
 from puna.doctor.finding import Report, listed
+from puna.errors import CheckpointError
 from puna.tokenizer.files import NUM_LLAMA3_RANKS, SPECIAL_TEXTS, SPLIT_PATTERN
 from puna.tokenizer.tokenizer import Tokenizer
 
@@ -31,9 +33,8 @@ def check_tokenizer(opened: Opened) -> None:
     with report.attempt("file-unreadable", found[0]):
         path = find_file(opened.path, found[0])
         assert path
-        # NOTE: the size is judged before the whole file is read.
-        data = read_text_json(path, MAX_TOKENIZER_BYTES) if found[0] == TOKENIZER else {}
-        opened.tokenizer = Tokenizer.load(path)
+        data = _read_checked(path, is_json=found[0] == TOKENIZER)
+        opened.tokenizer = Tokenizer.load(opened.path / found[0])  # its name tells its format; a blob has none
         report.facts["tokenizer"] = (
             f"{opened.tokenizer.vocab_size:,} ids, {len(opened.tokenizer.special_ids):,} special"
         )
@@ -41,6 +42,17 @@ def check_tokenizer(opened: Opened) -> None:
         _check_split(opened.tokenizer, data, report)
         if data:
             _check_begin(data, opened)
+
+
+def _read_checked(path: Path, *, is_json: bool) -> Any:
+    """Return the JSON in a tokenizer's file, {} for another format; CheckpointError if it is too large or malformed."""
+    size = path.stat().st_size
+    if size > MAX_TOKENIZER_BYTES:
+        raise CheckpointError(f"{path} has {size:,} bytes", expected=f"a file of at most {MAX_TOKENIZER_BYTES:,}")
+    try:
+        return json.loads(path.read_bytes()) if is_json else {}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({ascii(str(error))[1:-1][:200]})") from None
 
 
 def check_specials(tokenizer: Tokenizer, where: str, report: Report) -> None:
