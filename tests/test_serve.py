@@ -202,12 +202,18 @@ def test_each_of_n_answers_has_a_seed_of_its_own(client):
     assert len({choice.message.content for choice in first}) == 3
 
 
-def test_the_prompt_is_what_the_chat_format_renders(client, served):
-    conversation = Conversation.from_json(
-        {"messages": HI, "tools": [TOOL], "environment": "ipython", "today": "23 November 2026"}
-    )
-    extra = {"environment": "ipython", "today": "23 November 2026"}
-    answer = client.chat.completions.create(**CHAT, tools=[TOOL], extra_body=extra)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"environment": "ipython", "today": "23 November 2026"},
+        {"environment": "ipython", "builtin_tools": ["brave_search"]},
+        {"call_format": "tag"},
+    ],
+    ids=str,
+)
+def test_the_prompt_is_what_the_chat_format_renders(client, served, setting):
+    conversation = Conversation.from_json({"messages": HI, "tools": [TOOL], **setting})
+    answer = client.chat.completions.create(**CHAT, tools=[TOOL], extra_body=setting)
     assert answer.usage.prompt_tokens == len(served.format.prompt(conversation))
 
 

@@ -31,7 +31,7 @@ def fresh_identifiers(conversation: Conversation, source: random.Random) -> Conv
         return [renew(item) for item in value] if isinstance(value, list) else value
 
     def renew_message(message: Message) -> Message:
-        calls = tuple(replace(call, arguments=renew(call.arguments)) for call in message.tool_calls)
+        calls = tuple(replace(call, arguments=renew(call.arguments), original=None) for call in message.tool_calls)
         return replace(message, content=renew(message.content), tool_calls=calls)
 
     return replace(conversation, messages=tuple(renew_message(message) for message in conversation.messages))

@@ -177,7 +177,7 @@ class ResponseFormat(BaseModel):
 
 
 class ChatRequest(Body):
-    """POST /v1/chat/completions. `environment` and `today` are Puna's own: how the chat format renders."""
+    """POST /v1/chat/completions. What is Puna's own says how the chat format renders: `environment`, `today`, ..."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
     tools: Annotated[list[Annotated[Tool, WrapValidator(_keep_as_given)]], Field(max_length=128)] | None = None
@@ -187,6 +187,8 @@ class ChatRequest(Body):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     environment: Literal["", "ipython"] = ""
+    builtin_tools: list[Literal["brave_search", "wolfram_alpha"]] = Field(default=[], max_length=2)
+    call_format: Literal["json", "tag"] = "json"
     today: Annotated[str, Field(max_length=32)] = ""
 
     metadata: dict[str, str] | None = None
@@ -224,6 +226,8 @@ class ChatRequest(Body):
             "messages": [message.model_dump(exclude_none=True, exclude={"annotations"}) for message in self.messages],
             "tools": [{**tool, "function": _without_strict(tool["function"])} for tool in tools],
             "environment": self.environment,
+            "builtin_tools": list(self.builtin_tools),
+            "call_format": self.call_format,
             "today": self.today,
         }
 
