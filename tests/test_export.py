@@ -11,6 +11,7 @@ from tiny_checkpoint import logits_of, tokenizer
 from puna.artifact import Receipt, read_manifest, read_receipts
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.checkpoint.formats import open_source
+from puna.checkpoint.gguf.container import read_gguf
 from puna.checkpoint.weights import load_source
 from puna.convert import export
 from puna.convert.peers import PEERS, Peer
@@ -70,6 +71,8 @@ def test_ollama_gets_a_modelfile_beside_the_weights(
     perform_stage("export", tmp_path / "out", checkpoint=str(checkpoint), **options)
     text = (tmp_path / "out" / "Modelfile").read_text()
     assert text.startswith("FROM ./model.gguf\n") and "Environment: ipython" in text
+    assert "LICENSE" in text and "Apache License" in text
+    assert read_gguf(tmp_path / "out" / "model.gguf").metadata["general.license"] == "apache-2.0"
     assert all(f'PARAMETER stop "<|{name}|>"' in text for name in ("eot_id", "eom_id", "end_of_text"))
 
 

@@ -1,5 +1,6 @@
 """Licences are known by their names and texts, and travel from raw files through every artifact made of them."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -148,3 +149,11 @@ def test_what_is_stated_names_raw_files_that_nobody_knows_but_does_not_overrule_
     assert licences(licence="own") == ["own"]
     (copy_of_dataset / "LICENSE").write_text("Attribution-NonCommercial 4.0 International")
     assert licences(licence="MIT") == ["cc-by-nc-4.0", "mit"]
+
+
+def test_a_records_own_licence_is_inherited(tmp_path: Path, perform_stage: Callable[..., bool]):
+    rows = [{"text": "One."}, {"text": "Two.", "licence": "CC BY-SA 4.0"}]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    perform_stage("ingest", tmp_path / "data", source=str(tmp_path / "raw"), format="records", licence="own")
+    assert read_manifest(tmp_path / "data").licences == ["cc-by-sa-4.0", "own"]

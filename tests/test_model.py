@@ -187,7 +187,7 @@ def test_published_sizes_have_the_published_number_of_parameters(size: str, coun
     assert SIZES[size].num_parameters == count
 
 
-@pytest.mark.parametrize("size", ["8b", "1b", "demo-student"])
+@pytest.mark.parametrize("size", ["8b", "70b", "405b", "1b", "demo-student"])
 def test_the_network_has_as_many_parameters_as_its_config_says(size: str):
     with torch.device("meta"):
         model = Llama(SIZES[size])

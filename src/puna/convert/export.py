@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from pydantic import Field, model_validator
 
+from puna import licence
 from puna.artifact import Receipt
 from puna.chat.conversation import Conversation, Message
 from puna.chat.format import ChatFormat
@@ -27,6 +28,7 @@ from puna.convert.carry import carry_licences, watched
 from puna.convert.peers import PEERS, Pieces, peer_logits
 from puna.data.pieces import cut_pieces
 from puna.errors import CheckpointError, ConfigError
+from puna.lineage import licences_of
 from puna.model.compare import Comparison, logits_of
 from puna.run import Run
 from puna.tokenizer import Tokenizer
@@ -103,9 +105,9 @@ def run(config: Config, run: Run) -> None:
         raise ConfigError(f"{peer.name} is not installed", hint="pip install 'puna[proof]', or leave out require_peer")
     checkpoint = Checkpoint.open(config.checkpoint)
     source = checkpoint.source()
+    carry_licences(config.checkpoint, run.output)
     with run.progress(source.config.num_parameters // 10**6, "writing", unit="M weights") as bar:
         path = _write(config, watched(source, bar), run)
-    carry_licences(config.checkpoint, run.output)
     pieces = list(_pieces(config, checkpoint.tokenizer(), checkpoint.config.max_context))
     run.log(f"{_num_bytes(run.output) / 1e6:,.1f} MB written; comparing on {sum(map(len, pieces)):,} tokens")
     dtype = getattr(torch, config.precision)
@@ -130,12 +132,15 @@ def _write(config: Config, source: Source, run: Run) -> Path:
         return run.output
     path = run.output / GGUF_NAME
     name = config.checkpoint.resolve().name
-    others = write_gguf(path, source, kind=config.kind, name=name, template=PLAIN_TEMPLATE)
+    terms = ", ".join(sorted(licences_of(config.checkpoint) & licence.LICENCES.keys() - {licence.OWN}))
+    others = write_gguf(path, source, kind=config.kind, name=name, template=PLAIN_TEMPLATE, licence=terms)
     if others:
         kinds = ", ".join(sorted(set(others.values())))
         run.log(f"{len(others)} matrices are stored as {kinds}, not {config.kind}: {', '.join(sorted(others)[:3])} ...")
     if config.format == "ollama":
-        write_modelfile(run.output, GGUF_NAME, sampling=source.sampling, environment=config.environment)
+        texts = "\n\n".join(file.read_text(encoding="utf-8") for file, _ in licence.read_texts(run.output))
+        told = {"sampling": source.sampling, "environment": config.environment, "licence": texts}
+        write_modelfile(run.output, GGUF_NAME, **told)
     return path
 
 

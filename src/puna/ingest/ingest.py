@@ -9,6 +9,7 @@ from typing import IO
 
 from pydantic import Field
 
+from puna import licence
 from puna.chat.conversation import Conversation
 from puna.config import StageConfig
 from puna.data.document import Document
@@ -36,7 +37,7 @@ def run(config: Config, run: Run) -> None:
         for name in ("documents", "conversations", "rejected"):
             shards[name] = stack.enter_context((run.output / f"{name}.jsonl").open("wb"))
         for file in files:
-            for name, line, reason in _read(config, file):
+            for name, line, reason in _read(config, file, run.licences):
                 shards[name].write(line)
                 counts[name] += 1
                 if reason:
@@ -73,8 +74,11 @@ def _files(config: Config) -> list[Path]:
     return files
 
 
-def _read(config: Config, file: Path) -> Iterator[tuple[str, bytes, str]]:
-    """Yield (shard, line, reason) for every record of a file; only a rejected one has a reason."""
+def _read(config: Config, file: Path, licences: set[str]) -> Iterator[tuple[str, bytes, str]]:
+    """Yield (shard, line, reason) for every record of a file; only a rejected one has a reason.
+
+    The licences that records name are added to `licences`: what is made of them inherits those too.
+    """
     source = file.relative_to(config.source).as_posix() if file != config.source else file.name
     suffixes = FORMATS[config.format].suffixes
     if not file.name.lower().endswith(suffixes):
@@ -89,6 +93,7 @@ def _read(config: Config, file: Path) -> Iterator[tuple[str, bytes, str]]:
             continue
         if isinstance(row, Document):
             row = replace(row, licence=row.licence or config.licence)
+            licences |= {licence.identify(row.licence)} if row.licence else set()
         try:
             yield "documents" if isinstance(row, Document) else "conversations", encode_row(row.to_json()), ""
         except DataError as error:
