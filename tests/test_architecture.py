@@ -150,7 +150,11 @@ def test_no_name_says_nothing():
 
 
 # Tests that use torch's own pickles, and why.
-PICKLING_TESTS = {"test_meta_format.py": "torch's reader and writer are the reference for Meta's .pth files"}
+PICKLING_TESTS = {
+    "test_meta_format.py": "torch's reader and writer are the reference for Meta's .pth files",
+    "test_meta_refusals.py": "torch's reader shows that a hostile pickle would have run",
+    "meta_directory.py": "torch's writer makes Meta's .pth files",
+}
 
 
 def test_nothing_is_unpickled():

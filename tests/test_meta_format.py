@@ -12,26 +12,32 @@ import struct
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from meta_chat import META_MODEL
+from llama_models.sku_list import all_registered_models
+from meta_chat import META_MODEL, llama
+from meta_directory import PARAMS, SMALL, as_meta, edit_shard, save_shards, weights_of
 from safetensors.torch import load_file
+from tiny_checkpoint import tokenizer
 
 from puna.checkpoint.meta.archive import read_table
 from puna.checkpoint.meta.confine import confinement, run_confined
 from puna.checkpoint.meta.params import ffn_hidden_dim, parse_params, render_params
 from puna.checkpoint.meta.pickled import read_state_dict
 from puna.checkpoint.meta.reader import open_meta
+from puna.checkpoint.meta.shard import Shard
 from puna.checkpoint.meta.writer import write_meta
-from puna.checkpoint.source import tensor_shapes
+from puna.checkpoint.source import Source, tensor_shapes
 from puna.checkpoint.weights import load_source
 from puna.errors import CheckpointError
 from puna.model.attend import packed_attend
 from puna.model.config import SIZES, LlamaConfig
+from puna.tokenizer.tokenizer import Tokenizer
 
 SCALING = SIZES["8b"].rope_scaling
 CONFIG = LlamaConfig(64, 128, 4, 2, 16, 8, 128_256, 131_072, rope_scaling=SCALING)
@@ -59,28 +65,29 @@ def state() -> dict[str, torch.Tensor]:
     return tensors
 
 
-def shard_of(rank: int, num_shards: int) -> dict[str, torch.Tensor]:
-    """Cut a shard as Meta's tensor parallelism does; more shards than key heads hold copies."""
+def shard_of(rank: int, num_shards: int, *, has_copies: bool = True) -> dict[str, torch.Tensor]:
+    """Cut a shard as Meta's tensor parallelism does; more shards than key heads may hold copies."""
     shard: dict[str, torch.Tensor] = {}
     for name, tensor in state().items():
         if "norm" in name:
             shard[name] = tensor
         elif name.endswith(("wo.weight", "w2.weight")):
             shard[name] = tensor.chunk(num_shards, dim=1)[rank].clone()
-        elif name.endswith(("wk.weight", "wv.weight")) and num_shards > 8:
+        elif name.endswith(("wk.weight", "wv.weight")) and num_shards > 8 and has_copies:
             shard[name] = tensor.chunk(8)[rank * 8 // num_shards].clone()
         else:
             shard[name] = tensor.chunk(num_shards)[rank].clone()
     return shard
 
 
-def write_reference(directory: Path, num_shards: int = 1) -> Path:
-    """Write a directory as Meta publishes them, with torch's own writer."""
+def write_reference(directory: Path, num_shards: int = 1, *, with_tokenizer: bool = False) -> Path:
+    """Write a directory as Meta publishes them, with torch's own writer; the tokenizer takes seconds to load."""
     directory.mkdir(parents=True)
     params = {"dim": 64, "n_layers": 2, "n_heads": 16, "n_kv_heads": 8, "vocab_size": 128_256, "multiple_of": 128}
     params |= {"ffn_dim_multiplier": 0.5, "norm_eps": 1e-5, "rope_theta": 500_000.0, "use_scaled_rope": True}
     (directory / "params.json").write_text(json.dumps(params))
-    shutil.copyfile(META_MODEL, directory / "tokenizer.model")
+    if with_tokenizer:
+        shutil.copyfile(META_MODEL, directory / "tokenizer.model")
     for rank in range(num_shards):
         torch.save(shard_of(rank, num_shards), directory / f"consolidated.{rank:02d}.pth")
     return directory
@@ -93,7 +100,7 @@ def halves(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("num_shards", [1, 2, 8, 16])
 def test_shards_of_torchs_writer_are_joined_to_the_model(tmp_path: Path, num_shards: int):
-    source = open_meta(write_reference(tmp_path / "meta", num_shards)).source
+    source = open_meta(write_reference(tmp_path / "meta", num_shards, with_tokenizer=num_shards == 1)).source
     assert source.config == CONFIG and source.dtype == torch.bfloat16
     assert {name: tuple(source.read(name).shape) for name in tensor_shapes(CONFIG)} == tensor_shapes(CONFIG)
     layer, meta = "model.layers.1.", "layers.1."
@@ -106,21 +113,23 @@ def test_shards_of_torchs_writer_are_joined_to_the_model(tmp_path: Path, num_sha
     for ours, theirs, heads in (("q_proj", "wq", 16), ("k_proj", "wk", 8)):
         expected = halves(state()[f"{meta}attention.{theirs}.weight"], heads)
         assert torch.equal(source.read(f"{layer}self_attn.{ours}.weight"), expected), ours
-    assert source.tokenizer is not None and source.tokenizer.encode("This is a test sentence.")[:2] == [2028, 374]
+    if num_shards == 1:
+        assert source.tokenizer is not None and source.tokenizer.encode("This is a test sentence.")[:2] == [2028, 374]
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 8, 16])
 def test_torch_reads_what_we_write_as_what_we_read(tmp_path: Path, num_shards: int):
-    source = open_meta(write_reference(tmp_path / "meta")).source
+    source = replace(open_meta(write_reference(tmp_path / "meta")).source, tokenizer=llama())
     (tmp_path / "ours").mkdir()
     write_meta(tmp_path / "ours", source, num_shards=num_shards)
     assert len(list((tmp_path / "ours").glob("*.pth"))) == num_shards
     for rank in range(num_shards):
         path = tmp_path / "ours" / f"consolidated.{rank:02d}.pth"
         written = torch.load(path, weights_only=True, mmap=True)
-        expected = shard_of(rank, min(num_shards, 8)) if num_shards <= 8 else shard_of(rank, num_shards)
+        expected = shard_of(rank, num_shards, has_copies=False)
         assert written.keys() == expected.keys()
         assert [name for name in expected if not torch.equal(written[name], expected[name])] == []
+    (tmp_path / "ours" / "tokenizer.model").unlink()
     again = open_meta(tmp_path / "ours").source
     assert all(torch.equal(again.read(name), source.read(name)) for name in tensor_shapes(CONFIG))
 
@@ -130,7 +139,7 @@ def test_metas_own_network_gives_our_logits_from_its_files_and_from_ours(tmp_pat
     from meta_reference import TOKENS
 
     theirs = write_reference(tmp_path / "theirs")
-    source = open_meta(theirs).source
+    source = replace(open_meta(theirs).source, tokenizer=llama())
     (tmp_path / "ours").mkdir()
     write_meta(tmp_path / "ours", source, num_shards=2)
     out, script = tmp_path / "logits.safetensors", Path(__file__).with_name("meta_reference.py")
@@ -179,6 +188,124 @@ def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path):
     source = open_meta(directory).source
     with pytest.raises(CheckpointError, match=r"norm\.weight differs"):
         source.read("model.norm.weight")
+
+
+@pytest.mark.parametrize(("num_shards", "embeddings_dim"), [(2, 1), (8, 1), (16, 0)])
+def test_embeddings_split_by_width_and_heads_by_rows_are_joined(tmp_path: Path, num_shards: int, embeddings_dim: int):
+    weights = weights_of(SMALL)
+    save_shards(tmp_path, as_meta(weights, SMALL), num_shards, embeddings_dim)
+    source, how = open_meta(tmp_path)
+    assert source.config == SMALL
+    assert source.dtype == torch.bfloat16
+    assert how == confinement().name
+    assert all(torch.equal(source.read(name), tensor) for name, tensor in weights.items())
+
+
+def test_parameters_views_and_a_modules_own_state_dict_are_read(tmp_path: Path):
+    weights = as_meta(weights_of(SMALL, torch.float32), SMALL)
+    module = torch.nn.Module()
+    for name, tensor in weights.items():
+        *path, leaf = name.split(".")
+        parent = module
+        for part in path:
+            if part not in dict(parent.named_children()):
+                parent.add_module(part, torch.nn.Module())
+            parent = parent.get_submodule(part)
+        # A column-major view into a storage that starts elsewhere.
+        strided = torch.cat((torch.zeros(5), tensor.t().flatten()))[5:].view(tensor.t().shape).t()
+        parent.register_parameter(leaf, torch.nn.Parameter(strided, requires_grad=False))
+    (tmp_path / "params.json").write_text(json.dumps(PARAMS))
+    path = tmp_path / "consolidated.00.pth"
+    for state in (module.state_dict(), dict(module.named_parameters())):
+        for protocol in (2, 3, 4, 5):
+            torch.save(state, path, pickle_protocol=protocol)
+            table = read_table(io.BytesIO(path.read_bytes()))
+            opened = Shard.open(path) if protocol in (2, 4) else None
+            assert table.keys() == weights.keys()
+            assert opened is None or all(torch.equal(opened.view(name), tensor) for name, tensor in weights.items())
+
+
+def test_an_output_matrix_that_repeats_the_embeddings_is_tied(tmp_path: Path):
+    weights = weights_of(replace(SMALL, tie_embeddings=True))
+    meta = as_meta(weights, SMALL)
+    save_shards(tmp_path, meta | {"output.weight": meta["tok_embeddings.weight"]}, 2, embeddings_dim=1)
+    assert open_meta(tmp_path).source.config.tie_embeddings
+    edit_shard(tmp_path / "consolidated.01.pth", lambda state: state["output.weight"][-1, -1].add_(1))
+    source = open_meta(tmp_path).source
+    assert not source.config.tie_embeddings
+    assert not torch.equal(source.read("lm_head.weight"), source.read("model.embed_tokens.weight"))
+    save_shards(tmp_path, meta, 2)
+    assert open_meta(tmp_path).source.config.tie_embeddings
+
+
+@pytest.mark.parametrize(
+    ("size", "sku"), [("8b", "3.1-8B"), ("70b", "3.1-70B"), ("405b", "3.1-405B"), ("1b", "3.2-1B")]
+)
+def test_the_params_of_published_models_are_what_meta_publishes(size: str, sku: str):
+    published = next(model.arch_args for model in all_registered_models() if model.descriptor() == f"Llama{sku}")
+    config = SIZES[size]
+    assert render_params(config) == published
+    path = Path("params.json")
+    assert parse_params(published, path, num_ids=None, is_tied=config.tie_embeddings) == config
+
+
+def test_every_width_is_written_so_that_metas_rounding_gives_it_back():
+    chance = random.Random(0)
+    for _ in range(2000):
+        dim, hidden_dim = chance.randrange(2, 9000, 2), chance.randrange(1, 40_000)
+        params = render_params(
+            replace(SMALL, dim=dim, hidden_dim=hidden_dim, head_dim=dim, num_heads=1, num_kv_heads=1)
+        )
+        assert ffn_hidden_dim(dim, params["ffn_dim_multiplier"], params["multiple_of"]) == hidden_dim
+
+
+WRITTEN = replace(SMALL, vocab_size=128_256)
+
+
+def source_of(config: LlamaConfig, dtype: torch.dtype = torch.bfloat16) -> Source:
+    return Source("test", config, dtype, weights_of(config, dtype).__getitem__, llama())
+
+
+def test_a_tied_model_goes_to_metas_format_and_back_unchanged(tmp_path: Path):
+    source = source_of(replace(WRITTEN, tie_embeddings=True))
+    write_meta(tmp_path, source, num_shards=2)
+    assert torch.load(tmp_path / "consolidated.00.pth")["output.weight"].shape == (64_128, 64)
+    (tmp_path / "tokenizer.model").unlink()
+    back = open_meta(tmp_path).source
+    assert back.config == source.config
+    assert all(torch.equal(back.read(name), source.read(name)) for name in tensor_shapes(source.config))
+
+
+def test_metas_ranks_are_written_from_a_tokenizer_json(tmp_path: Path):
+    llama().save(tmp_path)
+    source = replace(source_of(WRITTEN), tokenizer=Tokenizer.load(tmp_path))
+    write_meta(tmp_path, source)
+    assert (tmp_path / "tokenizer.model").read_bytes() == META_MODEL.read_bytes()
+    path = tmp_path / "consolidated.00.pth"
+    with zipfile.ZipFile(path) as file:
+        assert file.testzip() is None
+    assert all(place["start"] % 64 == 0 for place in read_table(io.BytesIO(path.read_bytes())).values())
+
+
+def test_what_metas_format_cannot_say_is_refused_before_anything_is_written(tmp_path: Path):
+    plain = source_of(WRITTEN)
+    strange: list[tuple[Source, int, str]] = [
+        (replace(plain, config=replace(WRITTEN, head_dim=8)), 1, "head_dim"),
+        (replace(plain, config=replace(WRITTEN, rope_scaling=replace(SCALING, factor=32.0))), 1, "factor=32"),
+        (replace(plain, tokenizer=None), 1, "without a tokenizer"),
+        (replace(plain, tokenizer=tokenizer()), 1, "a tokenizer of its own"),
+        (plain, 3, "3 shards of"),
+        (plain, 0, "0 shards of"),
+    ]
+    for source, num_shards, message in strange:
+        with pytest.raises(CheckpointError, match=message):
+            write_meta(tmp_path, source, num_shards=num_shards)
+    with pytest.raises(CheckpointError, match="float64"):
+        write_meta(tmp_path, plain, dtype=torch.float64)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "consolidated.00.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="already holds"):
+        write_meta(tmp_path, plain)
 
 
 # Pickles

@@ -32,6 +32,13 @@ def meta_name(name: str) -> str:
     return f"layers.{layer}.{IN_LAYER[module]}.weight"
 
 
+def meta_names(config: LlamaConfig) -> set[str]:
+    """Return the names that each shard of a model holds."""
+    whole = {meta for name, meta in WHOLE.items() if name != HEAD or not config.tie_embeddings}
+    layers = range(config.num_layers)
+    return whole | {f"layers.{layer}.{module}.weight" for layer in layers for module in IN_LAYER.values()}
+
+
 def is_norm(name: str) -> bool:
     """Return whether every shard holds the whole tensor."""
     return name.endswith("norm.weight")

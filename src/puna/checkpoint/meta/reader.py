@@ -114,21 +114,21 @@ def _shard_paths(directory: Path) -> list[Path]:
 def _join(shards: Sequence[Shard], config: LlamaConfig) -> Joined:
     """Fit the shards' tensors to the config, which they must fill exactly."""
     directory = shards[0].path.parent
-    # NOTE: these two come before the network is built: a config may name a billion layers.
+    # NOTE: these three come before the network is built: a config may name a billion layers.
     for layer in range(config.num_layers):
         if f"layers.{layer}.attention_norm.weight" not in shards[0].tensors:
             raise CheckpointError(f"{directory}: layers.{layer}.attention_norm.weight is missing")
+    expected = names.meta_names(config)
+    for shard in shards:
+        for name in sorted(shard.tensors.keys() ^ expected):
+            problem = "unexpected tensor" if name in shard.tensors else "no tensor"
+            raise CheckpointError(f"{shard.path}: {problem} {name!a:.200}", expected=f"what {PARAMS_NAME} describes")
     num_spanned = sum(placed.num_spanned for shard in shards for placed in shard.tensors.values())
     if config.num_parameters > num_spanned:
         raise CheckpointError(
             f"{directory}: {num_spanned:,} weights in its shards", expected=f"{config.num_parameters:,} parameters"
         )
     shapes = tensor_shapes(config)
-    expected = {names.meta_name(name) for name in shapes}
-    for shard in shards:
-        for name in sorted(shard.tensors.keys() ^ expected):
-            problem = "unexpected tensor" if name in shard.tensors else "no tensor"
-            raise CheckpointError(f"{shard.path}: {problem} {name!a:.200}", expected=f"what {PARAMS_NAME} describes")
     return Joined(shards, config, {name: _find_join(shards, config, name, shape) for name, shape in shapes.items()})
 
 

@@ -19,7 +19,6 @@ from puna.checkpoint.meta.reader import PARAMS_NAME, TOKENIZER_NAME
 from puna.checkpoint.source import Source, tensor_shapes
 from puna.checkpoint.writer import sync_files
 from puna.errors import CheckpointError
-from puna.model.config import LlamaConfig
 from puna.tokenizer.files import NUM_LLAMA3_RANKS, SPECIAL_TEXTS
 from puna.tokenizer.tokenizer import Tokenizer
 
@@ -41,7 +40,7 @@ def write_meta(directory: Path, source: Source, *, num_shards: int = 1, dtype: t
     params = render_params(source.config)
     ranks = _render_ranks(source)
     shapes = tensor_shapes(source.config)
-    parts = {name: _local_shape(name, shape, source.config, num_shards) for name, shape in shapes.items()}
+    parts = {name: _local_shape(name, shape, num_shards) for name, shape in shapes.items()}
     stored = {names.meta_name(name): Stored(key, dtype, shape) for key, (name, shape) in enumerate(parts.items())}
     if source.config.tie_embeddings:
         # Meta's code asks for an output matrix even where it is the embeddings: two names, one storage.
@@ -60,16 +59,15 @@ def write_meta(directory: Path, source: Source, *, num_shards: int = 1, dtype: t
     sync_files(directory)
 
 
-def _local_shape(name: str, shape: tuple[int, ...], config: LlamaConfig, num_shards: int) -> tuple[int, ...]:
+def _local_shape(name: str, shape: tuple[int, ...], num_shards: int) -> tuple[int, ...]:
     """Return the shape of one shard's part."""
     if names.is_norm(name):
         return shape
     local = list(shape)
     dim = names.split_dims(name)[0]
-    num_parts = num_shards // names.num_copies(name, config, num_shards)
-    if num_parts < 1 or local[dim] % num_parts:
+    if num_shards < 1 or local[dim] % num_shards:
         raise CheckpointError(f"{num_shards} shards of {name}, {list(shape)}", expected=f"a divisor of {local[dim]:,}")
-    local[dim] //= num_parts
+    local[dim] //= num_shards
     return tuple(local)
 
 
@@ -80,9 +78,8 @@ def _parts(source: Source, name: str, dtype: torch.dtype, num_shards: int) -> Se
         tensor = tensor[names.rows_of_pairs(num_heads, source.config.head_dim)]
     if names.is_norm(name):
         return [tensor] * num_shards
-    copies = names.num_copies(name, source.config, num_shards)
-    parts = tensor.chunk(num_shards // copies, names.split_dims(name)[0])
-    return [part for part in parts for _ in range(copies)]
+    # Also where shards outnumber key/value heads: llama-models joins parts, and takes copies for different heads.
+    return tensor.chunk(num_shards, names.split_dims(name)[0])
 
 
 def _render_ranks(source: Source) -> bytes:
