@@ -16,6 +16,7 @@ from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import PunaError
 
 NUM_WEIGHTS, NUM_OTHERS = 200_000, 20_000
+SHARES = [0.01, pytest.param(0.1, marks=pytest.mark.tenth), pytest.param(1.0, marks=pytest.mark.slow)]
 EXTRA_BYTES = 64 * 2**20
 JSON_FILES = (CONFIG, "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json")
 # What means something in JSON and in these files, put in the place of something else.
@@ -131,25 +132,11 @@ def assault_others(tmp_path: Path, count: int) -> None:
     assert 0.3 * count < refused < count
 
 
-@pytest.mark.parametrize(
-    "share",
-    [
-        0.01,
-        pytest.param(0.1, marks=pytest.mark.tenth),
-        pytest.param(1.0, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("share", SHARES)
 def test_mutated_weights_load_or_are_refused(tmp_path: Path, share: float):
     assault_weights(tmp_path, round(share * NUM_WEIGHTS))
 
 
-@pytest.mark.parametrize(
-    "share",
-    [
-        0.01,
-        pytest.param(0.1, marks=pytest.mark.tenth),
-        pytest.param(1.0, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("share", SHARES)
 def test_mutated_configs_indices_and_tokenizers_load_or_are_refused(tmp_path: Path, share: float):
     assault_others(tmp_path, round(share * NUM_OTHERS))

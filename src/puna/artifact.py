@@ -65,6 +65,11 @@ class Receipt:
     details: dict[str, Any] = field(default_factory=dict)
     is_least: bool = False
 
+    @property
+    def limit(self) -> str:
+        """The tolerance in words: "at most 0.02"."""
+        return f"at {'least' if self.is_least else 'most'} {self.tolerance:.4g}"
+
     def save(self, directory: Path) -> None:
         """Write `receipts/CLAIM.json` into `directory`."""
         path = directory / "receipts" / f"{self.claim}.json"
@@ -91,7 +96,7 @@ def require_receipts(directory: Path) -> None:
         if not receipt.held:
             raise ReceiptError(
                 f"{directory}: {receipt.claim} is {receipt.value:.4g}",
-                expected=f"at {'least' if receipt.is_least else 'most'} {receipt.tolerance:.4g}",
+                expected=receipt.limit,
                 hint="Change the stage that made it, or give --ignore-receipts to go on",
             )
 

@@ -80,8 +80,9 @@ def _write_receipts(config: Config, run: Run, comparison: Comparison, num_tokens
     for receipt in receipts:
         receipt.save(run.output)
         if not receipt.held:
-            limit = f"at {'least' if receipt.is_least else 'most'} {receipt.tolerance:.4g}"
-            run.log(f"{receipt.claim} does not hold: {receipt.value:.4g}, expected {limit}; stages that read this stop")
+            run.log(
+                f"{receipt.claim} does not hold: {receipt.value:.4g}, expected {receipt.limit}; stages that read this stop"
+            )
 
 
 def _num_bytes(path: Path) -> int:

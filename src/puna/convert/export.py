@@ -195,9 +195,8 @@ def _prove(run: Run, comparison: Comparison, config: Config) -> None:
 
 def _save(run: Run, receipt: Receipt) -> None:
     receipt.save(run.output)
-    limit = f"at {'least' if receipt.is_least else 'most'} {receipt.tolerance:.4g}"
     verdict = "holds" if receipt.held else "does not hold"
-    run.log(f"{receipt.claim} ({receipt.parent}): {receipt.value:.4g}, expected {limit}: {verdict}")
+    run.log(f"{receipt.claim} ({receipt.parent}): {receipt.value:.4g}, expected {receipt.limit}: {verdict}")
 
 
 def _num_bytes(directory: Path) -> int:

@@ -142,7 +142,7 @@ def _receipts(facts: Facts) -> list[str]:
             _code(of),
             receipt.claim,
             f"{receipt.value:.4g}",
-            f"at {'least' if receipt.is_least else 'most'} {receipt.tolerance:.4g}",
+            receipt.limit,
             "yes" if receipt.held else "**no**",
         ]
         for of, receipt in facts.receipts
