@@ -81,7 +81,8 @@ def _write_receipts(config: Config, run: Run, comparison: Comparison, num_tokens
         receipt.save(run.output)
         if not receipt.held:
             run.log(
-                f"{receipt.claim} does not hold: {receipt.value:.4g}, expected {receipt.limit}; stages that read this stop"
+                f"{receipt.claim} does not hold: {receipt.value:.4g}, expected {receipt.limit}; "
+                "stages that read this stop"
             )
 
 
