@@ -71,12 +71,12 @@ def write_weights(directory: Path, entries: Iterable[Entry], *, shard_bytes: int
     """Write model.safetensors, or shards of at most `shard_bytes` (or one tensor) each with their index."""
     shards = _split(entries, shard_bytes)
     if len(shards) == 1:
-        _write_file(directory / SINGLE_NAME, shards[0])
+        write_file(directory / SINGLE_NAME, shards[0])
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(directory / file_name, shard)
+        write_file(directory / file_name, shard)
         weight_map |= dict.fromkeys([entry.name for entry in shard], file_name)
     total_size = sum(entry.num_bytes for shard in shards for entry in shard)
     write_json(directory / INDEX_NAME, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
@@ -94,8 +94,11 @@ def _split(entries: Iterable[Entry], shard_bytes: int) -> list[list[Entry]]:
     return shards
 
 
-def _write_file(path: Path, entries: Iterable[Entry]) -> None:
-    """Write a safetensors file one tensor at a time: the library's own writer wants all of them in memory."""
+def write_file(path: Path, entries: Iterable[Entry]) -> None:
+    """Write a safetensors file one tensor at a time: the library's own writer wants all of them in memory.
+
+    Raises CheckpointError if the disk is full or fails.
+    """
     # NOTE: wide items first, as the library does it, so that each tensor lies aligned when it is mapped.
     entries = sorted(entries, key=lambda entry: -entry.dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -114,7 +117,7 @@ def _write_file(path: Path, entries: Iterable[Entry]) -> None:
                 assert tensor.dtype == entry.dtype and tuple(tensor.shape) == entry.shape, entry.name
                 file.write(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error}", expected="room on the disk") from error
+        raise CheckpointError(f"{path} cannot be written: {error}", expected="a disk with room for it") from error
 
 
 def sync_files(directory: Path) -> None:

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from puna import artifact
+from puna.checkpoint.writer import Entry, write_file
 from puna.data.packing import Position
 from puna.errors import ArtifactError
 from puna.model.llama import Llama
@@ -40,8 +41,8 @@ def save_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, 
     """Write the state of this step atomically, then drop all but the two newest."""
     path = directory / f"step-{progress.step:08d}"
     with artifact.writing(path) as partial:
-        save_file({name: tensor.detach() for name, tensor in model.named_parameters()}, partial / "model.safetensors")
-        save_file(_moments(model, optimizer), partial / "optimizer.safetensors")
+        write_file(partial / "model.safetensors", _entries(dict(model.named_parameters())))
+        write_file(partial / "optimizer.safetensors", _entries(_moments(model, optimizer)))
         artifact.write_text(partial / "progress.json", json.dumps(asdict(progress)))
         artifact.commit(partial, path, artifact.Manifest("training state", "train", key, {}, {}, {}))
     for old in [*_states(directory)[KEPT:], *directory.glob(".step-*")]:  # hidden: left by a kill while saving
@@ -72,6 +73,10 @@ def load_state(
 
 def _states(directory: Path) -> list[Path]:
     return sorted((path for path in directory.glob("step-*") if artifact.is_artifact(path)), reverse=True)
+
+
+def _entries(tensors: dict[str, torch.Tensor]) -> list[Entry]:
+    return [Entry(name, tensor.dtype, tuple(tensor.shape), tensor.detach) for name, tensor in tensors.items()]
 
 
 def _moments(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

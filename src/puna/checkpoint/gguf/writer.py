@@ -135,7 +135,7 @@ def _write(path: Path, header: bytes, entries: Mapping[str, _Entry]) -> None:
     except FileExistsError:
         raise CheckpointError(f"{path} already exists", expected="a new file") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error}", expected="room on the disk") from error
+        raise CheckpointError(f"{path} cannot be written: {error}", expected="a disk with room for it") from error
 
 
 def _write_tensor(file: BinaryIO, name: str, entry: _Entry) -> None:

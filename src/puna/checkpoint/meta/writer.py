@@ -55,7 +55,7 @@ def write_meta(directory: Path, source: Source, *, num_shards: int = 1, dtype: t
                 for file, part in zip(files, _parts(source, name, dtype, num_shards), strict=True):
                     file.write(part)
     except OSError as error:
-        raise CheckpointError(f"{directory} cannot be written: {error}", expected="room on the disk") from error
+        raise CheckpointError(f"{directory} cannot be written: {error}", expected="a disk with room for it") from error
     sync_files(directory)
 
 
