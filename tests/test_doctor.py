@@ -18,14 +18,19 @@ import pytest
 import torch
 from doctor_fixtures import BROKEN, BROKEN_SHARDS, HOSTILE, JINJA, STOCK, Broken, config, template
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import WEIGHTS, edit_json, save, save_quantized, tokenizer
+from tiny_checkpoint import SCALING, WEIGHTS, edit_json, save, save_quantized, tokenizer
 
 from puna import artifact
 from puna.artifact import Manifest, Receipt
 from puna.chat.template import CHAT_TEMPLATE
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.checkpoint.gguf.blocks import KINDS as KINDS_READ
+from puna.checkpoint.gguf.blocks import OTHER_KINDS
+from puna.checkpoint.gguf.container import read_gguf
 from puna.checkpoint.gguf.modelfile import write_modelfile
+from puna.checkpoint.gguf.reader import open_gguf
 from puna.checkpoint.gguf.writer import write_gguf
+from puna.checkpoint.source import Source, disk_name
 from puna.doctor.command import doctor, print_report
 from puna.doctor.examine import examine
 from puna.doctor.finding import KINDS, Report
@@ -367,8 +372,8 @@ def test_nothing_is_wrong_with_the_gguf_that_puna_writes(good: Path, tmp_path: P
     assert report.kind == "GGUF" and "8 of 8" in report.facts["chat template"]
 
 
-def rewritten(gguf: Path, out: Path, **changes: Any) -> Path:
-    """Write the file's tensors anew with other keys (None: none) by llama.cpp's own package."""
+def rewritten(gguf: Path, out: Path, stored_as: str = "", **changes: Any) -> Path:
+    """Write the file anew with other keys (None: none) by llama.cpp's own package; matrices `stored_as` are zeros."""
     import gguf as theirs
 
     reader = theirs.GGUFReader(gguf)
@@ -380,7 +385,15 @@ def rewritten(gguf: Path, out: Path, **changes: Any) -> Path:
         kind = field.types[-1] if field.types[0] == theirs.GGUFValueType.ARRAY else None
         writer.add_key_value(key, value, field.types[0], sub_type=kind)
     for tensor in reader.tensors:
-        if changes.get(tensor.name, ...) is not None:
+        if changes.get(tensor.name, ...) is None:
+            continue
+        if stored_as and tensor.data.ndim == 2:
+            kind = theirs.GGMLQuantizationType[stored_as]
+            block_len, block_bytes = theirs.GGML_QUANT_SIZES[kind]
+            rows, columns = tensor.data.shape
+            content = np.zeros((rows, columns // block_len * block_bytes), np.uint8)
+            writer.add_tensor(tensor.name, content, raw_dtype=kind)
+        else:
             writer.add_tensor(tensor.name, tensor.data)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -389,42 +402,83 @@ def rewritten(gguf: Path, out: Path, **changes: Any) -> Path:
     return out
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, set()),
-        ({"chat_template": "{{ messages[0].content }}"},
-         {"template-bos-missing", "template-differs", "template-tools-differ"}),
-        ({"eos_token_id": 5}, {"stop-missing"}),
-        ({"eos_token_id": 275, "eot_token_id": None}, {"stop-incomplete"}),
-        ({"padding_token_id": 283}, {"pad-is-eos"}),
-        ({"padding_token_id": 90_000}, {"id-out-of-range"}),
-        ({"model": None}, {"tokenizer-missing"}),
-        ({"pre": "gpt-2"}, {"gguf-unsupported"}),
-        ({"rope_freqs.weight": None}, {"rope-lost"}),
-        ({"blk.0.attn_q.weight": None}, {"gguf-unsupported"}),
-        ({"add_bos_token": False, "chat_template": None}, {"bos-missing"}),
-    ],
-    ids=str,
-)  # fmt: skip
+WRONG_GGUFS: list[tuple[dict[str, Any], set[str]]] = [
+    ({}, set()),
+    ({"chat_template": "{{ messages[0].content }}"},
+     {"template-bos-missing", "template-differs", "template-tools-differ"}),
+    ({"eos_token_id": 5}, {"stop-missing"}),
+    ({"eos_token_id": 275, "eot_token_id": None}, {"stop-incomplete"}),
+    ({"padding_token_id": 283}, {"pad-is-eos"}),
+    ({"padding_token_id": 90_000}, {"id-out-of-range"}),
+    ({"model": None}, {"tokenizer-missing"}),
+    ({"pre": "gpt-2"}, {"gguf-unsupported"}),
+    ({"tokens": ["fox"]}, {"gguf-unsupported", "vocab-differs"}),
+    ({"rope_freqs.weight": None}, {"rope-lost"}),
+    ({"rope_freqs.weight": None, "context_length": 2**31 - 1, "embedding_length": 2**30}, 
+     {"gguf-unsupported", "rope-lost"}),
+    ({"blk.0.attn_q.weight": None}, {"tensor-missing"}),
+    ({"block_count": 2**31 - 1}, {"tensor-missing"}),
+    ({"block_count": 1}, {"tensor-extra"}),
+    ({"feed_forward_length": 512}, {"tensor-shape"}),
+    ({"blk.0.attn_q.weight": None, "block_count": 1, "feed_forward_length": 512, "eos_token_id": 5, "pre": None},
+     {"tensor-missing", "tensor-extra", "tensor-shape", "gguf-unsupported"}),
+    ({"add_bos_token": False, "chat_template": None}, {"bos-missing"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "expected"), WRONG_GGUFS, ids=str)
 def test_exactly_what_is_wrong_with_a_gguf_is_found(
     gguf: Path, tmp_path: Path, changes: dict[str, Any], expected: set[str]
 ):
     assert codes(examine(rewritten(gguf, tmp_path / "model.gguf", **changes))) == expected
 
 
-def test_a_gguf_whose_weights_we_cannot_read_is_not_called_broken(tmp_path: Path):
+@pytest.fixture(scope="session")
+def wide_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file whose rows are whole blocks of any kind."""
+    config = LlamaConfig(256, 256, 128, 2, 2, 1, tokenizer().vocab_size, 16_384, rope_scaling=SCALING)
+    network = Llama(config)
+    network.initialize(seed=0)
+    tensors = {disk_name(name): tensor.detach() for name, tensor in network.state_dict().items()}
+    source = Source("test", config, torch.float32, tensors.__getitem__, tokenizer())
+    path = tmp_path_factory.mktemp("wide") / "model.gguf"
+    write_gguf(path, source, kind="F16", name="wide", template=TEMPLATE)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["Q5_0", "Q4_K", "IQ4_XS"])
+def test_a_gguf_whose_weights_we_cannot_read_is_not_called_broken(wide_gguf: Path, tmp_path: Path, kind: str):
+    report = examine(rewritten(wide_gguf, tmp_path / "model.gguf", stored_as=kind))
+    assert codes(report) == {"gguf-kind"} and report.status == 1
+    finding = report.findings[0]
+    assert f"of 22 tensors 16 as {kind}" in finding.what and "Q8_0" in finding.what and "safetensors" in finding.remedy
+    assert "8 of 8" in report.facts["chat template"]
+
+
+@pytest.mark.parametrize(("changes", "expected"), WRONG_GGUFS, ids=str)
+def test_all_else_that_is_wrong_with_weights_that_we_cannot_read_is_found(
+    wide_gguf: Path, tmp_path: Path, changes: dict[str, Any], expected: set[str]
+):
+    report = examine(rewritten(wide_gguf, tmp_path / "model.gguf", stored_as="Q4_K", **changes))
+    assert codes(report) == expected | {"gguf-kind"}
+
+
+def test_weights_that_we_cannot_read_are_held_against_the_file(wide_gguf: Path, tmp_path: Path):
+    path = rewritten(wide_gguf, tmp_path / "model.gguf", stored_as="Q4_K")
+    content = path.read_bytes()
+    norm = read_gguf(path).tensors["output_norm.weight"]
+    path.write_bytes(content[: norm.offset] + b"\0\0\xc0\x7f" + content[norm.offset + 4 :])
+    assert codes(examine(path)) == {"gguf-kind", "value-nan"}
+    path.write_bytes(content[:-200])
+    assert codes(examine(path)) == {"weights-unreadable"}
+
+
+def test_the_sizes_of_kinds_are_those_of_the_gguf_package():
     import gguf as theirs
 
-    writer = theirs.GGUFWriter(tmp_path / "model.gguf", "llama")
-    writer.add_tensor("token_embd.weight", np.zeros((1, 144), np.uint8), raw_dtype=theirs.GGMLQuantizationType.Q4_K)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    report = examine(tmp_path / "model.gguf")
-    assert codes(report) == {"gguf-kind"} and report.status == 1
-    assert "Q4_K" in report.findings[0].what
+    for name, kind in (KINDS_READ | OTHER_KINDS).items():
+        number = theirs.GGMLQuantizationType[name]
+        assert (kind.number, (kind.block_len, kind.block_bytes)) == (number, theirs.GGML_QUANT_SIZES[number]), name
 
 
 def test_a_gguf_with_nan_or_cut_short_is_found(gguf: Path, tmp_path: Path):
@@ -547,6 +601,8 @@ def test_no_damage_makes_the_doctor_fail(good_shards: Path, adapter: Path, gguf:
         found = codes(report)
         assert "check-failed" not in found, report.findings
         json.dumps(report.to_json()).encode()
+        if file.suffix == ".gguf" and report.status < 2 and "gguf-kind" not in found:
+            open_gguf(file)  # What is not called broken can be opened.
         noticed += bool(found)
         file.write_bytes(whole)
     assert noticed > 20

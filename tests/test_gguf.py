@@ -16,7 +16,7 @@ import torch
 from tiny_checkpoint import SCALING, tokenizer
 
 from puna.chat import ChatFormat, Conversation
-from puna.chat.template import CHAT_TEMPLATE
+from puna.chat.template import PLAIN_TEMPLATE
 from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.checkpoint.gguf.blocks import decode, encode
 from puna.checkpoint.gguf.container import read_gguf
@@ -30,7 +30,6 @@ from puna.model.config import LlamaConfig, RopeScaling
 from puna.model.llama import Llama
 from puna.tokenizer.tokenizer import Tokenizer
 
-TEMPLATE = CHAT_TEMPLATE.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
 KINDS: tuple[WrittenKind, ...] = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 SCALINGS = (None, SCALING, RopeScaling(32.0, 1.0, 4.0, 8192))
 TOKENS = torch.arange(100) * 7 % 250
@@ -63,7 +62,7 @@ def source_of(network: Llama, words: Tokenizer | None = None, dtype: torch.dtype
 
 
 def write(path: Path, source: Source, kind: WrittenKind = "F32") -> Path:
-    write_gguf(path, source, kind=kind, name="tiny", template=TEMPLATE, licence="Llama 3.1")
+    write_gguf(path, source, kind=kind, name="tiny", template=PLAIN_TEMPLATE, licence="Llama 3.1")
     return path
 
 
@@ -310,7 +309,7 @@ def test_llama_cpp_splits_texts_as_we_do(tmp_path: Path):
     assert [theirs.tokenize(text.encode(), add_bos=False) for text in TEXTS] == list(map(tokenizer().encode, TEXTS))
     assert theirs.tokenize(b"fox")[0] == tokenizer().special("begin_of_text")
     assert theirs.tokenize(b"<|eot_id|>", add_bos=False, special=True) == [tokenizer().special("eot_id")]
-    assert theirs.metadata["tokenizer.chat_template"] == TEMPLATE
+    assert theirs.metadata["tokenizer.chat_template"] == PLAIN_TEMPLATE
 
 
 def test_llama_cpp_splits_texts_as_metas_tokenizer_does(meta_path: Path):

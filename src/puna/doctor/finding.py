@@ -76,9 +76,9 @@ KINDS: dict[str, Kind] = {
     "shard-unlisted": Kind("warning", "a weights file that is not part of the model lies beside it"),
     "index-differs": Kind("broken", "the index and the files disagree on which tensor is where"),
     "index-size": Kind("warning", "the index's total_size is not the size of the weights"),
-    "tensor-missing": Kind("broken", "tensors that config.json describes are not there"),
-    "tensor-extra": Kind("broken", "tensors that config.json doesn't describe"),
-    "tensor-shape": Kind("broken", "tensors of another shape than config.json describes"),
+    "tensor-missing": Kind("broken", "tensors that config.json, or a GGUF file's keys, describe are not there"),
+    "tensor-extra": Kind("broken", "tensors that config.json, or a GGUF file's keys, don't describe"),
+    "tensor-shape": Kind("broken", "tensors of another shape than config.json, or a GGUF file's keys, describe"),
     "tensor-dtype": Kind("broken", "weights in a dtype that they cannot be computed in"),
     "dtype-mixed": Kind("warning", "weights of several dtypes"),
     "head-missing": Kind("broken", "no lm_head, and config.json doesn't tie it to the embeddings"),
@@ -96,7 +96,9 @@ KINDS: dict[str, Kind] = {
     "adapter-extra": Kind("warning", "the adapter changes more than its LoRA matrices"),
     "base-unknown": Kind("warning", "the adapter doesn't say which model it belongs to"),
     "gguf-unsupported": Kind("broken", "a GGUF file of another architecture, or with settings Puna doesn't compute"),
-    "gguf-kind": Kind("warning", "weights stored in a way that Puna doesn't read; nothing else was looked at"),
+    "gguf-kind": Kind(
+        "warning", "weights in kinds whose values Puna doesn't read, as most K-quants; other programs do"
+    ),
     "modelfile-from": Kind("broken", "FROM or ADAPTER is missing or leads to nothing"),
     "modelfile-remote": Kind("warning", "FROM is an address on the network, which is not checked here"),
     "modelfile-template": Kind("warning", "no TEMPLATE, so that the program guesses one"),

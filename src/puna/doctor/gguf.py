@@ -1,5 +1,9 @@
-"""A GGUF file -> findings about its keys, tensors, tokenizer, chat template and values."""
+"""A GGUF file -> findings about its keys, tensors, tokenizer, chat template and values.
 
+Where Puna doesn't read the values (K-quants, say) all the rest is looked at nevertheless.
+"""
+
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,20 +13,24 @@ import torch
 from rich.console import Console
 
 from puna.checkpoint.gguf.blocks import CHUNK_VALUES, KINDS, decode
-from puna.checkpoint.gguf.container import GgufFile, GgufTensor, read_gguf
-from puna.checkpoint.gguf.layout import ROPE_FACTORS
-from puna.checkpoint.gguf.reader import open_gguf
-from puna.doctor.directory.settings import LLAMA3_THETA, OLD_CONTEXT
+from puna.checkpoint.gguf.container import GgufFile, GgufTensor, Strings, read_gguf
+from puna.checkpoint.gguf.layout import ROPE_FACTORS, gguf_name
+from puna.checkpoint.gguf.reader import parse_config, parse_sampling
+from puna.checkpoint.gguf.vocabulary import parse_tokenizer
+from puna.doctor.directory.layout import expected_shapes
+from puna.doctor.directory.settings import check_rope
 from puna.doctor.directory.stops import PAD
 from puna.doctor.directory.vocabulary import check_specials
 from puna.doctor.finding import Report, listed
 from puna.doctor.template import check_template
 from puna.doctor.values import Readable, check_values, scan
 from puna.errors import CheckpointError, TokenizerError
+from puna.model.config import LlamaConfig
 from puna.tokenizer.tokenizer import Tokenizer
 
 KEYS = "tokenizer.ggml."
 TEMPLATE_KEY = "tokenizer.chat_template"
+ROPE_REMEDY = "Convert the model anew with a current program, from a config.json that has rope_scaling"
 STOP_NAMES = ("eot_id", "eom_id", "end_of_text")
 
 
@@ -35,23 +43,19 @@ def check_gguf(path: Path, report: Report, console: Console, *, quick: bool) -> 
         report.refuse(code, path.name, error)
         return
     _tell(file, report)
-    tokenizer: Tokenizer | None = None
+    _check_kinds(file, report)
+    config: LlamaConfig | None = None
     with report.attempt("gguf-unsupported", path.name):
-        source = open_gguf(path)
-        tokenizer = source.tokenizer
-        report.facts["parameters"] = f"{source.config.num_parameters:,}"
-    if f"{KEYS}model" not in file.metadata:
-        remedy = "Convert the model anew from a directory that has its tokenizer"
-        report.add("tokenizer-missing", f"{KEYS}model", "no tokenizer in the file", remedy)
-    with report.attempt("file-unreadable", "keys"):
-        _check_rope(file, report)
-    if tokenizer:
-        with report.attempt("file-unreadable", "tokenizer"):
-            check_specials(tokenizer, KEYS + "tokens", report)
-            _check_ids(file, tokenizer, report)
-            _check_chat(file, tokenizer, report)
+        config = parse_config(file)
+        report.facts["parameters"] = f"{config.num_parameters:,}"
+        check_rope(config, "llama.rope.*", ROPE_REMEDY, report)
+        _check_tensors(file, config, report)
+    with report.attempt("gguf-unsupported", path.name):
+        parse_sampling(file)
+    if file.metadata.get("general.architecture") == "llama":
+        _check_tokenizer(file, config, report)
     if not quick:
-        tensors = {name: _readable(file, name, tensor) for name, tensor in file.tensors.items()}
+        tensors = {name: _readable(file, name, each) for name, each in file.tensors.items() if each.kind in KINDS}
         check_values(tensors, scan(tensors, report, console), report)
 
 
@@ -65,13 +69,50 @@ def _tell(file: GgufFile, report: Report) -> None:
             report.facts[label] = ascii(value)[1:-1][:80] if isinstance(value, str) else f"{value:,}"
 
 
-def _check_rope(file: GgufFile, report: Report) -> None:
-    context, theta = (file.metadata.get(f"llama.{name}") for name in ("context_length", "rope.freq_base"))
-    is_long = isinstance(context, int) and context > OLD_CONTEXT and theta == LLAMA3_THETA
-    if is_long and ROPE_FACTORS not in file.tensors:
-        what = f"a context of {context:,} on base 500,000 without {ROPE_FACTORS}; expected Llama 3.1's scaling"
-        remedy = "Convert the model anew with a current program, from a config.json that has rope_scaling"
-        report.add("rope-lost", ROPE_FACTORS, what, remedy)
+def _check_kinds(file: GgufFile, report: Report) -> None:
+    counts = Counter(tensor.kind for tensor in file.tensors.values() if tensor.kind not in KINDS)
+    if counts:
+        shares = listed([f"{count:,} as {kind}" for kind, count in counts.most_common()])
+        what = f"of {len(file.tensors):,} tensors {shares}, whose values are not read; expected {', '.join(KINDS)}"
+        remedy = "Nothing, for llama.cpp and what is built on it; for Puna take its safetensors, or Q8_0, BF16 or F16"
+        report.add("gguf-kind", file.path.name, what, remedy)
+
+
+def _check_tensors(file: GgufFile, config: LlamaConfig, report: Report) -> None:
+    """Hold the table's names and shapes against what the keys describe."""
+    numbers = [name.split(".")[1] for name in file.tensors if name.startswith("blk.") and name.count(".") > 1]
+    expected = {gguf_name(name): shape for name, shape in expected_shapes(config, numbers).items()}
+    missing = sorted(expected.keys() - file.tensors.keys())
+    extra = sorted(file.tensors.keys() - expected.keys() - {ROPE_FACTORS})
+    wrong = [
+        f"{name} is {list(file.tensors[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in file.tensors and file.tensors[name].shape != shape
+    ]
+    remedy = "Copy the file again, or convert the model anew: its keys describe other tensors than it has"
+    if missing:
+        what = f"{listed(missing)} not in the file; expected {config.num_layers:,} layers with all their tensors"
+        report.add("tensor-missing", "weights", what, remedy)
+    if extra:
+        report.add("tensor-extra", "weights", f"{listed(extra)}; expected only what the keys describe", remedy)
+    if wrong:
+        report.add("tensor-shape", "weights", listed(wrong), remedy)
+
+
+def _check_tokenizer(file: GgufFile, config: LlamaConfig | None, report: Report) -> None:
+    if f"{KEYS}model" not in file.metadata:
+        remedy = "Convert the model anew from a directory that has its tokenizer"
+        report.add("tokenizer-missing", f"{KEYS}model", "no tokenizer in the file", remedy)
+    tokens = file.metadata.get(f"{KEYS}tokens")
+    num_tokens = len(tokens) if isinstance(tokens, Strings) else 0
+    if config and num_tokens and num_tokens != config.vocab_size:
+        what = f"{num_tokens:,} tokens for {config.vocab_size:,} embeddings; expected as many"
+        report.add("vocab-differs", KEYS + "tokens", what, "Convert the model anew: no program loads it like this")
+    with report.attempt("gguf-unsupported", KEYS + "*"):
+        if tokenizer := parse_tokenizer(file, num_tokens):
+            check_specials(tokenizer, KEYS + "tokens", report)
+            _check_ids(file, tokenizer, report)
+            _check_chat(file, tokenizer, report)
 
 
 def _check_ids(file: GgufFile, tokenizer: Tokenizer, report: Report) -> None:

@@ -5,11 +5,13 @@ equal Meta's reference tokenizer. Does not add begin_of_text.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import tokenizers
 
@@ -43,6 +45,10 @@ class Tokenizer:
     def save(self, directory: Path | str) -> None:
         """Write tokenizer.json and tokenizer_config.json into an existing directory."""
         write_tokenizer(TokenizerParts(self._encoder, self._specials), Path(directory))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that tokenizer.json holds, without the special tokens: its split, vocabulary, merges."""
+        return json.loads(self._encoder.to_str())
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text. A lone surrogate, which is no character, counts as U+FFFD."""

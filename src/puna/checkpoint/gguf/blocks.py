@@ -32,11 +32,19 @@ KINDS = {
     "Q6_K": Kind(14, 256, 210, 0.0),  # Only read: llama.cpp stores the output of its Q4_0 files so.
 }
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Named in errors only.
-OTHER_KINDS = {3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 15: "Q8_K"}
-OTHER_KINDS |= {16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S"}
-OTHER_KINDS |= {23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0"}
-OTHER_KINDS |= {35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
+# Kinds whose values are not read: they are named, and their sizes held against the file.
+OTHER_KINDS = {
+    name: Kind(number, block_len, block_bytes, 0.0)
+    for name, number, block_len, block_bytes in (
+        ("Q4_1", 3, 32, 20), ("Q5_0", 6, 32, 22), ("Q5_1", 7, 32, 24), ("Q8_1", 9, 32, 40), ("Q2_K", 10, 256, 84),
+        ("Q3_K", 11, 256, 110), ("Q4_K", 12, 256, 144), ("Q5_K", 13, 256, 176), ("Q8_K", 15, 256, 292),
+        ("IQ2_XXS", 16, 256, 66), ("IQ2_XS", 17, 256, 74), ("IQ3_XXS", 18, 256, 98), ("IQ1_S", 19, 256, 50),
+        ("IQ4_NL", 20, 32, 18), ("IQ3_S", 21, 256, 110), ("IQ2_S", 22, 256, 82), ("IQ4_XS", 23, 256, 136),
+        ("I8", 24, 1, 1), ("I16", 25, 1, 2), ("I32", 26, 1, 4), ("I64", 27, 1, 8), ("F64", 28, 1, 8),
+        ("IQ1_M", 29, 256, 56), ("TQ1_0", 34, 256, 54), ("TQ2_0", 35, 256, 66), ("MXFP4", 39, 32, 17),
+        ("NVFP4", 40, 64, 36), ("Q1_0", 41, 128, 18),
+    )
+}  # fmt: skip
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]

@@ -30,6 +30,8 @@ MAX_DIMS = 4
 # Types of values by their numbers in files.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
+ALL_KINDS = KINDS | OTHER_KINDS
+OTHER_KIND_HINT = "Take a file in one of these, or the model's safetensors"
 
 
 class GgufTensor(NamedTuple):
@@ -146,14 +148,19 @@ class _Header:
         except UnicodeDecodeError as error:
             raise self.fail(f"{what} is no text ({error.reason})", "UTF-8") from None
 
-    def entries(self, count: int) -> Iterator[tuple[str, Any]]:
+    def names(self, kind: str, count: int) -> Iterator[tuple[str, str]]:
+        """Yield each name, and as errors call it; what stands behind it is taken before the next."""
         seen: set[str] = set()
         for index in range(count):
-            key = self.text(f"the name of key {index}")
-            if key in seen:
-                raise self.fail(f"key {key!a:.100} stands twice", "each key once")
-            seen.add(key)
-            what = f"key {key!a:.100}"
+            name = self.text(f"the name of {kind} {index}")
+            what = f"{kind} {name!a:.100}"
+            if name in seen:
+                raise self.fail(f"{what} stands twice", "each name once")
+            seen.add(name)
+            yield name, what
+
+    def entries(self, count: int) -> Iterator[tuple[str, Any]]:
+        for key, what in self.names("key", count):
             yield key, self.value(self.number("I", what), what)
 
     def value(self, kind: int, what: str) -> Any:
@@ -198,13 +205,8 @@ class _Header:
         return Strings(f"{self.path}: {what}", self.data, start, ends)
 
     def tensors(self, count: int) -> Iterator[tuple[str, GgufTensor]]:
-        seen: set[str] = set()
-        for index in range(count):
-            name = self.text(f"the name of tensor {index}")
-            if name in seen:
-                raise self.fail(f"tensor {name!a:.100} stands twice", "each name once")
-            seen.add(name)
-            yield name, self.tensor(f"tensor {name!a:.100}")
+        for name, what in self.names("tensor", count):
+            yield name, self.tensor(what)
 
     def tensor(self, what: str) -> GgufTensor:
         """Return a tensor whose offset counts from the beginning of the data."""
@@ -213,12 +215,10 @@ class _Header:
             raise self.fail(f"{what} has {num_dims:,} dimensions", f"1 to {MAX_DIMS}")
         shape = tuple(self.number("Q", what) for _ in range(num_dims))[::-1]
         number, offset = self.number("I", what), self.number("Q", what)
-        kind = next((name for name, each in KINDS.items() if each.number == number), None)
+        kind = next((name for name, each in ALL_KINDS.items() if each.number == number), None)
         if kind is None:
-            stored = OTHER_KINDS.get(number, f"kind {number}")
-            hint = "Take the file of another quantization, or the model's safetensors"
-            raise self.fail(f"{what} is stored as {stored}", f"one of {', '.join(KINDS)}", hint)
-        _, block_len, block_bytes, _ = KINDS[kind]
+            raise self.fail(f"{what} is stored as kind {number}", f"one of {', '.join(KINDS)}", OTHER_KIND_HINT)
+        _, block_len, block_bytes, _ = ALL_KINDS[kind]
         num_values = math.prod(shape)
         if not num_values or shape[-1] % block_len:
             expected = f"rows of a multiple of {block_len}" if num_values else "no empty dimension"

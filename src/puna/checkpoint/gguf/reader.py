@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from puna.checkpoint.gguf.blocks import DTYPES, decode
-from puna.checkpoint.gguf.container import GgufFile, read_gguf
+from puna.checkpoint.gguf.blocks import DTYPES, KINDS, decode
+from puna.checkpoint.gguf.container import OTHER_KIND_HINT, GgufFile, read_gguf
 from puna.checkpoint.gguf.layout import (
     EMBEDDINGS,
     OUTPUT,
@@ -55,7 +55,9 @@ SAMPLING |= {"penalty_repeat": "repetition_penalty"}
 def open_gguf(path: str | Path) -> Source:
     """Check a GGUF file of a Llama and return it as a Source; reads no weight, raises CheckpointError."""
     file = read_gguf(path)
-    config = _parse_config(file)
+    _require_readable(file)
+    config = parse_config(file)
+    _require_fit(file, config)
     kind = file.tensors[EMBEDDINGS].kind
     return Source(
         "GGUF",
@@ -64,11 +66,22 @@ def open_gguf(path: str | Path) -> Source:
         DTYPES.get(kind, torch.bfloat16),
         partial(_read, file, config),
         parse_tokenizer(file, config.vocab_size),
-        _parse_sampling(file),
+        parse_sampling(file),
     )
 
 
-def _parse_config(file: GgufFile) -> LlamaConfig:
+def _require_readable(file: GgufFile) -> None:
+    for name, tensor in file.tensors.items():
+        if tensor.kind not in KINDS:
+            raise CheckpointError(
+                f"{file.path}: tensor {name!a:.100} is stored as {tensor.kind}",
+                expected=f"one of {', '.join(KINDS)}",
+                hint=OTHER_KIND_HINT,
+            )
+
+
+def parse_config(file: GgufFile) -> LlamaConfig:
+    """Return what the keys and RoPE's factors say; the other tensors are not held against it."""
     _require_llama(file)
     num_heads = _integer(file, "attention.head_count")
     dim = _integer(file, "embedding_length")
@@ -94,7 +107,6 @@ def _parse_config(file: GgufFile) -> LlamaConfig:
         )
     except ConfigError as error:
         raise CheckpointError(f"{file.path}: {error.given}", expected=error.expected) from error
-    _require_fit(file, config)
     return _with_scaling(file, config)
 
 
@@ -152,7 +164,8 @@ def _read(file: GgufFile, config: LlamaConfig, name: str) -> torch.Tensor:
     return to_halves(tensor, num_heads) if num_heads else tensor
 
 
-def _parse_sampling(file: GgufFile) -> dict[str, Any]:
+def parse_sampling(file: GgufFile) -> dict[str, Any]:
+    """Return the sampling defaults among the keys, by the names of generation_config.json."""
     given = {ours: f"general.sampling.{theirs}" for theirs, ours in SAMPLING.items()}
     sampling = {ours: file.metadata[key] for ours, key in given.items() if key in file.metadata}
     for name, value in sampling.items():

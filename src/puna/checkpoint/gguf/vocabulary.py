@@ -3,10 +3,7 @@
 Knows byte-level BPE with Llama 3's split, and no other tokenizer.
 """
 
-import json
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,11 +89,10 @@ def _strings(file: GgufFile, name: str) -> Strings:
 
 def render_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     """Return the keys of a tokenizer; ids that it lacks below `vocab_size` become unused tokens."""
-    model = _saved_model(tokenizer)
+    model = _plain_model(tokenizer)
     tokens = {index: (f"[PAD{index}]", UNUSED) for index in range(vocab_size)}
-    special_ids = set(tokenizer.special_ids.values())
-    tokens |= {index: (text, NORMAL) for text, index in model["vocab"].items() if index not in special_ids}
-    tokens |= {index: (tokenizer.decode([index]), CONTROL) for index in special_ids}
+    tokens |= {index: (text, NORMAL) for text, index in model["vocab"].items()}
+    tokens |= {index: (tokenizer.decode([index]), CONTROL) for index in tokenizer.special_ids.values()}
     prefix = "tokenizer.ggml."
     rendered = {
         f"{prefix}model": "gpt2",
@@ -110,11 +106,9 @@ def render_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     return rendered | {key: tokenizer.special(name) for key, name in named.items()}
 
 
-def _saved_model(tokenizer: Tokenizer) -> dict[str, Any]:
+def _plain_model(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the BPE as tokenizer.json has it; CheckpointError if GGUF cannot tell it."""
-    with tempfile.TemporaryDirectory() as directory:
-        tokenizer.save(directory)
-        saved = json.loads((Path(directory) / "tokenizer.json").read_text(encoding="utf-8"))
+    saved = tokenizer.to_json()
     model = saved["model"]
     wrong = [name for name in UNTOLD if model.get(name)]
     wrong += ["normalizer"] if saved["normalizer"] else []

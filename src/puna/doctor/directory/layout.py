@@ -1,6 +1,6 @@
 """The headers of a directory's weights and their index -> findings, each file for itself. Reads no values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -123,24 +123,27 @@ def check_fit(opened: Opened) -> None:
         with report.attempt("tensor-missing", "weights"):
             require_fit(opened.path, layout, config, is_quantized=True)
         return
+    numbers = [name.split(".")[2] for name in layout if name.startswith("model.layers.") and name.count(".") > 3]
+    with report.attempt("config-unsupported", CONFIG):
+        expected = expected_shapes(config, numbers)
+        _check_names(expected, opened)
+        _check_shapes(expected, opened)
+        _check_dtypes(layout, report)
+
+
+def expected_shapes(config: LlamaConfig, numbers: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes for the config's layers, as far as there are layers: a config may name a billion.
+
+    `numbers` are the layers that tensors are named for, one for each tensor. CheckpointError if a size is absurd.
+    """
     widths = (config.dim, config.hidden_dim, config.head_dim * config.num_heads, config.vocab_size)
     if max(widths) > MAX_WIDTH:
-        what = f"sizes up to {max(widths):,}; expected at most {MAX_WIDTH:,}"
-        report.add("config-unsupported", CONFIG, what, "Copy config.json from the model that these weights belong to")
-        return
-    expected = _expected(config, layout)
-    _check_names(expected, opened)
-    _check_shapes(expected, opened)
-    _check_dtypes(layout, report)
-
-
-def _expected(config: LlamaConfig, layout: Mapping[str, StoredTensor]) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes for the config's layers, as far as there are layers: a config may name a billion."""
-    numbers = [name.split(".")[2] for name in layout if name.startswith("model.layers.") and name.count(".") > 3]
+        hint = "Copy the settings of the model that these weights belong to"
+        raise CheckpointError(f"sizes up to {max(widths):,}", expected=f"at most {MAX_WIDTH:,}", hint=hint)
     num_stored = 1 + max((int(number) for number in numbers if number.isdecimal() and len(number) < 6), default=0)
     shapes = tensor_shapes(replace(config, num_layers=1))
     layer = {name: shape for name, shape in shapes.items() if ".layers.0." in name}
-    for number in range(min(config.num_layers, num_stored + 1, len(layout) + 1)):
+    for number in range(min(config.num_layers, num_stored + 1, len(numbers) + 2)):
         shapes |= {name.replace(".0.", f".{number}.", 1): shape for name, shape in layer.items()}
     return shapes
 

@@ -37,7 +37,8 @@ def check_settings(opened: Opened) -> None:
     if opened.config:
         _tell(opened.config, raw, report)
         if is_rope_read:
-            _check_rope(opened.config, report)
+            remedy = "Copy rope_theta and rope_scaling from the config.json of the model that these weights come from"
+            check_rope(opened.config, CONFIG, remedy, report)
 
 
 def _mend_fixed(raw: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -95,15 +96,15 @@ def _tell(config: LlamaConfig, raw: dict[str, Any], report: Report) -> None:
         report.facts["dtype"] = ascii(dtype)[1:-1][:40]
 
 
-def _check_rope(config: LlamaConfig, report: Report) -> None:
+def check_rope(config: LlamaConfig, where: str, remedy: str, report: Report) -> None:
+    """Report a RoPE that is not Llama 3's where the context, the vocabulary or the sizes are."""
     scaling = config.rope_scaling
-    remedy = "Copy rope_theta and rope_scaling from the config.json of the model that these weights come from"
     if config.rope_theta == LLAMA3_THETA and config.max_context > OLD_CONTEXT and scaling is None:
         what = f"a context of {config.max_context:,} with rope_theta 500000 and no scaling; expected rope_type 'llama3'"
-        report.add("rope-lost", CONFIG, what, remedy)
+        report.add("rope-lost", where, what, remedy)
     elif config.vocab_size == LLAMA3_VOCAB and config.rope_theta == 10_000.0:
         what = "rope_theta = 10000, the default of Llama 2; expected 500000 for Llama 3's vocabulary"
-        report.add("rope-lost", CONFIG, what, remedy)
+        report.add("rope-lost", where, what, remedy)
     published = _published_like(config)
     if published is None or scaling is None or config.max_context <= OLD_CONTEXT:
         return
@@ -113,7 +114,7 @@ def _check_rope(config: LlamaConfig, report: Report) -> None:
         ours = f"factor {scaling.factor:g} from {scaling.original_max_context:,} on base {config.rope_theta:,.0f}"
         theirs = expected.rope_scaling.factor
         what = f"RoPE stretched by {ours}; expected factor {theirs:g} from 8,192 on base 500,000, as the {name} has"
-        report.add("rope-odd", CONFIG, what, remedy)
+        report.add("rope-odd", where, what, remedy)
 
 
 def _published_like(config: LlamaConfig) -> tuple[str, LlamaConfig] | None:
