@@ -5,14 +5,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Generator
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from puna import cli
 from puna.agent import terminal
 from puna.agent.terminal import Dialogue, converse
 from puna.chat import ChatFormat, Conversation, Message, ToolCall
-from puna.checkpoint.checkpoint import save_checkpoint
+from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.engine.local import LocalSampler
 from puna.engine.sampler import Chunk, SamplingParams
 from puna.engine.text import TextStream
@@ -163,6 +165,55 @@ def test_a_file_that_cannot_be_read_is_named_before_anything_is_loaded(tmp_path,
         path.write_text(content)
     with pytest.raises((ConfigError, ChatError), match=r"given|tools"):
         terminal.chat(tmp_path / "no checkpoint", **{flags: path})
+
+
+def test_flags_say_how_the_format_renders_tools_and_dates(tmp_path, monkeypatch):
+    (tmp_path / "tools.json").write_text(json.dumps([TOOL]))
+    starts: list[Conversation] = []
+    monkeypatch.setattr(terminal, "converse", lambda dialogue: starts.append(dialogue.conversation))
+    monkeypatch.setattr(LocalSampler, "open", lambda *_, **__: ScriptedSampler())
+    monkeypatch.setattr(Checkpoint, "open", lambda _: SimpleNamespace(stop_ids=()))
+    flags = ["--tools-file", str(tmp_path / "tools.json"), "--call-format", "tag", "--today", "05 March 2025"]
+    flags += ["--builtin-tool", "brave_search", "--builtin-tool", "wolfram_alpha"]
+    run_command("chat", *flags, "checkpoint")
+    run_command("chat", "checkpoint", "--environment", "ipython")
+    settings = {"builtin_tools": ("brave_search", "wolfram_alpha"), "call_format": "tag", "today": "05 March 2025"}
+    assert starts == [
+        Conversation((), (TOOL,), "ipython", **settings),
+        Conversation((), environment="ipython"),
+    ]
+    prompt = TOKENIZER.decode(FORMAT.prompt(starts[0]))
+    assert "Tools: brave_search, wolfram_alpha" in prompt and "<function=" in prompt and "05 March 2025" in prompt
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--builtin-tool", "python"], "only brave_search, wolfram_alpha"),
+        (["--call-format", "xml"], "json"),
+        (["--today", "2025-03-05"], "05 March 2025"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused_before_anything_is_loaded(tmp_path, flags, told):
+    assert told in str(run_command("chat", str(tmp_path / "no checkpoint"), *flags))
+
+
+def test_a_builtin_tool_is_called_without_a_schema(monkeypatch):
+    call = '<|python_tag|>brave_search.call(query="Menlo Park weather")'
+    sampler = ScriptedSampler(call, "It is mild.")
+    start = Conversation((), environment="ipython", builtin_tools=("brave_search",))
+    dialogue, screen = new_dialogue(sampler, start)
+    pipe(monkeypatch, "How is the weather?", "/tool 17 degrees")
+    converse(dialogue)
+    assert screen.getvalue() == 'calls brave_search {"query": "Menlo Park weather"}\nIt is mild.\n'
+
+
+def run_command(*arguments: str) -> str | int | None:
+    """Return what the command ends with: 0, or what it says is wrong."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["puna", *arguments])
+        cli.main()
+    return ended.value.code
 
 
 def test_the_command_answers_as_the_sampler_does(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,8 @@ import openai
 import pytest
 import torch
 
+from puna import artifact
+from puna.artifact import Manifest
 from puna.chat.conversation import Conversation
 from puna.chat.format import ChatFormat
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
@@ -175,10 +178,19 @@ def tokenizer(served) -> Tokenizer:
 
 def test_the_model_is_listed_and_another_one_is_not_found(client):
     assert [model.id for model in client.models.list()] == ["tiny"]
-    assert client.models.retrieve("tiny").id == "tiny"
+    assert client.models.retrieve("tiny").to_dict().keys() == {"id", "object", "created", "owned_by"}
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="gpt", messages=HI)
     assert caught.value.code == "model_not_found" and caught.value.param == "model"
+
+
+def test_a_model_under_llamas_agreement_is_listed_with_the_notice_it_asks_for(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "tiny")
+    (tmp_path / "tiny" / "LICENSE").write_text("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n")
+    with serving(open_served(tmp_path / "tiny")) as url:
+        models = connect(url).models
+        notices = [model.to_dict()["notice"] for model in (*models.list(), models.retrieve("tiny"))]
+    assert notices == ["Built with Llama"] * 2
 
 
 def test_a_streamed_answer_equals_the_whole_one(client):
@@ -551,9 +563,13 @@ def test_a_shutdown_waits_for_streams_and_ends_the_longest_with_an_error(tokeniz
     assert '"code":"overloaded"' in texts[3000] and texts[3000].endswith("data: [DONE]\n\n")
 
 
-def test_the_command_serves_until_it_is_told_to_stop(checkpoint):
+def test_the_command_serves_until_it_is_told_to_stop(checkpoint, tmp_path):
+    made, manifest = tmp_path / "made", Manifest("checkpoint", "sft", "key", {}, {}, {}, licences=["Llama 3.1"])
+    with artifact.writing(made) as partial:
+        shutil.copytree(checkpoint, partial, dirs_exist_ok=True)
+        artifact.commit(partial, made, manifest)
     command = "from puna.cli import main; main()"
-    arguments = [sys.executable, "-c", command, "serve", str(checkpoint), "--port", "0", "--name", "shop"]
+    arguments = [sys.executable, "-c", command, "serve", str(made), "--port", "0", "--name", "shop"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr
@@ -564,6 +580,7 @@ def test_the_command_serves_until_it_is_told_to_stop(checkpoint):
             assert line, log
             log += line
         assert connect(found[1]).models.list().data[0].id == "shop"
+        assert log.startswith("Built with Llama\n")
     finally:
         process.send_signal(signal.SIGTERM)
         log += process.communicate(timeout=20)[1]

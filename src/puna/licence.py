@@ -5,7 +5,7 @@ engineer, no legal advice, and it knows no licence that is not in its table.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,6 +154,11 @@ LICENCES = {licence.id: licence for licence in TABLE}
 def identify(name: str) -> str:
     """Return the id of the licence that people call `name` ("CC BY 4.0", "Apache-2.0"), or `name` as it is."""
     return _IDS.get(_squashed(name), name.strip())
+
+
+def badges(ids: Container[str]) -> list[str]:
+    """Return what has to be shown prominently where a model under these licences is offered: "Built with Llama"."""
+    return list(dict.fromkeys(each.badge for each in TABLE if each.badge and each.id in ids))
 
 
 def recognize(path: Path) -> set[str]:

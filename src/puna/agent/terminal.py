@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from cyclopts import Parameter
 from rich.console import Console
 
 from puna.chat import ChatFormat, Conversation, Message, ToolCall
+from puna.chat.conversation import CallFormat
 from puna.chat.stream import MessageStream, Part
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.engine.local import LocalSampler
@@ -42,6 +44,9 @@ def chat(
     system_file: Path | None = None,
     tools_file: Path | None = None,
     environment: str = "",
+    builtin_tools: Annotated[list[str] | None, Parameter(name="--builtin-tool", negative="")] = None,
+    call_format: CallFormat = "json",
+    today: str = "",
     temperature: float = 0.6,
     top_p: float = 0.9,
     max_tokens: int = 512,
@@ -60,7 +65,14 @@ def chat(
     tools_file
         A JSON list of the tools that the model may call, as in OpenAI's API. Their results are typed in.
     environment
-        "ipython" for models that mark their calls for a code interpreter.
+        "ipython" turns the code interpreter on: calls are marked with python_tag.
+    builtin_tools
+        A tool that the model knows without a schema: brave_search or wolfram_alpha; may be repeated. It takes
+        "ipython" along.
+    call_format
+        How the model is asked to call the tools of the file: in JSON, or in <function=NAME> tags.
+    today
+        The date that the system message tells, as DD Month YYYY.
     temperature
         0 always takes the most likely token.
     top_p
@@ -70,11 +82,14 @@ def chat(
     seed
         The same seed, words and checkpoint give the same answers.
     """
-    if system and system_file:
-        raise ConfigError("both --system and --system-file", expected="one of them")
-    system = _read(system_file).strip() if system_file else system
-    opening = (Message("system", system),) if system else ()
-    start = Conversation(opening, _read_tools(tools_file), environment=environment)
+    start = Conversation(
+        _read_system(system, system_file),
+        _read_tools(tools_file),
+        environment=environment or ("ipython" if builtin_tools else ""),
+        today=today,
+        builtin_tools=tuple(builtin_tools or ()),
+        call_format=call_format,
+    )
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     sampler = LocalSampler.open(checkpoint, max_batch=1)
     stop_ids = Checkpoint.open(checkpoint).stop_ids
@@ -208,6 +223,13 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"{path} ({error})", expected="a text file in UTF-8") from None
+
+
+def _read_system(text: str, path: Path | None) -> tuple[Message, ...]:
+    if text and path:
+        raise ConfigError("both --system and --system-file", expected="one of them")
+    text = _read(path).strip() if path else text
+    return (Message("system", text),) if text else ()
 
 
 def _read_tools(path: Path | None) -> tuple[dict[str, Any], ...]:

@@ -9,12 +9,12 @@ from puna import artifact
 from puna.artifact import Receipt
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import ArtifactError, ConfigError
-from puna.licence import Licence
+from puna.licence import Licence, badges
 from puna.lineage import trace
-from puna.release.terms import Node, Step, applying, walk
+from puna.release.terms import Node, Step, walk
 
 MODELS = ("checkpoint", "release")
-BASE_ROLES = ("checkpoint", "start", "source")
+BASE_ROLES = ("checkpoint", "start", "base", "source")  # an adapter is a source, what it changes is its base
 OVERALL = "overall"
 
 
@@ -40,7 +40,7 @@ class Facts:
     @property
     def badges(self) -> list[str]:
         """What has to be shown prominently: "Built with Llama"."""
-        return list(dict.fromkeys(each.badge for each in applying(self.inherited) if each.badge))
+        return badges(self.inherited)
 
     @property
     def receipts(self) -> list[tuple[str, Receipt]]:

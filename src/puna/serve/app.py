@@ -74,4 +74,5 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
 
 
 def _model(served: Served) -> dict[str, str | int]:
-    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "puna"}
+    model: dict[str, str | int] = {"id": served.name, "object": "model", "created": served.created, "owned_by": "puna"}
+    return model | ({"notice": served.notice} if served.notice else {})

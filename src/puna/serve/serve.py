@@ -4,6 +4,7 @@ Speaks plain HTTP; beyond this machine put a proxy with TLS before it.
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -68,6 +69,8 @@ def serve(
     served = open_served(
         checkpoint, name=name, max_batch=max_batch, max_queue=max_queue, max_context=max_context, dtype=dtype
     )
+    if served.notice:
+        print(served.notice, file=sys.stderr)
     make_server(served, rules, host=host, port=port).run()
 
 
@@ -86,6 +89,8 @@ def open_served(
     from puna.chat.format import ChatFormat
     from puna.checkpoint.checkpoint import Checkpoint
     from puna.engine.local import LocalSampler
+    from puna.licence import badges
+    from puna.lineage import licences_of
     from puna.serve.engine_thread import EngineThread
     from puna.serve.served import Served
 
@@ -107,6 +112,7 @@ def open_served(
         stop_ids=tuple(dict.fromkeys(stop_ids)),
         temperature=temperature,
         top_p=top_p,
+        notice=", ".join(badges(licences_of(checkpoint))),
     )
 
 

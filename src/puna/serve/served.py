@@ -30,7 +30,10 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Served:
-    """What the routes know. `temperature` and `top_p` hold where a request names none."""
+    """What the routes know. `temperature` and `top_p` hold where a request names none.
+
+    `notice` is what the model's licences want to be shown.
+    """
 
     name: str
     tokenizer: Tokenizer
@@ -40,6 +43,7 @@ class Served:
     stop_ids: tuple[int, ...]
     temperature: float = 1.0
     top_p: float = 1.0
+    notice: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
     def require(self, name: str) -> None:
