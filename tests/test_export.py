@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import logits_of, tokenizer
+from tiny_checkpoint import SCALING, logits_of, tokenizer
 
 from puna.artifact import Receipt, read_manifest, read_receipts
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
@@ -47,6 +47,16 @@ def test_transformers_computes_the_same_from_what_is_written(
     assert found["peer_max_difference"].value < 1e-3 and found["peer_kl"].details["read_by"] == "transformers"
     assert read_manifest(tmp_path / "out").licences == ["apache-2.0"]
     assert (tmp_path / "out" / "LICENSE").exists()
+
+
+def test_a_text_that_is_only_compared_on_binds_nothing(
+    tmp_path: Path, checkpoint: Path, dataset_path: Path, perform_stage: Callable[..., bool]
+):
+    settings = {"checkpoint": str(checkpoint), "data": [str(dataset_path)]}
+    perform_stage("export", tmp_path / "out", **settings, format="huggingface", num_tokens=32)
+    assert read_manifest(tmp_path / "out").licences == ["apache-2.0"]
+    perform_stage("quantize", tmp_path / "int8", **settings, num_tokens=32, tolerance_kl=9, min_agreement=0)
+    assert read_manifest(tmp_path / "int8").licences == ["apache-2.0"]
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
@@ -133,13 +143,18 @@ def test_meta_takes_llama_3s_own_vocabulary_only(tmp_path: Path, checkpoint: Pat
 
 def test_metas_own_network_computes_the_same_from_what_is_written(tmp_path: Path, perform_stage: Callable[..., bool]):
     pytest.importorskip("fairscale")
-    from meta_chat import llama
+    from meta_chat import META_MODEL, llama
 
-    config = LlamaConfig(32, 64, 8, 1, 4, 2, 128_256, 4096)
-    model = Llama(config)
-    model.initialize(0)
+    model = Llama(LlamaConfig(32, 64, 8, 2, 4, 2, 128_256, 131_072, rope_scaling=SCALING))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.2, generator=generator)
     (tmp_path / "checkpoint").mkdir()
     save_checkpoint(tmp_path / "checkpoint", model, llama())
-    perform_stage("export", tmp_path / "out", checkpoint=str(tmp_path / "checkpoint"), format="meta", num_shards=2)
+    options: dict[str, Any] = {"format": "meta", "num_shards": 2, "context": 12, "require_peer": True}
+    perform_stage("export", tmp_path / "out", checkpoint=str(tmp_path / "checkpoint"), **options)
     found = receipts(tmp_path / "out")
     assert found["peer_kl"].details["read_by"] == "llama-models" and all(each.held for each in found.values())
+    assert found["peer_max_difference"].value < 1e-4
+    # From a tokenizer.json.
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == META_MODEL.read_bytes()

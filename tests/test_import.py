@@ -19,6 +19,8 @@ from puna.chat.template import PLAIN_TEMPLATE
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.checkpoint.gguf.writer import write_gguf
 from puna.errors import CheckpointError, ConfigError, PunaError
+from puna.lineage import trace
+from puna.release.facts import base_of
 
 AGREEMENT = "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\nLlama 3.1 Version Release Date: July 23, 2024\n"
 
@@ -119,6 +121,8 @@ def test_an_adapter_needs_a_base_of_floats(tmp_path: Path, perform_stage: Callab
     before, after = (logits_of(Checkpoint.open(path).load()) for path in (base, tmp_path / "ours"))
     assert (before - after).abs().max() > 0.01
     assert read_manifest(tmp_path / "ours").licences == ["llama3.1", "own"]
+    found = base_of(trace(tmp_path / "ours"))
+    assert found and Path(found["path"]).name == "base", "the adapter is not what the model is made from"
 
 
 # The hub
@@ -191,6 +195,22 @@ def puna(home: Path, *arguments: str, endpoint: str = "http://127.0.0.1:9") -> s
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     environment.pop("HF_HUB_OFFLINE", None)
     return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_the_licence_of_one_that_names_it_only_in_its_readme_comes_along(tmp_path: Path, hub: tuple[str, list[str]]):
+    (tmp_path / "repository" / "LICENSE").unlink()
+    (tmp_path / "repository" / "README.md").write_text("---\nlicense: llama3.1\n---\n")
+    done = puna(tmp_path / "home", "import", "--hub", "acme/tiny", "--out", str(tmp_path / "ours"), endpoint=hub[0])
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(tmp_path / "ours").licences == ["llama3.1"]
+
+
+def test_sampling_that_transformers_left_unset_is_no_fault(tmp_path: Path, perform_stage: Callable[..., bool]):
+    path = model_at(tmp_path / "theirs")
+    settings = json.loads((path / "generation_config.json").read_text())
+    (path / "generation_config.json").write_text(json.dumps(settings | {"temperature": None, "top_p": 0.8}))
+    perform_stage("import", tmp_path / "ours", source=str(path))
+    assert json.loads((tmp_path / "ours" / "generation_config.json").read_text())["top_p"] == 0.8
 
 
 def test_a_model_is_fetched_once_by_name_without_pickles_and_code(tmp_path: Path, hub: tuple[str, list[str]]):

@@ -172,12 +172,12 @@ def parse_stop_ids(raw: dict[str, Any], path: Path) -> tuple[int, ...]:
 
 
 def parse_sampling(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the sampling defaults of generation_config.json that are numbers or flags; others are no plain numbers."""
-    fields = _Fields(raw, path)
-    for key in SAMPLING_KEYS & raw.keys():
-        if not isinstance(raw[key], int | float):
-            raise fields.fail(key, "a number, true or false")
-    return {key: raw[key] for key in sorted(SAMPLING_KEYS & raw.keys())}
+    """Return the sampling defaults that generation_config.json states; transformers writes null for what is unset."""
+    stated = {key: raw[key] for key in sorted(SAMPLING_KEYS & raw.keys()) if raw[key] is not None}
+    for key, value in stated.items():
+        if not isinstance(value, int | float):
+            raise _Fields(raw, path).fail(key, "a number, true or false")
+    return stated
 
 
 def parse_quantization(raw: dict[str, Any], path: Path) -> bool:

@@ -36,6 +36,10 @@ class Config(StageConfig):
         """The dtype that `precision` names."""
         return getattr(torch, self.precision)
 
+    def made_of(self) -> dict[str, Path]:
+        """Name the inputs whose licences it inherits: the texts are only compared on."""
+        return {"checkpoint": self.checkpoint}
+
 
 def run(config: Config, run: Run) -> None:
     """Write the int8 checkpoint and its receipts; a receipt that does not hold stops the stages after this one."""

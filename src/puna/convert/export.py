@@ -92,6 +92,10 @@ class Config(StageConfig):
                 raise ValueError(f"no {name} with the format {self.format}")
         return self
 
+    def made_of(self) -> dict[str, Path]:
+        """Name the inputs whose licences it inherits: the texts are only compared on."""
+        return {"checkpoint": self.checkpoint}
+
     @property
     def peer(self) -> str:
         """The key in PEERS of the program that reads this format."""
@@ -103,12 +107,12 @@ def run(config: Config, run: Run) -> None:
     peer = PEERS[config.peer]
     if config.require_peer and not peer.is_installed:
         raise ConfigError(f"{peer.name} is not installed", hint="pip install 'puna[proof]', or leave out require_peer")
-    checkpoint = Checkpoint.open(config.checkpoint)
-    source = checkpoint.source()
+    source = Checkpoint.open(config.checkpoint).source()
     carry_licences(config.checkpoint, run.output)
     with run.progress(source.config.num_parameters // 10**6, "writing", unit="M weights") as bar:
         path = _write(config, watched(source, bar), run)
-    pieces = list(_pieces(config, checkpoint.tokenizer(), checkpoint.config.max_context))
+    assert source.tokenizer
+    pieces = list(_pieces(config, source.tokenizer, source.config.max_context))
     run.log(f"{_num_bytes(run.output) / 1e6:,.1f} MB written; comparing on {sum(map(len, pieces)):,} tokens")
     dtype = getattr(torch, config.precision)
     ours = _logits(open_source(path).source, pieces, path, dtype)

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 from puna.errors import CheckpointError, ConfigError
 
+TERMS = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*", "README.md")
 # Never fetched: pickles, code, other programs' weights, pictures.
 WANTED = (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json",
     "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "chat_template.jinja", "adapter_config.json",
-    "LICENSE*", "NOTICE*", "USE_POLICY*", "README.md",
+    *TERMS,
 )  # fmt: skip
 NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
@@ -24,7 +25,7 @@ class Download(NamedTuple):
 
 
 def download(name: str, *, revision: str = "main", file: str = "") -> Download:
-    """Fetch a repository's weights, tokenizer and licence, or one `file` of it; what is there is not fetched again.
+    """Fetch a repository's weights, tokenizer and licence, or one `file` and the licence; what is there is kept.
 
     Shows the hub's own progress bars and resumes what was interrupted. Raises ConfigError or CheckpointError: no such
     name, no access, no network.
@@ -36,10 +37,14 @@ def download(name: str, *, revision: str = "main", file: str = "") -> Download:
         from huggingface_hub import errors
     except ModuleNotFoundError:
         raise ConfigError("downloading needs huggingface_hub", hint="pip install 'puna[hub]'") from None
+    patterns = [file, *TERMS] if file else list(WANTED)
     is_offline = os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True", "YES", "ON")
     try:
         folder = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=[file] if file else list(WANTED), local_files_only=is_offline
+            name,
+            revision=revision,
+            allow_patterns=patterns,
+            local_files_only=is_offline,
         )
     except errors.GatedRepoError:
         hint = "Accept the licence on the model's page, then log in with `hf auth login` or set HF_TOKEN"

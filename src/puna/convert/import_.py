@@ -61,7 +61,7 @@ def run(config: Config, run: Run) -> None:
     for folder in filter(None, (path, config.base)):
         carry_licences(folder if folder.is_dir() else folder.parent, run.output)
     if config.hub and not config.licence:
-        run.licences |= licence.recognize(run.output) or {licence.UNKNOWN}
+        run.licences |= licence.recognize(path) or {licence.UNKNOWN}
     origin = {"format": source.format, "dtype": _name(source.dtype), "hub": config.hub or "", "commit": commit}
     (run.output / "origin.json").write_text(json.dumps(origin | {"note": note}, indent=2) + "\n", encoding="utf-8")
     tolerance = torch.finfo(dtype).eps if change.is_rounded else 0.0
