@@ -2,6 +2,7 @@
 
 import json
 import struct
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tiny_checkpoint import (
 )
 
 from puna.chat.template import CHAT_TEMPLATE
+from puna.checkpoint import memory, weights
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.checkpoint.hf_config import parse_config, render_config
 from puna.errors import CheckpointError
@@ -125,6 +127,30 @@ def test_weights_are_mapped_not_read(tmp_path: Path):
     with torch.no_grad():
         model.embed_tokens.weight.zero_()
     assert (tmp_path / WEIGHTS).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("limit", "available", "is_read"),
+    [("max", 2**30, True), (str(2**63), 2**30, True), ("1000", 2**30, False), ("", 1, False), (str(2**30), None, True)],
+)
+def test_files_are_read_ahead_only_where_the_memory_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, available: int | None, is_read: bool
+):
+    class Immediate(threading.Thread):
+        def start(self) -> None:
+            self.run()
+
+    save(tmp_path, shard_bytes=60_000)
+    system = {"limit": limit, "meminfo": f"MemTotal: 9 kB\nMemAvailable:   {available} kB\n"}
+    for name, text in system.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "LIMITS", (tmp_path / "gone", tmp_path / "limit"))
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(threading, "Thread", Immediate)
+    read: list[Path] = []
+    monkeypatch.setattr(weights, "read_through", read.extend)
+    Checkpoint.open(tmp_path).prefetch()
+    assert read == (sorted(tmp_path.glob("*.safetensors")) if is_read else [])
 
 
 def test_nothing_is_written_over_a_checkpoint(tmp_path: Path):

@@ -16,6 +16,7 @@ from tiny_checkpoint import CONFIG, INDEX, WEIGHTS, edit_header, edit_json, logi
 from puna.checkpoint import weights
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.errors import CheckpointError
+from puna.model.llama import Llama
 
 # What is refused
 
@@ -233,17 +234,44 @@ def test_a_file_that_is_no_file_is_refused_without_waiting(tmp_path: Path):
         Checkpoint.open(tmp_path)
 
 
-def test_the_hugging_face_caches_links_into_blobs_are_followed(tmp_path: Path):
-    snapshot, blobs = tmp_path / "models--a--b/snapshots/0123", tmp_path / "models--a--b/blobs"
-    snapshot.mkdir(parents=True)
+def save_cached(repository: Path, folder: str) -> Llama:
+    """Save a checkpoint as the Hugging Face cache holds it: links into the blobs of its repository."""
+    directory, blobs = repository / folder, repository / "blobs"
+    directory.mkdir(parents=True)
     blobs.mkdir()
-    model = save(snapshot)
-    for number, path in enumerate(sorted(snapshot.iterdir())):
+    model = save(directory)
+    for number, path in enumerate(sorted(directory.iterdir())):
         path.rename(blobs / str(number))
-        path.symlink_to(Path("../../blobs") / str(number))
-    checkpoint = Checkpoint.open(snapshot)
+        path.symlink_to(Path(*[".."] * len(Path(folder).parts), "blobs", str(number)))
+    return model
+
+
+@pytest.mark.parametrize("folder", ["snapshots/0123", "snapshots/0123/original", "snapshots/original"])
+def test_the_hugging_face_caches_links_into_blobs_are_followed(tmp_path: Path, folder: str):
+    model = save_cached(tmp_path / "models--a--b", folder)
+    checkpoint = Checkpoint.open(tmp_path / "models--a--b" / folder)
     assert torch.equal(logits_of(checkpoint.load()), logits_of(model))
     assert checkpoint.tokenizer().encode("fox") == tokenizer().encode("fox")
+
+
+@pytest.mark.parametrize("folder", ["snapshots/0123/other", "snapshots/0123/original/original", "copies/0123/original"])
+def test_links_into_blobs_from_other_folders_are_refused(tmp_path: Path, folder: str):
+    save_cached(tmp_path / "models--a--b", folder)
+    with pytest.raises(CheckpointError, match="link"):
+        Checkpoint.open(tmp_path / "models--a--b" / folder)
+
+
+@pytest.mark.parametrize("target", ["config.json", "blobs/sub/config.json", "../models--c--d/blobs/config.json"])
+def test_a_link_from_a_cached_folder_to_anything_but_its_own_blobs_is_refused(tmp_path: Path, target: str):
+    repository = tmp_path / "models--a--b"
+    save_cached(repository, "snapshots/0123/original")
+    link, elsewhere = repository / "snapshots/0123/original" / CONFIG, repository / target
+    elsewhere.parent.mkdir(parents=True, exist_ok=True)
+    link.resolve().rename(elsewhere.resolve())
+    link.unlink()
+    link.symlink_to(Path("../../..") / target)
+    with pytest.raises(CheckpointError, match="link"):
+        Checkpoint.open(link.parent)
 
 
 def test_damaged_files_load_or_raise_our_error_and_nothing_else(tmp_path: Path):

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from puna import artifact
+from puna.artifact import Manifest
 from puna.errors import ArtifactError
 from puna.lineage import print_lineage, trace
 
@@ -94,6 +96,34 @@ def test_an_input_whose_manifest_is_broken_ends_its_branch(tokenizer: Path, tmp_
     (tmp_path / "made" / "pages" / "manifest.json").write_text("{")
     found = states(trace(tokenizer))
     assert found["made/pages"] == "changed" and found["raw/letters"] == "held"
+
+
+def made_of(path: Path, *sources: Path) -> Path:
+    """An artifact that read others of `path`'s folder."""
+    inputs = {each.name: {"path": f"../{each.name}", "kind": "dataset", "hash": artifact.content_hash(each)}
+              for each in sources}  # fmt: skip
+    with artifact.writing(path) as partial:
+        (partial / "content.txt").write_text(path.name)
+        artifact.commit(partial, path, Manifest("dataset", "ingest", "key", {}, inputs, {}))
+    return path
+
+
+def test_what_two_artifacts_share_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "one.md").write_text(WORDS)
+    shared = made_of(tmp_path / "shared", tmp_path / "raw")
+    sides = [made_of(tmp_path / name, shared, tmp_path / "raw") for name in ("left", "right")]
+    top = made_of(tmp_path / "top", *sides)
+    read, hash_file = list[Path](), artifact.hash_file
+    monkeypatch.setattr(artifact, "hash_file", lambda path: read.append(path) or hash_file(path))
+    assert set(states(trace(top)).values()) == {"held"}
+    assert sorted(f"{path.parent.name}/{path.name}" for path in read) == [
+        "left/content.txt",
+        "raw/one.md",
+        "right/content.txt",
+        "shared/content.txt",
+        "top/content.txt",
+    ]
 
 
 def test_the_tree_shows_every_origin(tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

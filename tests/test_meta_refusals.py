@@ -5,6 +5,7 @@ import json
 import socket
 import struct
 import threading
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,17 +38,22 @@ def save_repeated_heads(directory: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("meta", "name"),
+    ("num_shards", "rank", "meta", "name"),
     [
-        ("layers.0.attention_norm.weight", "model.layers.0.input_layernorm.weight"),
-        ("layers.1.attention.wk.weight", "model.layers.1.self_attn.k_proj.weight"),
+        (2, 1, "layers.0.attention_norm.weight", "model.layers.0.input_layernorm.weight"),
+        (16, 5, "layers.1.attention.wk.weight", "model.layers.1.self_attn.k_proj.weight"),
     ],
 )
-def test_copies_that_differ_between_shards_are_refused_with_the_file(tmp_path: Path, meta: str, name: str):
-    save_repeated_heads(tmp_path)
-    edit_shard(tmp_path / "consolidated.05.pth", lambda state: state[meta].view(-1)[0].add_(1))
+def test_copies_that_differ_between_shards_are_refused_with_the_file(
+    tmp_path: Path, num_shards: int, rank: int, meta: str, name: str
+):
+    if num_shards == 16:
+        save_repeated_heads(tmp_path)
+    else:
+        save_shards(tmp_path, as_meta(weights_of(SMALL), SMALL), num_shards)
+    edit_shard(tmp_path / f"consolidated.{rank:02d}.pth", lambda state: state[meta].view(-1)[0].add_(1))
     source = open_meta(tmp_path).source
-    with pytest.raises(CheckpointError, match=r"consolidated\.05\.pth: " + meta):
+    with pytest.raises(CheckpointError, match=rf"consolidated\.{rank:02d}\.pth: " + meta):
         source.read(name)
 
 
@@ -65,7 +71,7 @@ def test_copies_that_differ_between_shards_are_refused_with_the_file(tmp_path: P
         (lambda state: state.update(step=3), "'step' is a int"),
         (lambda state: state.update(more={"a": torch.ones(1)}), "'more' is a dict"),
         (lambda state: state.update(names=["a"]), "EMPTY_LIST"),
-        (lambda state: state.update({"norm.weight": torch.ones(1).bfloat16().expand(64)}), "inside its 1 elements"),
+        (lambda state: state.update({"norm.weight": torch.ones(1).bfloat16().expand(64)}), "repeats no element"),
     ],
 )
 def test_tensors_that_params_json_does_not_describe_are_refused(
@@ -247,6 +253,35 @@ def test_a_pickle_made_to_harm_is_refused(data: bytes):
         read_table(io.BytesIO(archive_of(data)))
 
 
+NUMBERS = torch.arange(64.0)
+APART = {
+    "transposed": NUMBERS.view(8, 8).T,
+    "every second": NUMBERS.view(8, 8)[1::2, ::2],
+    "permuted": NUMBERS.view(2, 4, 8).permute(1, 2, 0)[1:],
+    "diagonals": NUMBERS.view(4, 4, 4).diagonal(),
+    "one row of stride 0": NUMBERS.as_strided((1, 8), (0, 1)),
+}
+REPEATING = {
+    "expanded": NUMBERS.expand(3, 64),
+    "an expanded number": NUMBERS[3].expand(4, 4),
+    "unfolded": NUMBERS.unfold(0, 4, 2),
+    "as long as its storage": NUMBERS.as_strided((2, 2, 2), (1, 1, 61)),
+}
+
+
+@pytest.mark.parametrize("kind", [*APART, *REPEATING])
+def test_a_view_is_what_torch_reads_or_refused_where_it_repeats_elements(tmp_path: Path, kind: str):
+    path = tmp_path / "consolidated.00.pth"
+    torch.save({"w": (APART | REPEATING)[kind]}, path)
+    theirs = torch.load(path)["w"]
+    assert (theirs.unique().numel() < theirs.numel()) == (kind in REPEATING)
+    if kind in APART:
+        assert torch.equal(Shard.open(path).view("w"), theirs)
+        return
+    with pytest.raises(CheckpointError, match="repeats no element"):
+        Shard.open(path)
+
+
 def test_a_pickle_too_long_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pickled, "MAX_OPCODES", 1000)
     with pytest.raises(CheckpointError, match="more than 1,000 opcodes"):
@@ -296,6 +331,24 @@ ARCHIVES = {
 def test_an_archive_that_torch_save_does_not_write_is_refused(raw: bytes):
     with pytest.raises(CheckpointError):
         read_table(io.BytesIO(raw))
+
+
+def repeat_directory(raw: bytes, count: int) -> bytes:
+    """Let a zip's central directory stand there `count` times."""
+    start = raw.index(b"PK\x01\x02")
+    directory = raw[start:-22] * count
+    return raw[:start] + directory + raw[-22:-10] + struct.pack("<IIH", len(directory), start, 0)
+
+
+def test_millions_of_entries_are_refused_before_they_are_listed():
+    raw = zip_of(WHOLE)
+    assert len(zipfile.ZipFile(io.BytesIO(repeat_directory(raw, 5))).infolist()) == 10
+    file = io.BytesIO(repeat_directory(raw, 1_000_000))
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=r"directory has \d{3},000,000 bytes; expected at most 2,097,152"):
+        read_table(file)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 def change_directory(raw: bytes, index: int, field: int, value: bytes) -> bytes:
@@ -492,9 +545,8 @@ class PrivateMemory(threading.Thread):
 def test_a_large_model_is_read_with_two_tensors_in_memory(tmp_path: Path):
     config = replace(SMALL, dim=1024, hidden_dim=8192, head_dim=64, vocab_size=8192)
     params = PARAMS | {"dim": 1024, "vocab_size": 8192, "multiple_of": 4096, "ffn_dim_multiplier": 3.0}
-    save_shards(
-        tmp_path, {name: torch.zeros(tensor.shape) for name, tensor in as_meta(weights_of(config), config).items()}, 2
-    )
+    zeros = {name: torch.zeros(shape) for name, shape in tensor_shapes(config).items()}
+    save_shards(tmp_path, as_meta(zeros, config), 2)
     (tmp_path / "params.json").write_text(json.dumps(params))
     num_bytes = sum(path.stat().st_size for path in tmp_path.glob("*.pth"))
     assert num_bytes > 200e6

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from cyclopts import App
 from rich.console import Console
 
+from puna.checkpoint import memory
 from puna.checkpoint.checkpoint import save_checkpoint
 from puna.checkpoint.hf_config import render_config
 from puna.checkpoint.weights import build_empty
@@ -344,7 +345,8 @@ def test_a_model_too_large_for_training_may_fit_with_adapters() -> None:
     assert planned("8b", devices=4).advice == ()
 
 
-def test_this_machine_has_its_memory_and_speeds_only_if_told() -> None:
+def test_this_machine_has_its_memory_and_speeds_only_if_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "LIMITS", ())
     total = Path("/proc/meminfo").read_text().split()[1]
     made = planned("1b", hardware="here", context=1024)
     assert made.machine.device.memory_bytes == int(total) * 1024
@@ -352,6 +354,12 @@ def test_this_machine_has_its_memory_and_speeds_only_if_told() -> None:
     assert "give --tflops" in shown(made)
     told = planned("1b", hardware="here", context=1024, tflops=0.5, bandwidth=20.0, price=0.1)
     assert all(each.decode_usd_per_million_tokens for each in told.service_plans if each.fits)
+
+
+def test_a_container_has_the_memory_that_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "limit").write_text("1073741824\n")
+    monkeypatch.setattr(memory, "LIMITS", (tmp_path / "limit",))
+    assert find_machine(Hardware("here")).device.memory_bytes == 2**30
 
 
 def test_given_numbers_replace_the_data_sheet() -> None:

@@ -1,6 +1,7 @@
 """Walk an artifact back to the raw documents it was made from, and say what has changed since."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 from rich.console import Console
@@ -9,18 +10,22 @@ from rich.markup import escape
 from puna import artifact, licence
 from puna.errors import ArtifactError
 
+# What stands at a resolved path now: its hash, or None if it is damaged.
+Hashes = Callable[[Path], str | None]
+
 
 def trace(path: Path) -> dict[str, object]:
     """Nest an artifact's origins: {path, kind, stage, key, hash, licences, state, inputs: {role: ...}}.
 
     `state` is "held" (content as recorded), "changed" or "missing", seen from the artifact that read it; every file is
-    hashed again for it.
+    hashed again for it, once however many artifacts were made of it.
     """
-    return _trace(path, artifact.read_manifest(path).content_hash)
+    return _trace(path, cache(_hash_now))
 
 
-def _trace(path: Path, recorded: str) -> dict[str, object]:
+def _trace(path: Path, hashes: Hashes, recorded: str = "") -> dict[str, object]:
     manifest = artifact.read_manifest(path)
+    recorded = recorded or manifest.content_hash
     return {
         "path": str(path),
         "kind": manifest.kind,
@@ -29,9 +34,9 @@ def _trace(path: Path, recorded: str) -> dict[str, object]:
         "hash": recorded,
         "licences": manifest.licences,
         "created": manifest.created,
-        "state": _state(path, recorded),
+        "state": _state(path, recorded, hashes),
         "receipts": [{"claim": r.claim, "value": r.value, "held": r.held} for r in artifact.read_receipts(path)],
-        "inputs": {role: _origin(path, entry) for role, entry in manifest.inputs.items()},
+        "inputs": {role: _origin(path, entry, hashes) for role, entry in manifest.inputs.items()},
     }
 
 
@@ -52,28 +57,33 @@ def print_lineage(path: Path, console: Console) -> None:
         console.print(line, soft_wrap=True)  # however narrow the terminal, a path stays in one piece
 
 
-def _origin(artifact_path: Path, entry: dict[str, str]) -> dict[str, object]:
+def _origin(artifact_path: Path, entry: dict[str, str], hashes: Hashes) -> dict[str, object]:
     source = (artifact_path / entry["path"]).resolve()
     shown = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source
-    node = {"path": str(shown), "kind": entry["kind"], "hash": entry["hash"], "state": _state(source, entry["hash"])}
+    state = _state(source, entry["hash"], hashes)
+    node = {"path": str(shown), "kind": entry["kind"], "hash": entry["hash"], "state": state}
     parent = artifact.find_artifact(shown)
     try:
         if parent == shown:
-            return _trace(shown, entry["hash"])
-        return {**node, "inputs": {"part of": trace(parent)} if parent else {}}
+            return _trace(shown, hashes, entry["hash"])
+        return {**node, "inputs": {"part of": _trace(parent, hashes)} if parent else {}}
     except ArtifactError:  # its manifest cannot be read: what it was made from is lost
         return {**node, "inputs": {}}
 
 
-def _state(source: Path, recorded: str) -> str:
+def _state(source: Path, recorded: str, hashes: Hashes) -> str:
     if not source.exists():
         return "missing"
+    return "held" if hashes(source.resolve()) == recorded else "changed"
+
+
+def _hash_now(source: Path) -> str | None:
     try:
         if artifact.is_artifact(source):
             artifact.verify(source)
-        return "held" if artifact.content_hash(source) == recorded else "changed"
+        return artifact.content_hash(source)
     except ArtifactError:
-        return "changed"
+        return None
 
 
 def _label(role: str, node: dict[str, object]) -> str:

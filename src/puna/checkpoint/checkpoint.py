@@ -18,6 +18,7 @@ from puna.chat.template import CHAT_TEMPLATE
 from puna.checkpoint import hf_config, weights, writer
 from puna.checkpoint.directory import find_file, read_json, write_json
 from puna.checkpoint.layout import StoredTensor, read_layout
+from puna.checkpoint.memory import free_memory
 from puna.checkpoint.source import Source
 from puna.errors import CheckpointError
 from puna.model.config import LlamaConfig
@@ -72,9 +73,13 @@ class Checkpoint:
         return weights.map_weights(self.layout, self.config, is_quantized=self.is_quantized, dtype=dtype)
 
     def prefetch(self) -> None:
-        """Begin to read the files in the background, from end to end: page faults alone would read them piecemeal."""
+        """Begin to read the files in the background, from end to end: page faults alone would read them piecemeal.
+
+        Leaves it where the memory has no room for all: what was read first would be gone before it is needed.
+        """
         paths = sorted({stored.file for stored in self.layout.values()})
-        threading.Thread(target=weights.read_through, args=(paths,), daemon=True).start()
+        if sum(stored.end - stored.start for stored in self.layout.values()) <= free_memory():
+            threading.Thread(target=weights.read_through, args=(paths,), daemon=True).start()
 
     def source(self) -> Source:
         """Return the same model as a Source: to write it in another format, tensor by tensor."""

@@ -14,7 +14,8 @@ def find_file(directory: Path, name: str) -> Path | None:
     """Return the file's real path, None if there is none.
 
     `name` must be a plain file name. A symbolic link may lead only into the directory itself or, since that is how
-    the Hugging Face cache stores a model, from `snapshots/REVISION/` into the `blobs/` beside `snapshots/`.
+    the Hugging Face cache stores a model, from `snapshots/REVISION/` or `original/` in it into the `blobs/` beside
+    `snapshots/`.
     """
     if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name:
         raise CheckpointError(f"{directory}: file name {name!r}", expected="a name without a path")
@@ -26,8 +27,7 @@ def find_file(directory: Path, name: str) -> Path | None:
         return None
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{directory / name!s}: {error}", expected="a readable file") from error
-    allowed = [root, *([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])]
-    if path.parent not in allowed:
+    if path.parent not in (root, _blobs_of(root)):
         raise CheckpointError(
             f"{directory / name} is a link to {path}",
             expected="a file in the checkpoint's own directory",
@@ -36,6 +36,14 @@ def find_file(directory: Path, name: str) -> Path | None:
     if not stat.S_ISREG(mode):
         raise CheckpointError(f"{directory / name} is not a regular file", expected="a file")
     return path
+
+
+def _blobs_of(root: Path) -> Path | None:
+    """Return where the Hugging Face cache keeps the files of a snapshot or of Meta's own within it."""
+    for snapshot in (root, root.parent) if root.name == "original" else (root,):
+        if snapshot.parent.name == "snapshots":
+            return snapshot.parent.parent / "blobs"
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -71,11 +71,7 @@ def make_plan(
 def _advise_service(chosen: ServicePlan, every: tuple[ServicePlan, ...], machine: Machine) -> Iterator[str]:
     if chosen.fits:
         return
-    count = machine.num_devices or 1
-    yield (
-        f"Serving in {chosen.dtype} does not fit on {show_devices(count, machine)}: it needs "
-        f"{show_bytes(chosen.total_bytes)}, and {show_bytes(count * machine.usable_bytes)} are usable."
-    )
+    yield _lack(f"Serving in {chosen.dtype}", chosen.total_bytes, machine)
     ways = [] if machine.device.is_cpu else [f"{chosen.num_devices_needed:,} devices"]
     fitting = [each.dtype for each in every if each.fits and each.weights_bytes < chosen.weights_bytes]
     ways += [f"weights in {' or '.join(fitting)}"] if fitting else []
@@ -89,11 +85,7 @@ def _advise_service(chosen: ServicePlan, every: tuple[ServicePlan, ...], machine
 def _advise_training(training: TrainingPlan, adapters: TrainingPlan, machine: Machine) -> Iterator[str]:
     if training.fits:
         return
-    count = machine.num_devices or 1
-    yield (
-        f"Training does not fit on {show_devices(count, machine)}: it needs {show_bytes(training.peak_bytes)}, "
-        f"and {show_bytes(count * machine.usable_bytes)} are usable."
-    )
+    yield _lack("Training", training.peak_bytes, machine)
     ways = [] if machine.device.is_cpu else [f"{training.num_devices_needed:,} devices"]
     if adapters.peak_bytes < training.peak_bytes:
         remark = "which fits" if adapters.fits else f"still too much with {show_bytes(adapters.peak_bytes)}"
@@ -101,6 +93,14 @@ def _advise_training(training: TrainingPlan, adapters: TrainingPlan, machine: Ma
     if training.activations_bytes + training.logits_bytes > training.peak_bytes / 4:
         ways.append("smaller batches (--batch-tokens)")
     yield f"What would do or help: {'; '.join(ways)}." if ways else "Take a smaller model."
+
+
+def _lack(task: str, needed_bytes: float, machine: Machine) -> str:
+    count = machine.num_devices or 1
+    return (
+        f"{task} does not fit on {show_devices(count, machine)}: it needs {show_bytes(needed_bytes)}, "
+        f"and {show_bytes(count * machine.usable_bytes)} are usable."
+    )
 
 
 def _assumptions(machine: Machine, training: Training) -> Iterator[str]:

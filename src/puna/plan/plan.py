@@ -5,7 +5,6 @@ Reads no weights and measures nothing: arithmetic.py computes, and what it has t
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -39,7 +38,7 @@ class Hardware:
     Parameters
     ----------
     hardware
-        h100, h200, b200, a100-80gb, mi300x, l40s, l4, rtx4090, or here: this machine's memory.
+        h100, h200, b200, a100-80gb, mi300x, l40s, l4, rtx4090, or here: this machine's memory, or its container's.
     devices
         How many of them, instead of as many as are needed.
     tflops
@@ -171,5 +170,6 @@ def _require_positive(flags: dict[str, float | None]) -> None:
 
 
 def _this_machine() -> Device:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Device(HERE, memory, None, None, None, is_cpu=True, reserve_share=HERE_RESERVE)
+    from puna.checkpoint.memory import machine_memory
+
+    return Device(HERE, machine_memory(), None, None, None, is_cpu=True, reserve_share=HERE_RESERVE)

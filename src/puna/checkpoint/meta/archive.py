@@ -13,6 +13,7 @@ from puna.checkpoint.meta.pickled import ITEM_BYTES, View, read_state_dict
 from puna.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 64 * 2**20
+MAX_DIRECTORY_BYTES = 2 * 2**20  # An entry takes about 100; Llama 3.1 405B has 1,137 tensors.
 LOCAL_HEADER = struct.Struct("<4s22x2H")  # Signature, and behind sizes and times: bytes of name and of extra.
 PICKLE_NAME = "data.pkl"
 # What zipfile raises on a damaged directory.
@@ -24,6 +25,25 @@ class Entry(NamedTuple):
 
     start: int
     num_bytes: int
+
+
+class Bounded(NamedTuple):
+    """A file whose archive may be listed: zipfile reads its directory in one piece, and needs ten times that."""
+
+    file: BinaryIO
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_DIRECTORY_BYTES:
+            raise CheckpointError(
+                f"the archive's directory has {size:,} bytes", expected=f"at most {MAX_DIRECTORY_BYTES:,}"
+            )
+        return self.file.read(size)
 
 
 def read_table(file: BinaryIO) -> dict[str, dict[str, Any]]:
@@ -55,7 +75,7 @@ def read_entries(file: BinaryIO) -> dict[str, Entry]:
     """Return the archive's entries, each stored as it is, apart from the others and inside the file."""
     _require_zip(file)
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(Bounded(file)) as archive:
             infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
         entries: dict[str, Entry] = {}
         end = 0

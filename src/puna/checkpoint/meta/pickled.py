@@ -4,7 +4,6 @@ Never imports, calls or builds what a pickle names: a global is a name to compar
 dict needs are refused. Runs in the confined child, so it imports neither torch nor anything that unpickles.
 """
 
-import math
 import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeGuard
@@ -250,8 +249,10 @@ class _Machine:
         if not _are_counts((offset,)) or not _are_counts(shape) or not _are_counts(stride) or len(shape) != len(stride):
             raise self.fail("a tensor's offset, shape or stride", f"at most {MAX_RANK} counts from 0")
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-        if math.prod(shape) > count or (0 not in shape and last >= count) or offset > count:
+        if (0 not in shape and last >= count) or offset > count:
             raise self.fail(f"a tensor of shape {list(shape)} at {offset:,}", f"one inside its {count:,} elements")
+        if _repeats(shape, stride):
+            raise self.fail(f"a tensor of shape {list(shape)}, stride {list(stride)}", "one that repeats no element")
         return View(storage, dtype, offset, shape, stride)
 
     def build(self) -> None:
@@ -267,6 +268,16 @@ def _are_counts(values: Any) -> TypeGuard[tuple[int, ...]]:
         and len(values) <= MAX_RANK
         and all(type(value) is int and 0 <= value < MAX_COUNT for value in values)
     )
+
+
+def _repeats(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Tell whether a dimension steps no further than those of smaller steps reach, as expanded tensors do."""
+    reach = 0
+    for step, size in sorted((step, size) for size, step in zip(shape, stride, strict=True) if size > 1):
+        if step <= reach:
+            return True
+        reach += (size - 1) * step
+    return False
 
 
 def _kind(value: Any) -> str:
