@@ -451,7 +451,7 @@ def test_a_gguf_whose_weights_we_cannot_read_is_not_called_broken(wide_gguf: Pat
     report = examine(rewritten(wide_gguf, tmp_path / "model.gguf", stored_as=kind))
     assert codes(report) == {"gguf-kind"} and report.status == 1
     finding = report.findings[0]
-    assert f"of 22 tensors 16 as {kind}" in finding.what and "Q8_0" in finding.what and "safetensors" in finding.remedy
+    assert f"16 in {kind} of 22 tensors" in finding.what and "Q8_0" in finding.what and "safetensors" in finding.remedy
     assert "8 of 8" in report.facts["chat template"]
 
 

@@ -37,7 +37,7 @@ def download(name: str, *, revision: str = "main", file: str = "") -> Download:
         from huggingface_hub import errors
     except ModuleNotFoundError:
         raise ConfigError("downloading needs huggingface_hub", hint="pip install 'puna[hub]'") from None
-    patterns = [file, *TERMS] if file else list(WANTED)
+    patterns: list[str] = [file, *TERMS] if file else list(WANTED)
     is_offline = os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True", "YES", "ON")
     try:
         folder = huggingface_hub.snapshot_download(

@@ -72,9 +72,9 @@ def _tell(file: GgufFile, report: Report) -> None:
 def _check_kinds(file: GgufFile, report: Report) -> None:
     counts = Counter(tensor.kind for tensor in file.tensors.values() if tensor.kind not in KINDS)
     if counts:
-        shares = listed([f"{count:,} as {kind}" for kind, count in counts.most_common()])
-        what = f"of {len(file.tensors):,} tensors {shares}, whose values are not read; expected {', '.join(KINDS)}"
-        remedy = "Nothing, for llama.cpp and what is built on it; for Puna take its safetensors, or Q8_0, BF16 or F16"
+        shares = listed([f"{count:,} in {kind}" for kind, count in counts.most_common()])
+        what = f"{shares} of {len(file.tensors):,} tensors; expected {', '.join(KINDS)}, whose values Puna reads"
+        remedy = "Nothing for llama.cpp and what is built on it; for Puna take safetensors, or Q8_0, BF16 or F16"
         report.add("gguf-kind", file.path.name, what, remedy)
 
 
