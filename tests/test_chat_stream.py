@@ -141,6 +141,18 @@ def test_a_call_that_stays_open_comes_as_text_in_the_end():
     assert told[-1] == [' <function=look>{"n": 1']
 
 
+@settings(max_examples=300, deadline=None)
+@given(IDS, SIZES)
+@example(ids_of(f" One.\n<|python_tag|>{CALL}"), [1] * 99)
+@example(ids_of("<|python_tag|>print(1"), [1] * 99)
+def test_a_message_that_is_cut_off_is_text_and_calls_nothing(ids: list[int], sizes: list[int]):
+    ids = [token for token in ids if token not in chat().stop_ids]
+    reader = MessageStream(chat(), TOOLS)
+    parts = [part for piece in cut(ids, sizes) for part in reader.feed(piece)] + reader.finish(is_ended=False)
+    assert calls_of(parts) == []
+    assert text_of(parts) == llama().decode([token for token in ids if not llama().is_special(token)])
+
+
 def replied(ids: list[int], sizes: list[int], stops: list[str], tools: Any) -> tuple[str, list[dict[str, Any]], str]:
     """Let a client's reply be read from an engine that generates `ids`; return text, calls and why it ended."""
     served = Served("tiny", llama(), chat(), None, 4096, chat().stop_ids)  # pyright: ignore[reportArgumentType]

@@ -111,6 +111,16 @@ def test_text_before_a_marked_call_is_shown_once():
     assert screen.getvalue() == 'One moment.\ncalls code_interpreter {"code": "print(1)"}\n'
 
 
+def test_a_call_that_is_cut_off_by_the_length_calls_nothing():
+    ids = [TOKENIZER.special("python_tag"), *TOKENIZER.encode("remove_all(")]
+    sampler = ScriptedSampler()
+    sampler.stream = lambda prompt, params: (chunk for chunk in [Chunk(tuple(ids), "", finish_reason="length")])  # type: ignore[method-assign]
+    dialogue, screen = new_dialogue(sampler, Conversation((), environment="ipython"))
+    dialogue.ask(Message("user", "Compute"))
+    assert screen.getvalue() == "remove_all(\n"
+    assert not dialogue.expects_result
+
+
 def test_new_forgets_the_dialogue_but_not_the_system_message(monkeypatch):
     dialogue, _ = new_dialogue(ScriptedSampler("One", "Two"), Conversation((Message("system", "Be kind."),)))
     pipe(monkeypatch, "first", "/new", "second", "/exit", "never asked")
@@ -231,6 +241,7 @@ def test_the_command_answers_as_the_sampler_does(tmp_path):
     model.initialize(0)
     save_checkpoint(tmp_path, model, TOKENIZER)
     (tmp_path / "system.txt").write_text("You are kind.\n")
+    (tmp_path / "LICENSE").write_text("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n")
     flags = ["--system-file", str(tmp_path / "system.txt"), "--temperature", "0", "--max-tokens", "12"]
     done = subprocess.run(
         [sys.executable, "-c", "from puna.cli import main; main()", "chat", str(tmp_path), *flags],
@@ -239,6 +250,7 @@ def test_the_command_answers_as_the_sampler_does(tmp_path):
         timeout=60,
     )
     assert done.returncode == 0, done.stderr.decode()
+    assert done.stderr.decode() == "Built with Llama\n"
 
     sampler = LocalSampler.open(tmp_path)
     conversation = Conversation((Message("system", "You are kind."),))

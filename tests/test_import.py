@@ -249,13 +249,24 @@ def test_offline_no_connection_beyond_the_machine_can_be_made():
         "offline.enforce()\n"
         "server = socket.create_server(('127.0.0.1', 0))\n"
         "socket.create_connection(server.getsockname()).close()\n"
-        "far = lambda: socket.create_connection(('192.0.2.1', 80), 1)\n"
-        "for ask in (far, lambda: socket.getaddrinfo('a.test', 80)):\n"
+        "far = ('192.0.2.1', 80)\n"
+        "datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "datagrams.sendto(b'x', server.getsockname())\n"
+        "datagrams.sendmsg([b'x'], [], 0, server.getsockname())\n"
+        "for ask in (\n"
+        "    lambda: socket.create_connection(far, 1),\n"
+        "    lambda: datagrams.sendto(b'x', far),\n"
+        "    lambda: datagrams.sendmsg([b'x'], [], 0, far),\n"
+        "    lambda: socket.getaddrinfo('a.test', 80),\n"
+        "    lambda: socket.gethostbyname('a.test'),\n"
+        "    lambda: socket.gethostbyaddr('192.0.2.1'),\n"
+        "    lambda: socket.getnameinfo(far, 0),\n"
+        "):\n"
         "    try: ask()\n"
         "    except Exception as error: print(type(error).__name__)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["ConfigError", "ConfigError"]
+    assert done.stdout.split() == ["ConfigError"] * 7
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b/c", "", "a b"])

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from puna import artifact
+from puna.agent.terminal import chat
 from puna.artifact import Manifest
 from puna.errors import ArtifactError, PunaError
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
+from puna.serve.serve import open_served
 from puna.train.state import TrainState, load_state, save_state
 
 CONFIG = LlamaConfig(
@@ -269,6 +271,9 @@ def test_one_bit_flipped_in_a_stored_tensor_is_found_and_its_file_named(
         file.write_bytes(raw)
         with pytest.raises(ArtifactError, match=r"model\.safetensors was altered"):
             perform_stage("quantize", tmp_path / "quantized", checkpoint=path, data=[dataset_path])
+        for load in (open_served, chat):
+            with pytest.raises(ArtifactError, match=r"model\.safetensors was altered"):
+                load(path)
     assert not (tmp_path / "quantized").exists()
     file.write_bytes(whole)
     assert perform_stage("quantize", tmp_path / "quantized", checkpoint=path, data=[dataset_path])

@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -160,6 +162,30 @@ def verify(path: Path) -> Manifest:
         if file.stat().st_size != entry["size"] or hash_file(file) != entry["sha256"]:
             raise ArtifactError(f"{file} was altered or cut short", expected=f"SHA-256 {entry['sha256'][:12]}...")
     return manifest
+
+
+@contextlib.contextmanager
+def verifying(path: Path) -> Iterator[None]:
+    """Verify the artifact that `path` is, or is part of, while the block loads it; the block's end waits for it.
+
+    What fails on an altered file is reported as ArtifactError that names the file. Does nothing for other paths.
+    """
+    found, verified = find_artifact(path), Future[Manifest | None]()
+
+    def run() -> None:
+        try:
+            verified.set_result(verify(found) if found else None)
+        except Exception as error:
+            verified.set_exception(error)
+
+    # Not an executor, whose end waits for its threads: Ctrl-C stops at once.
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        yield
+    except Exception:
+        verified.result()
+        raise
+    verified.result()
 
 
 def content_hash(path: Path) -> str:

@@ -7,6 +7,9 @@ from typing import Any
 
 from puna.errors import ConfigError
 
+ADDRESSING = ("socket.connect", "socket.sendto", "socket.sendmsg")
+NAMING = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
+
 
 def enforce() -> None:
     """Refuse the network to this process from now on, and tell the libraries that would use it. Cannot be undone.
@@ -19,11 +22,13 @@ def enforce() -> None:
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "socket.connect":
+    if event in ADDRESSING:
         address = arguments[1]
         host = address[0] if isinstance(address, tuple) else ""  # a Unix socket's address is its path
-    elif event == "socket.getaddrinfo":
+    elif event in NAMING:
         host = arguments[0]
+    elif event == "socket.getnameinfo":
+        host = arguments[0][0]
     else:
         return
     if host and not _is_here(host):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 from cyclopts import Parameter
 from rich.console import Console
 
+from puna.artifact import verifying
 from puna.chat import ChatFormat, Conversation, Message, ToolCall
 from puna.chat.conversation import CallFormat
 from puna.chat.stream import MessageStream, Part
@@ -21,6 +22,8 @@ from puna.checkpoint.checkpoint import Checkpoint
 from puna.engine.local import LocalSampler
 from puna.engine.sampler import FinishReason, SamplingParams
 from puna.errors import ChatError, ConfigError, PunaError, RequestError
+from puna.licence import badges
+from puna.lineage import licences_of
 
 HELP = "/new starts over, /tool TEXT gives a tool's result, /exit or Ctrl-D ends; Ctrl-C stops an answer."
 # What a model writes may hold sequences that drive the terminal; only line breaks and tabs pass.
@@ -91,8 +94,11 @@ def chat(
         call_format=call_format,
     )
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    sampler = LocalSampler.open(checkpoint, max_batch=1)
-    stop_ids = Checkpoint.open(checkpoint).stop_ids
+    with verifying(checkpoint):
+        sampler = LocalSampler.open(checkpoint, max_batch=1)
+        stop_ids = Checkpoint.open(checkpoint).stop_ids
+    if badge := ", ".join(badges(licences_of(checkpoint))):
+        print(badge, file=sys.stderr)
     converse(Dialogue(sampler, start, params, stop_ids, Console(highlight=False)))
 
 
@@ -150,7 +156,7 @@ class Dialogue:
             reason = None
         finally:
             stream.close()
-        parts += self._show(reader.finish())
+        parts += self._show(reader.finish(is_ended=reason == "stop"))
         text = "".join(part for part in parts if isinstance(part, str))
         calls = tuple(part for part in parts if isinstance(part, ToolCall))
         return Answer(Message("assistant", text, calls), num_tokens, reason, error)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from puna.chat.conversation import ToolCall, tool_name
+from puna.chat.conversation import Message, ToolCall, tool_name
 from puna.chat.format import ChatFormat
 from puna.chat.parse import TAG_OPENING
 
@@ -50,14 +50,21 @@ class MessageStream:
                 fresh += self._decode(token_id)
         return self._tell(fresh)
 
-    def finish(self) -> list[Part]:
-        """Return what was held back, as what it turned out to be."""
+    def finish(self, *, is_ended: bool = True) -> list[Part]:
+        """Return what was held back, as what it turned out to be; text if the message was cut off before its end.
+
+        Half a call must not be carried out, and where a call ends only the end of the message says.
+        """
         if self._is_over:
             return []
         self._is_over = True
-        message = self._chat.parse(self._ids, self._tools)
+        message = self._chat.parse(self._ids, self._tools) if is_ended else Message("assistant", self._text())
         rest = message.content[self._num_told :]
         return [*([rest] if rest else []), *message.tool_calls]
+
+    def _text(self) -> str:
+        tokenizer = self._chat.tokenizer
+        return tokenizer.decode([token_id for token_id in self._ids if not tokenizer.is_special(token_id)])
 
     def _decode(self, token_id: int) -> str:
         if token_id == self._chat.python_tag:

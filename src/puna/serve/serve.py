@@ -86,6 +86,7 @@ def open_served(
     """Load a checkpoint and put an engine, not started yet, behind it."""
     import torch
 
+    from puna.artifact import verifying
     from puna.chat.format import ChatFormat
     from puna.checkpoint.checkpoint import Checkpoint
     from puna.engine.local import LocalSampler
@@ -94,12 +95,13 @@ def open_served(
     from puna.serve.engine_thread import EngineThread
     from puna.serve.served import Served
 
-    sampler = LocalSampler.open(
-        checkpoint,
-        max_batch=max_batch,
-        max_context=max_context,
-        dtype=None if dtype == "stored" else getattr(torch, dtype),
-    )
+    with verifying(checkpoint):
+        sampler = LocalSampler.open(
+            checkpoint,
+            max_batch=max_batch,
+            max_context=max_context,
+            dtype=None if dtype == "stored" else getattr(torch, dtype),
+        )
     chat_format = ChatFormat(sampler.tokenizer)
     temperature, top_p = _sampling_defaults(checkpoint)
     stop_ids = (*Checkpoint.open(checkpoint).stop_ids, *chat_format.stop_ids)
