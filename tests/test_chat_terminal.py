@@ -21,6 +21,7 @@ from puna.engine.text import TextStream
 from puna.errors import ChatError, ConfigError, RequestError
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
+from puna.progress import printable
 from puna.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(["Hello there, how may I help you today? "] * 3, vocab_size=520, split_digits=False)
@@ -260,5 +261,5 @@ def test_the_command_answers_as_the_sampler_does(tmp_path):
         params = SamplingParams(max_tokens=12, stop_ids=FORMAT.stop_ids)
         answer = sampler.complete([FORMAT.prompt(conversation)], params)[0]
         conversation = conversation.with_message(FORMAT.parse(answer.ids))
-        expected += terminal.printable(answer.text) + "\n"
+        expected += printable(answer.text) + "\n"
     assert done.stdout.decode() == expected

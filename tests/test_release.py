@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoTokenizer
 
-from puna.artifact import read_manifest, verify
+from puna.artifact import commit, read_manifest, verify, writing
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import ConfigError, ReceiptError, ReleaseError
 from puna.licence import LICENCES
@@ -121,6 +122,21 @@ def test_only_the_files_of_a_checkpoint_go_along(
         *("manifest.json", "release.json", "run_config.json"),
     }
     assert front_matter(tmp_path / "out")["base_model"] == "acme/base"
+
+
+def test_a_model_fetched_from_the_hub_is_told_with_its_commit(
+    checkpoint_path: Path, tmp_path: Path, perform_stage: Perform
+):
+    fetched = tmp_path / "fetched"
+    perform_stage("import", fetched, source=str(checkpoint_path), licence="apache-2.0")
+    origin = json.loads(read(fetched, "origin.json")) | {"hub": "acme/tiny", "commit": "0123abcd"}
+    with writing(fetched) as partial:
+        shutil.copytree(fetched, partial, dirs_exist_ok=True)
+        (partial / "origin.json").write_text(json.dumps(origin))
+        commit(partial, fetched, replace(read_manifest(fetched), inputs={}))
+    perform_stage("release", tmp_path / "out", checkpoint=str(fetched), name="Tiny")
+    assert front_matter(tmp_path / "out")["base_model"] == "acme/tiny"
+    assert "made from `acme/tiny` at commit `0123abcd`" in read(tmp_path / "out", "README.md")
 
 
 def test_where_files_cannot_be_linked_they_are_copied(release: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):

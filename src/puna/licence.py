@@ -17,6 +17,8 @@ MAX_CHARACTERS = 100_000  # of a text that is read
 OPENING_WORDS = 300
 TEXT_NAME = re.compile(r"(licen[cs]e|copying)(-[\w.-]+)?(\.(txt|md|rst))?", re.IGNORECASE)
 NOTICE_NAME = re.compile(r"notice(\.(txt|md))?", re.IGNORECASE)
+POLICY_NAME = re.compile(r"use_policy(\.\w+)?", re.IGNORECASE)
+NAME_STARTS = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "USE_POLICY")  # as they are usually written
 
 
 @dataclass(frozen=True)

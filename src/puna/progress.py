@@ -1,4 +1,7 @@
-"""Show how far a long piece of work is: a live bar in a terminal, a line now and then elsewhere."""
+"""What a terminal shows: how far a long piece of work is, and strangers' text made safe to print.
+
+A live bar in a terminal, a line now and then elsewhere.
+"""
 
 import time
 from types import TracebackType
@@ -8,6 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 SECONDS_BETWEEN_LINES = 15.0
+# Names in files and what models write may hold sequences that drive the terminal; only line breaks and tabs pass.
+_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+
+
+def printable(text: str) -> str:
+    """Replace control characters, and what no encoding can write."""
+    return text.encode("utf-8", "replace").decode().translate(_CONTROLS)
 
 
 class Progress:

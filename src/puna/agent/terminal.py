@@ -24,10 +24,9 @@ from puna.engine.sampler import FinishReason, SamplingParams
 from puna.errors import ChatError, ConfigError, PunaError, RequestError
 from puna.licence import badges
 from puna.lineage import licences_of
+from puna.progress import printable
 
 HELP = "/new starts over, /tool TEXT gives a tool's result, /exit or Ctrl-D ends; Ctrl-C stops an answer."
-# What a model writes may hold sequences that drive the terminal; only line breaks and tabs pass.
-_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 
 
 class Answer(NamedTuple):
@@ -94,12 +93,10 @@ def chat(
         call_format=call_format,
     )
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    with verifying(checkpoint):
-        sampler = LocalSampler.open(checkpoint, max_batch=1)
-        stop_ids = Checkpoint.open(checkpoint).stop_ids
+    dialogue = _open(checkpoint, start, params)
     if badge := ", ".join(badges(licences_of(checkpoint))):
         print(badge, file=sys.stderr)
-    converse(Dialogue(sampler, start, params, stop_ids, Console(highlight=False)))
+    converse(dialogue)
 
 
 class Dialogue:
@@ -183,6 +180,13 @@ class Dialogue:
         self.console.file.flush()
 
 
+def _open(checkpoint: Path, start: Conversation, params: SamplingParams) -> Dialogue:
+    with verifying(checkpoint):
+        sampler = LocalSampler.open(checkpoint, max_batch=1)
+        stop_ids = Checkpoint.open(checkpoint).stop_ids
+    return Dialogue(sampler, start, params, stop_ids, Console(highlight=False))
+
+
 def converse(dialogue: Dialogue) -> None:
     """Take lines from the terminal or a pipe until they end; a mistake ends only a pipe."""
     is_interactive = sys.stdin.isatty()
@@ -195,11 +199,6 @@ def converse(dialogue: Dialogue) -> None:
             if not is_interactive:
                 raise
             dialogue.console.out(str(error), style="red")
-
-
-def printable(text: str) -> str:
-    """Replace control characters, with which a text could drive the terminal."""
-    return text.translate(_CONTROLS)
 
 
 def _take_line(dialogue: Dialogue, line: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from puna.artifact import fsync
 from puna.checkpoint.directory import write_json
 from puna.checkpoint.layout import INDEX_NAME, SINGLE_NAME
 from puna.checkpoint.source import Source, disk_name, tensor_shapes
@@ -123,8 +123,4 @@ def write_file(path: Path, entries: Iterable[Entry]) -> None:
 def sync_files(directory: Path) -> None:
     """Force the directory and the files in it to the disk."""
     for path in [*(path for path in directory.iterdir() if path.is_file()), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync(path)

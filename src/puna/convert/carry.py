@@ -1,6 +1,5 @@
 """What goes along when a model changes its format: progress on the terminal, and the licences beside the weights."""
 
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from puna.checkpoint.source import Source
 from puna.progress import Progress
 
 MAX_TEXT_BYTES = 2**20
-POLICY_NAME = re.compile(r"USE_POLICY(\.\w+)?", re.IGNORECASE)
+TERMS = (licence.TEXT_NAME, licence.NOTICE_NAME, licence.POLICY_NAME)
 
 
 def watched(source: Source, bar: Progress) -> Source:
@@ -34,7 +33,7 @@ def watched(source: Source, bar: Progress) -> Source:
 def carry_licences(folder: Path, output: Path) -> None:
     """Copy the agreement, the notice and the use policy that lie with a model: they go with what is made of it."""
     for path in sorted(folder.iterdir()):
-        is_text = any(pattern.fullmatch(path.name) for pattern in (licence.TEXT_NAME, licence.NOTICE_NAME, POLICY_NAME))
+        is_text = any(pattern.fullmatch(path.name) for pattern in TERMS)
         real = find_file(folder, path.name) if is_text and path.is_file() else None
         if real and real.stat().st_size <= MAX_TEXT_BYTES and not (output / path.name).exists():
             shutil.copyfile(real, output / path.name)

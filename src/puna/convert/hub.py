@@ -1,13 +1,13 @@
 """A model's name and revision on the Hugging Face hub -> its files on this machine, in the hub's own cache."""
 
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+from puna import licence
 from puna.errors import CheckpointError, ConfigError
 
-TERMS = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*", "README.md")
+TERMS = (*(f"{start}*" for start in licence.NAME_STARTS), "README.md")
 # Never fetched: pickles, code, other programs' weights, pictures.
 WANTED = (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json",
@@ -34,11 +34,11 @@ def download(name: str, *, revision: str = "main", file: str = "") -> Download:
         raise ConfigError(f"hub = {name!a}", expected="OWNER/NAME")
     try:
         import huggingface_hub
-        from huggingface_hub import errors
+        from huggingface_hub import constants, errors
     except ModuleNotFoundError:
         raise ConfigError("downloading needs huggingface_hub", hint="pip install 'puna[hub]'") from None
     patterns: list[str] = [file, *TERMS] if file else list(WANTED)
-    is_offline = os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "True", "YES", "ON")
+    is_offline = constants.HF_HUB_OFFLINE
     try:
         folder = huggingface_hub.snapshot_download(
             name,

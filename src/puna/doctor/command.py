@@ -11,10 +11,9 @@ from rich.console import Console
 
 from puna.doctor.examine import examine
 from puna.doctor.finding import Report
+from puna.progress import printable
 
 STYLES = {"broken": "bold red", "warning": "bold yellow"}
-# Names in foreign files may hold sequences that drive the terminal.
-_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code != 10}
 
 
 def doctor(
@@ -72,7 +71,8 @@ def summary(report: Report) -> str:
 
 
 def _print(console: Console, text: str, *, indent: str = "", style: str | None = None) -> None:
-    safe = text.encode("utf-8", "replace").decode().translate(_CONTROLS)
-    lines = textwrap.wrap(safe, max(40, console.width), initial_indent=indent, subsequent_indent=indent) or [""]
+    lines = textwrap.wrap(printable(text), max(40, console.width), initial_indent=indent, subsequent_indent=indent) or [
+        ""
+    ]
     for line in lines:
         console.print(line, style=style, markup=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from puna.release.facts import (
     base_of,
     count_rows,
     datasets_read,
+    hub_origin,
     name_of,
     settings_of,
 )
@@ -83,7 +84,9 @@ def _front_matter(facts: Facts) -> str:
 
 def _what_it_is(facts: Facts) -> str:
     config, base = facts.checkpoint.config, base_of(facts.tree)
+    commit = hub_origin(base).commit if base else ""
     origin = f"made from `{facts.base_model or name_of(base['path'])}`" if base else "trained from scratch"
+    origin += f" at commit `{commit}`" if commit else ""
     dtype = facts.checkpoint.layout["model.embed_tokens.weight"].dtype
     weights = "int8 weights" if facts.checkpoint.is_quantized else f"weights in {dtype}"
     languages = f" Meant for: {', '.join(facts.languages)}." if facts.languages else ""

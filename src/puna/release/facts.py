@@ -2,8 +2,9 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from puna import artifact
 from puna.artifact import Receipt
@@ -42,7 +43,7 @@ class Facts:
         """What has to be shown prominently: "Built with Llama"."""
         return badges(self.inherited)
 
-    @property
+    @cached_property
     def receipts(self) -> list[tuple[str, Receipt]]:
         """The receipts of the checkpoint and of all it was made from, each with the name of its artifact."""
         paths = dict.fromkeys(Path(step.node["path"]) for step in walk(self.tree) if "stage" in step.node)
@@ -118,13 +119,34 @@ def base_of(tree: Node) -> Node | None:
         below = (node["inputs"].get(role) for role in BASE_ROLES)
         found = next((each for each in below if each and each["kind"] in (*MODELS, "raw")), None)
         if found is None:
-            return None
+            return node if hub_origin(node).name else None
         node = found
     return node
 
 
+class HubOrigin(NamedTuple):
+    """A repository of the Hugging Face hub, "ORG/NAME", and the commit; both "" for what comes from elsewhere."""
+
+    name: str = ""
+    commit: str = ""
+
+
+def hub_origin(node: Node) -> HubOrigin:
+    """Read where an import was fetched from; ArtifactError if its origin.json cannot be read."""
+    if node.get("stage") != "import":
+        return HubOrigin()
+    path = Path(node["path"]) / "origin.json"
+    try:
+        origin = json.loads(path.read_text(encoding="utf-8"))
+        return HubOrigin(origin["hub"], origin["commit"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} ({error})", expected="the origin as 'import' writes it") from None
+
+
 def hub_name(node: Node | None) -> str:
-    """Read "ORG/NAME" off a path inside the Hugging Face cache; "" for any other."""
+    """Return "ORG/NAME" of what was fetched from the hub or lies in its cache; "" for any other."""
+    if node and (name := hub_origin(node).name):
+        return name
     for part in Path(node["path"]).parts if node else ():
         if part.startswith("models--") and part.count("--") == 2:
             return part.removeprefix("models--").replace("--", "/")

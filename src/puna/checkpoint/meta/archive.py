@@ -16,6 +16,7 @@ MAX_PICKLE_BYTES = 64 * 2**20
 MAX_DIRECTORY_BYTES = 2 * 2**20  # An entry takes about 100; Llama 3.1 405B has 1,137 tensors.
 LOCAL_HEADER = struct.Struct("<4s22x2H")  # Signature, and behind sizes and times: bytes of name and of extra.
 PICKLE_NAME = "data.pkl"
+LITTLE = b"little"
 # What zipfile raises on a damaged directory.
 DAMAGE = (zipfile.BadZipFile, RuntimeError, ValueError, OverflowError, EOFError, OSError, struct.error)
 
@@ -50,7 +51,8 @@ def read_table(file: BinaryIO) -> dict[str, dict[str, Any]]:
     """Return {name: {dtype, shape, stride, start}} of a file open for reading; raise CheckpointError."""
     entries = read_entries(file)
     folder = _folder(entries)
-    if (order := entries.get(f"{folder}/byteorder")) and _read(file, order) != b"little":
+    order = entries.get(f"{folder}/byteorder")
+    if order and (order.num_bytes != len(LITTLE) or _read(file, order) != LITTLE):
         raise CheckpointError("the numbers are big-endian", expected="little-endian")
     pickled = entries[f"{folder}/{PICKLE_NAME}"]
     if pickled.num_bytes > MAX_PICKLE_BYTES:

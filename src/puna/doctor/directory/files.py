@@ -4,14 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from puna import artifact
+from puna import artifact, licence
 from puna.checkpoint.directory import find_file
 from puna.doctor.finding import Report, listed
 from puna.errors import ArtifactError, CheckpointError
 
 PICKLES = {".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle"}
 PROGRAM_STARTS = (b"\x7fELF", b"MZ", b"#!", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
-LICENCE_FILES = ("LICENSE", "USE_POLICY", "NOTICE")
+LICENCE_FILES = {"LICENSE": licence.TEXT_NAME, "USE_POLICY": licence.POLICY_NAME, "NOTICE": licence.NOTICE_NAME}
 LLAMA_LICENCE = re.compile(r"^license(_name)?:\s*['\"]?llama", re.MULTILINE | re.IGNORECASE)
 MAX_README_BYTES = 2**20
 
@@ -52,8 +52,8 @@ def check_licence(directory: Path, report: Report, *, is_llama: bool) -> None:
     """Report which licence files a Llama lacks; a model is one by its vocabulary or by what its README says."""
     if not (is_llama or _says_llama(directory)):
         return
-    names = [path.name.upper() for path in directory.iterdir()]
-    missing = [name for name in LICENCE_FILES if not any(each.startswith(name) for each in names)]
+    names = [path.name for path in directory.iterdir()]
+    missing = [name for name, pattern in LICENCE_FILES.items() if not any(map(pattern.fullmatch, names))]
     if missing:
         report.add(
             "licence-missing",
