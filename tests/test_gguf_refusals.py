@@ -1,5 +1,6 @@
 """Every GGUF file that doesn't fit is refused with an error that names it, at once and in little memory."""
 
+import io
 import os
 import random
 import re
@@ -14,6 +15,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from tiny_checkpoint import SCALING, tokenizer
 
 from puna.checkpoint.gguf import reader
@@ -21,6 +23,7 @@ from puna.checkpoint.gguf.container import Strings, padding, read_gguf, render_h
 from puna.checkpoint.gguf.reader import open_gguf
 from puna.checkpoint.gguf.writer import WrittenKind, write_gguf
 from puna.checkpoint.source import Source, disk_name, tensor_shapes
+from puna.doctor.examine import examine
 from puna.errors import CheckpointError
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
@@ -65,6 +68,12 @@ WRONG_KEYS: list[dict[str, Any]] = [
     {"general.architecture": None},
     {"general.type": "adapter"},
     {"general.quantization_version": 1},
+    {"general.architecture": [1, 2]},
+    {"general.type": [1, 2]},
+    {"split.count": [0, 1]},
+    {"llama.rope.scale_linear": ["a", "b"]},
+    {"tokenizer.ggml.model": [1, 2]},
+    {"tokenizer.ggml.pre": [1, 2]},
     {"general.sampling.temp": "hot"},
     {"split.count": 3},
     {"llama.expert_count": 8},
@@ -113,6 +122,14 @@ def test_a_setting_that_we_do_not_compute_is_refused_by_name(tmp_path: Path, cha
     with pytest.raises(CheckpointError, match=re.escape(str(parts.path))) as caught:
         open_gguf(parts.path)
     assert len(str(caught.value)) < 500
+
+
+def test_the_doctor_tells_of_arrays_where_ids_belong(tmp_path: Path):
+    parts = Parts(write(tmp_path / "m.gguf"))
+    parts.metadata |= {f"tokenizer.ggml.{role}_token_id": [1, 2] for role in ("eos", "eot", "padding")}
+    parts.save()
+    report = examine(parts.path, quick=True, console=Console(file=io.StringIO()))
+    assert {"id-out-of-range", "stop-missing"} <= {finding.code for finding in report.findings}
 
 
 def test_more_layers_than_the_file_holds_are_refused_before_the_network_is_built(

@@ -316,6 +316,16 @@ def test_prices_follow_time_and_devices() -> None:
     assert training.usd == pytest.approx(4 * training.seconds)
 
 
+def test_any_number_of_devices_can_be_given() -> None:
+    machine = find_machine(Hardware(devices=3))
+    widths = SIZES["70b"]
+    served = arithmetic.plan_service(widths, "bfloat16", Service(4096), machine)
+    assert served.fits and served.num_devices == 3 and served.decode_tokens_per_second
+    trained = arithmetic.plan_training(widths, Training(10**6, 512, 512, lora_rank=8), machine)
+    assert trained.fits == (trained.peak_bytes <= 3 * machine.usable_bytes) and trained.fits
+    assert not arithmetic.plan_service(widths, "bfloat16", Service(4096), find_machine(Hardware(devices=1))).fits
+
+
 @pytest.mark.parametrize(("share", "count"), [(0.9, 1), (1.1, 2), (2.5, 4), (4.1, 8), (8.1, 16), (17, 24)])
 def test_devices_come_as_1_2_4_8_and_multiples_of_8(share: float, count: int) -> None:
     taken = arithmetic.plan_service(SIZES["70b"], "bfloat16", Service(4096), Machine(ROUND)).total_bytes

@@ -126,7 +126,10 @@ def _read_merged(base: Source, adapter: Adapter, name: str) -> torch.Tensor:
     if MAGNITUDE not in parts:
         return weight
     # DoRA (arXiv 2402.09353): the direction of the sum, the length that was learned.
-    return weight * (adapter.read(name, MAGNITUDE).flatten() / weight.norm(dim=1))[:, None]
+    magnitude = adapter.read(name, MAGNITUDE).flatten()
+    if EMBEDDING_DOWN in parts:  # each dimension of the vectors has a length, over all tokens
+        return weight * (magnitude / weight.norm(dim=0))
+    return weight * (magnitude / weight.norm(dim=1))[:, None]
 
 
 def _matrices(parts: Mapping[str, str]) -> tuple[str, str]:
@@ -191,6 +194,7 @@ def _positive(raw: Mapping[str, Any], key: str, path: Path) -> float:
 
 def _module_pattern(key: str, path: Path) -> str:
     """Return a key of alpha_pattern as PEFT uses it: a regular expression; only plain ones are taken."""
-    if not re.fullmatch(r"[\w.\\^$]+", key):
+    pattern = key.removeprefix("^").removesuffix("$")
+    if not re.fullmatch(r"(\w|\.|\\\.)+", pattern):
         raise CheckpointError(f"{path}: alpha_pattern has {key!a:.100}", expected="names of modules")
-    return key.removeprefix("^").removesuffix("$")
+    return pattern

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 from puna.checkpoint.adapter import CONFIG_NAME as ADAPTER_NAME
 from puna.checkpoint.adapter import merged, open_adapter
 from puna.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
+from puna.checkpoint.gguf.container import is_gguf
 from puna.checkpoint.gguf.reader import open_gguf
 from puna.checkpoint.meta.reader import PARAMS_NAME, open_meta
 from puna.checkpoint.source import Source
@@ -27,8 +28,8 @@ class Opened(NamedTuple):
 
 
 def find_format(path: Path) -> Format:
-    """Tell a path's format by its files' names; CheckpointError if there is nothing known."""
-    if path.is_file() and path.suffix.lower() == ".gguf":
+    """Tell a path's format by names, and GGUF by how it begins; CheckpointError if there is nothing known."""
+    if path.is_file() and is_gguf(path):
         return "GGUF"
     for name, found in MARKS:
         if (path / name).exists():
@@ -62,7 +63,8 @@ def _open_merged(path: Path, base: Path | None) -> Opened:
     if base is None:
         named = f" ({adapter.base_name})" if adapter.base_name else ""
         raise CheckpointError(f"{path} is an adapter", expected=f"the base it belongs to{named}", hint="Give --base")
-    if find_format(base) == "GGUF" or (find_format(base) == "Hugging Face" and Checkpoint.open(base).is_quantized):
+    found = find_format(base)
+    if found == "GGUF" or (found == "Hugging Face" and Checkpoint.open(base).is_quantized):
         raise CheckpointError(
             f"base {base} may be quantized: its rounded weights cannot hold what the adapter adds",
             expected="the float weights that the adapter was trained on",

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from puna.checkpoint.fields import MAX_SIZE, Fields, shown
 from puna.errors import CheckpointError, ConfigError
 from puna.model.config import LlamaConfig, RopeScaling
 
 ARCHITECTURE = "LlamaForCausalLM"
-MAX_SIZE = 2**31 - 1
 
 # What these settings must be, where they are given.
 FIXED: dict[str, tuple[Any, ...]] = {
@@ -57,50 +57,9 @@ QUANTIZATION: dict[str, Any] = {
 }
 
 
-class _Fields:
-    """Typed access to one JSON object; an error names the file, the key and what was expected."""
-
-    def __init__(self, raw: dict[str, Any], path: Path):
-        self.raw, self.path = raw, path
-
-    def fail(self, key: str, expected: str) -> CheckpointError:
-        given = f"{key} = {_show(self.raw[key])}" if key in self.raw else f"no {key}"
-        return CheckpointError(f"{self.path}: {given}", expected=expected)
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.raw.get(key)
-        if value is None and default is not None:
-            return default
-        if type(value) is not int or not 1 <= value <= MAX_SIZE:
-            raise self.fail(key, f"an integer from 1 to {MAX_SIZE}")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.raw.get(key)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-            raise self.fail(key, "a positive number")
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.raw.get(key, default)
-        if type(value) is not bool:
-            raise self.fail(key, "true or false")
-        return value
-
-    def section(self, key: str) -> "_Fields | None":
-        value = self.raw.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise self.fail(key, "a JSON object")
-        return _Fields(value, self.path)
-
-
 def parse_config(raw: dict[str, Any], path: Path) -> LlamaConfig:
     """Return the config that `raw`, read from `path`, describes; defaults are those of transformers."""
-    fields = _Fields(raw, path)
+    fields = Fields(raw, path)
     refuse_code(raw, path)
     if raw.get("model_type") != "llama":
         raise fields.fail("model_type", '"llama"')
@@ -139,12 +98,12 @@ def refuse_code(raw: dict[str, Any], path: Path) -> None:
         )
 
 
-def _parse_rope(fields: _Fields) -> tuple[float, RopeScaling | None]:
+def _parse_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
     """Return rope_theta and the scaling; they stand at the top level, or both in `rope_parameters`."""
     old, new = fields.section("rope_scaling"), fields.section("rope_parameters")
     if old and new and old.raw != new.raw:
         raise fields.fail("rope_parameters", "the same as rope_scaling, or only one of them")
-    rope = new or old or _Fields({}, fields.path)
+    rope = new or old or Fields({}, fields.path)
     rope_theta = rope.number("rope_theta", fields.number("rope_theta", 10_000.0))
     kinds = {rope.raw[key] for key in ("rope_type", "type") if isinstance(rope.raw.get(key), str)} or {"default"}
     if rope.raw.get("partial_rotary_factor") not in (None, 1):
@@ -167,7 +126,7 @@ def parse_stop_ids(raw: dict[str, Any], path: Path) -> tuple[int, ...]:
     value = raw.get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if any(type(token_id) is not int or not 0 <= token_id <= MAX_SIZE for token_id in ids):
-        raise _Fields(raw, path).fail("eos_token_id", "a token id or a list of them")
+        raise Fields(raw, path).fail("eos_token_id", "a token id or a list of them")
     return tuple(ids)
 
 
@@ -176,13 +135,13 @@ def parse_sampling(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     stated = {key: raw[key] for key in sorted(SAMPLING_KEYS & raw.keys()) if raw[key] is not None}
     for key, value in stated.items():
         if not isinstance(value, int | float):
-            raise _Fields(raw, path).fail(key, "a number, true or false")
+            raise Fields(raw, path).fail(key, "a number, true or false")
     return stated
 
 
 def parse_quantization(raw: dict[str, Any], path: Path) -> bool:
     """Return whether the weights are int8 as model/quantized.py has them; raise on any other quantization."""
-    section = _Fields(raw, path).section("quantization_config")
+    section = Fields(raw, path).section("quantization_config")
     if section is None:
         return False
     for key in section.raw.keys() | QUANTIZATION.keys():
@@ -195,7 +154,7 @@ def parse_quantization(raw: dict[str, Any], path: Path) -> bool:
         elif key == "config_groups":
             groups = list(value.values()) if isinstance(value, dict) else []
             if len(groups) != 1 or not _is_our_scheme(groups[0]):
-                raise section.fail(key, f"one group as {_show(QUANTIZATION_SCHEME)}")
+                raise section.fail(key, f"one group as {shown(QUANTIZATION_SCHEME)}")
         elif (value or None) != QUANTIZATION.get(key):
             raise section.fail(key, repr(QUANTIZATION.get(key)))
     return True
@@ -268,8 +227,3 @@ def render_generation_config(*, stop_ids: tuple[int, ...], bos_id: int, pad_id: 
         "temperature": 0.6,
         "top_p": 0.9,
     }
-
-
-def _show(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 200 else text[:200] + "..."

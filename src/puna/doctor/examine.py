@@ -4,13 +4,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from puna.checkpoint.gguf.container import is_gguf
 from puna.doctor.adapter import check_adapter
 from puna.doctor.directory.directory import check_directory
 from puna.doctor.finding import Report
 from puna.doctor.gguf import check_gguf
 from puna.doctor.modelfile import check_modelfile
 
-GGUF_MAGIC = b"GGUF"
 MARKS = ("config.json", "tokenizer.json", "tokenizer.model", "model.safetensors.index.json")
 
 
@@ -54,5 +54,4 @@ def _kind_of(path: Path) -> str:
         return "unknown"
     if path.name.lower().endswith("modelfile") or path.name.lower().startswith("modelfile"):
         return "Modelfile"
-    with path.open("rb") as file:
-        return "GGUF" if file.read(4) == GGUF_MAGIC or path.suffix == ".gguf" else "unknown"
+    return "GGUF" if is_gguf(path) else "unknown"

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from puna.checkpoint.fields import Fields
 from puna.checkpoint.gguf.blocks import CHUNK_VALUES, KINDS, decode
-from puna.checkpoint.gguf.container import GgufFile, GgufTensor, Strings, read_gguf
+from puna.checkpoint.gguf.container import GgufFile, GgufTensor, KindError, Strings, read_gguf
 from puna.checkpoint.gguf.layout import ROPE_FACTORS, gguf_name
 from puna.checkpoint.gguf.reader import parse_config, parse_sampling
 from puna.checkpoint.gguf.vocabulary import parse_tokenizer
@@ -39,8 +40,7 @@ def check_gguf(path: Path, report: Report, console: Console, *, quick: bool) -> 
     try:
         file = read_gguf(path)
     except CheckpointError as error:
-        code = "gguf-kind" if " is stored as " in error.given else "weights-unreadable"
-        report.refuse(code, path.name, error)
+        report.refuse("gguf-kind" if isinstance(error, KindError) else "weights-unreadable", path.name, error)
         return
     _tell(file, report)
     _check_kinds(file, report)
@@ -52,7 +52,7 @@ def check_gguf(path: Path, report: Report, console: Console, *, quick: bool) -> 
         _check_tensors(file, config, report)
     with report.attempt("gguf-unsupported", path.name):
         parse_sampling(file)
-    if file.metadata.get("general.architecture") == "llama":
+    if Fields(file.metadata, file.path).is_one_of("general.architecture", ("llama",)):
         _check_tokenizer(file, config, report)
     if not quick:
         tensors = {name: _readable(file, name, each) for name, each in file.tensors.items() if each.kind in KINDS}
@@ -122,6 +122,7 @@ def _check_ids(file: GgufFile, tokenizer: Tokenizer, report: Report) -> None:
     if beyond:
         what = f"{listed(beyond)}; expected ids below {tokenizer.vocab_size:,}"
         report.add("id-out-of-range", KEYS + "*_token_id", what, remedy)
+    ids = {role: value if type(value) is int else None for role, value in ids.items()}
     stops = {tokenizer.special_ids[name]: name for name in STOP_NAMES if name in tokenizer.special_ids}
     eot = tokenizer.special_ids.get("eot_id")
     if ids["eos"] not in stops:

@@ -1,6 +1,6 @@
 """Widths of a Llama, a device and a use -> bytes, FLOPs, seconds and dollars: arithmetic alone.
 
-Reads no files and prints nothing: planning.py does. What several devices share is divided evenly between them, and
+Reads no files and prints nothing: plan.py does. What several devices share is divided evenly between them, and
 what their communication costs is left to the assumed share of the peak.
 
 In the formulas: D dim, F hidden_dim, E head_dim, L layers, H query heads, K key/value heads, V vocabulary.
@@ -263,10 +263,10 @@ def plan_service(widths: Widths, dtype: str, service: Service, machine: Machine)
     """Compute what serving takes: reading a prompt is bound by FLOPs, writing by the bytes that each step reads."""
     weights, cache = weight_bytes(widths, dtype), cache_bytes(widths, service)
     needed = _num_devices(weights + cache, machine)
-    count, fits = machine.num_devices or needed, needed <= (machine.num_devices or 1)
+    count, fits = machine.num_devices or needed, _fits(weights + cache, machine)
     prefill = machine.seconds(forward_flops(widths, (service.context + 1) / 2, has_head=False), count)
     decode = _decode_seconds(widths, dtype, service, machine, count)
-    if needed > count:
+    if machine.num_devices and not fits:
         prefill = decode = None
     room = (machine.num_devices or 1) * machine.usable_bytes - weights
     positions = int(room / service.batch / kv_bytes_per_token(widths, service.kv_dtype))
@@ -304,7 +304,8 @@ def plan_training(widths: Widths, training: Training, machine: Machine) -> Train
     count = machine.num_devices or needed
     keys = (min(training.context, training.batch_tokens) + 1) / 2
     flops = round(forward_flops(widths, keys) * (3 if is_full else 2))
-    seconds = machine.seconds(flops * training.tokens, count) if needed <= count else None
+    fits = _fits(peak, machine)
+    seconds = machine.seconds(flops * training.tokens, count) if fits or not machine.num_devices else None
     return TrainingPlan(
         trained_parameters=trained,
         weights_bytes=weights,
@@ -316,7 +317,7 @@ def plan_training(widths: Widths, training: Training, machine: Machine) -> Train
         peak_bytes=peak,
         num_devices_needed=needed,
         num_devices=count,
-        fits=needed <= (machine.num_devices or 1),
+        fits=fits,
         flops_per_token=flops,
         total_flops=flops * training.tokens,
         tokens_per_second=training.tokens / seconds if seconds else None,
@@ -334,6 +335,11 @@ def _decode_seconds(widths: Widths, dtype: str, service: Service, machine: Machi
     read = weight_bytes(widths, dtype) - table + cache_bytes(widths, service)
     reading = read / (bandwidth * machine.bandwidth_share * count) / service.batch
     return max(reading, machine.seconds(forward_flops(widths, service.context), count) or 0.0)
+
+
+def _fits(num_bytes: float, machine: Machine) -> bool:
+    """Tell whether so much fits on the devices that were given, or on one."""
+    return num_bytes <= (machine.num_devices or 1) * machine.usable_bytes
 
 
 def _num_devices(num_bytes: float, machine: Machine) -> int:

@@ -34,6 +34,10 @@ ALL_KINDS = KINDS | OTHER_KINDS
 OTHER_KIND_HINT = "Take a file in one of these, or the model's safetensors"
 
 
+class KindError(CheckpointError):
+    """A tensor is stored in a way that Puna doesn't read."""
+
+
 class GgufTensor(NamedTuple):
     """What the table says about one tensor: `shape` with rows first, `offset` in the file."""
 
@@ -83,6 +87,17 @@ class GgufFile:
         """Return the bytes of a tensor, mapped."""
         tensor = self.tensors[name]
         return self.data[tensor.offset : tensor.offset + tensor.num_bytes]
+
+
+def is_gguf(path: Path) -> bool:
+    """Tell whether the file at `path` is GGUF by its name or by how it begins; CheckpointError if it cannot be read."""
+    if path.suffix.lower() == ".gguf":
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}", expected="a readable file") from error
 
 
 def read_gguf(path: str | Path) -> GgufFile:
@@ -217,7 +232,11 @@ class _Header:
         number, offset = self.number("I", what), self.number("Q", what)
         kind = next((name for name, each in ALL_KINDS.items() if each.number == number), None)
         if kind is None:
-            raise self.fail(f"{what} is stored as kind {number}", f"one of {', '.join(KINDS)}", OTHER_KIND_HINT)
+            raise KindError(
+                f"{self.path}: {what} is stored as kind {number}",
+                expected=f"one of {', '.join(KINDS)}",
+                hint=OTHER_KIND_HINT,
+            )
         _, block_len, block_bytes, _ = ALL_KINDS[kind]
         num_values = math.prod(shape)
         if not num_values or shape[-1] % block_len:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from puna.checkpoint.fields import Fields
 from puna.checkpoint.gguf.blocks import DTYPES, KINDS, decode
-from puna.checkpoint.gguf.container import OTHER_KIND_HINT, GgufFile, read_gguf
+from puna.checkpoint.gguf.container import OTHER_KIND_HINT, GgufFile, KindError, read_gguf
 from puna.checkpoint.gguf.layout import (
     EMBEDDINGS,
     OUTPUT,
@@ -26,7 +27,6 @@ from puna.checkpoint.source import Source, tensor_shapes
 from puna.errors import CheckpointError, ConfigError
 from puna.model.config import LlamaConfig
 
-MAX_SIZE = 2**31 - 1
 TENSORS_PER_LAYER = 9
 
 # What these keys must be, where they are given.
@@ -73,7 +73,7 @@ def open_gguf(path: str | Path) -> Source:
 def _require_readable(file: GgufFile) -> None:
     for name, tensor in file.tensors.items():
         if tensor.kind not in KINDS:
-            raise CheckpointError(
+            raise KindError(
                 f"{file.path}: tensor {name!a:.100} is stored as {tensor.kind}",
                 expected=f"one of {', '.join(KINDS)}",
                 hint=OTHER_KIND_HINT,
@@ -83,26 +83,27 @@ def _require_readable(file: GgufFile) -> None:
 def parse_config(file: GgufFile) -> LlamaConfig:
     """Return what the keys and RoPE's factors say; the other tensors are not held against it."""
     _require_llama(file)
-    num_heads = _integer(file, "attention.head_count")
-    dim = _integer(file, "embedding_length")
-    head_dim = _integer(file, "attention.key_length", dim // num_heads)
+    fields = Fields(file.metadata, file.path, "llama.")
+    num_heads = fields.integer("attention.head_count")
+    dim = fields.integer("embedding_length")
+    head_dim = fields.integer("attention.key_length", dim // num_heads)
     vocab_size = file.tensors[EMBEDDINGS].shape[0]
     equal = {"attention.value_length": head_dim, "rope.dimension_count": head_dim, "vocab_size": vocab_size}
     for name, size in equal.items():
-        if _integer(file, name, size) != size:
-            raise _wrong(file, f"llama.{name}", str(size))
+        if fields.integer(name, size) != size:
+            raise fields.fail(name, str(size))
     try:
         config = LlamaConfig(
             dim=dim,
-            hidden_dim=_integer(file, "feed_forward_length"),
+            hidden_dim=fields.integer("feed_forward_length"),
             head_dim=head_dim,
-            num_layers=_integer(file, "block_count"),
+            num_layers=fields.integer("block_count"),
             num_heads=num_heads,
-            num_kv_heads=_integer(file, "attention.head_count_kv", num_heads),
+            num_kv_heads=fields.integer("attention.head_count_kv", num_heads),
             vocab_size=vocab_size,
-            max_context=_integer(file, "context_length"),
-            norm_eps=_number(file, "attention.layer_norm_rms_epsilon"),
-            rope_theta=_number(file, "rope.freq_base", 10_000.0),
+            max_context=fields.integer("context_length"),
+            norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
+            rope_theta=fields.number("rope.freq_base", 10_000.0),
             tie_embeddings=OUTPUT not in file.tensors,
         )
     except ConfigError as error:
@@ -111,15 +112,16 @@ def parse_config(file: GgufFile) -> LlamaConfig:
 
 
 def _require_llama(file: GgufFile) -> None:
-    if file.metadata.get("general.architecture") != "llama":
-        raise _wrong(file, "general.architecture", "'llama'")
+    fields = Fields(file.metadata, file.path)
+    if not fields.is_one_of("general.architecture", ("llama",)):
+        raise fields.fail("general.architecture", "'llama'")
     for key, allowed in FIXED.items():
-        if key in file.metadata and file.metadata[key] not in allowed:
-            raise _wrong(file, key, f"{allowed[-1]!r}, the only one Puna reads")
+        if key in file.metadata and not fields.is_one_of(key, allowed):
+            raise fields.fail(key, f"{allowed[-1]!r}, the only one Puna reads")
     known = {f"llama.{name}" for name in SIZES | IGNORED} | FIXED.keys()
     for key in file.metadata:
         if key.startswith("llama.") and key not in known:
-            raise _wrong(file, key, "only settings of a plain Llama")
+            raise fields.fail(key, "only settings of a plain Llama")
     if EMBEDDINGS not in file.tensors:
         raise CheckpointError(f"{file.path}: tensor {EMBEDDINGS} is missing", expected="the weights of a Llama")
 
@@ -170,25 +172,6 @@ def parse_sampling(file: GgufFile) -> dict[str, Any]:
     sampling = {ours: file.metadata[key] for ours, key in given.items() if key in file.metadata}
     for name, value in sampling.items():
         if not isinstance(value, int | float) or not 0 <= value < 1e30:
-            raise _wrong(file, given[name], "a number")
+            raise Fields(file.metadata, file.path).fail(given[name], "a number")
     # Temperature 0 means greedy in llama.cpp; transformers refuses it.
     return sampling if sampling.get("temperature") != 0 else {"do_sample": False}
-
-
-def _integer(file: GgufFile, name: str, default: int | None = None) -> int:
-    value = file.metadata.get(f"llama.{name}", default)
-    if type(value) is not int or not 1 <= value <= MAX_SIZE:
-        raise _wrong(file, f"llama.{name}", f"an integer from 1 to {MAX_SIZE}")
-    return value
-
-
-def _number(file: GgufFile, name: str, default: float | None = None) -> float:
-    value = file.metadata.get(f"llama.{name}", default)
-    if not isinstance(value, float) or not 0 < value < 1e30:
-        raise _wrong(file, f"llama.{name}", "a positive number")
-    return value
-
-
-def _wrong(file: GgufFile, key: str, expected: str) -> CheckpointError:
-    given = f"{key} = {file.metadata[key]!a:.100}" if key in file.metadata else f"no {key}"
-    return CheckpointError(f"{file.path}: {given}", expected=expected)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tokenizers import models
 
+from puna.checkpoint.fields import Fields
 from puna.checkpoint.gguf.container import GgufFile, Strings
 from puna.errors import CheckpointError
 from puna.tokenizer.files import BYTE_CHARACTERS, SPLIT_PATTERN, build_encoder
@@ -25,13 +26,13 @@ IDS = {"bos": "begin_of_text", "eos": "eot_id", "eot": "eot_id", "eom": "eom_id"
 
 def parse_tokenizer(file: GgufFile, vocab_size: int) -> Tokenizer | None:
     """Return the file's tokenizer, None if it has none; it must name each of `vocab_size` ids."""
-    model = file.metadata.get("tokenizer.ggml.model", "none")
-    if model == "none":
+    fields = Fields(file.metadata, file.path, "tokenizer.ggml.")
+    if fields.is_one_of("model", ("none", None)):
         return None
-    split = file.metadata.get("tokenizer.ggml.pre")
-    if model != "gpt2" or split not in (*WHOLE_WORDS, MERGED_WORDS):
+    split = fields.get("pre")
+    if not fields.is_one_of("model", ("gpt2",)) or not fields.is_one_of("pre", (*WHOLE_WORDS, MERGED_WORDS)):
         raise CheckpointError(
-            f"{file.path}: a tokenizer of model {model!a:.50} with split {split!a:.50}",
+            f"{file.path}: a tokenizer of model {fields.get('model')!a:.50} with split {split!a:.50}",
             expected=f'model "gpt2" with split {WHOLE_WORDS[0]}: a byte-level BPE as Llama 3 has',
         )
     vocab, specials = _read_tokens(file, vocab_size)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from puna.checkpoint.fields import Fields
 from puna.errors import CheckpointError, ConfigError
 from puna.model.config import SIZES, LlamaConfig, RopeScaling
 
-MAX_SIZE = 2**31 - 1
 SCALING = RopeScaling(8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_context=8192)
 CONTEXT, CONTEXT_SCALED = 8192, 131_072
 # Settings of Meta's generator that a file may hold and that change no weight and no result.
@@ -40,30 +40,29 @@ def parse_params(raw: dict[str, Any], path: Path, *, num_ids: int | None, is_tie
             expected=f"only {', '.join(sorted(KNOWN - IGNORED))}",
             hint="Quantized, LoRA, vision and mixture-of-experts models of Meta's format are not read",
         )
-    dim, num_heads = _integer(raw, path, "dim"), _integer(raw, path, "n_heads")
+    fields = Fields(raw, path)
+    dim, num_heads = fields.integer("dim"), fields.integer("n_heads")
     multiplier = raw.get("ffn_dim_multiplier")
     hidden_dim = ffn_hidden_dim(
         dim,
-        multiplier if multiplier is None else _number(raw, path, "ffn_dim_multiplier"),
-        _integer(raw, path, "multiple_of", 256),
+        multiplier if multiplier is None else fields.number("ffn_dim_multiplier"),
+        fields.integer("multiple_of", 256),
     )
-    is_scaled = raw.get("use_scaled_rope", False)
-    if type(is_scaled) is not bool:
-        raise _fail(raw, path, "use_scaled_rope", "true or false")
+    is_scaled = fields.flag("use_scaled_rope", False)
     if dim % num_heads:
-        raise _fail(raw, path, "n_heads", f"a divisor of dim = {dim}")
+        raise fields.fail("n_heads", f"a divisor of dim = {dim}")
     try:
         config = LlamaConfig(
             dim=dim,
             hidden_dim=hidden_dim,
             head_dim=dim // num_heads,
-            num_layers=_integer(raw, path, "n_layers"),
+            num_layers=fields.integer("n_layers"),
             num_heads=num_heads,
-            num_kv_heads=_integer(raw, path, "n_kv_heads", num_heads),
-            vocab_size=_vocab_size(raw, path, num_ids),
+            num_kv_heads=fields.integer("n_kv_heads", num_heads),
+            vocab_size=_vocab_size(fields, num_ids),
             max_context=CONTEXT_SCALED if is_scaled else CONTEXT,
-            norm_eps=_number(raw, path, "norm_eps"),
-            rope_theta=_number(raw, path, "rope_theta"),
+            norm_eps=fields.number("norm_eps"),
+            rope_theta=fields.number("rope_theta"),
             rope_scaling=SCALING if is_scaled else None,
             tie_embeddings=is_tied,
         )
@@ -128,28 +127,9 @@ def _solve_ffn(config: LlamaConfig) -> tuple[int, float]:
     return multiple_of, next(m for m in rounded if ffn_hidden_dim(config.dim, m, multiple_of) == config.hidden_dim)
 
 
-def _vocab_size(raw: dict[str, Any], path: Path, num_ids: int | None) -> int:
-    if raw.get("vocab_size") != -1:
-        return _integer(raw, path, "vocab_size")
+def _vocab_size(fields: Fields, num_ids: int | None) -> int:
+    if fields.get("vocab_size") != -1:
+        return fields.integer("vocab_size")
     if num_ids is None:
-        raise _fail(raw, path, "vocab_size", "a tokenizer.model beside it, whose size it refers to")
+        raise fields.fail("vocab_size", "a tokenizer.model beside it, whose size it refers to")
     return num_ids
-
-
-def _integer(raw: dict[str, Any], path: Path, key: str, default: int | None = None) -> int:
-    value = default if raw.get(key) is None else raw[key]
-    if type(value) is not int or not 1 <= value <= MAX_SIZE:
-        raise _fail(raw, path, key, f"an integer from 1 to {MAX_SIZE}")
-    return value
-
-
-def _number(raw: dict[str, Any], path: Path, key: str) -> float:
-    value = raw.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
-        raise _fail(raw, path, key, "a positive number")
-    return float(value)
-
-
-def _fail(raw: dict[str, Any], path: Path, key: str, expected: str) -> CheckpointError:
-    given = f"{key} = {raw[key]!a:.100}" if key in raw else f"no {key}"
-    return CheckpointError(f"{path}: {given}", expected=expected)
