@@ -273,11 +273,14 @@ def test_a_template_sees_no_environment_and_no_clock(monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="session")
 def adapter(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_adapter(good, tmp_path_factory.mktemp("adapter"), ["q_proj", "down_proj"])
+
+
+def trained_adapter(good: Path, path: Path, targets: list[str]) -> Path:
     import peft
     import transformers
 
-    path = tmp_path_factory.mktemp("adapter")
-    settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
     model = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(good), settings)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -305,6 +308,12 @@ def add_layer(tensors: dict[str, torch.Tensor]) -> None:
 def test_nothing_is_wrong_with_an_adapter_beside_its_base(adapter: Path, good: Path):
     assert_silent(examine(adapter))
     assert_silent(examine(adapter, base=good))
+
+
+def test_nothing_is_wrong_with_embeddings_that_are_saved_beside_their_matrices(good: Path, tmp_path: Path):
+    path = trained_adapter(good, tmp_path / "adapter", ["embed_tokens", "k_proj"])
+    assert any(name.endswith("base_layer.weight") for name in load_file(path / "adapter_model.safetensors"))
+    assert_silent(examine(path, base=good))
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_float_file_reads_back_as_the_same_model(tmp_path: Path, tied: bool, s
     source = source_of(model(tied=tied, scaling=scaling))
     read = open_gguf(write(tmp_path / "m.gguf", source))
     assert read.config == source.config
-    assert read.dtype == torch.float32 and read.sampling == {"temperature": 0.6}
+    assert read.dtype == torch.float32 and read.sampling == {"do_sample": True, "temperature": 0.6}
     assert all(torch.equal(read.read(name), source.read(name)) for name in tensor_shapes(source.config))
 
 

@@ -21,6 +21,7 @@ from puna.checkpoint.gguf.writer import write_gguf
 from puna.errors import CheckpointError, ConfigError, PunaError
 from puna.lineage import trace
 from puna.release.facts import base_of
+from puna.serve.serve import open_served
 
 AGREEMENT = "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\nLlama 3.1 Version Release Date: July 23, 2024\n"
 
@@ -203,6 +204,35 @@ def test_the_licence_of_one_that_names_it_only_in_its_readme_comes_along(tmp_pat
     done = puna(tmp_path / "home", "import", "--hub", "acme/tiny", "--out", str(tmp_path / "ours"), endpoint=hub[0])
     assert done.returncode == 0, done.stderr
     assert read_manifest(tmp_path / "ours").licences == ["llama3.1"]
+
+
+def test_a_models_own_stop_and_its_greedy_decoding_survive(tmp_path: Path, perform_stage: Callable[..., bool]):
+    path = model_at(tmp_path / "theirs")
+    checkpoint = Checkpoint.open(path)
+    own = checkpoint.tokenizer().special("reserved_special_token_2")
+    settings = {"do_sample": False, "eos_token_id": [own, checkpoint.tokenizer().special("eot_id")]}
+    (path / "generation_config.json").write_text(json.dumps(settings))
+    perform_stage("import", tmp_path / "ours", source=str(path))
+    ours = Checkpoint.open(tmp_path / "ours")
+    assert set(ours.stop_ids) == {*ours.tokenizer().stop_ids, own}
+    written = json.loads((tmp_path / "ours" / "generation_config.json").read_text())
+    assert written["do_sample"] is False and not {"temperature", "top_p"} & written.keys()
+    served = open_served(tmp_path / "ours")
+    assert served.temperature == 0 and own in served.stop_ids
+    write_gguf(tmp_path / "m.gguf", ours.source(), kind="F32", name="m", template=PLAIN_TEMPLATE)
+    perform_stage("import", tmp_path / "back", source=str(tmp_path / "m.gguf"))
+    back = Checkpoint.open(tmp_path / "back").source()
+    assert own in back.stop_ids and back.sampling == {"do_sample": False}
+
+
+def test_the_licence_around_metas_own_folder_comes_along(tmp_path: Path, perform_stage: Callable[..., bool]):
+    path = model_at(tmp_path / "repository" / "original")
+    for name in ("LICENSE", "USE_POLICY.md"):
+        (path / name).unlink(missing_ok=True)
+        (path.parent / name).write_text(AGREEMENT)
+    perform_stage("import", tmp_path / "ours", source=str(path))
+    assert read_manifest(tmp_path / "ours").licences == ["llama3.1"]
+    assert (tmp_path / "ours" / "LICENSE").is_file() and (tmp_path / "ours" / "USE_POLICY.md").is_file()
 
 
 def test_sampling_that_transformers_left_unset_is_no_fault(tmp_path: Path, perform_stage: Callable[..., bool]):

@@ -168,13 +168,20 @@ def recognize(path: Path) -> set[str]:
 
     A text or a name that the table doesn't know is "unknown". Nothing there gives an empty set.
     """
+    found: set[str] = set()
+    for folder in folders_of(path):
+        found |= {each for _, ids in read_texts(folder) for each in ids} | _front_matter(folder / "README.md")
+        for text in read_notices(folder):
+            words = _words(text)
+            found.update(each.id for each in TABLE if each.notice and _words(each.notice) in words)
+            found.update(each.id for each in TABLE if _words(f"material under the {each.title} ({each.id})") in words)
+    return found
+
+
+def folders_of(path: Path) -> list[Path]:
+    """List the folders where the terms of a raw folder or file lie: its own, and that around Meta's `original/`."""
     folder = path if path.is_dir() else path.parent
-    found = {each for _, ids in read_texts(folder) for each in ids}
-    for text in read_notices(folder):
-        words = _words(text)
-        found.update(each.id for each in TABLE if each.notice and _words(each.notice) in words)
-        found.update(each.id for each in TABLE if _words(f"material under the {each.title} ({each.id})") in words)
-    return found | _front_matter(folder / "README.md")
+    return [folder, folder.parent] if folder.name == "original" else [folder]
 
 
 def read_texts(folder: Path) -> Iterator[tuple[Path, set[str]]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -136,16 +136,31 @@ def _matrices(parts: Mapping[str, str]) -> tuple[str, str]:
     return (EMBEDDING_DOWN, EMBEDDING_UP) if EMBEDDING_DOWN in parts else (DOWN, UP)
 
 
+class Place(NamedTuple):
+    """The tensor of the base that a stored tensor changes, and which of PARTS it is."""
+
+    name: str
+    part: str
+
+
+def place_of(key: str) -> Place | None:
+    """Read the name of a stored tensor; None if it is none of an adapter."""
+    part = next((part for part in PARTS if key.endswith(f".{part}")), None)
+    if part is None or not key.startswith(PREFIX):
+        return None
+    module = key.removeprefix(PREFIX).removesuffix(f".{part}").removesuffix(".modules_to_save")
+    return Place(f"{module}.weight", part)
+
+
 def _parts(layout: Mapping[str, StoredTensor], path: Path) -> dict[str, dict[str, str]]:
     parts: dict[str, dict[str, str]] = {}
     for key in layout:
-        part = next((part for part in PARTS if key.endswith(f".{part}")), None)
-        if part is None or not key.startswith(PREFIX):
+        place = place_of(key)
+        if place is None:
             raise CheckpointError(
                 f"{path}: tensor {key!a}", expected=f"{PREFIX}... ending in one of {', '.join(PARTS)}"
             )
-        module = key.removeprefix(PREFIX).removesuffix(f".{part}").removesuffix(".modules_to_save")
-        parts.setdefault(f"{module}.weight", {})[part] = key
+        parts.setdefault(place.name, {})[place.part] = key
     if not parts:
         raise CheckpointError(f"{path} holds no tensors", expected="an adapter's")
     return parts

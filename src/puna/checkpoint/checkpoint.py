@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -91,7 +90,8 @@ class Checkpoint:
             weights.TORCH_DTYPES[stored],
             partial(weights.read_float, self.layout),
             self.tokenizer(),
-            hf_config.parse_sampling(read_json(generation), generation) if generation else {},
+            hf_config.parse_sampling(read_json(generation), generation) if generation else None,
+            self.stop_ids,
         )
 
 
@@ -120,10 +120,12 @@ def save_checkpoint(
     *,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    like: Source | None = None,
 ) -> None:
     """Write a checkpoint into an existing directory that holds none, and force it to the disk.
 
-    Floating-point weights are stored in `dtype`, or each as it is.
+    Floating-point weights are stored in `dtype`, or each as it is. Sampling defaults and stop ids are those of `like`,
+    the model that it was made of, or Meta's.
     """
     _write_directory(
         directory,
@@ -132,6 +134,8 @@ def save_checkpoint(
         list(writer.model_entries(model, dtype)),
         dtype=dtype or model.embed_tokens.weight.dtype,
         is_quantized=is_quantized(model),
+        sampling=like.sampling if like else None,
+        other_stop_ids=like.other_stop_ids if like else (),
         shard_bytes=shard_bytes,
     )
 
@@ -150,6 +154,7 @@ def write_checkpoint(
         list(writer.source_entries(source, dtype)),
         dtype=dtype,
         sampling=source.sampling,
+        other_stop_ids=source.other_stop_ids,
         shard_bytes=shard_bytes,
     )
 
@@ -163,7 +168,8 @@ def _write_directory(
     dtype: torch.dtype,
     shard_bytes: int,
     is_quantized: bool = False,
-    sampling: Mapping[str, Any] = MappingProxyType({}),
+    sampling: Mapping[str, Any] | None = None,
+    other_stop_ids: tuple[int, ...] = (),
 ) -> None:
     occupants = sorted(file.name for file in directory.glob("*.safetensors*")) or [
         file.name for file in directory.glob(CONFIG_NAME)
@@ -172,14 +178,14 @@ def _write_directory(
         raise CheckpointError(f"{directory} already holds {occupants[0]}", expected="a directory without a checkpoint")
     _require_rows(directory, tokenizer, config)
     ids = {
-        "stop_ids": tokenizer.stop_ids,
+        "stop_ids": (*tokenizer.stop_ids, *other_stop_ids),
         "bos_id": tokenizer.special("begin_of_text"),
         "pad_id": tokenizer.special("finetune_right_pad_id"),
     }
     rendered = hf_config.render_config(config, dtype=dtype, is_quantized=is_quantized, **ids)
     writer.write_weights(directory, entries, shard_bytes=shard_bytes)
     write_json(directory / CONFIG_NAME, rendered)
-    write_json(directory / GENERATION_NAME, hf_config.render_generation_config(**ids) | dict(sampling))
+    write_json(directory / GENERATION_NAME, hf_config.render_generation_config(sampling=sampling, **ids))
     tokenizer.save(directory)
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     writer.sync_files(directory)

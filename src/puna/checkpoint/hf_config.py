@@ -4,6 +4,7 @@ Reads the published spelling and transformers 5's, writes the published one. A s
 computed, and that our network doesn't have, is refused; keys that transformers' LlamaForCausalLM ignores are ignored.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 # What generation_config.json may say beside ids, and what Puna carries on when it writes the model anew.
+META_SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
 SAMPLING_KEYS = {"do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
 
 QUANTIZATION_SCHEME: dict[str, Any] = {
@@ -217,13 +219,9 @@ def _render_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
     }
 
 
-def render_generation_config(*, stop_ids: tuple[int, ...], bos_id: int, pad_id: int) -> dict[str, Any]:
-    """Return generation_config.json with Meta's defaults."""
-    return {
-        "bos_token_id": bos_id,
-        "do_sample": True,
-        "eos_token_id": list(stop_ids),
-        "pad_token_id": pad_id,
-        "temperature": 0.6,
-        "top_p": 0.9,
-    }
+def render_generation_config(
+    *, stop_ids: tuple[int, ...], bos_id: int, pad_id: int, sampling: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return generation_config.json with a model's own sampling defaults, Meta's if it has none."""
+    ids = {"bos_token_id": bos_id, "eos_token_id": list(stop_ids), "pad_token_id": pad_id}
+    return dict(sorted({**ids, **(META_SAMPLING if sampling is None else sampling)}.items()))

@@ -21,7 +21,8 @@ class Source:
 
     `read` takes a name of `tensor_shapes(config)` and returns that tensor in Hugging Face's layout (rotated halves), in
     any float dtype; it may be called in any order and raises CheckpointError. `dtype` is that of most weights as they
-    are stored, `sampling` what generation_config.json says beside ids. A format without a tokenizer has None.
+    are stored, `sampling` what generation_config.json says beside ids; None if nothing was said. `stop_ids` are those
+    that the model names itself. A format without a tokenizer has None.
     """
 
     format: str
@@ -29,7 +30,14 @@ class Source:
     dtype: torch.dtype
     read: Callable[[str], torch.Tensor] = field(repr=False)
     tokenizer: Tokenizer | None = field(default=None, repr=False)
-    sampling: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] | None = None
+    stop_ids: tuple[int, ...] = ()
+
+    @property
+    def other_stop_ids(self) -> tuple[int, ...]:
+        """The stop ids that are not among those of every Llama 3."""
+        known = self.tokenizer.stop_ids if self.tokenizer else ()
+        return tuple(dict.fromkeys(each for each in self.stop_ids if each not in known))
 
 
 def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:

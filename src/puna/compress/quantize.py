@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from puna.artifact import Receipt
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.config import StageConfig
 from puna.data.pieces import cut_pieces
@@ -49,7 +48,7 @@ def run(config: Config, run: Run) -> None:
     tokenizer = parent.tokenizer()
     model = parent.load()
     swap_linears(model)
-    save_checkpoint(run.output, model, tokenizer)
+    save_checkpoint(run.output, model, tokenizer, like=parent.source())
     del model
     models = {path: Checkpoint.open(path).load(config.dtype) for path in (config.checkpoint, run.output)}
     longest = min(config.context, parent.config.max_context)
@@ -64,24 +63,14 @@ def run(config: Config, run: Run) -> None:
 
 
 def _write_receipts(config: Config, run: Run, comparison: Comparison, num_tokens: int) -> None:
-    kl, agreement = comparison.kl(), comparison.agreement()
+    kl = comparison.kl()
     before, after = _num_bytes(config.checkpoint), _num_bytes(run.output)
     details: dict[str, Any] = {"num_tokens": num_tokens, "bytes_before": before, "bytes_after": after}
-    parent = config.checkpoint.name
-    receipts = (
-        Receipt(
-            "kl", parent, kl["mean"], config.tolerance_kl, kl["mean"] <= config.tolerance_kl,
-            {**kl, "unit": "nats a token, KL(parent || quantized)", **details},
-        ),
-        Receipt(
-            "top1_agreement", parent, agreement, config.min_agreement, agreement >= config.min_agreement,
-            details, is_least=True,
-        ),
-    )  # fmt: skip
     run.log(f"{before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB; compared on {num_tokens:,} tokens of held-out text")
     run.log(f"KL divergence a token: mean {kl['mean']:.2g}, 99th percentile {kl['p99']:.2g}, most {kl['max']:.2g}")
-    run.log(f"same first choice: {agreement:.2%} of the tokens")
-    for receipt in receipts:
+    run.log(f"same first choice: {comparison.agreement():.2%} of the tokens")
+    name, least = config.checkpoint.name, config.min_agreement
+    for receipt in comparison.receipts(name, tolerance_kl=config.tolerance_kl, min_agreement=least, details=details):
         receipt.save(run.output)
         if not receipt.held:
             run.log(

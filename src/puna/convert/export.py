@@ -18,8 +18,8 @@ from puna.chat.format import ChatFormat
 from puna.chat.template import PLAIN_TEMPLATE
 from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.checkpoint.formats import open_source
-from puna.checkpoint.gguf.modelfile import write_modelfile
-from puna.checkpoint.gguf.writer import write_gguf
+from puna.checkpoint.gguf.modelfile import STOP_TEXTS, write_modelfile
+from puna.checkpoint.gguf.writer import WrittenKind, write_gguf
 from puna.checkpoint.meta.writer import write_meta
 from puna.checkpoint.source import Source
 from puna.checkpoint.weights import load_source
@@ -54,13 +54,16 @@ class Tolerance(NamedTuple):
     kl: float  # mean, in nats a token
     agreement: float  # least share of equal first choices
 
+    def widened(self, other: "Tolerance") -> "Tolerance":
+        """Return what both allow together."""
+        differences, kls = (self.difference, other.difference), (self.kl, other.kl)
+        return Tolerance(max(differences), max(kls), min(self.agreement, other.agreement))
+
 
 # llama.cpp rounds activations: to float16 before products with float16 weights, to int8 before those with blocks.
 SAME_PRECISION = {"float32": Tolerance(1e-2, 1e-6, 0.999), "bfloat16": Tolerance(0.5, 2e-3, 0.97)}
 LLAMA_CPP = {"F32": Tolerance(0.05, 1e-5, 0.995), "F16": Tolerance(0.1, 1e-4, 0.99), "BF16": Tolerance(0.5, 2e-3, 0.97)}
 LLAMA_CPP |= {"Q8_0": Tolerance(0.5, 2e-3, 0.97), "Q4_0": Tolerance(0.5, 5e-3, 0.95)}
-
-Kind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
 
 
 class Config(StageConfig):
@@ -68,7 +71,7 @@ class Config(StageConfig):
 
     checkpoint: Path = Field(description="the model to export")
     format: Literal["huggingface", "meta", "gguf", "ollama"] = Field(description="what to write")
-    kind: Kind = Field(default="Q8_0", description="how GGUF and Ollama store matrices")
+    kind: WrittenKind = Field(default="Q8_0", description="how GGUF and Ollama store matrices")
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = Field(
         default="stored", description="dtype of Hugging Face's and Meta's files"
     )
@@ -143,8 +146,10 @@ def _write(config: Config, source: Source, run: Run) -> Path:
         run.log(f"{len(others)} matrices are stored as {kinds}, not {config.kind}: {', '.join(sorted(others)[:3])} ...")
     if config.format == "ollama":
         texts = "\n\n".join(file.read_text(encoding="utf-8") for file, _ in licence.read_texts(run.output))
-        told = {"sampling": source.sampling, "environment": config.environment, "licence": texts}
-        write_modelfile(run.output, GGUF_NAME, **told)
+        assert source.tokenizer
+        stops = [*STOP_TEXTS, *(source.tokenizer.decode([each]) for each in source.other_stop_ids)]
+        told = {"sampling": source.sampling or {}, "environment": config.environment, "licence": texts}
+        write_modelfile(run.output, GGUF_NAME, stops=stops, **told)
     return path
 
 
@@ -177,17 +182,16 @@ def _compare(parent: list[torch.Tensor], other: "Iterator[torch.Tensor] | list[t
 
 def _keep(run: Run, comparison: Comparison, config: Config) -> None:
     """Say how far the written model is from the checkpoint."""
-    parent, kl, agreement = config.checkpoint.name, comparison.kl(), comparison.agreement()
-    details = {**kl, "max_difference": comparison.max_difference(), "unit": "KL(checkpoint || export), nats a token"}
-    _save(run, Receipt("kl", parent, kl["mean"], config.tolerance_kl, kl["mean"] <= config.tolerance_kl, details))
-    held = agreement >= config.min_agreement
-    _save(run, Receipt("top1_agreement", parent, agreement, config.min_agreement, held, is_least=True))
+    name, least = config.checkpoint.name, config.min_agreement
+    for receipt in comparison.receipts(name, tolerance_kl=config.tolerance_kl, min_agreement=least):
+        _save(run, receipt)
 
 
 def _prove(run: Run, comparison: Comparison, config: Config) -> None:
     """Say how far the other program is from us on the same files."""
     is_gguf, name = config.peer == "gguf", PEERS[config.peer].name
-    most = LLAMA_CPP[config.kind] if is_gguf else SAME_PRECISION[config.precision]
+    most = SAME_PRECISION[config.precision]
+    most = most.widened(LLAMA_CPP[config.kind]) if is_gguf else most
     kl, agreement, difference = comparison.kl(), comparison.agreement(), comparison.max_difference()
     details = {"read_by": name, "precision": config.kind if is_gguf else config.precision}
     for claim, value, limit in (("max_difference", difference, most.difference), ("kl", kl["mean"], most.kl)):

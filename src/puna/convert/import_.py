@@ -59,7 +59,8 @@ def run(config: Config, run: Run) -> None:
         write_checkpoint(run.output, watched(source, bar), dtype=dtype)
         change = _largest_change(source, watched(Checkpoint.open(run.output).source(), bar))
     for folder in filter(None, (path, config.base)):
-        carry_licences(folder if folder.is_dir() else folder.parent, run.output)
+        for place in licence.folders_of(folder):
+            carry_licences(place, run.output)
     if config.hub and not config.licence:
         run.licences |= licence.recognize(path) or {licence.UNKNOWN}
     origin = {"format": source.format, "dtype": _name(source.dtype), "hub": config.hub or "", "commit": commit}

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from puna.checkpoint.adapter import CONFIG_NAME, FIXED, PREFIX, WEIGHTS_NAME
+from puna.checkpoint.adapter import BASE_LAYER, CONFIG_NAME, DOWN, FIXED, UP, WEIGHTS_NAME, WHOLE, place_of
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import StoredTensor, read_header
@@ -135,10 +135,12 @@ def _check_base(
         shapes = tensor_shapes(Checkpoint.open(found).config)
     foreign, unfit = [], []
     for name in layout:
-        shape = shapes.get(_target(name))
-        if not name.startswith(PREFIX) or (shapes and shape is None) or _target(name).split(".")[-2] not in TARGETS:
-            foreign += [] if _is_saved(name) and not shapes else [name]
-        elif shape and len(shape) == 2 and not _fits(name, layout[name].shape, shape):
+        place = place_of(name)
+        shape = shapes.get(place.name) if place else None
+        is_saved = place is not None and place.part in (WHOLE, BASE_LAYER)
+        if place is None or (shapes and shape is None) or (not shapes and place.name.split(".")[-2] not in TARGETS):
+            foreign += [] if is_saved and not shapes else [name]
+        elif shape and len(shape) == 2 and not _fits(place.part, layout[name].shape, shape):
             unfit.append(f"{name} is {list(layout[name].shape)} for {list(shape)}")
     remedy = "Merge it into the base that it was trained on; give that with --base"
     if foreign:
@@ -147,24 +149,12 @@ def _check_base(
         report.add("adapter-rank", WEIGHTS_NAME, f"{listed(unfit)}; expected the base's sizes", remedy)
 
 
-def _target(name: str) -> str:
-    """Return the tensor of the base that this one changes."""
-    stem = re.sub(r"\.(lora_\w+(\.weight)?|weight)$", "", name.removeprefix(PREFIX))
-    return stem.removesuffix(".modules_to_save") + ".weight"
-
-
-def _is_saved(name: str) -> bool:
-    return not re.search(r"\.lora_\w+(\.weight)?$", name)
-
-
-def _fits(name: str, given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    if _is_saved(name):
+def _fits(part: str, given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    if part in (WHOLE, BASE_LAYER):
         return given == shape
-    if name.endswith("lora_A.weight"):
+    if part == DOWN:
         return given[1:] == shape[1:]
-    if name.endswith("lora_B.weight"):
-        return given[:1] == shape[:1]
-    return True
+    return part != UP or given[:1] == shape[:1]
 
 
 def _check_values(layout: dict[str, StoredTensor], report: Report, console: Console) -> None:

@@ -6,10 +6,12 @@ Shapes: T tokens of a piece, D model width, N tokens compared, V vocabulary.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from puna.artifact import Receipt
 from puna.errors import CheckpointError
 from puna.model.attend import packed_attend
 from puna.model.llama import Llama
@@ -47,6 +49,20 @@ class Comparison:
     def max_difference(self) -> float:
         """Return the greatest difference of a log-probability, which adding a constant to all logits doesn't change."""
         return torch.cat(self.differences).max().item()
+
+    def receipts(
+        self, parent: str, *, tolerance_kl: float, min_agreement: float, details: dict[str, Any] | None = None
+    ) -> tuple[Receipt, Receipt]:
+        """Return the claims that what was made of `parent` predicts what `parent` does."""
+        kl, agreement = self.kl(), self.agreement()
+        measured = {**kl, "unit": "nats a token, KL(parent || made)", "max_difference": self.max_difference()}
+        more = details or {}
+        return (
+            Receipt("kl", parent, kl["mean"], tolerance_kl, kl["mean"] <= tolerance_kl, measured | more),
+            Receipt(
+                "top1_agreement", parent, agreement, min_agreement, agreement >= min_agreement, more, is_least=True
+            ),
+        )
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from puna.errors import ConfigError, ReleaseError
-from puna.licence import LICENCES, OWN, TABLE, UNKNOWN, Licence, identify, read_texts
+from puna.licence import LICENCES, OWN, TABLE, UNKNOWN, Licence, folders_of, identify, read_texts
 
 POLICY = "USE_POLICY.md"
 
@@ -87,7 +87,7 @@ def find_texts(places: Iterable[Path], inherited: Iterable[str], governing: Lice
     """
     wanted, texts, contents = set(inherited), dict[str, Path](), set[bytes]()
     wanted |= {UNKNOWN} if wanted - LICENCES.keys() else set()
-    for folder in dict.fromkeys(place if place.is_dir() else place.parent for place in places):
+    for folder in dict.fromkeys(folder for place in places for folder in folders_of(place)):
         for file, ids in read_texts(folder):
             content = file.read_bytes()
             if not ids & wanted or content in contents:

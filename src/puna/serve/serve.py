@@ -119,7 +119,7 @@ def open_served(
 
 
 def _sampling_defaults(checkpoint: Path) -> tuple[float, float]:
-    """Read temperature and top_p from generation_config.json; what it does not say is OpenAI's 1."""
+    """Read temperature and top_p from generation_config.json, 0 for greedy; what it does not say is OpenAI's 1."""
     from puna.checkpoint.directory import find_file, read_json
 
     path = find_file(checkpoint, "generation_config.json")
@@ -131,7 +131,7 @@ def _sampling_defaults(checkpoint: Path) -> tuple[float, float]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
             raise CheckpointError(f"{path}: {name} = {value!r}", expected=f"a number from 0 to {most:g}")
         values.append(float(value))
-    return values[0], values[1]
+    return 0.0 if config.get("do_sample") is False else values[0], values[1]
 
 
 def make_server(served: "Served", rules: "Rules", *, host: str, port: int) -> "uvicorn.Server":

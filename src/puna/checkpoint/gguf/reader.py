@@ -22,7 +22,7 @@ from puna.checkpoint.gguf.layout import (
     num_rotated,
     to_halves,
 )
-from puna.checkpoint.gguf.vocabulary import parse_tokenizer
+from puna.checkpoint.gguf.vocabulary import parse_stop_ids, parse_tokenizer
 from puna.checkpoint.source import Source, tensor_shapes
 from puna.errors import CheckpointError, ConfigError
 from puna.model.config import LlamaConfig
@@ -59,14 +59,16 @@ def open_gguf(path: str | Path) -> Source:
     config = parse_config(file)
     _require_fit(file, config)
     kind = file.tensors[EMBEDDINGS].kind
+    tokenizer = parse_tokenizer(file, config.vocab_size)
     return Source(
         "GGUF",
         config,
         # Float32 is what quantized weights are read as, bfloat16 what they were before and what they are worth.
         DTYPES.get(kind, torch.bfloat16),
         partial(_read, file, config),
-        parse_tokenizer(file, config.vocab_size),
+        tokenizer,
         parse_sampling(file),
+        parse_stop_ids(file, tokenizer) if tokenizer else (),
     )
 
 
@@ -166,12 +168,14 @@ def _read(file: GgufFile, config: LlamaConfig, name: str) -> torch.Tensor:
     return to_halves(tensor, num_heads) if num_heads else tensor
 
 
-def parse_sampling(file: GgufFile) -> dict[str, Any]:
-    """Return the sampling defaults among the keys, by the names of generation_config.json."""
+def parse_sampling(file: GgufFile) -> dict[str, Any] | None:
+    """Return the sampling defaults among the keys, by the names of generation_config.json; None if there are none."""
     given = {ours: f"general.sampling.{theirs}" for theirs, ours in SAMPLING.items()}
     sampling = {ours: file.metadata[key] for ours, key in given.items() if key in file.metadata}
     for name, value in sampling.items():
         if not isinstance(value, int | float) or not 0 <= value < 1e30:
             raise Fields(file.metadata, file.path).fail(given[name], "a number")
     # Temperature 0 means greedy in llama.cpp; transformers refuses it.
-    return sampling if sampling.get("temperature") != 0 else {"do_sample": False}
+    if sampling.get("temperature") == 0:
+        return {"do_sample": False}
+    return {"do_sample": True, **sampling} if sampling else None

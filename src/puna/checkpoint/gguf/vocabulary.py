@@ -21,6 +21,7 @@ WHOLE_WORDS, MERGED_WORDS = ("llama-bpe", "llama3", "llama-v3"), "smaug-bpe"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 # Parts of a BPE that GGUF has no place for.
 UNTOLD = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
+STOP_ROLES = ("eos", "eot", "eom")
 IDS = {"bos": "begin_of_text", "eos": "eot_id", "eot": "eot_id", "eom": "eom_id", "padding": "finetune_right_pad_id"}
 
 
@@ -42,6 +43,18 @@ def parse_tokenizer(file: GgufFile, vocab_size: int) -> Tokenizer | None:
     except Exception as error:  # The library raises nothing narrower.
         raise CheckpointError(f"{file.path}: its tokenizer ({error})", expected="a byte-level BPE") from error
     return Tokenizer(build_encoder(bpe), specials)
+
+
+def parse_stop_ids(file: GgufFile, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids at which generation ends, as far as the keys name them."""
+    fields = Fields(file.metadata, file.path, "tokenizer.ggml.")
+    ids: list[int] = []
+    for role in STOP_ROLES:
+        value = fields.get(key := f"{role}_token_id")
+        if value is not None and (type(value) is not int or not 0 <= value < tokenizer.vocab_size):
+            raise fields.fail(key, f"an id below {tokenizer.vocab_size}")
+        ids += [] if value is None else [value]
+    return tuple(dict.fromkeys(ids))
 
 
 def _read_tokens(file: GgufFile, vocab_size: int) -> tuple[dict[str, int], dict[str, int]]:
@@ -88,8 +101,13 @@ def _strings(file: GgufFile, name: str) -> Strings:
     return value
 
 
-def render_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
-    """Return the keys of a tokenizer; ids that it lacks below `vocab_size` become unused tokens."""
+def render_tokenizer(tokenizer: Tokenizer, vocab_size: int, other_stop_ids: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Return the keys of a tokenizer; ids that it lacks below `vocab_size` become unused tokens.
+
+    A stop id of the model's own takes the place of eos; a second one cannot be told.
+    """
+    if len(other_stop_ids) > 1:
+        raise CheckpointError(f"stop ids {list(other_stop_ids)}", expected="at most one that other Llamas have not")
     model = _plain_model(tokenizer)
     tokens = {index: (f"[PAD{index}]", UNUSED) for index in range(vocab_size)}
     tokens |= {index: (text, NORMAL) for text, index in model["vocab"].items()}
@@ -104,7 +122,8 @@ def render_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         f"{prefix}add_bos_token": True,
     }
     named = {f"{prefix}{role}_token_id": name for role, name in IDS.items() if name in tokenizer.special_ids}
-    return rendered | {key: tokenizer.special(name) for key, name in named.items()}
+    rendered |= {key: tokenizer.special(name) for key, name in named.items()}
+    return rendered | {f"{prefix}eos_token_id": stop_id for stop_id in other_stop_ids}
 
 
 def _plain_model(tokenizer: Tokenizer) -> dict[str, Any]:

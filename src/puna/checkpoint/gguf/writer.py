@@ -46,7 +46,8 @@ def write_gguf(
             expected="a tokenizer, and an embedding for each of its ids",
         )
     metadata = _general(source, kind, name, licence) | _sizes(source.config)
-    metadata |= render_tokenizer(source.tokenizer, source.config.vocab_size) | {"tokenizer.chat_template": template}
+    metadata |= render_tokenizer(source.tokenizer, source.config.vocab_size, source.other_stop_ids)
+    metadata["tokenizer.chat_template"] = template
     entries = _entries(source, kind)
     header = render_header(metadata, {name: (entry.kind, entry.shape) for name, entry in entries.items()})
     _write(path, header, entries)
@@ -68,7 +69,8 @@ def _general(source: Source, kind: WrittenKind, name: str, licence: str) -> dict
 
 def _sampling(source: Source) -> dict[str, Any]:
     """Return the sampling defaults by their keys; greedy decoding is temperature 0."""
-    told = {**source.sampling, **({"temperature": 0.0} if source.sampling.get("do_sample") is False else {})}
+    told = dict(source.sampling or {})
+    told |= {"temperature": 0.0} if told.get("do_sample") is False else {}
     given = {theirs: (ours, told[ours]) for theirs, ours in SAMPLING.items() if told.get(ours) is not None}
     for ours, value in given.values():
         if not 0 <= value < 2**31:
