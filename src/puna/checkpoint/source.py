@@ -47,6 +47,11 @@ def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     return {disk_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+def num_rotated_heads(name: str, config: LlamaConfig) -> int:
+    """Return how many heads of a tensor RoPE rotates: of queries and keys all, of others none."""
+    return {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2], 0)
+
+
 def disk_name(name: str) -> str:
     """Return the name on disk of one of the network's tensors."""
     return name if name.startswith("lm_head.") else f"model.{name}"

@@ -66,6 +66,11 @@ def _require_positive(sizes: RopeScaling | LlamaConfig) -> None:
             raise ConfigError(f"{field.name} = {value}", expected="a positive number")
 
 
+def published_scaling(factor: float) -> RopeScaling:
+    """Return the scaling of Llama 3.1 (factor 8) or Llama 3.2 (32)."""
+    return RopeScaling(factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_context=8192)
+
+
 def _published(dim: int, num_layers: int, num_heads: int, hidden_dim: int, *, rope_factor: float = 8.0) -> LlamaConfig:
     return LlamaConfig(
         dim=dim,
@@ -76,7 +81,7 @@ def _published(dim: int, num_layers: int, num_heads: int, hidden_dim: int, *, ro
         num_kv_heads=8,
         vocab_size=128_256,
         max_context=131_072,
-        rope_scaling=RopeScaling(rope_factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_context=8192),
+        rope_scaling=published_scaling(rope_factor),
         # The 1B and the 3B are Llama 3.2's: RoPE scaled by 32, embeddings tied.
         tie_embeddings=rope_factor == 32.0,
     )

@@ -6,7 +6,7 @@ import torch
 
 from puna.checkpoint.gguf.container import GgufFile
 from puna.errors import CheckpointError
-from puna.model.config import LlamaConfig, RopeScaling
+from puna.model.config import LlamaConfig, RopeScaling, published_scaling
 from puna.model.rope import rope_frequencies
 
 EMBEDDINGS, OUTPUT, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
@@ -23,7 +23,7 @@ LAYER_NAMES = {
     "post_attention_layernorm": "ffn_norm",
 }
 # Those of Llama 3.1 (8), and of Llama 3.2 (32).
-PUBLISHED_SCALINGS = tuple(RopeScaling(factor, 1.0, 4.0, 8192) for factor in (8.0, 32.0))
+PUBLISHED_SCALINGS = tuple(map(published_scaling, (8.0, 32.0)))
 
 
 def gguf_name(name: str) -> str:
@@ -33,11 +33,6 @@ def gguf_name(name: str) -> str:
         return f"{NAMES[path]}.weight"
     layer, part = path.removeprefix("model.layers.").split(".", 1)
     return f"blk.{layer}.{LAYER_NAMES[part]}.weight"
-
-
-def num_rotated(name: str, config: LlamaConfig) -> int:
-    """Return the number of heads whose rows RoPE rotates in this tensor, 0 if it is another tensor."""
-    return {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2], 0)
 
 
 def to_pairs(weight: torch.Tensor, num_heads: int) -> torch.Tensor:

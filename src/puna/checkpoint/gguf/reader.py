@@ -19,11 +19,10 @@ from puna.checkpoint.gguf.layout import (
     ROPE_FACTORS,
     find_scaling,
     gguf_name,
-    num_rotated,
     to_halves,
 )
 from puna.checkpoint.gguf.vocabulary import parse_stop_ids, parse_tokenizer
-from puna.checkpoint.source import Source, tensor_shapes
+from puna.checkpoint.source import Source, num_rotated_heads, tensor_shapes
 from puna.errors import CheckpointError, ConfigError
 from puna.model.config import LlamaConfig
 
@@ -164,7 +163,7 @@ def _read(file: GgufFile, config: LlamaConfig, name: str) -> torch.Tensor:
     """Return a tensor by its name in Hugging Face's files: plain floats mapped, blocks as float32."""
     stored = file.tensors[gguf_name(name)]
     tensor = decode(file.content(gguf_name(name)), stored.kind, stored.shape)
-    num_heads = num_rotated(name, config)
+    num_heads = num_rotated_heads(name, config)
     return to_halves(tensor, num_heads) if num_heads else tensor
 
 

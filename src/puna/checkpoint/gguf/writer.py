@@ -14,10 +14,10 @@ import torch
 
 from puna.checkpoint.gguf.blocks import CHUNK_VALUES, KINDS, encode
 from puna.checkpoint.gguf.container import ALIGNMENT, padding, render_header
-from puna.checkpoint.gguf.layout import EMBEDDINGS, OUTPUT, ROPE_FACTORS, gguf_name, num_rotated, rope_factors, to_pairs
+from puna.checkpoint.gguf.layout import EMBEDDINGS, OUTPUT, ROPE_FACTORS, gguf_name, rope_factors, to_pairs
 from puna.checkpoint.gguf.reader import SAMPLING
 from puna.checkpoint.gguf.vocabulary import render_tokenizer
-from puna.checkpoint.source import Source, tensor_shapes
+from puna.checkpoint.source import Source, num_rotated_heads, tensor_shapes
 from puna.errors import CheckpointError
 from puna.model.config import LlamaConfig
 
@@ -117,7 +117,7 @@ def _entries(source: Source, kind: WrittenKind) -> dict[str, _Entry]:
 
 def _read(source: Source, name: str) -> torch.Tensor:
     tensor = source.read(name)
-    num_heads = num_rotated(name, source.config)
+    num_heads = num_rotated_heads(name, source.config)
     return to_pairs(tensor, num_heads) if num_heads else tensor
 
 

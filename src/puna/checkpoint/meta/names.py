@@ -60,11 +60,6 @@ def num_copies(name: str, config: LlamaConfig, num_shards: int) -> int:
     return num_shards // config.num_kv_heads if is_shared else 1
 
 
-def num_rotated_heads(name: str, config: LlamaConfig) -> int:
-    """Return how many heads of the matrix RoPE rotates: of queries and keys all, of others none."""
-    return {"q_proj.weight": config.num_heads, "k_proj.weight": config.num_kv_heads}.get(name.split(".", 4)[-1], 0)
-
-
 def rows_of_pairs(num_heads: int, head_dim: int) -> torch.Tensor:
     """Return for each row of Meta's matrix (adjacent rows rotate together) its place in Hugging Face's (halves)."""
     return torch.arange(num_heads * head_dim).view(num_heads, 2, head_dim // 2).transpose(1, 2).flatten()

@@ -10,9 +10,8 @@ from typing import Any
 
 from puna.checkpoint.fields import Fields
 from puna.errors import CheckpointError, ConfigError
-from puna.model.config import SIZES, LlamaConfig, RopeScaling
+from puna.model.config import SIZES, LlamaConfig, published_scaling
 
-SCALING = RopeScaling(8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_context=8192)
 CONTEXT, CONTEXT_SCALED = 8192, 131_072
 # Settings of Meta's generator that a file may hold and that change no weight and no result.
 IGNORED = {"max_batch_size", "max_seq_len"}
@@ -63,7 +62,7 @@ def parse_params(raw: dict[str, Any], path: Path, *, num_ids: int | None, is_tie
             max_context=CONTEXT_SCALED if is_scaled else CONTEXT,
             norm_eps=fields.number("norm_eps"),
             rope_theta=fields.number("rope_theta"),
-            rope_scaling=SCALING if is_scaled else None,
+            rope_scaling=published_scaling(8.0) if is_scaled else None,
             tie_embeddings=is_tied,
         )
     except ConfigError as error:

@@ -17,7 +17,7 @@ from puna.checkpoint.meta import names
 from puna.checkpoint.meta.confine import confinement
 from puna.checkpoint.meta.params import parse_params
 from puna.checkpoint.meta.shard import Shard
-from puna.checkpoint.source import Source, tensor_shapes
+from puna.checkpoint.source import Source, num_rotated_heads, tensor_shapes
 from puna.errors import CheckpointError
 from puna.model.config import LlamaConfig
 from puna.tokenizer.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ class Joined:
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor; raise CheckpointError if shards that should hold the same do not."""
         parts = self.parts(name)
-        if not (num_heads := names.num_rotated_heads(name, self.config)):
+        if not (num_heads := num_rotated_heads(name, self.config)):
             return parts[0] if len(parts) == 1 else torch.cat(parts, self.joins[name].dim)
         rows = names.rows_of_pairs(num_heads, self.config.head_dim)
         joined = parts[0].new_empty(len(rows), self.config.dim)

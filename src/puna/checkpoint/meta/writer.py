@@ -16,7 +16,7 @@ from puna.checkpoint.meta import names
 from puna.checkpoint.meta.params import render_params
 from puna.checkpoint.meta.pth_writer import STORAGES, PthWriter, Stored
 from puna.checkpoint.meta.reader import PARAMS_NAME, TOKENIZER_NAME
-from puna.checkpoint.source import Source, tensor_shapes
+from puna.checkpoint.source import Source, num_rotated_heads, tensor_shapes
 from puna.checkpoint.writer import sync_files
 from puna.errors import CheckpointError
 from puna.tokenizer.files import NUM_LLAMA3_RANKS, SPECIAL_TEXTS
@@ -74,7 +74,7 @@ def _local_shape(name: str, shape: tuple[int, ...], num_shards: int) -> tuple[in
 def _parts(source: Source, name: str, dtype: torch.dtype, num_shards: int) -> Sequence[torch.Tensor]:
     """Return each shard's part of a tensor in Meta's layout."""
     tensor = source.read(name).to(dtype)
-    if num_heads := names.num_rotated_heads(name, source.config):
+    if num_heads := num_rotated_heads(name, source.config):
         tensor = tensor[names.rows_of_pairs(num_heads, source.config.head_dim)]
     if names.is_norm(name):
         return [tensor] * num_shards
