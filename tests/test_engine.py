@@ -228,7 +228,7 @@ def test_logits_that_are_not_numbers_end_one_request_alone():
     for prompt, done in zip(prompts, found, strict=True):
         if poison not in prompt:
             assert done.ids == complete_alone(prompt, params).ids
-    assert sampler.engine.cache.num_used == 0
+    assert sampler.engine.pool.num_held == 0
 
 
 def test_an_exception_while_a_prompt_is_read_ends_that_request_alone():
@@ -346,7 +346,7 @@ def test_closing_a_stream_early_frees_its_row():
     next(stream)
     assert sampler.engine.num_running == 1
     stream.close()  # type: ignore[attr-defined]
-    assert (sampler.engine.num_running, sampler.engine.cache.num_used) == (0, 0)
+    assert (sampler.engine.num_running, sampler.engine.pool.num_held) == (0, 0)
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -376,17 +376,16 @@ class EngineMachine(RuleBasedStateMachine):
                     self.ends[request_id].append(chunk.finish_reason)
 
     @invariant()
-    def rows_and_memory_stay_within_bounds(self):
-        cache = self.engine.cache
-        assert cache.num_used == self.engine.num_running <= 3
-        assert cache.num_used + cache.num_free == 3
-        assert cache.num_allocated <= 320
+    def memory_stays_within_bounds(self):
+        self.engine.pool.check()
+        assert self.engine.num_running <= 3
+        assert self.engine.pool.num_pages == 20
 
     def teardown(self):
         while self.engine.has_work:
             self.step(1)
         assert all(len(reasons) == 1 and reasons[0] != "error" for reasons in self.ends.values())
-        assert self.engine.cache.num_used == 0
+        assert self.engine.pool.num_held == 0
         params = SamplingParams(max_tokens=5)
         fresh = Engine(tiny_model(num_layers=1), tiny_tokenizer())
         assert complete_alone(PROMPTS[1], params, self.engine).ids == complete_alone(PROMPTS[1], params, fresh).ids

@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from puna.engine import engine as engine_module
+from puna.engine import scheduler
 from puna.engine.engine import Engine
 from puna.engine.sampler import Chunk, SamplingParams, collect
 from puna.model.attend import attend_behind_prefix, attend_causally, packed_attend
@@ -88,7 +88,7 @@ def test_a_prompt_read_in_pieces_gives_the_tokens_and_scores_of_one_read_whole(
     model, prompt = small_model(num_layers=2, num_heads=4, num_kv_heads=2), new_prompt(length)
     params = SamplingParams(max_tokens=20, temperature=0.0, logprobs=3, echo_logprobs=True)
     whole = collect(complete(model, prompt, params), length)
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 64)
+    monkeypatch.setattr(scheduler, "IDLE_TOKENS", 64)
     pieces = collect(complete(model, prompt, params), length)
     assert pieces.ids == whole.ids and len(pieces.prompt_logprobs) == length
     for ours, theirs in zip(
@@ -99,7 +99,7 @@ def test_a_prompt_read_in_pieces_gives_the_tokens_and_scores_of_one_read_whole(
 
 
 def test_what_goes_wrong_in_a_later_piece_ends_that_request_and_frees_its_room(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 64)
+    monkeypatch.setattr(scheduler, "IDLE_TOKENS", 64)
     model = small_model()
     with torch.no_grad():
         model.embed_tokens.weight[249] = float("nan")

@@ -20,10 +20,11 @@ from puna.checkpoint import memory
 from puna.checkpoint.checkpoint import save_checkpoint
 from puna.checkpoint.hf_config import render_config
 from puna.checkpoint.weights import build_empty
-from puna.engine import cache as engine_cache
 from puna.engine.engine import Engine
+from puna.engine.runner import TorchRunner
 from puna.engine.sampler import SamplingParams
 from puna.errors import CheckpointError, ConfigError
+from puna.kernels.native import PAGE_LEN
 from puna.model import attend
 from puna.model.config import SIZES, LlamaConfig
 from puna.model.llama import Llama
@@ -221,13 +222,15 @@ def test_the_kv_cache_of_a_running_engine_has_the_planned_bytes() -> None:
     model = Llama(SMALL)
     model.initialize(0)
     engine = Engine(model, tokenizer, max_batch=3)
-    for _ in range(3):
-        engine.submit([5] * 190, SamplingParams(max_tokens=10, stop_ids=()))
+    for token in range(5, 8):  # Different ones: what is alike would be shared.
+        engine.submit([token] * 190, SamplingParams(max_tokens=10, stop_ids=()))
     for _ in range(5):
         engine.step()
     assert engine.num_running == 3
-    num_bytes = sum(grid.nbytes for grid in (*engine.cache._keys, *engine.cache._values))
-    assert arithmetic.cache_bytes(SMALL, Service(200, 3, "float32")) == num_bytes
+    assert isinstance(engine.runner, TorchRunner)
+    memory = (*engine.runner._keys, *engine.runner._values)
+    page_bytes = sum(grid.nbytes for grid in memory) // engine.pool.num_pages
+    assert arithmetic.cache_bytes(SMALL, Service(195, 3, "float32")) == engine.pool.num_held * page_bytes
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -292,7 +295,7 @@ def test_serving_takes_the_planned_memory(tmp_path: Path) -> None:
 
 
 def test_blocks_are_those_of_the_attention_and_the_cache() -> None:
-    theirs = (attend.BLOCK_LEN, attend.MAX_BLOCKED_LEN, engine_cache.BLOCK)
+    theirs = (attend.BLOCK_LEN, attend.MAX_BLOCKED_LEN, PAGE_LEN)
     assert theirs == (arithmetic.BLOCK_LEN, arithmetic.MAX_BLOCKED_LEN, arithmetic.CACHE_BLOCK)
 
 

@@ -8,6 +8,7 @@
     ├── TokenizerError    a tokenizer file, a token id
     ├── ChatError         a conversation that cannot be rendered or trained on
     ├── CheckpointError   weights, shapes, model configuration
+    ├── KernelError       compiled kernels that this machine cannot have
     ├── TrainError        a training run that cannot go on
     ├── ReleaseError      a model that may not be let out as told
     └── RequestError      a request to the engine or the server
@@ -51,6 +52,10 @@ class ChatError(PunaError):
 
 class CheckpointError(PunaError):
     """Weights, shapes or a model configuration that do not fit."""
+
+
+class KernelError(PunaError):
+    """Kernels that cannot be compiled or do not fit a network; the torch versions serve instead."""
 
 
 class TrainError(PunaError):

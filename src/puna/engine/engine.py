@@ -1,27 +1,29 @@
 """Engine: requests -> tokens, many at once; requests join and leave between steps. Knows no conversations and no HTTP.
 
 One thread drives it: `submit`, `step` and `abort` are not to be called at the same time. What goes wrong with one
-request (logits that are not numbers, an exception) ends that request alone. No preemption: a request is admitted when
-its whole length fits.
+request (logits that are not numbers, an exception) ends that request alone.
 
-Shapes: T tokens, D model width, B requests, V vocabulary.
+Shapes: N rows whose hidden states are needed, D model width, V vocabulary.
 """
 
 import itertools
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
-from puna.engine.cache import KVCache, round_up
 from puna.engine.choose import choose, score_ids
-from puna.engine.request import Request
+from puna.engine.native import NativeRunner, native_kernels
+from puna.engine.pages import PagePool, num_pages_for
+from puna.engine.request import Request, State
+from puna.engine.runner import Runner, TorchRunner
 from puna.engine.sampler import Chunk, SamplingParams, TokenLogprob
+from puna.engine.scheduler import Scheduler, Work
 from puna.engine.text import TextStream
 from puna.errors import RequestError
-from puna.model.llama import Attend, Llama
+from puna.kernels.native import PAGE_LEN, Span
+from puna.model.llama import Llama
 from puna.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -29,12 +31,17 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
-# Prompts are prefilled together up to this many tokens; a longer one goes alone, in pieces of as many.
-PREFILL_TOKENS = 4096
 # Positions whose logits are held at once when a prompt is scored.
 SCORED_TOKENS = 512
 # What the cache may grow to when the caller sets no `cache_tokens`; one request of full length always fits.
 DEFAULT_CACHE_BYTES = 8 << 30
+
+
+class Choice(NamedTuple):
+    """The chosen token and, if asked for, its log-probability."""
+
+    token: int
+    logprob: TokenLogprob | None
 
 
 class Engine:
@@ -50,187 +57,156 @@ class Engine:
         cache_tokens: int | None = None,
         dtype: torch.dtype | None = None,
     ):
-        weight = model.embed_tokens.weight
-        self.model, self.tokenizer, self.dtype = model, tokenizer, dtype or weight.dtype
+        dtype = dtype or model.embed_tokens.weight.dtype
+        self.tokenizer, self.config = tokenizer, model.config
         self.max_context = min(max_context or model.config.max_context, model.config.max_context)
         if cache_tokens is None:
-            cache_tokens = _default_cache_tokens(model, max_batch, self.max_context, self.dtype)
-        self.cache = KVCache(
-            model.config, max_rows=max_batch, max_tokens=cache_tokens, dtype=self.dtype, device=weight.device
-        )
+            cache_tokens = _default_cache_tokens(model, max_batch, self.max_context, dtype)
+        self.pool = PagePool(cache_tokens // PAGE_LEN)
+        self.runner = _open_runner(model, self.pool.num_pages, dtype)
+        self._scheduler = Scheduler(self.pool, max_batch=max_batch)
         self._next_id = itertools.count()
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []  # the index is the row in the cache
+        self._requests: dict[int, Request] = {}
         self._aborted: list[tuple[int, Chunk]] = []
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting or self._running or self._aborted)
+        return bool(self._requests or self._aborted)
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self._scheduler.running)
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return self._scheduler.num_waiting
 
     def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """Raise RequestError if this request can never be served. Touches no state: any thread may call it."""
-        vocab_size = self.model.config.vocab_size
+        vocab_size = self.config.vocab_size
         if not prompt:
             raise RequestError("an empty prompt", expected="at least one token id", param="prompt")
         if not all(0 <= token < vocab_size for token in prompt):
             raise RequestError("a token id outside the vocabulary", expected=f"0 to {vocab_size - 1}", param="prompt")
         if params.logprobs and params.logprobs > vocab_size:
             raise RequestError(f"logprobs = {params.logprobs}", expected=f"at most {vocab_size}", param="logprobs")
-        room = self.max_context - len(prompt)
-        if room < 0:
+        if len(prompt) > self.max_context:
             raise RequestError(
                 f"a prompt of {len(prompt)} tokens", expected=f"at most {self.max_context}", param="prompt"
             )
-        length = len(prompt) + params.max_tokens
-        if params.max_tokens > room or not self.cache.fits_alone(length):
+        longest = min(self.max_context, self.pool.num_pages * PAGE_LEN)
+        if len(prompt) + params.max_tokens > longest:
             raise RequestError(
                 f"{len(prompt)} prompt tokens and max_tokens = {params.max_tokens}",
-                expected=f"together at most {min(self.max_context, self.cache.max_tokens)}",
+                expected=f"together at most {longest}",
                 hint="Ask for fewer tokens or shorten the prompt",
                 param="max_tokens",
             )
 
-    def submit(self, prompt: list[int], params: SamplingParams) -> int:
-        """Queue a prompt and return its request id; RequestError at once if it can never be served."""
+    def submit(self, prompt: list[int], params: SamplingParams, *, tenant: str = "") -> int:
+        """Queue a prompt and return its request id; RequestError at once if it can never be served.
+
+        Tenants get equal shares of the machine, and none can tell what another one has asked.
+        """
         self.check(prompt, params)
         text = TextStream(self.tokenizer, params.stop_strings)
-        request = Request(next(self._next_id), list(prompt), params, text)
-        self._waiting.append(request)
+        request = Request(next(self._next_id), list(prompt), params, text, tenant)
+        self._requests[request.id] = request
+        self._scheduler.add(request)
         return request.id
 
     def abort(self, request_id: int) -> None:
         """End a request; its last chunk comes with the next step. No effect on unknown or finished ids."""
-        request = next((r for r in (*self._waiting, *self._running) if r.id == request_id), None)
-        if request is None:
-            return
-        if request in self._running:
-            self._release(request)
-        else:
-            self._waiting.remove(request)
-        self._aborted.append((request.id, request.end("abort")))
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._end(request)
+            self._aborted.append((request.id, request.end("abort")))
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Chunk]]:
-        """Sample one token for every running request, then prefill what fits of the waiting ones."""
-        chunks, self._aborted = self._aborted, []
-        if self._running:
-            chunks += self._decode()
-        chunks += self._prefill(self._admit())
-        assert self.cache.num_used == len(self._running)
-        assert self.cache.num_used + self.cache.num_free == self.cache.max_rows
-        return chunks
+        """Compute a piece of every running request, and choose the next token of those that are ready for it."""
+        aborted, self._aborted = self._aborted, []
+        works = self._scheduler.plan()
+        outcomes = _together_or_alone(self._compute, works)
+        choices = _choose_all(works, outcomes)
+        chunks = [self._settle(work, choice) for work, choice in zip(works, choices, strict=True)]
+        self._scheduler.check()
+        return [*aborted, *(chunk for chunk in chunks if chunk is not None)]
 
-    def _decode(self) -> list[tuple[int, Chunk]]:
-        requests = list(self._running)
-        return self._extend(requests, _together_or_alone(self._next_logits, requests))
+    def _compute(self, works: list[Work]) -> list[torch.Tensor | None]:
+        """Run the works' tokens in one forward; return the logits_V behind each that is its request's last one."""
+        tokens, spans, rows, ends = [], [], [], []
+        for work in works:
+            request, first = work.request, len(tokens)
+            tokens += request.tokens[work.start : work.start + work.num_tokens]
+            spans.append(Span(request.table, work.start, work.num_tokens))
+            scored = range(first, first + min(work.num_tokens, request.num_to_score))
+            rows += scored
+            if work.is_last and not (scored and scored[-1] == len(tokens) - 1):
+                rows.append(len(tokens) - 1)
+            ends.append(len(rows))
+        hidden_ND = self.runner.forward(tokens, spans, rows)
+        last = [end - 1 for work, end in zip(works, ends, strict=True) if work.is_last]
+        logits = iter(self.runner.logits(hidden_ND[last]) if last else ())
+        scores = [
+            self._score(work, hidden_ND[start : start + min(work.num_tokens, work.request.num_to_score)])
+            for work, start in zip(works, [0, *ends], strict=False)
+        ]
+        # From here on nothing can fail: what fails is done again for each work alone.
+        for work, scored in zip(works, scores, strict=True):
+            work.request.prompt_logprobs += scored
+        return [next(logits) if work.is_last else None for work in works]
 
-    def _next_logits(self, requests: list[Request]) -> list[torch.Tensor]:
-        """Feed the last token of each; the requests are all the running ones or a single one."""
-        positions = [request.last_position for request in requests]
-        attend = self.cache.step_attend(self._running.index(requests[0]), positions)
-        hidden_BD = self._forward([request.ids[-1] for request in requests], positions, attend)
-        return list(self.model.logits(hidden_BD))
-
-    def _admit(self) -> list[Request]:
-        """Move waiting requests to the free rows, first come first served."""
-        admitted: list[Request] = []
-        num_tokens = 0
-        while self._waiting and self.cache.can_admit(self._waiting[0].max_len):
-            num_tokens += len(self._waiting[0].prompt)
-            if admitted and num_tokens > PREFILL_TOKENS:
-                break
-            request = self._waiting.popleft()
-            self.cache.admit(request.max_len)
-            self._running.append(request)
-            admitted.append(request)
-        return admitted
-
-    def _prefill(self, admitted: list[Request]) -> list[tuple[int, Chunk]]:
-        is_long = len(admitted) == 1 and len(admitted[0].prompt) > PREFILL_TOKENS
-        read = self._read_in_pieces if is_long else self._read_prompts
-        return self._extend(admitted, _together_or_alone(read, admitted))
-
-    def _read_prompts(self, requests: list[Request]) -> list[torch.Tensor]:
-        """Run the prompts in one packed forward; return the logits behind the last token of each."""
-        lengths = [len(request.prompt) for request in requests]
-        tokens = [token for request in requests for token in request.prompt]
-        positions = [position for length in lengths for position in range(length)]
-        attend = self.cache.prompt_attend([self._running.index(request) for request in requests], lengths)
-        documents = self._forward(tokens, positions, attend).split(lengths)
-        for request, hidden_TD in zip(requests, documents, strict=True):
-            if request.params.echo_logprobs:
-                request.prompt_logprobs = (None, *self._score(request, 0, hidden_TD))
-        return list(self.model.logits(torch.stack([hidden_TD[-1] for hidden_TD in documents])))
-
-    def _read_in_pieces(self, requests: list[Request]) -> list[torch.Tensor]:
-        """Do the same for one long prompt: what a piece needs beside the cache does not grow with the prompt."""
-        (request,) = requests
-        row = self._running.index(request)
-        scored: list[TokenLogprob | None] = [None]
-        hidden_TD = torch.empty(0)
-        for start in range(0, len(request.prompt), PREFILL_TOKENS):
-            tokens = request.prompt[start : start + PREFILL_TOKENS]
-            attend = self.cache.piece_attend(row, start, len(tokens))
-            hidden_TD = self._forward(tokens, list(range(start, start + len(tokens))), attend)
-            if request.params.echo_logprobs:
-                scored += self._score(request, start, hidden_TD)
-        request.prompt_logprobs = tuple(scored) if request.params.echo_logprobs else ()
-        return list(self.model.logits(hidden_TD[-1:]))
-
-    def _score(self, request: Request, first: int, hidden_TD: torch.Tensor) -> list[TokenLogprob]:
-        """Score the prompt's tokens behind those from position `first` on, whose hidden states are given."""
-        scored: list[TokenLogprob] = []
-        for start in range(0, len(hidden_TD), SCORED_TOKENS):
-            targets = request.prompt[first + start + 1 : first + 1 + min(start + SCORED_TOKENS, len(hidden_TD))]
-            if targets:
-                logits_TV = self.model.logits(hidden_TD[start : start + len(targets)])
-                scored += score_ids(logits_TV, targets, request.params.logprobs or 0)
+    def _score(self, work: Work, hidden_ND: torch.Tensor) -> list[TokenLogprob]:
+        """Score the prompt's tokens behind those whose hidden states are given."""
+        request, scored = work.request, []
+        targets = request.prompt[work.start + 1 : work.start + 1 + len(hidden_ND)]
+        for start in range(0, len(targets), SCORED_TOKENS):
+            piece = targets[start : start + SCORED_TOKENS]
+            logits_NV = self.runner.logits(hidden_ND[start : start + len(piece)])
+            scored += score_ids(logits_NV, piece, request.params.logprobs or 0)
         return scored
 
-    def _forward(self, tokens: list[int], positions: list[int], attend: Attend) -> torch.Tensor:
-        device = self.model.embed_tokens.weight.device
-        tokens_T, positions_T = (torch.tensor(values, device=device) for values in (tokens, positions))
-        return self.model(tokens_T, positions_T, attend, dtype=self.dtype)
-
-    def _extend(self, requests: list[Request], outcomes: Sequence[torch.Tensor | Exception]) -> list[tuple[int, Chunk]]:
-        """Choose the next token of every request from its logits; those that failed end here."""
-        pairs = list(zip(requests, outcomes, strict=True))
-        alive = [(request, logits_V) for request, logits_V in pairs if not isinstance(logits_V, Exception)]
-        choices = iter(_together_or_alone(_choose_tokens, alive))
-        return [
-            (request.id, self._settle(request, outcome if isinstance(outcome, Exception) else next(choices)))
-            for request, outcome in pairs
-        ]
-
-    def _settle(self, request: Request, choice: "tuple[int, TokenLogprob | None] | Exception") -> Chunk:
+    def _settle(self, work: Work, outcome: Choice | Exception | None) -> tuple[int, Chunk] | None:
+        """Note what came of a work; return its chunk, unless a token is yet to be chosen."""
+        request = work.request
         try:
-            if isinstance(choice, Exception):
-                raise choice
-            chunk = request.extend(*choice)
+            if isinstance(outcome, Exception):
+                raise outcome
+            self._scheduler.commit(work)
+            if outcome is None:
+                return None
+            chunk = request.extend(*outcome)
         except Exception as error:
             log.warning("request %d failed", request.id, exc_info=error)
             chunk = request.end("error", error=f"{type(error).__name__}: {error}")
         if chunk.finish_reason is not None:
-            self._release(request, clear=chunk.finish_reason == "error")
-        return chunk
+            self._end(request, is_clean=chunk.finish_reason != "error")
+        return request.id, chunk
 
-    def _release(self, request: Request, *, clear: bool = False) -> None:
-        row = self._running.index(request)
-        self.cache.release(row, clear=clear)
-        last = self._running.pop()
-        if last is not request:
-            self._running[row] = last
+    def _end(self, request: Request, *, is_clean: bool = True) -> None:
+        if not is_clean:
+            for page in request.table:
+                self.pool.forget(page)
+        freed = self._scheduler.remove(request)
+        if not is_clean:
+            for page in freed:
+                self.runner.clear(page)
+        assert request.state is State.ENDED
+        del self._requests[request.id]
 
 
-def _choose_tokens(items: list[tuple[Request, torch.Tensor]]) -> list[tuple[int, TokenLogprob | None]]:
+def _choose_all(
+    works: list[Work], outcomes: "list[torch.Tensor | Exception | None]"
+) -> list[Choice | Exception | None]:
+    """Choose a token from each work's logits; what has none, or failed, stays as it is."""
+    pairs = list(zip(works, outcomes, strict=True))
+    ready = [(work.request, logits_V) for work, logits_V in pairs if isinstance(logits_V, torch.Tensor)]
+    choices = iter(_together_or_alone(_choose_tokens, ready))
+    return [next(choices) if isinstance(outcome, torch.Tensor) else outcome for outcome in outcomes]
+
+
+def _choose_tokens(items: "list[tuple[Request, torch.Tensor]]") -> list[Choice]:
     logits_BV = torch.stack([logits_V for _, logits_V in items])
     if not logits_BV.amax(-1).isfinite().all():
         raise FloatingPointError("the model's logits are not finite")
@@ -241,11 +217,12 @@ def _choose_tokens(items: list[tuple[Request, torch.Tensor]]) -> list[tuple[int,
         [request.params.top_p for request in requests],
         [request.draw for request in requests],
     )
-    logprobs: list[TokenLogprob | None] = [None] * len(tokens)
-    for row, request in enumerate(requests):
-        if request.params.logprobs is not None:
-            logprobs[row] = score_ids(logits_BV[row : row + 1], [tokens[row]], request.params.logprobs)[0]
-    return list(zip(tokens, logprobs, strict=True))
+    choices: list[Choice] = []
+    for row, (request, token) in enumerate(zip(requests, tokens, strict=True)):
+        num_top = request.params.logprobs
+        logprob = None if num_top is None else score_ids(logits_BV[row : row + 1], [token], num_top)[0]
+        choices.append(Choice(token, logprob))
+    return choices
 
 
 def _together_or_alone(work: Callable[[list[Item]], list[Outcome]], items: list[Item]) -> list[Outcome | Exception]:
@@ -260,8 +237,15 @@ def _together_or_alone(work: Callable[[list[Item]], list[Outcome]], items: list[
         return [outcome for item in items for outcome in _together_or_alone(work, [item])]
 
 
+def _open_runner(model: Llama, num_pages: int, dtype: torch.dtype) -> Runner:
+    kernels = native_kernels(model, dtype)
+    if kernels is not None:
+        return NativeRunner(model, kernels, num_pages=num_pages)
+    return TorchRunner(model, num_pages=num_pages, dtype=dtype)
+
+
 def _default_cache_tokens(model: Llama, max_batch: int, max_context: int, dtype: torch.dtype) -> int:
     config = model.config
     token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
-    row = round_up(max_context)
+    row = num_pages_for(max_context) * PAGE_LEN
     return max(row, min(max_batch * row, DEFAULT_CACHE_BYTES // token_bytes))

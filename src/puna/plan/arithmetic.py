@@ -14,7 +14,7 @@ FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "fp8": 1}
 WEIGHT_DTYPES = ("float32", "bfloat16", "int8", "fp8", "int4")
 # Quantized weights keep a scale: int4 a 16-bit one for every 32 values, int8 and fp8 a float32 one for every row.
 INT4_BITS = 4 + 16 / 32
-CACHE_BLOCK = 64  # the engine's cache grows by so many positions
+CACHE_BLOCK = 16  # positions of a page of the engine's cache
 # How model/attend.py computes on a CPU: queries in blocks that keep their probabilities, up to a length.
 BLOCK_LEN, MAX_BLOCKED_LEN = 192, 2048
 

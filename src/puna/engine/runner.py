@@ -1,0 +1,139 @@
+"""Runner: what computes a step's hidden states and logits and keeps the pages; and the one that runs on any device.
+
+TorchRunner runs model/llama.py itself. native.py has the one that is fast on a CPU.
+
+Shapes: T tokens, N chosen rows, B sequences, S positions, K key/value heads, E head width, D model width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from puna.kernels.native import PAGE_LEN, Span, lazy_memory
+from puna.model.attend import attend_behind_prefix, attend_causally
+from puna.model.config import LlamaConfig
+from puna.model.llama import Llama
+
+
+class Runner(Protocol):
+    """Computes tokens of many sequences at once; the spans' tables name the pages where keys and values stand."""
+
+    config: LlamaConfig
+
+    def forward(self, tokens: Sequence[int], spans: Sequence[Span], rows: Sequence[int]) -> torch.Tensor:
+        """Run the spans' tokens, one behind the other; return hidden_ND of `rows` after the final norm."""
+        ...
+
+    def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits_NV."""
+        ...
+
+    def clear(self, page: int) -> None:
+        """Fill a page with zeros: a NaN in it would reach whoever gets it next, even masked."""
+        ...
+
+
+class TorchRunner:
+    """Runs the model as it is, in `dtype`, where its weights are."""
+
+    def __init__(self, model: Llama, *, num_pages: int, dtype: torch.dtype):
+        self.config, self._model, self._dtype = model.config, model, dtype
+        self._device = model.embed_tokens.weight.device
+        shape = (num_pages * PAGE_LEN, self.config.num_kv_heads, self.config.head_dim)
+        self._keys = [self._memory(shape) for _ in range(self.config.num_layers)]
+        self._values = [self._memory(shape) for _ in range(self.config.num_layers)]
+
+    def _memory(self, shape: tuple[int, int, int]) -> torch.Tensor:
+        if self._device.type != "cpu":
+            return torch.zeros(shape, dtype=self._dtype, device=self._device)
+        num_bytes = shape[0] * shape[1] * shape[2] * self._dtype.itemsize
+        return lazy_memory(num_bytes).view(self._dtype).view(shape)
+
+    def forward(self, tokens: Sequence[int], spans: Sequence[Span], rows: Sequence[int]) -> torch.Tensor:
+        """Run the spans' tokens; as Runner says."""
+        ranges = [range(span.start, span.start + span.num_tokens) for span in spans]
+        positions = [position for each in ranges for position in each]
+        places = [_at(span.table, position) for span, each in zip(spans, ranges, strict=True) for position in each]
+        hidden_TD = self._model(
+            torch.tensor(tokens, device=self._device),
+            torch.tensor(positions, device=self._device),
+            _PagedAttention(self._keys, self._values, spans, places),
+            dtype=self._dtype,
+        )
+        return (
+            hidden_TD
+            if len(rows) == len(tokens)
+            else hidden_TD[torch.tensor(rows, dtype=torch.long, device=self._device)]
+        )
+
+    def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits_NV."""
+        return self._model.logits(hidden_ND)
+
+    def clear(self, page: int) -> None:
+        """Fill a page with zeros."""
+        for memory in (*self._keys, *self._values):
+            memory[page * PAGE_LEN : (page + 1) * PAGE_LEN] = 0
+
+
+class _PagedAttention:
+    """Attention over pages: spans of one token together, padded to the longest; each longer span for itself."""
+
+    def __init__(
+        self, keys: list[torch.Tensor], values: list[torch.Tensor], spans: Sequence[Span], places: Sequence[int]
+    ):
+        self._keys, self._values = keys, values
+        device = keys[0].device
+        self._places_T = torch.tensor(places, device=device)
+        starts = [sum(span.num_tokens for span in spans[:index]) for index in range(len(spans))]
+        singles = [index for index, span in enumerate(spans) if span.num_tokens == 1]
+        self._longer = [
+            (starts[index], span, _places(span, device)) for index, span in enumerate(spans) if span.num_tokens > 1
+        ]
+        self._single_rows_B = torch.tensor([starts[index] for index in singles], device=device)
+        if singles:
+            lengths_B = torch.tensor([spans[index].start + 1 for index in singles], device=device)
+            longest = int(lengths_B.max())
+            # What stands beyond a table's end is masked, whatever it is: the table's first page serves.
+            num_pages = -(-longest // PAGE_LEN)
+            tables = [list(spans[index].table[:num_pages]) for index in singles]
+            pages_BP = torch.tensor([pages + pages[:1] * (num_pages - len(pages)) for pages in tables], device=device)
+            places_BPS = pages_BP[:, :, None] * PAGE_LEN + torch.arange(PAGE_LEN, device=device)
+            self._single_places_BS = places_BPS.flatten(1)[:, :longest]
+            hidden_BS = torch.arange(longest, device=device) >= lengths_B[:, None]
+            mask_BS = torch.zeros(hidden_BS.shape, dtype=keys[0].dtype, device=device)
+            self._mask_B11S = mask_BS.masked_fill(hidden_BS, float("-inf"))[:, None, None]
+
+    def __call__(self, layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
+        keys, values = self._keys[layer], self._values[layer]
+        keys[self._places_T], values[self._places_T] = k_TKE, v_TKE
+        out_THE = torch.empty_like(q_THE)
+        for row, span, places in self._longer:
+            rows = slice(row, row + span.num_tokens)
+            if span.start == 0:
+                out_THE[rows] = attend_causally(q_THE[rows], k_TKE[rows], v_TKE[rows])
+            else:
+                k_KSE, v_KSE = keys[places].transpose(0, 1), values[places].transpose(0, 1)
+                out_THE[rows] = attend_behind_prefix(q_THE[rows], k_KSE, v_KSE)
+        if len(self._single_rows_B):
+            k_BKSE, v_BKSE = (memory[self._single_places_BS].transpose(1, 2) for memory in (keys, values))
+            # The query heads of a key head stand where the query positions would: nothing is repeated.
+            q_BKGE = q_THE[self._single_rows_B].unflatten(1, (k_BKSE.shape[1], -1))
+            out_BKGE = F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE, attn_mask=self._mask_B11S)
+            out_THE[self._single_rows_B] = out_BKGE.flatten(1, 2)
+        return out_THE
+
+
+def _at(table: Sequence[int], position: int) -> int:
+    return table[position // PAGE_LEN] * PAGE_LEN + position % PAGE_LEN
+
+
+def _places(span: Span, device: torch.device) -> torch.Tensor | slice:
+    """Return where a sequence's positions stand: a slice, which copies nothing, if its pages follow one another."""
+    end = span.start + span.num_tokens
+    pages = span.table[: -(-end // PAGE_LEN)]
+    if all(page == pages[0] + index for index, page in enumerate(pages)):
+        return slice(pages[0] * PAGE_LEN, pages[0] * PAGE_LEN + end)
+    return torch.tensor([_at(pages, position) for position in range(end)], device=device)

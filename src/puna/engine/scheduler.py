@@ -1,0 +1,192 @@
+"""Waiting and running requests -> what the next step computes. Knows no tensors.
+
+Every running request that generates gets its next token in every step; what is left of the step's budget goes to
+prompts, in pieces, and then to new requests: of the tenant that has had least, first come first served. A request
+is admitted when there is room for what it has to say so far; if pages run out, the youngest gives its own back and
+waits. A prompt whose beginning another one is just computing waits until it can share it.
+"""
+
+import hashlib
+import secrets
+from array import array
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from puna.engine.pages import PagePool, extend_keys, num_pages_for
+from puna.engine.request import Request, State
+from puna.kernels.native import PAGE_LEN
+
+# Prompt tokens in one step: few while others wait for their next token, many when nobody does.
+BUSY_TOKENS = 256
+IDLE_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """`num_tokens` tokens of a request, from its first uncomputed one on."""
+
+    request: Request
+    num_tokens: int
+
+    @property
+    def start(self) -> int:
+        return self.request.num_computed
+
+    @property
+    def is_last(self) -> bool:
+        """Whether a token can be chosen after it."""
+        return self.num_tokens == self.request.num_left
+
+
+class Scheduler:
+    """Invariant: a request waits in its tenant's queue, or runs with the pages of its table, or has ended with none."""
+
+    def __init__(self, pool: PagePool, *, max_batch: int):
+        self.pool, self.max_batch = pool, max_batch
+        self.running: list[Request] = []
+        self._waiting: dict[str, deque[Request]] = {}
+        self._had: dict[str, int] = {}  # tokens computed for each tenant that has requests
+        self._secret = secrets.token_bytes(32)
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def waiting(self) -> Iterable[Request]:
+        return (request for queue in self._waiting.values() for request in queue)
+
+    def add(self, request: Request) -> None:
+        """Queue a new request. A tenant that comes back starts with the least that any present one has had."""
+        assert request.state is State.WAITING
+        if request.tenant not in self._had:
+            self._had[request.tenant] = min(self._had.values(), default=0)
+        self._waiting.setdefault(request.tenant, deque()).append(request)
+
+    def remove(self, request: Request) -> list[int]:
+        """End a request, waiting or running; return the pages that nobody holds now."""
+        if request.state is State.WAITING:
+            self._waiting[request.tenant].remove(request)
+        else:
+            self.running.remove(request)
+        freed = self._give_back(request)
+        request.state = State.ENDED
+        self._leave_tenant(request.tenant)
+        return freed
+
+    def plan(self) -> list[Work]:
+        """Choose what to compute next; every work's pages are there, in its request's table."""
+        works = [work for request in list(self.running) if request.is_decoding and (work := self._grow(request, 1))]
+        left = BUSY_TOKENS if works else IDLE_TOKENS
+        for request in [*self.running]:
+            if left > 0 and not request.is_decoding and (work := self._grow(request, min(request.num_left, left))):
+                works.append(work)
+                left -= work.num_tokens
+        while left > 0 and (request := self._admit()) is not None:
+            work = self._grow(request, min(request.num_left, left))
+            assert work is not None, "an admitted request has its pages"
+            works.append(work)
+            left -= work.num_tokens
+        # A request that was preempted for another one's sake after it had been planned:
+        return [work for work in works if work.request.state is State.RUNNING]
+
+    def commit(self, work: Work) -> None:
+        """Note that a work was computed; full pages can be shared from now on."""
+        request = work.request
+        self._had[request.tenant] += work.num_tokens
+        first, request.num_computed = request.num_computed // PAGE_LEN, request.num_computed + work.num_tokens
+        full = range(first, request.num_computed // PAGE_LEN)
+        if full:
+            extend_keys(request.page_keys, request.tokens, self._salt(request.tenant))
+        for index in full:
+            self.pool.publish(request.table[index], request.page_keys[index])
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        self.pool.check()
+        assert len(self.running) <= self.max_batch
+        assert all(request.state is State.RUNNING for request in self.running)
+        assert all(request.state is State.WAITING and not request.table for request in self.waiting())
+        assert len({page for request in self.running for page in request.table}) == self.pool.num_held
+
+    def _admit(self) -> Request | None:
+        """Let in the next waiting request that has room, or nobody."""
+        if len(self.running) >= self.max_batch:
+            return None
+        for tenant in sorted(self._waiting, key=self._had.__getitem__):
+            queue = self._waiting[tenant]
+            if not queue or self._is_being_computed(queue[0]):
+                continue
+            shared = self._shared_pages(queue[0])
+            kept = sum(self.pool.is_kept(page) for page in shared)
+            needed = num_pages_for(len(queue[0].tokens)) - len(shared)
+            if needed + kept + self._num_promised() > self.pool.num_available:
+                return None  # Nobody overtakes the one whose turn it is, or it might wait for ever.
+            request = queue.popleft()
+            for page in shared:
+                self.pool.hold(page)
+            request.table, request.num_computed = array("i", shared), len(shared) * PAGE_LEN
+            request.state = State.RUNNING
+            self.running.append(request)
+            return request
+        return None
+
+    def _shared_pages(self, request: Request) -> list[int]:
+        """Return the pages that hold this request's beginning already; its last token is always computed."""
+        if request.num_to_score:
+            return []
+        extend_keys(request.page_keys, request.tokens, self._salt(request.tenant))
+        pages: list[int] = []
+        for key in request.page_keys[: (len(request.tokens) - 1) // PAGE_LEN]:
+            if (page := self.pool.find(key)) is None:
+                break
+            pages.append(page)
+        return pages
+
+    def _is_being_computed(self, request: Request) -> bool:
+        """Whether a running request is about to fill the first page that this one lacks."""
+        index = len(self._shared_pages(request))
+        if request.num_to_score or index >= (len(request.tokens) - 1) // PAGE_LEN:
+            return False
+        key = request.page_keys[index]
+        return any(
+            other.num_computed <= index * PAGE_LEN and index < len(other.page_keys) and other.page_keys[index] == key
+            for other in self.running
+        )
+
+    def _num_promised(self) -> int:
+        """Pages that running requests still need for the tokens they have."""
+        return sum(max(0, num_pages_for(len(request.tokens)) - len(request.table)) for request in self.running)
+
+    def _grow(self, request: Request, num_tokens: int) -> Work | None:
+        """Give a request the pages for its next tokens; None if it had to give back its own instead."""
+        while request.state is State.RUNNING and len(request.table) < num_pages_for(request.num_computed + num_tokens):
+            page = self.pool.take()
+            if page is None:
+                self._preempt(self.running[-1])
+            else:
+                request.table.append(page)
+        return Work(request, num_tokens) if request.state is State.RUNNING else None
+
+    def _preempt(self, request: Request) -> None:
+        """Let a running request wait again. What it had computed is found again as long as its pages are kept."""
+        self.running.remove(request)
+        self._give_back(request)
+        request.state = State.WAITING
+        self._waiting.setdefault(request.tenant, deque()).appendleft(request)
+
+    def _give_back(self, request: Request) -> list[int]:
+        # The last first: of a beginning that several share the end is the first to be forgotten.
+        freed = [page for page in reversed(request.table) if self.pool.release(page)]
+        request.forget_computed()
+        return freed
+
+    def _leave_tenant(self, tenant: str) -> None:
+        """Forget a tenant without requests."""
+        if not self._waiting.get(tenant):
+            self._waiting.pop(tenant, None)
+            if all(request.tenant != tenant for request in self.running):
+                del self._had[tenant]
+
+    def _salt(self, tenant: str) -> bytes:
+        return hashlib.blake2b(tenant.encode(), digest_size=32, key=self._secret).digest()

@@ -1,0 +1,317 @@
+// Quantized or bfloat16 weights x a step's activations, a panel of 32 output rows at a time.
+//
+// int4 and int8 weights are packed: for each panel and group of inputs first the weights, so that 64 bytes are 16 rows x 4
+// inputs (int8) or 16 rows x 8 inputs (int4: low halves the first four), then 32 scales. Activations are rounded to int8
+// for each token and group; inside a group all is integer, and the groups are added in order, so a token's result
+// depends neither on what else is in the step nor on the instructions used. bfloat16 weights are rows as they lie in the file.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <utility>
+#include <vector>
+
+#include "amx.h"
+#include "vector.h"
+
+namespace puna {
+
+constexpr int PANEL = 32;
+// Tokens whose sums stay in the nearest cache while a panel's groups go by.
+constexpr int BLOCK = 256;
+// Tokens at once in the registers of one tile.
+constexpr int TILE = 12;
+constexpr int MAX_GROUP = 128;
+
+enum Kind : int32_t { BFLOAT16 = 0, INT4 = 4, INT8 = 8 };
+
+struct Matrix {
+  const uint8_t* data;
+  int32_t kind, rows, cols, group;  // group: inputs that share a scale
+  int32_t scale_bytes;              // 2: bfloat16, 4: float32
+
+  int panels() const { return (rows + PANEL - 1) / PANEL; }
+  int groups() const { return cols / group; }
+  size_t weight_bytes() const { return size_t(PANEL) * group * kind / 8; }
+  size_t block_bytes() const { return weight_bytes() + size_t(PANEL) * scale_bytes; }
+  const uint8_t* block(int panel, int index) const {
+    return data + (size_t(panel) * groups() + index) * block_bytes();
+  }
+  Floats scales(const uint8_t* block, int half) const {
+    const uint8_t* from = block + weight_bytes() + half * LANES * scale_bytes;
+    return scale_bytes == 4 ? load<Floats>(from) : from_bfloat16(load<Halves>(from));
+  }
+};
+
+// A step's activations as a matrix wants them. Tokens are padded to whole AMX tiles.
+class Activations {
+ public:
+  int tokens = 0, cols = 0, group = 0, padded = 0;
+  std::vector<int8_t> bytes;      // [groups][padded][group]
+  std::vector<float> scales;      // [groups][padded]
+  std::vector<int32_t> sums;      // [groups][padded], of the bytes
+  std::vector<uint16_t> halves;   // [padded][cols], bfloat16
+
+  void shape(const Matrix& matrix, int num_tokens) {
+    tokens = num_tokens, cols = matrix.cols, group = matrix.kind == BFLOAT16 ? 0 : matrix.group;
+    padded = (tokens + 2 * LANES - 1) / (2 * LANES) * 2 * LANES;
+    if (!group) return grow(halves, size_t(padded) * stride());
+    grow(bytes, size_t(padded) * cols);
+    grow(scales, size_t(padded) * (cols / group));
+    grow(sums, size_t(padded) * (cols / group));
+  }
+
+  // bfloat16 rows end in zeros up to whole vectors of pairs.
+  int stride() const { return (cols + 2 * LANES - 1) / (2 * LANES) * 2 * LANES; }
+  size_t at(int index, int token) const { return size_t(index) * padded + token; }
+
+  void set(int token, const float* x) {
+    if (!group) return set_halves(token, x);
+    for (int index = 0; index < cols / group; ++index) set_group(index, token, x + index * group);
+  }
+
+ private:
+  template <class T> static void grow(std::vector<T>& values, size_t size) {
+    if (values.size() < size) values.resize(size);
+  }
+
+  void set_halves(int token, const float* x) {
+    uint16_t* to = halves.data() + size_t(token) * stride();
+    for (int i = 0; i < cols; ++i) to[i] = to_bfloat16(x[i]);
+    for (int i = cols; i < stride(); ++i) to[i] = 0;
+  }
+
+  void set_group(int index, int token, const float* x) {
+    float most = 0, poison = 0;
+    for (int i = 0; i < group; ++i) {
+      float size = std::fabs(x[i]);
+      most = size > most ? size : most;
+      poison += x[i] * 0.0f;  // NaN if one of them is not finite: it must show in the result.
+    }
+    float inverse = most > 0 ? 127.0f / most : 0.0f;
+    int8_t* to = bytes.data() + at(index, token) * group;
+    int32_t total = 0;
+    for (int i = 0; i < group; ++i) {
+      int32_t rounded = int32_t(std::nearbyint(x[i] * inverse));
+      to[i] = int8_t(rounded);
+      total += to[i];
+    }
+    scales[at(index, token)] = most / 127.0f + poison;
+    sums[at(index, token)] = total;
+  }
+};
+
+// Sums of one panel for up to BLOCK tokens, and one group's weights, a byte each.
+struct Scratch {
+  alignas(64) Floats sums[BLOCK * 2];
+  alignas(64) Bytes operands[MAX_GROUP / 4 * 2];
+  alignas(64) int32_t corner[4 * LANES * LANES];
+};
+
+INLINE void accumulate(Floats& total, Ints products, Floats scale, float x_scale) {
+  total += to_floats(products) * (scale * x_scale);
+}
+
+// The weights of 16 rows x 4 inputs; `which` counts fours of inputs.
+template <int BITS> INLINE Bytes operand(const uint8_t* block, int which, int half) {
+  if (BITS == 8) return load<Bytes>(block + (2 * which + half) * 64);
+  Bytes bytes = load<Bytes>(block + (which / 2 * 2 + half) * 64);
+  return which % 2 ? bytes >> 4 : bytes & 15;
+}
+
+// One group of a panel x T tokens in registers. `source(which, half)` gives the weights.
+template <int BITS, int T, class Source>
+INLINE void multiply_tile(Source source, const Activations& x, int index, int first, const Floats scales[2],
+                          Floats* sums) {
+  Ints totals[T][2];
+  size_t at = x.at(index, first);
+  const int8_t* bytes = x.bytes.data() + at * x.group;
+  for (int t = 0; t < T; ++t)
+    totals[t][0] = totals[t][1] = splat(-weight_offset<BITS>() * x.sums[at + t]);
+  for (int pair = 0; pair < x.group / 8; ++pair)
+    for (int which = 2 * pair; which < 2 * pair + 2; ++which) {
+      Bytes low = source(which, 0), high = source(which, 1);
+      for (int t = 0; t < T; ++t) {
+        int32_t quad = load<int32_t>(bytes + t * x.group + 4 * which);
+        totals[t][0] = dot_quads<BITS>(totals[t][0], low, quad);
+        totals[t][1] = dot_quads<BITS>(totals[t][1], high, quad);
+      }
+    }
+  for (int t = 0; t < T; ++t)
+    for (int half = 0; half < 2; ++half)
+      accumulate(sums[2 * t + half], totals[t][half], scales[half], x.scales[at + t]);
+}
+
+using Tile = void (*)(const uint8_t*, const Activations&, int, int, const Floats*, Floats*);
+
+template <int BITS, int T>
+void multiply_packed(const uint8_t* block, const Activations& x, int index, int first, const Floats* scales,
+                     Floats* sums) {
+  auto source = [block](int which, int half) INLINE_LAMBDA { return operand<BITS>(block, which, half); };
+  multiply_tile<BITS, T>(source, x, index, first, scales, sums);
+}
+
+template <int BITS, int T>
+void multiply_unpacked(const uint8_t* operands, const Activations& x, int index, int first, const Floats* scales,
+                       Floats* sums) {
+  auto source = [operands](int which, int half) INLINE_LAMBDA {
+    return load<Bytes>(operands + (2 * which + half) * 64);
+  };
+  multiply_tile<BITS, T>(source, x, index, first, scales, sums);
+}
+
+// The tiles for 1, 2, ... TILE tokens.
+template <int BITS, int... T> constexpr std::array<Tile, TILE> packed_tiles(std::integer_sequence<int, T...>) {
+  return {multiply_packed<BITS, T + 1>...};
+}
+template <int BITS, int... T> constexpr std::array<Tile, TILE> unpacked_tiles(std::integer_sequence<int, T...>) {
+  return {multiply_unpacked<BITS, T + 1>...};
+}
+
+// The same by AMX: 32 tokens x 32 rows at a time.
+template <int BITS>
+void multiply_amx(const Activations& x, int index, int first, int count, const Floats* scales, Scratch& scratch) {
+  constexpr int SIDE = 2 * LANES;
+  for (int start = 0; start < count; start += SIDE) {
+    size_t at = x.at(index, first + start);
+    bool is_wide = count - start > LANES;
+    amx::multiply(x.bytes.data() + at * x.group, (const uint8_t*)scratch.operands, x.group, is_wide, scratch.corner);
+    int num_tokens = std::min(count - start, SIDE);
+    for (int t = 0; t < num_tokens; ++t) {
+      Ints offset = splat(-weight_offset<BITS>() * x.sums[at + t]);
+      for (int half = 0; half < 2; ++half) {
+        const int32_t* products = scratch.corner + ((t / LANES * 2 + half) * LANES + t % LANES) * LANES;
+        accumulate(scratch.sums[2 * (start + t) + half], load<Ints>(products) + offset, scales[half], x.scales[at + t]);
+      }
+    }
+  }
+}
+
+// Sums of a panel over all groups for `count` tokens (at most BLOCK) from `first` on: scratch.sums[2 * token + half].
+template <int BITS>
+void multiply_integers(const Matrix& matrix, int panel, const Activations& x, int first, int count, Scratch& scratch) {
+  static constexpr auto PACKED = packed_tiles<BITS>(std::make_integer_sequence<int, TILE>{});
+  static constexpr auto UNPACKED = unpacked_tiles<BITS>(std::make_integer_sequence<int, TILE>{});
+  std::fill_n(scratch.sums, 2 * count, Floats{});
+  int num_tiles = (count + TILE - 1) / TILE;
+  bool uses_amx = count >= amx::LEAST_TOKENS && amx::fits(x.group);
+  for (int index = 0; index < matrix.groups(); ++index) {
+    const uint8_t* block = matrix.block(panel, index);
+    Floats scales[2] = {matrix.scales(block, 0), matrix.scales(block, 1)};
+    if (num_tiles == 1 && !uses_amx) {
+      PACKED[count - 1](block, x, index, first, scales, scratch.sums);
+      continue;
+    }
+    for (int which = 0; which < x.group / 4; ++which)
+      for (int half = 0; half < 2; ++half) scratch.operands[2 * which + half] = operand<BITS>(block, which, half);
+    if (uses_amx) {
+      multiply_amx<BITS>(x, index, first, count, scales, scratch);
+      continue;
+    }
+    for (int tile = 0, start = 0; tile < num_tiles; ++tile) {
+      int size = (count - start) / (num_tiles - tile);
+      UNPACKED[size - 1]((const uint8_t*)scratch.operands, x, index, first + start, scales, scratch.sums + 2 * start);
+      start += size;
+    }
+  }
+}
+
+// bfloat16: R rows x T tokens in registers, lanes along the inputs.
+template <int R, int T>
+INLINE void multiply_rows(const uint16_t* rows, int cols, const uint16_t* x, int stride, float* sums) {
+  Floats totals[R][T] = {};
+  int whole = cols / (2 * LANES) * 2 * LANES;
+  for (int i = 0; i < whole; i += 2 * LANES)
+    for (int r = 0; r < R; ++r) {
+      Words weights = load<Words>(rows + size_t(r) * cols + i);
+      for (int t = 0; t < T; ++t) totals[r][t] = dot_pairs(totals[r][t], weights, load<Words>(x + t * stride + i));
+    }
+  if (whole < cols)
+    for (int r = 0; r < R; ++r) {
+      Words weights{};
+      std::memcpy(&weights, rows + size_t(r) * cols + whole, 2 * (cols - whole));
+      for (int t = 0; t < T; ++t) totals[r][t] = dot_pairs(totals[r][t], weights, load<Words>(x + t * stride + whole));
+    }
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; ++t) sums[t * PANEL + r] = sum(totals[r][t]);
+}
+
+template <int T>
+void multiply_rows_of(const Matrix& matrix, int panel, const Activations& x, int first, float* sums) {
+  constexpr int R = 4;
+  int begin = panel * PANEL, end = std::min(begin + PANEL, matrix.rows), row = begin;
+  const uint16_t* rows = (const uint16_t*)matrix.data;
+  const uint16_t* tokens = x.halves.data() + size_t(first) * x.stride();
+  for (; row + R <= end; row += R)
+    multiply_rows<R, T>(rows + size_t(row) * matrix.cols, matrix.cols, tokens, x.stride(), sums + row - begin);
+  for (; row < end; ++row)
+    multiply_rows<1, T>(rows + size_t(row) * matrix.cols, matrix.cols, tokens, x.stride(), sums + row - begin);
+}
+
+inline void multiply_halves(const Matrix& matrix, int panel, const Activations& x, int first, int count,
+                            Scratch& scratch) {
+  constexpr int T = 6;
+  float* sums = (float*)scratch.sums;
+  int start = 0;
+  for (; start + T <= count; start += T) multiply_rows_of<T>(matrix, panel, x, first + start, sums + start * PANEL);
+  for (; start + 2 <= count; start += 2) multiply_rows_of<2>(matrix, panel, x, first + start, sums + start * PANEL);
+  if (start < count) multiply_rows_of<1>(matrix, panel, x, first + start, sums + start * PANEL);
+}
+
+inline void multiply_panel(const Matrix& matrix, int panel, const Activations& x, int first, int count,
+                           Scratch& scratch) {
+  if (matrix.kind == INT4) return multiply_integers<4>(matrix, panel, x, first, count, scratch);
+  if (matrix.kind == INT8) return multiply_integers<8>(matrix, panel, x, first, count, scratch);
+  multiply_halves(matrix, panel, x, first, count, scratch);
+}
+
+// One row as floats: a token's embedding.
+inline void read_row(const Matrix& matrix, int row, float* to) {
+  if (matrix.kind == BFLOAT16) {
+    const uint16_t* halves = (const uint16_t*)matrix.data + size_t(row) * matrix.cols;
+    for (int i = 0; i < matrix.cols; ++i) to[i] = from_bfloat16(halves[i]);
+    return;
+  }
+  int half = row % PANEL / LANES, lane = row % LANES;
+  for (int index = 0; index < matrix.groups(); ++index) {
+    const uint8_t* block = matrix.block(row / PANEL, index);
+    float scale = matrix.scales(block, half)[lane];
+    for (int i = 0; i < matrix.group; ++i) {
+      Bytes bytes = matrix.kind == INT4 ? operand<4>(block, i / 4, half) : operand<8>(block, i / 4, half);
+      int byte = bytes[4 * lane + i % 4];
+      int value = matrix.kind == INT4 ? byte - 8 : TAKES_UNSIGNED ? byte - 128 : int8_t(byte);
+      to[index * matrix.group + i] = value * scale;
+    }
+  }
+}
+
+// Weights as compressed-tensors stores them -> a packed panel. `words` are rows of values + 8 (two a byte, the first low)
+// or + 128, `scales` has `scale_groups` a row; rows beyond the matrix become zeros.
+inline void pack_panel(const Matrix& matrix, int panel, const uint8_t* words, size_t row_bytes, const uint8_t* scales,
+                       int scale_groups, uint8_t* to) {
+  int per_scale = matrix.cols / scale_groups;
+  uint8_t zero = matrix.kind == INT4 ? 0x88 : 0x80, flip = matrix.kind == INT8 && !TAKES_UNSIGNED ? 0x80 : 0;
+  for (int index = 0; index < matrix.groups(); ++index, to += matrix.block_bytes())
+    for (int r = 0; r < PANEL; ++r) {
+      int row = panel * PANEL + r, half = r / LANES, lane = r % LANES, width = matrix.kind == INT4 ? 4 : 8;
+      bool is_there = row < matrix.rows;
+      const uint8_t* from = words + row * row_bytes + size_t(index) * matrix.group * matrix.kind / 8;
+      for (int eight = 0; eight < matrix.group / 8; ++eight)
+        for (int i = 0; i < 4; ++i) {
+          uint8_t* place = to + (width / 4 * eight * 2 + half) * 64 + 4 * lane + i;
+          if (matrix.kind == INT8) {
+            place[0] = (is_there ? from[8 * eight + i] : zero) ^ flip;
+            place[128] = (is_there ? from[8 * eight + 4 + i] : zero) ^ flip;
+            continue;
+          }
+          uint8_t early = is_there ? from[4 * eight + i / 2] : zero, late = is_there ? from[4 * eight + 2 + i / 2] : zero;
+          place[0] = (early >> (i % 2 * 4) & 15) | (late >> (i % 2 * 4) & 15) << 4;
+        }
+      uint8_t* scale = to + matrix.weight_bytes() + r * matrix.scale_bytes;
+      size_t which = size_t(row) * scale_groups + size_t(index) * matrix.group / per_scale;
+      if (is_there) std::memcpy(scale, scales + which * matrix.scale_bytes, matrix.scale_bytes);
+      else std::memset(scale, 0, matrix.scale_bytes);
+    }
+}
+
+}  // namespace puna

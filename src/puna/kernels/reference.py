@@ -1,0 +1,47 @@
+"""The kernels' arithmetic in plain torch, one readable function for each: what the tests hold the fast ones to.
+
+Shapes: T tokens, D inputs, R rows, G groups, H query heads, K key/value heads, E head width.
+"""
+
+import torch
+
+
+def round_activations(x_TD: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return whole numbers in -127..127 as float32 [T, G, group] and their scales [T, G, 1]."""
+    x_TGD = x_TD.float().unflatten(1, (-1, group))
+    most = x_TGD.abs().amax(-1, keepdim=True)
+    inverse = torch.where(most > 0, 127 / most, torch.zeros_like(most))
+    return (x_TGD * inverse).round(), most / 127
+
+
+def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return int32 words [R, ceil(D * bits / 32)] of signed values [R, D], the first value in the lowest bits."""
+    per_word = 32 // bits
+    padded = torch.nn.functional.pad(values.long() + 2 ** (bits - 1), (0, -values.shape[1] % per_word))
+    shifts = torch.arange(per_word) * bits
+    words = (padded.unflatten(1, (-1, per_word)) << shifts).sum(-1)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def linear(x_TD: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, group: int) -> torch.Tensor:
+    """Return float32 x W^T for W = signed values [R, D] * scales [R, groups], x rounded in groups of `group`."""
+    rounded_TGD, x_scales = round_activations(x_TD, group)
+    weights_RGD = values.float().unflatten(1, (-1, group))
+    w_scales = scales.float().repeat_interleave(weights_RGD.shape[1] // scales.shape[1], dim=1)
+    products_TRG = torch.einsum("tgd,rgd->trg", rounded_TGD, weights_RGD)
+    return (products_TRG * x_scales[:, None, :, 0] * w_scales).sum(-1)
+
+
+def attend(q_HE: torch.Tensor, k_SKE: torch.Tensor, v_SKE: torch.Tensor) -> torch.Tensor:
+    """Return one token's attention [H, E] to S positions, all rotated."""
+    shared = q_HE.shape[0] // k_SKE.shape[1]
+    k_SHE, v_SHE = (x.float().repeat_interleave(shared, dim=1) for x in (k_SKE, v_SKE))
+    scores_HS = torch.einsum("he,she->hs", q_HE.float(), k_SHE) * q_HE.shape[-1] ** -0.5
+    return torch.einsum("hs,she->he", scores_HS.softmax(-1), v_SHE)
+
+
+def rotate(x_THE: torch.Tensor, positions_T: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """Turn each pair (e, e + E/2) by its position's angle."""
+    angles = positions_T.float()[:, None, None] * frequencies
+    a, b = x_THE.chunk(2, dim=-1)
+    return torch.cat((a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()), dim=-1)

@@ -1,0 +1,98 @@
+// Threads that run one function side by side and meet at barriers. They spin while they wait, since a step has hundreds
+// of barriers a few microseconds apart, give way after a while, and sleep between steps.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace puna {
+
+class Team {
+ public:
+  explicit Team(int size) : size_(size) {
+    for (int rank = 1; rank < size; ++rank) threads_.emplace_back([this, rank] { work(rank); });
+  }
+
+  ~Team() {
+    announce(nullptr);
+    for (auto& thread : threads_) thread.join();
+  }
+
+  int size() const { return size_; }
+
+  // Call body(rank) on every thread, the caller's being rank 0, and return when all are done.
+  void run(const std::function<void(int)>& body) {
+    announce(&body);
+    body(0);
+    barrier();
+  }
+
+  // Deal out the indices below `count`, one at a time to whoever is free, and wait until all are done.
+  template <class Body> void share(int count, Body&& body) {
+    for (int index; (index = next_.fetch_add(1, std::memory_order_relaxed)) < count;) body(index);
+    barrier();
+  }
+
+  void barrier() {
+    int generation = generation_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      next_.store(0, std::memory_order_relaxed);
+      generation_.store(generation + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; generation_.load(std::memory_order_acquire) == generation; ++spins) rest(spins);
+  }
+
+ private:
+  static constexpr int SPINS = 4000, PATIENCE = 20000;
+
+  static void rest(int spins) {
+    if (spins > SPINS) return std::this_thread::yield();
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+  }
+
+  void announce(const std::function<void(int)>* body) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      body_ = body;
+      round_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+  }
+
+  void work(int rank) {
+    for (int seen = 0;;) {
+      for (int spins = 0; spins < PATIENCE && round_.load(std::memory_order_acquire) == seen; ++spins) rest(spins);
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
+        ++seen;
+      }
+      if (!body_) return;
+      (*body_)(rank);
+      barrier();
+    }
+  }
+
+  int size_;
+  std::vector<std::thread> threads_;
+  const std::function<void(int)>* body_ = nullptr;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<int> round_{0};
+  alignas(64) std::atomic<int> next_{0};
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> generation_{0};
+};
+
+}  // namespace puna

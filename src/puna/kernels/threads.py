@@ -1,0 +1,25 @@
+"""The machine's and the container's limits -> how many threads compute."""
+
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def cpu_limit(cgroup: Path = CGROUP) -> int:
+    """Return the whole processors this process may use: its affinity, or its container's quota if that is less."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(cgroup)
+    return max(1, min(allowed, int(quota))) if quota else allowed
+
+
+def _quota(cgroup: Path) -> float | None:
+    """Return the processors' worth of time that the container has, in either version of control groups."""
+    try:
+        if (cgroup / "cpu.max").exists():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return float(quota) / float(period) if float(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):  # No limit ("max"), or no control groups.
+        return None

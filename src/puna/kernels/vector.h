@@ -1,0 +1,149 @@
+// Sixteen lanes of numbers and the few operations that compilers don't find by themselves: dot products of bytes and of
+// bfloat16 pairs, exp. One source for AVX-512, AVX2, ARM and any other processor: GCC and clang split wide vectors.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#endif
+
+namespace puna {
+
+constexpr int LANES = 16;
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint8_t Bytes __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+#define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
+
+template <class V> INLINE V load(const void* from) {
+  V value;
+  std::memcpy(&value, from, sizeof(V));
+  return value;
+}
+
+template <class V> INLINE void store(void* to, V value) { std::memcpy(to, &value, sizeof(V)); }
+
+INLINE Floats splat(float value) { return value - Floats{}; }
+INLINE Ints splat(int32_t value) { return value - Ints{}; }
+INLINE Floats to_floats(Ints values) { return __builtin_convertvector(values, Floats); }
+INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+INLINE float sum(Floats values) {
+  float total = 0;
+  for (int width = LANES / 2; width; width /= 2)
+    for (int lane = 0; lane < width; ++lane) values[lane] += values[lane + width];
+  total = values[0];
+  return total;
+}
+
+INLINE float largest(Floats values) {
+  float most = values[0];
+  for (int lane = 1; lane < LANES; ++lane) most = values[lane] > most ? values[lane] : most;
+  return most;
+}
+
+// bfloat16: the upper half of a float, rounded to the nearest even. A NaN stays one.
+
+INLINE uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return value != value ? 0x7fc0 : uint16_t(rounded);
+}
+
+INLINE float from_bfloat16(uint16_t half) {
+  uint32_t bits = uint32_t(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+INLINE Floats from_bfloat16(Halves halves) { return (Floats)(__builtin_convertvector(halves, Words) << 16); }
+
+// In each lane the sum of four products of a weight's byte and an activation's signed byte, `quad` being the same four
+// activations for all lanes. Four-bit weights are 0..15. Eight-bit weights are 0..255 (128 too large) where the
+// processor multiplies unsigned by signed, else signed: `weight_offset` tells which.
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr bool TAKES_UNSIGNED = true;
+#else
+constexpr bool TAKES_UNSIGNED = false;
+#endif
+
+template <int BITS> constexpr int weight_offset() { return BITS == 4 ? 8 : TAKES_UNSIGNED ? 128 : 0; }
+
+template <int BITS> INLINE Ints dot_quads(Ints total, Bytes weights, int32_t quad) {
+#if defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpbusd_epi32((__m512i)total, (__m512i)weights, _mm512_set1_epi32(quad));
+#elif defined(__AVX2__)
+  __m256i totals[2], halves[2], quads = _mm256_set1_epi32(quad);
+  std::memcpy(totals, &total, 64);
+  std::memcpy(halves, &weights, 64);
+  for (int i = 0; i < 2; ++i) {
+#if defined(__AVXVNNI__)
+    totals[i] = _mm256_dpbusd_avx_epi32(totals[i], halves[i], quads);
+#else
+    // maddubs adds pairs in 16 bits: 2 * 128 * 127 still fits.
+    __m256i pairs = BITS == 4 ? _mm256_maddubs_epi16(halves[i], quads)
+                              : _mm256_maddubs_epi16(_mm256_abs_epi8(halves[i]), _mm256_sign_epi8(quads, halves[i]));
+    totals[i] = _mm256_add_epi32(totals[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+  }
+  std::memcpy(&total, totals, 64);
+  return total;
+#elif defined(__ARM_FEATURE_DOTPROD)
+  int32x4_t totals[4];
+  int8x16_t quarters[4], quads = vreinterpretq_s8_s32(vdupq_n_s32(quad));
+  std::memcpy(totals, &total, 64);
+  std::memcpy(quarters, &weights, 64);
+  for (int i = 0; i < 4; ++i) totals[i] = vdotq_s32(totals[i], quarters[i], quads);
+  std::memcpy(&total, totals, 64);
+  return total;
+#else
+  int8_t bytes[64], four[4];
+  std::memcpy(bytes, &weights, 64);
+  std::memcpy(four, &quad, 4);
+  for (int lane = 0; lane < LANES; ++lane)
+    for (int i = 0; i < 4; ++i) total[lane] += bytes[4 * lane + i] * four[i];
+  return total;
+#endif
+}
+
+// In each lane the sum of two products of bfloat16 numbers, two to a lane.
+
+INLINE Floats dot_pairs(Floats total, Words a, Words b) {
+#if defined(__AVX512BF16__)
+  return (Floats)_mm512_dpbf16_ps((__m512)total, (__m512bh)a, (__m512bh)b);
+#else
+  Words upper = Words{} + 0xffff0000u;
+  total += (Floats)(a << 16) * (Floats)(b << 16);
+  return total + (Floats)(a & upper) * (Floats)(b & upper);
+#endif
+}
+
+// exp with an error of about one unit in the last place; 0 below -87.
+
+INLINE Floats exp(Floats x) {
+  constexpr float LOG2E = 1.44269504f, LN2_HIGH = 0.693145752f, LN2_LOW = 1.42860677e-6f, ROUND = 12582912.0f;
+  Floats bounded = larger(x, splat(-87.0f));
+  bounded = bounded > 88.0f ? splat(88.0f) : bounded;
+  Floats shifted = bounded * LOG2E + ROUND;
+  Floats whole = shifted - ROUND;
+  Floats rest = (bounded - whole * LN2_HIGH) - whole * LN2_LOW;
+  Floats poly = splat(1.0f / 720);
+  for (float coefficient : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) poly = poly * rest + coefficient;
+  Ints exponent = __builtin_convertvector(whole, Ints) << 23;
+  Floats result = (Floats)((Ints)poly + exponent);
+  return x < -87.0f ? Floats{} : result;
+}
+
+}  // namespace puna
