@@ -45,6 +45,11 @@ class Request:
         self.draw = self._random.random()
 
     @property
+    def ids(self) -> list[int]:
+        """What was generated so far."""
+        return self.tokens[len(self.prompt) :]
+
+    @property
     def max_len(self) -> int:
         return len(self.prompt) + self.params.max_tokens
 
