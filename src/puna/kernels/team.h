@@ -52,7 +52,7 @@ class Team {
   }
 
  private:
-  static constexpr int SPINS = 4000, PATIENCE = 20000;
+  static constexpr int SPINS = 500, PATIENCE = 5000;
 
   static void rest(int spins) {
     if (spins > SPINS) return std::this_thread::yield();
