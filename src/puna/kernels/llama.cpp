@@ -37,6 +37,9 @@ struct PunaSpan {
 
 namespace {
 
+// Products of a block with a step's tokens below which one thread is as fast as many.
+constexpr int64_t SMALL = 4'000'000;
+
 // Part of a span that one thread attends for one key/value head.
 struct Task {
   int span, row, first, count;  // row: of the span's first token in the step; first: token within the span
@@ -94,6 +97,11 @@ void normalize(const float* x, const float* weight, int dim, float eps, float* t
   for (int i = whole; i < dim; ++i) total += x[i] * x[i];
   float scale = 1.0f / std::sqrt(total / dim + eps);
   for (int i = 0; i < dim; ++i) to[i] = x[i] * scale * weight[i];
+}
+
+int64_t block_size(const PunaNetwork& net) {
+  int64_t attention = int64_t(2) * net.dim * net.head_dim * (net.num_heads + net.num_kv_heads);
+  return attention + int64_t(3) * net.dim * net.hidden_dim;
 }
 
 // Every thread calls these; `share` deals the work out and waits for its end.
@@ -264,7 +272,7 @@ void Machine::forward(const PunaNetwork& net, const Pages& pages, const int32_t*
       normalize(x_.data() + size_t(rows[row]) * dim, net.norm, dim, net.norm_eps, hidden + size_t(row) * dim);
     });
     amx::end();
-  });
+  }, T * block_size(net) < SMALL);
 }
 
 void Machine::linear(const Matrix& matrix, const float* x, int num_tokens, float* to) {
@@ -274,7 +282,7 @@ void Machine::linear(const Matrix& matrix, const float* x, int num_tokens, float
     team_.share(num_tokens, [&](int t) { input_.set(t, x + size_t(t) * matrix.cols); });
     multiply_all(*threads_[rank], {{&matrix, to}}, false);
     amx::end();
-  });
+  }, int64_t(num_tokens) * matrix.rows * matrix.cols < SMALL);
 }
 
 void Machine::logits(const PunaNetwork& net, const float* hidden, int num_rows, float* to) {

@@ -27,9 +27,11 @@ class Team {
 
   int size() const { return size_; }
 
-  // Call body(rank) on every thread, the caller's being rank 0, and return when all are done.
-  void run(const std::function<void(int)>& body) {
-    announce(&body);
+  // Call body(rank) on every thread, the caller's being rank 0, and return when all are done. What `is_small` the caller
+  // does alone: it would be done before the others have begun.
+  void run(const std::function<void(int)>& body, bool is_small = false) {
+    num_active_ = is_small ? 1 : size_;
+    if (num_active_ > 1) announce(&body);
     body(0);
     barrier();
   }
@@ -42,7 +44,7 @@ class Team {
 
   void barrier() {
     int generation = generation_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_active_) {
       arrived_.store(0, std::memory_order_relaxed);
       next_.store(0, std::memory_order_relaxed);
       generation_.store(generation + 1, std::memory_order_release);
@@ -52,7 +54,7 @@ class Team {
   }
 
  private:
-  static constexpr int SPINS = 500, PATIENCE = 5000;
+  static constexpr int SPINS = 1000, PATIENCE = 10000;
 
   static void rest(int spins) {
     if (spins > SPINS) return std::this_thread::yield();
@@ -84,7 +86,7 @@ class Team {
     }
   }
 
-  int size_;
+  int size_, num_active_ = 1;
   std::vector<std::thread> threads_;
   const std::function<void(int)>* body_ = nullptr;
   std::mutex mutex_;
