@@ -45,8 +45,8 @@ inline void begin(int group) {
 
 inline void end() { _tile_release(); }
 
-// 16 or 32 tokens' `group` signed bytes x 32 rows' unsigned weights -> four corners [tokens/16][rows/16][16][16].
-inline void multiply(const int8_t* x, const uint8_t* weights, int group, bool is_wide, int32_t* corners) {
+// 16 or 32 tokens' `group` signed bytes x 32 rows' unsigned weights, into the tiles of sums. Goes on beside what follows.
+inline void multiply(const int8_t* x, const uint8_t* weights, int group, bool is_wide) {
   int inputs = group / steps(group);
   _tile_zero(0);
   _tile_zero(1);
@@ -63,6 +63,10 @@ inline void multiply(const int8_t* x, const uint8_t* weights, int group, bool is
     _tile_dpbsud(2, 5, 6);
     _tile_dpbsud(3, 5, 7);
   }
+}
+
+// The sums as four corners [tokens/16][rows/16][16][16].
+inline void finish(bool is_wide, int32_t* corners) {
   _tile_stored(0, corners, 64);
   _tile_stored(1, corners + 256, 64);
   if (!is_wide) return;
@@ -75,7 +79,8 @@ inline void multiply(const int8_t* x, const uint8_t* weights, int group, bool is
 inline bool fits(int) { return false; }
 inline void begin(int) {}
 inline void end() {}
-inline void multiply(const int8_t*, const uint8_t*, int, bool, int32_t*) {}
+inline void multiply(const int8_t*, const uint8_t*, int, bool) {}
+inline void finish(bool, int32_t*) {}
 
 #endif
 

@@ -40,15 +40,6 @@ struct Pages {
 inline int key_at(int slot, int e) { return (e / 2 * PAGE + slot) * 2 + e % 2; }
 inline int value_at(int slot, int e, int padded) { return (slot / 2 * padded + e) * 2 + slot % 2; }
 
-INLINE float scale_of(const float* x, int count) {
-  float most = 0, poison = 0;
-  for (int i = 0; i < count; ++i) {
-    most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
-    poison += x[i] * 0.0f;
-  }
-  return most / 127.0f + poison;
-}
-
 // Write one position's key and value of one head; the key comes rotated.
 inline void write_position(const Pages& pages, uint8_t* head, int slot, const float* key, const float* value) {
   int width = pages.head_dim;
@@ -60,14 +51,12 @@ inline void write_position(const Pages& pages, uint8_t* head, int slot, const fl
     }
     return;
   }
-  int8_t *keys = (int8_t*)head, *values = (int8_t*)(head + pages.values_at());
+  int8_t *keys = (int8_t*)head, *values = (int8_t*)(head + pages.values_at()), bytes[MAX_HEAD];
   float* scales = (float*)(head + pages.scales_at());
-  float key_scale = scale_of(key, width), value_scale = scale_of(value, width);
-  scales[slot] = key_scale, scales[PAGE + slot] = value_scale;
-  for (int e = 0; e < width; ++e) {
-    keys[key_at(slot, e)] = key_scale > 0 ? int8_t(std::nearbyint(key[e] / key_scale)) : 0;
-    values[value_at(slot, e, pages.padded())] = value_scale > 0 ? int8_t(std::nearbyint(value[e] / value_scale)) : 0;
-  }
+  scales[slot] = round_to_bytes(key, width, bytes).scale;
+  for (int e = 0; e < width; ++e) keys[key_at(slot, e)] = bytes[e];
+  scales[PAGE + slot] = round_to_bytes(value, width, bytes).scale;
+  for (int e = 0; e < width; ++e) values[value_at(slot, e, pages.padded())] = bytes[e];
 }
 
 // What one thread needs: a task's queries, running sums and a chunk's scores.

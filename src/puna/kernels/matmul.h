@@ -18,7 +18,7 @@ namespace puna {
 
 constexpr int PANEL = 32;
 // Tokens whose sums stay in the nearest cache while a panel's groups go by.
-constexpr int BLOCK = 256;
+constexpr int BLOCK = 128;
 // Tokens at once in the registers of one tile.
 constexpr int TILE = 12;
 constexpr int MAX_GROUP = 128;
@@ -49,7 +49,7 @@ class Activations {
   int tokens = 0, cols = 0, group = 0, padded = 0;
   std::vector<int8_t> bytes;      // [groups][padded][group]
   std::vector<float> scales;      // [groups][padded]
-  std::vector<int32_t> sums;      // [groups][padded], of the bytes
+  std::vector<int32_t> offsets;   // [groups][padded]: what makes up for weights that are stored too large
   std::vector<uint16_t> halves;   // [padded][cols], bfloat16
 
   void shape(const Matrix& matrix, int num_tokens) {
@@ -58,7 +58,8 @@ class Activations {
     if (!group) return grow(halves, size_t(padded) * stride());
     grow(bytes, size_t(padded) * cols);
     grow(scales, size_t(padded) * (cols / group));
-    grow(sums, size_t(padded) * (cols / group));
+    grow(offsets, size_t(padded) * (cols / group));
+    offset_ = matrix.kind == INT4 ? -weight_offset<4>() : -weight_offset<8>();
   }
 
   // bfloat16 rows end in zeros up to whole vectors of pairs.
@@ -71,6 +72,8 @@ class Activations {
   }
 
  private:
+  int offset_ = 0;
+
   template <class T> static void grow(std::vector<T>& values, size_t size) {
     if (values.size() < size) values.resize(size);
   }
@@ -82,22 +85,10 @@ class Activations {
   }
 
   void set_group(int index, int token, const float* x) {
-    float most = 0, poison = 0;
-    for (int i = 0; i < group; ++i) {
-      float size = std::fabs(x[i]);
-      most = size > most ? size : most;
-      poison += x[i] * 0.0f;  // NaN if one of them is not finite: it must show in the result.
-    }
-    float inverse = most > 0 ? 127.0f / most : 0.0f;
-    int8_t* to = bytes.data() + at(index, token) * group;
-    int32_t total = 0;
-    for (int i = 0; i < group; ++i) {
-      int32_t rounded = int32_t(std::nearbyint(x[i] * inverse));
-      to[i] = int8_t(rounded);
-      total += to[i];
-    }
-    scales[at(index, token)] = most / 127.0f + poison;
-    sums[at(index, token)] = total;
+    size_t place = at(index, token);
+    Rounding rounding = round_to_bytes(x, group, bytes.data() + place * group);
+    scales[place] = rounding.scale;
+    offsets[place] = offset_ * rounding.total;
   }
 };
 
@@ -105,8 +96,13 @@ class Activations {
 struct Scratch {
   alignas(64) Floats sums[BLOCK * 2];
   alignas(64) Bytes operands[MAX_GROUP / 4 * 2];
-  alignas(64) int32_t corner[4 * LANES * LANES];
+  alignas(64) int32_t corners[4 * LANES * LANES];
 };
+
+// Fetch what the next tile reads: too little is read of one place for the processor to see it coming.
+INLINE void prefetch(const int8_t* from, int size) {
+  for (int i = 0; i < size; i += 64) __builtin_prefetch(from + i);
+}
 
 INLINE void accumulate(Floats& total, Ints products, Floats scale, float x_scale) {
   total += to_floats(products) * (scale * x_scale);
@@ -127,7 +123,7 @@ INLINE void multiply_tile(Source source, const Activations& x, int index, int fi
   size_t at = x.at(index, first);
   const int8_t* bytes = x.bytes.data() + at * x.group;
   for (int t = 0; t < T; ++t)
-    totals[t][0] = totals[t][1] = splat(-weight_offset<BITS>() * x.sums[at + t]);
+    totals[t][0] = totals[t][1] = splat(x.offsets[at + t]);
   for (int pair = 0; pair < x.group / 8; ++pair)
     for (int which = 2 * pair; which < 2 * pair + 2; ++which) {
       Bytes low = source(which, 0), high = source(which, 1);
@@ -168,23 +164,30 @@ template <int BITS, int... T> constexpr std::array<Tile, TILE> unpacked_tiles(st
   return {multiply_unpacked<BITS, T + 1>...};
 }
 
-// The same by AMX: 32 tokens x 32 rows at a time.
+// The same by AMX: 32 tokens x 32 rows at a time. While the unit multiplies some, the sums of those before are scaled.
 template <int BITS>
 void multiply_amx(const Activations& x, int index, int first, int count, const Floats* scales, Scratch& scratch) {
   constexpr int SIDE = 2 * LANES;
-  for (int start = 0; start < count; start += SIDE) {
+  auto scale = [&](int start) INLINE_LAMBDA {
     size_t at = x.at(index, first + start);
-    bool is_wide = count - start > LANES;
-    amx::multiply(x.bytes.data() + at * x.group, (const uint8_t*)scratch.operands, x.group, is_wide, scratch.corner);
     int num_tokens = std::min(count - start, SIDE);
     for (int t = 0; t < num_tokens; ++t) {
-      Ints offset = splat(-weight_offset<BITS>() * x.sums[at + t]);
-      for (int half = 0; half < 2; ++half) {
-        const int32_t* products = scratch.corner + ((t / LANES * 2 + half) * LANES + t % LANES) * LANES;
-        accumulate(scratch.sums[2 * (start + t) + half], load<Ints>(products) + offset, scales[half], x.scales[at + t]);
-      }
+      const int32_t* corner = scratch.corners + (t / LANES * 2 * LANES + t % LANES) * LANES;
+      Floats* sums = scratch.sums + 2 * (start + t);
+      Ints offset = splat(x.offsets[at + t]);
+      prefetch(x.bytes.data() + (at + t + 2 * SIDE) * x.group, x.group);
+      accumulate(sums[0], load<Ints>(corner) + offset, scales[0], x.scales[at + t]);
+      accumulate(sums[1], load<Ints>(corner + LANES * LANES) + offset, scales[1], x.scales[at + t]);
     }
+  };
+  for (int start = 0; start < count; start += SIDE) {
+    bool is_wide = count - start > LANES;
+    const int8_t* bytes = x.bytes.data() + x.at(index, first + start) * x.group;
+    amx::multiply(bytes, (const uint8_t*)scratch.operands, x.group, is_wide);
+    if (start) scale(start - SIDE);
+    amx::finish(is_wide, scratch.corners);
   }
+  scale((count - 1) / SIDE * SIDE);
 }
 
 // Sums of a panel over all groups for `count` tokens (at most BLOCK) from `first` on: scratch.sums[2 * token + half].

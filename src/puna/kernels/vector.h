@@ -20,6 +20,7 @@ typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint8_t Bytes __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef int8_t SignedBytes __attribute__((vector_size(16)));
 
 #define INLINE inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
@@ -37,18 +38,31 @@ INLINE Ints splat(int32_t value) { return value - Ints{}; }
 INLINE Floats to_floats(Ints values) { return __builtin_convertvector(values, Floats); }
 INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
+// The lanes turned so that the one at `by` comes first.
+template <int BY> INLINE Floats turned(Floats v) {
+  constexpr auto at = [](int lane) { return (lane + BY) % LANES; };
+  return __builtin_shufflevector(v, v, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), at(10),
+                                 at(11), at(12), at(13), at(14), at(15));
+}
+
 INLINE float sum(Floats values) {
-  float total = 0;
-  for (int width = LANES / 2; width; width /= 2)
-    for (int lane = 0; lane < width; ++lane) values[lane] += values[lane + width];
-  total = values[0];
+  values += turned<8>(values);
+  values += turned<4>(values);
+  values += turned<2>(values);
+  return values[0] + values[1];
+}
+
+INLINE int32_t sum_of(Ints values) {
+  int32_t total = 0;
+  for (int lane = 0; lane < LANES; ++lane) total += values[lane];
   return total;
 }
 
 INLINE float largest(Floats values) {
-  float most = values[0];
-  for (int lane = 1; lane < LANES; ++lane) most = values[lane] > most ? values[lane] : most;
-  return most;
+  values = larger(values, turned<8>(values));
+  values = larger(values, turned<4>(values));
+  values = larger(values, turned<2>(values));
+  return values[0] > values[1] ? values[0] : values[1];
 }
 
 // bfloat16: the upper half of a float, rounded to the nearest even. A NaN stays one.
@@ -68,6 +82,42 @@ INLINE float from_bfloat16(uint16_t half) {
 }
 
 INLINE Floats from_bfloat16(Halves halves) { return (Floats)(__builtin_convertvector(halves, Words) << 16); }
+
+// Numbers -> bytes and their scale: the largest becomes 127 or -127. Where one is not finite the scale is NaN.
+
+struct Rounding {
+  float scale;
+  int32_t total;  // of the bytes
+};
+
+INLINE Ints round_to_ints(Floats values) {
+  constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves no room for fractions.
+  return __builtin_convertvector((values + ROUND) - ROUND, Ints);
+}
+
+inline Rounding round_to_bytes(const float* x, int count, int8_t* to) {
+  Floats most{}, poison{};
+  Ints totals{};
+  auto for_each = [&](auto&& body) INLINE_LAMBDA {
+    int whole = count / LANES * LANES;
+    for (int i = 0; i < whole; i += LANES) body(load<Floats>(x + i), i, LANES);
+    Floats rest{};
+    std::memcpy(&rest, x + whole, (count - whole) * sizeof(float));
+    if (whole < count) body(rest, whole, count - whole);
+  };
+  for_each([&](Floats values, int, int) INLINE_LAMBDA {
+    most = larger(larger(values, -values), most);
+    poison += values * 0.0f;
+  });
+  float size = largest(most), inverse = size > 0 ? 127.0f / size : 0.0f;
+  for_each([&](Floats values, int i, int width) INLINE_LAMBDA {
+    Ints rounded = round_to_ints(values * inverse);
+    totals += rounded;
+    SignedBytes narrow = __builtin_convertvector(rounded, SignedBytes);
+    std::memcpy(to + i, &narrow, width);
+  });
+  return {size / 127.0f + sum(poison), sum_of(totals)};
+}
 
 // In each lane the sum of four products of a weight's byte and an activation's signed byte, `quad` being the same four
 // activations for all lanes. Four-bit weights are 0..15. Eight-bit weights are 0..255 (128 too large) where the
@@ -136,8 +186,7 @@ INLINE Floats exp(Floats x) {
   constexpr float LOG2E = 1.44269504f, LN2_HIGH = 0.693145752f, LN2_LOW = 1.42860677e-6f, ROUND = 12582912.0f;
   Floats bounded = larger(x, splat(-87.0f));
   bounded = bounded > 88.0f ? splat(88.0f) : bounded;
-  Floats shifted = bounded * LOG2E + ROUND;
-  Floats whole = shifted - ROUND;
+  Floats whole = (bounded * LOG2E + ROUND) - ROUND;
   Floats rest = (bounded - whole * LN2_HIGH) - whole * LN2_LOW;
   Floats poly = splat(1.0f / 720);
   for (float coefficient : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) poly = poly * rest + coefficient;
