@@ -129,7 +129,7 @@ void Machine::multiply_all(Thread& own, std::initializer_list<std::pair<const Ma
         for (int i = 0; i < num_columns; ++i) row[i] = (adds ? row[i] : 0.0f) + sums[t * PANEL + i];
       }
     }
-  });
+  }, team_.grain(total));
 }
 
 // gated_ = silu(input_ x gate^T) * (input_ x up^T).
@@ -151,7 +151,7 @@ void Machine::gate(Thread& own, const PunaLayer& layer) {
         std::memcpy(row, values, num_columns * sizeof(float));
       }
     }
-  });
+  }, team_.grain(layer.gate.panels()));
 }
 
 void Machine::plan(const PunaNetwork& net, const PunaSpan* spans, int num_spans) {

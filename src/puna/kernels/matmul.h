@@ -22,6 +22,8 @@ constexpr int BLOCK = 128;
 // Tokens at once in the registers of one tile.
 constexpr int TILE = 12;
 constexpr int MAX_GROUP = 128;
+// Bytes between what is read and what is fetched when memory is all that counts.
+constexpr int AHEAD = 4096;
 
 enum Kind : int32_t { BFLOAT16 = 0, INT4 = 4, INT8 = 8 };
 
@@ -108,34 +110,38 @@ INLINE void accumulate(Floats& total, Ints products, Floats scale, float x_scale
   total += to_floats(products) * (scale * x_scale);
 }
 
-// The weights of 16 rows x 4 inputs; `which` counts fours of inputs.
-template <int BITS> INLINE Bytes operand(const uint8_t* block, int which, int half) {
-  if (BITS == 8) return load<Bytes>(block + (2 * which + half) * 64);
-  Bytes bytes = load<Bytes>(block + (which / 2 * 2 + half) * 64);
-  return which % 2 ? bytes >> 4 : bytes & 15;
+// The weights of 16 rows x 4 inputs: those of eight inputs (`pair`) that come first or second.
+template <int BITS> INLINE Bytes operand(const uint8_t* block, size_t pair, int second, int half) {
+  if (BITS == 8) return load<Bytes>(block + 256 * pair + (2 * second + half) * 64);
+  Bytes bytes = load<Bytes>(block + 128 * pair + half * 64);
+  return second ? bytes >> 4 : bytes & 15;
 }
 
-// One group of a panel x T tokens in registers. `source(which, half)` gives the weights.
+// One group of a panel x T tokens in registers. `source` gives the weights as `operand` does.
 template <int BITS, int T, class Source>
 INLINE void multiply_tile(Source source, const Activations& x, int index, int first, const Floats scales[2],
                           Floats* sums) {
-  Ints totals[T][2];
+  // One token's sums would wait for one another: those of every other four inputs are kept apart.
+  constexpr int PARTS = T == 1 ? 2 : 1;
+  Ints totals[T][2][PARTS] = {};
   size_t at = x.at(index, first);
   const int8_t* bytes = x.bytes.data() + at * x.group;
-  for (int t = 0; t < T; ++t)
-    totals[t][0] = totals[t][1] = splat(x.offsets[at + t]);
-  for (int pair = 0; pair < x.group / 8; ++pair)
-    for (int which = 2 * pair; which < 2 * pair + 2; ++which) {
-      Bytes low = source(which, 0), high = source(which, 1);
+  for (int t = 0; t < T; ++t) totals[t][0][0] = totals[t][1][0] = splat(x.offsets[at + t]);
+  for (size_t pair = 0, num_pairs = x.group / 8; pair < num_pairs; ++pair)
+    for (int second = 0; second < 2; ++second) {
+      int part = second % PARTS;
+      Bytes low = source(pair, second, 0), high = source(pair, second, 1);
       for (int t = 0; t < T; ++t) {
-        int32_t quad = load<int32_t>(bytes + t * x.group + 4 * which);
-        totals[t][0] = dot_quads<BITS>(totals[t][0], low, quad);
-        totals[t][1] = dot_quads<BITS>(totals[t][1], high, quad);
+        int32_t quad = load<int32_t>(bytes + size_t(t) * x.group + 8 * pair + 4 * second);
+        totals[t][0][part] = dot_quads<BITS>(totals[t][0][part], low, quad);
+        totals[t][1][part] = dot_quads<BITS>(totals[t][1][part], high, quad);
       }
     }
   for (int t = 0; t < T; ++t)
-    for (int half = 0; half < 2; ++half)
-      accumulate(sums[2 * t + half], totals[t][half], scales[half], x.scales[at + t]);
+    for (int half = 0; half < 2; ++half) {
+      Ints products = PARTS == 2 ? totals[t][half][0] + totals[t][half][PARTS - 1] : totals[t][half][0];
+      accumulate(sums[2 * t + half], products, scales[half], x.scales[at + t]);
+    }
 }
 
 using Tile = void (*)(const uint8_t*, const Activations&, int, int, const Floats*, Floats*);
@@ -143,15 +149,17 @@ using Tile = void (*)(const uint8_t*, const Activations&, int, int, const Floats
 template <int BITS, int T>
 void multiply_packed(const uint8_t* block, const Activations& x, int index, int first, const Floats* scales,
                      Floats* sums) {
-  auto source = [block](int which, int half) INLINE_LAMBDA { return operand<BITS>(block, which, half); };
+  auto source = [block](size_t pair, int second, int half) INLINE_LAMBDA {
+    return operand<BITS>(block, pair, second, half);
+  };
   multiply_tile<BITS, T>(source, x, index, first, scales, sums);
 }
 
 template <int BITS, int T>
 void multiply_unpacked(const uint8_t* operands, const Activations& x, int index, int first, const Floats* scales,
                        Floats* sums) {
-  auto source = [operands](int which, int half) INLINE_LAMBDA {
-    return load<Bytes>(operands + (2 * which + half) * 64);
+  auto source = [operands](size_t pair, int second, int half) INLINE_LAMBDA {
+    return operand<8>(operands, pair, second, half);
   };
   multiply_tile<BITS, T>(source, x, index, first, scales, sums);
 }
@@ -202,11 +210,12 @@ void multiply_integers(const Matrix& matrix, int panel, const Activations& x, in
     const uint8_t* block = matrix.block(panel, index);
     Floats scales[2] = {matrix.scales(block, 0), matrix.scales(block, 1)};
     if (num_tiles == 1 && !uses_amx) {
+      prefetch((const int8_t*)block + AHEAD, int(matrix.block_bytes()));
       PACKED[count - 1](block, x, index, first, scales, scratch.sums);
       continue;
     }
-    for (int which = 0; which < x.group / 4; ++which)
-      for (int half = 0; half < 2; ++half) scratch.operands[2 * which + half] = operand<BITS>(block, which, half);
+    for (int pair = 0; pair < x.group / 8; ++pair)
+      for (int i = 0; i < 4; ++i) scratch.operands[4 * pair + i] = operand<BITS>(block, pair, i / 2, i % 2);
     if (uses_amx) {
       multiply_amx<BITS>(x, index, first, count, scales, scratch);
       continue;
@@ -280,7 +289,8 @@ inline void read_row(const Matrix& matrix, int row, float* to) {
     const uint8_t* block = matrix.block(row / PANEL, index);
     float scale = matrix.scales(block, half)[lane];
     for (int i = 0; i < matrix.group; ++i) {
-      Bytes bytes = matrix.kind == INT4 ? operand<4>(block, i / 4, half) : operand<8>(block, i / 4, half);
+      Bytes bytes = matrix.kind == INT4 ? operand<4>(block, i / 8, i / 4 % 2, half)
+                                        : operand<8>(block, i / 8, i / 4 % 2, half);
       int byte = bytes[4 * lane + i % 4];
       int value = matrix.kind == INT4 ? byte - 8 : TAKES_UNSIGNED ? byte - 128 : int8_t(byte);
       to[index * matrix.group + i] = value * scale;

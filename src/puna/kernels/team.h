@@ -2,6 +2,7 @@
 // of barriers a few microseconds apart, give way after a while, and sleep between steps.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -36,11 +37,15 @@ class Team {
     barrier();
   }
 
-  // Deal out the indices below `count`, one at a time to whoever is free, and wait until all are done.
-  template <class Body> void share(int count, Body&& body) {
-    for (int index; (index = next_.fetch_add(1, std::memory_order_relaxed)) < count;) body(index);
+  // Deal out the indices below `count`, `grain` neighbours at a time to whoever is free, and wait until all are done.
+  template <class Body> void share(int count, Body&& body, int grain = 1) {
+    for (int first; (first = next_.fetch_add(grain, std::memory_order_relaxed)) < count;)
+      for (int index = first; index < std::min(first + grain, count); ++index) body(index);
     barrier();
   }
+
+  // The grain for work that is bound by memory, which is read fastest in one go, but nobody should wait long at the end.
+  int grain(int count) const { return std::max(1, count / (4 * num_active_)); }
 
   void barrier() {
     int generation = generation_.load(std::memory_order_acquire);
