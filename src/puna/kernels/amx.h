@@ -1,8 +1,8 @@
-// Products of byte tiles by the matrix unit that some x86 processors have (AMX): eight times the speed of vectors.
+// Products of tiles by the matrix unit that some x86 processors have (AMX): eight times the speed of vectors.
 #pragma once
 
 #include <cstdint>
-#if defined(__AMX_INT8__)
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__)
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,7 +13,7 @@ namespace puna::amx {
 // Fewer tokens are as fast without.
 constexpr int LEAST_TOKENS = 6;
 
-#if defined(__AMX_INT8__)
+#if defined(__AMX_INT8__) && defined(__AMX_BF16__)
 
 struct alignas(64) Config {
   uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -74,8 +74,67 @@ inline void finish(bool is_wide, int32_t* corners) {
   _tile_stored(3, corners + 768, 64);
 }
 
+// Attention: queries and weights are 16 rows, keys and values 16 positions of a page, in bfloat16 (attention.h).
+
+inline bool fits_head(int width) { return is_granted() && width % 32 == 0; }
+
+// Tiles: 0-3 sums, 4 queries, 5 weights, 6 keys, 7 values.
+inline void begin_attention() {
+  Config config;
+  for (int tile = 0; tile < 8; ++tile) config.bytes[tile] = 64, config.rows[tile] = 16;
+  config.bytes[5] = 32;
+  config.rows[7] = 8;
+  _tile_loadconfig(&config);
+}
+
+// Scores of 16 query rows and the positions of up to four pages: [16][stride] floats, a page's 16 beside one another.
+inline void score(const uint16_t* queries, int width, const uint16_t* const* keys, int num_pages, float* to, int stride) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  auto key = [&](int page, int e) { return keys[page < num_pages ? page : 0] + e * 16; };
+  for (int e = 0; e < width; e += 32) {
+    _tile_loadd(4, queries + e, 2 * width);
+    _tile_loadd(6, key(0, e), 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(6, key(1, e), 64);
+    _tile_dpbf16ps(1, 4, 6);
+    _tile_loadd(6, key(2, e), 64);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_loadd(6, key(3, e), 64);
+    _tile_dpbf16ps(3, 4, 6);
+  }
+  _tile_stored(0, to, 4 * stride);
+  _tile_stored(1, to + 16, 4 * stride);
+  _tile_stored(2, to + 32, 4 * stride);
+  _tile_stored(3, to + 48, 4 * stride);
+}
+
+// Add 16 rows' weights [16][weight_stride] x the values of some pages to sums [16][width], 32 columns at a time.
+inline void mix(const uint16_t* weights, int weight_stride, const uint16_t* const* values, int num_pages, int width,
+                float* sums) {
+  for (int column = 0; column < width; column += 32) {
+    _tile_loadd(0, sums + column, 4 * width);
+    _tile_loadd(1, sums + column + 16, 4 * width);
+    for (int page = 0; page < num_pages; ++page) {
+      _tile_loadd(5, weights + 16 * page, 2 * weight_stride);
+      _tile_loadd(7, values[page] + 2 * column, 4 * width);
+      _tile_dpbf16ps(0, 5, 7);
+      _tile_loadd(7, values[page] + 2 * (column + 16), 4 * width);
+      _tile_dpbf16ps(1, 5, 7);
+    }
+    _tile_stored(0, sums + column, 4 * width);
+    _tile_stored(1, sums + column + 16, 4 * width);
+  }
+}
+
 #else
 
+inline bool fits_head(int) { return false; }
+inline void begin_attention() {}
+inline void score(const uint16_t*, int, const uint16_t* const*, int, float*, int) {}
+inline void mix(const uint16_t*, int, const uint16_t* const*, int, int, float*) {}
 inline bool fits(int) { return false; }
 inline void begin(int) {}
 inline void end() {}

@@ -10,6 +10,7 @@
 #include <limits>
 #include <vector>
 
+#include "amx.h"
 #include "vector.h"
 
 namespace puna {
@@ -63,9 +64,9 @@ inline void write_position(const Pages& pages, uint8_t* head, int slot, const fl
 class AttentionScratch {
  public:
   explicit AttentionScratch(const Pages& pages)
-      : queries(QUERY_ROWS * pages.head_dim), widened(PAGE * pages.padded()), sums(QUERY_ROWS * pages.padded()) {}
+      : queries(QUERY_ROWS * pages.head_dim), widened(CHUNK * pages.padded()), sums(QUERY_ROWS * pages.padded()) {}
   std::vector<uint16_t> queries;  // [row][E] bfloat16, scaled
-  std::vector<uint16_t> widened;  // one page's head as bfloat16
+  std::vector<uint16_t> widened;  // a chunk's keys or values as bfloat16
   std::vector<float> sums;        // [row][E padded]
   alignas(64) float scores[QUERY_ROWS][CHUNK];
   alignas(64) uint16_t weights[QUERY_ROWS][CHUNK];
@@ -140,45 +141,86 @@ INLINE void widen(const int8_t* from, uint16_t* to, int count) {
   }
 }
 
+// A chunk's keys or values as bfloat16, a pointer a page.
+struct ChunkPages {
+  const uint8_t* heads[CHUNK_PAGES];
+  const uint16_t* halves[CHUNK_PAGES];
+  int num_pages;
+
+  void take(const Pages& pages, int offset, int count, AttentionScratch& s) {
+    for (int page = 0; page < num_pages; ++page) {
+      const uint8_t* from = heads[page] + offset;
+      uint16_t* widened = s.widened.data() + page * PAGE * pages.padded();
+      if (pages.is_int8) widen((const int8_t*)from, widened, count);
+      halves[page] = pages.is_int8 ? widened : (const uint16_t*)from;
+    }
+  }
+};
+
+inline void score_chunk(const ChunkPages& chunk, int num_rows, int width, bool uses_amx, AttentionScratch& s) {
+  if (uses_amx) {
+    for (int row = 0; row < num_rows; row += LANES)
+      amx::score(s.queries.data() + row * width, width, chunk.halves, chunk.num_pages, s.scores[row], CHUNK);
+    return;
+  }
+  for (int page = 0; page < chunk.num_pages; ++page) {
+    auto scores = [&](int row) { return (float (*)[CHUNK])(s.scores[row] + page * PAGE); };
+    int row = 0;
+    for (; row + SCORE_ROWS <= num_rows; row += SCORE_ROWS)
+      score_page<SCORE_ROWS>(s.queries.data() + row * width, chunk.halves[page], width, scores(row));
+    for (; row < num_rows; ++row) score_page<1>(s.queries.data() + row * width, chunk.halves[page], width, scores(row));
+  }
+}
+
+inline void mix_chunk(const ChunkPages& chunk, int num_rows, int padded, bool uses_amx, AttentionScratch& s) {
+  if (uses_amx) {
+    for (int row = 0; row < num_rows; row += LANES)
+      amx::mix(s.weights[row], CHUNK, chunk.halves, chunk.num_pages, padded, s.sums.data() + row * padded);
+    return;
+  }
+  for (int page = 0; page < chunk.num_pages; ++page) {
+    auto weights = [&](int row) { return (uint16_t (*)[CHUNK])(s.weights[row] + page * PAGE); };
+    int row = 0;
+    for (; row + VALUE_ROWS <= num_rows; row += VALUE_ROWS)
+      mix_page<VALUE_ROWS>(weights(row), chunk.halves[page], padded, s.sums.data() + row * padded);
+    for (; row < num_rows; ++row) mix_page<1>(weights(row), chunk.halves[page], padded, s.sums.data() + row * padded);
+  }
+}
+
 // Attend from s.queries (num_rows, in the order of their positions) to one head's pages; the result stands in s.sums.
 inline void attend(const Pages& pages, int layer, int kv_head, const int32_t* table, int num_rows,
                    AttentionScratch& s) {
   int width = pages.head_dim, padded = pages.padded(), longest = *std::max_element(s.length, s.length + num_rows);
-  std::fill_n(s.sums.begin(), num_rows * padded, 0.0f);
+  bool uses_amx = amx::fits_head(width);
+  // Tiles are whole: rows without a query are computed too, and not read.
+  std::fill(s.sums.begin(), s.sums.end(), 0.0f);
   std::fill_n(s.most, num_rows, -std::numeric_limits<float>::infinity());
   std::fill_n(s.mass, num_rows, 0.0f);
-  for (int chunk = 0; chunk * CHUNK < longest; ++chunk) {
-    int num_pages = std::min(CHUNK_PAGES, (longest - chunk * CHUNK + PAGE - 1) / PAGE);
-    for (int page = 0; page < num_pages; ++page) {
-      const uint8_t* head = pages.head(layer, table[chunk * CHUNK_PAGES + page], kv_head);
-      const uint16_t* keys = (const uint16_t*)head;
-      if (pages.is_int8) widen((const int8_t*)head, s.widened.data(), PAGE * width), keys = s.widened.data();
-      auto scores = [&](int row) { return (float (*)[CHUNK])(s.scores[row] + page * PAGE); };
-      int row = 0;
-      for (; row + SCORE_ROWS <= num_rows; row += SCORE_ROWS)
-        score_page<SCORE_ROWS>(s.queries.data() + row * width, keys, width, scores(row));
-      for (; row < num_rows; ++row) score_page<1>(s.queries.data() + row * width, keys, width, scores(row));
-      if (!pages.is_int8) continue;
-      Floats scales = load<Floats>(head + pages.scales_at());
-      for (row = 0; row < num_rows; ++row) store(scores(row), load<Floats>(scores(row)) * scales);
-    }
-    for (int row = 0; row < num_rows; ++row) weigh(s, row, chunk, padded);
-    for (int page = 0; page < num_pages; ++page) {
-      const uint8_t* head = pages.head(layer, table[chunk * CHUNK_PAGES + page], kv_head);
-      const uint16_t* values = (const uint16_t*)(head + pages.values_at());
-      auto weights = [&](int row) { return (uint16_t (*)[CHUNK])(s.weights[row] + page * PAGE); };
-      if (pages.is_int8) {
-        widen((const int8_t*)head + pages.values_at(), s.widened.data(), PAGE * padded), values = s.widened.data();
-        const float* scales = (const float*)(head + pages.scales_at()) + PAGE;
-        for (int row = 0; row < num_rows; ++row)
-          for (int i = 0; i < PAGE; ++i)
-            weights(row)[0][i] = to_bfloat16(from_bfloat16(weights(row)[0][i]) * scales[i]);
+  for (int index = 0; index * CHUNK < longest; ++index) {
+    ChunkPages chunk;
+    chunk.num_pages = std::min(CHUNK_PAGES, (longest - index * CHUNK + PAGE - 1) / PAGE);
+    for (int page = 0; page < chunk.num_pages; ++page)
+      chunk.heads[page] = pages.head(layer, table[index * CHUNK_PAGES + page], kv_head);
+    chunk.take(pages, 0, PAGE * width, s);
+    score_chunk(chunk, num_rows, width, uses_amx, s);
+    for (int page = 0; pages.is_int8 && page < chunk.num_pages; ++page) {
+      Floats scales = load<Floats>(chunk.heads[page] + pages.scales_at());
+      for (int row = 0; row < num_rows; ++row) {
+        float* scores = s.scores[row] + page * PAGE;
+        store(scores, load<Floats>(scores) * scales);
       }
-      int row = 0;
-      for (; row + VALUE_ROWS <= num_rows; row += VALUE_ROWS)
-        mix_page<VALUE_ROWS>(weights(row), values, padded, s.sums.data() + row * padded);
-      for (; row < num_rows; ++row) mix_page<1>(weights(row), values, padded, s.sums.data() + row * padded);
     }
+    for (int row = 0; row < num_rows; ++row) weigh(s, row, index, padded);
+    for (int page = 0; pages.is_int8 && page < chunk.num_pages; ++page) {
+      const float* scales = (const float*)(chunk.heads[page] + pages.scales_at()) + PAGE;
+      for (int row = 0; row < num_rows; ++row)
+        for (int i = 0; i < PAGE; ++i) {
+          uint16_t& weight = s.weights[row][page * PAGE + i];
+          weight = to_bfloat16(from_bfloat16(weight) * scales[i]);
+        }
+    }
+    chunk.take(pages, pages.values_at(), PAGE * padded, s);
+    mix_chunk(chunk, num_rows, padded, uses_amx, s);
   }
   for (int row = 0; row < num_rows; ++row)
     for (int e = 0; e < padded; ++e) s.sums[row * padded + e] /= s.mass[row];

@@ -256,6 +256,7 @@ void Machine::forward(const PunaNetwork& net, const Pages& pages, const int32_t*
         rotate(net, owner[t]->start + i, t);
         write(net, pages, index, *owner[t], row_of[t], i);
       });
+      if (amx::fits_head(net.head_dim)) amx::begin_attention();
       team_.share(int(tasks_.size()) * net.num_kv_heads,
                   [&](int task) { attend_task(net, pages, index, spans, task, own.attention); });
       reshape(layer.o);
@@ -304,6 +305,7 @@ void Machine::attend_all(const PunaNetwork& net, const Pages& pages, const PunaS
       write(net, pages, 0, spans[span], row, i);
     }
   team_.run([&](int rank) {
+    if (amx::fits_head(net.head_dim)) amx::begin_attention();
     team_.share(int(tasks_.size()) * net.num_kv_heads,
                 [&](int task) { attend_task(net, pages, 0, spans, task, threads_[rank]->attention); });
   });
