@@ -61,23 +61,20 @@ def test_products_with_int4_and_int8_weights_equal_the_twins(rows, groups, group
     torch.testing.assert_close(kernels().linear(packed, x_TD), expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(1, 32), (33, 64), (70, 250), (64, 7)])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 32), (33, 64), (70, 250), (64, 7), (160, 96)])
 def test_products_with_bfloat16_weights_equal_the_twins(rows: int, cols: int):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(rows, cols, generator=generator).bfloat16()
-    x_TD = torch.randn(23, cols, generator=generator)
-    expected = x_TD.bfloat16().float() @ weight.float().T
-    torch.testing.assert_close(kernels().linear(unpacked(weight), x_TD), expected, rtol=1e-5, atol=1e-4)
+    for num_tokens in BATCHES:
+        x_TD = torch.randn(num_tokens, cols, generator=generator)
+        expected = x_TD.bfloat16().float() @ weight.float().T
+        torch.testing.assert_close(kernels().linear(unpacked(weight), x_TD), expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("bits", [4, 8])
 def test_a_tokens_product_is_the_same_to_the_last_bit_whatever_else_is_multiplied(bits: int):
     x_TD = torch.randn(max(BATCHES), 256, generator=torch.Generator().manual_seed(0))
-    packed = (
-        unpacked(torch.randn(70, 256).bfloat16())
-        if bits == 16
-        else pack(*new_weight(70, 256, 2, bits, torch.bfloat16), bits)
-    )
+    packed = pack(*new_weight(70, 256, 2, bits, torch.bfloat16), bits)
     together = kernels().linear(packed, x_TD)
     for num_tokens in BATCHES:
         assert torch.equal(kernels().linear(packed, x_TD[:num_tokens]), together[:num_tokens])

@@ -13,6 +13,8 @@ from torch import nn
 
 from puna.kernels.native import (
     MAX_HEAD_DIM,
+    MAX_SHARED_HEADS,
+    MIN_ROWS,
     Kernels,
     Layer,
     Network,
@@ -70,11 +72,19 @@ def native_kernels(model: Llama, dtype: torch.dtype) -> Kernels | None:
         getattr(block.self_attn if name[0] in "qkvo" else block.mlp, name) for block in model.layers for name in KINDS
     ]
     is_quantized = all(_is_packable(weight) for weight in weights)
-    is_half = dtype == torch.bfloat16 and all(
-        isinstance(weight, Linear) and weight.weight.dtype == torch.bfloat16 for weight in weights
+    config = model.config
+    narrowest = min(config.dim, config.hidden_dim, config.num_kv_heads * config.head_dim)
+    is_half = (
+        dtype == torch.bfloat16
+        and narrowest >= MIN_ROWS
+        and all(isinstance(weight, Linear) and weight.weight.dtype == torch.bfloat16 for weight in weights)
     )
-    tensors = (model.embed_tokens.weight, *model.parameters())
-    fits = all(tensor.device.type == "cpu" for tensor in tensors) and model.config.head_dim <= MAX_HEAD_DIM
+    fits = (
+        all(tensor.device.type == "cpu" for tensor in (model.embed_tokens.weight, *model.parameters()))
+        and config.vocab_size >= MIN_ROWS
+        and config.head_dim <= MAX_HEAD_DIM
+        and config.num_heads // config.num_kv_heads <= MAX_SHARED_HEADS
+    )
     return shared_kernels() if fits and (is_quantized or is_half) else None
 
 

@@ -28,6 +28,14 @@ inline bool is_granted() {
   return granted;
 }
 
+// NOTE: to the compiler the instructions that load tiles read no memory: what they read has to be written before.
+inline void settle() { asm volatile("" ::: "memory"); }
+
+inline void configure(const Config& config) {
+  asm volatile("" ::"r"(&config) : "memory");
+  _tile_loadconfig(&config);
+}
+
 // A group is multiplied in equal steps of at most 64 inputs.
 inline int steps(int group) { return (group + 63) / 64; }
 inline bool fits(int group) { return is_granted() && group % (4 * steps(group)) == 0; }
@@ -40,7 +48,7 @@ inline void begin(int group) {
     config.bytes[tile] = tile == 4 || tile == 5 ? inputs : 64;
     config.rows[tile] = tile < 6 ? 16 : inputs / 4;
   }
-  _tile_loadconfig(&config);
+  configure(config);
 }
 
 inline void end() { _tile_release(); }
@@ -48,6 +56,7 @@ inline void end() { _tile_release(); }
 // 16 or 32 tokens' `group` signed bytes x 32 rows' unsigned weights, into the tiles of sums. Goes on beside what follows.
 inline void multiply(const int8_t* x, const uint8_t* weights, int group, bool is_wide) {
   int inputs = group / steps(group);
+  settle();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -74,6 +83,41 @@ inline void finish(bool is_wide, int32_t* corners) {
   _tile_stored(3, corners + 768, 64);
 }
 
+// bfloat16: rows of weights as they lie in memory x tokens in tiles of pairs [inputs/2][16 tokens][2].
+
+inline bool fits_halves(int rows, int cols) { return is_granted() && rows >= 32 && cols % 32 == 0; }
+
+inline void begin_halves() {
+  Config config;
+  for (int tile = 0; tile < 8; ++tile) config.bytes[tile] = 64, config.rows[tile] = 16;
+  configure(config);
+}
+
+// 32 rows x 16 or 32 tokens -> corners [tokens/16][rows/16][16 rows][16 tokens].
+inline void multiply_halves(const uint16_t* rows, int cols, const uint16_t* x, bool is_wide, float* corners) {
+  settle();
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  const uint16_t *lower = rows + size_t(16) * cols, *later = x + 16 * cols;
+  for (int i = 0; i < cols; i += 32) {
+    _tile_loadd(4, rows + i, 2 * cols);
+    _tile_loadd(5, lower + i, 2 * cols);
+    _tile_loadd(6, x + 16 * i, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 5, 6);
+    if (!is_wide) continue;
+    _tile_loadd(7, later + 16 * i, 64);
+    _tile_dpbf16ps(2, 4, 7);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, corners, 64);
+  _tile_stored(1, corners + 256, 64);
+  _tile_stored(2, corners + 512, 64);
+  _tile_stored(3, corners + 768, 64);
+}
+
 // Attention: queries and weights are 16 rows, keys and values 16 positions of a page, in bfloat16 (attention.h).
 
 inline bool fits_head(int width) { return is_granted() && width % 32 == 0; }
@@ -84,11 +128,12 @@ inline void begin_attention() {
   for (int tile = 0; tile < 8; ++tile) config.bytes[tile] = 64, config.rows[tile] = 16;
   config.bytes[5] = 32;
   config.rows[7] = 8;
-  _tile_loadconfig(&config);
+  configure(config);
 }
 
 // Scores of 16 query rows and the positions of up to four pages: [16][stride] floats, a page's 16 beside one another.
 inline void score(const uint16_t* queries, int width, const uint16_t* const* keys, int num_pages, float* to, int stride) {
+  settle();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -114,6 +159,7 @@ inline void score(const uint16_t* queries, int width, const uint16_t* const* key
 // Add 16 rows' weights [16][weight_stride] x the values of some pages to sums [16][width], 32 columns at a time.
 inline void mix(const uint16_t* weights, int weight_stride, const uint16_t* const* values, int num_pages, int width,
                 float* sums) {
+  settle();
   for (int column = 0; column < width; column += 32) {
     _tile_loadd(0, sums + column, 4 * width);
     _tile_loadd(1, sums + column + 16, 4 * width);
@@ -131,6 +177,9 @@ inline void mix(const uint16_t* weights, int weight_stride, const uint16_t* cons
 
 #else
 
+inline bool fits_halves(int, int) { return false; }
+inline void begin_halves() {}
+inline void multiply_halves(const uint16_t*, int, const uint16_t*, bool, float*) {}
 inline bool fits_head(int) { return false; }
 inline void begin_attention() {}
 inline void score(const uint16_t*, int, const uint16_t* const*, int, float*, int) {}

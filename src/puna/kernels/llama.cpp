@@ -79,7 +79,7 @@ class Machine {
     for (int i = 0; i < team_.size(); ++i) threads_.push_back(std::make_unique<Thread>(pages));
   }
 
-  template <class Make> void set_input(int num_tokens, Make&& make);
+  void begin_amx() const;
   void multiply_all(Thread& own, std::initializer_list<std::pair<const Matrix*, float*>> products, bool adds);
   void gate(Thread& own, const PunaLayer& layer);
   void plan(const PunaNetwork& net, const PunaSpan* spans, int num_spans);
@@ -106,13 +106,14 @@ int64_t block_size(const PunaNetwork& net) {
 
 // Every thread calls these; `share` deals the work out and waits for its end.
 
-template <class Make> void Machine::set_input(int num_tokens, Make&& make) {
-  team_.share(num_tokens, [&](int token) { make(token); });
+void Machine::begin_amx() const {
+  if (input_.is_tiled) amx::begin_halves();
+  else if (input_.group && amx::fits(input_.group)) amx::begin(input_.group);
 }
 
 // input_ x each matrix^T, stored or added.
 void Machine::multiply_all(Thread& own, std::initializer_list<std::pair<const Matrix*, float*>> products, bool adds) {
-  if (input_.group && amx::fits(input_.group)) amx::begin(input_.group);
+  begin_amx();
   int total = 0;
   for (auto& [matrix, to] : products) total += matrix->panels();
   team_.share(total, [&](int panel) {
@@ -134,7 +135,7 @@ void Machine::multiply_all(Thread& own, std::initializer_list<std::pair<const Ma
 
 // gated_ = silu(input_ x gate^T) * (input_ x up^T).
 void Machine::gate(Thread& own, const PunaLayer& layer) {
-  if (input_.group && amx::fits(input_.group)) amx::begin(input_.group);
+  begin_amx();
   team_.share(layer.gate.panels(), [&](int panel) {
     int width = layer.gate.rows, num_columns = std::min(PANEL, width - panel * PANEL);
     for (int first = 0; first < input_.tokens; first += BLOCK) {

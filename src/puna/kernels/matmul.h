@@ -52,11 +52,13 @@ class Activations {
   std::vector<int8_t> bytes;      // [groups][padded][group]
   std::vector<float> scales;      // [groups][padded]
   std::vector<int32_t> offsets;   // [groups][padded]: what makes up for weights that are stored too large
-  std::vector<uint16_t> halves;   // [padded][cols], bfloat16
+  std::vector<uint16_t> halves;   // bfloat16: [padded][stride], or if `is_tiled` [padded/16][cols/2][16][2]
+  bool is_tiled = false;
 
   void shape(const Matrix& matrix, int num_tokens) {
     tokens = num_tokens, cols = matrix.cols, group = matrix.kind == BFLOAT16 ? 0 : matrix.group;
     padded = (tokens + 2 * LANES - 1) / (2 * LANES) * 2 * LANES;
+    is_tiled = !group && tokens >= amx::LEAST_TOKENS && amx::fits_halves(matrix.rows, cols);
     if (!group) return grow(halves, size_t(padded) * stride());
     grow(bytes, size_t(padded) * cols);
     grow(scales, size_t(padded) * (cols / group));
@@ -81,6 +83,11 @@ class Activations {
   }
 
   void set_halves(int token, const float* x) {
+    if (is_tiled) {
+      uint16_t* tile = halves.data() + size_t(token / LANES) * LANES * cols + token % LANES * 2;
+      for (int i = 0; i < cols; ++i) tile[i / 2 * 2 * LANES + i % 2] = to_bfloat16(x[i]);
+      return;
+    }
     uint16_t* to = halves.data() + size_t(token) * stride();
     for (int i = 0; i < cols; ++i) to[i] = to_bfloat16(x[i]);
     for (int i = cols; i < stride(); ++i) to[i] = 0;
@@ -260,8 +267,25 @@ void multiply_rows_of(const Matrix& matrix, int panel, const Activations& x, int
     multiply_rows<1, T>(rows + size_t(row) * matrix.cols, matrix.cols, tokens, x.stride(), sums + row - begin);
 }
 
+// The same by AMX. The last panel reaches back so as to be whole.
+inline void multiply_halves_amx(const Matrix& matrix, int panel, const Activations& x, int first, int count,
+                                Scratch& scratch) {
+  int begin = std::min(panel * PANEL, matrix.rows - PANEL), skipped = panel * PANEL - begin;
+  const uint16_t* rows = (const uint16_t*)matrix.data + size_t(begin) * matrix.cols;
+  float *corners = (float*)scratch.corners, *sums = (float*)scratch.sums;
+  for (int start = 0; start < count; start += PANEL) {
+    int num_tokens = std::min(count - start, PANEL);
+    const uint16_t* tokens = x.halves.data() + size_t(first + start) * matrix.cols;
+    amx::multiply_halves(rows, matrix.cols, tokens, num_tokens > LANES, corners);
+    for (int t = 0; t < num_tokens; ++t)
+      for (int r = skipped; r < PANEL; ++r)
+        sums[(start + t) * PANEL + r - skipped] = corners[(t / LANES * PANEL + r) * LANES + t % LANES];
+  }
+}
+
 inline void multiply_halves(const Matrix& matrix, int panel, const Activations& x, int first, int count,
                             Scratch& scratch) {
+  if (x.is_tiled) return multiply_halves_amx(matrix, panel, x, first, count, scratch);
   constexpr int T = 6;
   float* sums = (float*)scratch.sums;
   int start = 0;

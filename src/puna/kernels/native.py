@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 PAGE_LEN = 16
 MAX_GROUP = 128
 MAX_HEAD_DIM = 256
+# Query heads that share keys, and the least width of a network's matrices.
+MAX_SHARED_HEADS = 64
+MIN_ROWS = 32
 BFLOAT16 = 0
 INTEGERS = ("num_layers", "dim", "hidden_dim", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
