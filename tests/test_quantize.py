@@ -22,7 +22,8 @@ from puna.model.attend import packed_attend
 from puna.model.compare import Comparison
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.model.quantized import quantize_weight
+from puna.model.quantized import round_weight
+from puna.model.scheme import INT8
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.tokenizer.train import train_tokenizer
@@ -74,9 +75,9 @@ def test_the_int8_checkpoint_is_smaller_and_holds_the_rounded_weights(tmp_path: 
     run = quantized(tmp_path, num_tokens=200)
     parent, written = Checkpoint.open(tmp_path / "parent"), Checkpoint.open(run.output)
     assert written.is_quantized and not parent.is_quantized
-    weight, scale = quantize_weight(parent.load().layers[1].mlp.up_proj.weight)
+    words, scale = round_weight(parent.load().layers[1].mlp.up_proj.weight, INT8)
     layer = written.load().layers[1].mlp.up_proj
-    assert torch.equal(layer.weight, weight) and torch.equal(layer.weight_scale, scale)
+    assert torch.equal(layer.weight_packed, words) and torch.equal(layer.weight_scale, scale)
     kl = read_receipts(run.output)[0]
     assert kl.details["bytes_after"] == (run.output / "model.safetensors").stat().st_size
     assert kl.details["bytes_after"] < 0.7 * kl.details["bytes_before"]
@@ -97,7 +98,7 @@ def test_the_receipts_hold_what_a_plain_comparison_gives(tmp_path: Path) -> None
         hidden = model(torch.tensor(ids), torch.arange(len(ids)), packed_attend([len(ids)]))
         logits.append(model.logits(hidden).detach().double())
     p, q = (torch.softmax(x, -1) for x in logits)
-    kl, agreement = read_receipts(run.output)
+    kl, _, agreement = read_receipts(run.output)
     assert kl.value == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-4)
     assert kl.value > 1e-6
     assert agreement.value == (p.argmax(-1) == q.argmax(-1)).double().mean().item()
@@ -123,7 +124,7 @@ def test_the_percentile_leaves_the_worst_token_out_and_the_maximum_does_not() ->
 
 def test_a_receipt_above_its_tolerance_is_written_and_stops_what_reads_it(tmp_path: Path) -> None:
     run = quantized(tmp_path, tolerance_kl=0.0, min_agreement=0.0, num_tokens=100)
-    kl, agreement = read_receipts(run.output)
+    kl, _, agreement = read_receipts(run.output)
     assert not kl.held and agreement.held
     assert "kl does not hold" in (run.directory / "log.txt").read_text()
     assert Checkpoint.open(run.output).is_quantized
@@ -133,7 +134,7 @@ def test_a_receipt_above_its_tolerance_is_written_and_stops_what_reads_it(tmp_pa
 
 def test_an_agreement_below_its_least_stops_what_reads_it(tmp_path: Path) -> None:
     run = quantized(tmp_path, tolerance_kl=10.0, min_agreement=1.0, num_tokens=2000)
-    assert read_receipts(run.output)[1].value < 1
+    assert read_receipts(run.output)[2].value < 1
     with pytest.raises(ReceiptError, match=r"top1_agreement is .* expected at least 1"):
         require_receipts(run.output)
 

@@ -50,13 +50,12 @@ class Engine:
         cache_tokens: int | None = None,
         dtype: torch.dtype | None = None,
     ):
-        weight = model.embed_tokens.weight
-        self.model, self.tokenizer, self.dtype = model, tokenizer, dtype or weight.dtype
+        self.model, self.tokenizer, self.dtype = model, tokenizer, dtype or model.dtype
         self.max_context = min(max_context or model.config.max_context, model.config.max_context)
         if cache_tokens is None:
             cache_tokens = _default_cache_tokens(model, max_batch, self.max_context, self.dtype)
         self.cache = KVCache(
-            model.config, max_rows=max_batch, max_tokens=cache_tokens, dtype=self.dtype, device=weight.device
+            model.config, max_rows=max_batch, max_tokens=cache_tokens, dtype=self.dtype, device=model.device
         )
         self._next_id = itertools.count()
         self._waiting: deque[Request] = deque()
@@ -196,7 +195,7 @@ class Engine:
         return scored
 
     def _forward(self, tokens: list[int], positions: list[int], attend: Attend) -> torch.Tensor:
-        device = self.model.embed_tokens.weight.device
+        device = self.model.device
         tokens_T, positions_T = (torch.tensor(values, device=device) for values in (tokens, positions))
         return self.model(tokens_T, positions_T, attend, dtype=self.dtype)
 
