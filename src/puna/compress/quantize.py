@@ -176,7 +176,7 @@ def _round_others(model: Llama, schemes: dict[str, Scheme], bar: Progress) -> No
         model.config = replace(model.config, tie_embeddings=False)
         shape = matrix_shapes(model.config)["lm_head"]
         words_and_scale = round_weight(model.embed_tokens.weight, schemes["lm_head"])
-        model.set_submodule("lm_head", QuantizedLinear(*words_and_scale, schemes["lm_head"], shape[1]))
+        model.lm_head = QuantizedLinear(*words_and_scale, schemes["lm_head"], shape[1])
         bar.advance()
     for path, module in _floats(model, schemes):
         scheme = schemes[path]
