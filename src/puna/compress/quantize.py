@@ -41,7 +41,7 @@ class Tolerances(NamedTuple):
 TOLERANCES = {
     "int8": Tolerances(kl=0.02, agreement=0.95, perplexity=0.02),
     "fp8": Tolerances(kl=0.05, agreement=0.93, perplexity=0.05),
-    "int4": Tolerances(kl=0.15, agreement=0.85, perplexity=0.15),
+    "int4": Tolerances(kl=0.1, agreement=0.85, perplexity=0.1),
 }
 
 

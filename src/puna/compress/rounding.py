@@ -19,30 +19,22 @@ DAMPING = 0.01
 BLOCK = 128
 
 
-def best_scale(weight_OI: torch.Tensor, scheme: Scheme, importance_I: torch.Tensor | None = None) -> torch.Tensor:
-    """Return scale_OG with the least squared error, each input weighted by its importance."""
+def best_scale(weight_OI: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Return scale_OG with the least squared error; to weight the inputs by their size did not help GPTQ."""
     widest_OG = widest_scale(weight_OI, scheme)
     if scheme.bits == 8:  # steps are fine enough, and what is cut off costs more
         return widest_OG
-    return torch.cat(
-        [
-            _best_scale(weight, widest, scheme, importance_I)
-            for weight, widest in zip(weight_OI.split(ROWS), widest_OG.split(ROWS), strict=True)
-        ]
-    )
+    parts = zip(weight_OI.split(ROWS), widest_OG.split(ROWS), strict=True)
+    return torch.cat([_best_scale(weight, widest, scheme) for weight, widest in parts])
 
 
-def _best_scale(
-    weight_OI: torch.Tensor, widest_OG: torch.Tensor, scheme: Scheme, importance_I: torch.Tensor | None
-) -> torch.Tensor:
+def _best_scale(weight_OI: torch.Tensor, widest_OG: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     weight_OGI = weight_OI.unflatten(1, (widest_OG.shape[1], -1))
-    importance_GI = 1.0 if importance_I is None else importance_I.view(widest_OG.shape[1], -1)
     best_OG, least_OG = widest_OG, torch.full_like(widest_OG, torch.inf)
     for share in SHARES:
         scale_OG = round_scale(widest_OG * share)
         scale_OG1 = scale_OG[..., None]
-        error_OGI = round_values(weight_OGI, scale_OG1, scheme) * scale_OG1 - weight_OGI
-        error_OG = (error_OGI.square_() * importance_GI).sum(-1)
+        error_OG = (round_values(weight_OGI, scale_OG1, scheme) * scale_OG1 - weight_OGI).square_().sum(-1)
         best_OG = torch.where(error_OG < least_OG, scale_OG, best_OG)
         least_OG = torch.minimum(error_OG, least_OG)
     return best_OG
@@ -62,9 +54,8 @@ def gptq(weight_OI: torch.Tensor, hessian_II: torch.Tensor, scheme: Scheme) -> Q
     Computes in the Hessian's dtype.
     """
     weight_OI = weight_OI.detach().float()
-    importance_I = hessian_II.diagonal()
-    scale_OG = best_scale(weight_OI, scheme, importance_I.float())
-    order_I = importance_I.argsort(descending=True)
+    scale_OG = best_scale(weight_OI, scheme)
+    order_I = hessian_II.diagonal().argsort(descending=True)
     scale_OI = expand_scale(scale_OG, weight_OI.shape[1])[:, order_I].to(hessian_II.dtype)
     root_II = _inverse_root(hessian_II[order_I][:, order_I])
     left_OI = weight_OI[:, order_I].to(hessian_II.dtype)

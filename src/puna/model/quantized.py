@@ -105,15 +105,19 @@ class QuantizedEmbedding(PackedWeight):
 Quantized = QuantizedLinear | QuantizedEmbedding | Float8Linear
 
 
-def _dequantize(words_OW: torch.Tensor, scale_OG: torch.Tensor, scheme: Scheme, in_dim: int) -> torch.Tensor:
-    values_OGI = unpack(words_OW, scheme.bits, in_dim).float().unflatten(1, (scale_OG.shape[1], -1))
-    return values_OGI.mul_(scale_OG.float()[..., None]).flatten(1)
+def _dequantize(
+    words_OW: torch.Tensor, scale_OG: torch.Tensor, scheme: Scheme, in_dim: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    # A product of two numbers that a dtype holds is rounded once, in it or afterwards: the same, in half the memory.
+    exact = dtype if scale_OG.dtype == dtype else torch.float32
+    values_OGI = unpack(words_OW, scheme.bits, in_dim).to(exact).unflatten(1, (scale_OG.shape[1], -1))
+    return values_OGI.mul_(scale_OG.to(exact)[..., None]).flatten(1).to(dtype)
 
 
 def _product(x: torch.Tensor, words_OW: torch.Tensor, scale_OG: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     in_dim = x.shape[-1]
     if scheme.group_size:
-        return F.linear(x, _dequantize(words_OW, scale_OG, scheme, in_dim).to(x.dtype))
+        return F.linear(x, _dequantize(words_OW, scale_OG, scheme, in_dim, x.dtype))
     values_OI, scale_O = unpack(words_OW, scheme.bits, in_dim), scale_OG.flatten().to(x.dtype)
     if _is_packed_faster(x):
         return torch.ops.aten._weight_int8pack_mm(x.contiguous(), values_OI.contiguous(), scale_O)
