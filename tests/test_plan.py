@@ -203,7 +203,7 @@ def test_weights_take_the_bytes_of_the_networks_tensors(dtype: str, tied: bool) 
 def test_a_stored_model_is_planned_with_its_own_schemes(tmp_path: Path) -> None:
     schemes = SCHEMES["int4"] | {"lm_head": INT8, "layers.0.mlp.up_proj": INT8}
     made = planned(str(write_config(tmp_path, dtype=torch.float32, schemes=schemes)))
-    assert made.stored_dtype == "int4 in groups of 32, int8"
+    assert made.stored_dtype == "int4 g32, int8"
     stored = next(each for each in made.service_plans if each.dtype == made.stored_dtype)
     assert stored.weights_bytes == tensor_bytes(SMALL, schemes, torch.float32)
 

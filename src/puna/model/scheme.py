@@ -32,8 +32,8 @@ class Scheme:
 
     @property
     def name(self) -> str:
-        """What people call it: int8, int4 in groups of 64, fp8."""
-        groups = f" in groups of {self.group_size}" if self.group_size else ""
+        """What people call it: int8, fp8, and "int4 g64" in groups of 64."""
+        groups = f" g{self.group_size}" if self.group_size else ""
         return f"{'int' if self.kind == 'int' else 'fp'}{self.bits}{groups}"
 
     def fits(self, in_dim: int) -> bool:
@@ -56,7 +56,7 @@ class Scheme:
 
 
 def describe_schemes(schemes: Mapping[str, Scheme]) -> str:
-    """Name the schemes of a model's modules, the most frequent first: "int4 in groups of 64, int8"."""
+    """Name the schemes of a model's modules, the most frequent first: "int4 g64, int8"."""
     return ", ".join(scheme.name for scheme, _ in Counter(schemes.values()).most_common())
 
 
