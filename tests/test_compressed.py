@@ -182,6 +182,17 @@ def test_we_compute_what_transformers_does_from_what_others_pack(tmp_path: Path,
     torch.testing.assert_close(logits_of(checkpoint.load()), transformers_logits(tmp_path), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_scales_in_other_dtypes_are_read_as_they_are(tmp_path: Path, dtype: torch.dtype):
+    save_checkpoint(tmp_path, quantized_llama("int4 in groups of 32"), tokenizer())
+    tensors = load_file(tmp_path / WEIGHTS)
+    scales = {name: tensor.to(dtype) * 1.001 for name, tensor in tensors.items() if name.endswith("weight_scale")}
+    save_file(tensors | scales, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    model = Checkpoint.open(tmp_path).load()
+    assert model.get_submodule("layers.0.mlp.up_proj").weight_scale.dtype == dtype
+    torch.testing.assert_close(logits_of(model), transformers_logits(tmp_path), atol=1e-4, rtol=0)
+
+
 def test_our_words_are_those_of_compressed_tensors(tmp_path: Path):
     save_quantized(tmp_path, scheme=Scheme("int", 4, 16))
     for path, module in Checkpoint.open(tmp_path).load().named_modules():

@@ -7,8 +7,9 @@ import torch
 from tiny_checkpoint import logits_of, random_llama
 
 from puna.model.float8 import Float8Linear
+from puna.model.llama import Linear
 from puna.model.quantized import QuantizedLinear, pack, round_linears, round_weight, rounded, schemes_of, unpack
-from puna.model.scheme import INT8, Scheme
+from puna.model.scheme import FP8, INT8, Scheme
 
 SCHEMES = [INT8, Scheme("int", 8, 16), Scheme("int", 4), Scheme("int", 4, 16)]
 
@@ -56,6 +57,15 @@ def test_a_quantized_layer_computes_with_the_weight_it_stands_for(
     y = layer(x)
     assert y.dtype == dtype
     torch.testing.assert_close(y.double(), exact, atol=1e-5 if dtype == torch.float32 else 0.06, rtol=0.02)
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, FP8], ids=lambda scheme: scheme.name)
+def test_sums_beyond_float16_are_no_trouble(scheme: Scheme):
+    linear = Linear(4096, 2)
+    torch.nn.init.ones_(linear.weight)
+    with torch.no_grad():
+        y = rounded(linear, scheme)(torch.full((3, 4096), 2.0, dtype=torch.float16))
+    torch.testing.assert_close(y, torch.full((3, 2), 8192.0, dtype=torch.float16), rtol=0.02, atol=0)
 
 
 def test_a_large_weight_is_multiplied_out_in_parts(monkeypatch: pytest.MonkeyPatch):

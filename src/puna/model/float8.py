@@ -46,7 +46,9 @@ class Float8Linear(nn.Module):
         scale = x.detach().abs().amax(-1, keepdim=True).float().clamp(max=MAX_ACTIVATION) / MAX_FLOAT8
         scale = scale.masked_fill(scale == 0, 1.0)
         # float8 is exact in every wider dtype, so both scales can wait until after the product.
-        product = F.linear(_round(x / scale).to(x.dtype), self.weight.to(x.dtype))
+        # NOTE: sums of unscaled values are beyond what float16 holds.
+        wide = torch.float32 if x.dtype == torch.float16 else x.dtype
+        product = F.linear(_round(x / scale).to(wide), self.weight.to(wide))
         return (product * scale * self.weight_scale.flatten().float()).to(x.dtype)
 
 

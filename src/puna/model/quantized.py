@@ -116,7 +116,8 @@ def _dequantize(
 
 def _product(x: torch.Tensor, words_OW: torch.Tensor, scale_OG: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     in_dim = x.shape[-1]
-    if scheme.group_size:
+    # NOTE: sums of unscaled values are beyond what float16 holds.
+    if scheme.group_size or x.dtype == torch.float16:
         return F.linear(x, _dequantize(words_OW, scale_OG, scheme, in_dim, x.dtype))
     values_OI, scale_O = unpack(words_OW, scheme.bits, in_dim), scale_OG.flatten().to(x.dtype)
     if _is_packed_faster(x):
