@@ -15,7 +15,7 @@ from tiny_checkpoint import CONFIG, TOKENS, WEIGHTS, edit_json, logits_of, rando
 
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint, write_checkpoint
 from puna.model.llama import Llama
-from puna.model.quantized import PackedWeight, rounded, schemes_of
+from puna.model.quantized import PackedWeight, round_linears, rounded, schemes_of
 from puna.model.scheme import FP8, INT8, Scheme
 
 INT4 = Scheme("int", 4, 32)
@@ -127,6 +127,18 @@ def test_the_config_names_what_stays_as_it_is(tmp_path: Path):
     assert told["format"] == "float-quantized" and told["config_groups"]["group_0"]["targets"] == ["Linear"]
     kept = {"lm_head", "model.layers.0.mlp.up_proj", "model.layers.2.mlp.up_proj", "model.layers.1.self_attn.q_proj"}
     assert kept <= set(told["ignore"]) and "model.layers.1.mlp.up_proj" not in told["ignore"]
+
+
+def test_embeddings_in_a_scheme_of_their_own_are_not_said_to_load_elsewhere(tmp_path: Path):
+    model = wide_llama(tied=True)
+    round_linears(model, INT4)
+    model.set_submodule("embed_tokens", rounded(model.embed_tokens, INT8))
+    save_checkpoint(tmp_path, model, tokenizer())
+    assert "dequantize" not in json.loads((tmp_path / CONFIG).read_text())["quantization_config"]
+    assert torch.equal(logits_of(Checkpoint.open(tmp_path).load()), logits_of(model))
+    # It says so itself. Asked to unpack them while it loads, it would take one scheme for both.
+    with pytest.raises(AttributeError, match="weight"):
+        transformers_logits(tmp_path)
 
 
 # What others write

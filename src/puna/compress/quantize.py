@@ -113,6 +113,8 @@ def run(config: Config, run: Run) -> None:
             round_by_calibration(model, texts, schemes, config.dtype, bar)
         _round_others(model, schemes, bar)
     save_checkpoint(run.output, model, tokenizer, like=parent.source())
+    if "embed_tokens" in schemes and len(set(schemes.values())) > 1:
+        run.log('int8 embeddings beside another scheme: transformers cannot load this; vocabulary = "head" it can')
     del model
     models = {path: Checkpoint.open(path).load(config.dtype) for path in (config.checkpoint, run.output)}
     num_tokens = sum(map(len, pieces))

@@ -53,7 +53,9 @@ class Quantization:
             scheme = self._scheme_of(path)
             if scheme is None:
                 continue
-            if not scheme.fits(in_dim) or (scheme.kind == "float" and path == "embed_tokens"):
+            if scheme.kind == "float" and path == "embed_tokens":
+                raise CheckpointError(f"{self.path}: embeddings in {scheme.name}", expected="integers, or floats")
+            if not scheme.fits(in_dim):
                 raise CheckpointError(
                     f"{self.path}: {path} of {in_dim} inputs in {scheme.name}", expected="groups that divide its width"
                 )
@@ -160,8 +162,10 @@ def render_quantization(schemes: Mapping[str, Scheme], config: LlamaConfig) -> d
         "ignore": [*(f"model.{path}" for path in linears if path not in schemes), *_ignored_head(schemes)],
         "kv_cache_scheme": None,
     }
-    # NOTE: transformers cannot build packed embeddings; unpacked while they are loaded, they work.
-    return rendered | ({"dequantize": True} if "embed_tokens" in schemes else {})
+    # NOTE: transformers cannot build packed embeddings. Unpacked while they are loaded they work, but in one scheme only:
+    # it takes the first for all, and gives wrong logits without a word.
+    is_unpacked = "embed_tokens" in schemes and len(groups) == 1
+    return rendered | ({"dequantize": True} if is_unpacked else {})
 
 
 def _ignored_head(schemes: Iterable[str]) -> list[str]:
