@@ -4,7 +4,6 @@ Weights are rounded as they are, or by what flows through each layer on calibrat
 what was written: the checkpoint is read back from the disk first. Calibration takes no text that is measured.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,7 +19,7 @@ from puna.data.pieces import cut_pieces
 from puna.errors import ConfigError
 from puna.model.compare import Comparison, logits_of
 from puna.model.config import LlamaConfig, layer_shapes, matrix_shapes
-from puna.model.llama import Linear, Llama
+from puna.model.llama import Embedding, Linear, Llama
 from puna.model.quantized import QuantizedLinear, round_weight, rounded
 from puna.model.scheme import FP8, INT8, Scheme, common_group_size, describe_schemes
 from puna.progress import Progress
@@ -63,7 +62,7 @@ class Config(StageConfig):
     tolerance_kl: float | None = Field(default=None, ge=0, description="most mean KL divergence, in nats a token")
     min_agreement: float | None = Field(default=None, ge=0, le=1, description="least share of equal first choices")
     tolerance_perplexity: float | None = Field(default=None, ge=0, description="most share that perplexity may grow by")
-    num_tokens: int = Field(default=4096, ge=1, description="tokens to compare")
+    num_tokens: int = Field(default=4096, ge=2, description="tokens to compare")
     context: int = Field(default=1024, ge=2, description="tokens of a text that are read together, at most")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compare in")
 
@@ -107,9 +106,9 @@ def run(config: Config, run: Run) -> None:
     longest = min(config.context, parent.config.max_context)
     pieces = list(cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest))
     model = parent.load()
+    texts = _calibration(config, run, tokenizer, pieces, longest=longest) if config.method == "gptq" else []
     with run.progress(len(schemes), f"rounding to {config.scheme}", unit="matrices") as bar:
-        if config.method == "gptq":
-            texts = _calibration(config, run, tokenizer, pieces, longest=longest)
+        if texts:
             round_by_calibration(model, texts, schemes, config.dtype, bar)
         _round_others(model, schemes, bar)
     save_checkpoint(run.output, model, tokenizer, like=parent.source())
@@ -132,11 +131,8 @@ def choose_schemes(config: Config, sizes: LlamaConfig) -> dict[str, Scheme]:
     widths = sorted({in_dim for _, in_dim in shapes.values()})
     if config.scheme == "fp8":
         # The first and the last layer stay as they are, and all attention: what FP8 harms most (arXiv 2407.21783, 6.2).
-        parts, layers, scheme = (
-            [part for part in shapes if part.startswith("mlp.")],
-            range(1, sizes.num_layers - 1),
-            FP8,
-        )
+        scheme, layers = FP8, range(1, sizes.num_layers - 1)
+        parts = [part for part in shapes if part.startswith("mlp.")]
         if not layers:
             raise ConfigError(f"fp8 for {sizes.num_layers} layers", expected="3 or more: the first and last stay as is")
     else:
@@ -180,18 +176,15 @@ def _round_others(model: Llama, schemes: dict[str, Scheme], bar: Progress) -> No
         words_and_scale = round_weight(model.embed_tokens.weight, schemes["lm_head"])
         model.lm_head = QuantizedLinear(*words_and_scale, schemes["lm_head"], shape[1])
         bar.advance()
-    for path, module in _floats(model, schemes):
-        scheme = schemes[path]
-        is_inside = path.startswith("layers.") and scheme.kind == "int" and isinstance(module, Linear)
-        model.set_submodule(path, nearest(module.weight, scheme) if is_inside else rounded(module, scheme))
-        bar.advance()
-
-
-def _floats(model: Llama, schemes: dict[str, Scheme]) -> Iterator[tuple[str, Any]]:
-    for path in schemes:
+    for path, scheme in schemes.items():
         module = model.get_submodule(path)
-        if hasattr(module, "weight"):
-            yield path, module
+        if isinstance(module, Linear) and scheme.bits == 4:
+            model.set_submodule(path, nearest(module.weight, scheme))
+        elif isinstance(module, Linear | Embedding):
+            model.set_submodule(path, rounded(module, scheme))
+        else:
+            continue
+        bar.advance()
 
 
 def _write_receipts(config: Config, run: Run, comparison: Comparison, details: dict[str, Any]) -> None:

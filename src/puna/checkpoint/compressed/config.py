@@ -162,7 +162,7 @@ def render_quantization(schemes: Mapping[str, Scheme], config: LlamaConfig) -> d
         "ignore": [*(f"model.{path}" for path in linears if path not in schemes), *_ignored_head(schemes)],
         "kv_cache_scheme": None,
     }
-    # NOTE: transformers cannot build packed embeddings. Unpacked while they are loaded they work, but in one scheme only:
+    # NOTE: transformers cannot build packed embeddings. Unpacked while they load they work, but in one scheme only:
     # it takes the first for all, and gives wrong logits without a word.
     is_unpacked = "embed_tokens" in schemes and len(groups) == 1
     return rendered | ({"dequantize": True} if is_unpacked else {})
