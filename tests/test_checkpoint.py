@@ -1,7 +1,6 @@
 """A checkpoint directory gives the same logits here and in transformers, whoever wrote it; int8 weights survive it."""
 
 import json
-import struct
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from tiny_checkpoint import (
     logits_of,
     random_llama,
     save,
-    save_quantized,
     tokenizer,
 )
 
@@ -29,7 +27,6 @@ from puna.checkpoint.hf_config import parse_config, render_config
 from puna.errors import CheckpointError
 from puna.model.config import SIZES
 from puna.model.llama import Llama
-from puna.model.quantized import Int8Linear
 
 # Between us and transformers
 
@@ -67,7 +64,7 @@ def test_we_load_what_transformers_writes(tmp_path: Path, tied: bool, dtype: tor
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_config_survives_writing_and_reading(size: str):
-    raw = render_config(SIZES[size], dtype=torch.bfloat16, stop_ids=(1, 2, 3), bos_id=0, pad_id=4, is_quantized=False)
+    raw = render_config(SIZES[size], dtype=torch.bfloat16, stop_ids=(1, 2, 3), bos_id=0, pad_id=4)
     assert parse_config(json.loads(json.dumps(raw)), Path(CONFIG)) == SIZES[size]
     assert {"torch_dtype", "rope_theta", "rope_scaling"} <= raw.keys() and "rope_parameters" not in raw
 
@@ -166,33 +163,3 @@ def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="embeddings"):
         save_checkpoint(tmp_path, small, tokenizer())
     assert not list(tmp_path.iterdir())
-
-
-# int8
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_quantized_model_survives_writing_and_loading(tmp_path: Path, tied: bool):
-    model = save_quantized(tmp_path, tied=tied)
-    checkpoint = Checkpoint.open(tmp_path)
-    assert checkpoint.is_quantized and checkpoint.config == model.config
-    assert torch.equal(logits_of(checkpoint.load()), logits_of(model))
-    rounded = checkpoint.load(torch.bfloat16)
-    assert rounded.embed_tokens.weight.dtype == torch.bfloat16
-    layers = [module for module in rounded.modules() if isinstance(module, Int8Linear)]
-    assert len(layers) == 14 and all(layer.weight_scale.dtype == torch.float32 for layer in layers)
-
-
-def test_int8_weights_are_stored_as_compressed_tensors_packs_them(tmp_path: Path):
-    model = save_quantized(tmp_path)
-    name = "model.layers.0.mlp.down_proj.weight_packed"
-    layout = Checkpoint.open(tmp_path).layout
-    stored = layout[name]
-    assert stored.shape == (48, 20) and stored.dtype == "I32"
-    raw = stored.file.read_bytes()
-    start = 8 + struct.unpack("<Q", raw[:8])[0] + stored.start
-    words = struct.unpack("<20I", raw[start : start + 80])
-    first_row = [(word >> shift & 255) - 128 for word in words for shift in (0, 8, 16, 24)]
-    assert first_row == model.get_submodule("layers.0.mlp.down_proj").weight[0].tolist()
-    group = json.loads((tmp_path / CONFIG).read_text())["quantization_config"]["config_groups"]["group_0"]
-    assert group["weights"]["strategy"] == "channel" and group["input_activations"] is None

@@ -17,6 +17,7 @@ from puna.checkpoint import weights
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.errors import CheckpointError
 from puna.model.llama import Llama
+from puna.plan.plan import read_model
 
 # What is refused
 
@@ -302,7 +303,11 @@ def test_damaged_files_load_or_raise_our_error_and_nothing_else(tmp_path: Path):
         {"format": "int-quantized"},
         {"quant_method": "fp8"},
         {"config_groups": {}},
-        {"ignore": ["lm_head", "model.layers.0.mlp.up_proj"]},
+        {"ignore": "lm_head"},
+        {"ignore": ["lm_head", "re:(a*)*b"]},
+        {"ignore": ["lm_head"] + ["re:.*up_proj"] * 100},
+        {"ignore": ["lm_head", "LlamaMLP"]},
+        {"unheard_of": True},
         {"kv_cache_scheme": {"num_bits": 8}},
         {"sparsity_config": {"format": "sparse-24-bitmask"}},
     ],
@@ -315,16 +320,78 @@ def test_another_quantization_is_refused(tmp_path: Path, change: Change):
         Checkpoint.open(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"num_bits": 4}, {"strategy": "group", "group_size": 16}, {"symmetric": False}])
-def test_other_int_weights_are_refused(tmp_path: Path, change: Change):
+WEIGHT_CHANGES = [
+    ({"symmetric": False}, "zero points"),
+    ({"actorder": "group"}, "g_idx"),
+    ({"dynamic": True}, "dynamic"),
+    ({"num_bits": 2}, "4 or 8 bits"),
+    ({"num_bits": True}, "4 or 8 bits"),
+    ({"type": "float"}, "float-quantized"),
+    ({"strategy": "tensor"}, "strategy"),
+    ({"strategy": "group"}, "group_size"),
+    ({"strategy": "group", "group_size": 0}, "group_size"),
+    ({"strategy": "group", "group_size": -3}, "group_size"),
+    ({"strategy": "group", "group_size": 2**40}, "group_size"),
+    ({"strategy": "group", "group_size": 5}, "groups that divide"),
+    ({"strategy": "channel", "group_size": 16}, "strategy"),
+    ({"block_structure": [2, 2]}, "block_structure"),
+    # What could be read, but is not what the files hold.
+    ({"num_bits": 4}, "weight_packed has shape"),
+    ({"strategy": "group", "group_size": 16}, "weight_scale has shape"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WEIGHT_CHANGES, ids=str)
+def test_other_quantized_weights_are_refused_with_why(tmp_path: Path, change: Change, message: str):
     save_quantized(tmp_path)
 
     def edit(raw: dict[str, Any]) -> None:
         raw["quantization_config"]["config_groups"]["group_0"]["weights"].update(change)
 
     edit_json(tmp_path / CONFIG, edit)
-    with pytest.raises(CheckpointError, match="config_groups"):
+    with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_activations": {"num_bits": 8, "type": "int", "dynamic": True}}, "input_activations"),
+        ({"output_activations": {"num_bits": 8}}, "output_activations"),
+        ({"weights": None}, "targets and weights"),
+        ({"weights": 3}, "weights"),
+        ({"targets": {"Linear": 1}}, "targets"),
+        ({"targets": ["re:" + ".*" * 10 + "x"]}, "targets"),
+        ({"format": "int-quantized"}, "pack-quantized"),
+    ],
+    ids=str,
+)
+def test_groups_that_ask_for_more_than_weights_are_refused(tmp_path: Path, change: Change, message: str):
+    save_quantized(tmp_path)
+    edit_json(tmp_path / CONFIG, lambda raw: raw["quantization_config"]["config_groups"]["group_0"].update(change))
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize(("part", "reason"), [("weight_g_idx", "another order"), ("weight_zero_point", "zero points")])
+def test_tensors_of_other_quantizations_are_refused_with_why(tmp_path: Path, part: str, reason: str):
+    save_quantized(tmp_path)
+    name = "model.layers.0.mlp.down_proj.weight_scale"
+    file = Checkpoint.open(tmp_path).layout[name].file
+    added = name.replace("weight_scale", part)
+    save_file(load_file(file) | {added: torch.zeros(80, dtype=torch.int32)}, file)
+    edit_json(tmp_path / INDEX, lambda raw: raw["weight_map"].update({added: file.name}))
+    with pytest.raises(CheckpointError, match=reason):
+        Checkpoint.open(tmp_path)
+
+
+def test_a_quantized_config_that_names_a_billion_layers_costs_nothing(tmp_path: Path):
+    save_quantized(tmp_path)
+    edit_json(tmp_path / CONFIG, lambda raw: raw.update(num_hidden_layers=10**9))
+    with pytest.raises(CheckpointError, match="is missing"):
+        Checkpoint.open(tmp_path)
+    with pytest.raises(CheckpointError, match="layers"):
+        read_model(str(tmp_path))
 
 
 def test_quantized_weights_without_their_config_are_refused(tmp_path: Path):

@@ -18,7 +18,7 @@ import pytest
 import torch
 from doctor_fixtures import BROKEN, BROKEN_SHARDS, HOSTILE, JINJA, STOCK, Broken, config, template
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import SCALING, WEIGHTS, edit_json, save, save_quantized, tokenizer
+from tiny_checkpoint import CONFIG, SCALING, WEIGHTS, edit_json, save, save_quantized, tokenizer
 
 from puna import artifact
 from puna.artifact import Manifest, Receipt
@@ -37,6 +37,7 @@ from puna.doctor.finding import KINDS, Report
 from puna.doctor.render import render
 from puna.model.config import LlamaConfig, RopeScaling
 from puna.model.llama import Llama
+from puna.model.scheme import FP8, INT8, Scheme
 
 PUNA = Path(sys.executable).with_name("puna")
 TEMPLATE = CHAT_TEMPLATE.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
@@ -104,9 +105,27 @@ def test_nothing_is_wrong_with_what_puna_writes(tmp_path: Path, options: dict[st
     assert_silent(examine(tmp_path))
 
 
-def test_nothing_is_wrong_with_int8(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("scheme", "name"),
+    [(INT8, "int8"), (Scheme("int", 4, 16), "int4 g16"), (FP8, "fp8")],
+    ids=lambda value: str(value),
+)
+def test_nothing_is_wrong_with_quantized_weights(tmp_path: Path, scheme: Scheme, name: str):
+    save_quantized(tmp_path, scheme=scheme)
+    report = examine(tmp_path)
+    assert_silent(report)
+    assert report.facts["quantization"] == name
+
+
+def test_a_quantization_that_is_not_read_is_found_with_why(tmp_path: Path):
     save_quantized(tmp_path)
-    assert_silent(examine(tmp_path))
+    weights = {"symmetric": False}
+    edit_json(
+        tmp_path / CONFIG,
+        lambda raw: raw["quantization_config"]["config_groups"]["group_0"]["weights"].update(weights),
+    )
+    found = next(finding for finding in examine(tmp_path).findings if finding.code == "quantization-unknown")
+    assert "zero points" in found.what
 
 
 def test_nothing_is_wrong_with_metas_vocabulary(real: Path):

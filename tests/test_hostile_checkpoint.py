@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import CONFIG, INDEX, WEIGHTS, save
+from tiny_checkpoint import CONFIG, INDEX, WEIGHTS, save, save_quantized
 
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import PunaError
+from puna.model.scheme import Scheme
 
 NUM_WEIGHTS, NUM_OTHERS = 200_000, 20_000
 SHARES = [0.01, pytest.param(0.1, marks=pytest.mark.tenth), pytest.param(1.0, marks=pytest.mark.slow)]
@@ -25,7 +26,8 @@ PIECES = tuple(
     for piece in (
         *'{}[]",:-0', "1e999", "NaN", "null", "true", "-1", "9" * 30, "2147483648", "[" * 2000, "../../etc/passwd",
         "/etc/hostname", '"auto_map": {"AutoModel": "evil.py"},', "F32", "BF16", "I64", "data_offsets", "shape",
-        "model.norm.weight", "\u0000", "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"),
+        "pack-quantized", '"symmetric": false', '"group_size": 0', '["re:(a*)*b"]', "model.norm.weight",
+        "\u0000", "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"),
     )
 )  # fmt: skip
 
@@ -120,6 +122,14 @@ def header_len(path: Path) -> int:
     return 8 + struct.unpack("<Q", path.read_bytes()[:8])[0]
 
 
+def assault_quantized(tmp_path: Path, count: int) -> None:
+    save_quantized(tmp_path, scheme=Scheme("int", 4, 16))
+    shards = tuple(path.name for path in sorted(tmp_path.glob("*.safetensors")))
+    reach = max(header_len(tmp_path / name) for name in shards)
+    refused = assault(tmp_path, (CONFIG, CONFIG, *shards), count, reach=reach)
+    assert 0.4 * count < refused < count
+
+
 def assault_weights(tmp_path: Path, count: int) -> None:
     save(tmp_path)
     refused = assault(tmp_path, (WEIGHTS,), count, reach=header_len(tmp_path / WEIGHTS))
@@ -140,3 +150,8 @@ def test_mutated_weights_load_or_are_refused(tmp_path: Path, share: float):
 @pytest.mark.parametrize("share", SHARES)
 def test_mutated_configs_indices_and_tokenizers_load_or_are_refused(tmp_path: Path, share: float):
     assault_others(tmp_path, round(share * NUM_OTHERS))
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_mutated_quantized_weights_and_their_configs_load_or_are_refused(tmp_path: Path, share: float):
+    assault_quantized(tmp_path, round(share * NUM_OTHERS))

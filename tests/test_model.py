@@ -11,7 +11,6 @@ from puna.errors import ConfigError
 from puna.model.attend import attend_causally, attend_in_blocks, packed_attend
 from puna.model.config import SIZES, LlamaConfig, RopeScaling
 from puna.model.llama import Llama
-from puna.model.quantized import Int8Linear, is_quantized, quantize_weight, swap_linears
 
 TINY = LlamaConfig(
     dim=48, hidden_dim=80, head_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=101, max_context=131_072
@@ -230,59 +229,3 @@ def test_turning_the_model_to_bfloat16_leaves_far_positions_sharp():
 def test_impossible_sizes_are_refused_by_name(change: dict[str, Any]):
     with pytest.raises(ConfigError, match=next(iter(change))):
         replace(TINY, **change)
-
-
-def test_int8_rows_are_within_half_a_step_of_the_weight():
-    weight = torch.randn(30, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 2, 30)[:, None]
-    weight[3] = 0
-    rounded, scale = quantize_weight(weight)
-    assert rounded.dtype == torch.int8 and scale.shape == (30, 1) and scale.dtype == torch.float32
-    assert (scale > 0).all()
-    assert ((rounded * scale - weight).abs() <= scale * 0.5001).all()
-    assert (rounded.abs().amax(dim=1)[weight.abs().amax(dim=1) > 0] == 127).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("in_dim", [64, 33, 40])
-@pytest.mark.parametrize("rows", [0, 1, 8, 9, 70])
-def test_an_int8_layer_computes_with_the_weight_it_stands_for(rows: int, in_dim: int, dtype: torch.dtype):
-    generator = torch.Generator().manual_seed(0)
-    layer = Int8Linear(*quantize_weight(torch.randn(24, in_dim, generator=generator)))
-    x = torch.randn(rows, in_dim, generator=generator).to(dtype)
-    exact = x.double() @ layer.dequantize().double().T
-    y = layer(x)
-    assert y.dtype == dtype
-    torch.testing.assert_close(y.double(), exact, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0.01)
-
-
-def test_gradients_flow_through_an_int8_layer_whatever_the_number_of_rows():
-    layer = Int8Linear(*quantize_weight(torch.randn(24, 64, generator=torch.Generator().manual_seed(0))))
-    for rows in (2, 20):
-        x = torch.ones(rows, 64, dtype=torch.bfloat16, requires_grad=True)
-        layer(x).sum().backward()
-        expected = layer.dequantize().sum(dim=0).expand(rows, 64)
-        assert x.grad is not None
-        torch.testing.assert_close(x.grad.float(), expected, atol=0.1, rtol=0.02)
-
-
-def test_quantizing_a_model_keeps_its_logits_and_leaves_embeddings_and_head_alone():
-    model, tokens = random_llama(), random_tokens(100)
-    before = logits_of(model, tokens)
-    swap_linears(model)
-    after = logits_of(model, tokens)
-    assert is_quantized(model) and 0 < (after - before).std() / before.std() < 0.05
-    left = {name for name, _ in model.named_parameters() if "norm" not in name}
-    assert left == {"embed_tokens.weight", "lm_head.weight"}
-
-
-def test_each_layer_can_be_made_by_a_method_that_knows_its_name():
-    model, names = random_llama(), []
-
-    def keep_first(name: str, linear: Any) -> torch.nn.Module:
-        names.append(name)
-        return linear if name.startswith("layers.0.") else Int8Linear.from_linear(linear)
-
-    swap_linears(model, keep_first)
-    assert len(names) == 14 and {"layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"} <= set(names)
-    quantized = {name for name, module in model.named_modules() if isinstance(module, Int8Linear)}
-    assert quantized == {name for name in names if name.startswith("layers.1.")}

@@ -26,9 +26,10 @@ from puna.engine.sampler import SamplingParams
 from puna.errors import CheckpointError, ConfigError
 from puna.kernels.native import PAGE_LEN
 from puna.model import attend
-from puna.model.config import SIZES, LlamaConfig
+from puna.model.config import SIZES, LlamaConfig, matrix_shapes
 from puna.model.llama import Llama
-from puna.model.quantized import Int8Linear
+from puna.model.quantized import Quantized
+from puna.model.scheme import FP8, INT8, Scheme
 from puna.plan import arithmetic
 from puna.plan.advice import Plan, make_plan
 from puna.plan.arithmetic import GIB, Device, Machine, Service, Training
@@ -169,38 +170,48 @@ def test_parameters_are_counted_by_kind_as_the_network_has_them(tied: bool) -> N
     config = replace(SMALL, tie_embeddings=tied)
     counts = dict.fromkeys(("embeddings", "attention", "mlp", "norms", "head"), 0)
     kinds = {"embed_tokens": "embeddings", "self_attn": "attention", "mlp": "mlp", "lm_head": "head"}
-    for name, parameter in build_empty(config, is_quantized=False).named_parameters():
+    for name, parameter in build_empty(config).named_parameters():
         kind = next((kind for part, kind in kinds.items() if part in name.split(".")), "norms")
         counts[kind] += parameter.numel()
     assert asdict(arithmetic.count_parameters(config)) == {**counts, "total": sum(counts.values())}
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_weights_take_the_bytes_of_the_networks_tensors(dtype: str, tied: bool) -> None:
-    model = build_empty(replace(SMALL, tie_embeddings=tied), is_quantized=dtype == "int8")
+INSIDE = [path for path in matrix_shapes(SMALL) if path.startswith("layers.")]
+SCHEMES = {
+    "int8": dict.fromkeys(INSIDE, INT8),
+    "int4": dict.fromkeys(INSIDE, Scheme("int", 4, 32)),
+    "fp8": dict.fromkeys([path for path in INSIDE if path.startswith("layers.1.mlp.")], FP8),
+}
+
+
+def tensor_bytes(config: LlamaConfig, schemes: dict[str, Scheme], dtype: torch.dtype) -> int:
+    model = build_empty(config, schemes)
     for module in model.modules():
-        if not isinstance(module, Int8Linear):
+        if not isinstance(module, Quantized):
             for name, parameter in list(module.named_parameters(recurse=False)):
-                kept = torch.float32 if dtype == "float32" else torch.bfloat16
-                setattr(module, name, torch.nn.Parameter(parameter.to(kept)))
-    num_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
-    assert arithmetic.weight_bytes(model.config, dtype) == num_bytes
+                setattr(module, name, torch.nn.Parameter(parameter.to(dtype)))
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
-def test_fp8_is_the_mlps_of_all_but_the_first_and_last_layer() -> None:
-    num_bytes = 0
-    for name, parameter in build_empty(SMALL, is_quantized=False).named_parameters():
-        if name.startswith("layers.1.mlp."):
-            num_bytes += parameter.numel() + 4 * parameter.shape[0]
-        else:
-            num_bytes += 2 * parameter.numel()
-    assert arithmetic.weight_bytes(SMALL, "fp8") == num_bytes
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4", "fp8"])
+def test_weights_take_the_bytes_of_the_networks_tensors(dtype: str, tied: bool) -> None:
+    config = replace(SMALL, tie_embeddings=tied)
+    kept = torch.float32 if dtype == "float32" else torch.bfloat16
+    assert arithmetic.weight_bytes(config, dtype) == tensor_bytes(config, SCHEMES.get(dtype, {}), kept)
 
 
-def test_int4_takes_four_and_a_half_bits_inside_the_layers() -> None:
+def test_a_stored_model_is_planned_with_its_own_schemes(tmp_path: Path) -> None:
+    schemes = SCHEMES["int4"] | {"lm_head": INT8, "layers.0.mlp.up_proj": INT8}
+    made = planned(str(write_config(tmp_path, dtype=torch.float32, schemes=schemes)))
+    assert made.stored_dtype == "int4 g32, int8"
+    stored = next(each for each in made.service_plans if each.dtype == made.stored_dtype)
+    assert stored.weights_bytes == tensor_bytes(SMALL, schemes, torch.float32)
+
+
+def test_int4_takes_four_and_an_eighth_bits_inside_the_layers() -> None:
     inside, outside = 1_342_177_280 + 5_637_144_576, 2 * 525_336_576 + 266_240
-    assert arithmetic.weight_bytes(SIZES["8b"], "int4") == inside * 4.5 / 8 + 2 * outside
+    assert arithmetic.weight_bytes(SIZES["8b"], "int4") == inside * 4.125 / 8 + 2 * outside
 
 
 def test_lora_of_rank_16_on_the_8b_trains_42_million_parameters() -> None:
@@ -402,8 +413,8 @@ def test_the_tables_show_sizes_in_human_units(capsys: pytest.CaptureFixture[str]
         assert piece in text
 
 
-def write_config(path: Path, *, dtype: torch.dtype, is_quantized: bool = False) -> Path:
-    raw = render_config(SMALL, dtype=dtype, stop_ids=(2,), bos_id=1, pad_id=3, is_quantized=is_quantized)
+def write_config(path: Path, *, dtype: torch.dtype, schemes: dict[str, Scheme] | None = None) -> Path:
+    raw = render_config(SMALL, dtype=dtype, stop_ids=(2,), bos_id=1, pad_id=3, schemes=schemes)
     (path / "config.json").write_text(json.dumps(raw))
     return path
 
@@ -413,7 +424,7 @@ def test_a_config_without_weights_is_enough_and_its_dtype_is_marked(tmp_path: Pa
     assert made.parameters.total == SMALL.num_parameters
     assert "stored: float32" in shown(made)
     assert planned(str(write_config(tmp_path, dtype=torch.float16))).stored_dtype == "bfloat16"
-    assert "stored: int8" in shown(planned(str(write_config(tmp_path, dtype=torch.float32, is_quantized=True))))
+    assert "stored: int8" in shown(planned(str(write_config(tmp_path, dtype=torch.float32, schemes=SCHEMES["int8"]))))
 
 
 @pytest.mark.parametrize(

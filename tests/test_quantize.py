@@ -4,6 +4,7 @@ import io
 import math
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from puna.chat.format import ChatFormat
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.compress import quantize
 from puna.compress.quantize import Config
+from puna.config import parse_config
 from puna.data.document import Document
 from puna.data.pieces import cut_pieces
 from puna.data.shards import write_jsonl
@@ -22,7 +24,8 @@ from puna.model.attend import packed_attend
 from puna.model.compare import Comparison
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.model.quantized import quantize_weight
+from puna.model.quantized import round_weight
+from puna.model.scheme import FP8, INT8
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.tokenizer.train import train_tokenizer
@@ -35,9 +38,9 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(TEXTS, vocab_size=530, split_digits=True)
 
 
-def write_model(path: Path, *, norm: float = 1.0) -> Path:
+def write_model(path: Path, *, norm: float = 1.0, num_layers: int = 2) -> Path:
     config = LlamaConfig(
-        dim=32, hidden_dim=64, head_dim=8, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=530,
+        dim=32, hidden_dim=64, head_dim=8, num_layers=num_layers, num_heads=4, num_kv_heads=2, vocab_size=530,
         max_context=64, tie_embeddings=True,
     )  # fmt: skip
     model = Llama(config)
@@ -63,9 +66,10 @@ def new_run(path: Path) -> Run:
     return Run("quantize", "key", path / "output", path / "run", Console(file=io.StringIO(), width=200))
 
 
-def quantized(path: Path, **settings) -> Run:
+def quantized(path: Path, *, num_layers: int = 2, **settings) -> Run:
     run = new_run(path / "stage")
-    config = Config(checkpoint=write_model(path / "parent"), data=[write_texts(path / "texts")], **settings)
+    parent = write_model(path / "parent", num_layers=num_layers)
+    config = Config(checkpoint=parent, data=[write_texts(path / "texts")], **settings)
     quantize.run(config, run)
     return run
 
@@ -74,9 +78,9 @@ def test_the_int8_checkpoint_is_smaller_and_holds_the_rounded_weights(tmp_path: 
     run = quantized(tmp_path, num_tokens=200)
     parent, written = Checkpoint.open(tmp_path / "parent"), Checkpoint.open(run.output)
     assert written.is_quantized and not parent.is_quantized
-    weight, scale = quantize_weight(parent.load().layers[1].mlp.up_proj.weight)
+    words, scale = round_weight(parent.load().layers[1].mlp.up_proj.weight, INT8)
     layer = written.load().layers[1].mlp.up_proj
-    assert torch.equal(layer.weight, weight) and torch.equal(layer.weight_scale, scale)
+    assert torch.equal(layer.weight_packed, words) and torch.equal(layer.weight_scale, scale)
     kl = read_receipts(run.output)[0]
     assert kl.details["bytes_after"] == (run.output / "model.safetensors").stat().st_size
     assert kl.details["bytes_after"] < 0.7 * kl.details["bytes_before"]
@@ -97,7 +101,7 @@ def test_the_receipts_hold_what_a_plain_comparison_gives(tmp_path: Path) -> None
         hidden = model(torch.tensor(ids), torch.arange(len(ids)), packed_attend([len(ids)]))
         logits.append(model.logits(hidden).detach().double())
     p, q = (torch.softmax(x, -1) for x in logits)
-    kl, agreement = read_receipts(run.output)
+    kl, _, agreement = read_receipts(run.output)
     assert kl.value == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-4)
     assert kl.value > 1e-6
     assert agreement.value == (p.argmax(-1) == q.argmax(-1)).double().mean().item()
@@ -123,7 +127,7 @@ def test_the_percentile_leaves_the_worst_token_out_and_the_maximum_does_not() ->
 
 def test_a_receipt_above_its_tolerance_is_written_and_stops_what_reads_it(tmp_path: Path) -> None:
     run = quantized(tmp_path, tolerance_kl=0.0, min_agreement=0.0, num_tokens=100)
-    kl, agreement = read_receipts(run.output)
+    kl, _, agreement = read_receipts(run.output)
     assert not kl.held and agreement.held
     assert "kl does not hold" in (run.directory / "log.txt").read_text()
     assert Checkpoint.open(run.output).is_quantized
@@ -133,7 +137,7 @@ def test_a_receipt_above_its_tolerance_is_written_and_stops_what_reads_it(tmp_pa
 
 def test_an_agreement_below_its_least_stops_what_reads_it(tmp_path: Path) -> None:
     run = quantized(tmp_path, tolerance_kl=10.0, min_agreement=1.0, num_tokens=2000)
-    assert read_receipts(run.output)[1].value < 1
+    assert read_receipts(run.output)[2].value < 1
     with pytest.raises(ReceiptError, match=r"top1_agreement is .* expected at least 1"):
         require_receipts(run.output)
 
@@ -146,6 +150,90 @@ def test_the_comparison_reads_as_many_tokens_as_told_in_pieces_of_the_context(tm
     assert max(map(len, pieces)) == 16
     every = list(cut_pieces([path], tokenizer(), num_tokens=10**6, longest=1000))
     assert sorted(every) == sorted(chat.document(text) for text in TEXTS)
+
+
+def test_perplexity_is_that_of_the_next_tokens_and_its_receipt_holds_the_growth() -> None:
+    parent, other = torch.tensor([[0.5, 0.5], [0.25, 0.75]]).log(), torch.tensor([[0.75, 0.25], [0.5, 0.5]]).log()
+    comparison = Comparison()
+    comparison.add(parent, other, ids=[0, 1])
+    comparison.add(parent[:1], other[:1], ids=[1])  # has no next token
+    assert comparison.perplexities() == pytest.approx((1 / 0.5, 1 / 0.25))
+    receipt = comparison.perplexity_receipt("parent", tolerance=0.5, details={})
+    assert receipt.value == pytest.approx(1.0) and not receipt.held
+    assert comparison.perplexity_receipt("parent", tolerance=1.01, details={}).held
+
+
+CALIBRATION = [f"In week {week} the garage mends {week * 3} tyres and {week + 9} chains." for week in range(40)]
+EVERY_SETTING = {
+    "int8 in groups": {"scheme": "int8", "group_size": 16},
+    "int4": {"scheme": "int4"},
+    "int4 by gptq": {"scheme": "int4", "method": "gptq"},
+    "int8 by gptq": {"scheme": "int8", "method": "gptq"},
+    "int8 and a head": {"vocabulary": "head"},
+    "int4 and the vocabulary": {"scheme": "int4", "vocabulary": "both"},
+    "fp8": {"scheme": "fp8"},
+}
+
+
+@pytest.mark.parametrize("setting", EVERY_SETTING)
+def test_every_setting_writes_a_smaller_model_with_its_three_receipts(tmp_path: Path, setting: str) -> None:
+    settings = EVERY_SETTING[setting]
+    if "gptq" in setting:
+        settings = settings | {"calibration": [write_texts(tmp_path / "calibration", CALIBRATION)]}
+    run = quantized(tmp_path, num_tokens=300, num_layers=3, tolerance_kl=2.0, min_agreement=0.3, **settings)
+    kl, perplexity, agreement = read_receipts(run.output)
+    assert kl.held and agreement.held and kl.value > 0 and kl.details["bytes_after"] < kl.details["bytes_before"]
+    assert perplexity.value == pytest.approx(perplexity.details["after"] / perplexity.details["before"] - 1)
+    parent, written = Checkpoint.open(tmp_path / "parent"), Checkpoint.open(run.output)
+    assert written.config.tie_embeddings == (settings.get("vocabulary") != "head")
+    assert ("embed_tokens" in written.schemes) == (settings.get("vocabulary") == "both")
+    assert parent.stop_ids == written.stop_ids
+
+
+def test_fp8_is_the_mlps_of_the_inner_layers(tmp_path: Path) -> None:
+    run = quantized(tmp_path, scheme="fp8", num_layers=4, num_tokens=50)
+    parts = ("gate_proj", "up_proj", "down_proj")
+    assert Checkpoint.open(run.output).schemes == {f"layers.{at}.mlp.{part}": FP8 for at in (1, 2) for part in parts}
+
+
+def test_calibration_leaves_out_what_is_compared_on(tmp_path: Path) -> None:
+    shared = write_texts(tmp_path / "calibration", [*TEXTS[:10], *CALIBRATION[:5]])
+    run = quantized(tmp_path, scheme="int4", method="gptq", calibration=[shared], num_tokens=10**6)
+    assert "10 of 15 calibration texts are also compared on: left out" in (run.directory / "log.txt").read_text()
+    again = tmp_path / "again"
+    again.mkdir()
+    with pytest.raises(ConfigError, match="every calibration text is also in data"):
+        quantized(again, scheme="int4", method="gptq", calibration=[write_texts(again / "same")], num_tokens=10**6)
+
+
+WRONG = [
+    ({"scheme": "fp8", "group_size": 32}, "no group_size with fp8"),
+    ({"scheme": "fp8", "method": "gptq", "calibration": ["c"]}, "no gptq with fp8"),
+    ({"method": "gptq"}, "which needs it"),
+    ({"calibration": ["c"]}, "belongs to the method gptq"),
+    ({"calibration_tokens": 5}, "no calibration_tokens without gptq"),
+    ({"method": "gptq", "calibration": ["c", "d"]}, "the same path"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), WRONG, ids=str)
+def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(Config, {"checkpoint": "m", "data": ["d"], **settings}, where="quantize")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scheme": "fp8"}, "first and last"),
+        ({"scheme": "int4", "group_size": 64}, "rows of 32, 64 weights"),
+        ({"scheme": "int8", "group_size": 24}, "divides them all"),
+    ],
+    ids=str,
+)
+def test_sizes_that_a_scheme_does_not_suit_are_refused(tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        quantized(tmp_path, **settings)
 
 
 def test_a_quantized_checkpoint_is_not_quantized_again(tmp_path: Path) -> None:

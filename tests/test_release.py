@@ -164,7 +164,7 @@ def test_the_card_tells_scores_receipts_data_and_lineage(release: Callable[..., 
     assert str(made) not in card and str(made) not in read(out, "release.json")
     record = json.loads(read(out, "release.json"))
     assert record["licence"] == "llama3.1" and record["badges"] == ["Built with Llama"] and not record["exceptions"]
-    assert {each["claim"] for each in record["receipts"]} == {"kl", "top1_agreement"}
+    assert {each["claim"] for each in record["receipts"]} == {"kl", "perplexity", "top1_agreement"}
     assert record["scores"]["overall"] == found["mine"]["overall"]
 
 

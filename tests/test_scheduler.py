@@ -1,6 +1,7 @@
 """The scheduler: what it shares, whom it lets in, what it takes back; and that none of it changes a token."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from puna.engine.scheduler import Scheduler, Work
 from puna.engine.text import TextStream
 from puna.kernels.native import PAGE_LEN
 from puna.model.llama import Llama
-from puna.model.quantized import swap_linears
+from puna.model.quantized import round_linears
 
 GREEDY = SamplingParams(max_tokens=20)
 
@@ -112,13 +113,15 @@ def test_a_tenant_with_many_requests_does_not_keep_another_one_waiting():
 
 
 def native_model() -> Llama:
-    """The tiny model in bfloat16 with int8 layers: the kernels run it, and their results don't depend on the batch."""
-    model = Llama(tiny_model().config)
-    model.load_state_dict(tiny_model().state_dict())
-    swap_linears(model)
-    for norm in (module for name, module in model.named_modules() if name.endswith("norm")):
-        norm.to(torch.bfloat16)
-    model.embed_tokens.to(torch.bfloat16)
+    """A model in int8, which the kernels run: their results don't depend on what else is in the batch."""
+    config = replace(tiny_model().config, num_kv_heads=4)
+    model = Llama(config)
+    model.initialize(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(parameter.shape[0]))
+    round_linears(model)
     return model
 
 

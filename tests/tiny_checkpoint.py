@@ -13,7 +13,8 @@ from puna.checkpoint.checkpoint import save_checkpoint
 from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig, RopeScaling
 from puna.model.llama import Llama
-from puna.model.quantized import swap_linears
+from puna.model.quantized import round_linears
+from puna.model.scheme import INT8, Scheme
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.tokenizer.train import train_tokenizer
 
@@ -47,9 +48,9 @@ def save(directory: Path, **options: Any) -> Llama:
     return model
 
 
-def save_quantized(directory: Path, *, tied: bool = False) -> Llama:
+def save_quantized(directory: Path, *, tied: bool = False, scheme: Scheme = INT8) -> Llama:
     model = random_llama(tied=tied)
-    swap_linears(model)
+    round_linears(model, scheme)
     save_checkpoint(directory, model, tokenizer(), shard_bytes=30_000)
     return model
 

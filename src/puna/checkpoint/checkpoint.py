@@ -15,6 +15,7 @@ import torch
 
 from puna.chat.template import CHAT_TEMPLATE
 from puna.checkpoint import hf_config, weights, writer
+from puna.checkpoint.compressed.config import parse_quantization
 from puna.checkpoint.directory import find_file, read_json, write_json
 from puna.checkpoint.layout import StoredTensor, read_layout
 from puna.checkpoint.memory import free_memory
@@ -22,7 +23,8 @@ from puna.checkpoint.source import Source
 from puna.errors import CheckpointError
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.model.quantized import is_quantized
+from puna.model.quantized import schemes_of
+from puna.model.scheme import Scheme
 from puna.tokenizer.tokenizer import Tokenizer
 
 CONFIG_NAME = "config.json"
@@ -37,7 +39,7 @@ class Checkpoint:
     path: Path
     config: LlamaConfig
     stop_ids: tuple[int, ...]
-    is_quantized: bool
+    schemes: Mapping[str, Scheme]  # of quantized modules, by their paths
     layout: dict[str, StoredTensor] = field(repr=False)
 
     @classmethod
@@ -49,10 +51,20 @@ class Checkpoint:
             raise CheckpointError(f"{path} has no {CONFIG_NAME}", expected="a checkpoint directory")
         raw = read_json(config_path)
         config = hf_config.parse_config(raw, config_path)
-        quantized = hf_config.parse_quantization(raw, config_path)
+        quantization = parse_quantization(raw, config_path)
         layout = read_layout(path)
-        weights.require_fit(path, layout, config, is_quantized=quantized)
-        return cls(path, config, _read_stop_ids(path, raw, config_path), quantized, layout)
+        schemes = weights.require_fit(path, layout, config, quantization)
+        return cls(path, config, _read_stop_ids(path, raw, config_path), schemes, layout)
+
+    @property
+    def is_quantized(self) -> bool:
+        return bool(self.schemes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the embeddings; where they are quantized, that of the norms, which never are."""
+        stored = self.layout.get("model.embed_tokens.weight") or self.layout["model.norm.weight"]
+        return weights.TORCH_DTYPES[stored.dtype]
 
     def tokenizer(self) -> Tokenizer:
         """Load the tokenizer; raise if it has ids that the embeddings have no row for."""
@@ -69,7 +81,7 @@ class Checkpoint:
 
         NOTE: while it lives the files may be replaced by renaming, but not written into.
         """
-        return weights.map_weights(self.layout, self.config, is_quantized=self.is_quantized, dtype=dtype)
+        return weights.map_weights(self.layout, self.config, self.schemes, dtype=dtype)
 
     def prefetch(self) -> None:
         """Begin to read the files in the background, from end to end: page faults alone would read them piecemeal.
@@ -82,13 +94,12 @@ class Checkpoint:
 
     def source(self) -> Source:
         """Return the same model as a Source: to write it in another format, tensor by tensor."""
-        stored = self.layout["model.embed_tokens.weight"].dtype
         generation = find_file(self.path, GENERATION_NAME)
         return Source(
             "Hugging Face",
             self.config,
-            weights.TORCH_DTYPES[stored],
-            partial(weights.read_float, self.layout),
+            self.dtype,
+            partial(weights.read_dequantized, self.layout, self.config, self.schemes),
             self.tokenizer(),
             hf_config.parse_sampling(read_json(generation), generation) if generation else None,
             self.stop_ids,
@@ -132,8 +143,8 @@ def save_checkpoint(
         model.config,
         tokenizer,
         list(writer.model_entries(model, dtype)),
-        dtype=dtype or model.embed_tokens.weight.dtype,
-        is_quantized=is_quantized(model),
+        dtype=dtype or model.dtype,
+        schemes=schemes_of(model),
         sampling=like.sampling if like else None,
         other_stop_ids=like.other_stop_ids if like else (),
         shard_bytes=shard_bytes,
@@ -167,7 +178,7 @@ def _write_directory(
     *,
     dtype: torch.dtype,
     shard_bytes: int,
-    is_quantized: bool = False,
+    schemes: Mapping[str, Scheme] | None = None,
     sampling: Mapping[str, Any] | None = None,
     other_stop_ids: tuple[int, ...] = (),
 ) -> None:
@@ -182,7 +193,7 @@ def _write_directory(
         "bos_id": tokenizer.special("begin_of_text"),
         "pad_id": tokenizer.special("finetune_right_pad_id"),
     }
-    rendered = hf_config.render_config(config, dtype=dtype, is_quantized=is_quantized, **ids)
+    rendered = hf_config.render_config(config, dtype=dtype, schemes=schemes, **ids)
     writer.write_weights(directory, entries, shard_bytes=shard_bytes)
     write_json(directory / CONFIG_NAME, rendered)
     write_json(directory / GENERATION_NAME, hf_config.render_generation_config(sampling=sampling, **ids))

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
-from puna.checkpoint.fields import MAX_SIZE, Fields, shown
+from puna.checkpoint.compressed.config import render_quantization
+from puna.checkpoint.fields import MAX_SIZE, Fields
 from puna.errors import CheckpointError, ConfigError
 from puna.model.config import LlamaConfig, RopeScaling
+from puna.model.scheme import Scheme
 
 ARCHITECTURE = "LlamaForCausalLM"
 
@@ -32,31 +34,6 @@ FIXED: dict[str, tuple[Any, ...]] = {
 # What generation_config.json may say beside ids, and what Puna carries on when it writes the model anew.
 META_SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
 SAMPLING_KEYS = {"do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
-
-QUANTIZATION_SCHEME: dict[str, Any] = {
-    "targets": ["Linear"],
-    "weights": {
-        "num_bits": 8,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "channel",
-        "group_size": None,
-        "block_structure": None,
-        "dynamic": False,
-        "actorder": None,
-    },
-    "input_activations": None,
-    "output_activations": None,
-}
-# pack-quantized, because vLLM refuses int-quantized weights whose activations are not quantized as well.
-QUANTIZATION: dict[str, Any] = {
-    "quant_method": "compressed-tensors",
-    "format": "pack-quantized",
-    "quantization_status": "compressed",
-    "config_groups": {"group_0": QUANTIZATION_SCHEME},
-    "ignore": ["lm_head"],
-    "kv_cache_scheme": None,
-}
 
 
 def parse_config(raw: dict[str, Any], path: Path) -> LlamaConfig:
@@ -141,42 +118,16 @@ def parse_sampling(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     return stated
 
 
-def parse_quantization(raw: dict[str, Any], path: Path) -> bool:
-    """Return whether the weights are int8 as model/quantized.py has them; raise on any other quantization."""
-    section = Fields(raw, path).section("quantization_config")
-    if section is None:
-        return False
-    for key in section.raw.keys() | QUANTIZATION.keys():
-        value = section.raw.get(key)
-        if key in ("quantization_status", "global_compression_ratio", "version"):
-            continue
-        if key == "ignore":
-            if value not in ([], ["lm_head"], None):
-                raise section.fail(key, '["lm_head"]')
-        elif key == "config_groups":
-            groups = list(value.values()) if isinstance(value, dict) else []
-            if len(groups) != 1 or not _is_our_scheme(groups[0]):
-                raise section.fail(key, f"one group as {shown(QUANTIZATION_SCHEME)}")
-        elif (value or None) != QUANTIZATION.get(key):
-            raise section.fail(key, repr(QUANTIZATION.get(key)))
-    return True
-
-
-def _is_our_scheme(group: Any) -> bool:
-    if not isinstance(group, dict) or not isinstance(group.get("weights"), dict):
-        return False
-    weights = group["weights"]
-    ours = QUANTIZATION_SCHEME["weights"]
-    same_weights = all(weights.get(key) == value for key, value in ours.items())
-    no_activations = group.get("input_activations") is None and group.get("output_activations") is None
-    same_format = group.get("format") in (None, QUANTIZATION["format"])
-    return same_weights and no_activations and same_format and group.get("targets") == ["Linear"]
-
-
 def render_config(
-    config: LlamaConfig, *, dtype: torch.dtype, stop_ids: tuple[int, ...], bos_id: int, pad_id: int, is_quantized: bool
+    config: LlamaConfig,
+    *,
+    dtype: torch.dtype,
+    stop_ids: tuple[int, ...],
+    bos_id: int,
+    pad_id: int,
+    schemes: Mapping[str, Scheme] | None = None,
 ) -> dict[str, Any]:
-    """Return config.json in the spelling of the published Llamas."""
+    """Return config.json in the spelling of the published Llamas; `schemes` are those of quantized modules."""
     rendered: dict[str, Any] = {
         "architectures": [ARCHITECTURE],
         "attention_bias": False,
@@ -204,7 +155,7 @@ def render_config(
         "use_cache": True,
         "vocab_size": config.vocab_size,
     }
-    return rendered | ({"quantization_config": QUANTIZATION} if is_quantized else {})
+    return rendered | ({"quantization_config": render_quantization(schemes, config)} if schemes else {})
 
 
 def _render_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:

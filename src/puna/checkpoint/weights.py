@@ -1,63 +1,87 @@
 """Tensors in safetensors files -> a Llama: fitted to the config, mapped instead of read. writer.py is the way back.
 
-The names on disk are Hugging Face's; int8 weights are stored as compressed-tensors' pack-quantized.
+The names on disk are Hugging Face's; those of quantized weights compressed-tensors'. Packed words stay mapped.
 """
 
 import contextlib
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from puna.checkpoint.compressed.config import Quantization
 from puna.checkpoint.layout import StoredTensor
 from puna.checkpoint.source import Source, disk_name
 from puna.errors import CheckpointError
-from puna.model.config import LlamaConfig
+from puna.model.config import LlamaConfig, matrix_shapes
 from puna.model.llama import Llama
-from puna.model.quantized import Int8Linear, swap_linears
+from puna.model.quantized import PackedWeight, Quantized, empty_quantized
+from puna.model.scheme import Scheme
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOATS = tuple(TORCH_DTYPES)
 PREFETCH_BYTES = 2**24
+# Tensors of quantized weights that are not read, and why.
+UNREAD = {
+    "weight_g_idx": "groups of columns in another order (actorder) are not read",
+    "weight_zero_point": "weights with zero points are not read",
+}
 
 
-def build_empty(config: LlamaConfig, *, is_quantized: bool) -> Llama:
-    """Return the network without memory for its weights."""
+def build_empty(config: LlamaConfig, schemes: Mapping[str, Scheme] | None = None) -> Llama:
+    """Return the network without memory for its weights, its modules quantized by these schemes."""
     with torch.device("meta"):
         model = Llama(config)
-        if is_quantized:
-            swap_linears(model, lambda _, linear: Int8Linear.empty_like(linear))
+    shapes = matrix_shapes(config) if schemes else {}
+    for path, scheme in (schemes or {}).items():
+        model.set_submodule(path, _empty_module(path, shapes[path], scheme))
     return model
 
 
+def _empty_module(path: str, shape: tuple[int, int], scheme: Scheme) -> Quantized:
+    return empty_quantized(shape, scheme, is_embedding=path == "embed_tokens", device="meta")
+
+
 def require_fit(
-    directory: Path, layout: Mapping[str, StoredTensor], config: LlamaConfig, *, is_quantized: bool
-) -> None:
-    """Raise unless the files hold exactly the tensors of this config, each in a fitting dtype and shape."""
+    directory: Path, layout: Mapping[str, StoredTensor], config: LlamaConfig, quantization: Quantization | None = None
+) -> dict[str, Scheme]:
+    """Raise unless the files hold exactly the tensors of this config, each in a fitting dtype and shape.
+
+    Return the scheme of every quantized module.
+    """
     # NOTE: these two come before the network is built: a config may name a billion layers.
     for layer in range(config.num_layers):
         if f"model.layers.{layer}.input_layernorm.weight" not in layout:
             raise CheckpointError(f"{directory}: tensor model.layers.{layer}.input_layernorm.weight is missing")
     total_bytes = sum(stored.end - stored.start for stored in layout.values())
-    if config.num_parameters > total_bytes:
+    least_bits = min((group.scheme.bits for group in quantization.groups), default=8) if quantization else 8
+    if config.num_parameters * least_bits // 8 > total_bytes:
         raise CheckpointError(
             f"{directory}: {total_bytes:,} bytes of weights", expected=f"{config.num_parameters:,} parameters' worth"
         )
-    expected = dict(_expected(build_empty(config, is_quantized=is_quantized)))
+    schemes = quantization.schemes(config) if quantization else {}
+    expected = dict(_expected(build_empty(config, schemes)))
+    for name in layout:
+        reason = next((why for ending, why in UNREAD.items() if name.endswith(f".{ending}")), None)
+        if reason:
+            raise CheckpointError(
+                f"{layout[name].file}: tensor {name!a}: {reason}", expected="symmetric groups in order"
+            )
     for name, (kinds, shape) in expected.items():
         if name not in layout:
             raise CheckpointError(f"{directory}: tensor {name} is missing", expected=f"shape {list(shape)}")
         _require_tensor(layout[name], name, kinds, shape)
+    has_float_head = config.tie_embeddings and "embed_tokens" not in schemes
     for name in layout.keys() - expected.keys():
-        if config.tie_embeddings and name == "lm_head.weight":
+        if has_float_head and name == "lm_head.weight":
             _require_tensor(layout[name], name, FLOATS, (config.vocab_size, config.dim))
         elif not name.endswith(".rotary_emb.inv_freq"):  # old transformers saved this constant
             raise CheckpointError(
                 f"{layout[name].file}: unexpected tensor {name!a}", expected="only what config.json describes"
             )
+    return schemes
 
 
 def _require_tensor(stored: StoredTensor, name: str, kinds: tuple[str, ...], shape: tuple[int, ...]) -> None:
@@ -69,35 +93,44 @@ def _require_tensor(stored: StoredTensor, name: str, kinds: tuple[str, ...], sha
 
 def _expected(model: Llama) -> Iterator[tuple[str, tuple[tuple[str, ...], tuple[int, ...]]]]:
     """Yield the name on disk, dtypes and shape of each stored tensor of a network."""
+    integers = {torch.int32: ("I32",), torch.float8_e4m3fn: ("F8_E4M3",)}
     for name, tensor in model.state_dict().items():
-        if tensor.dtype == torch.int8:
-            out_dim, in_dim = tensor.shape
-            yield f"model.{name}_packed", (("I32",), (out_dim, math.ceil(in_dim / 4)))
-            yield f"model.{name}_shape", (("I64", "I32"), (2,))
-        else:
-            yield disk_name(name), (FLOATS, tuple(tensor.shape))
+        yield disk_name(name), (integers.get(tensor.dtype, FLOATS), tuple(tensor.shape))
+    for path in _packed(model):
+        yield disk_name(f"{path}.weight_shape"), (("I64", "I32"), (2,))
+
+
+def _packed(model: Llama) -> dict[str, PackedWeight]:
+    return {path: module for path, module in model.named_modules() if isinstance(module, PackedWeight)}
 
 
 def map_weights(
-    layout: Mapping[str, StoredTensor], config: LlamaConfig, *, is_quantized: bool, dtype: torch.dtype | None
+    layout: Mapping[str, StoredTensor],
+    config: LlamaConfig,
+    schemes: Mapping[str, Scheme],
+    *,
+    dtype: torch.dtype | None,
 ) -> Llama:
     """Return the network with its tensors mapped from the files; those that need another dtype are copied.
 
-    `layout` must have passed `require_fit`. Scales stay float32 whatever `dtype`.
+    `layout` must have passed `require_fit`. Quantized weights and their scales stay as they are whatever `dtype`.
     """
-    model = build_empty(config, is_quantized=is_quantized)
+    model = build_empty(config, schemes)
     tensors = dict(_open_tensors(layout))
     head = tensors.pop("lm_head.weight", None) if config.tie_embeddings else None
     if head is not None and not torch.equal(head, tensors["model.embed_tokens.weight"]):
         file = layout["lm_head.weight"].file
         raise CheckpointError(f"{file}: tensor lm_head.weight differs from the embeddings", expected="tied embeddings")
+    for path, module in _packed(model).items():
+        name = disk_name(f"{path}.weight_shape")
+        said, shape = tuple(tensors.pop(name).tolist()), (module.out_dim, module.in_dim)
+        if said != shape:
+            raise CheckpointError(f"{layout[name].file}: tensor {name} says {list(said)}", expected=f"{list(shape)}")
     state: dict[str, torch.Tensor] = {}
-    for name, empty in model.state_dict().items():
-        if empty.dtype == torch.int8:
-            state[name] = _unpack(layout, tensors, f"model.{name}", tuple(empty.shape))
-            continue
+    for name in model.state_dict():
         tensor = tensors.pop(disk_name(name))
-        state[name] = tensor.to(torch.float32 if name.endswith("weight_scale") else dtype or tensor.dtype)
+        is_kept = name.rpartition(".")[0] in schemes
+        state[name] = tensor if is_kept else tensor.to(dtype or tensor.dtype)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
@@ -119,21 +152,6 @@ def _open_tensors(layout: Mapping[str, StoredTensor]) -> Iterator[tuple[str, tor
             ) from error
 
 
-def _unpack(
-    layout: Mapping[str, StoredTensor], tensors: dict[str, torch.Tensor], name: str, shape: tuple[int, int]
-) -> torch.Tensor:
-    """Return int8 [out, in] from pack-quantized: four values + 128 in each int32, the first in the lowest byte."""
-    stored_shape = tuple(tensors.pop(f"{name}_shape").tolist())
-    if stored_shape != shape:
-        file = layout[f"{name}_shape"].file
-        raise CheckpointError(f"{file}: tensor {name}_shape says {list(stored_shape)}", expected=f"{list(shape)}")
-    return _unpack_bytes(tensors.pop(f"{name}_packed"), shape[1])
-
-
-def _unpack_bytes(packed: torch.Tensor, in_dim: int) -> torch.Tensor:
-    return (packed.view(torch.uint8)[:, :in_dim] ^ 128).view(torch.int8)
-
-
 def read_through(paths: Sequence[Path]) -> None:
     """Read files into the system's cache; what cannot be read is for those to report who need it."""
     buffer = bytearray(PREFETCH_BYTES)
@@ -145,21 +163,26 @@ def read_through(paths: Sequence[Path]) -> None:
 
 def load_source(source: Source, dtype: torch.dtype) -> Llama:
     """Return the network of a model in any format, its weights in `dtype`."""
-    model = build_empty(source.config, is_quantized=False)
+    model = build_empty(source.config)
     state = {name: source.read(disk_name(name)).to(dtype) for name in model.state_dict()}
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
 
 def read_float(layout: Mapping[str, StoredTensor], name: str) -> torch.Tensor:
-    """Return one tensor by its name in a checkpoint of floats, mapped; int8 weights as the float32 they stand for."""
-    if name in layout:
-        return _open_one(layout, name)
-    path = name.removesuffix(".weight")
-    packed, scale = (_open_one(layout, f"{path}.{part}") for part in ("weight_packed", "weight_scale"))
-    in_dim = int(_open_one(layout, f"{path}.weight_shape")[1])
-    return _unpack_bytes(packed, in_dim).float() * scale
-
-
-def _open_one(layout: Mapping[str, StoredTensor], name: str) -> torch.Tensor:
+    """Return one tensor by its name in a checkpoint of floats, mapped."""
     return dict(_open_tensors({name: layout[name]}))[name]
+
+
+def read_dequantized(
+    layout: Mapping[str, StoredTensor], config: LlamaConfig, schemes: Mapping[str, Scheme], name: str
+) -> torch.Tensor:
+    """Do the same in a quantized checkpoint; quantized weights as the float32 they stand for."""
+    module = name.removesuffix(".weight")
+    path = module.removeprefix("model.")
+    if path not in schemes:
+        return read_float(layout, name)
+    layer = _empty_module(path, matrix_shapes(config)[path], schemes[path])
+    state = {part: read_float(layout, f"{module}.{part}") for part in layer.state_dict()}
+    layer.load_state_dict(state, strict=True, assign=True)
+    return layer.dequantize()

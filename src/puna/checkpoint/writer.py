@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from puna.artifact import fsync
 from puna.checkpoint.directory import write_json
@@ -16,6 +15,7 @@ from puna.checkpoint.layout import INDEX_NAME, SINGLE_NAME
 from puna.checkpoint.source import Source, disk_name, tensor_shapes
 from puna.errors import CheckpointError
 from puna.model.llama import Llama
+from puna.model.quantized import PackedWeight, Quantized
 
 DTYPE_NAMES = {
     torch.float32: "F32",
@@ -23,6 +23,7 @@ DTYPE_NAMES = {
     torch.bfloat16: "BF16",
     torch.int32: "I32",
     torch.int64: "I64",
+    torch.float8_e4m3fn: "F8_E4M3",
 }
 
 
@@ -40,21 +41,19 @@ class Entry(NamedTuple):
 
 
 def model_entries(model: Llama, dtype: torch.dtype | None) -> Iterator[Entry]:
-    """Yield the tensors that a checkpoint of this network stores, floats in `dtype` or each as it is."""
+    """Yield the tensors that a checkpoint of this network stores, floats in `dtype` or each as it is.
+
+    Quantized weights and their scales stay as they are.
+    """
+    quantized = {path: module for path, module in model.named_modules() if isinstance(module, Quantized)}
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach()
-        if tensor.dtype == torch.int8:
-            packed_shape = (tensor.shape[0], math.ceil(tensor.shape[1] / 4))
-            yield Entry(f"model.{name}_packed", torch.int32, packed_shape, partial(_pack, tensor))
-            yield Entry(f"model.{name}_shape", torch.int64, (2,), partial(torch.tensor, tensor.shape))
-        else:
-            kept = torch.float32 if name.endswith("weight_scale") else dtype or tensor.dtype
-            yield Entry(disk_name(name), kept, tuple(tensor.shape), partial(tensor.to, kept))
-
-
-def _pack(weight: torch.Tensor) -> torch.Tensor:
-    padded = F.pad(weight, (0, -weight.shape[1] % 4))
-    return (padded.view(torch.uint8) ^ 128).view(torch.int32)
+        kept = tensor.dtype if name.rpartition(".")[0] in quantized else dtype or tensor.dtype
+        yield Entry(disk_name(name), kept, tuple(tensor.shape), partial(tensor.to, kept))
+    for path, module in quantized.items():
+        if isinstance(module, PackedWeight):
+            shape = partial(torch.tensor, (module.out_dim, module.in_dim))
+            yield Entry(disk_name(f"{path}.weight_shape"), torch.int64, (2,), shape)
 
 
 def source_entries(source: Source, dtype: torch.dtype) -> Iterator[Entry]:

@@ -57,7 +57,7 @@ class Engine:
         cache_tokens: int | None = None,
         dtype: torch.dtype | None = None,
     ):
-        dtype = dtype or model.embed_tokens.weight.dtype
+        dtype = dtype or model.dtype
         self.tokenizer, self.config = tokenizer, model.config
         self.max_context = min(max_context or model.config.max_context, model.config.max_context)
         if cache_tokens is None:

@@ -1,7 +1,7 @@
 """A network in bfloat16, int8 or int4 -> the Runner that computes its steps with the compiled kernels.
 
-Takes the place of model/llama.py on a CPU. Activations and sums are float32; a quantized network's activations are
-rounded to int8 for each group of weights, a bfloat16 one's to bfloat16.
+Takes the place of model/llama.py on a CPU. Activations and sums are float32; quantized matrices see them rounded to
+int8, the others, which are bfloat16 here even if they are stored in float32, rounded to bfloat16.
 
 Shapes: N chosen rows, D model width, V vocabulary.
 """
@@ -27,10 +27,8 @@ from puna.kernels.native import (
     unpacked,
 )
 from puna.model.config import LlamaConfig
-from puna.model.llama import Block, Linear, Llama
-from puna.model.quantized import Int8Linear
-
-KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from puna.model.llama import Block, Embedding, Linear, Llama
+from puna.model.quantized import PackedWeight, QuantizedLinear
 
 
 class NativeRunner:
@@ -39,7 +37,7 @@ class NativeRunner:
     def __init__(self, model: Llama, kernels: Kernels, *, num_pages: int, is_int8_cache: bool = False):
         self.config, self._kernels = model.config, kernels
         sizes = _sizes(model.config)
-        embedding = _pack_embedding(model.embed_tokens.weight)
+        embedding = _pack(kernels, model.embed_tokens)
         self._network = Network(
             sizes,
             [_pack_block(kernels, block) for block in model.layers],  # type: ignore[arg-type]
@@ -68,52 +66,57 @@ def native_kernels(model: Llama, dtype: torch.dtype) -> Kernels | None:
 
     They compute in bfloat16 or with int8 activations: a network of floats that is to be run in float32 is torch's.
     """
-    weights = [
-        getattr(block.self_attn if name[0] in "qkvo" else block.mlp, name) for block in model.layers for name in KINDS
-    ]
-    is_quantized = all(_is_packable(weight) for weight in weights)
-    config = model.config
-    narrowest = min(config.dim, config.hidden_dim, config.num_kv_heads * config.head_dim)
-    is_half = (
-        dtype == torch.bfloat16
-        and narrowest >= MIN_ROWS
-        and all(isinstance(weight, Linear) and weight.weight.dtype == torch.bfloat16 for weight in weights)
-    )
+    config, blocks = model.config, [_modules(block) for block in model.layers]  # type: ignore[arg-type]
+    is_quantized = any(isinstance(module, QuantizedLinear) for modules in blocks for module in modules)
     fits = (
-        all(tensor.device.type == "cpu" for tensor in (model.embed_tokens.weight, *model.parameters()))
-        and config.vocab_size >= MIN_ROWS
+        model.device.type == "cpu"
+        and (is_quantized or dtype == torch.bfloat16)
+        and all(_fits_block(*modules) for modules in blocks)
+        and all(_kind(module) is not None for module in (model.embed_tokens, model.lm_head) if module is not None)
+        and min(config.dim, config.hidden_dim, config.vocab_size, config.num_kv_heads * config.head_dim) >= MIN_ROWS
         and config.head_dim <= MAX_HEAD_DIM
         and config.num_heads // config.num_kv_heads <= MAX_SHARED_HEADS
     )
-    return shared_kernels() if fits and (is_quantized or is_half) else None
+    return shared_kernels() if fits else None
 
 
-def _is_packable(layer: nn.Module) -> bool:
-    if not isinstance(layer, Int8Linear):
-        return False
-    in_dim = layer.weight.shape[1]
-    return in_dim % 4 == 0 and packed_group(in_dim, in_dim) is not None
+def _modules(block: Block) -> tuple[nn.Module, ...]:
+    attention, mlp = block.self_attn, block.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    return (*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+
+
+def _fits_block(
+    q: nn.Module, k: nn.Module, v: nn.Module, o: nn.Module, gate: nn.Module, up: nn.Module, down: nn.Module
+) -> bool:
+    """Whether the kernels know these matrices; those that read the same activations see them rounded alike."""
+    kinds = [_kind(module) for module in (q, k, v, o, gate, up, down)]
+    return None not in kinds and kinds[0] == kinds[1] == kinds[2] and kinds[4] == kinds[5]
+
+
+def _kind(module: nn.Module) -> tuple[int, int] | None:
+    """Return a matrix's bits and how many inputs are rounded together, or None if the kernels can't multiply by it."""
+    if isinstance(module, PackedWeight):
+        group = packed_group(module.in_dim, module.in_dim // module.weight_scale.shape[1])
+        return None if group is None else (module.scheme.bits, group)
+    return (16, 0) if isinstance(module, Linear | Embedding) else None
 
 
 def _pack_block(kernels: Kernels, block: Block) -> Layer:
-    attention, mlp = block.self_attn, block.mlp
     return Layer(
-        *(_pack(kernels, getattr(attention if name[0] in "qkvo" else mlp, name)) for name in KINDS),
+        *(_pack(kernels, module) for module in _modules(block)),
         attention_norm=_vector(block.input_layernorm.weight),
         mlp_norm=_vector(block.post_attention_layernorm.weight),
     )
 
 
-def _pack(kernels: Kernels, layer: nn.Module) -> Packed:
-    if isinstance(layer, Int8Linear):
-        words = (layer.weight.view(torch.uint8) ^ 128).view(torch.int32)
-        return kernels.pack(words, layer.weight_scale, bits=8, cols=layer.weight.shape[1])
-    assert isinstance(layer, Linear)
-    return _pack_embedding(layer.weight)
-
-
-def _pack_embedding(weight: torch.Tensor) -> Packed:
-    return unpacked(weight.detach().to(torch.bfloat16).contiguous())
+def _pack(kernels: Kernels, module: nn.Module) -> Packed:
+    if isinstance(module, PackedWeight):
+        scale = module.weight_scale
+        scale = scale if scale.dtype == torch.bfloat16 else scale.float()
+        return kernels.pack(module.weight_packed, scale, bits=module.scheme.bits, cols=module.in_dim)
+    assert isinstance(module, Linear | Embedding)
+    return unpacked(module.weight.detach().to(torch.bfloat16).contiguous())
 
 
 def _vector(values: torch.Tensor) -> torch.Tensor:

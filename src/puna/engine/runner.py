@@ -40,7 +40,7 @@ class TorchRunner:
 
     def __init__(self, model: Llama, *, num_pages: int, dtype: torch.dtype):
         self.config, self._model, self._dtype = model.config, model, dtype
-        self._device = model.embed_tokens.weight.device
+        self._device = model.device
         shape = (num_pages * PAGE_LEN, self.config.num_kv_heads, self.config.head_dim)
         self._keys = [self._memory(shape) for _ in range(self.config.num_layers)]
         self._values = [self._memory(shape) for _ in range(self.config.num_layers)]

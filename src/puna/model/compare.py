@@ -18,6 +18,7 @@ from puna.model.llama import Llama
 
 # Positions whose two distributions are held at once, in float64.
 CHUNK = 256
+IGNORED = -1
 
 
 @dataclass
@@ -27,11 +28,17 @@ class Comparison:
     divergences: list[torch.Tensor] = field(default_factory=list)
     agreements: list[torch.Tensor] = field(default_factory=list)
     differences: list[torch.Tensor] = field(default_factory=list)
+    losses: list[torch.Tensor] = field(default_factory=list)
 
-    def add(self, parent_NV: torch.Tensor, other_NV: torch.Tensor) -> None:
-        """Take in the logits of some tokens."""
-        for parent, other in zip(parent_NV.split(CHUNK), other_NV.split(CHUNK), strict=True):
+    def add(self, parent_NV: torch.Tensor, other_NV: torch.Tensor, *, ids: Sequence[int] = ()) -> None:
+        """Take in the logits of some tokens; with `ids`, the text that they read, also how well both foresee it."""
+        targets_N = torch.tensor([*ids[1:], IGNORED] if ids else [IGNORED] * len(parent_NV))
+        parts = zip(parent_NV.split(CHUNK), other_NV.split(CHUNK), targets_N.split(CHUNK), strict=True)
+        for parent, other, targets in parts:
             log_p, log_q = (F.log_softmax(x.double(), dim=-1) for x in (parent, other))
+            is_known = targets != IGNORED
+            columns = targets[is_known][:, None]
+            self.losses.append(-torch.cat([x[is_known].gather(1, columns) for x in (log_p, log_q)], dim=1))
             self.divergences.append(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).clamp(min=0))
             self.agreements.append(parent.argmax(-1) == other.argmax(-1))
             self.differences.append((log_p - log_q).abs().amax(-1))
@@ -45,6 +52,11 @@ class Comparison:
     def agreement(self) -> float:
         """Return the share of tokens whose most likely next token is the same."""
         return torch.cat(self.agreements).double().mean().item()
+
+    def perplexities(self) -> tuple[float, float]:
+        """Return the perplexity of the texts for the parent and for the other."""
+        before, after = torch.cat(self.losses).mean(0).exp().tolist()
+        return before, after
 
     def max_difference(self) -> float:
         """Return the greatest difference of a log-probability, which adding a constant to all logits doesn't change."""
@@ -63,6 +75,13 @@ class Comparison:
                 "top1_agreement", parent, agreement, min_agreement, agreement >= min_agreement, more, is_least=True
             ),
         )
+
+    def perplexity_receipt(self, parent: str, *, tolerance: float, details: dict[str, Any]) -> Receipt:
+        """Return the claim that the texts surprise what was made of `parent` hardly more: the share that it grew by."""
+        before, after = self.perplexities()
+        growth = after / before - 1
+        measured = {"before": before, "after": after, "unit": "share by which the perplexity of the text grew"}
+        return Receipt("perplexity", parent, growth, tolerance, growth <= tolerance, measured | details)
 
 
 @torch.inference_mode()

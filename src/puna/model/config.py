@@ -58,6 +58,28 @@ class LlamaConfig:
         return embeddings + self.num_layers * layer + self.dim
 
 
+def layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
+    """Return (outputs, inputs) of the matrices of one layer by their paths within it."""
+    q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return {
+        "self_attn.q_proj": (q_dim, config.dim),
+        "self_attn.k_proj": (kv_dim, config.dim),
+        "self_attn.v_proj": (kv_dim, config.dim),
+        "self_attn.o_proj": (config.dim, q_dim),
+        "mlp.gate_proj": (config.hidden_dim, config.dim),
+        "mlp.up_proj": (config.hidden_dim, config.dim),
+        "mlp.down_proj": (config.dim, config.hidden_dim),
+    }
+
+
+def matrix_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
+    """Return (outputs, inputs) of every matrix by its module's path, in the network's order; embeddings are one too."""
+    layer = layer_shapes(config)
+    shapes = {"embed_tokens": (config.vocab_size, config.dim)}
+    shapes |= {f"layers.{index}.{part}": shape for index in range(config.num_layers) for part, shape in layer.items()}
+    return shapes if config.tie_embeddings else shapes | {"lm_head": shapes["embed_tokens"]}
+
+
 def _require_positive(sizes: RopeScaling | LlamaConfig) -> None:
     for field in fields(sizes):
         value = getattr(sizes, field.name)

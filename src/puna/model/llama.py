@@ -30,6 +30,20 @@ class Linear(nn.Module):
         return F.linear(x, self.weight.to(x.dtype))
 
 
+class Embedding(nn.Module):
+    """Rows of a table, and the product with it from which tied models take their logits."""
+
+    def __init__(self, vocab_size: int, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, dim))
+
+    def forward(self, tokens_T: torch.Tensor) -> torch.Tensor:
+        return F.embedding(tokens_T, self.weight)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
 class RMSNorm(nn.Module):
     """Normalized in float32, cast back, then scaled: Llama's order."""
 
@@ -101,14 +115,21 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(
-            config.vocab_size, config.dim, _weight=torch.empty(config.vocab_size, config.dim)
-        )
+        self.embed_tokens = Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.lm_head = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
+        self.lm_head: nn.Module | None = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
         # NOTE: not a buffer: `model.to(torch.bfloat16)` would round the frequencies and bend long contexts.
         self.frequencies = rope_frequencies(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the embeddings; where they are quantized, that of the norms, which never are."""
+        return getattr(self.embed_tokens, "weight", self.norm.weight).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.norm.weight.device
 
     def forward(
         self,
@@ -118,9 +139,8 @@ class Llama(nn.Module):
         *,
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """Return hidden_TD after the final norm, in `dtype` (default: the embedding's)."""
-        x_TD = self.embed_tokens(tokens_T)
-        x_TD = x_TD.to(dtype or x_TD.dtype)
+        """Return hidden_TD after the final norm, in `dtype` (default: the weights')."""
+        x_TD = self.embed_tokens(tokens_T).to(dtype or self.dtype)
         rope = rope_tables(positions_T, self.frequencies, x_TD.dtype)
         for layer, block in enumerate(self.layers):
             x_TD = block(x_TD, rope, layer, attend)
@@ -130,7 +150,7 @@ class Llama(nn.Module):
         """Return float32 logits_TV, multiplied out in hidden_TD's dtype."""
         if self.lm_head is not None:
             return self.lm_head(hidden_TD).float()
-        return F.linear(hidden_TD, self.embed_tokens.weight.to(hidden_TD.dtype)).float()
+        return self.embed_tokens.product(hidden_TD).float()
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
@@ -139,7 +159,7 @@ class Llama(nn.Module):
         Above the first layer a head begins as a faint copier, since small models then learn to copy sooner. The idea is
         the mimetic initialization of Trockman and Kolter (2023, arXiv 2305.09828); theirs sets queries and keys too.
         """
-        generator = torch.Generator(self.embed_tokens.weight.device).manual_seed(seed)
+        generator = torch.Generator(self.device).manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
                 parameter.fill_(1.0)

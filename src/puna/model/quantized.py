@@ -1,29 +1,133 @@
-"""A weight -> int8 rows with one float32 scale each, and the linear layer that computes with them.
+"""Packed integers with their scales -> a linear layer or embeddings that compute with them; and rounding into them.
 
-How good scales are found is compress/quantize.py's business; embeddings, norms and lm_head stay as they are.
+The words are those that compressed-tensors stores (pack-quantized), so they stay mapped from the file. Which scales are
+good is compress/'s business; float8 has its own layer in float8.py.
+
+Shapes: T tokens, O outputs, I inputs, W words of a row, G groups of a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from puna.model.llama import Linear, Llama
+from puna.model.float8 import Float8Linear
+from puna.model.llama import Embedding, Linear, Llama
+from puna.model.scheme import INT8, Scheme
 
+# Values that are unpacked at once: a head of 128,256 rows would take gigabytes as floats.
+BLOCK_VALUES = 2**24
 MAX_PACKED_ROWS = 8
 
 
-def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return int8 [out, in] and float32 scales [out, 1] with weight ~ int8 * scale; scale = max|row| / 127."""
-    weight = weight.detach().float()
-    scale = weight.abs().amax(dim=1, keepdim=True) / 127
-    scale = scale.masked_fill(scale == 0, 1.0)
-    return (weight / scale).round().clamp(-127, 127).to(torch.int8), scale
+def pack(values_OI: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return words_OW: each int8 value plus 2^(bits - 1), the first in the lowest bits; what is left over is zero."""
+    bytes_OI = (values_OI.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
+    bytes_OI = F.pad(bytes_OI, (0, -values_OI.shape[1] % (32 // bits)))
+    if bits == 4:
+        bytes_OI = bytes_OI[:, ::2] | bytes_OI[:, 1::2] << 4
+    return bytes_OI.contiguous().view(torch.int32)
+
+
+def unpack(words_OW: torch.Tensor, bits: int, in_dim: int) -> torch.Tensor:
+    """Return int8 values_OI from words_OW."""
+    # NOTE: torch runs on little-endian machines, where the lowest bits of a word are its first byte.
+    bytes_OI = words_OW.contiguous().view(torch.uint8)
+    if bits == 8:
+        return (bytes_OI[:, :in_dim] ^ 128).view(torch.int8)
+    pairs_OI2 = torch.stack((bytes_OI & 15, bytes_OI >> 4), dim=-1)
+    return pairs_OI2.view(torch.int8).flatten(1)[:, :in_dim] - 8
+
+
+def widest_scale(weight_OI: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Return scale_OG by which the greatest weight of each group becomes the greatest value of the scheme."""
+    greatest_OG = weight_OI.unflatten(1, (scheme.num_groups(weight_OI.shape[1]), -1)).abs().amax(-1)
+    return round_scale(greatest_OG / (-scheme.least - 1))
+
+
+def round_scale(scale: torch.Tensor) -> torch.Tensor:
+    """Round a scale to what bfloat16 holds, in which other programs multiply, and zero to one; stays float32."""
+    return scale.bfloat16().float().masked_fill_(scale == 0, 1.0)
+
+
+def round_values(weight: torch.Tensor, scale: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Return the nearest int8 values with weight ~ values * scale, of equal or broadcasting shapes."""
+    return (weight / scale).round_().clamp_(scheme.least, -scheme.least - 1).to(torch.int8)
+
+
+def expand_scale(scale_OG: torch.Tensor, in_dim: int) -> torch.Tensor:
+    """Return scale_OI: each scale repeated over its group."""
+    return scale_OG.repeat_interleave(in_dim // scale_OG.shape[1], dim=1)
+
+
+class PackedWeight(nn.Module):
+    """A weight as packed integers with scales, which is what a linear layer and embeddings have in common.
+
+    NOTE: `module.to(dtype)` would round the scales too; `Checkpoint.load(dtype)` leaves them as they are stored.
+    """
+
+    weight_packed: torch.Tensor
+    weight_scale: torch.Tensor
+
+    def __init__(self, weight_packed: torch.Tensor, weight_scale: torch.Tensor, scheme: Scheme, in_dim: int):
+        super().__init__()
+        self.scheme, self.in_dim, self.out_dim = scheme, in_dim, weight_packed.shape[0]
+        self.register_buffer("weight_packed", weight_packed)
+        self.register_buffer("weight_scale", weight_scale)
+
+    def dequantize(self) -> torch.Tensor:
+        """Return the float32 weight_OI that this layer stands for."""
+        return _dequantize(self.weight_packed, self.weight_scale, self.scheme, self.in_dim)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x W^T in x's dtype."""
+        rows = max(1, BLOCK_VALUES // self.in_dim)
+        parts = zip(self.weight_packed.split(rows), self.weight_scale.split(rows), strict=True)
+        products = [_product(x, words, scale, self.scheme) for words, scale in parts]
+        return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+
+
+class QuantizedLinear(PackedWeight):
+    """x W^T in x's dtype, W kept as packed integers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.product(x)
+
+
+class QuantizedEmbedding(PackedWeight):
+    """Rows of a table that is kept as packed integers; tied models take their logits from it as well."""
+
+    def forward(self, tokens_T: torch.Tensor) -> torch.Tensor:
+        return _dequantize(self.weight_packed[tokens_T], self.weight_scale[tokens_T], self.scheme, self.in_dim)
+
+
+Quantized = QuantizedLinear | QuantizedEmbedding | Float8Linear
+
+
+def _dequantize(
+    words_OW: torch.Tensor, scale_OG: torch.Tensor, scheme: Scheme, in_dim: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    # A product of two numbers that a dtype holds is rounded once, in it or afterwards: the same, in half the memory.
+    exact = dtype if scale_OG.dtype == dtype else torch.float32
+    values_OGI = unpack(words_OW, scheme.bits, in_dim).to(exact).unflatten(1, (scale_OG.shape[1], -1))
+    return values_OGI.mul_(scale_OG.to(exact)[..., None]).flatten(1).to(dtype)
+
+
+def _product(x: torch.Tensor, words_OW: torch.Tensor, scale_OG: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    in_dim = x.shape[-1]
+    # NOTE: sums of unscaled values are beyond what float16 holds.
+    if scheme.group_size or x.dtype == torch.float16:
+        return F.linear(x, _dequantize(words_OW, scale_OG, scheme, in_dim, x.dtype))
+    values_OI, scale_O = unpack(words_OW, scheme.bits, in_dim), scale_OG.flatten().to(x.dtype)
+    if _is_packed_faster(x):
+        return torch.ops.aten._weight_int8pack_mm(x.contiguous(), values_OI.contiguous(), scale_O)
+    # Small integers are exact in every float dtype, so the scale can wait until after the product.
+    return F.linear(x, values_OI.to(x.dtype)) * scale_O
 
 
 def _is_packed_faster(x: torch.Tensor) -> bool:
-    """Whether torch's own int8 product can be used: 2 to 4 times as fast for a few rows, slower for many.
+    """Whether torch's own int8 product can be used: faster for a few rows, slower for many.
 
     NOTE: that product has no backward pass, and reads beyond the weight (a crash) unless its width is a multiple of 16.
     """
@@ -32,50 +136,55 @@ def _is_packed_faster(x: torch.Tensor) -> bool:
     return is_narrow and not needs_grad and x.dtype == torch.bfloat16 and x.device.type == "cpu"
 
 
-class Int8Linear(nn.Module):
-    """x W^T in x's dtype, W kept as int8 rows and their scales.
-
-    NOTE: `module.to(dtype)` would round the scales too; `Checkpoint.load(dtype)` leaves them in float32.
-    """
-
-    weight: torch.Tensor
-    weight_scale: torch.Tensor
-
-    def __init__(self, weight: torch.Tensor, weight_scale: torch.Tensor):
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("weight_scale", weight_scale)
-
-    @classmethod
-    def from_linear(cls, linear: Linear) -> "Int8Linear":
-        return cls(*quantize_weight(linear.weight))
-
-    @classmethod
-    def empty_like(cls, linear: Linear) -> "Int8Linear":
-        """Return a layer of the same shape and device whose contents are not set."""
-        (out_dim, in_dim), device = linear.weight.shape, linear.weight.device
-        weight = torch.empty(out_dim, in_dim, dtype=torch.int8, device=device)
-        return cls(weight, torch.empty(out_dim, 1, device=device))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = self.weight_scale.flatten().to(x.dtype)
-        if _is_packed_faster(x):
-            return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.weight, scale)
-        # int8 is exact in every float dtype, so the scale can wait until after the product.
-        return F.linear(x, self.weight.to(x.dtype)) * scale
-
-    def dequantize(self) -> torch.Tensor:
-        """Return the float32 weight [out, in] that this layer stands for."""
-        return self.weight.float() * self.weight_scale.float()
+def pack_weight(values_OI: torch.Tensor, scale_OG: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return words_OW and scale_OG as they are stored: bfloat16 a group, float32 a row."""
+    return pack(values_OI, scheme.bits), scale_OG.bfloat16() if scheme.group_size else scale_OG.float()
 
 
-def swap_linears(model: Llama, make: Callable[[str, Linear], nn.Module] | None = None) -> None:
-    """Replace each Linear inside the layers by what `make(name, linear)` returns; by default its rounded Int8Linear."""
+def round_weight(weight_OI: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return words_OW and scale_OG of the nearest values by the widest scale, a part of the rows at a time."""
+    parts = []
+    for part_OI in weight_OI.detach().split(max(1, BLOCK_VALUES // weight_OI.shape[1])):
+        scale_OG = widest_scale(part_OI.float(), scheme)
+        values_OI = round_values(part_OI.float(), expand_scale(scale_OG, part_OI.shape[1]), scheme)
+        parts.append(pack_weight(values_OI, scale_OG, scheme))
+    words, scales = zip(*parts, strict=True)
+    return torch.cat(words), torch.cat(scales)
+
+
+def rounded(module: Linear | Embedding, scheme: Scheme) -> Quantized:
+    """Return the layer or the embeddings with the nearest values of a scheme."""
+    if scheme.kind == "float":
+        return Float8Linear.rounded(module.weight)
+    kind = QuantizedEmbedding if isinstance(module, Embedding) else QuantizedLinear
+    return kind(*round_weight(module.weight, scheme), scheme, module.weight.shape[1])
+
+
+def empty_quantized(shape: tuple[int, int], scheme: Scheme, *, is_embedding: bool, device: str = "cpu") -> Quantized:
+    """Return a quantized module for (outputs, inputs) whose contents are not set."""
+    out_dim, in_dim = shape
+    if scheme.kind == "float":
+        weight = torch.empty(shape, dtype=torch.float8_e4m3fn, device=device)
+        return Float8Linear(weight, torch.empty(out_dim, 1, device=device))
+    words = torch.empty(out_dim, scheme.num_words(in_dim), dtype=torch.int32, device=device)
+    scale_dtype = torch.bfloat16 if scheme.group_size else torch.float32
+    scale = torch.empty(out_dim, scheme.num_groups(in_dim), dtype=scale_dtype, device=device)
+    return (QuantizedEmbedding if is_embedding else QuantizedLinear)(words, scale, scheme, in_dim)
+
+
+def layer_linears(model: Llama) -> Iterator[tuple[str, Linear]]:
+    """Yield the path and module of every float matrix inside the layers."""
     for path, module in list(model.layers.named_modules(prefix="layers")):
-        for name, child in list(module.named_children()):
-            if isinstance(child, Linear):
-                setattr(module, name, make(f"{path}.{name}", child) if make else Int8Linear.from_linear(child))
+        if isinstance(module, Linear):
+            yield path, module
 
 
-def is_quantized(model: Llama) -> bool:
-    return any(isinstance(module, Int8Linear) for module in model.modules())
+def round_linears(model: Llama, scheme: Scheme = INT8) -> None:
+    """Replace each matrix inside the layers by its nearest values."""
+    for path, linear in layer_linears(model):
+        model.set_submodule(path, rounded(linear, scheme))
+
+
+def schemes_of(model: Llama) -> dict[str, Scheme]:
+    """Return the scheme of every quantized module by its path."""
+    return {path: module.scheme for path, module in model.named_modules() if isinstance(module, Quantized)}

@@ -15,6 +15,7 @@ from puna.plan.arithmetic import (
     Parameters,
     Service,
     ServicePlan,
+    Stored,
     Training,
     TrainingPlan,
     count_parameters,
@@ -45,10 +46,13 @@ class Plan:
 
 
 def make_plan(
-    name: str, config: LlamaConfig, stored_dtype: str | None, machine: Machine, service: Service, training: Training
+    name: str, config: LlamaConfig, stored: Stored | None, machine: Machine, service: Service, training: Training
 ) -> Plan:
     """Compute everything, for all dtypes of the weights."""
-    service_plans = tuple(plan_service(config, dtype, service, machine) for dtype in WEIGHT_DTYPES)
+    stored_dtype = stored.name if stored else None
+    dtypes: dict[str, str | Stored] = {dtype: dtype for dtype in WEIGHT_DTYPES}
+    dtypes |= {stored.name: stored} if stored else {}
+    service_plans = tuple(plan_service(config, dtype, service, machine) for dtype in dtypes.values())
     training_plan = plan_training(config, training, machine)
     adapters = plan_training(config, replace(training, lora_rank=LORA_RANK), machine)
     chosen = next(each for each in service_plans if each.dtype == (stored_dtype or "bfloat16"))
@@ -107,7 +111,8 @@ def _assumptions(machine: Machine, training: Training) -> Iterator[str]:
     device = machine.device
     yield f"{device.reserve_share:.0%} of the memory stays free for the runtime and short-lived tensors"
     yield "requests fill their context; what several devices share is divided evenly"
-    yield "int8 with a scale a row, int4 with one for 32 values, fp8 in the MLPs of the inner layers; the rest bfloat16"
+    yield "int8 with a scale a row, fp8 in the MLPs of the inner layers; the rest bfloat16"
+    yield "int4 with a 16-bit scale for 128 values, or fewer where 128 does not divide the widths"
     if training.lora_rank is not None:
         yield "adapters beside all seven matrices of a layer; activations as in full training"
     if device.bfloat16_flops_per_second is None:

@@ -1,4 +1,4 @@
-"""Widths of a Llama, a device and a use -> bytes, FLOPs, seconds and dollars: arithmetic alone.
+"""LlamaConfig of a Llama, a device and a use -> bytes, FLOPs, seconds and dollars: arithmetic alone.
 
 Reads no files and prints nothing: plan.py does. What several devices share is divided evenly between them, and
 what their communication costs is left to the assumed share of the peak.
@@ -6,42 +6,20 @@ what their communication costs is left to the assumed share of the peak.
 In the formulas: D dim, F hidden_dim, E head_dim, L layers, H query heads, K key/value heads, V vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+
+from puna.model.config import LlamaConfig, layer_shapes, matrix_shapes
+from puna.model.scheme import FP8, INT8, Scheme, common_group_size, describe_schemes
 
 GIB = 2**30
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "fp8": 1}
 WEIGHT_DTYPES = ("float32", "bfloat16", "int8", "fp8", "int4")
-# Quantized weights keep a scale: int4 a 16-bit one for every 32 values, int8 and fp8 a float32 one for every row.
-INT4_BITS = 4 + 16 / 32
 CACHE_BLOCK = 16  # positions of a page of the engine's cache
 # How model/attend.py computes on a CPU: queries in blocks that keep their probabilities, up to a length.
 BLOCK_LEN, MAX_BLOCKED_LEN = 192, 2048
 
 PRICES_AS_OF = "May 2026"
-
-
-class Widths(Protocol):
-    """What of a model's config decides its size: LlamaConfig has it."""
-
-    @property
-    def dim(self) -> int: ...
-    @property
-    def hidden_dim(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def num_heads(self) -> int: ...
-    @property
-    def num_kv_heads(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def max_context(self) -> int: ...
-    @property
-    def tie_embeddings(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -124,6 +102,18 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """The weights of a directory: schemes of those that are quantized, by module, and the dtype of the others."""
+
+    dtype: str
+    schemes: Mapping[str, Scheme]
+
+    @property
+    def name(self) -> str:
+        return describe_schemes(self.schemes) or self.dtype
+
+
+@dataclass(frozen=True)
 class Parameters:
     """Where a model's parameters lie; `head` is 0 where the embeddings serve as output too."""
 
@@ -175,7 +165,7 @@ class TrainingPlan:
     usd: float | None
 
 
-def count_parameters(widths: Widths) -> Parameters:
+def count_parameters(widths: LlamaConfig) -> Parameters:
     """Count exactly, by kind."""
     dim, layers = widths.dim, widths.num_layers
     embeddings = widths.vocab_size * dim
@@ -186,38 +176,43 @@ def count_parameters(widths: Widths) -> Parameters:
     return Parameters(embeddings, attention, mlp, norms, head, embeddings + attention + mlp + norms + head)
 
 
-def weight_bytes(widths: Widths, dtype: str) -> int:
+def weight_bytes(widths: LlamaConfig, dtype: str | Stored) -> int:
     """Return the bytes of the weights; what a quantized dtype leaves out is bfloat16.
 
     int8 and int4 are the matrices inside the layers; fp8 those of the MLPs, but for the first and last layer, as in
     the Llama 3 paper (section 6.2).
     """
-    counted = count_parameters(widths)
-    inside = counted.attention + counted.mlp
-    if dtype == "int8":
-        rows = 2 * (widths.dim + widths.hidden_dim) + widths.head_dim * (widths.num_heads + 2 * widths.num_kv_heads)
-        return inside + 4 * widths.num_layers * rows + 2 * (counted.total - inside)
+    total = count_parameters(widths).total
+    if isinstance(dtype, Stored):
+        shapes = matrix_shapes(widths)
+        sizes = [(scheme.num_bytes(*shapes[path]), shapes[path]) for path, scheme in dtype.schemes.items()]
+        rest = total - sum(out_dim * in_dim for _, (out_dim, in_dim) in sizes)
+        return sum(num_bytes for num_bytes, _ in sizes) + FLOAT_BYTES[dtype.dtype] * rest
+    if dtype in FLOAT_BYTES and dtype != "fp8":
+        return total * FLOAT_BYTES[dtype]
+    scheme, shapes, layers = INT8, layer_shapes(widths), widths.num_layers
     if dtype == "int4":
-        return round(inside * INT4_BITS / 8) + 2 * (counted.total - inside)
-    if dtype == "fp8":
-        layers = max(0, widths.num_layers - 2)
-        values, rows = 3 * widths.dim * widths.hidden_dim, 2 * widths.hidden_dim + widths.dim
-        return layers * (values + 4 * rows) + 2 * (counted.total - layers * values)
-    return counted.total * FLOAT_BYTES[dtype]
+        scheme = Scheme("int", 4, common_group_size([in_dim for _, in_dim in shapes.values()]))
+    elif dtype == "fp8":
+        scheme, layers = FP8, max(0, layers - 2)
+        shapes = {path: shape for path, shape in shapes.items() if path.startswith("mlp.")}
+    inside = sum(scheme.num_bytes(*shape) for shape in shapes.values())
+    rest = total - layers * sum(out_dim * in_dim for out_dim, in_dim in shapes.values())
+    return layers * inside + 2 * rest
 
 
-def kv_bytes_per_token(widths: Widths, dtype: str = "bfloat16") -> int:
+def kv_bytes_per_token(widths: LlamaConfig, dtype: str = "bfloat16") -> int:
     """Return the bytes of one token's keys and values: 2 L K E values."""
     return 2 * widths.num_layers * widths.num_kv_heads * widths.head_dim * FLOAT_BYTES[dtype]
 
 
-def cache_bytes(widths: Widths, service: Service) -> int:
+def cache_bytes(widths: LlamaConfig, service: Service) -> int:
     """Return what the engine's cache holds for a full batch, in whole blocks of positions."""
     positions = -(-service.context // CACHE_BLOCK) * CACHE_BLOCK
     return service.batch * positions * kv_bytes_per_token(widths, service.kv_dtype)
 
 
-def forward_flops(widths: Widths, keys: float, *, has_head: bool = True) -> float:
+def forward_flops(widths: LlamaConfig, keys: float, *, has_head: bool = True) -> float:
     """Return the FLOPs of one token that attends to `keys` tokens: 2 a parameter of a product, and 4 L H E a key."""
     counted = count_parameters(widths)
     head = widths.vocab_size * widths.dim if has_head else 0
@@ -225,14 +220,14 @@ def forward_flops(widths: Widths, keys: float, *, has_head: bool = True) -> floa
     return 2 * (counted.attention + counted.mlp + head) + attention
 
 
-def lora_parameters(widths: Widths, rank: int) -> int:
+def lora_parameters(widths: LlamaConfig, rank: int) -> int:
     """Count two matrices of this rank beside each of the seven of a layer."""
     dim, q_dim, kv_dim = widths.dim, widths.num_heads * widths.head_dim, widths.num_kv_heads * widths.head_dim
     attention = 2 * (dim + q_dim) + 2 * (dim + kv_dim)
     return rank * widths.num_layers * (attention + 3 * (dim + widths.hidden_dim))
 
 
-def activation_bytes(widths: Widths, training: Training, *, is_cpu: bool) -> int:
+def activation_bytes(widths: LlamaConfig, training: Training, *, is_cpu: bool) -> int:
     """Return what the forward pass over one batch keeps for the backward pass, without the logits.
 
     A layer keeps 4 D + 2 H E + 2 K E + 4 F values a token (inputs of the products, both factors of SwiGLU, normalized
@@ -259,7 +254,7 @@ def _mean_block_keys(length: int) -> float:
     return sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False)) / length
 
 
-def plan_service(widths: Widths, dtype: str, service: Service, machine: Machine) -> ServicePlan:
+def plan_service(widths: LlamaConfig, dtype: str | Stored, service: Service, machine: Machine) -> ServicePlan:
     """Compute what serving takes: reading a prompt is bound by FLOPs, writing by the bytes that each step reads."""
     weights, cache = weight_bytes(widths, dtype), cache_bytes(widths, service)
     needed = _num_devices(weights + cache, machine)
@@ -271,7 +266,7 @@ def plan_service(widths: Widths, dtype: str, service: Service, machine: Machine)
     room = (machine.num_devices or 1) * machine.usable_bytes - weights
     positions = int(room / service.batch / kv_bytes_per_token(widths, service.kv_dtype))
     return ServicePlan(
-        dtype,
+        dtype.name if isinstance(dtype, Stored) else dtype,
         weights_bytes=weights,
         kv_cache_bytes=cache,
         total_bytes=weights + cache,
@@ -286,7 +281,7 @@ def plan_service(widths: Widths, dtype: str, service: Service, machine: Machine)
     )
 
 
-def plan_training(widths: Widths, training: Training, machine: Machine) -> TrainingPlan:
+def plan_training(widths: LlamaConfig, training: Training, machine: Machine) -> TrainingPlan:
     """Compute what training takes: AdamW on float32 weights, or on float32 adapters beside bfloat16 weights."""
     counted, is_full = count_parameters(widths), training.lora_rank is None
     trained = counted.total if training.lora_rank is None else lora_parameters(widths, training.lora_rank)
@@ -326,15 +321,27 @@ def plan_training(widths: Widths, training: Training, machine: Machine) -> Train
     )
 
 
-def _decode_seconds(widths: Widths, dtype: str, service: Service, machine: Machine, count: int) -> float | None:
+def _decode_seconds(
+    widths: LlamaConfig, dtype: str | Stored, service: Service, machine: Machine, count: int
+) -> float | None:
     """Return the seconds of one token: a step reads all weights but the table of embeddings, and every cache."""
     bandwidth = machine.device.bandwidth_bytes_per_second
     if bandwidth is None:
         return None
-    table = 0 if widths.tie_embeddings else widths.vocab_size * widths.dim * FLOAT_BYTES.get(dtype, 2)
-    read = weight_bytes(widths, dtype) - table + cache_bytes(widths, service)
+    read = weight_bytes(widths, dtype) - _table_bytes(widths, dtype) + cache_bytes(widths, service)
     reading = read / (bandwidth * machine.bandwidth_share * count) / service.batch
     return max(reading, machine.seconds(forward_flops(widths, service.context), count) or 0.0)
+
+
+def _table_bytes(widths: LlamaConfig, dtype: str | Stored) -> int:
+    """Return the bytes of a table of embeddings of which a step reads only a row."""
+    if widths.tie_embeddings:
+        return 0
+    scheme = dtype.schemes.get("embed_tokens") if isinstance(dtype, Stored) else None
+    if scheme:
+        return scheme.num_bytes(widths.vocab_size, widths.dim)
+    kept = dtype.dtype if isinstance(dtype, Stored) else dtype
+    return widths.vocab_size * widths.dim * {"float32": 4}.get(kept, 2)
 
 
 def _fits(num_bytes: float, machine: Machine) -> bool:

@@ -21,6 +21,7 @@ from puna.plan.arithmetic import (
     Device,
     Machine,
     Service,
+    Stored,
     Training,
 )
 from puna.plan.tables import print_plan
@@ -101,22 +102,22 @@ def plan(
     """
     numbers = {"context": context, "batch": batch, "tokens": tokens, "batch-tokens": batch_tokens}
     _require_positive(numbers | {"accumulate": accumulate, "lora-rank": lora_rank})
-    config, stored_dtype = read_model(model)
+    config, stored = read_model(model)
     service = Service(context or config.max_context, batch, kv_dtype)
     if service.context > config.max_context:
         raise ConfigError(f"--context {context}", expected=f"at most {config.max_context}, which the model can read")
     training = Training(
         math.ceil(tokens), min(service.context, batch_tokens), batch_tokens, accumulate, precision, lora_rank
     )
-    made = make_plan(model, config, stored_dtype, find_machine(hardware), service, training)
+    made = make_plan(model, config, stored, find_machine(hardware), service, training)
     if as_json:
         print(json.dumps(asdict(made), indent=2))
     else:
         print_plan(made, Console())
 
 
-def read_model(model: str) -> tuple[LlamaConfig, str | None]:
-    """Return the config of a size or of a checkpoint's directory, and the dtype that a directory is stored in."""
+def read_model(model: str) -> tuple[LlamaConfig, Stored | None]:
+    """Return the config of a size or of a checkpoint's directory, and how a directory is stored."""
     if model.lower() in SIZES:
         return SIZES[model.lower()], None
     directory = Path(model)
@@ -126,8 +127,9 @@ def read_model(model: str) -> tuple[LlamaConfig, str | None]:
             expected=f"{', '.join(SIZES)}, or a directory with a config.json",
             hint=suggestion(model.lower(), list(SIZES)),
         )
+    from puna.checkpoint.compressed.config import parse_quantization
     from puna.checkpoint.directory import find_file, read_json
-    from puna.checkpoint.hf_config import parse_config, parse_quantization
+    from puna.checkpoint.hf_config import parse_config
 
     path = find_file(directory, "config.json")
     if path is None:
@@ -135,8 +137,10 @@ def read_model(model: str) -> tuple[LlamaConfig, str | None]:
     raw = read_json(path)
     config = parse_config(raw, path)
     dtypes = {"float32": "float32", "bfloat16": "bfloat16", "float16": "bfloat16"}  # the last two are of one size
-    stored = raw.get("torch_dtype", raw.get("dtype"))
-    return config, "int8" if parse_quantization(raw, path) else dtypes.get(str(stored))
+    dtype = dtypes.get(str(raw.get("torch_dtype", raw.get("dtype"))))
+    quantization = parse_quantization(raw, path)
+    schemes = quantization.schemes(config) if quantization else {}
+    return config, Stored(dtype or "bfloat16", schemes) if dtype or schemes else None
 
 
 def find_machine(hardware: Hardware) -> Machine:

@@ -7,6 +7,7 @@ from typing import Any
 
 from puna import __version__
 from puna.licence import OWN
+from puna.model.scheme import describe_schemes
 from puna.release.facts import (
     MODELS,
     OVERALL,
@@ -87,8 +88,8 @@ def _what_it_is(facts: Facts) -> str:
     commit = hub_origin(base).commit if base else ""
     origin = f"made from `{facts.base_model or name_of(base['path'])}`" if base else "trained from scratch"
     origin += f" at commit `{commit}`" if commit else ""
-    dtype = facts.checkpoint.layout["model.embed_tokens.weight"].dtype
-    weights = "int8 weights" if facts.checkpoint.is_quantized else f"weights in {dtype}"
+    dtype = str(facts.checkpoint.dtype).removeprefix("torch.")
+    weights = f"weights in {describe_schemes(facts.checkpoint.schemes) or dtype}"
     languages = f" Meant for: {', '.join(facts.languages)}." if facts.languages else ""
     author = f" By {facts.author}." if facts.author else ""
     return (
@@ -107,7 +108,9 @@ def _exceptions(facts: Facts) -> list[str]:
 
 
 def _how_to_run(facts: Facts) -> str:
-    extra = "With `compressed-tensors` installed, for the int8 weights:" if facts.checkpoint.is_quantized else "Or:"
+    extra = (
+        "With `compressed-tensors` installed, for the quantized weights:" if facts.checkpoint.is_quantized else "Or:"
+    )
     code = TRANSFORMERS.format(name=facts.name)
     return (
         f"    puna chat {facts.name}\n    puna serve {facts.name}      # OpenAI-compatible API\n\n"

@@ -12,6 +12,7 @@ from puna.doctor.directory.opened import CONFIG, Opened, find_safely
 from puna.doctor.finding import Report, listed
 from puna.errors import CheckpointError
 from puna.model.config import LlamaConfig
+from puna.model.scheme import describe_schemes
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 MAX_WIDTH = 2**24  # far beyond any model: wider sizes are a mistake, and their products would overflow
@@ -119,9 +120,10 @@ def check_fit(opened: Opened) -> None:
     config, layout, report = opened.config, opened.layout, opened.report
     if config is None or not layout:
         return
-    if opened.is_quantized:
+    if opened.quantization:
         with report.attempt("tensor-missing", "weights"):
-            require_fit(opened.path, layout, config, is_quantized=True)
+            schemes = require_fit(opened.path, layout, config, opened.quantization)
+            report.facts["quantization"] = describe_schemes(schemes)
         return
     numbers = [name.split(".")[2] for name in layout if name.startswith("model.layers.") and name.count(".") > 3]
     with report.attempt("config-unsupported", CONFIG):

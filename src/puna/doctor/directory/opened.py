@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from puna.checkpoint.compressed.config import Quantization
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import StoredTensor
 from puna.doctor.finding import Report
@@ -23,7 +24,7 @@ class Opened:
     report: Report
     json: dict[str, dict[str, Any]] = field(default_factory=dict)
     config: LlamaConfig | None = None
-    is_quantized: bool = False
+    quantization: Quantization | None = None
     layout: dict[str, StoredTensor] = field(default_factory=dict)
     is_whole: bool = True  # every file of the weights could be read
     tokenizer: Tokenizer | None = None

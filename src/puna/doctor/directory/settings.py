@@ -5,7 +5,8 @@ Where one setting is refused it is reported and put right in a copy, so that the
 
 from typing import Any
 
-from puna.checkpoint.hf_config import FIXED, parse_config, parse_quantization
+from puna.checkpoint.compressed.config import parse_quantization
+from puna.checkpoint.hf_config import FIXED, parse_config
 from puna.doctor.directory.opened import CONFIG, TOKENIZER_CONFIG, Opened, text_dtype
 from puna.doctor.finding import Report
 from puna.errors import CheckpointError
@@ -30,7 +31,7 @@ def check_settings(opened: Opened) -> None:
     mended = _mend_fixed(raw, report)
     _check_spellings(raw, report)
     with report.attempt("quantization-unknown", CONFIG):
-        opened.is_quantized = parse_quantization(raw, opened.path / CONFIG)
+        opened.quantization = parse_quantization(raw, opened.path / CONFIG)
     config = _parse(mended, opened, without_rope=False)
     is_rope_read = config is not None
     opened.config = config or _parse(mended, opened, without_rope=True)
@@ -131,7 +132,7 @@ def check_dtype(opened: Opened) -> None:
     """Hold the dtype that config.json names against the weights as they are stored."""
     said = text_dtype(opened.json[CONFIG])
     floats = [STORED_NAMES[stored.dtype] for stored in opened.layout.values() if stored.dtype in STORED_NAMES]
-    if not said or not floats or opened.is_quantized:
+    if not said or not floats or opened.quantization:
         return
     most = max(set(floats), key=floats.count)
     if said != most:

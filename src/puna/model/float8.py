@@ -1,0 +1,57 @@
+"""A float8 weight with a scale a row -> a linear layer that rounds its activations to float8 too, by a scale a token.
+
+As Meta does it (The Llama 3 Herd of Models, arXiv 2407.21783, section 6.2, and the reference loader): the greatest
+activation of a token counts as 1200 at most. Computes with the exact products of the rounded numbers, without a kernel.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from puna.model.scheme import FP8
+
+MAX_FLOAT8 = 448.0
+MAX_ACTIVATION = 1200.0
+
+
+class Float8Linear(nn.Module):
+    """x W^T in x's dtype, W kept as float8 rows.
+
+    NOTE: `module.to(dtype)` would unpack the weight and leave the scale beside it; `Checkpoint.load(dtype)` does not.
+    """
+
+    weight: torch.Tensor
+    weight_scale: torch.Tensor
+    scheme = FP8
+
+    def __init__(self, weight: torch.Tensor, weight_scale: torch.Tensor):
+        super().__init__()
+        self.out_dim, self.in_dim = weight.shape
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", weight_scale)
+
+    @classmethod
+    def rounded(cls, weight_OI: torch.Tensor) -> "Float8Linear":
+        """Return the layer of the nearest float8 values, by scales that bfloat16 holds."""
+        weight_OI = weight_OI.detach().float()
+        scale_O1 = (weight_OI.abs().amax(1, keepdim=True) / MAX_FLOAT8).bfloat16().float()
+        scale_O1.masked_fill_(scale_O1 == 0, 1.0)
+        return cls(_round(weight_OI / scale_O1), scale_O1)
+
+    def dequantize(self) -> torch.Tensor:
+        """Return the float32 weight_OI that this layer stands for."""
+        return self.weight.float() * self.weight_scale.float()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = x.detach().abs().amax(-1, keepdim=True).float().clamp(max=MAX_ACTIVATION) / MAX_FLOAT8
+        scale = scale.masked_fill(scale == 0, 1.0)
+        # float8 is exact in every wider dtype, so both scales can wait until after the product.
+        # NOTE: sums of unscaled values are beyond what float16 holds.
+        wide = torch.float32 if x.dtype == torch.float16 else x.dtype
+        product = F.linear(_round(x / scale).to(wide), self.weight.to(wide))
+        return (product * scale * self.weight_scale.flatten().float()).to(x.dtype)
+
+
+def _round(x: torch.Tensor) -> torch.Tensor:
+    """Return the nearest float8 values; what is beyond the greatest is cut to it, where a cast gives NaN."""
+    return x.clamp(-MAX_FLOAT8, MAX_FLOAT8).to(torch.float8_e4m3fn)
