@@ -84,6 +84,10 @@ class Engine:
             raise RequestError("a token id outside the vocabulary", expected=f"0 to {vocab_size - 1}", param="prompt")
         if params.logprobs and params.logprobs > vocab_size:
             raise RequestError(f"logprobs = {params.logprobs}", expected=f"at most {vocab_size}", param="logprobs")
+        if not all(0 <= token < vocab_size for token in (*dict(params.logit_bias), *params.banned_ids)):
+            raise RequestError(
+                "a token id outside the vocabulary", expected=f"0 to {vocab_size - 1}", param="logit_bias"
+            )
         room = self.max_context - len(prompt)
         if room < 0:
             raise RequestError(
@@ -134,10 +138,19 @@ class Engine:
 
     def _next_logits(self, requests: list[Request]) -> list[torch.Tensor]:
         """Feed the last token of each; the requests are all the running ones or a single one."""
+        for request in requests:
+            if request.num_unread > 1:
+                self._catch_up(request)
         positions = [request.last_position for request in requests]
         attend = self.cache.step_attend(self._running.index(requests[0]), positions)
         hidden_BD = self._forward([request.ids[-1] for request in requests], positions, attend)
         return list(self.model.logits(hidden_BD))
+
+    def _catch_up(self, request: Request) -> None:
+        """Feed what a grammar has forced, but the last token; done twice it changes nothing."""
+        start, tokens = request.last_position - request.num_unread + 1, request.ids[-request.num_unread : -1]
+        attend = self.cache.piece_attend(self._running.index(request), start, len(tokens))
+        self._forward(tokens, list(range(start, start + len(tokens))), attend)
 
     def _admit(self) -> list[Request]:
         """Move waiting requests to the free rows, first come first served."""
@@ -235,12 +248,7 @@ def _choose_tokens(items: list[tuple[Request, torch.Tensor]]) -> list[tuple[int,
     if not logits_BV.amax(-1).isfinite().all():
         raise FloatingPointError("the model's logits are not finite")
     requests = [request for request, _ in items]
-    tokens = choose(
-        logits_BV,
-        [request.params.temperature for request in requests],
-        [request.params.top_p for request in requests],
-        [request.draw for request in requests],
-    )
+    tokens = choose(logits_BV, [request.row for request in requests])
     logprobs: list[TokenLogprob | None] = [None] * len(tokens)
     for row, request in enumerate(requests):
         if request.params.logprobs is not None:
