@@ -5,6 +5,7 @@ calls are spelled by chat/call_grammar.py. Runs in no thread of its own: whoever
 """
 
 import json
+import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -60,11 +61,12 @@ def with_layout(schema: Any, *, is_strict: bool) -> Any:
 
 
 class GrammarCompiler:
-    """Compiles for one tokenizer; a sentence of a grammar may be followed by any of `stop_ids`."""
+    """Compiles for one tokenizer, in any thread; a sentence of a grammar may be followed by any of `stop_ids`."""
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]):
         self._tokenizer, self._stop_ids = tokenizer, list(stop_ids)
         self._vocabulary: llguidance.LLTokenizer | None = None
+        self._lock = threading.Lock()
 
     def compile(self, grammar: str, *, param: str = "grammar") -> "Grammar":
         """Compile a grammar; RequestError naming `param` for one that is wrong, too large or admits nothing."""
@@ -72,9 +74,10 @@ class GrammarCompiler:
             given, expected = f"a grammar of {len(grammar):,} characters", f"at most {MAX_GRAMMAR_CHARS:,}"
             raise RequestError(given, expected=expected, param=param)
         library = _library()
-        if self._vocabulary is None:
-            spelled = _SpelledTokens(self._tokenizer, self._stop_ids)
-            self._vocabulary = library.LLTokenizer(spelled, eos_token=self._stop_ids)  # type: ignore[arg-type]
+        with self._lock:
+            if self._vocabulary is None:
+                spelled = _SpelledTokens(self._tokenizer, self._stop_ids)
+                self._vocabulary = library.LLTokenizer(spelled, eos_token=self._stop_ids)
         limits = library.LLParserLimits(**LIMITS)
         compiled = Grammar(library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits), param)
         # The first step takes the longest: what it finds too complex is refused before anything is generated.

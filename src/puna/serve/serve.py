@@ -138,8 +138,7 @@ def make_server(served: "Served", rules: "Rules", *, host: str, port: int) -> "u
     """Build the HTTP server."""
     import uvicorn
 
-    from puna.serve.app import build_app
-    from puna.serve.http import JsonProtocol, Server
+    from puna.serve.app import JsonProtocol, Server, build_app
 
     config = uvicorn.Config(
         build_app(served, rules),

@@ -7,7 +7,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -15,8 +16,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from puna.chat.format import ChatFormat
+from puna.engine.grammar import Grammar
 from puna.engine.sampler import SamplingParams
 from puna.serve.engine_thread import Batch, EngineThread
+from puna.serve.grammars import Grammars
 from puna.serve.refusals import Refusal, as_refusal, encode_json
 from puna.serve.requests import Body
 from puna.tokenizer.tokenizer import Tokenizer
@@ -46,6 +49,11 @@ class Served:
     notice: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What compiles the forms that answers are held to."""
+        return Grammars(self.tokenizer, self.stop_ids)
+
     def require(self, name: str) -> None:
         """Refuse a model that is not this one."""
         if name != self.name:
@@ -60,6 +68,8 @@ class Served:
         max_tokens: int | None,
         logprobs: int | None,
         echo_logprobs: bool = False,
+        banned_ids: tuple[int, ...] = (),
+        grammar: Grammar | None = None,
     ) -> list[SamplingParams]:
         """Return the parameters of each of the `n` continuations of a prompt; None for max_tokens is all that fits."""
         room = self.max_context - len(prompt)
@@ -67,19 +77,26 @@ class Served:
         if wanted > room:
             message = f"{len(prompt):,} prompt tokens and {wanted:,} new ones; at most {self.max_context:,} fit."
             raise Refusal(400, message, param="max_tokens", code="context_length_exceeded")
-        return [
-            SamplingParams(
-                max_tokens=wanted,
-                temperature=self.temperature if body.temperature is None else body.temperature,
-                top_p=self.top_p if body.top_p is None else body.top_p,
-                stop_ids=self.stop_ids,
-                stop_strings=body.stop_strings,
-                seed=None if body.seed is None else _wrap(body.seed + index),
-                logprobs=logprobs,
-                echo_logprobs=echo_logprobs,
-            )
-            for index in range(body.n or 1)
-        ]
+        first = SamplingParams(
+            max_tokens=wanted,
+            temperature=self.temperature if body.temperature is None else body.temperature,
+            top_p=self.top_p if body.top_p is None else body.top_p,
+            stop_ids=self.stop_ids,
+            stop_strings=body.stop_strings,
+            seed=body.seed,
+            logprobs=logprobs,
+            echo_logprobs=echo_logprobs,
+            top_k=body.top_k or 0,
+            min_p=body.min_p or 0.0,
+            repetition_penalty=body.repetition_penalty or 1.0,
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            logit_bias=body.biases,
+            banned_ids=banned_ids,
+            grammar=grammar,
+        )
+        seeds = [None if body.seed is None else _wrap(body.seed + index) for index in range(body.n or 1)]
+        return [replace(first, seed=seed) for seed in seeds]
 
     def token_text(self, token: int) -> str:
         """Return a token as text, and one that is part of a character as OpenAI does: `bytes:\\xe2\\x80`."""
