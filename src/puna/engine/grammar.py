@@ -1,7 +1,7 @@
 """A JSON schema, a regex or a Lark grammar -> which ids may come next, and which must. The parser is llguidance's.
 
 Compiled once for a tokenizer, followed by any number of requests at once. Does not decide what a grammar is for: tool
-calls are spelled by chat/call_grammar.py. Runs in no thread of its own: whoever compiles bounds the time.
+calls are spelled by chat/call_grammar.py. What compiling may cost is found out by grammar_check.py.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from puna.engine.grammar_check import GrammarCheck
 from puna.errors import ConfigError, RequestError, TokenizerError
 from puna.tokenizer import Tokenizer
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_GRAMMAR_CHARS = 100_000
 MAX_REASON_CHARS = 300
+REHEARSED_TOKENS = 8
 # One line with one space behind a comma or a colon, as json.dumps writes it and the chat format teaches it: with free
 # space a weak model can write blanks for ever, and hardly a token is ever certain beforehand.
 JSON_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -67,6 +69,7 @@ class GrammarCompiler:
         self._tokenizer, self._stop_ids = tokenizer, list(stop_ids)
         self._vocabulary: llguidance.LLTokenizer | None = None
         self._lock = threading.Lock()
+        self._check = GrammarCheck(LIMITS)
 
     def compile(self, grammar: str, *, param: str = "grammar") -> "Grammar":
         """Compile a grammar; RequestError naming `param` for one that is wrong, too large or admits nothing."""
@@ -74,15 +77,24 @@ class GrammarCompiler:
             given, expected = f"a grammar of {len(grammar):,} characters", f"at most {MAX_GRAMMAR_CHARS:,}"
             raise RequestError(given, expected=expected, param=param)
         library = _library()
+        if problem := self._check.problem(grammar):
+            raise _unfit(problem, param)
         with self._lock:
             if self._vocabulary is None:
                 spelled = _SpelledTokens(self._tokenizer, self._stop_ids)
                 self._vocabulary = library.LLTokenizer(spelled, eos_token=self._stop_ids)
         limits = library.LLParserLimits(**LIMITS)
         compiled = Grammar(library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits), param)
-        # The first step takes the longest: what it finds too complex is refused before anything is generated.
-        compiled.matcher().admitted(self._tokenizer.vocab_size)
+        self._rehearse(compiled.matcher())
         return compiled
+
+    def _rehearse(self, matcher: "Matcher") -> None:
+        """Take the first steps, which cost the most, so that what they find too complex is refused here."""
+        for _ in range(REHEARSED_TOKENS):
+            admitted = np.flatnonzero(matcher.admitted(self._tokenizer.vocab_size) == 0)
+            if matcher.is_over or not len(admitted) or admitted[0] in self._stop_ids:
+                return
+            matcher.accept(int(admitted[0]))
 
 
 class Grammar:
@@ -127,8 +139,7 @@ class Matcher:
 
     def _check(self) -> None:
         if self._place.is_error():
-            reason = " ".join(self._place.get_error().split())[:MAX_REASON_CHARS]
-            raise RequestError(f"a grammar that cannot be followed ({reason})", param=self._param)
+            raise _unfit(self._place.get_error(), self._param)
 
 
 class _SpelledTokens:
@@ -145,6 +156,11 @@ class _SpelledTokens:
 
     def __call__(self, text: str) -> list[int]:
         return self._encode(text)
+
+
+def _unfit(reason: str, param: str) -> RequestError:
+    shown = " ".join(reason.split())[:MAX_REASON_CHARS]
+    return RequestError(f"a grammar that cannot be followed ({shown})", param=param)
 
 
 def _spelling(tokenizer: Tokenizer, index: int) -> bytes:
