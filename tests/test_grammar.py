@@ -56,7 +56,6 @@ def compiler() -> GrammarCompiler:
     return GrammarCompiler(tokenizer(), tokenizer().stop_ids)
 
 
-@cache
 def compiled(text: str) -> Grammar:
     return compiler().compile(text)
 
@@ -254,6 +253,9 @@ BROKEN = {
     "an endless schema": json_grammar({"$ref": "#"}),
     "an unknown format": json_grammar({"type": "string", "format": "secret"}),
     "a keyword that cannot be held": json_grammar({"type": "array", "uniqueItems": True}),
+    "deep rules": lark_grammar(
+        "start: a0\n" + "".join(f"a{n}: a{n + 1} | a{n + 1} a{n + 1}\n" for n in range(3000)) + 'a3000: "x"'
+    ),
     "too long": regex_grammar("a" * 200_000),
     "too many properties": json_grammar({"type": "object", "properties": {f"p{at}": {} for at in range(20_000)}}),
     "exponential": json_grammar(

@@ -1,9 +1,10 @@
 """A JSON schema, a regex or a Lark grammar -> which ids may come next, and which must. The parser is llguidance's.
 
-Compiled once for a tokenizer, followed by any number of requests at once. Does not decide what a grammar is for: tool
+Compiled for a tokenizer and one request, which may have several answers. Does not decide what a grammar is for: tool
 calls are spelled by chat/call_grammar.py. What compiling may cost is found out by grammar_check.py.
 """
 
+import hashlib
 import json
 import threading
 from collections.abc import Sequence
@@ -22,16 +23,17 @@ if TYPE_CHECKING:
 MAX_GRAMMAR_CHARS = 100_000
 MAX_REASON_CHARS = 300
 REHEARSED_TOKENS = 8
+MAX_REMEMBERED = 4096
 # One line with one space behind a comma or a colon, as json.dumps writes it and the chat format teaches it: with free
 # space a weak model can write blanks for ever, and hardly a token is ever certain beforehand.
 JSON_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# What a step may cost, in llguidance's units: about 7 ms for the lexer, 1 ms for the parser, 20 MB for its states.
+# What a step may cost, in llguidance's units: about 7 ms for the lexer, 1 ms for the parser, 40 MB for its states.
 LIMITS: dict[str, Any] = {
     "max_items_in_row": 2000,
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 100_000,
     "step_max_items": 20_000,
-    "max_lexer_states": 10_000,
+    "max_lexer_states": 20_000,
     "max_grammar_size": 100_000,
     "verbose_errors": False,
 }
@@ -70,6 +72,7 @@ class GrammarCompiler:
         self._vocabulary: llguidance.LLTokenizer | None = None
         self._lock = threading.Lock()
         self._check = GrammarCheck(LIMITS)
+        self._passed: set[bytes] = set()
 
     def compile(self, grammar: str, *, param: str = "grammar") -> "Grammar":
         """Compile a grammar; RequestError naming `param` for one that is wrong, too large or admits nothing."""
@@ -77,8 +80,7 @@ class GrammarCompiler:
             given, expected = f"a grammar of {len(grammar):,} characters", f"at most {MAX_GRAMMAR_CHARS:,}"
             raise RequestError(given, expected=expected, param=param)
         library = _library()
-        if problem := self._check.problem(grammar):
-            raise _unfit(problem, param)
+        self._pass(grammar, param)
         with self._lock:
             if self._vocabulary is None:
                 spelled = _SpelledTokens(self._tokenizer, self._stop_ids)
@@ -87,6 +89,18 @@ class GrammarCompiler:
         compiled = Grammar(library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits), param)
         self._rehearse(compiled.matcher())
         return compiled
+
+    def _pass(self, grammar: str, param: str) -> None:
+        """Let a grammar be checked, unless it is known to be sound."""
+        key = hashlib.sha256(grammar.encode("utf-8", "surrogatepass")).digest()
+        if key in self._passed:
+            return
+        if problem := self._check.problem(grammar):
+            raise _unfit(problem, param)
+        with self._lock:
+            if len(self._passed) >= MAX_REMEMBERED:
+                self._passed.clear()
+            self._passed.add(key)
 
     def _rehearse(self, matcher: "Matcher") -> None:
         """Take the first steps, which cost the most, so that what they find too complex is refused here."""
@@ -98,7 +112,10 @@ class GrammarCompiler:
 
 
 class Grammar:
-    """A compiled grammar, where every request begins."""
+    """A compiled grammar, where every answer to one request begins.
+
+    NOTE: what its matchers learn of it they share, and it is bounded; kept for ever it would be used up.
+    """
 
     def __init__(self, start: "llguidance.LLMatcher", param: str):
         self._start, self.param = start, param

@@ -1,12 +1,11 @@
 """What a request asks of its answer's form -> a compiled grammar: `response_format`, `tools` and `tool_choice`.
 
-Compiles in threads of its own, so that neither the engine nor the event loop waits, and keeps the last ones. The
-spelling of calls is the chat format's business, what a grammar admits the engine's.
+Compiles in threads of its own, so that neither the engine nor the event loop waits. The spelling of calls is the chat
+format's business, what a grammar admits the engine's.
 """
 
 import asyncio
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,7 +20,6 @@ from puna.tokenizer.tokenizer import Tokenizer
 NUM_THREADS = 2
 MAX_WAITING = 64
 MAX_SECONDS = 10.0
-NUM_KEPT = 64
 
 
 class Grammars:
@@ -29,7 +27,6 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]):
         self._compiler = GrammarCompiler(tokenizer, stop_ids)
-        self._kept: OrderedDict[tuple[str, str], Grammar] = OrderedDict()
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
         self._num_waiting = 0
@@ -55,19 +52,9 @@ class Grammars:
 
     def _compile(self, spell: Callable[[], str], param: str) -> Grammar:
         try:
-            key = spell(), param
+            return self._compiler.compile(spell(), param=param)
         except RecursionError:
             raise RequestError("a schema that is nested too deeply", param=param) from None
-        with self._lock:
-            if kept := self._kept.get(key):
-                self._kept.move_to_end(key)
-                return kept
-        grammar = self._compiler.compile(key[0], param=param)
-        with self._lock:
-            self._kept[key] = grammar
-            if len(self._kept) > NUM_KEPT:
-                self._kept.popitem(last=False)
-        return grammar
 
 
 async def answer_grammar(grammars: Grammars, form: ResponseFormat | None) -> Grammar | None:
