@@ -17,6 +17,7 @@ from puna.errors import ChatError
 
 SchemaLayout = Callable[[dict[str, Any], bool], dict[str, Any]]
 ANYTHING = r"/(?s:.*)/"
+BLANK = r"[\s\x1c-\x1f]*"  # What Python's strip takes away.
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def _builtin(name: str) -> str:
 def _code() -> str:
     """Return the rule of Python source: what is not spelled as another kind of call."""
     taken = "|".join(map(re.escape, CODE_TAKEN))
-    something, other_call = _regex(r"(?s:.*)\S(?s:.*)"), _regex(rf"\s*({taken})(?s:.*)")
+    something, other_call = _regex(r"(?s:.*)\S(?s:.*)"), _regex(rf"{BLANK}({taken})(?s:.*)")
     return f"CODE: {ANYTHING} & {something} & ~{other_call}"
 
 
@@ -122,7 +123,8 @@ def _plain(conversation: Conversation) -> str:
     if not names:
         return f"PLAIN: {ANYTHING}"
     tag = TAG_OPENING if conversation.call_format == "tag" else f"{TAG_OPENING}({names})>"
-    json_call = rf'\s*[\[{{](?s:.*)"name"\s*:\s*"({names})"(?s:.*)'
+    # Nothing spells "name" or a tool's name in another way but an escape of a character that needs none.
+    json_call = rf'{BLANK}[\[{{](?s:.*)("name"\s*:\s*"({names})"|\\u00[2-7])(?s:.*)'
     return f"PLAIN: {ANYTHING} & ~{_regex(json_call)} & ~{_regex(f'(?s:.*){tag}(?s:.*)')}"
 
 
