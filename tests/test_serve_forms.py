@@ -3,7 +3,9 @@
 import concurrent.futures
 import json
 import re
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -14,6 +16,7 @@ from test_serve import HI, KEY, connect, serving
 
 from puna.checkpoint.checkpoint import save_checkpoint
 from puna.engine import grammar_check
+from puna.errors import CheckpointError
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.serve import grammars
@@ -46,7 +49,7 @@ SENTENCES = [
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory) -> Iterator[Served]:
+def checkpoint(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp("forms") / "tiny"
     directory.mkdir()
@@ -57,9 +60,14 @@ def served(tmp_path_factory) -> Iterator[Served]:
     with torch.no_grad():
         model.embed_tokens.weight.mul_(20)
     save_checkpoint(directory, model, tokenizer)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def served(checkpoint) -> Iterator[Served]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grammar_check, "SECONDS", 1.0)
-        yield open_served(directory)
+        yield open_served(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +278,19 @@ def test_sampling_settings_reach_the_choice(client, served):
             prompt="o", **{k: told[k] for k in told if k != "messages"}, extra_body=penalty
         )
         assert plain.choices[0].text != varied.choices[0].text, penalty
+
+
+def test_how_to_sample_is_taken_from_the_checkpoint_where_a_request_says_nothing(checkpoint, client, tmp_path):
+    directory = tmp_path / "tiny"
+    shutil.copytree(checkpoint, directory)
+    path = directory / "generation_config.json"
+    asked = {"model": "tiny", "messages": HI, "max_tokens": 20}
+    greedy = client.chat.completions.create(**asked, temperature=0).choices
+    for told in ({"do_sample": False}, {"temperature": 2.0, "top_k": 1}, {"min_p": 1.0, "temperature": 9}):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": None, "do_sample": True} | told))
+        with serving(open_served(directory)) as url:
+            assert connect(url).chat.completions.create(**asked).choices == greedy
+    for name, value in (("temperature", "hot"), ("top_k", 1.5), ("repetition_penalty", 0), ("top_p", True)):
+        path.write_text(json.dumps({name: value}))
+        with pytest.raises(CheckpointError, match=name):
+            open_served(directory)

@@ -33,7 +33,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Served:
-    """What the routes know. `temperature` and `top_p` hold where a request names none.
+    """What the routes know. `defaults` hold where a request says nothing of how to sample.
 
     `notice` is what the model's licences want to be shown.
     """
@@ -44,8 +44,7 @@ class Served:
     engine: EngineThread
     max_context: int
     stop_ids: tuple[int, ...]
-    temperature: float = 1.0
-    top_p: float = 1.0
+    defaults: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=1.0))
     notice: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -77,20 +76,23 @@ class Served:
         if wanted > room:
             message = f"{len(prompt):,} prompt tokens and {wanted:,} new ones; at most {self.max_context:,} fit."
             raise Refusal(400, message, param="max_tokens", code="context_length_exceeded")
-        first = SamplingParams(
+        asked = {
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "top_k": body.top_k,
+            "min_p": body.min_p,
+            "repetition_penalty": body.repetition_penalty,
+            "presence_penalty": body.presence_penalty,
+            "frequency_penalty": body.frequency_penalty,
+        }
+        first = replace(
+            self.defaults,
+            **{name: value for name, value in asked.items() if value is not None},
             max_tokens=wanted,
-            temperature=self.temperature if body.temperature is None else body.temperature,
-            top_p=self.top_p if body.top_p is None else body.top_p,
             stop_ids=self.stop_ids,
             stop_strings=body.stop_strings,
-            seed=body.seed,
             logprobs=logprobs,
             echo_logprobs=echo_logprobs,
-            top_k=body.top_k or 0,
-            min_p=body.min_p or 0.0,
-            repetition_penalty=body.repetition_penalty or 1.0,
-            presence_penalty=body.presence_penalty or 0.0,
-            frequency_penalty=body.frequency_penalty or 0.0,
             logit_bias=body.biases,
             banned_ids=banned_ids,
             grammar=grammar,
