@@ -5,6 +5,7 @@ Speaks plain HTTP; beyond this machine put a proxy with TLS before it.
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,6 +66,7 @@ def serve(
     if max_context is not None and max_context < 2:
         raise ConfigError(f"--max-context {max_context}", expected="2 or more tokens")
     try:
+        import_module("llguidance")
         from puna.serve.gate import make_rules
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}", hint="pip install 'puna[serve]'") from None
