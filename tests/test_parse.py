@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from meta_chat import chat, ids_of, llama, tool
 
 from puna.chat import Conversation, Message, ToolCall
+from puna.chat.parse import read_tags
 
 START, EOM, EOT, PYTHON_TAG = 128006, 128008, 128009, 128010
 
@@ -209,3 +210,11 @@ def test_parsing_inverts_rendering_for_any_message_with_calls(
 def test_parsing_inverts_rendering_for_plain_text(content: str, tools: tuple[dict[str, Any], ...]):
     encoded = chat().encode(asked_then(Message("assistant", content), tools=tools))
     assert chat().parse(encoded.ids[encoded.mask.index(True) :], tools) == Message("assistant", content.strip())
+
+
+def test_a_closing_tag_within_an_argument_closes_nothing():
+    text = '<function=find>{"by": "a</function>b\\"</function>", "n": 1}</function><function=find>{"n": 2}</function>'
+    calls, rest = read_tags(text, {"find": None})
+    assert [call.arguments for call in calls] == [{"by": 'a</function>b"</function>', "n": 1}, {"n": 2}] and rest == ""
+    odd = '<function=find>{"n": "}</function>'
+    assert read_tags(odd, {"find": None}) == ((), odd)

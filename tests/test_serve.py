@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -68,7 +69,9 @@ class ScriptedEngine:
         return bool(self.running)
 
     def submit(self, prompt: list[int], params: SamplingParams) -> int:
-        request = Request(len(self.requests), prompt, params, TextStream(self.tokenizer, params.stop_strings))
+        # What the script says, a grammar cannot unsay.
+        free = replace(params, grammar=None)
+        request = Request(len(self.requests), prompt, free, TextStream(self.tokenizer, params.stop_strings))
         self.requests.append(request)
         self.running[request.id] = request
         return request.id
@@ -358,17 +361,22 @@ BAD_CHATS = [
     ({"today": "yesterday"}, "messages"),
     ({"environment": "bash"}, "environment"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
-    ({"tools": [{**TOOL, "function": {**TOOL["function"], "strict": True}}]}, "tools[0].function.strict"),
+    ({"tools": [{**TOOL, "function": {**TOOL["function"], "strict": 1}}]}, "tools[0].function.strict"),
     ({"tool_choice": "required"}, "tool_choice"),
+    ({"tool_choice": "any"}, "tool_choice"),
     ({"tool_choice": {"type": "function", "function": {"name": "find_order"}}}, "tool_choice"),
     ({"top_logprobs": 2}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
-    ({"response_format": {"type": "json_object"}}, "response_format.type"),
-    ({"frequency_penalty": 0.5}, "frequency_penalty"),
-    ({"logit_bias": {"5": 1}}, "logit_bias"),
+    ({"response_format": {"type": "xml"}}, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"frequency_penalty": 2.5}, "frequency_penalty"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+    ({"logit_bias": {"five": 1}}, "logit_bias.five"),
+    ({"logit_bias": {"9999": 1}}, "logit_bias"),
     ({"store": True}, "store"),
-    ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+    ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
     ({"temprature": 1}, "temprature"),
     ({"guided_json": {}}, "guided_json"),
 ]

@@ -65,6 +65,7 @@ class ChatFormat:
         self.python_tag = tokenizer.special("python_tag")
         self.pad_id = tokenizer.special("finetune_right_pad_id")
         self.stop_ids = (tokenizer.special("eot_id"), tokenizer.special("eom_id"), self._end_of_text)
+        self.call_ids = (self.python_tag, tokenizer.special("eom_id"))  # No message without a call holds one of these.
         self._headers = {name: self._header(name) for name in ("system", "user", "assistant", "ipython")}
 
     def encode(self, conversation: Conversation) -> Encoded:

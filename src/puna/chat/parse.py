@@ -17,7 +17,9 @@ TAG_OPENING, TAG_CLOSING = "<function=", "</function>"
 # Source that begins like this would be read as another spelling.
 CODE_TAKEN = ("{", "[", TAG_OPENING, *(f"{name}.call(" for name in BUILTIN_TOOLS))
 _BUILTIN_CALL = re.compile(rf'({"|".join(BUILTIN_TOOLS)})\.call\(query="([^"]*)"\)')
-_FUNCTION_TAG = re.compile(rf"{TAG_OPENING}([^<>{{}}\s]+)>(.*?){TAG_CLOSING}", re.DOTALL)
+# A closing tag within a string of the arguments closes nothing.
+_STRING = r'"(?:[^"\\]|\\.)*+"'
+_FUNCTION_TAG = re.compile(rf"{TAG_OPENING}([^<>{{}}\s]+)>((?>{_STRING}|.)*?){TAG_CLOSING}", re.DOTALL)
 _SEPARATOR = re.compile(r"[\s;,]*")
 _DECODER = json.JSONDecoder()
 

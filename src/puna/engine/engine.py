@@ -90,6 +90,10 @@ class Engine:
             raise RequestError("a token id outside the vocabulary", expected=f"0 to {vocab_size - 1}", param="prompt")
         if params.logprobs and params.logprobs > vocab_size:
             raise RequestError(f"logprobs = {params.logprobs}", expected=f"at most {vocab_size}", param="logprobs")
+        if not all(0 <= token < vocab_size for token in (*dict(params.logit_bias), *params.banned_ids)):
+            raise RequestError(
+                "a token id outside the vocabulary", expected=f"0 to {vocab_size - 1}", param="logit_bias"
+            )
         if len(prompt) > self.max_context:
             raise RequestError(
                 f"a prompt of {len(prompt)} tokens", expected=f"at most {self.max_context}", param="prompt"
@@ -211,12 +215,7 @@ def _choose_tokens(items: "list[tuple[Request, torch.Tensor]]") -> list[Choice]:
     if not logits_BV.amax(-1).isfinite().all():
         raise FloatingPointError("the model's logits are not finite")
     requests = [request for request, _ in items]
-    tokens = choose(
-        logits_BV,
-        [request.params.temperature for request in requests],
-        [request.params.top_p for request in requests],
-        [request.draw for request in requests],
-    )
+    tokens = choose(logits_BV, [request.row for request in requests])
     choices: list[Choice] = []
     for row, (request, token) in enumerate(zip(requests, tokens, strict=True)):
         num_top = request.params.logprobs

@@ -1,10 +1,10 @@
 """One request on its way through the engine: its tokens, its pages, and when it ends. Knows no cache and no model."""
 
-import random
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 
+from puna.engine.choose import Row
 from puna.engine.sampler import Chunk, FinishReason, SamplingParams, TokenLogprob
 from puna.engine.text import TextStream
 
@@ -32,17 +32,14 @@ class Request:
     table: "array[int]" = field(default_factory=lambda: array("i"))
     page_keys: list[bytes] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
-    draw: float = 0.0
+    row: Row = field(init=False)
     _has_told: bool = False
-    _random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
+        self.row = Row(self.prompt, self.params)
         if self.params.echo_logprobs:
             self.prompt_logprobs.append(None)
-        # One generator a request: what else is in the batch cannot change its draws.
-        self._random = random.Random(self.params.seed)
-        self.draw = self._random.random()
 
     @property
     def ids(self) -> list[int]:
@@ -55,12 +52,12 @@ class Request:
 
     @property
     def num_left(self) -> int:
-        """Tokens to compute before the next one can be chosen."""
+        """Tokens to compute before the next one can be chosen; after a jump more than one is generated."""
         return len(self.tokens) - self.num_computed
 
     @property
     def is_decoding(self) -> bool:
-        return self.num_left == 1 and len(self.tokens) > len(self.prompt)
+        return self.num_computed >= len(self.prompt)
 
     @property
     def num_to_score(self) -> int:
@@ -74,31 +71,37 @@ class Request:
             del self.prompt_logprobs[1:]
 
     def extend(self, token: int, logprob: TokenLogprob | None) -> Chunk:
-        """Take a chosen token (or, if none was asked for, leave it); the last chunk has a finish_reason."""
+        """Take a chosen token (or, if none was asked for, leave it), and those that its grammar leaves no choice about.
+
+        The last chunk has a finish_reason.
+        """
         if self.params.max_tokens == 0:
             return self.end("length")
-        self.draw = self._random.random()
-        self.tokens.append(token)
-        ids, logprobs = (token,), (logprob,) if logprob else ()
-        if token in self.params.stop_ids:
-            return self.end("stop", ids=ids, text=self.text.finish(), logprobs=logprobs)
-        text = self.text.feed(token)
-        if self.text.is_stopped:
-            return self.end("stop", ids=ids, text=text, logprobs=logprobs)
-        if len(self.tokens) >= self.max_len:
-            return self.end("length", ids=ids, text=text + self.text.finish(), logprobs=logprobs)
-        return Chunk(ids, text, logprobs, prompt_logprobs=self._take_prompt_logprobs())
+        ids, text, reason = [token], *self._take(token)
+        # Log-probabilities are the model's, so where they are asked for it is asked about each token.
+        if reason is None and self.row.matcher and self.params.logprobs is None:
+            for forced in self.row.matcher.forced_ids():
+                more, reason = self._take(forced)
+                ids, text = [*ids, forced], text + more
+                if reason is not None:
+                    break
+        logprobs = (logprob,) if logprob else ()
+        return Chunk(tuple(ids), text, logprobs, reason, self._take_prompt_logprobs())
 
-    def end(
-        self,
-        reason: FinishReason,
-        *,
-        ids: tuple[int, ...] = (),
-        text: str = "",
-        logprobs: tuple[TokenLogprob, ...] = (),
-        error: str = "",
-    ) -> Chunk:
-        return Chunk(ids, text, logprobs, reason, self._take_prompt_logprobs(), error)
+    def _take(self, token: int) -> tuple[str, FinishReason | None]:
+        """Append an id; return the text that it makes certain and why the request ends here, if it does."""
+        self.row.accept(token)
+        self.tokens.append(token)
+        text = "" if token in self.params.stop_ids else self.text.feed(token)
+        reason: FinishReason | None = None
+        if token in self.params.stop_ids or self.text.is_stopped or (self.row.matcher and self.row.matcher.is_over):
+            reason = "stop"
+        elif len(self.tokens) >= self.max_len:
+            reason = "length"
+        return text + ("" if reason is None else self.text.finish()), reason
+
+    def end(self, reason: FinishReason, *, error: str = "") -> Chunk:
+        return Chunk((), "", (), reason, self._take_prompt_logprobs(), error)
 
     def _take_prompt_logprobs(self) -> tuple[TokenLogprob | None, ...]:
         told, self._has_told = self._has_told, True

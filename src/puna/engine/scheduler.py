@@ -76,7 +76,8 @@ class Scheduler:
 
     def plan(self) -> list[Work]:
         """Choose what to compute next; every work's pages are there, in its request's table."""
-        works = [work for request in list(self.running) if request.is_decoding and (work := self._grow(request, 1))]
+        decoding = [request for request in self.running if request.is_decoding]
+        works = [work for request in decoding if (work := self._grow(request, min(request.num_left, BUSY_TOKENS)))]
         left = BUSY_TOKENS if works else IDLE_TOKENS
         for request in [*self.running]:
             if left > 0 and not request.is_decoding and (work := self._grow(request, min(request.num_left, left))):

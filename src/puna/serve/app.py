@@ -1,22 +1,29 @@
-"""A served checkpoint and the gate's rules -> the web application. The routes are the table at its head.
+"""A served checkpoint and the gate's rules -> the web application and its server. The routes are the table at its head.
 
 Serves no pages: FastAPI's documentation loads scripts from elsewhere, so only /openapi.json is there, behind the key.
 """
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
+import h11
+import uvicorn
 from fastapi import FastAPI
 from starlette.responses import Response
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from puna import __version__
 from puna.serve.chat_completions import create_chat_completion
 from puna.serve.completions import create_completion
+from puna.serve.engine_thread import EngineThread
 from puna.serve.gate import Gate, Rules
-from puna.serve.refusals import add_error_handlers, json_response, overloaded
+from puna.serve.refusals import Refusal, add_error_handlers, encode_json, json_response, overloaded
 from puna.serve.served import Served
+
+LAST_SECONDS = 2.0
 
 
 async def check_health(served: Served) -> Response:
@@ -76,3 +83,38 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
 def _model(served: Served) -> dict[str, str | int]:
     model: dict[str, str | int] = {"id": served.name, "object": "model", "created": served.created, "owned_by": "puna"}
     return model | ({"notice": served.notice} if served.notice else {})
+
+
+class Server(uvicorn.Server):
+    """Waits for running requests when told to stop; shortly before it gives up, ends them with an error."""
+
+    def __init__(self, config: uvicorn.Config, engine: EngineThread):
+        super().__init__(config)
+        self._engine = engine
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        patience = max(0.0, (self.config.timeout_graceful_shutdown or 0) - LAST_SECONDS)
+        ending = asyncio.get_running_loop().call_later(patience, self._engine.refuse_and_end)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+
+class JsonProtocol(H11Protocol):
+    """HTTP/1.1 whose answer to bytes that are no HTTP is JSON."""
+
+    def send_400_response(self, msg: str) -> None:
+        body = encode_json(Refusal(400, msg, code="invalid_http").body())
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from puna.chat.conversation import Conversation
 from puna.serve.chat_reply import ChatReply, Piece
 from puna.serve.engine_thread import Batch
+from puna.serve.grammars import message_grammar
 from puna.serve.refusals import Refusal, json_response
 from puna.serve.requests import ChatRequest
 from puna.serve.served import EventStream, Served, answer_unless_gone, usage
@@ -24,11 +25,15 @@ async def create_chat_completion(served: Served, body: ChatRequest, request: Req
     """Answer a chat request in OpenAI's format."""
     served.require(body.model)
     conversation, prompt = await asyncio.to_thread(_read_conversation, served, body)
+    grammar = await message_grammar(served.grammars, body, conversation)
     params = served.sampling(
         body,
         prompt,
         max_tokens=body.max_tokens or body.max_completion_tokens,
         logprobs=body.num_top_logprobs,
+        # Without a grammar only these could begin a call or promise one.
+        banned_ids=served.format.call_ids if body.tool_choice == "none" and grammar is None else (),
+        grammar=grammar,
     )
     batch = await served.engine.submit([(prompt, each) for each in params])
     tools = None if body.tool_choice == "none" else list(conversation.tools)

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from puna.engine.sampler import Chunk, SamplingParams, TokenLogprob
 from puna.errors import RequestError, TokenizerError
 from puna.serve.engine_thread import Batch
+from puna.serve.grammars import answer_grammar
 from puna.serve.refusals import json_response
 from puna.serve.requests import CompletionRequest
 from puna.serve.served import EventStream, Served, answer_unless_gone, logprob_value, usage
@@ -30,6 +31,7 @@ async def create_completion(served: Served, body: CompletionRequest, request: Re
     prompts = await asyncio.to_thread(lambda: [_token_ids(served, prompt) for prompt in body.prompts()])
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     is_echo = bool(body.echo) or max_tokens == 0
+    grammar = await answer_grammar(served.grammars, body.response_format)
     pairs: list[tuple[list[int], SamplingParams]] = []
     for prompt in prompts:
         params = served.sampling(
@@ -38,6 +40,7 @@ async def create_completion(served: Served, body: CompletionRequest, request: Re
             max_tokens=max_tokens,
             logprobs=body.logprobs,
             echo_logprobs=is_echo and body.logprobs is not None,
+            grammar=grammar,
         )
         pairs += [(prompt, each) for each in params]
     batch = await served.engine.submit(pairs)

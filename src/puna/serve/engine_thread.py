@@ -51,6 +51,8 @@ class Batch:
         """Yield until every continuation has ended; one that fails raises the Refusal to answer with."""
         while self._open:
             index, chunk = await self._arrived.get()
+            if chunk.error.startswith(f"{RequestError.__name__}: "):
+                raise Refusal(400, chunk.error.partition(": ")[2], code="generation_failed")
             if chunk.finish_reason == "error":
                 # What the engine says may hold more than a client should see; it has logged it.
                 raise Refusal(500, "Generation failed; the server's log says why.", code="generation_failed")

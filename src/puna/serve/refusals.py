@@ -114,12 +114,12 @@ def _invalid(error: RequestValidationError) -> Refusal:
 def _place(location: Sequence[Any], body: Any, kind: str) -> str:
     """Spell a location as the client would, leaving out pydantic's names of union branches."""
     place = ""
-    for part in location:
+    for index, part in enumerate(location):
         if isinstance(part, int) and isinstance(body, list) and part < len(body):
             place, body = f"{place}[{part}]", body[part]
         elif isinstance(body, dict) and part in body:
             place, body = f"{place}.{part}".lstrip("."), body[part]
-        elif kind == "missing" and part == location[-1]:
+        elif kind == "missing" and index == len(location) - 1:
             place = f"{place}.{part}".lstrip(".")
     return place
 

@@ -11,16 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validato
 from pydantic_core import PydanticCustomError
 
 from puna.config import suggestion
-from puna.engine.sampler import MAX_TOKENS
+from puna.engine.grammar.grammar import MAX_GRAMMAR_CHARS
+from puna.engine.sampler import MAX_BIAS, MAX_BIASES, MAX_PENALTY, MAX_REPETITION_PENALTY, MAX_TOKENS, MAX_TOP_K
 
 MAX_DEPTH = 64
 MAX_PROMPTS = 256
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
-Zero = Annotated[float, Field(ge=0, le=0)]
 One = Annotated[int, Field(ge=1, le=1)]
-Nothing = Annotated[dict[str, float], Field(max_length=0)]
+Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
+WrittenId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
+Biases = Annotated[dict[WrittenId, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]], Field(max_length=MAX_BIASES)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
@@ -30,6 +32,49 @@ class StreamOptions(BaseModel):
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
+
+
+class TextFormat(BaseModel):
+    model_config = STRICT
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(BaseModel):
+    model_config = STRICT
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(BaseModel):
+    """A schema that is not strict is held to as far as it can be."""
+
+    model_config = STRICT
+
+    name: Name
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(BaseModel):
+    model_config = STRICT
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class GrammarFormat(BaseModel):
+    """Puna's own: OpenAI has these words for the input of custom tools."""
+
+    model_config = STRICT
+
+    type: Literal["grammar"]
+    syntax: Literal["lark", "regex"]
+    definition: Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
+
+
+ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | GrammarFormat
 
 
 class Body(BaseModel):
@@ -46,9 +91,13 @@ class Body(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
-    frequency_penalty: Zero | None = None
-    presence_penalty: Zero | None = None
-    logit_bias: Nothing | None = None
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1 / MAX_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: Biases | None = None
+    response_format: Annotated[ResponseFormat, Field(discriminator="type")] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -72,6 +121,10 @@ class Body(BaseModel):
     @property
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        return tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items())
 
     @property
     def wants_usage(self) -> bool:
@@ -154,7 +207,7 @@ class Function(BaseModel):
     name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
 
 
 class Tool(BaseModel):
@@ -170,10 +223,17 @@ def _keep_as_given(value: Any, check: Any) -> Any:
     return value
 
 
-class ResponseFormat(BaseModel):
+class NamedFunction(BaseModel):
     model_config = STRICT
 
-    type: Literal["text"]
+    name: Name
+
+
+class NamedChoice(BaseModel):
+    model_config = STRICT
+
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class ChatRequest(Body):
@@ -181,7 +241,8 @@ class ChatRequest(Body):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
     tools: Annotated[list[Annotated[Tool, WrapValidator(_keep_as_given)]], Field(max_length=128)] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
     logprobs: bool | None = None
@@ -196,8 +257,6 @@ class ChatRequest(Body):
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    parallel_tool_calls: Literal[True] | None = None
-    response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
     reasoning_effort: Literal["none"] | None = None
     verbosity: Literal["medium"] | None = None
@@ -218,6 +277,12 @@ class ChatRequest(Body):
     @property
     def num_top_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def strictness(self) -> dict[str, bool]:
+        """Say of each tool whether its schema is to be held to the letter or refused."""
+        tools = cast(list[dict[str, Any]], self.tools or [])
+        return {tool["function"]["name"]: bool(tool["function"].get("strict")) for tool in tools}
 
     def conversation(self) -> dict[str, Any]:
         """Return the dialogue for Conversation.from_json, without the tools if none may be called."""

@@ -5,18 +5,22 @@ Speaks plain HTTP; beyond this machine put a proxy with TLS before it.
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from puna.errors import CheckpointError, ConfigError
+from puna.errors import CheckpointError, ConfigError, RequestError
 
 if TYPE_CHECKING:
     import uvicorn
 
+    from puna.engine.sampler import SamplingParams
     from puna.serve.gate import Rules
     from puna.serve.served import Served
 
 SHUTDOWN_SECONDS = 30
+# What is read of generation_config.json.
+SAMPLING_DEFAULTS = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "repetition_penalty": float}
 
 
 def serve(
@@ -62,6 +66,7 @@ def serve(
     if max_context is not None and max_context < 2:
         raise ConfigError(f"--max-context {max_context}", expected="2 or more tokens")
     try:
+        import_module("llguidance")
         from puna.serve.gate import make_rules
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}", hint="pip install 'puna[serve]'") from None
@@ -103,7 +108,6 @@ def open_served(
             dtype=None if dtype == "stored" else getattr(torch, dtype),
         )
     chat_format = ChatFormat(sampler.tokenizer)
-    temperature, top_p = _sampling_defaults(checkpoint)
     stop_ids = (*Checkpoint.open(checkpoint).stop_ids, *chat_format.stop_ids)
     return Served(
         name=name or checkpoint.resolve().name,
@@ -112,34 +116,39 @@ def open_served(
         engine=EngineThread(sampler.engine, max_jobs=max_queue),
         max_context=sampler.max_context,
         stop_ids=tuple(dict.fromkeys(stop_ids)),
-        temperature=temperature,
-        top_p=top_p,
+        defaults=_sampling_defaults(checkpoint),
         notice=", ".join(badges(licences_of(checkpoint))),
     )
 
 
-def _sampling_defaults(checkpoint: Path) -> tuple[float, float]:
-    """Read temperature and top_p from generation_config.json, 0 for greedy; what it does not say is OpenAI's 1."""
+def _sampling_defaults(checkpoint: Path) -> "SamplingParams":
+    """Read generation_config.json, where not to sample is temperature 0; what it does not say is OpenAI's default."""
     from puna.checkpoint.directory import find_file, read_json
+    from puna.engine.sampler import SamplingParams
 
     path = find_file(checkpoint, "generation_config.json")
     config = read_json(path) if path else {}
-    values: list[float] = []
-    for name, most in (("temperature", 2.0), ("top_p", 1.0)):
+    values: dict[str, Any] = {"temperature": 1.0}
+    for name, kind in SAMPLING_DEFAULTS.items():
         value = config.get(name)
-        value = 1.0 if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-            raise CheckpointError(f"{path}: {name} = {value!r}", expected=f"a number from 0 to {most:g}")
-        values.append(float(value))
-    return 0.0 if config.get("do_sample") is False else values[0], values[1]
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, kind)):
+            raise CheckpointError(f"{path}: {name} = {value!r}", expected="a number")
+        values[name] = kind(value)
+    if config.get("do_sample") is False:
+        values["temperature"] = 0.0
+    try:
+        return SamplingParams(**values)
+    except RequestError as error:
+        raise CheckpointError(f"{path}: {error.given}", expected=error.expected) from None
 
 
 def make_server(served: "Served", rules: "Rules", *, host: str, port: int) -> "uvicorn.Server":
     """Build the HTTP server."""
     import uvicorn
 
-    from puna.serve.app import build_app
-    from puna.serve.http import JsonProtocol, Server
+    from puna.serve.app import JsonProtocol, Server, build_app
 
     config = uvicorn.Config(
         build_app(served, rules),

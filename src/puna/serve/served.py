@@ -7,7 +7,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -15,8 +16,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from puna.chat.format import ChatFormat
+from puna.engine.grammar.grammar import Grammar
 from puna.engine.sampler import SamplingParams
 from puna.serve.engine_thread import Batch, EngineThread
+from puna.serve.grammars import Grammars
 from puna.serve.refusals import Refusal, as_refusal, encode_json
 from puna.serve.requests import Body
 from puna.tokenizer.tokenizer import Tokenizer
@@ -30,7 +33,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Served:
-    """What the routes know. `temperature` and `top_p` hold where a request names none.
+    """What the routes know. `defaults` hold where a request says nothing of how to sample.
 
     `notice` is what the model's licences want to be shown.
     """
@@ -41,10 +44,14 @@ class Served:
     engine: EngineThread
     max_context: int
     stop_ids: tuple[int, ...]
-    temperature: float = 1.0
-    top_p: float = 1.0
+    defaults: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=1.0))
     notice: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What compiles the forms that answers are held to."""
+        return Grammars(self.tokenizer, self.stop_ids)
 
     def require(self, name: str) -> None:
         """Refuse a model that is not this one."""
@@ -60,6 +67,8 @@ class Served:
         max_tokens: int | None,
         logprobs: int | None,
         echo_logprobs: bool = False,
+        banned_ids: tuple[int, ...] = (),
+        grammar: Grammar | None = None,
     ) -> list[SamplingParams]:
         """Return the parameters of each of the `n` continuations of a prompt; None for max_tokens is all that fits."""
         room = self.max_context - len(prompt)
@@ -67,19 +76,29 @@ class Served:
         if wanted > room:
             message = f"{len(prompt):,} prompt tokens and {wanted:,} new ones; at most {self.max_context:,} fit."
             raise Refusal(400, message, param="max_tokens", code="context_length_exceeded")
-        return [
-            SamplingParams(
-                max_tokens=wanted,
-                temperature=self.temperature if body.temperature is None else body.temperature,
-                top_p=self.top_p if body.top_p is None else body.top_p,
-                stop_ids=self.stop_ids,
-                stop_strings=body.stop_strings,
-                seed=None if body.seed is None else _wrap(body.seed + index),
-                logprobs=logprobs,
-                echo_logprobs=echo_logprobs,
-            )
-            for index in range(body.n or 1)
-        ]
+        asked = {
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "top_k": body.top_k,
+            "min_p": body.min_p,
+            "repetition_penalty": body.repetition_penalty,
+            "presence_penalty": body.presence_penalty,
+            "frequency_penalty": body.frequency_penalty,
+        }
+        first = replace(
+            self.defaults,
+            **{name: value for name, value in asked.items() if value is not None},
+            max_tokens=wanted,
+            stop_ids=self.stop_ids,
+            stop_strings=body.stop_strings,
+            logprobs=logprobs,
+            echo_logprobs=echo_logprobs,
+            logit_bias=body.biases,
+            banned_ids=banned_ids,
+            grammar=grammar,
+        )
+        seeds = [None if body.seed is None else _wrap(body.seed + index) for index in range(body.n or 1)]
+        return [replace(first, seed=seed) for seed in seeds]
 
     def token_text(self, token: int) -> str:
         """Return a token as text, and one that is part of a character as OpenAI does: `bytes:\\xe2\\x80`."""

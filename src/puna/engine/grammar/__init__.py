@@ -1,0 +1,1 @@
+"""Grammar: what an answer must look like, held while it is sampled."""

@@ -1,0 +1,102 @@
+"""What a request asks of its answer's form -> a compiled grammar: `response_format`, `tools` and `tool_choice`.
+
+Compiles in threads of its own, so that neither the engine nor the event loop waits. The spelling of calls is the chat
+format's business, what a grammar admits the engine's.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from puna.chat.call_grammar import CallRules, call_grammar
+from puna.chat.conversation import Conversation
+from puna.engine.grammar.grammar import Grammar, GrammarCompiler, json_grammar, lark_grammar, regex_grammar, with_layout
+from puna.errors import ChatError, RequestError
+from puna.serve.refusals import Refusal, overloaded
+from puna.serve.requests import ChatRequest, GrammarFormat, JsonSchemaFormat, NamedChoice, ResponseFormat, TextFormat
+from puna.tokenizer.tokenizer import Tokenizer
+
+NUM_THREADS = 2
+MAX_WAITING = 64
+MAX_SECONDS = 10.0
+
+
+class Grammars:
+    """Compiles for one tokenizer; one that fails or takes too long is refused, and the next is compiled."""
+
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]):
+        self._compiler = GrammarCompiler(tokenizer, stop_ids)
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
+        self._num_waiting = 0
+
+    async def compile(self, spell: Callable[[], str], *, param: str) -> Grammar:
+        """Return the grammar that `spell` gives as text; RequestError or Refusal naming `param` where it cannot be."""
+        if self._num_waiting >= MAX_WAITING:
+            raise overloaded("Too many grammars are waiting to be compiled.")
+        self._num_waiting += 1
+        job = self._threads.submit(self._compile, spell, param)
+        job.add_done_callback(lambda _: self._count_down())
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(job), MAX_SECONDS)
+        except TimeoutError:
+            if job.running():
+                message = f"{param}: a grammar that takes more than {MAX_SECONDS:g} seconds to compile."
+                raise Refusal(400, message, param=param) from None
+            raise overloaded("Other grammars are being compiled.") from None
+
+    def _count_down(self) -> None:
+        with self._lock:
+            self._num_waiting -= 1
+
+    def _compile(self, spell: Callable[[], str], param: str) -> Grammar:
+        try:
+            return self._compiler.compile(spell(), param=param)
+        except RecursionError:
+            raise RequestError("a schema that is nested too deeply", param=param) from None
+
+
+async def answer_grammar(grammars: Grammars, form: ResponseFormat | None) -> Grammar | None:
+    """Return the grammar of an answer that is no call; None where it is free."""
+    if form is None or isinstance(form, TextFormat):
+        return None
+    return await grammars.compile(lambda: _spell_answer(form), param="response_format")
+
+
+async def message_grammar(grammars: Grammars, body: ChatRequest, conversation: Conversation) -> Grammar | None:
+    """Return the grammar of the next message: a call, or text or an answer in its form where the choice allows it."""
+    choice, form = body.tool_choice or "auto", body.response_format
+    name = choice.function.name if isinstance(choice, NamedChoice) else ""
+    if name and name not in body.strictness:
+        raise RequestError(f"tool_choice names {name!a}", expected="one of the tools", param="tool_choice")
+    if choice == "none" or (choice == "auto" and not conversation.tools):
+        return await answer_grammar(grammars, form)
+    if choice == "required" and not (conversation.tools or conversation.environment):
+        raise RequestError("tool_choice 'required' without tools", expected="tools to choose from", param="tool_choice")
+    has_answer = choice == "auto" and not (form is None or isinstance(form, TextFormat))
+    rules = CallRules(
+        must_call=choice != "auto",
+        name=name,
+        is_parallel=body.parallel_tool_calls is not False,
+        strict=frozenset(tool for tool, is_strict in body.strictness.items() if is_strict),
+        has_answer=has_answer,
+    )
+
+    def spell() -> str:
+        answer = _spell_answer(form) if has_answer and form else ""
+        try:
+            lark = call_grammar(conversation, rules, lambda schema, strict: with_layout(schema, is_strict=strict))
+        except ChatError as error:
+            raise RequestError(error.given, expected=error.expected, param="tools") from None
+        return lark_grammar(lark, answer=answer)
+
+    return await grammars.compile(spell, param="tools")
+
+
+def _spell_answer(form: ResponseFormat) -> str:
+    if isinstance(form, JsonSchemaFormat):
+        return json_grammar(form.json_schema.schema_, is_strict=bool(form.json_schema.strict))
+    if isinstance(form, GrammarFormat):
+        return lark_grammar(form.definition) if form.syntax == "lark" else regex_grammar(form.definition)
+    return json_grammar({"type": "object"})
