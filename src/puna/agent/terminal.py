@@ -51,9 +51,6 @@ def chat(
     today: str = "",
     temperature: float = 0.6,
     top_p: float = 0.9,
-    top_k: int = 0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
     max_tokens: int = 512,
     seed: int | None = None,
 ) -> None:
@@ -82,12 +79,6 @@ def chat(
         0 always takes the most likely token.
     top_p
         Sample among the most likely tokens that together have this probability.
-    top_k
-        Sample among this many of the most likely tokens; 0 among all.
-    min_p
-        Sample among the tokens with at least this share of the largest probability.
-    repetition_penalty
-        Above 1, what has been said becomes less likely.
     max_tokens
         The most tokens an answer may have.
     seed
@@ -101,15 +92,7 @@ def chat(
         builtin_tools=tuple(builtin_tools or ()),
         call_format=call_format,
     )
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     dialogue = _open(checkpoint, start, params)
     if badge := ", ".join(badges(licences_of(checkpoint))):
         print(badge, file=sys.stderr)
