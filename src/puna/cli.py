@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from puna import __version__, offline
 from puna.errors import ConfigError, PunaError
@@ -24,6 +24,7 @@ FACES = (
 )
 
 OFFLINE = "--offline"  # with any verb
+APP_FLAGS = ("--help", "-h", "--version")
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
@@ -52,6 +53,8 @@ def main() -> None:
 
 def build_app(arguments: list[str]) -> App:
     """Build the parser for these arguments: only the stage that they name is imported."""
+    from puna.config import suggestion
+
     app = App(
         name="puna",
         help="Raise your own Llama, from documents to a served model. --offline keeps any verb off the network.",
@@ -64,8 +67,12 @@ def build_app(arguments: list[str]) -> App:
     app.command(lineage)
     verb = arguments[0] if arguments else ""
     verbs = ["raise", "lineage", *(face[0] for face in FACES), *(stage.verb for stage in STAGES)]
-    if verb and not verb.startswith("-") and verb not in verbs:
-        raise ConfigError(f"unknown verb '{verb}'", expected=", ".join(verbs), hint=_suggestion(verb, verbs))
+    if verb.startswith("-") and verb not in APP_FLAGS:
+        known = ", ".join((*APP_FLAGS, OFFLINE))
+        hint = suggestion(verb, [OFFLINE]) or f"What belongs to a verb stands after it: puna VERB {verb}"
+        raise ConfigError(f"'{verb}' before the verb", expected=f"a verb, or {known}", hint=hint)
+    if verb and verb not in verbs and verb not in APP_FLAGS:
+        raise ConfigError(f"unknown verb '{verb}'", expected=", ".join(verbs), hint=suggestion(verb, verbs))
     for stage in STAGES:
         if stage.verb == verb:
             app.command(_stage_command(stage), name=verb, help=f"{stage.summary}: {stage.reads} -> {stage.writes}.")
@@ -190,17 +197,14 @@ def _usage_error(error: CycloptsError, verb: str) -> str:
     for stage in STAGES:
         if stage.verb == verb and isinstance(error.__cause__, ValidationError):
             return str(explain(error.__cause__, config_class(stage), where=verb))
-    return f"{str(error).rstrip('.')}. See puna {verb} --help"
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return f"'{error.unused_tokens[0]}' after {verb}; expected flags, each with its value. See puna {verb} --help"
+    text = str(error).rstrip(".").removesuffix("?.")
+    return f"{text}{'' if text.endswith('?') else '.'} See puna {verb} --help"
 
 
 def _not_imported() -> None:
     raise AssertionError("the verb that runs is always imported")
-
-
-def _suggestion(verb: str, verbs: list[str]) -> str:
-    from puna.config import suggestion
-
-    return suggestion(verb, verbs)
 
 
 def _pairs(tokens: Sequence[str]) -> Iterator[tuple[str, Any]]:
