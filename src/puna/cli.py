@@ -53,8 +53,6 @@ def main() -> None:
 
 def build_app(arguments: list[str]) -> App:
     """Build the parser for these arguments: only the stage that they name is imported."""
-    from puna.config import suggestion
-
     app = App(
         name="puna",
         help="Raise your own Llama, from documents to a served model. --offline keeps any verb off the network.",
@@ -69,10 +67,10 @@ def build_app(arguments: list[str]) -> App:
     verbs = ["raise", "lineage", *(face[0] for face in FACES), *(stage.verb for stage in STAGES)]
     if verb.startswith("-") and verb not in APP_FLAGS:
         known = ", ".join((*APP_FLAGS, OFFLINE))
-        hint = suggestion(verb, [OFFLINE]) or f"What belongs to a verb stands after it: puna VERB {verb}"
+        hint = _suggestion(verb, [OFFLINE]) or f"What belongs to a verb stands after it: puna VERB {verb}"
         raise ConfigError(f"'{verb}' before the verb", expected=f"a verb, or {known}", hint=hint)
     if verb and verb not in verbs and verb not in APP_FLAGS:
-        raise ConfigError(f"unknown verb '{verb}'", expected=", ".join(verbs), hint=suggestion(verb, verbs))
+        raise ConfigError(f"unknown verb '{verb}'", expected=", ".join(verbs), hint=_suggestion(verb, verbs))
     for stage in STAGES:
         if stage.verb == verb:
             app.command(_stage_command(stage), name=verb, help=f"{stage.summary}: {stage.reads} -> {stage.writes}.")
@@ -205,6 +203,12 @@ def _usage_error(error: CycloptsError, verb: str) -> str:
 
 def _not_imported() -> None:
     raise AssertionError("the verb that runs is always imported")
+
+
+def _suggestion(verb: str, verbs: list[str]) -> str:
+    from puna.config import suggestion
+
+    return suggestion(verb, verbs)
 
 
 def _pairs(tokens: Sequence[str]) -> Iterator[tuple[str, Any]]:
