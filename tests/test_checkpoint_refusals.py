@@ -410,3 +410,10 @@ def test_int8_weights_of_another_shape_than_they_say_are_refused(tmp_path: Path)
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match=name):
         Checkpoint.open(tmp_path).load()
+
+
+def test_a_directory_that_is_not_there_is_told_from_one_of_another_kind(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"gone does not exist; expected a checkpoint directory\. `puna import`"):
+        Checkpoint.open(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=r"has no config\.json; expected a checkpoint directory\. `puna import`"):
+        Checkpoint.open(tmp_path)

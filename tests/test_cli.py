@@ -231,3 +231,27 @@ def test_a_setting_of_no_step_is_refused(puna: Puna, pages: Path, tmp_path: Path
     (tmp_path / "my.toml").write_text(f'[tokenizer]\ndata = ["{pages}"]')
     text = puna("raise", tmp_path / "my.toml", *flags.split())
     assert text.startswith("puna: ") and message in text
+
+
+def test_a_flag_of_few_numbers_is_read_as_a_number(puna: Puna, tmp_path: Path) -> None:
+    start = ("export", "--checkpoint", tmp_path / "none", "--out", tmp_path / "out", "--format", "meta", "--num-shards")
+    assert "none does not exist" in puna(*start, 8)
+    assert "num_shards = 3; expected 1, 2, 4, 8 or 16" in puna(*start, 3)
+
+
+def test_a_verb_without_any_setting_says_what_it_needs(puna: Puna, tmp_path: Path) -> None:
+    assert "[import] with no settings; expected either source or hub" in puna("import", "--out", tmp_path / "out")
+
+
+def test_a_flag_before_the_verb_is_named_with_its_place(puna: Puna) -> None:
+    assert "'--json' before the verb; expected a verb" in (message := puna("--json", "doctor", "x"))
+    assert message.endswith("puna VERB --json")
+    assert "Did you mean '--offline'?" in puna("--ofline", "doctor", "x")
+
+
+def test_a_path_without_its_flag_is_named(puna: Puna) -> None:
+    assert "'models/x' after import; expected flags, each with its value" in puna("import", "models/x", "--out", "y")
+
+
+def test_a_misspelt_flag_gets_one_question_mark(puna: Puna) -> None:
+    assert "Did you mean --hardware? See puna plan --help" in puna("plan", "8b", "--hardwre", "h100")

@@ -685,3 +685,14 @@ def test_every_finding_is_made_by_some_fixture():
 def test_the_ids_of_the_fixtures_are_the_tokens_that_they_mean():
     specials = tokenizer().special_ids
     assert (specials["end_of_text"], specials["eot_id"]) == (275, 283)
+
+
+def test_a_path_beside_the_model_leads_to_it(good: Path, gguf: Path):
+    (inside,) = examine(good / "config.json").findings
+    assert inside.code == "path-unknown" and inside.remedy == f"Name its directory: {good}"
+    (around,) = examine(gguf.parent).findings
+    assert around.code == "path-unknown" and around.remedy.startswith(f"Name the file: {gguf.parent}")
+
+
+def test_a_base_that_nothing_asks_for_is_said_to_be_left_aside(good: Path):
+    assert "only an adapter has one" in examine(good, base=good, quick=True).facts["base"]

@@ -305,3 +305,16 @@ def test_a_hub_name_is_a_name(name: str):
 
     with pytest.raises(PunaError, match="OWNER/NAME"):
         download(name)
+
+
+@pytest.mark.parametrize(
+    ("licence", "said"), [("", "licence: unknown"), ("llama31", "'llama31' is none that Puna knows"), ("llama3.1", "")]
+)
+def test_terms_that_a_release_would_stop_at_are_said_at_once(
+    tmp_path: Path, perform_stage: Callable[..., bool], licence: str, said: str
+):
+    source = model_at(tmp_path / "theirs")
+    (source / "LICENSE").unlink()
+    perform_stage("import", tmp_path / "ours", source=str(source), licence=licence)
+    log = (tmp_path / ".runs" / "ours" / "log.txt").read_text()
+    assert said in log if said else "licence" not in log

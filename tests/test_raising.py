@@ -269,3 +269,12 @@ def test_an_artifact_tells_where_it_comes_from_and_under_which_terms(recipe: Rec
         "data.1": "../ingest.talks",
     }
     assert json.loads((recipe.out / "tokenizer" / "run_config.json").read_text())["vocab_size"] == 520
+
+
+def test_what_is_replaced_is_said(recipe: Recipe, tmp_path: Path, perform_stage: Any):
+    (tmp_path / "pages" / "new.md").write_text("We open at ten.")
+    log = tmp_path / ".runs" / "data" / "log.txt"
+    perform_stage("ingest", tmp_path / "data", source=str(tmp_path / "pages"))
+    assert "is replaced" not in (log.read_text() if log.exists() else "")
+    perform_stage("ingest", tmp_path / "data", source=str(tmp_path / "pages"), licence="own")
+    assert f"{tmp_path / 'data'} is there, but not what these settings and inputs give" in log.read_text()

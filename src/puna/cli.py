@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from puna import __version__, offline
 from puna.errors import ConfigError, PunaError
@@ -24,6 +24,7 @@ FACES = (
 )
 
 OFFLINE = "--offline"  # with any verb
+APP_FLAGS = ("--help", "-h", "--version")
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
@@ -64,7 +65,11 @@ def build_app(arguments: list[str]) -> App:
     app.command(lineage)
     verb = arguments[0] if arguments else ""
     verbs = ["raise", "lineage", *(face[0] for face in FACES), *(stage.verb for stage in STAGES)]
-    if verb and not verb.startswith("-") and verb not in verbs:
+    if verb.startswith("-") and verb not in APP_FLAGS:
+        known = ", ".join((*APP_FLAGS, OFFLINE))
+        hint = _suggestion(verb, [OFFLINE]) or f"What belongs to a verb stands after it: puna VERB {verb}"
+        raise ConfigError(f"'{verb}' before the verb", expected=f"a verb, or {known}", hint=hint)
+    if verb and verb not in verbs and verb not in APP_FLAGS:
         raise ConfigError(f"unknown verb '{verb}'", expected=", ".join(verbs), hint=_suggestion(verb, verbs))
     for stage in STAGES:
         if stage.verb == verb:
@@ -190,7 +195,10 @@ def _usage_error(error: CycloptsError, verb: str) -> str:
     for stage in STAGES:
         if stage.verb == verb and isinstance(error.__cause__, ValidationError):
             return str(explain(error.__cause__, config_class(stage), where=verb))
-    return f"{str(error).rstrip('.')}. See puna {verb} --help"
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return f"'{error.unused_tokens[0]}' after {verb}; expected flags, each with its value. See puna {verb} --help"
+    text = str(error).rstrip(".").removesuffix("?.")
+    return f"{text}{'' if text.endswith('?') else '.'} See puna {verb} --help"
 
 
 def _not_imported() -> None:

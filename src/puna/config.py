@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 
 from puna.errors import ConfigError
 
@@ -27,6 +27,16 @@ class StageConfig(BaseModel):
 
 
 Config = TypeVar("Config", bound=StageConfig)
+
+
+def _number_of_flag(value: Any, info: ValidationInfo) -> Any:
+    is_flag = info.mode == "python" and isinstance(value, str)
+    return int(value) if is_flag and value.isdecimal() else value
+
+
+# For a Literal of numbers: flags come as text, which pydantic turns into an int but not into one of a few; tables,
+# which come as JSON, stay strict.
+FlagNumber = BeforeValidator(_number_of_flag)
 
 
 def parse_config(config_class: type[Config], table: dict[str, Any], *, where: str) -> Config:
@@ -57,7 +67,7 @@ def explain(error: ValidationError, config_class: type[BaseModel], *, where: str
         )
     if first["type"] == "missing":
         return ConfigError(f"[{where}] lacks '{key}'", hint=f"Add {key} = ... to the table or give --{key}")
-    given = f"[{where}] {key} = {first['input']!r}" if key else f"[{where}] with {', '.join(first['input'])}"
+    given = f"[{where}] {key} = {first['input']!r}" if key else f"[{where}] with {_named(first['input'])}"
     return ConfigError(given, expected=_expectation(first["type"], first["msg"]))
 
 
@@ -89,6 +99,10 @@ def _place(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str
             is_tag = len(types) > 1 and get_origin(field.annotation) in (Union, UnionType)
             model = next((each for each in types if isinstance(each, type) and issubclass(each, BaseModel)), model)
     return ".".join(keys), model
+
+
+def _named(table: Any) -> str:
+    return ", ".join(table) or "no settings"
 
 
 def _expectation(kind: str, message: str) -> str:

@@ -186,6 +186,8 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
         with artifact.writing(path) as output:
             _prepare(directory, key, config)
             run = Run(stage.verb, key, output, directory, console)
+            if path.exists():
+                run.log(f"{path} is there, but not what these settings and inputs give; it is replaced at the end")
             import_module(stage.module).run(config, run)
             for record in ("metrics.jsonl", "config.json"):
                 if (directory / record).exists():

@@ -30,6 +30,7 @@ from puna.tokenizer.tokenizer import Tokenizer
 CONFIG_NAME = "config.json"
 GENERATION_NAME = "generation_config.json"
 SHARD_BYTES = 5_000_000_000
+IMPORT_HINT = "`puna import` makes one of Meta's files, a .gguf file, an adapter and its base, or a name on the hub"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class Checkpoint:
         path = Path(path)
         config_path = find_file(path, CONFIG_NAME) if path.is_dir() else None
         if config_path is None:
-            raise CheckpointError(f"{path} has no {CONFIG_NAME}", expected="a checkpoint directory")
+            given = f"{path} has no {CONFIG_NAME}" if path.exists() else f"{path} does not exist"
+            raise CheckpointError(given, expected="a checkpoint directory", hint=IMPORT_HINT)
         raw = read_json(config_path)
         config = hf_config.parse_config(raw, config_path)
         quantization = parse_quantization(raw, config_path)

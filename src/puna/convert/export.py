@@ -6,7 +6,7 @@ far the files have moved from the checkpoint. Tensors are written one at a time;
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -23,7 +23,7 @@ from puna.checkpoint.gguf.writer import WrittenKind, write_gguf
 from puna.checkpoint.meta.writer import write_meta
 from puna.checkpoint.source import Source
 from puna.checkpoint.weights import load_source
-from puna.config import StageConfig
+from puna.config import FlagNumber, StageConfig
 from puna.convert.carry import carry_licences, watched
 from puna.convert.peers import PEERS, Pieces, peer_logits
 from puna.data.pieces import cut_pieces
@@ -75,7 +75,9 @@ class Config(StageConfig):
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = Field(
         default="stored", description="dtype of Hugging Face's and Meta's files"
     )
-    num_shards: Literal[1, 2, 4, 8, 16] = Field(default=1, description="Meta's tensor-parallel files")
+    num_shards: Annotated[Literal[1, 2, 4, 8, 16], FlagNumber] = Field(
+        default=1, description="Meta's tensor-parallel files"
+    )
     environment: Literal["", "ipython"] = Field(default="", description="what Ollama's template sets for tool calls")
     data: list[Path] = Field(default=[], description="text to compare on; without it a sentence in each language")
     num_tokens: int = Field(default=512, ge=1, description="tokens to compare, at most")

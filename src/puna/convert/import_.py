@@ -20,6 +20,7 @@ from puna.config import StageConfig
 from puna.convert.carry import carry_licences, watched
 from puna.convert.hub import download
 from puna.errors import CheckpointError
+from puna.lineage import licences_of
 from puna.run import Run
 
 # Values of a tensor that are compared at once.
@@ -63,6 +64,8 @@ def run(config: Config, run: Run) -> None:
             carry_licences(place, run.output)
     if config.hub and not config.licence:
         run.licences |= licence.recognize(path) or {licence.UNKNOWN}
+    if doubt := _doubt(config.licence, [each for each in (path, config.base) if each]):
+        run.log(doubt)
     origin = {"format": source.format, "dtype": _name(source.dtype), "hub": config.hub or "", "commit": commit}
     (run.output / "origin.json").write_text(json.dumps(origin | {"note": note}, indent=2) + "\n", encoding="utf-8")
     tolerance = torch.finfo(dtype).eps if change.is_rounded else 0.0
@@ -73,6 +76,17 @@ def run(config: Config, run: Run) -> None:
     run.log(
         "weights: the same" if change.value == 0 else f"weights: rounded, by at most {change.value:.2g} of the greatest"
     )
+
+
+def _doubt(stated: str, folders: list[Path]) -> str:
+    """Say, before anything is made of the model, for what terms `puna release` would refuse it; or nothing."""
+    if stated and licence.identify(stated) not in licence.LICENCES:
+        return (
+            f"licence {stated!a} is none that Puna knows, and puna release stops at it: {', '.join(licence.LICENCES)}"
+        )
+    if stated or licence.UNKNOWN not in set[str]().union(*map(licences_of, folders)):
+        return ""
+    return "licence: unknown, no file beside the model tells it, and puna release stops at it; give --licence llama3.1"
 
 
 class Change(NamedTuple):

@@ -20,14 +20,15 @@ def examine(path: Path, *, quick: bool = False, base: Path | None = None, consol
     console = console or Console(quiet=True)
     with report.attempt("file-unreadable", str(path)):
         report.kind = _kind_of(path)
+        if base is not None and report.kind != "adapter":
+            report.facts["base"] = f"{base} is left aside: only an adapter has one"
         if report.kind == "missing":
             report.add("path-missing", str(path), "nothing is here; expected a model", "Check the path")
         elif report.kind == "Meta":
             remedy = "Take it in with `puna import`, which reads pickles in a confined process; then look at the result"
             report.add("path-unknown", str(path), "Meta's own format, whose weights are pickled", remedy)
         elif report.kind == "unknown":
-            remedy = "Name a checkpoint directory, a .gguf file, an adapter's directory or a Modelfile"
-            report.add("path-unknown", str(path), "no model that Puna knows", remedy)
+            report.add("path-unknown", str(path), "no model that Puna knows", _where_to_look(path))
         elif report.kind == "checkpoint":
             check_directory(path, report, console, quick=quick)
         elif report.kind == "adapter":
@@ -55,3 +56,13 @@ def _kind_of(path: Path) -> str:
     if path.name.lower().endswith("modelfile") or path.name.lower().startswith("modelfile"):
         return "Modelfile"
     return "GGUF" if is_gguf(path) else "unknown"
+
+
+def _where_to_look(path: Path) -> str:
+    """Name the model inside a directory, or the directory around a file, if there is one."""
+    known = "a checkpoint directory, a .gguf file, an adapter's directory or a Modelfile"
+    if path.is_dir():
+        inside = sorted(each for each in path.iterdir() if each.is_file() and _kind_of(each) in ("Modelfile", "GGUF"))
+        return f"Name the file: {inside[0]}" if inside else f"Name {known}"
+    around = path.is_file() and _kind_of(path.parent) in ("adapter", "checkpoint", "Meta")
+    return f"Name its directory: {path.parent}" if around else f"Name {known}"
