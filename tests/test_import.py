@@ -218,7 +218,7 @@ def test_a_models_own_stop_and_its_greedy_decoding_survive(tmp_path: Path, perfo
     written = json.loads((tmp_path / "ours" / "generation_config.json").read_text())
     assert written["do_sample"] is False and not {"temperature", "top_p"} & written.keys()
     served = open_served(tmp_path / "ours")
-    assert served.temperature == 0 and own in served.stop_ids
+    assert served.defaults.temperature == 0 and own in served.stop_ids
     write_gguf(tmp_path / "m.gguf", ours.source(), kind="F32", name="m", template=PLAIN_TEMPLATE)
     perform_stage("import", tmp_path / "back", source=str(tmp_path / "m.gguf"))
     back = Checkpoint.open(tmp_path / "back").source()
