@@ -598,7 +598,8 @@ def test_a_path_that_holds_no_model_is_said_so(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("text")
     assert codes(examine(tmp_path / "notes.txt")) == {"path-unknown"}
     (tmp_path / "params.json").write_text("{}")
-    assert "puna import" in examine(tmp_path).findings[0].remedy
+    (pickled,) = examine(tmp_path).findings
+    assert pickled.code == "path-pickled" and "puna import" in pickled.remedy
 
 
 def test_puna_doctor_runs_as_a_program(good: Path):

@@ -17,7 +17,8 @@ from cyclopts import App
 from rich.console import Console
 
 from puna.checkpoint import memory
-from puna.checkpoint.checkpoint import save_checkpoint
+from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.checkpoint.gguf.writer import write_gguf
 from puna.checkpoint.hf_config import render_config
 from puna.checkpoint.weights import build_empty
 from puna.engine.engine import Engine
@@ -444,6 +445,19 @@ def test_what_makes_no_sense_is_refused_with_what_was_expected(wrong: Callable[[
         wrong()
 
 
-def test_a_directory_without_a_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no config.json"):
+def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no model that Puna knows; expected .*config.json"):
         read_model(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is an adapter; expected the model that it belongs to"):
+        read_model(str(tmp_path))
+
+
+def test_a_gguf_file_is_planned_as_its_directory_is(tmp_path: Path) -> None:
+    model = Llama(SMALL)
+    model.initialize(0)
+    (tmp_path / "model").mkdir()
+    save_checkpoint(tmp_path / "model", model, small_tokenizer())
+    source = Checkpoint.open(tmp_path / "model").source()
+    write_gguf(tmp_path / "model.gguf", source, kind="F32", name="small", template="")
+    assert read_model(str(tmp_path / "model.gguf"))[0] == read_model(str(tmp_path / "model"))[0]

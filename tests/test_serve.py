@@ -35,7 +35,7 @@ from puna.model.llama import Llama
 from puna.serve.app import ROUTES
 from puna.serve.engine_thread import MAX_FAILURES, EngineThread
 from puna.serve.gate import Rules, make_rules
-from puna.serve.serve import make_server, open_served
+from puna.serve.serve import make_server, open_served, serve
 from puna.serve.served import Served
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.tokenizer.train import train_tokenizer
@@ -593,3 +593,10 @@ def test_the_command_serves_until_it_is_told_to_stop(checkpoint, tmp_path):
         process.send_signal(signal.SIGTERM)
         log += process.communicate(timeout=20)[1]
     assert "shutdown complete" in log and "Traceback" not in log
+
+
+def test_a_taken_port_and_a_context_that_no_model_has_are_refused_before_loading(checkpoint: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="expected an address that"):
+        serve(checkpoint, port=taken.getsockname()[1])
+    with pytest.raises(ConfigError, match="expected at most .* which the model can read"):
+        open_served(checkpoint, max_context=10**9)

@@ -26,7 +26,7 @@ def examine(path: Path, *, quick: bool = False, base: Path | None = None, consol
             report.add("path-missing", str(path), "nothing is here; expected a model", "Check the path")
         elif report.kind == "Meta":
             remedy = "Take it in with `puna import`, which reads pickles in a confined process; then look at the result"
-            report.add("path-unknown", str(path), "Meta's own format, whose weights are pickled", remedy)
+            report.add("path-pickled", str(path), "Meta's own format, whose weights are pickled", remedy)
         elif report.kind == "unknown":
             report.add("path-unknown", str(path), "no model that Puna knows", _where_to_look(path))
         elif report.kind == "checkpoint":

@@ -25,6 +25,7 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "path-missing": Kind("broken", "nothing lies at this path"),
     "path-unknown": Kind("broken", "what lies here is no checkpoint, GGUF file, adapter or Modelfile"),
+    "path-pickled": Kind("warning", "Meta's own format, which is looked into by `puna import` alone"),
     "path-unsafe": Kind("broken", "a name or a link leads out of the directory, or a file is no regular file"),
     "file-unreadable": Kind("broken", "the system, or the file's format, doesn't let it be read"),
     "check-failed": Kind("broken", "the check itself failed on this input; a bug of puna doctor, please report it"),

@@ -115,6 +115,7 @@ def _assumptions(machine: Machine, training: Training) -> Iterator[str]:
     yield "int4 with a 16-bit scale for 128 values, or fewer where 128 does not divide the widths"
     if training.lora_rank is not None:
         yield "adapters beside all seven matrices of a layer; activations as in full training"
+        yield "adapters are trained by other programs so far; Puna reads them (puna import --base)"
     if device.bfloat16_flops_per_second is None:
         yield "no speed, time or cost: FLOP/s are not known here; give --tflops, --bandwidth and --price"
         return

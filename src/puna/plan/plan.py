@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from puna.config import suggestion
-from puna.errors import CheckpointError, ConfigError
+from puna.errors import ConfigError
 from puna.model.config import SIZES, LlamaConfig
 from puna.plan.advice import make_plan
 from puna.plan.arithmetic import (
@@ -80,7 +80,7 @@ def plan(
     Parameters
     ----------
     model
-        A size (1b, 3b, 8b, 70b, 405b) or a directory with a config.json.
+        A size (1b, 3b, 8b, 70b, 405b), a directory of Hugging Face's or Meta's, or a GGUF file.
     context
         Tokens of a request and, at most, of a training example, instead of all that the model can read.
     batch
@@ -121,19 +121,25 @@ def read_model(model: str) -> tuple[LlamaConfig, Stored | None]:
     if model.lower() in SIZES:
         return SIZES[model.lower()], None
     directory = Path(model)
-    if not directory.is_dir():
+    if not directory.exists():
         raise ConfigError(
             f"'{model}' is neither a size nor a directory",
-            expected=f"{', '.join(SIZES)}, or a directory with a config.json",
+            expected=f"{', '.join(SIZES)}, or the path of a model",
             hint=suggestion(model.lower(), list(SIZES)),
         )
     from puna.checkpoint.compressed.config import parse_quantization
     from puna.checkpoint.directory import find_file, read_json
+    from puna.checkpoint.formats import find_format, open_source
     from puna.checkpoint.hf_config import parse_config
 
+    found = find_format(directory)
+    if found == "adapter":
+        raise ConfigError(f"{model} is an adapter", expected="the model that it belongs to")
+    if found != "Hugging Face":
+        source = open_source(directory).source
+        return source.config, Stored("float32" if str(source.dtype) == "torch.float32" else "bfloat16", {})
     path = find_file(directory, "config.json")
-    if path is None:
-        raise CheckpointError(f"{directory} has no config.json", expected="a checkpoint directory")
+    assert path is not None, "what makes it Hugging Face's"
     raw = read_json(path)
     config = parse_config(raw, path)
     dtypes = {"float32": "float32", "bfloat16": "bfloat16", "float16": "bfloat16"}  # the last two are of one size

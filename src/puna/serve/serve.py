@@ -4,6 +4,7 @@ Speaks plain HTTP; beyond this machine put a proxy with TLS before it.
 """
 
 import os
+import socket
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -71,12 +72,25 @@ def serve(
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}", hint="pip install 'puna[serve]'") from None
     rules = make_rules(host, api_key_file, os.environ)
+    _require_free(host, port)
     served = open_served(
         checkpoint, name=name, max_batch=max_batch, max_queue=max_queue, max_context=max_context, dtype=dtype
     )
     if served.notice:
         print(served.notice, file=sys.stderr)
     make_server(served, rules, host=host, port=port).run()
+
+
+def _require_free(host: str, port: int) -> None:
+    """Refuse an address that is taken before a model is loaded for it."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"--host {host} --port {port}: {reason}", expected="an address that is free here") from None
 
 
 def open_served(
@@ -100,6 +114,9 @@ def open_served(
     from puna.serve.engine_thread import EngineThread
     from puna.serve.served import Served
 
+    readable = Checkpoint.open(checkpoint).config.max_context
+    if max_context is not None and max_context > readable:
+        raise ConfigError(f"--max-context {max_context}", expected=f"at most {readable}, which the model can read")
     with verifying(checkpoint):
         sampler = LocalSampler.open(
             checkpoint,
