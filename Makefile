@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup demo test test-tenth test-slow check clean
+.PHONY: setup demo test test-tenth test-slow check bench clean
 
 setup: $(VENV)/ready
 
@@ -27,6 +27,10 @@ test-tenth: setup
 
 test-slow: setup
 	$(BIN)/pytest -m slow
+
+bench: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/engine.py build/bench --write docs/results/engine.md
 
 check: setup
 	$(BIN)/ruff format --check .
