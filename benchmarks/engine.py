@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,33 +165,39 @@ def speed(label: str, seconds: float) -> float:
     return told["tokens"] * told.get("streams", 1) / seconds
 
 
-def rows(contestants: list[Contestant], limits: dict[str, float]) -> Iterator[str]:
-    """Yield a Markdown table: tokens/s and, for Puna, the ratio to the best of the others."""
-    yield "| | " + " | ".join(f"{label}, tokens/s" for label in MEASURES) + " | decode, share of the bandwidth |"
-    yield "|---|" + "---:|" * (len(MEASURES) + 1)
+def rows(contestants: list[Contestant], measures: Collection[str], limits: dict[str, float]) -> Iterator[str]:
+    """Yield a Markdown table: tokens/s and the ratios of Puna's to the others'."""
+    yield "| | " + " | ".join(f"{label}, tokens/s" for label in measures) + " | decode, share of the bandwidth |"
+    yield "|---|" + "---:|" * (len(measures) + 1)
     for contestant in contestants:
-        speeds = [f"{speed(label, contestant.median(label)):,.1f}" for label in MEASURES]
-        read = contestant.weight_bytes * speed("decode", contestant.median("decode")) / limits["bandwidth"]
-        yield f"| {contestant.name} | {' | '.join(speeds)} | {read:.0%} |"
+        speeds = [f"{speed(label, contestant.median(label)):,.1f}" for label in measures]
+        read = ""
+        if "decode" in measures:
+            share = contestant.weight_bytes * speed("decode", contestant.median("decode")) / limits["bandwidth"]
+            read = f"{share:.0%}"
+        yield f"| {contestant.name} | {' | '.join(speeds)} | {read} |"
     ours, others = contestants[0], contestants[1:]
     for other in others:
-        ratios = [f"{other.median(label) / ours.median(label):.2f}" for label in MEASURES]
+        ratios = [f"{other.median(label) / ours.median(label):.2f}" for label in measures]
         yield f"| **Puna / {other.name}** | {' | '.join(f'**{ratio}**' for ratio in ratios)} | |"
 
 
 def compare(told: argparse.Namespace, kind: str) -> Iterator[str]:
     """Run one kind's contestants and yield its part of the report."""
-    threads = cpu_limit()
+    threads, measures = cpu_limit(), {label: MEASURES[label] for label in told.measures}
     named = [(program, form) for program, form in KINDS[kind] if program == "puna" or _is_installed(program)]
     contestants = [start(told.folder, told.size, program, form, threads) for program, form in named]
     bandwidths, products = [], []
     for turn in range(told.rounds + 1):
         bandwidths.append(memory_bandwidth(threads))
         products.append(product_speed())
-        for label, what in MEASURES.items():
+        for label, what in measures.items():
             for contestant in contestants:
                 contestant.ask(label, what)
-                print(f"{turn}/{told.rounds} {contestant.name}: {label}", file=sys.stderr)
+                print(
+                    f"{turn}/{told.rounds} {contestant.name}: {label} {contestant.times[label][-1]:.2f} s",
+                    file=sys.stderr,
+                )
         for label, what in OWN.items():
             contestants[0].ask(label, what)
         if turn == 0:  # The first round only warms up.
@@ -199,7 +205,7 @@ def compare(told: argparse.Namespace, kind: str) -> Iterator[str]:
                 contestant.times.clear()
     limits = {"bandwidth": statistics.median(bandwidths), "products": statistics.median(products)}
     yield f"## {told.size}, {kind}\n"
-    yield from rows(contestants, limits)
+    yield from rows(contestants, measures, limits)
     ours = contestants[0]
     cached, uncached, share = (ours.median(label) for label in OWN)
     yield (
@@ -230,6 +236,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the random models are kept")
     parser.add_argument("--size", default="1b", choices=("1b", "3b", "8b"))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--measures", nargs="+", default=list(MEASURES), choices=list(MEASURES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", type=Path, help="Markdown file for the report")
     told = parser.parse_args()
