@@ -32,7 +32,7 @@ def run_step(scheduler: Scheduler) -> list[Work]:
     works = scheduler.plan()
     for work in works:
         is_last = work.is_last
-        scheduler.commit(work)
+        scheduler.commit(work.request, work.num_tokens)
         if is_last and work.request.extend(9, None).finish_reason:
             scheduler.remove(work.request)
     scheduler.check()

@@ -65,6 +65,13 @@ class Row:
             raise RequestError("banned_ids and a grammar that leave no token", param="grammar")
         return edited_V
 
+    def upcoming(self, count: int) -> list[float]:
+        """Return the draws of the next tokens, which stay to be drawn."""
+        state = self._random.getstate()
+        draws = [self.draw, *(self._random.random() for _ in range(count - 1))]
+        self._random.setstate(state)
+        return draws[:count]
+
     def accept(self, token: int) -> None:
         """Take the chosen token; what is drawn next does not depend on which it was."""
         self.draw = self._random.random()

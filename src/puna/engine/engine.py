@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from puna.engine.choose import choose, score_ids
+from puna.engine.drafts import MAX_DRAFT, Drafter, ModelDrafter, PromptLookup
 from puna.engine.native import NativeRunner, native_kernels
 from puna.engine.pages import PagePool, num_pages_for
 from puna.engine.request import Request, State
@@ -21,7 +22,7 @@ from puna.engine.runner import Runner, TorchRunner
 from puna.engine.sampler import Chunk, SamplingParams, TokenLogprob
 from puna.engine.scheduler import Scheduler, Work
 from puna.engine.text import TextStream
-from puna.errors import RequestError
+from puna.errors import ConfigError, RequestError
 from puna.kernels.native import PAGE_LEN, Span
 from puna.model.llama import Llama
 from puna.tokenizer import Tokenizer
@@ -33,6 +34,8 @@ Outcome = TypeVar("Outcome")
 
 # Positions whose logits are held at once when a prompt is scored.
 SCORED_TOKENS = 512
+# Requests that generate at once, beyond which guesses are not checked.
+MAX_DRAFTED = 8
 # What the cache may grow to when the caller sets no `cache_tokens`; one request of full length always fits.
 DEFAULT_CACHE_BYTES = 8 << 30
 
@@ -56,6 +59,7 @@ class Engine:
         max_context: int | None = None,
         cache_tokens: int | None = None,
         dtype: torch.dtype | None = None,
+        draft: Llama | PromptLookup | None = None,
     ):
         dtype = dtype or model.dtype
         self.tokenizer, self.config = tokenizer, model.config
@@ -65,6 +69,7 @@ class Engine:
         self.pool = PagePool(cache_tokens // PAGE_LEN)
         self.runner = _open_runner(model, self.pool.num_pages, dtype)
         self._scheduler = Scheduler(self.pool, max_batch=max_batch)
+        self._drafter = _open_drafter(draft, model, self.pool.num_pages)
         self._next_id = itertools.count()
         self._requests: dict[int, Request] = {}
         self._aborted: list[tuple[int, Chunk]] = []
@@ -128,38 +133,55 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Chunk]]:
-        """Compute a piece of every running request, and choose the next token of those that are ready for it."""
+        """Compute a piece of every running request, and choose the next tokens of those that are ready for it."""
         aborted, self._aborted = self._aborted, []
-        works = self._scheduler.plan()
+        works = self._with_drafts(self._scheduler.plan())
         outcomes = _together_or_alone(self._compute, works)
-        choices = _choose_all(works, outcomes)
-        chunks = [self._settle(work, choice) for work, choice in zip(works, choices, strict=True)]
+        chunks = self._choose(list(zip(works, outcomes, strict=True)))
         self._scheduler.check()
-        return [*aborted, *(chunk for chunk in chunks if chunk is not None)]
+        return [*aborted, *chunks]
+
+    def _with_drafts(self, works: list[Work]) -> list[Work]:
+        """Let the drafter guess for requests that generate, as long as they are few: checking guesses isn't free."""
+        decoding = [work for work in works if work.request.is_decoding and work.is_last]
+        if self._drafter is None or not 0 < len(decoding) <= MAX_DRAFTED:
+            return works
+        requests = [work.request for work in decoding]
+        drafts = dict(zip(requests, _together_or_alone(self._guess, requests), strict=True))
+        # Without guesses, because the drafter failed, a request goes on as ever.
+        guessed = {request: draft for request, draft in drafts.items() if not isinstance(draft, Exception)}
+        return [self._scheduler.add_draft(work, guessed.get(work.request, ())) for work in works]
+
+    def _guess(self, requests: list[Request]) -> list[list[int]]:
+        assert self._drafter is not None
+        limits = [max(0, min(each.draft_len, each.max_len - len(each.tokens) - 1)) for each in requests]
+        return self._drafter.propose(requests, limits)
 
     def _compute(self, works: list[Work]) -> list[torch.Tensor | None]:
-        """Run the works' tokens in one forward; return the logits_V behind each that is its request's last one."""
-        tokens, spans, rows, ends = [], [], [], []
+        """Run the works' tokens in one forward.
+
+        Return for each that ends with its request's last token the logits_NV behind it and behind each guess.
+        """
+        tokens, spans, rows, scored, chosen = [], [], [], [], []
         for work in works:
             request, first = work.request, len(tokens)
-            tokens += request.tokens[work.start : work.start + work.num_tokens]
-            spans.append(Span(request.table, work.start, work.num_tokens))
-            scored = range(first, first + min(work.num_tokens, request.num_to_score))
-            rows += scored
-            if work.is_last and not (scored and scored[-1] == len(tokens) - 1):
-                rows.append(len(tokens) - 1)
-            ends.append(len(rows))
+            tokens += [*request.tokens[work.start : work.start + work.num_tokens], *work.draft]
+            spans.append(Span(request.table, work.start, len(tokens) - first))
+            scored.append(range(len(rows), len(rows) + min(work.num_tokens, request.num_to_score)))
+            rows += range(first, first + len(scored[-1]))
+            num_chosen = 1 + len(work.draft) if work.is_last else 0
+            chosen.append(range(len(rows), len(rows) + num_chosen))
+            rows += range(len(tokens) - num_chosen, len(tokens))
         hidden_ND = self.runner.forward(tokens, spans, rows)
-        last = [end - 1 for work, end in zip(works, ends, strict=True) if work.is_last]
-        logits = iter(self.runner.logits(hidden_ND[last]) if last else ())
-        scores = [
-            self._score(work, hidden_ND[start : start + min(work.num_tokens, work.request.num_to_score)])
-            for work, start in zip(works, [0, *ends], strict=False)
-        ]
+        wanted = [row for each in chosen for row in each]
+        logits_NV = self.runner.logits(hidden_ND[wanted]) if wanted else None
+        scores = [self._score(work, hidden_ND[at.start : at.stop]) for work, at in zip(works, scored, strict=True)]
         # From here on nothing can fail: what fails is done again for each work alone.
-        for work, scored in zip(works, scores, strict=True):
-            work.request.prompt_logprobs += scored
-        return [next(logits) if work.is_last else None for work in works]
+        for work, entries in zip(works, scores, strict=True):
+            work.request.prompt_logprobs += entries
+        sizes = [len(each) for each in chosen]
+        parts = logits_NV.split(sizes) if logits_NV is not None else [None] * len(works)
+        return [part if size else None for part, size in zip(parts, sizes, strict=True)]
 
     def _score(self, work: Work, hidden_ND: torch.Tensor) -> list[TokenLogprob]:
         """Score the prompt's tokens behind those whose hidden states are given."""
@@ -171,21 +193,58 @@ class Engine:
             scored += score_ids(logits_NV, piece, request.params.logprobs or 0)
         return scored
 
-    def _settle(self, work: Work, outcome: Choice | Exception | None) -> tuple[int, Chunk] | None:
-        """Note what came of a work; return its chunk, unless a token is yet to be chosen."""
-        request = work.request
-        try:
+    def _choose(self, computed: "list[tuple[Work, torch.Tensor | Exception | None]]") -> list[tuple[int, Chunk]]:
+        """Choose from the logits as long as the guesses are what was chosen; return what was added to each request."""
+        chunks: list[tuple[int, Chunk]] = []
+        going: list[tuple[Work, torch.Tensor]] = []
+        for work, outcome in computed:
             if isinstance(outcome, Exception):
-                raise outcome
-            self._scheduler.commit(work)
-            if outcome is None:
-                return None
-            chunk = request.extend(*outcome)
+                chunks.append(self._fail(work.request, outcome))
+                continue
+            self._scheduler.commit(work.request, work.num_tokens)
+            if outcome is not None:
+                going.append((work, outcome))
+        depth = 0
+        while going:
+            choices = _together_or_alone(_choose_tokens, [(work.request, logits[depth]) for work, logits in going])
+            ready, going = going, []
+            for (work, logits_NV), choice in zip(ready, choices, strict=True):
+                chunk = self._extend(work.request, choice)
+                chunks.append((work.request.id, chunk))
+                if self._is_guessed(work, depth, chunk):
+                    self._scheduler.commit(work.request, 1)
+                    going.append((work, logits_NV))
+            depth += 1
+        return chunks
+
+    def _is_guessed(self, work: Work, depth: int, chunk: Chunk) -> bool:
+        """Whether what was just chosen had been guessed and computed; learn from it how much to guess."""
+        request = work.request
+        if depth >= len(work.draft) or chunk.finish_reason is not None:
+            return False
+        is_right = chunk.ids == (work.draft[depth],)
+        if not is_right:
+            request.draft_len = max(1, depth + 1)
+        elif depth + 1 == len(work.draft):
+            request.draft_len = min(MAX_DRAFT, request.draft_len + 2)
+        return is_right
+
+    def _extend(self, request: Request, choice: Choice | Exception) -> Chunk:
+        """Give a request its next token; what goes wrong ends it."""
+        try:
+            if isinstance(choice, Exception):
+                raise choice
+            chunk = request.extend(*choice)
         except Exception as error:
-            log.warning("request %d failed", request.id, exc_info=error)
-            chunk = request.end("error", error=f"{type(error).__name__}: {error}")
+            return self._fail(request, error)[1]
         if chunk.finish_reason is not None:
-            self._end(request, is_clean=chunk.finish_reason != "error")
+            self._end(request)
+        return chunk
+
+    def _fail(self, request: Request, error: Exception) -> tuple[int, Chunk]:
+        log.warning("request %d failed", request.id, exc_info=error)
+        chunk = request.end("error", error=f"{type(error).__name__}: {error}")
+        self._end(request, is_clean=False)
         return request.id, chunk
 
     def _end(self, request: Request, *, is_clean: bool = True) -> None:
@@ -196,18 +255,10 @@ class Engine:
         if not is_clean:
             for page in freed:
                 self.runner.clear(page)
+        if self._drafter is not None:
+            self._drafter.forget(request)
         assert request.state is State.ENDED
         del self._requests[request.id]
-
-
-def _choose_all(
-    works: list[Work], outcomes: "list[torch.Tensor | Exception | None]"
-) -> list[Choice | Exception | None]:
-    """Choose a token from each work's logits; what has none, or failed, stays as it is."""
-    pairs = list(zip(works, outcomes, strict=True))
-    ready = [(work.request, logits_V) for work, logits_V in pairs if isinstance(logits_V, torch.Tensor)]
-    choices = iter(_together_or_alone(_choose_tokens, ready))
-    return [next(choices) if isinstance(outcome, torch.Tensor) else outcome for outcome in outcomes]
 
 
 def _choose_tokens(items: "list[tuple[Request, torch.Tensor]]") -> list[Choice]:
@@ -241,6 +292,16 @@ def _open_runner(model: Llama, num_pages: int, dtype: torch.dtype) -> Runner:
     if kernels is not None:
         return NativeRunner(model, kernels, num_pages=num_pages)
     return TorchRunner(model, num_pages=num_pages, dtype=dtype)
+
+
+def _open_drafter(draft: Llama | PromptLookup | None, model: Llama, num_pages: int) -> Drafter | None:
+    if not isinstance(draft, Llama):
+        return draft
+    if draft.config.vocab_size != model.config.vocab_size:
+        raise ConfigError(
+            f"a draft with {draft.config.vocab_size:,} token ids", expected=f"the model's {model.config.vocab_size:,}"
+        )
+    return ModelDrafter(_open_runner(draft, num_pages, draft.dtype), num_pages=num_pages)
 
 
 def _default_cache_tokens(model: Llama, max_batch: int, max_context: int, dtype: torch.dtype) -> int:

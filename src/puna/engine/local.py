@@ -7,11 +7,14 @@ from pathlib import Path
 import torch
 
 from puna.checkpoint.checkpoint import Checkpoint
+from puna.engine.drafts import PromptLookup
 from puna.engine.engine import Engine
 from puna.engine.sampler import Chunk, Completion, SamplingParams, collect
-from puna.errors import RequestError
+from puna.errors import ConfigError, RequestError
 from puna.model.llama import Llama
 from puna.tokenizer import Tokenizer
+
+LOOKUP = "lookup"
 
 
 @dataclass(eq=False)
@@ -34,10 +37,17 @@ class LocalSampler:
         max_context: int | None = None,
         cache_tokens: int | None = None,
         dtype: torch.dtype | None = None,
+        draft: Llama | PromptLookup | None = None,
     ):
         self.tokenizer = tokenizer
         self.engine = Engine(
-            model, tokenizer, max_batch=max_batch, max_context=max_context, cache_tokens=cache_tokens, dtype=dtype
+            model,
+            tokenizer,
+            max_batch=max_batch,
+            max_context=max_context,
+            cache_tokens=cache_tokens,
+            dtype=dtype,
+            draft=draft,
         )
         self._inboxes: dict[int, _Inbox] = {}
 
@@ -51,18 +61,26 @@ class LocalSampler:
         cache_tokens: int | None = None,
         dtype: torch.dtype | None = None,
         device: str = "",
+        draft: str = "",
     ) -> "LocalSampler":
-        """Load a checkpoint directory, in the dtype of its files unless told otherwise, onto the accelerator if any."""
+        """Load a checkpoint directory, in the dtype of its files unless told otherwise, onto the accelerator if any.
+
+        `draft` is a smaller checkpoint of the same tokenizer whose guesses are checked, or "lookup" to take them from
+        the prompt.
+        """
         checkpoint = Checkpoint.open(path)
         checkpoint.prefetch()
-        model = checkpoint.load(dtype=dtype).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = checkpoint.load(dtype=dtype).to(device)
+        tokenizer = checkpoint.tokenizer()
         return cls(
             model,
-            checkpoint.tokenizer(),
+            tokenizer,
             max_batch=max_batch,
             max_context=max_context,
             cache_tokens=cache_tokens,
             dtype=dtype,
+            draft=_open_draft(draft, tokenizer, device) if draft else None,
         )
 
     @property
@@ -133,3 +151,12 @@ class LocalSampler:
         for request_id in inbox.chunks:
             self.engine.abort(request_id)
             self._inboxes.pop(request_id, None)
+
+
+def _open_draft(draft: str, tokenizer: Tokenizer, device: str) -> Llama | PromptLookup:
+    if draft == LOOKUP:
+        return PromptLookup()
+    checkpoint = Checkpoint.open(Path(draft))
+    if checkpoint.tokenizer().fingerprint != tokenizer.fingerprint:
+        raise ConfigError(f"the draft {draft} with a tokenizer of its own", expected="the model's tokenizer")
+    return checkpoint.load().to(device)

@@ -32,6 +32,7 @@ class Request:
     table: "array[int]" = field(default_factory=lambda: array("i"))
     page_keys: list[bytes] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    draft_len: int = 4  # How many guesses are worth checking: more as long as they are right.
     row: Row = field(init=False)
     _has_told: bool = False
 

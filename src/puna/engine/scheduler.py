@@ -10,8 +10,8 @@ import hashlib
 import secrets
 from array import array
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from puna.engine.pages import PagePool, extend_keys, num_pages_for
 from puna.engine.request import Request, State
@@ -24,10 +24,11 @@ IDLE_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """`num_tokens` tokens of a request, from its first uncomputed one on."""
+    """`num_tokens` tokens of a request, from its first uncomputed one on, and guesses at what follows the last one."""
 
     request: Request
     num_tokens: int
+    draft: tuple[int, ...] = ()
 
     @property
     def start(self) -> int:
@@ -91,11 +92,17 @@ class Scheduler:
         # A request that was preempted for another one's sake after it had been planned:
         return [work for work in works if work.request.state is State.RUNNING]
 
-    def commit(self, work: Work) -> None:
-        """Note that a work was computed; full pages can be shared from now on."""
-        request = work.request
-        self._had[request.tenant] += work.num_tokens
-        first, request.num_computed = request.num_computed // PAGE_LEN, request.num_computed + work.num_tokens
+    def add_draft(self, work: Work, draft: Sequence[int]) -> Work:
+        """Return the work with as many of these guesses as there is room for without taking anybody's pages."""
+        table, start = work.request.table, work.start + work.num_tokens
+        while len(table) < num_pages_for(start + len(draft)) and (page := self.pool.take()) is not None:
+            table.append(page)
+        return replace(work, draft=tuple(draft[: len(table) * PAGE_LEN - start]))
+
+    def commit(self, request: Request, num_tokens: int) -> None:
+        """Note that tokens of a request were computed; full pages can be shared from now on."""
+        self._had[request.tenant] += num_tokens
+        first, request.num_computed = request.num_computed // PAGE_LEN, request.num_computed + num_tokens
         full = range(first, request.num_computed // PAGE_LEN)
         if full:
             extend_keys(request.page_keys, request.tokens, self._salt(request.tenant))

@@ -36,6 +36,7 @@ def serve(
     max_queue: int = 256,
     max_context: int | None = None,
     dtype: Literal["stored", "float32", "bfloat16"] = "stored",
+    draft: str = "",
 ) -> None:
     """Serve a checkpoint through an OpenAI-compatible API.
 
@@ -59,13 +60,10 @@ def serve(
         The longest prompt and answer together, if less than the model can do.
     dtype
         The type of weights and activations.
+    draft
+        A smaller checkpoint of the same tokenizer that guesses tokens ahead, or "lookup" to guess from the prompt.
     """
-    bounds = (("port", port, 0), ("max-batch", max_batch, 1), ("max-queue", max_queue, 1))
-    for flag, value, least in bounds:
-        if not least <= value <= 65_535:
-            raise ConfigError(f"--{flag} {value}", expected=f"{least} to 65535")
-    if max_context is not None and max_context < 2:
-        raise ConfigError(f"--max-context {max_context}", expected="2 or more tokens")
+    _require_bounds(("port", port, 0), ("max-batch", max_batch, 1), ("max-queue", max_queue, 1))
     try:
         import_module("llguidance")
         from puna.serve.gate import make_rules
@@ -74,11 +72,23 @@ def serve(
     rules = make_rules(host, api_key_file, os.environ)
     _require_free(host, port)
     served = open_served(
-        checkpoint, name=name, max_batch=max_batch, max_queue=max_queue, max_context=max_context, dtype=dtype
+        checkpoint,
+        name=name,
+        max_batch=max_batch,
+        max_queue=max_queue,
+        max_context=max_context,
+        dtype=dtype,
+        draft=draft,
     )
     if served.notice:
         print(served.notice, file=sys.stderr)
     make_server(served, rules, host=host, port=port).run()
+
+
+def _require_bounds(*flags: tuple[str, int, int]) -> None:
+    for flag, value, least in flags:
+        if not least <= value <= 65_535:
+            raise ConfigError(f"--{flag} {value}", expected=f"{least} to 65535")
 
 
 def _require_free(host: str, port: int) -> None:
@@ -101,6 +111,7 @@ def open_served(
     max_queue: int = 256,
     max_context: int | None = None,
     dtype: str = "stored",
+    draft: str = "",
 ) -> "Served":
     """Load a checkpoint and put an engine, not started yet, behind it."""
     import torch
@@ -115,14 +126,15 @@ def open_served(
     from puna.serve.served import Served
 
     readable = Checkpoint.open(checkpoint).config.max_context
-    if max_context is not None and max_context > readable:
-        raise ConfigError(f"--max-context {max_context}", expected=f"at most {readable}, which the model can read")
+    if max_context is not None and not 2 <= max_context <= readable:
+        raise ConfigError(f"--max-context {max_context}", expected=f"2 to {readable}, which the model can read")
     with verifying(checkpoint):
         sampler = LocalSampler.open(
             checkpoint,
             max_batch=max_batch,
             max_context=max_context,
             dtype=None if dtype == "stored" else getattr(torch, dtype),
+            draft=draft,
         )
     chat_format = ChatFormat(sampler.tokenizer)
     stop_ids = (*Checkpoint.open(checkpoint).stop_ids, *chat_format.stop_ids)
