@@ -697,3 +697,10 @@ def test_a_path_beside_the_model_leads_to_it(good: Path, gguf: Path):
 
 def test_a_base_that_nothing_asks_for_is_said_to_be_left_aside(good: Path):
     assert "only an adapter has one" in examine(good, base=good, quick=True).facts["base"]
+
+
+def test_a_machine_without_a_compiler_is_told_what_that_costs(good: Path, monkeypatch: pytest.MonkeyPatch):
+    assert "kernels" not in examine(good, quick=True).facts
+    monkeypatch.setattr("puna.kernels.build.COMPILERS", ("no-such-compiler",))
+    report = examine(good, quick=True)
+    assert "torch runs models instead" in report.facts["kernels"] and not report.findings

@@ -10,6 +10,7 @@ from puna.doctor.directory.directory import check_directory
 from puna.doctor.finding import Report
 from puna.doctor.gguf import check_gguf
 from puna.doctor.modelfile import check_modelfile
+from puna.kernels.build import find_compiler
 
 MARKS = ("config.json", "tokenizer.json", "tokenizer.model", "model.safetensors.index.json")
 
@@ -17,6 +18,8 @@ MARKS = ("config.json", "tokenizer.json", "tokenizer.model", "model.safetensors.
 def examine(path: Path, *, quick: bool = False, base: Path | None = None, console: Console | None = None) -> Report:
     """Return all that is wrong at `path`; `base` is the model that an adapter belongs to, where it is known."""
     report = Report(path)
+    if find_compiler() is None:
+        report.facts["kernels"] = "no C++ compiler on this machine: torch runs models instead, more slowly"
     console = console or Console(quiet=True)
     with report.attempt("file-unreadable", str(path)):
         report.kind = _kind_of(path)

@@ -30,7 +30,7 @@ TIMEOUT = 300
 @cache
 def library(flags: tuple[str, ...] = (NATIVE,), folder: Path | None = None) -> Path:
     """Return the path of the compiled library; KernelError says why there is none."""
-    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    compiler = find_compiler()
     if compiler is None:
         raise KernelError("no C++ compiler", expected=f"one of {', '.join(COMPILERS)} on the PATH")
     folder = folder or _writable_cache()
@@ -38,6 +38,11 @@ def library(flags: tuple[str, ...] = (NATIVE,), folder: Path | None = None) -> P
     if not target.exists():
         _compile(compiler, flags, target)
     return target
+
+
+def find_compiler() -> str | None:
+    """Return the path of the C++ compiler that is used."""
+    return next((path for name in COMPILERS if (path := shutil.which(name))), None)
 
 
 def _key(compiler: str, flags: tuple[str, ...]) -> str:
