@@ -105,7 +105,8 @@ from puna.engine.sampler import SamplingParams
 def serve(path, length):
     sampler = LocalSampler.open(path, max_batch=4)
     params = SamplingParams(max_tokens=4, temperature=0.0, stop_ids=())
-    sampler.complete([[token % 500 for token in range(length)]] * 4, params)
+    # Four that begin differently: what is alike would be held once.
+    sampler.complete([[(token + first) % 500 for token in range(length)] for first in range(4)], params)
     return sampler
 
 serve(Path(sys.argv[1]), 16)
