@@ -36,7 +36,25 @@ class Contestant(Protocol):
     def streams(self, prompts: list[list[int]], num_tokens: int) -> float: ...
 
 
-class Puna:
+class Runs:
+    """What is measured of a program that tells when the first tokens and when all have come."""
+
+    def _run(self, prompts: list[list[int]], num_tokens: int) -> tuple[float, float]:
+        """Return when every request has had its first token and when all have ended, in seconds."""
+        raise NotImplementedError
+
+    def prefill(self, prompt: list[int]) -> float:
+        return self._run([prompt], 1)[0]
+
+    def decode(self, prompt: list[int], num_tokens: int) -> float:
+        first, end = self._run([prompt], num_tokens + 1)
+        return end - first
+
+    def streams(self, prompts: list[list[int]], num_tokens: int) -> float:
+        return self._run(prompts, num_tokens)[1]
+
+
+class Puna(Runs):
     """The engine with its scheduler, cache and sampling, as `puna serve` drives it."""
 
     def __init__(self, path: Path, threads: int):
@@ -72,7 +90,6 @@ class Puna:
         runner.forward, runner.logits = timed(runner.forward), timed(runner.logits)  # type: ignore[method-assign]
 
     def _run(self, prompts: list[list[int]], num_tokens: int) -> tuple[float, float]:
-        """Return when every request has had its first token and when all have ended, in seconds."""
         from puna.engine.sampler import SamplingParams
 
         start, first = time.perf_counter(), 0.0
@@ -82,16 +99,6 @@ class Puna:
             if not waiting and not first:
                 first = time.perf_counter() - start
         return first, time.perf_counter() - start
-
-    def prefill(self, prompt: list[int]) -> float:
-        return self._run([prompt], 1)[0]
-
-    def decode(self, prompt: list[int], num_tokens: int) -> float:
-        first, end = self._run([prompt], num_tokens + 1)
-        return end - first
-
-    def streams(self, prompts: list[list[int]], num_tokens: int) -> float:
-        return self._run(prompts, num_tokens)[1]
 
     def cached(self, prompt: list[int], num_cached: int) -> float:
         """Time the first token of a prompt whose first `num_cached` tokens were computed before."""
@@ -201,7 +208,7 @@ class OpenVino:
         return time.perf_counter() - start
 
 
-class Transformers:
+class Transformers(Runs):
     """transformers in bfloat16: one forward pass a step."""
 
     def __init__(self, path: Path, threads: int):
@@ -221,16 +228,6 @@ class Transformers:
                 ids = out.logits[:, -1].argmax(-1, keepdim=True)
                 out = self.model(ids, past_key_values=out.past_key_values, use_cache=True)
         return first, time.perf_counter() - start
-
-    def prefill(self, prompt: list[int]) -> float:
-        return self._run([prompt], 1)[0]
-
-    def decode(self, prompt: list[int], num_tokens: int) -> float:
-        first, end = self._run([prompt], num_tokens + 1)
-        return end - first
-
-    def streams(self, prompts: list[list[int]], num_tokens: int) -> float:
-        return self._run(prompts, num_tokens)[1]
 
 
 KINDS = {"puna": Puna, "llama.cpp": LlamaCpp, "openvino": OpenVino, "transformers": Transformers}

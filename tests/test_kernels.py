@@ -19,6 +19,7 @@ from puna.kernels.native import shared_kernels as find_kernels
 from puna.kernels.threads import cpu_limit
 from puna.model.config import SIZES, LlamaConfig
 from puna.model.llama import Llama
+from puna.model.quantized import pack as pack_words
 from puna.model.rope import rope_frequencies
 
 # What tells one token alone, the tiles of vectors, those of a matrix unit and the blocks of many tokens apart.
@@ -41,7 +42,7 @@ def new_weight(rows: int, cols: int, groups: int, bits: int, dtype: torch.dtype,
 
 
 def pack(values: torch.Tensor, scales: torch.Tensor, bits: int) -> Packed:
-    return kernels().pack(reference.pack_words(values, bits), scales, bits=bits, cols=values.shape[1])
+    return kernels().pack(pack_words(values, bits), scales, bits=bits, cols=values.shape[1])
 
 
 @settings(max_examples=40, deadline=None)
@@ -173,7 +174,7 @@ def test_older_processors_compute_the_same(flags, name, tmp_path, monkeypatch: p
         for bits, groups in ((4, 3), (8, 1)):
             values, scales = new_weight(40, 96, groups, bits, torch.float32)
             expected = kernels().linear(pack(values, scales, bits), x_TD)
-            packed = older.pack(reference.pack_words(values, bits), scales, bits=bits, cols=96)
+            packed = older.pack(pack_words(values, bits), scales, bits=bits, cols=96)
             torch.testing.assert_close(older.linear(packed, x_TD), expected, rtol=1e-5, atol=1e-4)
     finally:
         older.close()

@@ -136,19 +136,23 @@ def error_of(answer: httpx2.Response) -> dict:
     return error
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
+def save_tiny(directory: Path, sentences: Sequence[str], *, num_merges: int, max_context: int) -> Path:
+    """Save a random model whose text doesn't settle on one token, with a tokenizer of the sentences."""
     torch.set_num_threads(1)
-    directory = tmp_path_factory.mktemp("serve") / "tiny"
     directory.mkdir()
-    tokenizer = train_tokenizer(SENTENCES * 20, vocab_size=256 + 256 + 40, split_digits=True)
+    tokenizer = train_tokenizer([*sentences] * 20, vocab_size=256 + 256 + num_merges, split_digits=True)
     sizes = {"dim": 32, "hidden_dim": 64, "head_dim": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
-    model = Llama(LlamaConfig(**sizes, vocab_size=tokenizer.vocab_size, max_context=1024))
+    model = Llama(LlamaConfig(**sizes, vocab_size=tokenizer.vocab_size, max_context=max_context))
     model.initialize(0)
     with torch.no_grad():
         model.embed_tokens.weight.mul_(20)
     save_checkpoint(directory, model, tokenizer)
     return directory
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("serve") / "tiny", SENTENCES, num_merges=40, max_context=1024)
 
 
 @pytest.fixture(scope="module")

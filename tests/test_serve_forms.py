@@ -11,19 +11,14 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
-import torch
-from test_serve import HI, KEY, connect, serving
+from test_serve import HI, KEY, connect, save_tiny, serving
 
-from puna.checkpoint.checkpoint import save_checkpoint
 from puna.engine.grammar import check
 from puna.errors import CheckpointError
-from puna.model.config import LlamaConfig
-from puna.model.llama import Llama
 from puna.serve import grammars
 from puna.serve.gate import make_rules
 from puna.serve.serve import open_served
 from puna.serve.served import Served
-from puna.tokenizer.train import train_tokenizer
 
 ORDER = {
     "type": "object",
@@ -50,17 +45,7 @@ SENTENCES = [
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    torch.set_num_threads(1)
-    directory = tmp_path_factory.mktemp("forms") / "tiny"
-    directory.mkdir()
-    tokenizer = train_tokenizer(SENTENCES * 20, vocab_size=256 + 256 + 60, split_digits=True)
-    sizes = {"dim": 32, "hidden_dim": 64, "head_dim": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
-    model = Llama(LlamaConfig(**sizes, vocab_size=tokenizer.vocab_size, max_context=2048))
-    model.initialize(0)
-    with torch.no_grad():
-        model.embed_tokens.weight.mul_(20)
-    save_checkpoint(directory, model, tokenizer)
-    return directory
+    return save_tiny(tmp_path_factory.mktemp("forms") / "tiny", SENTENCES, num_merges=60, max_context=2048)
 
 
 @pytest.fixture(scope="module")

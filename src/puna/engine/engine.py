@@ -199,7 +199,7 @@ class Engine:
         going: list[tuple[Work, torch.Tensor]] = []
         for work, outcome in computed:
             if isinstance(outcome, Exception):
-                chunks.append(self._fail(work.request, outcome))
+                chunks.append((work.request.id, self._fail(work.request, outcome)))
                 continue
             self._scheduler.commit(work.request, work.num_tokens)
             if outcome is not None:
@@ -236,16 +236,16 @@ class Engine:
                 raise choice
             chunk = request.extend(*choice)
         except Exception as error:
-            return self._fail(request, error)[1]
+            return self._fail(request, error)
         if chunk.finish_reason is not None:
             self._end(request)
         return chunk
 
-    def _fail(self, request: Request, error: Exception) -> tuple[int, Chunk]:
+    def _fail(self, request: Request, error: Exception) -> Chunk:
         log.warning("request %d failed", request.id, exc_info=error)
         chunk = request.end("error", error=f"{type(error).__name__}: {error}")
         self._end(request, is_clean=False)
-        return request.id, chunk
+        return chunk
 
     def _end(self, request: Request, *, is_clean: bool = True) -> None:
         if not is_clean:

@@ -123,9 +123,11 @@ class Scheduler:
             return None
         for tenant in sorted(self._waiting, key=self._had.__getitem__):
             queue = self._waiting[tenant]
-            if not queue or self._is_being_computed(queue[0]):
+            if not queue:
                 continue
             shared = self._shared_pages(queue[0])
+            if self._is_being_computed(queue[0], len(shared)):
+                continue
             kept = sum(self.pool.is_kept(page) for page in shared)
             needed = num_pages_for(len(queue[0].tokens)) - len(shared)
             if needed + kept + self._num_promised() > self.pool.num_available:
@@ -151,9 +153,8 @@ class Scheduler:
             pages.append(page)
         return pages
 
-    def _is_being_computed(self, request: Request) -> bool:
-        """Whether a running request is about to fill the first page that this one lacks."""
-        index = len(self._shared_pages(request))
+    def _is_being_computed(self, request: Request, index: int) -> bool:
+        """Whether a running request is about to fill the page of this index, the first that this one lacks."""
         if request.num_to_score or index >= (len(request.tokens) - 1) // PAGE_LEN:
             return False
         key = request.page_keys[index]

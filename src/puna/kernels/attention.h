@@ -84,7 +84,7 @@ template <int R> INLINE void score_page(const uint16_t* queries, const uint16_t*
   for (int r = 0; r < R; ++r) store(to[r], totals[r]);
 }
 
-// Add weights x values of one page to R rows' sums, 64 columns at a time.
+// Add weights x values of one page to R rows' sums, two vectors of columns at a time.
 template <int R>
 INLINE void mix_page(const uint16_t (*weights)[CHUNK], const uint16_t* values, int width, float* sums) {
   for (int column = 0; column < width; column += 2 * LANES) {

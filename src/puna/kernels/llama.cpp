@@ -1,5 +1,5 @@
-// A Llama's whole step in one call: tokens and page tables -> hidden states; hidden states -> logits. The readable twin is
-// model/llama.py. A plain C interface for ctypes (native.py declares the same structures).
+// A Llama's whole step in one call: tokens and page tables -> hidden states, of which puna_linear makes logits. The readable
+// twin is model/llama.py. A plain C interface for ctypes (native.py declares the same structures).
 //
 // Activations and the residual are float32; matrices see them rounded (matmul.h). Holds no weights: the caller keeps
 // them, and the pages, alive.
@@ -59,7 +59,6 @@ class Machine {
 
   void forward(const PunaNetwork& net, const Pages& pages, const int32_t* tokens, const PunaSpan* spans, int num_spans,
                const int32_t* rows, int num_rows, float* hidden);
-  void logits(const PunaNetwork& net, const float* hidden, int num_rows, float* to);
   void linear(const Matrix& matrix, const float* x, int num_tokens, float* to);
   void attend_all(const PunaNetwork& net, const Pages& pages, const PunaSpan* spans, int num_spans, const float* q,
                   const float* k, const float* v, float* to);
@@ -287,10 +286,6 @@ void Machine::linear(const Matrix& matrix, const float* x, int num_tokens, float
   }, int64_t(num_tokens) * matrix.rows * matrix.cols < SMALL);
 }
 
-void Machine::logits(const PunaNetwork& net, const float* hidden, int num_rows, float* to) {
-  linear(net.head, hidden, num_rows, to);
-}
-
 // Rotate, write to the pages of layer 0 and attend: for the test against the twin.
 void Machine::attend_all(const PunaNetwork& net, const Pages& pages, const PunaSpan* spans, int num_spans,
                          const float* q, const float* k, const float* v, float* to) {
@@ -367,10 +362,6 @@ void puna_attend(void* machine, const PunaNetwork* net, const Pages* pages, cons
 void puna_forward(void* machine, const PunaNetwork* net, const Pages* pages, const int32_t* tokens,
                   const PunaSpan* spans, int32_t num_spans, const int32_t* rows, int32_t num_rows, float* hidden) {
   ((Machine*)machine)->forward(*net, *pages, tokens, spans, num_spans, rows, num_rows, hidden);
-}
-
-void puna_logits(void* machine, const PunaNetwork* net, const float* hidden, int32_t num_rows, float* to) {
-  ((Machine*)machine)->logits(*net, hidden, num_rows, to);
 }
 }
 #pragma GCC visibility pop

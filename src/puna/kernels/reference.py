@@ -14,15 +14,6 @@ def round_activations(x_TD: torch.Tensor, group: int) -> tuple[torch.Tensor, tor
     return (x_TGD * inverse).round(), most / 127
 
 
-def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return int32 words [R, ceil(D * bits / 32)] of signed values [R, D], the first value in the lowest bits."""
-    per_word = 32 // bits
-    padded = torch.nn.functional.pad(values.long() + 2 ** (bits - 1), (0, -values.shape[1] % per_word))
-    shifts = torch.arange(per_word) * bits
-    words = (padded.unflatten(1, (-1, per_word)) << shifts).sum(-1)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
-
-
 def linear(x_TD: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, group: int) -> torch.Tensor:
     """Return float32 x W^T for W = signed values [R, D] * scales [R, groups], x rounded in groups of `group`."""
     rounded_TGD, x_scales = round_activations(x_TD, group)
