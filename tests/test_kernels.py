@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.engine.native import NativeRunner
-from puna.engine.runner import TorchRunner
+from puna.engine.runners.native_runner import NativeRunner
+from puna.engine.runners.torch_runner import TorchRunner
 from puna.errors import KernelError
 from puna.kernels import reference
 from puna.kernels.build import library

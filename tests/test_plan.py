@@ -22,7 +22,7 @@ from puna.checkpoint.gguf.writer import write_gguf
 from puna.checkpoint.hf_config import render_config
 from puna.checkpoint.weights import build_empty
 from puna.engine.engine import Engine
-from puna.engine.runner import TorchRunner
+from puna.engine.runners.torch_runner import TorchRunner
 from puna.engine.sampler import SamplingParams
 from puna.errors import CheckpointError, ConfigError
 from puna.kernels.native import PAGE_LEN

@@ -9,9 +9,9 @@ from test_engine import tiny_model, tiny_tokenizer
 
 from puna.engine import scheduler as scheduler_module
 from puna.engine.engine import Engine
-from puna.engine.native import NativeRunner
 from puna.engine.pages import PagePool
 from puna.engine.request import Request, State
+from puna.engine.runners.native_runner import NativeRunner
 from puna.engine.sampler import Chunk, SamplingParams
 from puna.engine.scheduler import Scheduler, Work
 from puna.engine.text import TextStream

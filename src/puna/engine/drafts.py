@@ -16,7 +16,7 @@ import torch
 from puna.engine.choose import Row, choose
 from puna.engine.pages import PagePool, num_pages_for
 from puna.engine.request import Request
-from puna.engine.runner import Runner
+from puna.engine.runners.runner import Runner
 from puna.kernels.native import Span
 
 MAX_DRAFT = 12

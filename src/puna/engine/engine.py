@@ -15,10 +15,11 @@ import torch
 
 from puna.engine.choose import choose, score_ids
 from puna.engine.drafts import MAX_DRAFT, Drafter, ModelDrafter, PromptLookup
-from puna.engine.native import NativeRunner, native_kernels
 from puna.engine.pages import PagePool, num_pages_for
 from puna.engine.request import Request, State
-from puna.engine.runner import Runner, TorchRunner
+from puna.engine.runners.native_runner import NativeRunner, native_kernels
+from puna.engine.runners.runner import Runner
+from puna.engine.runners.torch_runner import TorchRunner
 from puna.engine.sampler import Chunk, SamplingParams, TokenLogprob
 from puna.engine.scheduler import Scheduler, Work
 from puna.engine.text import TextStream

@@ -1,6 +1,6 @@
 """The compiled kernels as Python objects: packed matrices, a network, its pages; and the calls.
 
-Declares llama.cpp's structures for ctypes. Decides nothing: which networks run here is engine/native.py's business.
+Declares llama.cpp's structures for ctypes. Decides nothing: which networks run here is native_runner.py's business.
 
 Shapes: T tokens, N chosen rows, D model width, H query heads, K key/value heads, E head width, V vocabulary.
 """

@@ -1,38 +1,16 @@
-"""Runner: what computes a step's hidden states and logits and keeps the pages; and the one that runs on any device.
-
-TorchRunner runs model/llama.py itself. native.py has the one that is fast on a CPU.
+"""TorchRunner: runs model/llama.py itself, on any device; native_runner.py has the one that is fast on a CPU.
 
 Shapes: T tokens, N chosen rows, B sequences, S positions, K key/value heads, E head width, D model width, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
 from puna.kernels.native import PAGE_LEN, Span, lazy_memory
 from puna.model.attend import attend_behind_prefix, attend_causally
-from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-
-
-class Runner(Protocol):
-    """Computes tokens of many sequences at once; the spans' tables name the pages where keys and values stand."""
-
-    config: LlamaConfig
-
-    def forward(self, tokens: Sequence[int], spans: Sequence[Span], rows: Sequence[int]) -> torch.Tensor:
-        """Run the spans' tokens, one behind the other; return hidden_ND of `rows` after the final norm."""
-        ...
-
-    def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """Return float32 logits_NV."""
-        ...
-
-    def clear(self, page: int) -> None:
-        """Fill a page with zeros: a NaN in it would reach whoever gets it next, even masked."""
-        ...
 
 
 class TorchRunner:
