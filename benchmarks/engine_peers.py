@@ -62,6 +62,7 @@ class Puna(Runs):
 
         from puna.checkpoint.checkpoint import Checkpoint
         from puna.engine.engine import Engine
+        from puna.engine.options import EngineOptions
         from puna.tokenizer import train_tokenizer
 
         torch.set_num_threads(threads)
@@ -69,7 +70,8 @@ class Puna(Runs):
         tokenizer = train_tokenizer(["some words, some words"] * 2, vocab_size=520, split_digits=False)
         # Any id decodes to something: what the text would be is not measured.
         tokenizer.is_special = lambda _: True  # type: ignore[method-assign]
-        self.engine = Engine(model, tokenizer, max_batch=32, max_context=8192, cache_tokens=2**15)
+        options = EngineOptions(max_batch=32, max_context=8192, cache_tokens=2**15)
+        self.engine = Engine(model, tokenizer, options=options)
         self.computing = 0.0
         self._time_runner()
 

@@ -21,6 +21,7 @@ import torch
 from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.checkpoint.source import Source, tensor_shapes
 from puna.engine.local import LocalSampler
+from puna.engine.options import EngineOptions
 from puna.engine.sampler import SamplingParams
 from puna.model.config import SIZES
 from puna.tokenizer import Tokenizer, train_tokenizer
@@ -73,7 +74,7 @@ def open_and_generate(directory: Path) -> dict[str, float]:
     """Open, load, run one token, then generate; return times, speed and the peak of resident memory."""
     start = time.perf_counter()
     checkpoint = Checkpoint.open(directory)
-    sampler = LocalSampler.open(directory, max_batch=1, max_context=2048)
+    sampler = LocalSampler.open(directory, options=EngineOptions(max_batch=1, max_context=2048))
     loaded = time.perf_counter() - start
     ids = sampler.tokenizer.encode("The shop opens at nine.")
     sampler.complete([ids[:1]], SamplingParams(max_tokens=1, temperature=0.0))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from puna.chat import ChatFormat, Conversation, Message
 from puna.engine.local import LocalSampler
+from puna.engine.options import EngineOptions
 from puna.engine.sampler import SamplingParams
 
 CUSTOMER = (
@@ -21,7 +22,7 @@ ORDERS = {"TK-48213": {"order_id": "TK-48213", "status": "packed", "leaves": "We
 
 def main(checkpoint: Path) -> None:
     """Let the customer ask, and answer each call of look_up_order from ORDERS."""
-    sampler = LocalSampler.open(checkpoint, max_batch=1)
+    sampler = LocalSampler.open(checkpoint, options=EngineOptions(max_batch=1))
     chat = ChatFormat(sampler.tokenizer)
     params = SamplingParams(max_tokens=60, stop_ids=chat.stop_ids)
     page = (Path(__file__).parent / "demo_page.md").read_text().strip()

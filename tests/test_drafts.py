@@ -9,6 +9,7 @@ from test_engine import PROMPTS, new_prompt, tiny_model, tiny_tokenizer
 
 from puna.engine.drafts import PromptLookup
 from puna.engine.engine import Engine
+from puna.engine.options import EngineOptions
 from puna.engine.request import Request
 from puna.engine.sampler import SamplingParams
 from puna.errors import ConfigError
@@ -78,7 +79,7 @@ def test_drafts_change_no_token(draft: str):
 def test_guesses_that_are_sometimes_wrong_change_no_token_when_pages_run_out():
     prompts, params = [new_prompt(40, seed) for seed in range(6)], mixed_params(6)
     plain, _ = run(Engine(tiny_model(), tiny_tokenizer()), prompts, params)
-    engine = Engine(tiny_model(), tiny_tokenizer(), cache_tokens=192)
+    engine = Engine(tiny_model(), tiny_tokenizer(), options=EngineOptions(cache_tokens=192))
     engine._drafter = Guesser({key: list(ids) for key, ids in plain.items()})
     assert run(engine, prompts, params)[0] == plain
     assert not engine._drafter.right, "every request was forgotten"

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from puna.engine import engine as engine_module
 from puna.engine.engine import Engine
 from puna.engine.local import LocalSampler
+from puna.engine.options import EngineOptions
 from puna.engine.sampler import Chunk, Completion, SamplingParams, collect
 from puna.errors import RequestError
 from puna.model.attend import packed_attend
@@ -55,7 +56,7 @@ def tiny_model(vocab_size: int = 530, num_layers: int = 2) -> Llama:
 
 
 def new_engine(**options) -> Engine:
-    return Engine(tiny_model(), tiny_tokenizer(), **options)
+    return Engine(tiny_model(), tiny_tokenizer(), options=EngineOptions(**options))
 
 
 def new_prompt(length: int, seed: int = 0) -> list[int]:
@@ -80,7 +81,7 @@ def complete_alone(prompt: list[int], params: SamplingParams, engine: Engine | N
 
 
 def complete_together(prompts: list[list[int]], params: SamplingParams, **options) -> list[Completion]:
-    return LocalSampler(tiny_model(), tiny_tokenizer(), **options).complete(prompts, params)
+    return LocalSampler(tiny_model(), tiny_tokenizer(), options=EngineOptions(**options)).complete(prompts, params)
 
 
 @torch.no_grad()
@@ -221,7 +222,7 @@ def test_logits_that_are_not_numbers_end_one_request_alone():
     params = SamplingParams(max_tokens=10)
     prompts = [prompt for prompt in PROMPTS if len(prompt) < 90]
     prompts[1:1] = [[*new_prompt(80), poison]]
-    sampler = LocalSampler(sick, tiny_tokenizer(), max_batch=4)
+    sampler = LocalSampler(sick, tiny_tokenizer(), options=EngineOptions(max_batch=4))
     found = sampler.complete(prompts, params)
     assert [done.finish_reason for done in found] == ["length", "error", *["length"] * (len(prompts) - 2)]
     assert "not finite" in found[1].error
@@ -319,7 +320,7 @@ def test_bfloat16_stays_near_float32():
 
 def test_the_sampler_keeps_the_order_and_reports_progress():
     told: list[int] = []
-    sampler = LocalSampler(tiny_model(), tiny_tokenizer(), max_batch=3)
+    sampler = LocalSampler(tiny_model(), tiny_tokenizer(), options=EngineOptions(max_batch=3))
     params = [SamplingParams(max_tokens=length) for length in range(1, 9)]
     found = sampler.complete(PROMPTS, params, progress=told.append)
     assert [len(done.ids) for done in found] == list(range(1, 9))
@@ -354,7 +355,9 @@ class EngineMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.engine = Engine(tiny_model(num_layers=1), tiny_tokenizer(), max_batch=3, cache_tokens=320)
+        self.engine = Engine(
+            tiny_model(num_layers=1), tiny_tokenizer(), options=EngineOptions(max_batch=3, cache_tokens=320)
+        )
         self.ends: dict[int, list[str]] = {}
 
     @rule(length=st.integers(1, 100), max_tokens=st.integers(0, 90), seed=st.integers(0, 9))

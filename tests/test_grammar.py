@@ -16,6 +16,7 @@ from tiny_checkpoint import random_llama, tokenizer
 from puna.engine.grammar import check
 from puna.engine.grammar.grammar import Grammar, GrammarCompiler, json_grammar, lark_grammar, regex_grammar
 from puna.engine.local import LocalSampler
+from puna.engine.options import EngineOptions
 from puna.engine.sampler import Completion, SamplingParams
 from puna.errors import RequestError
 from puna.tokenizer import Tokenizer
@@ -62,7 +63,7 @@ def compiled(text: str) -> Grammar:
 
 @cache
 def sampler() -> LocalSampler:
-    return LocalSampler(random_llama(), tokenizer(), max_batch=8)
+    return LocalSampler(random_llama(), tokenizer(), options=EngineOptions(max_batch=8))
 
 
 def said(text: str, *, seeds: range = range(6), **settings: Any) -> list[Completion]:

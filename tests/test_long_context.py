@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from puna.engine import scheduler
 from puna.engine.engine import Engine
+from puna.engine.options import EngineOptions
 from puna.engine.sampler import Chunk, SamplingParams, collect
 from puna.model.attend import attend_behind_prefix, attend_causally, packed_attend
 from puna.model.config import SIZES, LlamaConfig
@@ -37,7 +38,7 @@ def small_model(**changes: Any) -> Llama:
 
 def complete(model: Llama, prompt: list[int], params: SamplingParams) -> list[Chunk]:
     tokenizer = train_tokenizer(["some words, some words"] * 2, vocab_size=514, split_digits=False)
-    engine = Engine(model, tokenizer, max_batch=1)
+    engine = Engine(model, tokenizer, options=EngineOptions(max_batch=1))
     engine.submit(prompt, params)
     chunks: list[Chunk] = []
     while engine.has_work:
@@ -104,7 +105,7 @@ def test_what_goes_wrong_in_a_later_piece_ends_that_request_and_frees_its_room(m
     with torch.no_grad():
         model.embed_tokens.weight[249] = float("nan")
     tokenizer = train_tokenizer(["some words, some words"] * 2, vocab_size=514, split_digits=False)
-    engine = Engine(model, tokenizer, max_batch=1)
+    engine = Engine(model, tokenizer, options=EngineOptions(max_batch=1))
     params = SamplingParams(max_tokens=3, temperature=0.0)
     clean = [token % 240 for token in new_prompt(150)]
     expected = collect(complete(model, clean, params), 150).ids

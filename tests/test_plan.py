@@ -22,6 +22,7 @@ from puna.checkpoint.gguf.writer import write_gguf
 from puna.checkpoint.hf_config import render_config
 from puna.checkpoint.weights import build_empty
 from puna.engine.engine import Engine
+from puna.engine.options import EngineOptions
 from puna.engine.runners.torch_runner import TorchRunner
 from puna.engine.sampler import SamplingParams
 from puna.errors import CheckpointError, ConfigError
@@ -100,10 +101,11 @@ SERVES = (
     MEASURED
     + """
 from puna.engine.local import LocalSampler
+from puna.engine.options import EngineOptions
 from puna.engine.sampler import SamplingParams
 
 def serve(path, length):
-    sampler = LocalSampler.open(path, max_batch=4)
+    sampler = LocalSampler.open(path, options=EngineOptions(max_batch=4))
     params = SamplingParams(max_tokens=4, temperature=0.0, stop_ids=())
     # Four that begin differently: what is alike would be held once.
     sampler.complete([[(token + first) % 500 for token in range(length)] for first in range(4)], params)
@@ -234,7 +236,7 @@ def test_the_kv_cache_of_a_running_engine_has_the_planned_bytes() -> None:
     tokenizer = small_tokenizer()
     model = Llama(SMALL)
     model.initialize(0)
-    engine = Engine(model, tokenizer, max_batch=3)
+    engine = Engine(model, tokenizer, options=EngineOptions(max_batch=3))
     for token in range(5, 8):  # Different ones: what is alike would be shared.
         engine.submit([token] * 190, SamplingParams(max_tokens=10, stop_ids=()))
     for _ in range(5):

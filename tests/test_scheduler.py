@@ -9,6 +9,7 @@ from test_engine import tiny_model, tiny_tokenizer
 
 from puna.engine import scheduler as scheduler_module
 from puna.engine.engine import Engine
+from puna.engine.options import EngineOptions
 from puna.engine.pages import PagePool
 from puna.engine.request import Request, State
 from puna.engine.runners.native_runner import NativeRunner
@@ -144,7 +145,7 @@ def test_greedy_tokens_of_mixed_requests_that_join_abort_and_are_preempted_equal
         if rng.random() < 0.4:
             prompt = shared[: rng.randrange(1, 60)] + prompt
         requests.append((prompt, SamplingParams(max_tokens=rng.randrange(1, 60))))
-    engine = Engine(model, tiny_tokenizer(), max_batch=12, cache_tokens=40 * PAGE_LEN)
+    engine = Engine(model, tiny_tokenizer(), options=EngineOptions(max_batch=12, cache_tokens=40 * PAGE_LEN))
     if not isinstance(engine.runner, NativeRunner):
         pytest.skip("no C++ compiler")
     got: dict[int, list[Chunk]] = {}
@@ -162,7 +163,7 @@ def test_greedy_tokens_of_mixed_requests_that_join_abort_and_are_preempted_equal
             got[request_id].append(chunk)
         num_preempted += sum(request.id in before for request in engine._scheduler.waiting())
     assert num_preempted > count // 20
-    lonely = Engine(model, tiny_tokenizer(), max_batch=1)
+    lonely = Engine(model, tiny_tokenizer(), options=EngineOptions(max_batch=1))
     for request_id, chunks in got.items():
         ids = [token for chunk in chunks for token in chunk.ids]
         expected = greedy_alone(lonely, *requests[request_id])

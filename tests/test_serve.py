@@ -25,6 +25,7 @@ from puna.artifact import Manifest
 from puna.chat.conversation import Conversation
 from puna.chat.format import ChatFormat
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.engine.options import EngineOptions
 from puna.engine.request import Request
 from puna.engine.sampler import Chunk, SamplingParams
 from puna.engine.text import TextStream
@@ -603,4 +604,4 @@ def test_a_taken_port_and_a_context_that_no_model_has_are_refused_before_loading
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="expected an address that"):
         serve(checkpoint, port=taken.getsockname()[1])
     with pytest.raises(ConfigError, match=r"expected 2 to .* which the model can read"):
-        open_served(checkpoint, max_context=10**9)
+        open_served(checkpoint, options=EngineOptions(max_context=10**9))

@@ -20,6 +20,7 @@ from puna.chat.conversation import CallFormat
 from puna.chat.stream import MessageStream, Part
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.engine.local import LocalSampler
+from puna.engine.options import EngineOptions
 from puna.engine.sampler import FinishReason, SamplingParams
 from puna.errors import ChatError, ConfigError, PunaError, RequestError
 from puna.licence import badges
@@ -182,7 +183,7 @@ class Dialogue:
 
 def _open(checkpoint: Path, start: Conversation, params: SamplingParams) -> Dialogue:
     with verifying(checkpoint):
-        sampler = LocalSampler.open(checkpoint, max_batch=1)
+        sampler = LocalSampler.open(checkpoint, options=EngineOptions(max_batch=1))
         stop_ids = Checkpoint.open(checkpoint).stop_ids
     return Dialogue(sampler, start, params, stop_ids, Console(highlight=False))
 

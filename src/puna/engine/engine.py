@@ -15,6 +15,7 @@ import torch
 
 from puna.engine.choose import choose, score_ids
 from puna.engine.drafts import MAX_DRAFT, Drafter, ModelDrafter, PromptLookup
+from puna.engine.options import DEFAULTS, EngineOptions
 from puna.engine.pages import PagePool, num_pages_for
 from puna.engine.request import Request, State
 from puna.engine.runners.native_runner import NativeRunner, native_kernels
@@ -56,20 +57,18 @@ class Engine:
         model: Llama,
         tokenizer: Tokenizer,
         *,
-        max_batch: int = 32,
-        max_context: int | None = None,
-        cache_tokens: int | None = None,
-        dtype: torch.dtype | None = None,
+        options: EngineOptions = DEFAULTS,
         draft: Llama | PromptLookup | None = None,
     ):
-        dtype = dtype or model.dtype
+        dtype = options.dtype or model.dtype
         self.tokenizer, self.config = tokenizer, model.config
-        self.max_context = min(max_context or model.config.max_context, model.config.max_context)
+        self.max_context = min(options.max_context or model.config.max_context, model.config.max_context)
+        cache_tokens = options.cache_tokens
         if cache_tokens is None:
-            cache_tokens = _default_cache_tokens(model, max_batch, self.max_context, dtype)
+            cache_tokens = _default_cache_tokens(model, options.max_batch, self.max_context, dtype)
         self.pool = PagePool(cache_tokens // PAGE_LEN)
         self.runner = _open_runner(model, self.pool.num_pages, dtype)
-        self._scheduler = Scheduler(self.pool, max_batch=max_batch)
+        self._scheduler = Scheduler(self.pool, max_batch=options.max_batch)
         self._drafter = _open_drafter(draft, model, self.pool.num_pages)
         self._next_id = itertools.count()
         self._requests: dict[int, Request] = {}

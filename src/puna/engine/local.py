@@ -9,6 +9,7 @@ import torch
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.engine.drafts import PromptLookup
 from puna.engine.engine import Engine
+from puna.engine.options import DEFAULTS, EngineOptions
 from puna.engine.sampler import Chunk, Completion, SamplingParams, collect
 from puna.errors import ConfigError, RequestError
 from puna.model.llama import Llama
@@ -33,35 +34,16 @@ class LocalSampler:
         model: Llama,
         tokenizer: Tokenizer,
         *,
-        max_batch: int = 32,
-        max_context: int | None = None,
-        cache_tokens: int | None = None,
-        dtype: torch.dtype | None = None,
+        options: EngineOptions = DEFAULTS,
         draft: Llama | PromptLookup | None = None,
     ):
         self.tokenizer = tokenizer
-        self.engine = Engine(
-            model,
-            tokenizer,
-            max_batch=max_batch,
-            max_context=max_context,
-            cache_tokens=cache_tokens,
-            dtype=dtype,
-            draft=draft,
-        )
+        self.engine = Engine(model, tokenizer, options=options, draft=draft)
         self._inboxes: dict[int, _Inbox] = {}
 
     @classmethod
     def open(
-        cls,
-        path: Path,
-        *,
-        max_batch: int = 32,
-        max_context: int | None = None,
-        cache_tokens: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: str = "",
-        draft: str = "",
+        cls, path: Path, *, options: EngineOptions = DEFAULTS, device: str = "", draft: str = ""
     ) -> "LocalSampler":
         """Load a checkpoint directory, in the dtype of its files unless told otherwise, onto the accelerator if any.
 
@@ -71,17 +53,10 @@ class LocalSampler:
         checkpoint = Checkpoint.open(path)
         checkpoint.prefetch()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = checkpoint.load(dtype=dtype).to(device)
+        model = checkpoint.load(dtype=options.dtype).to(device)
         tokenizer = checkpoint.tokenizer()
-        return cls(
-            model,
-            tokenizer,
-            max_batch=max_batch,
-            max_context=max_context,
-            cache_tokens=cache_tokens,
-            dtype=dtype,
-            draft=_open_draft(draft, tokenizer, device) if draft else None,
-        )
+        guesser = _open_draft(draft, tokenizer, device) if draft else None
+        return cls(model, tokenizer, options=options, draft=guesser)
 
     @property
     def max_context(self) -> int:

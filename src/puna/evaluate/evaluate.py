@@ -22,6 +22,7 @@ from puna.checkpoint.checkpoint import Checkpoint
 from puna.config import StageConfig
 from puna.data.shards import read_rows, write_jsonl
 from puna.engine.local import LocalSampler
+from puna.engine.options import EngineOptions
 from puna.engine.sampler import Completion, SamplingParams
 from puna.errors import ConfigError
 from puna.evaluate.report import draw_scores, print_scores, report
@@ -105,7 +106,8 @@ def _items(config: Config) -> list[Item]:
 
 def _ask(config: Config, run: Run, name: str, path: Path, items: list[Item]) -> Answers:
     """Let one checkpoint answer all questions, grade them, and keep the rows in case the run is interrupted."""
-    sampler = LocalSampler.open(path, max_batch=config.max_batch, dtype=getattr(torch, config.precision))
+    options = EngineOptions(max_batch=config.max_batch, dtype=getattr(torch, config.precision))
+    sampler = LocalSampler.open(path, options=options)
     chat = ChatFormat(sampler.tokenizer)
     prompts = [chat.prompt(item.question.conversation) for item in items]
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < sampler.max_context]

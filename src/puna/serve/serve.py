@@ -10,9 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from puna.engine.options import DEFAULTS, EngineOptions
 from puna.errors import CheckpointError, ConfigError, RequestError
 
 if TYPE_CHECKING:
+    import torch
     import uvicorn
 
     from puna.engine.sampler import SamplingParams
@@ -71,15 +73,8 @@ def serve(
         raise ConfigError(f"serving needs {error.name}", hint="pip install 'puna[serve]'") from None
     rules = make_rules(host, api_key_file, os.environ)
     _require_free(host, port)
-    served = open_served(
-        checkpoint,
-        name=name,
-        max_batch=max_batch,
-        max_queue=max_queue,
-        max_context=max_context,
-        dtype=dtype,
-        draft=draft,
-    )
+    options = EngineOptions(max_batch=max_batch, max_context=max_context, dtype=_dtype_of(dtype))
+    served = open_served(checkpoint, name=name, max_queue=max_queue, options=options, draft=draft)
     if served.notice:
         print(served.notice, file=sys.stderr)
     make_server(served, rules, host=host, port=port).run()
@@ -103,19 +98,21 @@ def _require_free(host: str, port: int) -> None:
         raise ConfigError(f"--host {host} --port {port}: {reason}", expected="an address that is free here") from None
 
 
+def _dtype_of(name: str) -> "torch.dtype | None":
+    import torch
+
+    return None if name == "stored" else getattr(torch, name)
+
+
 def open_served(
     checkpoint: Path,
     *,
     name: str | None = None,
-    max_batch: int = 32,
     max_queue: int = 256,
-    max_context: int | None = None,
-    dtype: str = "stored",
+    options: EngineOptions = DEFAULTS,
     draft: str = "",
 ) -> "Served":
     """Load a checkpoint and put an engine, not started yet, behind it."""
-    import torch
-
     from puna.artifact import verifying
     from puna.chat.format import ChatFormat
     from puna.checkpoint.checkpoint import Checkpoint
@@ -126,16 +123,10 @@ def open_served(
     from puna.serve.served import Served
 
     readable = Checkpoint.open(checkpoint).config.max_context
-    if max_context is not None and not 2 <= max_context <= readable:
-        raise ConfigError(f"--max-context {max_context}", expected=f"2 to {readable}, which the model can read")
+    if options.max_context is not None and not 2 <= options.max_context <= readable:
+        raise ConfigError(f"--max-context {options.max_context}", expected=f"2 to {readable}, which the model can read")
     with verifying(checkpoint):
-        sampler = LocalSampler.open(
-            checkpoint,
-            max_batch=max_batch,
-            max_context=max_context,
-            dtype=None if dtype == "stored" else getattr(torch, dtype),
-            draft=draft,
-        )
+        sampler = LocalSampler.open(checkpoint, options=options, draft=draft)
     chat_format = ChatFormat(sampler.tokenizer)
     stop_ids = (*Checkpoint.open(checkpoint).stop_ids, *chat_format.stop_ids)
     return Served(

@@ -1,0 +1,24 @@
+"""EngineOptions: how large an engine is and what it computes in. Says nothing of what a request asks for."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What an engine is opened with; what is None follows from the model.
+
+    `max_batch` requests run side by side, each with at most `max_context` tokens; `cache_tokens` positions stand in the
+    cache together. `dtype` is that of weights and activations.
+    """
+
+    max_batch: int = 32
+    max_context: int | None = None
+    cache_tokens: int | None = None
+    dtype: "torch.dtype | None" = None
+
+
+DEFAULTS = EngineOptions()
