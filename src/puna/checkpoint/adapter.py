@@ -1,7 +1,8 @@
-"""A PEFT adapter directory on a base -> a Source whose tensors are merged as they are read.
+"""A PEFT adapter directory -> a Source whose tensors are merged with it as they are read, or a Lora to be run beside.
 
-LoRA with its variants rsLoRA and DoRA, on linear layers and embeddings, and tensors saved whole. Runs no adapter
-unmerged; a base whose weights are quantized has no exact merge and is refused by what calls this.
+Merges LoRA with its variants rsLoRA and DoRA, on linear layers and embeddings, and tensors saved whole; a base whose
+weights are quantized has no exact merge and is refused by what calls this. What is run beside the base, quantized or
+not, is LoRA and rsLoRA of the layers' matrices.
 """
 
 import re
@@ -19,6 +20,8 @@ from puna.checkpoint.layout import StoredTensor, read_header
 from puna.checkpoint.source import Source, tensor_shapes
 from puna.checkpoint.weights import FLOATS, read_float
 from puna.errors import CheckpointError
+from puna.model.config import LlamaConfig
+from puna.model.lora import ADAPTED, Lora, LowRank
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -104,13 +107,45 @@ def open_adapter(directory: Path) -> Adapter:
 
 def merged(base: Source, adapter: Adapter) -> Source:
     """Return the base with the adapter added to each tensor as it is read, in float32."""
-    shapes = tensor_shapes(base.config)
+    _require_fit(adapter, base.config)
+    return replace(base, format=f"{base.format} with an adapter", read=partial(_read_merged, base, adapter))
+
+
+def require_runnable(adapter: Adapter, config: LlamaConfig) -> None:
+    """Raise CheckpointError unless the adapter fits this network and can be run beside it."""
+    _require_fit(adapter, config)
+    for name, parts in adapter.parts.items():
+        if set(parts) != {DOWN, UP} or not _module_path(name).endswith(ADAPTED):
+            raise CheckpointError(
+                f"{adapter.path}: {next(iter(parts.values()))!a}",
+                expected="lora_A and lora_B of the layers' matrices, which is what runs beside a base",
+                hint="`puna import ADAPTER --base BASE` merges any adapter into a model of its own",
+            )
+
+
+def read_lora(adapter: Adapter) -> Lora:
+    """Return a runnable adapter's weights, in float32."""
+    return {_module_path(name): _read_low_rank(adapter, name) for name in adapter.parts}
+
+
+def _module_path(name: str) -> str:
+    return name.removeprefix("model.").removesuffix(".weight")
+
+
+def _read_low_rank(adapter: Adapter, name: str) -> LowRank:
+    down_RI, up_OR = adapter.read(name, DOWN), adapter.read(name, UP)
+    if not (down_RI.isfinite().all() and up_OR.isfinite().all()):
+        raise CheckpointError(f"{adapter.path}: {name!a} has values that are not finite", expected="numbers")
+    return LowRank(down_RI, up_OR, adapter.scale(name, down_RI.shape[0]))
+
+
+def _require_fit(adapter: Adapter, config: LlamaConfig) -> None:
+    shapes = tensor_shapes(config)
     for name, parts in adapter.parts.items():
         if name not in shapes:
             hint = "The adapter belongs to another base" + (f": {adapter.base_name!a}" if adapter.base_name else "")
             raise CheckpointError(f"{adapter.path}: an adapter for {name!a}", expected="tensors of the base", hint=hint)
         _require_shapes(adapter, name, parts, shapes[name])
-    return replace(base, format=f"{base.format} with an adapter", read=partial(_read_merged, base, adapter))
 
 
 def _read_merged(base: Source, adapter: Adapter, name: str) -> torch.Tensor:

@@ -6,6 +6,7 @@ memory. Computes nothing.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ class Source:
         return tuple(dict.fromkeys(each for each in self.stop_ids if each not in known))
 
 
-def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+@lru_cache(maxsize=4)
+def tensor_shapes(config: LlamaConfig) -> Mapping[str, tuple[int, ...]]:
     """Return the names and shapes of a model's tensors as Hugging Face's files have them, in the network's order."""
     with torch.device("meta"):
         model = Llama(config)

@@ -132,7 +132,7 @@ def _check_base(
         report.facts["base"] = f"{ascii(named)[1:-1]}, not here: give --base to hold the adapter against it"
     else:
         report.facts["base"] = str(found)
-        shapes = tensor_shapes(Checkpoint.open(found).config)
+        shapes = dict(tensor_shapes(Checkpoint.open(found).config))
     foreign, unfit = [], []
     for name in layout:
         place = place_of(name)

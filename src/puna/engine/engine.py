@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from puna.engine.adapters import AdapterKey, Adapters
 from puna.engine.choose import choose, score_ids
 from puna.engine.drafts import MAX_DRAFT, Drafter, ModelDrafter, PromptLookup
 from puna.engine.options import DEFAULTS, EngineOptions
@@ -68,7 +69,8 @@ class Engine:
             cache_tokens = _default_cache_tokens(model, options.max_batch, self.max_context, dtype)
         self.pool = PagePool(cache_tokens // PAGE_LEN)
         self.runner = _open_runner(model, self.pool.num_pages, dtype)
-        self._scheduler = Scheduler(self.pool, max_batch=options.max_batch)
+        self.adapters = _open_adapters(options, self.runner)
+        self._scheduler = Scheduler(self.pool, max_batch=options.max_batch, adapters=self.adapters)
         self._drafter = _open_drafter(draft, model, self.pool.num_pages)
         self._next_id = itertools.count()
         self._requests: dict[int, Request] = {}
@@ -112,17 +114,24 @@ class Engine:
                 param="max_tokens",
             )
 
-    def submit(self, prompt: list[int], params: SamplingParams, *, tenant: str = "") -> int:
+    def submit(self, prompt: list[int], params: SamplingParams, *, tenant: str = "", adapter: str = "") -> int:
         """Queue a prompt and return its request id; RequestError at once if it can never be served.
 
-        Tenants get equal shares of the machine, and none can tell what another one has asked.
+        Tenants get equal shares of the machine, and none can tell what another one has asked. Without an `adapter` the
+        model answers as it is.
         """
         self.check(prompt, params)
+        key = self._find_adapter(adapter) if adapter else None
         text = TextStream(self.tokenizer, params.stop_strings)
-        request = Request(next(self._next_id), list(prompt), params, text, tenant)
+        request = Request(next(self._next_id), list(prompt), params, text, tenant, key)
         self._requests[request.id] = request
         self._scheduler.add(request)
         return request.id
+
+    def _find_adapter(self, name: str) -> AdapterKey:
+        if self.adapters is None:
+            raise RequestError(f"the adapter {name!a:.100}", expected="none: the model has no adapters", param="model")
+        return self.adapters.find(name)
 
     def abort(self, request_id: int) -> None:
         """End a request; its last chunk comes with the next step. No effect on unknown or finished ids."""
@@ -166,7 +175,7 @@ class Engine:
         for work in works:
             request, first = work.request, len(tokens)
             tokens += [*request.tokens[work.start : work.start + work.num_tokens], *work.draft]
-            spans.append(Span(request.table, work.start, len(tokens) - first))
+            spans.append(Span(request.table, work.start, len(tokens) - first, self._load_adapter(request)))
             scored.append(range(len(rows), len(rows) + min(work.num_tokens, request.num_to_score)))
             rows += range(first, first + len(scored[-1]))
             num_chosen = 1 + len(work.draft) if work.is_last else 0
@@ -182,6 +191,9 @@ class Engine:
         sizes = [len(each) for each in chosen]
         parts = logits_NV.split(sizes) if logits_NV is not None else [None] * len(works)
         return [part if size else None for part, size in zip(parts, sizes, strict=True)]
+
+    def _load_adapter(self, request: Request) -> object:
+        return self.adapters.load(request.adapter) if self.adapters and request.adapter else None
 
     def _score(self, work: Work, hidden_ND: torch.Tensor) -> list[TokenLogprob]:
         """Score the prompt's tokens behind those whose hidden states are given."""
@@ -292,6 +304,14 @@ def _open_runner(model: Llama, num_pages: int, dtype: torch.dtype) -> Runner:
     if kernels is not None:
         return NativeRunner(model, kernels, num_pages=num_pages)
     return TorchRunner(model, num_pages=num_pages, dtype=dtype)
+
+
+def _open_adapters(options: EngineOptions, runner: Runner) -> Adapters | None:
+    if options.adapters is None:
+        return None
+    return Adapters(
+        options.adapters, runner.config, runner.prepare, itemsize=runner.dtype.itemsize, max_bytes=options.adapter_bytes
+    )
 
 
 def _open_drafter(draft: Llama | PromptLookup | None, model: Llama, num_pages: int) -> Drafter | None:

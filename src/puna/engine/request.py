@@ -4,6 +4,7 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 
+from puna.engine.adapters import AdapterKey
 from puna.engine.choose import Row
 from puna.engine.sampler import Chunk, FinishReason, SamplingParams, TokenLogprob
 from puna.engine.text import TextStream
@@ -26,6 +27,7 @@ class Request:
     params: SamplingParams
     text: TextStream
     tenant: str = ""
+    adapter: AdapterKey | None = None
     state: State = State.WAITING
     tokens: list[int] = field(init=False)
     num_computed: int = 0

@@ -2,8 +2,8 @@
 
 Every running request that generates gets its next token in every step; what is left of the step's budget goes to
 prompts, in pieces, and then to new requests: of the tenant that has had least, first come first served. A request
-is admitted when there is room for what it has to say so far; if pages run out, the youngest gives its own back and
-waits. A prompt whose beginning another one is just computing waits until it can share it.
+is admitted when there is room for what it has to say so far, and for its adapter; if pages run out, the youngest
+gives its own back and waits. A prompt whose beginning another one is just computing waits until it can share it.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from puna.engine.adapters import Adapters
 from puna.engine.pages import PagePool, extend_keys, num_pages_for
 from puna.engine.request import Request, State
 from puna.kernels.native import PAGE_LEN
@@ -43,8 +44,8 @@ class Work:
 class Scheduler:
     """Invariant: a request waits in its tenant's queue, or runs with the pages of its table, or has ended with none."""
 
-    def __init__(self, pool: PagePool, *, max_batch: int):
-        self.pool, self.max_batch = pool, max_batch
+    def __init__(self, pool: PagePool, *, max_batch: int, adapters: Adapters | None = None):
+        self.pool, self.max_batch, self.adapters = pool, max_batch, adapters
         self.running: list[Request] = []
         self._waiting: dict[str, deque[Request]] = {}
         self._had: dict[str, int] = {}  # tokens computed for each tenant that has requests
@@ -105,7 +106,7 @@ class Scheduler:
         first, request.num_computed = request.num_computed // PAGE_LEN, request.num_computed + num_tokens
         full = range(first, request.num_computed // PAGE_LEN)
         if full:
-            extend_keys(request.page_keys, request.tokens, self._salt(request.tenant))
+            extend_keys(request.page_keys, request.tokens, self._salt(request))
         for index in full:
             self.pool.publish(request.table[index], request.page_keys[index])
 
@@ -132,6 +133,8 @@ class Scheduler:
             needed = num_pages_for(len(queue[0].tokens)) - len(shared)
             if needed + kept + self._num_promised() > self.pool.num_available:
                 return None  # Nobody overtakes the one whose turn it is, or it might wait for ever.
+            if queue[0].adapter and not (self.adapters and self.adapters.hold(queue[0].adapter)):
+                return None
             request = queue.popleft()
             for page in shared:
                 self.pool.hold(page)
@@ -145,7 +148,7 @@ class Scheduler:
         """Return the pages that hold this request's beginning already; its last token is always computed."""
         if request.num_to_score:
             return []
-        extend_keys(request.page_keys, request.tokens, self._salt(request.tenant))
+        extend_keys(request.page_keys, request.tokens, self._salt(request))
         pages: list[int] = []
         for key in request.page_keys[: (len(request.tokens) - 1) // PAGE_LEN]:
             if (page := self.pool.find(key)) is None:
@@ -188,6 +191,8 @@ class Scheduler:
         # The last first: of a beginning that several share the end is the first to be forgotten.
         freed = [page for page in reversed(request.table) if self.pool.release(page)]
         request.forget_computed()
+        if self.adapters and request.adapter and request.state is State.RUNNING:
+            self.adapters.release(request.adapter)
         return freed
 
     def _leave_tenant(self, tenant: str) -> None:
@@ -197,5 +202,7 @@ class Scheduler:
             if all(request.tenant != tenant for request in self.running):
                 del self._had[tenant]
 
-    def _salt(self, tenant: str) -> bytes:
-        return hashlib.blake2b(tenant.encode(), digest_size=32, key=self._secret).digest()
+    def _salt(self, request: Request) -> bytes:
+        """Tell apart whose pages can be shared: with another adapter the same text has other keys and values."""
+        owner = repr((request.tenant, request.adapter)).encode()
+        return hashlib.blake2b(owner, digest_size=32, key=self._secret).digest()

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "attention.h"
+#include "lora.h"
 #include "matmul.h"
 #include "team.h"
 
@@ -31,11 +32,16 @@ struct PunaNetwork {
 // Tokens of one sequence: they stand at positions `start`, `start + 1`, ...; its pages are table[0], table[1], ...
 struct PunaSpan {
   const int32_t* table;
+  const Lora* adapter;  // [num_layers][MATRICES], or null
   int32_t start, num_tokens;
 };
 }
 
 namespace {
+
+// A layer's matrices in the order of PunaLayer: its first ones with each input, and how many there are.
+enum { QUERY = 0, OUT = 3, GATE = 4, DOWN = 6, MATRICES = 7 };
+constexpr int NONE = -1;
 
 // Products of a block with a step's tokens below which one thread is as fast as many.
 constexpr int64_t SMALL = 4'000'000;
@@ -67,6 +73,7 @@ class Machine {
   Team team_;
   std::vector<std::unique_ptr<Thread>> threads_;
   Activations input_;
+  Adapted adapted_;
   std::vector<float> x_, q_, k_, v_, mixed_, gated_;
   std::vector<Task> tasks_;
   int head_dim_ = 0;
@@ -79,8 +86,8 @@ class Machine {
   }
 
   void begin_amx() const;
-  void multiply_all(Thread& own, std::initializer_list<std::pair<const Matrix*, float*>> products, bool adds);
-  void gate(Thread& own, const PunaLayer& layer);
+  void multiply_all(Thread& own, int lora, std::initializer_list<std::pair<const Matrix*, float*>> products, bool adds);
+  void gate(Thread& own, int lora, const PunaLayer& layer);
   void plan(const PunaNetwork& net, const PunaSpan* spans, int num_spans);
   void rotate(const PunaNetwork& net, int position, int token);
   void write(const PunaNetwork& net, const Pages& pages, int layer, const PunaSpan& span, int row, int i);
@@ -110,8 +117,9 @@ void Machine::begin_amx() const {
   else if (input_.group && amx::fits(input_.group)) amx::begin(input_.group);
 }
 
-// input_ x each matrix^T, stored or added.
-void Machine::multiply_all(Thread& own, std::initializer_list<std::pair<const Matrix*, float*>> products, bool adds) {
+// input_ x each matrix^T, stored or added. `lora`: the place of the first matrix in an adapter, or NONE.
+void Machine::multiply_all(Thread& own, int lora, std::initializer_list<std::pair<const Matrix*, float*>> products,
+                           bool adds) {
   begin_amx();
   int total = 0;
   for (auto& [matrix, to] : products) total += matrix->panels();
@@ -119,10 +127,13 @@ void Machine::multiply_all(Thread& own, std::initializer_list<std::pair<const Ma
     auto product = products.begin();
     for (; panel >= product->first->panels(); ++product) panel -= product->first->panels();
     const Matrix& matrix = *product->first;
+    int slot = int(product - products.begin());
     int num_columns = std::min(PANEL, matrix.rows - panel * PANEL);
     for (int first = 0; first < input_.tokens; first += BLOCK) {
       int count = std::min(BLOCK, input_.tokens - first);
       multiply_panel(matrix, panel, input_, first, count, own.scratch);
+      if (lora != NONE)
+        for (int t = 0; t < count; ++t) adapted_.add(first + t, lora, slot, panel, own.scratch.sums + 2 * t);
       const float* sums = (const float*)own.scratch.sums;
       for (int t = 0; t < count; ++t) {
         float* row = product->second + size_t(first + t) * matrix.rows + panel * PANEL;
@@ -133,7 +144,7 @@ void Machine::multiply_all(Thread& own, std::initializer_list<std::pair<const Ma
 }
 
 // gated_ = silu(input_ x gate^T) * (input_ x up^T).
-void Machine::gate(Thread& own, const PunaLayer& layer) {
+void Machine::gate(Thread& own, int lora, const PunaLayer& layer) {
   begin_amx();
   team_.share(layer.gate.panels(), [&](int panel) {
     int width = layer.gate.rows, num_columns = std::min(PANEL, width - panel * PANEL);
@@ -142,6 +153,8 @@ void Machine::gate(Thread& own, const PunaLayer& layer) {
       multiply_panel(layer.gate, panel, input_, first, count, own.scratch);
       multiply_panel(layer.up, panel, input_, first, count, own.second);
       for (int t = 0; t < count; ++t) {
+        adapted_.add(first + t, lora, 0, panel, own.scratch.sums + 2 * t);
+        adapted_.add(first + t, lora, 1, panel, own.second.sums + 2 * t);
         float* row = gated_.data() + size_t(first + t) * width + panel * PANEL;
         Floats values[2];
         for (int half = 0; half < 2; ++half) {
@@ -221,6 +234,9 @@ void Machine::forward(const PunaNetwork& net, const Pages& pages, const int32_t*
   std::vector<int> row_of;
   for (int span = 0, row = 0; span < num_spans; row += spans[span++].num_tokens)
     for (int i = 0; i < spans[span].num_tokens; ++i) owner.push_back(spans + span), row_of.push_back(row);
+  adapted_.adapters.clear();
+  for (const PunaSpan* span : owner) adapted_.adapters.push_back(span->adapter);
+  adapted_.begin(net.num_layers * MATRICES);
   int T = int(owner.size()), dim = net.dim, q_dim = net.num_heads * net.head_dim,
       kv_dim = net.num_kv_heads * net.head_dim;
   x_.resize(size_t(T) * dim), q_.resize(size_t(T) * q_dim), k_.resize(size_t(T) * kv_dim);
@@ -233,24 +249,31 @@ void Machine::forward(const PunaNetwork& net, const Pages& pages, const int32_t*
     std::vector<float> normed(dim);
     // One thread shapes the input, all fill it.
     auto reshape = [&](const Matrix& matrix) {
-      if (rank == 0) input_.shape(matrix, T);
+      if (rank == 0) input_.shape(matrix, T), adapted_.shape(matrix.cols);
       team_.barrier();
+    };
+    auto set = [&](int t, const float* x) { input_.set(t, x), adapted_.set(t, x); };
+    auto reduce = [&](int lora, int count) {
+      if (int tasks = adapted_.tasks(count))
+        team_.share(tasks, [&](int task) { adapted_.reduce(task, lora, count); }, team_.grain(tasks));
     };
     auto norm = [&](const float* weight) {
       team_.share(T, [&](int t) {
         normalize(x_.data() + size_t(t) * dim, weight, dim, net.norm_eps, normed.data());
-        input_.set(t, normed.data());
+        set(t, normed.data());
       });
     };
     auto take = [&](const std::vector<float>& from, int width) {
-      team_.share(T, [&](int t) { input_.set(t, from.data() + size_t(t) * width); });
+      team_.share(T, [&](int t) { set(t, from.data() + size_t(t) * width); });
     };
     team_.share(T, [&](int t) { read_row(net.embedding, tokens[t], x_.data() + size_t(t) * dim); });
     for (int index = 0; index < net.num_layers; ++index) {
       const PunaLayer& layer = net.layers[index];
+      int loras = index * MATRICES;
       reshape(layer.q);
       norm(layer.attention_norm);
-      multiply_all(own, {{&layer.q, q_.data()}, {&layer.k, k_.data()}, {&layer.v, v_.data()}}, false);
+      reduce(loras + QUERY, 3);
+      multiply_all(own, loras + QUERY, {{&layer.q, q_.data()}, {&layer.k, k_.data()}, {&layer.v, v_.data()}}, false);
       team_.share(T, [&](int t) {
         int i = t - row_of[t];
         rotate(net, owner[t]->start + i, t);
@@ -261,13 +284,16 @@ void Machine::forward(const PunaNetwork& net, const Pages& pages, const int32_t*
                   [&](int task) { attend_task(net, pages, index, spans, task, own.attention); });
       reshape(layer.o);
       take(mixed_, q_dim);
-      multiply_all(own, {{&layer.o, x_.data()}}, true);
+      reduce(loras + OUT, 1);
+      multiply_all(own, loras + OUT, {{&layer.o, x_.data()}}, true);
       reshape(layer.gate);
       norm(layer.mlp_norm);
-      gate(own, layer);
+      reduce(loras + GATE, 2);
+      gate(own, loras + GATE, layer);
       reshape(layer.down);
       take(gated_, net.hidden_dim);
-      multiply_all(own, {{&layer.down, x_.data()}}, true);
+      reduce(loras + DOWN, 1);
+      multiply_all(own, loras + DOWN, {{&layer.down, x_.data()}}, true);
     }
     team_.share(num_rows, [&](int row) {
       normalize(x_.data() + size_t(rows[row]) * dim, net.norm, dim, net.norm_eps, hidden + size_t(row) * dim);
@@ -281,7 +307,7 @@ void Machine::linear(const Matrix& matrix, const float* x, int num_tokens, float
   if (threads_.empty()) prepare(Pages{nullptr, 0, 0, 0, 16, 0});
   team_.run([&](int rank) {
     team_.share(num_tokens, [&](int t) { input_.set(t, x + size_t(t) * matrix.cols); });
-    multiply_all(*threads_[rank], {{&matrix, to}}, false);
+    multiply_all(*threads_[rank], NONE, {{&matrix, to}}, false);
     amx::end();
   }, int64_t(num_tokens) * matrix.rows * matrix.cols < SMALL);
 }

@@ -29,7 +29,8 @@ MAX_GROUP = 128
 MAX_HEAD_DIM = 256
 # Query heads that share keys, and the least width of a network's matrices.
 MAX_SHARED_HEADS = 64
-MIN_ROWS = 32
+PANEL = 32
+MIN_ROWS = PANEL
 BFLOAT16 = 0
 INTEGERS = ("num_layers", "dim", "hidden_dim", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -68,8 +69,12 @@ class _Pages(Structure):
     ]
 
 
+class _Lora(Structure):
+    _fields_ = [("down", c_void_p), ("up", c_void_p), ("rank", c_int32), ("scale", c_float)]
+
+
 class _Span(Structure):
-    _fields_ = [("table", c_void_p), ("start", c_int32), ("num_tokens", c_int32)]
+    _fields_ = [("table", c_void_p), ("adapter", POINTER(_Lora)), ("start", c_int32), ("num_tokens", c_int32)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +93,15 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`num_tokens` tokens of one sequence from position `start` on; `table` (C integers) names the pages it fills."""
+    """`num_tokens` tokens of one sequence from position `start` on; `table` (C integers) names the pages it fills.
+
+    `adapter` is what the runner made of the sequence's adapter, if it has one.
+    """
 
     table: "array[int]"
     start: int
     num_tokens: int
+    adapter: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,22 @@ class Layer:
     down: Packed
     attention_norm: torch.Tensor
     mlp_norm: torch.Tensor
+
+
+class PackedLora:
+    """An adapter as the kernels read it.
+
+    `parts` has for each layer and each of MATRICES the float matrices down_RI and up_OR and the scale, or None.
+    """
+
+    def __init__(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor, float] | None]):
+        self._held = [None if part is None else (_halves(part[0]), _pack_up(part[1])) for part in parts]
+        self.struct = (_Lora * len(parts))()
+        for struct, held, part in zip(self.struct, self._held, parts, strict=True):
+            if held is not None and part is not None:
+                down_RI, up = held
+                struct.down, struct.up = down_RI.data_ptr(), up.data_ptr()
+                struct.rank, struct.scale = down_RI.shape[0], part[2]
 
 
 class Pages:
@@ -282,6 +307,17 @@ def unpacked(weight: torch.Tensor) -> Packed:
     return Packed(weight, BFLOAT16, *weight.shape)
 
 
+def _pack_up(up_OR: torch.Tensor) -> torch.Tensor:
+    """Return bfloat16 [panels, pairs, PANEL, 2] of outputs and ranks, filled up with zeros."""
+    rows, rank = up_OR.shape
+    padded = torch.nn.functional.pad(_halves(up_OR), (0, rank % 2, 0, -rows % PANEL))
+    return padded.view(-1, PANEL, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()
+
+
+def _halves(values: torch.Tensor) -> torch.Tensor:
+    return values.detach().to(torch.bfloat16).contiguous()
+
+
 def packed_group(cols: int, scale_group: int) -> int | None:
     """Return how many inputs are rounded together: the most, up to MAX_GROUP, in whole eights, or None."""
     sizes = (size for size in range(min(scale_group, MAX_GROUP), 0, -1) if scale_group % size == 0 and size % 8 == 0)
@@ -323,7 +359,13 @@ def _open(_process: int) -> Kernels | None:
 
 
 def _spans(spans: Sequence[Span]) -> ctypes.Array[_Span]:
-    return (_Span * len(spans))(*(_Span(span.table.buffer_info()[0], span.start, span.num_tokens) for span in spans))
+    structs = (_Span * len(spans))()
+    for struct, span in zip(structs, spans, strict=True):
+        struct.table, struct.start, struct.num_tokens = span.table.buffer_info()[0], span.start, span.num_tokens
+        if span.adapter is not None:
+            assert isinstance(span.adapter, PackedLora)
+            struct.adapter = span.adapter.struct
+    return structs
 
 
 def _address(vector: torch.Tensor) -> int:

@@ -143,7 +143,7 @@ def expected_shapes(config: LlamaConfig, numbers: Sequence[str]) -> dict[str, tu
         hint = "Copy the settings of the model that these weights belong to"
         raise CheckpointError(f"sizes up to {max(widths):,}", expected=f"at most {MAX_WIDTH:,}", hint=hint)
     num_stored = 1 + max((int(number) for number in numbers if number.isdecimal() and len(number) < 6), default=0)
-    shapes = tensor_shapes(replace(config, num_layers=1))
+    shapes = dict(tensor_shapes(replace(config, num_layers=1)))
     layer = {name: shape for name, shape in shapes.items() if ".layers.0." in name}
     for number in range(min(config.num_layers, num_stored + 1, len(numbers) + 2)):
         shapes |= {name.replace(".0.", f".{number}.", 1): shape for name, shape in layer.items()}

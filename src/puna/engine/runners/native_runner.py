@@ -19,6 +19,7 @@ from puna.kernels.native import (
     Layer,
     Network,
     Packed,
+    PackedLora,
     Pages,
     Sizes,
     Span,
@@ -28,11 +29,14 @@ from puna.kernels.native import (
 )
 from puna.model.config import LlamaConfig
 from puna.model.llama import Block, Embedding, Linear, Llama
+from puna.model.lora import ADAPTED, Lora
 from puna.model.quantized import PackedWeight, QuantizedLinear
 
 
 class NativeRunner:
     """Holds the network packed for the kernels; the model it was made of may go."""
+
+    dtype = torch.bfloat16
 
     def __init__(self, model: Llama, kernels: Kernels, *, num_pages: int, is_int8_cache: bool = False):
         self.config, self._kernels = model.config, kernels
@@ -47,6 +51,12 @@ class NativeRunner:
             frequencies=_vector(model.frequencies),
         )
         self._pages = Pages(sizes, num_pages, is_int8=is_int8_cache)
+
+    def prepare(self, lora: Lora) -> PackedLora:
+        """Pack an adapter in bfloat16."""
+        paths = [f"layers.{layer}.{name}" for layer in range(self.config.num_layers) for name in ADAPTED]
+        parts = [lora.get(path) for path in paths]
+        return PackedLora([part and (part.down_RI, part.up_OR, part.scale) for part in parts])
 
     def forward(self, tokens: Sequence[int], spans: Sequence[Span], rows: Sequence[int]) -> torch.Tensor:
         """Run the spans' tokens; as Runner says."""
@@ -81,9 +91,7 @@ def native_kernels(model: Llama, dtype: torch.dtype) -> Kernels | None:
 
 
 def _modules(block: Block) -> tuple[nn.Module, ...]:
-    attention, mlp = block.self_attn, block.mlp
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-    return (*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    return tuple(block.get_submodule(name) for name in ADAPTED)
 
 
 def _fits_block(

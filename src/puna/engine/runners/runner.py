@@ -10,12 +10,18 @@ import torch
 
 from puna.kernels.native import Span
 from puna.model.config import LlamaConfig
+from puna.model.lora import Lora
 
 
 class Runner(Protocol):
     """Computes tokens of many sequences at once; the spans' tables name the pages where keys and values stand."""
 
     config: LlamaConfig
+    dtype: torch.dtype  # in which adapters are kept
+
+    def prepare(self, lora: Lora) -> object:
+        """Return an adapter as `forward` wants it in a span."""
+        ...
 
     def forward(self, tokens: Sequence[int], spans: Sequence[Span], rows: Sequence[int]) -> torch.Tensor:
         """Run the spans' tokens, one behind the other; return hidden_ND of `rows` after the final norm."""

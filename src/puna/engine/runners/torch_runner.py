@@ -3,21 +3,26 @@
 Shapes: T tokens, N chosen rows, B sequences, S positions, K key/value heads, E head width, D model width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from puna.kernels.native import PAGE_LEN, Span, lazy_memory
 from puna.model.attend import attend_behind_prefix, attend_causally
 from puna.model.llama import Llama
+from puna.model.lora import Lora, LowRank
 
 
 class TorchRunner:
     """Runs the model as it is, in `dtype`, where its weights are."""
 
     def __init__(self, model: Llama, *, num_pages: int, dtype: torch.dtype):
-        self.config, self._model, self._dtype = model.config, model, dtype
+        self.config, self._model, self.dtype = model.config, model, dtype
         self._device = model.device
         shape = (num_pages * PAGE_LEN, self.config.num_kv_heads, self.config.head_dim)
         self._keys = [self._memory(shape) for _ in range(self.config.num_layers)]
@@ -25,21 +30,30 @@ class TorchRunner:
 
     def _memory(self, shape: tuple[int, int, int]) -> torch.Tensor:
         if self._device.type != "cpu":
-            return torch.zeros(shape, dtype=self._dtype, device=self._device)
-        num_bytes = shape[0] * shape[1] * shape[2] * self._dtype.itemsize
-        return lazy_memory(num_bytes).view(self._dtype).view(shape)
+            return torch.zeros(shape, dtype=self.dtype, device=self._device)
+        num_bytes = shape[0] * shape[1] * shape[2] * self.dtype.itemsize
+        return lazy_memory(num_bytes).view(self.dtype).view(shape)
+
+    def prepare(self, lora: Lora) -> Lora:
+        """Put an adapter where the model is."""
+
+        def moved(matrix: torch.Tensor) -> torch.Tensor:
+            return matrix.to(self._device, self.dtype)
+
+        return {path: LowRank(moved(part.down_RI), moved(part.up_OR), part.scale) for path, part in lora.items()}
 
     def forward(self, tokens: Sequence[int], spans: Sequence[Span], rows: Sequence[int]) -> torch.Tensor:
         """Run the spans' tokens; as Runner says."""
         ranges = [range(span.start, span.start + span.num_tokens) for span in spans]
         positions = [position for each in ranges for position in each]
         places = [_at(span.table, position) for span, each in zip(spans, ranges, strict=True) for position in each]
-        hidden_TD = self._model(
-            torch.tensor(tokens, device=self._device),
-            torch.tensor(positions, device=self._device),
-            _PagedAttention(self._keys, self._values, spans, places),
-            dtype=self._dtype,
-        )
+        with _adapting(self._model, spans):
+            hidden_TD = self._model(
+                torch.tensor(tokens, device=self._device),
+                torch.tensor(positions, device=self._device),
+                _PagedAttention(self._keys, self._values, spans, places),
+                dtype=self.dtype,
+            )
         return (
             hidden_TD
             if len(rows) == len(tokens)
@@ -54,6 +68,30 @@ class TorchRunner:
         """Fill a page with zeros."""
         for memory in (*self._keys, *self._values):
             memory[page * PAGE_LEN : (page + 1) * PAGE_LEN] = 0
+
+
+@contextmanager
+def _adapting(model: Llama, spans: Sequence[Span]) -> Iterator[None]:
+    """Let the matrices add to their products what the adapters of the step's tokens make of their input."""
+    ends = accumulate(span.num_tokens for span in spans)
+    adapted = [
+        (slice(end - span.num_tokens, end), span.adapter)
+        for end, span in zip(ends, spans, strict=True)
+        if isinstance(span.adapter, dict)
+    ]
+
+    def add(path: str, _module: nn.Module, x: tuple[torch.Tensor], out_TO: torch.Tensor) -> None:
+        for rows, lora in adapted:
+            if path in lora:
+                out_TO[rows] += lora[path].product(x[0][rows])
+
+    paths = {path for _, lora in adapted for path in lora}
+    hooks = [model.get_submodule(path).register_forward_hook(partial(add, path)) for path in paths]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _PagedAttention:

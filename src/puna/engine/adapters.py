@@ -1,0 +1,142 @@
+"""A folder of adapters -> those that a runner has in memory: read when a request needs them, within bounds.
+
+Each subfolder is an adapter, known by its name; it may be added, replaced or removed at any time. Requests that have
+begun keep the adapter that they began with. Knows no requests and no pages.
+"""
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from puna.checkpoint.adapter import WEIGHTS_NAME, Adapter, open_adapter, read_lora, require_runnable
+from puna.errors import CheckpointError, RequestError
+from puna.model.config import LlamaConfig
+from puna.model.lora import Lora
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterKey:
+    """An adapter as it was found: its name, and what tells its file from one that takes its place."""
+
+    name: str
+    identity: tuple[int, ...]
+
+
+class Adapters:
+    """Invariant: what is in memory, held adapters included, takes at most `max_bytes`.
+
+    `find` may be called from any thread, the rest from the engine's alone.
+    """
+
+    def __init__(
+        self, folder: Path, config: LlamaConfig, prepare: Callable[[Lora], object], *, itemsize: int, max_bytes: int
+    ):
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is no directory", expected="one with an adapter in each subdirectory")
+        self.folder, self.max_bytes = folder, max_bytes
+        self._config, self._prepare, self._itemsize = config, prepare, itemsize
+        self._opened: dict[str, tuple[AdapterKey, Adapter | CheckpointError]] = {}
+        self._lock = threading.Lock()
+        self._sizes: dict[AdapterKey, int] = {}
+        self._holders: Counter[AdapterKey] = Counter()
+        self._loaded: OrderedDict[AdapterKey, object] = OrderedDict()  # the least recently used first
+
+    @property
+    def num_loaded(self) -> int:
+        return len(self._loaded)
+
+    @property
+    def loaded_bytes(self) -> int:
+        return sum(map(self._sizes.__getitem__, self._loaded))
+
+    def names(self) -> list[str]:
+        """Return what the folder holds now, fit for use or not."""
+        return sorted(path.parent.name for path in self.folder.glob(f"*/{WEIGHTS_NAME}"))
+
+    def find(self, name: str) -> AdapterKey:
+        """Return the adapter of this name as it is now; RequestError if there is none or it can't be run.
+
+        Reads its headers when it is asked for first, its weights only in `load`.
+        """
+        if Path(name).name != name or not (self.folder / name / WEIGHTS_NAME).is_file():
+            raise RequestError(f"the adapter {name!a:.100}", expected="a name that is served", param="model")
+        try:
+            return self._open(name)[0]
+        except CheckpointError as error:
+            raise RequestError(f"the adapter {name!a} can't be used: {error}", param="model") from None
+
+    def hold(self, key: AdapterKey) -> bool:
+        """Hold an adapter until `release`; False if those that are held leave no room for it."""
+        others = self._holders.keys() - {key}
+        if sum(map(self._sizes.__getitem__, others)) + self._sizes[key] > self.max_bytes:
+            return False
+        self._holders[key] += 1
+        return True
+
+    def release(self, key: AdapterKey) -> None:
+        """Hold an adapter once less. It stays in memory as long as nothing else needs its place."""
+        self._holders[key] -= 1
+        if not self._holders[key]:
+            del self._holders[key]
+
+    def load(self, key: AdapterKey) -> object:
+        """Return a held adapter as the runner made it; CheckpointError if its file can't be read."""
+        assert key in self._holders
+        if key not in self._loaded:
+            self._make_room(self._sizes[key])
+            self._loaded[key] = self._read(key)
+        self._loaded.move_to_end(key)
+        return self._loaded[key]
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        assert self.loaded_bytes <= self.max_bytes
+        assert all(count > 0 for count in self._holders.values())
+
+    def _open(self, name: str) -> tuple[AdapterKey, Adapter]:
+        """Return an adapter as it is now, examined once; what was wrong with it is raised again and again."""
+        try:
+            file = (self.folder / name / WEIGHTS_NAME).stat()
+        except OSError as error:
+            raise CheckpointError(f"{name}/{WEIGHTS_NAME}: {error.strerror}", expected="a file") from None
+        key = AdapterKey(name, (file.st_ino, file.st_mtime_ns, file.st_size))
+        with self._lock:
+            if name not in self._opened or self._opened[name][0] != key:
+                self._opened[name] = key, self._examine(key)
+            _, adapter = self._opened[name]
+        if isinstance(adapter, CheckpointError):
+            raise adapter
+        return key, adapter
+
+    def _examine(self, key: AdapterKey) -> Adapter | CheckpointError:
+        try:
+            adapter = open_adapter(self.folder / key.name)
+            require_runnable(adapter, self._config)
+        except CheckpointError as error:
+            return error
+        size = sum(prod(stored.shape) for stored in adapter.layout.values()) * self._itemsize
+        if size > self.max_bytes:
+            return CheckpointError(f"it takes {size:,} bytes", expected=f"at most {self.max_bytes:,}, which are set")
+        self._sizes[key] = size
+        return adapter
+
+    def _read(self, key: AdapterKey) -> object:
+        now, adapter = self._open(key.name)
+        if now != key:
+            raise CheckpointError(f"the adapter {key.name!a} was replaced", expected="it to be asked for again")
+        try:
+            return self._prepare(read_lora(adapter))
+        except CheckpointError as error:
+            # Whoever asks for it again is told at once.
+            with self._lock:
+                self._opened[key.name] = key, error
+            raise
+
+    def _make_room(self, size: int) -> None:
+        for key in [key for key in self._loaded if key not in self._holders]:
+            if self.loaded_bytes + size <= self.max_bytes:
+                return
+            del self._loaded[key]

@@ -1,0 +1,34 @@
+"""A low-rank adapter in memory: what it adds to the products of a network's matrices.
+
+Reads no files (checkpoint/adapter.py does), and leaves the network as it is.
+
+Shapes: R rank, I inputs, O outputs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+# The matrices of a layer that adapters change, in the order of the computation.
+ADAPTED = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """Adds scale * (x down^T) up^T to x W^T."""
+
+    down_RI: torch.Tensor
+    up_OR: torch.Tensor
+    scale: float
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what is added, in x's dtype."""
+        return (x @ self.down_RI.to(x.dtype).T * self.scale) @ self.up_OR.to(x.dtype).T
+
+
+# By the paths of the modules: "layers.0.self_attn.q_proj".
+Lora = Mapping[str, LowRank]

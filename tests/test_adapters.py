@@ -1,0 +1,206 @@
+"""Adapters beside a base: each request as if its adapter were merged, whatever else is in the step and in memory."""
+
+import json
+import shutil
+from array import array
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_engine import drain, new_prompt, tiny_model, tiny_tokenizer
+from test_kernels import half_model, kernels
+
+from puna.checkpoint.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME, open_adapter, read_lora, require_runnable
+from puna.engine.engine import Engine
+from puna.engine.options import EngineOptions
+from puna.engine.runners.native_runner import NativeRunner
+from puna.engine.runners.torch_runner import TorchRunner
+from puna.engine.sampler import Completion, SamplingParams, collect
+from puna.errors import CheckpointError, RequestError
+from puna.kernels.native import Span
+from puna.model.llama import Llama
+from puna.model.lora import ADAPTED, Lora
+from puna.model.quantized import QuantizedLinear, round_linears
+from puna.model.scheme import Scheme
+
+GREEDY = SamplingParams(max_tokens=12)
+MATRICES = tuple(name.split(".")[1] for name in ADAPTED)
+
+
+def write_adapter(
+    directory: Path, model: Llama, seed: int, *, rank: int = 4, names: tuple[str, ...] = MATRICES, **settings: Any
+) -> None:
+    """Write an adapter that changes the answers, as PEFT would."""
+    generator, tensors = torch.Generator().manual_seed(seed), {}
+    for path, module in model.layers.named_modules(prefix="layers"):
+        if path.endswith(names):
+            out_dim, in_dim = module.weight.shape
+            key = f"{PREFIX}model.{path}.lora_"
+            tensors[f"{key}A.weight"] = torch.randn(rank, in_dim, generator=generator) * in_dim**-0.5
+            tensors[f"{key}B.weight"] = torch.randn(out_dim, rank, generator=generator) * 0.1
+    part = directory.with_name(f"part-{directory.name}")
+    part.mkdir(parents=True)
+    save_file(tensors, part / WEIGHTS_NAME)
+    (part / CONFIG_NAME).write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank} | settings))
+    shutil.rmtree(directory, ignore_errors=True)
+    part.rename(directory)
+
+
+def merged_model(model: Llama, lora: Lora) -> Llama:
+    merged = deepcopy(model)
+    for path, part in lora.items():
+        merged.get_submodule(path).weight.data += part.scale * part.up_OR @ part.down_RI
+    return merged
+
+
+def complete(engine: Engine, requests: list[tuple[list[int], str]]) -> list[Completion]:
+    ids = [engine.submit(prompt, GREEDY, adapter=adapter) for prompt, adapter in requests]
+    chunks = drain(engine)
+    return [collect(chunks[each], len(prompt)) for each, (prompt, _) in zip(ids, requests, strict=True)]
+
+
+def merged_alone(folder: Path, requests: list[tuple[list[int], str]]) -> list[list[int]]:
+    """Return the tokens that a model with the adapter merged into it gives to each request by itself."""
+    answers = []
+    for prompt, name in requests:
+        model = merged_model(tiny_model(), read_lora(open_adapter(folder / name))) if name else tiny_model()
+        answers.append(complete(Engine(model, tiny_tokenizer()), [(prompt, "")])[0].ids)
+    return answers
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for seed in range(5):
+        write_adapter(tmp_path / f"customer-{seed}", tiny_model(), seed, rank=1 + 2 * seed)
+    write_adapter(tmp_path / "values", tiny_model(), 9, names=("v_proj", "down_proj"), use_rslora=True)
+    return tmp_path
+
+
+def new_engine(folder: Path, **options: Any) -> Engine:
+    return Engine(tiny_model(), tiny_tokenizer(), options=EngineOptions(adapters=folder, **options))
+
+
+def test_in_one_batch_each_request_gets_the_tokens_of_its_adapter_merged_alone(folder: Path):
+    names = ["", "customer-0", "customer-1", "values", "customer-4"]
+    # The same prompt for all: nobody may find the pages that another one's adapter has made.
+    requests = [(new_prompt(length), name) for length in (40, 7) for name in names]
+    expected = merged_alone(folder, requests)
+    assert len({tuple(ids) for ids in expected}) == len(requests)
+    engine = new_engine(folder)
+    for _ in range(2):  # the second time their prefixes are cached
+        assert [completion.ids for completion in complete(engine, requests)] == expected
+
+
+def test_adapters_come_and_go_within_their_memory_and_the_answers_stay(folder: Path):
+    requests = [(new_prompt(10 + index), f"customer-{index % 5}") for index in range(12)]
+    expected = merged_alone(folder, requests)
+    sizes = [(folder / f"customer-{index}" / WEIGHTS_NAME).stat().st_size for index in range(5)]
+    engine = new_engine(folder, adapter_bytes=max(sizes), max_batch=4)
+    assert engine.adapters is not None
+    ids = [engine.submit(prompt, GREEDY, adapter=name) for prompt, name in requests]
+    chunks: dict[int, list] = {each: [] for each in ids}
+    while engine.has_work:
+        for each, chunk in engine.step():
+            chunks[each].append(chunk)
+        engine.adapters.check()
+        assert engine.adapters.num_loaded < 5
+    assert [collect(chunks[each], 0).ids for each in ids] == expected
+    with pytest.raises(RequestError, match=r"it takes .* bytes; expected at most 1,000"):
+        new_engine(folder, adapter_bytes=1000).submit([9], GREEDY, adapter="customer-4")
+
+
+def test_an_adapter_can_be_added_replaced_and_removed_while_the_engine_runs(folder: Path):
+    engine, prompt = new_engine(folder), new_prompt(20)
+
+    def answer() -> list[int]:
+        requests = [(prompt, "customer-0")]
+        ours = complete(engine, requests)[0].ids
+        assert [ours] == merged_alone(folder, requests)
+        return ours
+
+    first = answer()
+    write_adapter(folder / "customer-0", tiny_model(), 77)
+    assert answer() != first
+    shutil.rmtree(folder / "customer-0")
+    with pytest.raises(RequestError, match="the adapter 'customer-0'"):
+        answer()
+    write_adapter(folder / "customer-0", tiny_model(), 0, rank=1)
+    assert answer() == first
+
+
+def test_an_adapter_that_is_damaged_fails_its_own_request_and_is_refused_from_then_on(folder: Path):
+    weights = folder / "customer-1" / WEIGHTS_NAME
+    tensors = load_file(weights)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, weights)
+    requests = [(new_prompt(9), "customer-0"), (new_prompt(9), "customer-1"), (new_prompt(9), "")]
+    engine = new_engine(folder)
+    completions = complete(engine, requests)
+    assert [completion.finish_reason for completion in completions] == ["length", "error", "length"]
+    assert [completions[0].ids, completions[2].ids] == merged_alone(folder, [requests[0], requests[2]])
+    with pytest.raises(RequestError, match=r"can't be used.*not finite"):
+        engine.submit([9], GREEDY, adapter="customer-1")
+
+
+@pytest.mark.parametrize("name", ["nobody", "..", ".", "../customer-0", "customer-0/", "a\0b", "/etc", ""])
+def test_a_name_that_is_none_of_the_folder_is_refused(folder: Path, name: str):
+    engine = new_engine(folder)
+    assert engine.adapters is not None
+    with pytest.raises(RequestError, match="the adapter"):
+        engine.adapters.find(name)
+    with pytest.raises(RequestError, match="has no adapters"):
+        Engine(tiny_model(), tiny_tokenizer()).submit([9], GREEDY, adapter="customer-0")
+
+
+def test_what_does_not_run_beside_a_base_is_refused_with_what_to_do(tmp_path: Path):
+    model = tiny_model()
+    write_adapter(tmp_path / "other", model, 0)
+    tensors = load_file(tmp_path / "other" / WEIGHTS_NAME)
+    save_file(tensors | {f"{PREFIX}lm_head.weight": model.lm_head.weight.data}, tmp_path / "other" / WEIGHTS_NAME)
+    with pytest.raises(CheckpointError, match=r"lm_head.*puna import.*merges"):
+        require_runnable(open_adapter(tmp_path / "other"), model.config)
+    write_adapter(tmp_path / "other", tiny_model(num_layers=3), 0)
+    with pytest.raises(RequestError, match=r"layers\.2.*another base"):
+        new_engine(tmp_path).submit([9], GREEDY, adapter="other")
+
+
+def test_on_quantized_weights_a_token_is_the_same_to_the_last_bit_whatever_adapters_are_beside_it(tmp_path: Path):
+    model = half_model().float()
+    round_linears(model, Scheme("int", 4, 32))
+    dequantized = deepcopy(model)
+    for path, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            plain = torch.nn.Linear(module.in_dim, module.out_dim, bias=False)
+            plain.weight.data = module.dequantize()
+            dequantized.set_submodule(path, plain)
+    loras: list[Lora | None] = [None]
+    for seed, rank in enumerate((3, 16, 8)):
+        write_adapter(tmp_path / str(seed), half_model(), seed, rank=rank, names=MATRICES[seed:])
+        loras.append(read_lora(open_adapter(tmp_path / str(seed))))
+    counts, generator = (1, 30, 3, 1, 45), torch.Generator().manual_seed(0)
+    owners = [loras[index] for index in (1, 2, 0, 3, 1)]
+    tokens = [torch.randint(120, (count,), generator=generator).tolist() for count in counts]
+
+    def run(runner: NativeRunner | TorchRunner, chosen: list[int], *, is_bare: bool = False) -> torch.Tensor:
+        spans = []
+        for place in chosen:
+            owner = None if is_bare else owners[place]
+            table = array("i", range(place * 4, place * 4 + 4))
+            spans.append(Span(table, 0, counts[place], runner.prepare(owner) if owner else None))
+        ids = [token for place in chosen for token in tokens[place]]
+        return runner.forward(ids, spans, range(len(ids)))
+
+    native = NativeRunner(model, kernels(), num_pages=20)
+    together = run(native, [*range(5)])
+    assert torch.equal(together, torch.cat([run(native, [place]) for place in range(5)]))
+    for place, part in enumerate(together.split(counts)):
+        owner = owners[place]
+        merged = merged_model(dequantized, owner) if owner else dequantized
+        alone = TorchRunner(merged, num_pages=20, dtype=torch.float32)
+        expected = run(alone, [place], is_bare=True)
+        assert (part - expected).abs().max() < 0.1 * expected.std()
+        beside = run(TorchRunner(dequantized, num_pages=20, dtype=torch.float32), [place])
+        torch.testing.assert_close(beside, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
