@@ -40,9 +40,14 @@ INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 // The lanes turned so that the one at `by` comes first.
 template <int BY> INLINE Floats turned(Floats v) {
+#if defined(__clang__)
   constexpr auto at = [](int lane) { return (lane + BY) % LANES; };
   return __builtin_shufflevector(v, v, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), at(10),
                                  at(11), at(12), at(13), at(14), at(15));
+#else
+  constexpr Ints LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return __builtin_shuffle(v, (LANE + BY) % LANES);
+#endif
 }
 
 INLINE float sum(Floats values) {
