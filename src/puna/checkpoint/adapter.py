@@ -18,7 +18,7 @@ from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.hf_config import refuse_code
 from puna.checkpoint.layout import StoredTensor, read_header
 from puna.checkpoint.source import Source, tensor_shapes
-from puna.checkpoint.weights import FLOATS, read_float
+from puna.checkpoint.weights import FLOATS, read_float, read_floats
 from puna.errors import CheckpointError
 from puna.model.config import LlamaConfig
 from puna.model.lora import ADAPTED, Lora, LowRank
@@ -124,19 +124,20 @@ def require_runnable(adapter: Adapter, config: LlamaConfig) -> None:
 
 
 def read_lora(adapter: Adapter) -> Lora:
-    """Return a runnable adapter's weights, in float32."""
-    return {_module_path(name): _read_low_rank(adapter, name) for name in adapter.parts}
+    """Return a runnable adapter's weights as they are stored, mapped from the file."""
+    tensors = read_floats(adapter.layout)
+    for key, tensor in tensors.items():
+        if not tensor.abs().amax().isfinite():
+            raise CheckpointError(f"{adapter.path}: {key!a} has values that are not finite", expected="numbers")
+    lora: dict[str, LowRank] = {}
+    for name, parts in adapter.parts.items():
+        down_RI, up_OR = tensors[parts[DOWN]], tensors[parts[UP]]
+        lora[_module_path(name)] = LowRank(down_RI, up_OR, adapter.scale(name, down_RI.shape[0]))
+    return lora
 
 
 def _module_path(name: str) -> str:
     return name.removeprefix("model.").removesuffix(".weight")
-
-
-def _read_low_rank(adapter: Adapter, name: str) -> LowRank:
-    down_RI, up_OR = adapter.read(name, DOWN), adapter.read(name, UP)
-    if not (down_RI.isfinite().all() and up_OR.isfinite().all()):
-        raise CheckpointError(f"{adapter.path}: {name!a} has values that are not finite", expected="numbers")
-    return LowRank(down_RI, up_OR, adapter.scale(name, down_RI.shape[0]))
 
 
 def _require_fit(adapter: Adapter, config: LlamaConfig) -> None:

@@ -169,6 +169,11 @@ def load_source(source: Source, dtype: torch.dtype) -> Llama:
     return model.eval()
 
 
+def read_floats(layout: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
+    """Return all tensors of a checkpoint of floats, mapped."""
+    return dict(_open_tensors(layout))
+
+
 def read_float(layout: Mapping[str, StoredTensor], name: str) -> torch.Tensor:
     """Return one tensor by its name in a checkpoint of floats, mapped."""
     return dict(_open_tensors({name: layout[name]}))[name]

@@ -91,7 +91,9 @@ class Scheduler:
             works.append(work)
             left -= work.num_tokens
         # A request that was preempted for another one's sake after it had been planned:
-        return [work for work in works if work.request.state is State.RUNNING]
+        works = [work for work in works if work.request.state is State.RUNNING]
+        # Side by side those of one adapter: its weights are read once.
+        return sorted(works, key=lambda work: work.request.adapter.name if work.request.adapter else "")
 
     def add_draft(self, work: Work, draft: Sequence[int]) -> Work:
         """Return the work with as many of these guesses as there is room for without taking anybody's pages."""

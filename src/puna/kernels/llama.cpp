@@ -132,8 +132,7 @@ void Machine::multiply_all(Thread& own, int lora, std::initializer_list<std::pai
     for (int first = 0; first < input_.tokens; first += BLOCK) {
       int count = std::min(BLOCK, input_.tokens - first);
       multiply_panel(matrix, panel, input_, first, count, own.scratch);
-      if (lora != NONE)
-        for (int t = 0; t < count; ++t) adapted_.add(first + t, lora, slot, panel, own.scratch.sums + 2 * t);
+      if (lora != NONE) adapted_.add(first, count, lora, slot, panel, own.scratch.sums);
       const float* sums = (const float*)own.scratch.sums;
       for (int t = 0; t < count; ++t) {
         float* row = product->second + size_t(first + t) * matrix.rows + panel * PANEL;
@@ -152,9 +151,9 @@ void Machine::gate(Thread& own, int lora, const PunaLayer& layer) {
       int count = std::min(BLOCK, input_.tokens - first);
       multiply_panel(layer.gate, panel, input_, first, count, own.scratch);
       multiply_panel(layer.up, panel, input_, first, count, own.second);
+      adapted_.add(first, count, lora, 0, panel, own.scratch.sums);
+      adapted_.add(first, count, lora, 1, panel, own.second.sums);
       for (int t = 0; t < count; ++t) {
-        adapted_.add(first + t, lora, 0, panel, own.scratch.sums + 2 * t);
-        adapted_.add(first + t, lora, 1, panel, own.second.sums + 2 * t);
         float* row = gated_.data() + size_t(first + t) * width + panel * PANEL;
         Floats values[2];
         for (int half = 0; half < 2; ++half) {

@@ -89,7 +89,7 @@ class Activations {
       return;
     }
     uint16_t* to = halves.data() + size_t(token) * stride();
-    for (int i = 0; i < cols; ++i) to[i] = to_bfloat16(x[i]);
+    to_bfloat16(x, cols, to);
     for (int i = cols; i < stride(); ++i) to[i] = 0;
   }
 

@@ -142,13 +142,14 @@ class PackedLora:
     """
 
     def __init__(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor, float] | None]):
-        self._held = [None if part is None else (_halves(part[0]), _pack_up(part[1])) for part in parts]
+        given = [(index, part) for index, part in enumerate(parts) if part is not None]
+        places = [(index, _halves(down), _pack_up(up), scale) for index, (down, up, scale) in given]
+        sizes = [-(-matrix.nbytes // 64) * 64 for _, *matrices, _ in places for matrix in matrices]
+        self._memory = huge_memory(sum(sizes))
+        pieces = iter(self._memory.split(sizes))
         self.struct = (_Lora * len(parts))()
-        for struct, held, part in zip(self.struct, self._held, parts, strict=True):
-            if held is not None and part is not None:
-                down_RI, up = held
-                struct.down, struct.up = down_RI.data_ptr(), up.data_ptr()
-                struct.rank, struct.scale = down_RI.shape[0], part[2]
+        for index, down_RI, up, scale in places:
+            self.struct[index] = _Lora(_put(down_RI, next(pieces)), _put(up, next(pieces)), len(down_RI), scale)
 
 
 class Pages:
@@ -312,6 +313,12 @@ def _pack_up(up_OR: torch.Tensor) -> torch.Tensor:
     rows, rank = up_OR.shape
     padded = torch.nn.functional.pad(_halves(up_OR), (0, rank % 2, 0, -rows % PANEL))
     return padded.view(-1, PANEL, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()
+
+
+def _put(matrix: torch.Tensor, memory: torch.Tensor) -> int:
+    """Copy a matrix to the beginning of some memory and return its address."""
+    memory[: matrix.nbytes].view(matrix.dtype).view(matrix.shape).copy_(matrix)
+    return memory.data_ptr()
 
 
 def _halves(values: torch.Tensor) -> torch.Tensor:

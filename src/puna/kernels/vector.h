@@ -79,6 +79,17 @@ INLINE uint16_t to_bfloat16(float value) {
   return value != value ? 0x7fc0 : uint16_t(rounded);
 }
 
+INLINE Halves to_bfloat16(Floats values) {
+  Words bits = (Words)values, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return __builtin_convertvector(values != values ? Words{} + 0x7fc0 : rounded, Halves);
+}
+
+INLINE void to_bfloat16(const float* x, int count, uint16_t* to) {
+  int whole = count / LANES * LANES;
+  for (int i = 0; i < whole; i += LANES) store(to + i, to_bfloat16(load<Floats>(x + i)));
+  for (int i = whole; i < count; ++i) to[i] = to_bfloat16(x[i]);
+}
+
 INLINE float from_bfloat16(uint16_t half) {
   uint32_t bits = uint32_t(half) << 16;
   float value;
