@@ -12,13 +12,14 @@ class EngineOptions:
     """What an engine is opened with; what is None follows from the model.
 
     `max_batch` requests run side by side, each with at most `max_context` tokens; `cache_tokens` positions stand in the
-    cache together. `dtype` is that of weights and activations.
+    cache together. `dtype` is that of weights and activations; `is_int8_cache` rounds keys and values to int8.
     """
 
     max_batch: int = 32
     max_context: int | None = None
     cache_tokens: int | None = None
     dtype: "torch.dtype | None" = None
+    is_int8_cache: bool = False
 
 
 DEFAULTS = EngineOptions()
