@@ -123,7 +123,8 @@ def main() -> None:
                     speeds[count].append(speed)
     head = (
         f"# Adapters: {datetime.date.today()}, {cpu_limit()} threads\n\n"
-        f"{told.streams} requests that generate together, adapters of rank {told.rank} on all matrices of {told.base.name}; medians of {told.rounds} rounds; "
+        f"{told.streams} requests that generate together, adapters of rank {told.rank} on all matrices "
+        f"of {told.base.name}; medians of {told.rounds} rounds; "
         f"`python benchmarks/adapters.py FOLDER/{told.base.name} --streams {told.streams} --rank {told.rank}`.\n"
     )
     report = "\n".join((head, *rows(speeds, loads, bytes_each)))

@@ -318,6 +318,24 @@ def test_bfloat16_stays_near_float32():
     assert all(len(done.ids) == 5 for done in tokens)
 
 
+def test_an_int8_cache_stays_near_the_usual_one_and_has_room_for_more(monkeypatch: pytest.MonkeyPatch):
+    score = SamplingParams(max_tokens=0, echo_logprobs=True)
+    usual, rounded = (
+        [entry.logprob for entry in done.prompt_logprobs if entry]
+        for is_int8 in (False, True)
+        for done in complete_together([new_prompt(100)], score, is_int8_cache=is_int8)
+    )
+    errors = [abs(a - b) for a, b in zip(usual, rounded, strict=True)]
+    assert 0 < sum(errors) / len(errors) < 0.3
+    together = complete_together(PROMPTS, SamplingParams(max_tokens=12), is_int8_cache=True)
+    for prompt, done in zip(PROMPTS, together, strict=True):
+        assert complete_alone(prompt, SamplingParams(max_tokens=12), new_engine(is_int8_cache=True)).ids == done.ids
+    monkeypatch.setattr("puna.engine.engine.DEFAULT_CACHE_BYTES", 500_000)
+    pages, more_pages = (new_engine(is_int8_cache=is_int8).pool.num_pages for is_int8 in (False, True))
+    head_dim = tiny_model().config.head_dim
+    assert more_pages * (head_dim + 4) <= pages * 4 * head_dim < (more_pages + 10) * (head_dim + 4)
+
+
 def test_the_sampler_keeps_the_order_and_reports_progress():
     told: list[int] = []
     sampler = LocalSampler(tiny_model(), tiny_tokenizer(), options=EngineOptions(max_batch=3))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.engine.runners.native_runner import NativeRunner
+from puna.engine.runners.torch_pages import TorchPages
 from puna.engine.runners.torch_runner import TorchRunner
 from puna.errors import KernelError
 from puna.kernels import reference
@@ -157,6 +158,45 @@ def test_a_networks_step_equals_that_of_torch():
         ours, theirs = (runner.logits(runner.forward(tokens, spans, range(len(tokens)))) for runner in runners)
         assert (ours - theirs).abs().max() < 0.05 * theirs.std()
         starts = [start + count for start, count in zip(starts, counts, strict=True)]
+
+
+def logits_in_pieces(runner: NativeRunner | TorchRunner, tokens: list[int], cuts: list[int]) -> torch.Tensor:
+    table, pieces = array("i", [7, 3, 9, 1, 2, 12, 13, 14]), []
+    for start, end in itertools.pairwise(cuts):
+        hidden = runner.forward(tokens[start:end], [Span(table, start, end - start)], range(end - start))
+        pieces.append(runner.logits(hidden))
+    return torch.cat(pieces)
+
+
+def test_an_int8_cache_gives_nearly_the_same_read_whole_or_in_pieces_by_kernels_or_by_torch():
+    model, cuts = half_model(), [0, 30, 31, 32, 90, 100]
+    tokens = torch.randint(120, (100,), generator=torch.Generator().manual_seed(0)).tolist()
+    floats = {"num_pages": 20, "dtype": torch.float32}
+    usual = logits_in_pieces(TorchRunner(half_model().float(), **floats), tokens, [0, 100])
+    for runner in (
+        TorchRunner(half_model().float(), **floats, is_int8_cache=True),
+        NativeRunner(model, kernels(), num_pages=20, is_int8_cache=True),
+    ):
+        whole, pieces = (logits_in_pieces(runner, tokens, each) for each in ([0, 100], cuts))
+        assert 0.02 < (whole - usual).abs().max() / usual.std() < 0.1
+        assert (pieces - whole).abs().max() / usual.std() < 1e-5
+
+
+def test_pages_in_int8_hold_a_position_within_half_a_step_and_a_cleared_one_is_zero():
+    config = LlamaConfig(8, 8, 6, 1, 2, 2, vocab_size=8, max_context=64)
+    pages = TorchPages(config, 3, dtype=torch.float32, device=torch.device("cpu"), is_int8=True)
+    x_TKE = torch.randn(20, 2, 6, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 20)[:, None, None]
+    places = torch.arange(12, 32)
+    written = pages.write(places, x_TKE)
+    assert torch.equal(pages.read(places), written) and torch.equal(pages.read(slice(12, 32)), written)
+    steps = x_TKE.abs().amax(-1, keepdim=True) / 127
+    assert ((written - x_TKE).abs() <= 0.5001 * steps).all()
+    pages.write(places[:1], torch.full((1, 2, 6), torch.nan))
+    assert not pages.read(places[:1]).isfinite().any()
+    pages.clear(0)
+    assert torch.equal(pages.read(slice(0, 16)), torch.zeros(16, 2, 6)) and torch.equal(
+        pages.read(places[4:]), written[4:]
+    )
 
 
 # The library for older processors; unoptimized, since it takes seconds to compile.

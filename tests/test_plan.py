@@ -232,11 +232,12 @@ def test_pre_training_the_405b_takes_the_papers_flops() -> None:
     assert made.seconds is not None and 50 < made.seconds / 86_400 < 90
 
 
-def test_the_kv_cache_of_a_running_engine_has_the_planned_bytes() -> None:
+@pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
+def test_the_kv_cache_of_a_running_engine_has_the_planned_bytes(kv_dtype: str) -> None:
     tokenizer = small_tokenizer()
     model = Llama(SMALL)
     model.initialize(0)
-    engine = Engine(model, tokenizer, options=EngineOptions(max_batch=3))
+    engine = Engine(model, tokenizer, options=EngineOptions(max_batch=3, is_int8_cache=kv_dtype == "int8"))
     for token in range(5, 8):  # Different ones: what is alike would be shared.
         engine.submit([token] * 190, SamplingParams(max_tokens=10, stop_ids=()))
     for _ in range(5):
@@ -244,8 +245,8 @@ def test_the_kv_cache_of_a_running_engine_has_the_planned_bytes() -> None:
     assert engine.num_running == 3
     assert isinstance(engine.runner, TorchRunner)
     memory = (*engine.runner._keys, *engine.runner._values)
-    page_bytes = sum(grid.nbytes for grid in memory) // engine.pool.num_pages
-    assert arithmetic.cache_bytes(SMALL, Service(195, 3, "float32")) == engine.pool.num_held * page_bytes
+    page_bytes = sum(pages.num_bytes for pages in memory) // engine.pool.num_pages
+    assert arithmetic.cache_bytes(SMALL, Service(195, 3, kv_dtype)) == engine.pool.num_held * page_bytes
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -576,13 +576,14 @@ def test_a_shutdown_waits_for_streams_and_ends_the_longest_with_an_error(tokeniz
     assert '"code":"overloaded"' in texts[3000] and texts[3000].endswith("data: [DONE]\n\n")
 
 
-def test_the_command_serves_until_it_is_told_to_stop(checkpoint, tmp_path):
+def test_the_command_serves_as_it_is_told_until_it_is_told_to_stop(checkpoint, client, tmp_path):
     made, manifest = tmp_path / "made", Manifest("checkpoint", "sft", "key", {}, {}, {}, licences=["Llama 3.1"])
     with artifact.writing(made) as partial:
         shutil.copytree(checkpoint, partial, dirs_exist_ok=True)
         artifact.commit(partial, made, manifest)
     command = "from puna.cli import main; main()"
-    arguments = [sys.executable, "-c", command, "serve", str(made), "--port", "0", "--name", "shop"]
+    flags = ["--port", "0", "--name", "shop", "--kv-cache", "int8"]
+    arguments = [sys.executable, "-c", command, "serve", str(made), *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr
@@ -592,7 +593,12 @@ def test_the_command_serves_until_it_is_told_to_stop(checkpoint, tmp_path):
             line = process.stderr.readline()
             assert line, log
             log += line
-        assert connect(found[1]).models.list().data[0].id == "shop"
+        shop = connect(found[1])
+        assert shop.models.list().data[0].id == "shop"
+        ask = {"prompt": "We are open from nine to six.", "max_tokens": 0, "logprobs": 0}
+        answers = [each.completions.create(model=name, **ask) for name, each in (("tiny", client), ("shop", shop))]
+        usual, rounded = (answer.choices[0].logprobs.token_logprobs[1:] for answer in answers)
+        assert rounded != usual and rounded == pytest.approx(usual, abs=0.1)
         assert log.startswith("Built with Llama\n")
     finally:
         process.send_signal(signal.SIGTERM)

@@ -28,6 +28,7 @@ from puna.engine.text import TextStream
 from puna.errors import ConfigError, RequestError
 from puna.kernels.native import PAGE_LEN, Span
 from puna.model.llama import Llama
+from puna.model.scheme import ROW_SCALE_BYTES
 from puna.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -66,12 +67,12 @@ class Engine:
         self.max_context = min(options.max_context or model.config.max_context, model.config.max_context)
         cache_tokens = options.cache_tokens
         if cache_tokens is None:
-            cache_tokens = _default_cache_tokens(model, options.max_batch, self.max_context, dtype)
+            cache_tokens = _default_cache_tokens(model, options, self.max_context, dtype)
         self.pool = PagePool(cache_tokens // PAGE_LEN)
-        self.runner = _open_runner(model, self.pool.num_pages, dtype)
+        self.runner = open_runner(model, self.pool.num_pages, dtype, is_int8_cache=options.is_int8_cache)
         self.adapters = _open_adapters(options, self.runner)
         self._scheduler = Scheduler(self.pool, max_batch=options.max_batch, adapters=self.adapters)
-        self._drafter = _open_drafter(draft, model, self.pool.num_pages)
+        self._drafter = _open_drafter(draft, model, self.pool.num_pages, options)
         self._next_id = itertools.count()
         self._requests: dict[int, Request] = {}
         self._aborted: list[tuple[int, Chunk]] = []
@@ -299,11 +300,12 @@ def _together_or_alone(work: Callable[[list[Item]], list[Outcome]], items: list[
         return [outcome for item in items for outcome in _together_or_alone(work, [item])]
 
 
-def _open_runner(model: Llama, num_pages: int, dtype: torch.dtype) -> Runner:
+def open_runner(model: Llama, num_pages: int, dtype: torch.dtype, *, is_int8_cache: bool = False) -> Runner:
+    """Return what computes this model here: the kernels where they can, else torch."""
     kernels = native_kernels(model, dtype)
     if kernels is not None:
-        return NativeRunner(model, kernels, num_pages=num_pages)
-    return TorchRunner(model, num_pages=num_pages, dtype=dtype)
+        return NativeRunner(model, kernels, num_pages=num_pages, is_int8_cache=is_int8_cache)
+    return TorchRunner(model, num_pages=num_pages, dtype=dtype, is_int8_cache=is_int8_cache)
 
 
 def _open_adapters(options: EngineOptions, runner: Runner) -> Adapters | None:
@@ -314,18 +316,21 @@ def _open_adapters(options: EngineOptions, runner: Runner) -> Adapters | None:
     )
 
 
-def _open_drafter(draft: Llama | PromptLookup | None, model: Llama, num_pages: int) -> Drafter | None:
+def _open_drafter(
+    draft: Llama | PromptLookup | None, model: Llama, num_pages: int, options: EngineOptions
+) -> Drafter | None:
     if not isinstance(draft, Llama):
         return draft
     if draft.config.vocab_size != model.config.vocab_size:
         raise ConfigError(
             f"a draft with {draft.config.vocab_size:,} token ids", expected=f"the model's {model.config.vocab_size:,}"
         )
-    return ModelDrafter(_open_runner(draft, num_pages, draft.dtype), num_pages=num_pages)
+    runner = open_runner(draft, num_pages, draft.dtype, is_int8_cache=options.is_int8_cache)
+    return ModelDrafter(runner, num_pages=num_pages)
 
 
-def _default_cache_tokens(model: Llama, max_batch: int, max_context: int, dtype: torch.dtype) -> int:
-    config = model.config
-    token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+def _default_cache_tokens(model: Llama, options: EngineOptions, max_context: int, dtype: torch.dtype) -> int:
+    value_bytes, scale_bytes = (1, ROW_SCALE_BYTES) if options.is_int8_cache else (dtype.itemsize, 0)
+    token_bytes = model.config.kv_bytes_per_token(value_bytes, scale_bytes=scale_bytes)
     row = num_pages_for(max_context) * PAGE_LEN
-    return max(row, min(max_batch * row, DEFAULT_CACHE_BYTES // token_bytes))
+    return max(row, min(options.max_batch * row, DEFAULT_CACHE_BYTES // token_bytes))

@@ -13,14 +13,15 @@ class EngineOptions:
     """What an engine is opened with; what is None follows from the model.
 
     `max_batch` requests run side by side, each with at most `max_context` tokens; `cache_tokens` positions stand in the
-    cache together. `dtype` is that of weights and activations. Each subdirectory of `adapters` is an adapter that
-    requests can name; those in memory take at most `adapter_bytes`.
+    cache together. `dtype` is that of weights and activations; `is_int8_cache` rounds keys and values to int8. Each
+    subdirectory of `adapters` is an adapter that requests can name; those in memory take at most `adapter_bytes`.
     """
 
     max_batch: int = 32
     max_context: int | None = None
     cache_tokens: int | None = None
     dtype: "torch.dtype | None" = None
+    is_int8_cache: bool = False
     adapters: Path | None = None
     adapter_bytes: int = 4 << 30
 

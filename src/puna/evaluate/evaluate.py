@@ -48,6 +48,7 @@ class Config(StageConfig):
     seed: int = Field(default=0, ge=0, description="of the draw of questions and of sampling")
     max_batch: int = Field(default=32, ge=1, description="questions answered at the same time")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compute in")
+    kv_cache: Literal["stored", "int8"] = Field(default="stored", description="what keys and values are kept in")
 
     @field_validator("checkpoints")
     @classmethod
@@ -106,7 +107,8 @@ def _items(config: Config) -> list[Item]:
 
 def _ask(config: Config, run: Run, name: str, path: Path, items: list[Item]) -> Answers:
     """Let one checkpoint answer all questions, grade them, and keep the rows in case the run is interrupted."""
-    options = EngineOptions(max_batch=config.max_batch, dtype=getattr(torch, config.precision))
+    dtype, is_int8_cache = getattr(torch, config.precision), config.kv_cache == "int8"
+    options = EngineOptions(max_batch=config.max_batch, dtype=dtype, is_int8_cache=is_int8_cache)
     sampler = LocalSampler.open(path, options=options)
     chat = ChatFormat(sampler.tokenizer)
     prompts = [chat.prompt(item.question.conversation) for item in items]

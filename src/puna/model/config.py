@@ -57,6 +57,10 @@ class LlamaConfig:
         embeddings = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
         return embeddings + self.num_layers * layer + self.dim
 
+    def kv_bytes_per_token(self, value_bytes: int, *, scale_bytes: int = 0) -> int:
+        """Return what the keys and values of one position take, with a scale for each head's if they are rounded."""
+        return 2 * self.num_layers * self.num_kv_heads * (self.head_dim * value_bytes + scale_bytes)
+
 
 def layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
     """Return (outputs, inputs) of the matrices of one layer by their paths within it."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from puna.model.config import LlamaConfig, layer_shapes, matrix_shapes
-from puna.model.scheme import FP8, INT8, Scheme, common_group_size, describe_schemes
+from puna.model.scheme import FP8, INT8, ROW_SCALE_BYTES, Scheme, common_group_size, describe_schemes
 
 GIB = 2**30
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "fp8": 1}
@@ -202,8 +202,10 @@ def weight_bytes(widths: LlamaConfig, dtype: str | Stored) -> int:
 
 
 def kv_bytes_per_token(widths: LlamaConfig, dtype: str = "bfloat16") -> int:
-    """Return the bytes of one token's keys and values: 2 L K E values."""
-    return 2 * widths.num_layers * widths.num_kv_heads * widths.head_dim * FLOAT_BYTES[dtype]
+    """Return the bytes of one token's keys and values: 2 L K E values, and 2 L K scales in int8."""
+    if dtype == "int8":
+        return widths.kv_bytes_per_token(1, scale_bytes=ROW_SCALE_BYTES)
+    return widths.kv_bytes_per_token(FLOAT_BYTES[dtype])
 
 
 def cache_bytes(widths: LlamaConfig, service: Service) -> int:

@@ -67,7 +67,7 @@ def plan(
     hardware: Annotated[Hardware, Parameter(name="*")] = Hardware(),
     context: int | None = None,
     batch: int = 1,
-    kv_dtype: Literal["float32", "bfloat16", "fp8"] = "bfloat16",
+    kv_dtype: Literal["float32", "bfloat16", "fp8", "int8"] = "bfloat16",
     tokens: float = 1e9,
     batch_tokens: int = 4096,
     accumulate: int = 1,

@@ -38,6 +38,7 @@ def serve(
     max_queue: int = 256,
     max_context: int | None = None,
     dtype: Literal["stored", "float32", "bfloat16"] = "stored",
+    kv_cache: Literal["stored", "int8"] = "stored",
     draft: str = "",
 ) -> None:
     """Serve a checkpoint through an OpenAI-compatible API.
@@ -62,6 +63,8 @@ def serve(
         The longest prompt and answer together, if less than the model can do.
     dtype
         The type of weights and activations.
+    kv_cache
+        What keys and values are kept in: as they are computed, or as int8, half as large.
     draft
         A smaller checkpoint of the same tokenizer that guesses tokens ahead, or "lookup" to guess from the prompt.
     """
@@ -73,7 +76,7 @@ def serve(
         raise ConfigError(f"serving needs {error.name}", hint="pip install 'puna[serve]'") from None
     rules = make_rules(host, api_key_file, os.environ)
     _require_free(host, port)
-    options = EngineOptions(max_batch=max_batch, max_context=max_context, dtype=_dtype_of(dtype))
+    options = EngineOptions(max_batch, max_context, dtype=_dtype_of(dtype), is_int8_cache=kv_cache == "int8")
     served = open_served(checkpoint, name=name, max_queue=max_queue, options=options, draft=draft)
     if served.notice:
         print(served.notice, file=sys.stderr)

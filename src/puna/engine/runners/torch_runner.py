@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from puna.kernels.native import PAGE_LEN, Span, lazy_memory
+from puna.engine.runners.torch_pages import TorchPages
+from puna.kernels.native import PAGE_LEN, Span
 from puna.model.attend import attend_behind_prefix, attend_causally
 from puna.model.llama import Llama
 from puna.model.lora import Lora, LowRank
@@ -21,18 +22,16 @@ from puna.model.lora import Lora, LowRank
 class TorchRunner:
     """Runs the model as it is, in `dtype`, where its weights are."""
 
-    def __init__(self, model: Llama, *, num_pages: int, dtype: torch.dtype):
+    def __init__(self, model: Llama, *, num_pages: int, dtype: torch.dtype, is_int8_cache: bool = False):
         self.config, self._model, self.dtype = model.config, model, dtype
         self._device = model.device
-        shape = (num_pages * PAGE_LEN, self.config.num_kv_heads, self.config.head_dim)
-        self._keys = [self._memory(shape) for _ in range(self.config.num_layers)]
-        self._values = [self._memory(shape) for _ in range(self.config.num_layers)]
-
-    def _memory(self, shape: tuple[int, int, int]) -> torch.Tensor:
-        if self._device.type != "cpu":
-            return torch.zeros(shape, dtype=self.dtype, device=self._device)
-        num_bytes = shape[0] * shape[1] * shape[2] * self.dtype.itemsize
-        return lazy_memory(num_bytes).view(self.dtype).view(shape)
+        self._keys, self._values = (
+            [
+                TorchPages(self.config, num_pages, dtype=dtype, device=self._device, is_int8=is_int8_cache)
+                for _ in range(self.config.num_layers)
+            ]
+            for _ in range(2)
+        )
 
     def prepare(self, lora: Lora) -> Lora:
         """Put an adapter where the model is."""
@@ -66,8 +65,8 @@ class TorchRunner:
 
     def clear(self, page: int) -> None:
         """Fill a page with zeros."""
-        for memory in (*self._keys, *self._values):
-            memory[page * PAGE_LEN : (page + 1) * PAGE_LEN] = 0
+        for pages in (*self._keys, *self._values):
+            pages.clear(page)
 
 
 @contextmanager
@@ -97,9 +96,7 @@ def _adapting(model: Llama, spans: Sequence[Span]) -> Iterator[None]:
 class _PagedAttention:
     """Attention over pages: spans of one token together, padded to the longest; each longer span for itself."""
 
-    def __init__(
-        self, keys: list[torch.Tensor], values: list[torch.Tensor], spans: Sequence[Span], places: Sequence[int]
-    ):
+    def __init__(self, keys: list[TorchPages], values: list[TorchPages], spans: Sequence[Span], places: Sequence[int]):
         self._keys, self._values = keys, values
         device = keys[0].device
         self._places_T = torch.tensor(places, device=device)
@@ -124,17 +121,17 @@ class _PagedAttention:
 
     def __call__(self, layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
         keys, values = self._keys[layer], self._values[layer]
-        keys[self._places_T], values[self._places_T] = k_TKE, v_TKE
+        k_TKE, v_TKE = keys.write(self._places_T, k_TKE), values.write(self._places_T, v_TKE)
         out_THE = torch.empty_like(q_THE)
         for row, span, places in self._longer:
             rows = slice(row, row + span.num_tokens)
             if span.start == 0:
                 out_THE[rows] = attend_causally(q_THE[rows], k_TKE[rows], v_TKE[rows])
             else:
-                k_KSE, v_KSE = keys[places].transpose(0, 1), values[places].transpose(0, 1)
+                k_KSE, v_KSE = keys.read(places).transpose(0, 1), values.read(places).transpose(0, 1)
                 out_THE[rows] = attend_behind_prefix(q_THE[rows], k_KSE, v_KSE)
         if len(self._single_rows_B):
-            k_BKSE, v_BKSE = (memory[self._single_places_BS].transpose(1, 2) for memory in (keys, values))
+            k_BKSE, v_BKSE = (pages.read(self._single_places_BS).transpose(1, 2) for pages in (keys, values))
             # The query heads of a key head stand where the query positions would: nothing is repeated.
             q_BKGE = q_THE[self._single_rows_B].unflatten(1, (k_BKSE.shape[1], -1))
             out_BKGE = F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE, attn_mask=self._mask_B11S)
