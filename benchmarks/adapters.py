@@ -57,6 +57,7 @@ def load_seconds(engine: Engine, count: int) -> float:
     begin = time.perf_counter()
     for index in range(count):
         key = engine.adapters.find(str(index))
+        assert key is not None
         engine.adapters.hold(key)
         engine.adapters.load(key)
         engine.adapters.release(key)

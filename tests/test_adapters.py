@@ -7,13 +7,16 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_engine import drain, new_prompt, tiny_model, tiny_tokenizer
 from test_kernels import half_model, kernels
+from test_serve import connect, serving
 
 from puna.checkpoint.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME, open_adapter, read_lora, require_runnable
+from puna.checkpoint.checkpoint import save_checkpoint
 from puna.engine.engine import Engine
 from puna.engine.options import EngineOptions
 from puna.engine.runners.native_runner import NativeRunner
@@ -25,6 +28,7 @@ from puna.model.llama import Llama
 from puna.model.lora import ADAPTED, Lora
 from puna.model.quantized import QuantizedLinear, round_linears
 from puna.model.scheme import Scheme
+from puna.serve.serve import open_served
 
 GREEDY = SamplingParams(max_tokens=12)
 MATRICES = tuple(name.split(".")[1] for name in ADAPTED)
@@ -64,11 +68,12 @@ def complete(engine: Engine, requests: list[tuple[list[int], str]]) -> list[Comp
 
 def merged_alone(folder: Path, requests: list[tuple[list[int], str]]) -> list[list[int]]:
     """Return the tokens that a model with the adapter merged into it gives to each request by itself."""
-    answers = []
-    for prompt, name in requests:
-        model = merged_model(tiny_model(), read_lora(open_adapter(folder / name))) if name else tiny_model()
-        answers.append(complete(Engine(model, tiny_tokenizer()), [(prompt, "")])[0].ids)
-    return answers
+    return [completed_alone(folder, prompt, name).ids for prompt, name in requests]
+
+
+def completed_alone(folder: Path, prompt: list[int], name: str) -> Completion:
+    model = merged_model(tiny_model(), read_lora(open_adapter(folder / name))) if name else tiny_model()
+    return complete(Engine(model, tiny_tokenizer()), [(prompt, "")])[0]
 
 
 @pytest.fixture
@@ -145,14 +150,11 @@ def test_an_adapter_that_is_damaged_fails_its_own_request_and_is_refused_from_th
         engine.submit([9], GREEDY, adapter="customer-1")
 
 
-@pytest.mark.parametrize("name", ["nobody", "..", ".", "../customer-0", "customer-0/", "a\0b", "/etc", ""])
+@pytest.mark.parametrize("name", ["nobody", "..", ".", "../customer-0", "customer-0/", "a\0b", "/etc"])
 def test_a_name_that_is_none_of_the_folder_is_refused(folder: Path, name: str):
-    engine = new_engine(folder)
-    assert engine.adapters is not None
-    with pytest.raises(RequestError, match="the adapter"):
-        engine.adapters.find(name)
-    with pytest.raises(RequestError, match="has no adapters"):
-        Engine(tiny_model(), tiny_tokenizer()).submit([9], GREEDY, adapter="customer-0")
+    for engine in (new_engine(folder), Engine(tiny_model(), tiny_tokenizer())):
+        with pytest.raises(RequestError, match="expected one that the model has"):
+            engine.submit([9], GREEDY, adapter=name)
 
 
 def test_what_does_not_run_beside_a_base_is_refused_with_what_to_do(tmp_path: Path):
@@ -204,3 +206,30 @@ def test_on_quantized_weights_a_token_is_the_same_to_the_last_bit_whatever_adapt
         assert (part - expected).abs().max() < 0.1 * expected.std()
         beside = run(TorchRunner(dequantized, num_pages=20, dtype=torch.float32), [place])
         torch.testing.assert_close(beside, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+def test_a_served_adapter_is_a_model_of_its_name(tmp_path: Path):
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    (tmp_path / "base").mkdir()
+    save_checkpoint(tmp_path / "base", model, tokenizer)
+    write_adapter(tmp_path / "adapters" / "alba", model, 1)
+    write_adapter(tmp_path / "adapters" / "brook", tiny_model(num_layers=3), 2)
+    served = open_served(tmp_path / "base", options=EngineOptions(adapters=tmp_path / "adapters"))
+    assert [line.partition(" can't")[0] for line in served.unfit_adapters()] == ["the adapter 'brook'"]
+    prompt = new_prompt(20)
+    with serving(served) as url:
+        client = connect(url)
+        models = {each.id: each.to_dict().get("parent") for each in client.models.list()}
+        assert models == {"base": None, "alba": "base", "brook": "base"}
+        for name, adapter in (("base", ""), ("alba", "alba")):
+            reply = client.completions.create(model=name, prompt=prompt, max_tokens=12, temperature=0)
+            expected = completed_alone(tmp_path / "adapters", prompt, adapter)
+            assert (reply.model, reply.choices[0].text) == (name, expected.text)
+        with pytest.raises(openai.BadRequestError, match=r"brook.*another base"):
+            client.completions.create(model="brook", prompt=prompt)
+        with pytest.raises(openai.NotFoundError, match="'base' or one of its adapters"):
+            client.completions.create(model="../alba", prompt=prompt)
+        # A customer who comes while the server runs:
+        write_adapter(tmp_path / "adapters" / "cedar", model, 3)
+        assert client.models.retrieve("cedar").id == "cedar"
+        assert client.completions.create(model="cedar", prompt=prompt, max_tokens=2).usage.completion_tokens == 2

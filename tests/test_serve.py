@@ -69,7 +69,8 @@ class ScriptedEngine:
     def has_work(self) -> bool:
         return bool(self.running)
 
-    def submit(self, prompt: list[int], params: SamplingParams) -> int:
+    def submit(self, prompt: list[int], params: SamplingParams, *, adapter: str = "") -> int:
+        assert not adapter
         # What the script says, a grammar cannot unsay.
         free = replace(params, grammar=None)
         request = Request(len(self.requests), prompt, free, TextStream(self.tokenizer, params.stop_strings))

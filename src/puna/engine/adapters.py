@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from puna.artifact import verifying
 from puna.checkpoint.adapter import WEIGHTS_NAME, Adapter, open_adapter, read_lora, require_runnable
-from puna.errors import CheckpointError, RequestError
+from puna.errors import ArtifactError, CheckpointError, PunaError, RequestError
 from puna.model.config import LlamaConfig
 from puna.model.lora import Lora
 
@@ -38,7 +39,7 @@ class Adapters:
             raise CheckpointError(f"{folder} is no directory", expected="one with an adapter in each subdirectory")
         self.folder, self.max_bytes = folder, max_bytes
         self._config, self._prepare, self._itemsize = config, prepare, itemsize
-        self._opened: dict[str, tuple[AdapterKey, Adapter | CheckpointError]] = {}
+        self._opened: dict[str, tuple[AdapterKey, Adapter | PunaError]] = {}
         self._lock = threading.Lock()
         self._sizes: dict[AdapterKey, int] = {}
         self._holders: Counter[AdapterKey] = Counter()
@@ -56,16 +57,16 @@ class Adapters:
         """Return what the folder holds now, fit for use or not."""
         return sorted(path.parent.name for path in self.folder.glob(f"*/{WEIGHTS_NAME}"))
 
-    def find(self, name: str) -> AdapterKey:
-        """Return the adapter of this name as it is now; RequestError if there is none or it can't be run.
+    def find(self, name: str) -> AdapterKey | None:
+        """Return the adapter of this name as it is now, None if there is none; RequestError if it can't be run.
 
         Reads its headers when it is asked for first, its weights only in `load`.
         """
         if Path(name).name != name or not (self.folder / name / WEIGHTS_NAME).is_file():
-            raise RequestError(f"the adapter {name!a:.100}", expected="a name that is served", param="model")
+            return None
         try:
             return self._open(name)[0]
-        except CheckpointError as error:
+        except PunaError as error:
             raise RequestError(f"the adapter {name!a} can't be used: {error}", param="model") from None
 
     def hold(self, key: AdapterKey) -> bool:
@@ -83,7 +84,7 @@ class Adapters:
             del self._holders[key]
 
     def load(self, key: AdapterKey) -> object:
-        """Return a held adapter as the runner made it; CheckpointError if its file can't be read."""
+        """Return a held adapter as the runner made it; PunaError if its file can't be read or was altered."""
         assert key in self._holders
         if key not in self._loaded:
             self._make_room(self._sizes[key])
@@ -107,7 +108,7 @@ class Adapters:
             if name not in self._opened or self._opened[name][0] != key:
                 self._opened[name] = key, self._examine(key)
             _, adapter = self._opened[name]
-        if isinstance(adapter, CheckpointError):
+        if isinstance(adapter, PunaError):
             raise adapter
         return key, adapter
 
@@ -128,8 +129,9 @@ class Adapters:
         if now != key:
             raise CheckpointError(f"the adapter {key.name!a} was replaced", expected="it to be asked for again")
         try:
-            return self._prepare(read_lora(adapter))
-        except CheckpointError as error:
+            with verifying(self.folder / key.name):
+                return self._prepare(read_lora(adapter))
+        except (ArtifactError, CheckpointError) as error:
             # Whoever asks for it again is told at once.
             with self._lock:
                 self._opened[key.name] = key, error

@@ -130,9 +130,10 @@ class Engine:
         return request.id
 
     def _find_adapter(self, name: str) -> AdapterKey:
-        if self.adapters is None:
-            raise RequestError(f"the adapter {name!a:.100}", expected="none: the model has no adapters", param="model")
-        return self.adapters.find(name)
+        key = self.adapters.find(name) if self.adapters else None
+        if key is None:
+            raise RequestError(f"the adapter {name!a:.100}", expected="one that the model has", param="model")
+        return key
 
     def abort(self, request_id: int) -> None:
         """End a request; its last chunk comes with the next step. No effect on unknown or finished ids."""

@@ -34,14 +34,14 @@ async def check_health(served: Served) -> Response:
 
 
 async def list_models(served: Served) -> Response:
-    """List the one model that is served."""
-    return json_response({"object": "list", "data": [_model(served)]})
+    """List the model that is served and its adapters."""
+    return json_response({"object": "list", "data": [_model(served, name) for name in served.names()]})
 
 
 async def retrieve_model(served: Served, model: str) -> Response:
-    """Describe the model that is served."""
-    served.require(model)
-    return json_response(_model(served))
+    """Describe the model that is served, or one of its adapters."""
+    served.adapter_of(model)
+    return json_response(_model(served, model))
 
 
 ROUTES = (
@@ -80,8 +80,10 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
     return app
 
 
-def _model(served: Served) -> dict[str, str | int]:
-    model: dict[str, str | int] = {"id": served.name, "object": "model", "created": served.created, "owned_by": "puna"}
+def _model(served: Served, name: str) -> dict[str, str | int]:
+    model: dict[str, str | int] = {"id": name, "object": "model", "created": served.created, "owned_by": "puna"}
+    if name != served.name:
+        model["parent"] = served.name
     return model | ({"notice": served.notice} if served.notice else {})
 
 

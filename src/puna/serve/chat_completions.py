@@ -23,7 +23,7 @@ from puna.serve.served import EventStream, Served, answer_unless_gone, usage
 
 async def create_chat_completion(served: Served, body: ChatRequest, request: Request) -> Response:
     """Answer a chat request in OpenAI's format."""
-    served.require(body.model)
+    adapter = served.adapter_of(body.model)
     conversation, prompt = await asyncio.to_thread(_read_conversation, served, body)
     grammar = await message_grammar(served.grammars, body, conversation)
     params = served.sampling(
@@ -35,7 +35,7 @@ async def create_chat_completion(served: Served, body: ChatRequest, request: Req
         banned_ids=served.format.call_ids if body.tool_choice == "none" and grammar is None else (),
         grammar=grammar,
     )
-    batch = await served.engine.submit([(prompt, each) for each in params])
+    batch = await served.engine.submit([(prompt, each) for each in params], adapter=adapter)
     tools = None if body.tool_choice == "none" else list(conversation.tools)
     answer = _ChatAnswer(served, body, batch, len(prompt), [ChatReply(served, tools) for _ in params])
     if body.stream:
@@ -59,7 +59,7 @@ class _ChatAnswer:
     ):
         self._body, self._batch, self._replies = body, batch, replies
         self._num_prompt_tokens = num_prompt_tokens
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
+        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
 
     async def whole(self) -> Response:
         pieces: list[list[Piece]] = [[] for _ in self._replies]

@@ -40,6 +40,8 @@ def serve(
     dtype: Literal["stored", "float32", "bfloat16"] = "stored",
     kv_cache: Literal["stored", "int8"] = "stored",
     draft: str = "",
+    adapters: Path | None = None,
+    adapter_mib: int = 4096,
 ) -> None:
     """Serve a checkpoint through an OpenAI-compatible API.
 
@@ -67,26 +69,36 @@ def serve(
         What keys and values are kept in: as they are computed, or as int8, half as large.
     draft
         A smaller checkpoint of the same tokenizer that guesses tokens ahead, or "lookup" to guess from the prompt.
+    adapters
+        A directory whose subdirectories are adapters of the model; clients name one as the model.
+    adapter_mib
+        How many MiB adapters may take in memory; what is not in use makes room for what is asked for.
     """
-    _require_bounds(("port", port, 0), ("max-batch", max_batch, 1), ("max-queue", max_queue, 1))
+    _require_bounds(port=port, max_batch=max_batch, max_queue=max_queue, adapter_mib=adapter_mib)
+    rules = _read_rules(host, api_key_file)
+    _require_free(host, port)
+    is_int8 = kv_cache == "int8"
+    options = EngineOptions(max_batch, max_context, None, _dtype_of(dtype), is_int8, adapters, adapter_mib << 20)
+    served = open_served(checkpoint, name=name, max_queue=max_queue, options=options, draft=draft)
+    print(*filter(None, (served.notice, *served.unfit_adapters())), sep="\n", file=sys.stderr)
+    make_server(served, rules, host=host, port=port).run()
+
+
+def _require_bounds(**flags: int) -> None:
+    for name, value in flags.items():
+        least, most = 0 if name == "port" else 1, 2**31 if name == "adapter_mib" else 65_535
+        if not least <= value <= most:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}", expected=f"{least} to {most}")
+
+
+def _read_rules(host: str, api_key_file: Path | None) -> "Rules":
+    """Collect what the gate holds requests to; before all else, whether what serving needs is installed."""
     try:
         import_module("llguidance")
         from puna.serve.gate import make_rules
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}", hint="pip install 'puna[serve]'") from None
-    rules = make_rules(host, api_key_file, os.environ)
-    _require_free(host, port)
-    options = EngineOptions(max_batch, max_context, dtype=_dtype_of(dtype), is_int8_cache=kv_cache == "int8")
-    served = open_served(checkpoint, name=name, max_queue=max_queue, options=options, draft=draft)
-    if served.notice:
-        print(served.notice, file=sys.stderr)
-    make_server(served, rules, host=host, port=port).run()
-
-
-def _require_bounds(*flags: tuple[str, int, int]) -> None:
-    for flag, value, least in flags:
-        if not least <= value <= 65_535:
-            raise ConfigError(f"--{flag} {value}", expected=f"{least} to 65535")
+    return make_rules(host, api_key_file, os.environ)
 
 
 def _require_free(host: str, port: int) -> None:
@@ -141,6 +153,7 @@ def open_served(
         stop_ids=tuple(dict.fromkeys(stop_ids)),
         defaults=_sampling_defaults(checkpoint),
         notice=", ".join(badges(licences_of(checkpoint))),
+        adapters=sampler.engine.adapters,
     )
 
 

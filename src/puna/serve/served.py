@@ -16,8 +16,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from puna.chat.format import ChatFormat
+from puna.engine.adapters import Adapters
 from puna.engine.grammar.grammar import Grammar
 from puna.engine.sampler import SamplingParams
+from puna.errors import RequestError
 from puna.serve.engine_thread import Batch, EngineThread
 from puna.serve.grammars import Grammars
 from puna.serve.refusals import Refusal, as_refusal, encode_json
@@ -35,7 +37,7 @@ Answer = TypeVar("Answer")
 class Served:
     """What the routes know. `defaults` hold where a request says nothing of how to sample.
 
-    `notice` is what the model's licences want to be shown.
+    `notice` is what the model's licences want to be shown. Each of the `adapters` is served as a model of its name.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Served:
     stop_ids: tuple[int, ...]
     defaults: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=1.0))
     notice: str = ""
+    adapters: Adapters | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
@@ -53,11 +56,30 @@ class Served:
         """What compiles the forms that answers are held to."""
         return Grammars(self.tokenizer, self.stop_ids)
 
-    def require(self, name: str) -> None:
-        """Refuse a model that is not this one."""
-        if name != self.name:
-            message = f"There is no model {name!a} here; the one that is served is {self.name!r}."
+    def names(self) -> list[str]:
+        """Return the models that clients can name: the checkpoint and its adapters."""
+        adapters = self.adapters.names() if self.adapters else []
+        return [self.name, *(name for name in adapters if name != self.name)]
+
+    def unfit_adapters(self) -> list[str]:
+        """Say of each adapter that can't be run why."""
+        lines: list[str] = []
+        for name in self.adapters.names() if self.adapters else ():
+            try:
+                self.adapter_of(name)
+            except RequestError as error:
+                lines.append(str(error))
+        return lines
+
+    def adapter_of(self, name: str) -> str:
+        """Return the adapter that a model's name stands for, "" for the checkpoint itself; Refusal for other names."""
+        if name == self.name:
+            return ""
+        if self.adapters is None or self.adapters.find(name) is None:
+            others = " or one of its adapters" if self.adapters else ""
+            message = f"There is no model {name!a} here; what is served is {self.name!r}{others}."
             raise Refusal(404, message, param="model", code="model_not_found")
+        return name
 
     def sampling(
         self,
