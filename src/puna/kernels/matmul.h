@@ -3,7 +3,8 @@
 // int4 and int8 weights are packed: for each panel and group of inputs first the weights, so that 64 bytes are 16 rows x 4
 // inputs (int8) or 16 rows x 8 inputs (int4: low halves the first four), then 32 scales. Activations are rounded to int8
 // for each token and group; inside a group all is integer, and the groups are added in order, so a token's result
-// depends neither on what else is in the step nor on the instructions used. bfloat16 weights are rows as they lie in the file.
+// depends neither on what else is in the step nor on the instructions used (but for processors that round a * b + c twice:
+// x86 without FMA). bfloat16 weights are rows as they lie in the file.
 #pragma once
 
 #include <algorithm>

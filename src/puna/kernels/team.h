@@ -48,8 +48,9 @@ class Team {
   int grain(int count) const { return std::max(1, count / (4 * num_active_)); }
 
   void barrier() {
-    int generation = generation_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_active_) {
+    // NOTE: read before arriving: when all have arrived, the caller may already change it for what comes next.
+    int generation = generation_.load(std::memory_order_acquire), num_active = num_active_;
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_active) {
       arrived_.store(0, std::memory_order_relaxed);
       next_.store(0, std::memory_order_relaxed);
       generation_.store(generation + 1, std::memory_order_release);
