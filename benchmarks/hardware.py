@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from puna.kernels.build import FLAGS, NATIVE, SOURCES, find_compiler
-from puna.kernels.native import huge_memory
+from puna.kernels.memory import huge_memory
 
 # More than the processors' caches hold, those that a virtual machine shares with others included.
 BUFFER_BYTES = 2**30
