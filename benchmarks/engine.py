@@ -4,8 +4,9 @@
 
 Takes whichever peers are installed (`pip install -e '.[bench]'`). Writes the model once, in each program's own form,
 into the folder given. Each contestant is a process that stays; only one of them computes at a time, each measures the
-same before the next measurement comes, and the table has medians over the rounds. Two limits of the hardware are
-measured in the same run: how fast memory is read, and how fast torch multiplies in bfloat16.
+same before the next measurement comes. The table has medians over the rounds; a ratio is the median of the rounds' own
+ratios, since a shared machine is not equally fast in all. Its limits (hardware.py) are measured in the same run: how
+fast memory is read before and after each decoding, whose share is of the faster of the two, and products a second.
 """
 
 import argparse
@@ -17,21 +18,16 @@ import platform
 import statistics
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from full_size import random_source
+from full_size import measure
+from hardware import Hardware
+from random_models import decoded_bytes, prepare
 
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint, write_checkpoint
-from puna.checkpoint.gguf.writer import write_gguf
 from puna.kernels.threads import cpu_limit
-from puna.model.quantized import round_linears, rounded
-from puna.model.scheme import Scheme
 
 MODULES = {"llama.cpp": "llama_cpp", "openvino": "openvino_genai", "transformers": "transformers"}
 # Contestants of each kind: (program, form of the weights).
@@ -40,182 +36,171 @@ KINDS: dict[str, list[tuple[str, str]]] = {
     "8bit": [("puna", "int8"), ("llama.cpp", "Q8_0"), ("openvino", "Q8_0")],
     "16bit": [("puna", "bf16"), ("llama.cpp", "F16"), ("transformers", "bf16")],
 }
+DECODE, STREAMS = "decode", "16 streams"
 MEASURES: dict[str, dict[str, Any]] = {
     "prefill 512": {"measure": "prefill", "tokens": 512},
     "prefill 2048": {"measure": "prefill", "tokens": 2048},
-    "decode": {"measure": "decode", "tokens": 32, "context": 128},
-    "16 streams": {"measure": "streams", "streams": 16, "context": 256, "tokens": 128},
+    DECODE: {"measure": "decode", "tokens": 32, "context": 128},
+    STREAMS: {"measure": "streams", "streams": 16, "context": 256, "tokens": 128},
 }
 # Puna alone: shares, not speeds.
-OWN: dict[str, dict[str, Any]] = {
-    "first token, 2,000 of 2,032 cached": {"measure": "cached", "tokens": 2000, "context": 2032},
-    "first token, nothing cached": {"measure": "prefill", "tokens": 2032},
-    "engine's share of 16 streams": {"measure": "overhead", "streams": 16, "context": 256, "tokens": 64},
+OWN: dict[str, dict[str, dict[str, Any]]] = {
+    "ready": {},
+    "cached": {
+        "cached": {"measure": "cached", "tokens": 2000, "context": 2032},
+        "uncached": {"measure": "prefill", "tokens": 2032},
+    },
+    "overhead": {"overhead": {"measure": "overhead", "streams": 16, "context": 256, "tokens": 64}},
 }
 
 
 @dataclass
 class Contestant:
-    """A running program and what it took, in seconds."""
+    """A running program and what it took, in seconds, round by round."""
 
     name: str
     process: subprocess.Popen[str]
-    weight_bytes: int
+    decoded_bytes: int
+    about: str = ""
     times: dict[str, list[float]] = field(default_factory=dict)
+    bandwidths: list[float] = field(default_factory=list)
 
     def ask(self, label: str, told: dict[str, Any]) -> None:
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
         print(json.dumps(told), file=self.process.stdin, flush=True)
-        self.times.setdefault(label, []).append(self._answer()["seconds"])
+        self.times.setdefault(label, []).append(self.answer()["seconds"])
 
-    def _answer(self) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
         assert self.process.stdout
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
         raise SystemExit(f"{self.name} ended with status {self.process.wait()}")
 
-    def median(self, label: str) -> float:
-        return statistics.median(self.times[label])
+    def end(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+    def speed(self, label: str) -> float:
+        """Tokens a second: of the prompt, or of what is generated."""
+        return num_tokens(label) / statistics.median(self.times[label])
+
+    def times_as_fast_as(self, other: "Contestant", label: str) -> float:
+        pairs = zip(other.times[label], self.times[label], strict=True)
+        return statistics.median(theirs / ours for theirs, ours in pairs)
+
+    def share_of_bandwidth(self) -> float:
+        """The bytes of the weights that decoding reads, of those that could be read in the same time."""
+        rounds = zip(self.times[DECODE], self.bandwidths, strict=True)
+        return statistics.median(num_tokens(DECODE) * self.decoded_bytes / (time * speed) for time, speed in rounds)
 
 
-def prepare(folder: Path, size: str, form: str) -> Path:
-    """Return the model in this form, written if it is not there yet."""
-    path = folder / f"{size}-{form}" if form in ("bf16", "int4", "int8") else folder / f"{size}-{form}.gguf"
-    if path.exists():
-        return path
-    print(f"writing {path.name}", file=sys.stderr)
-    part = path.with_name(f"part-{path.name}")
-    if form == "bf16":
-        part.mkdir(parents=True)
-        write_checkpoint(part, random_source(size))
-    elif form in ("int4", "int8"):
-        part.mkdir(parents=True)
-        _write_quantized(prepare(folder, size, "bf16"), part, 4 if form == "int4" else 8)
-    elif form == "Q4_K_M":
-        _quantize_by_llama_cpp(prepare(folder, size, "F16"), part)
-    else:
-        write_gguf(part, random_source(size), kind=form, name="random", template="")  # type: ignore[arg-type]
-    part.rename(path)
-    return path
-
-
-def _write_quantized(source: Path, path: Path, bits: int) -> None:
-    """Layers in `bits`, in groups of 128; embeddings and head in 8 bits, one scale a row."""
-    checkpoint = Checkpoint.open(source)
-    model = checkpoint.load()
-    round_linears(model, Scheme("int", bits, 128))
-    model.embed_tokens = rounded(model.embed_tokens, Scheme("int", 8))  # type: ignore[assignment]
-    if model.lm_head is not None:
-        model.lm_head = rounded(model.lm_head, Scheme("int", 8))  # type: ignore[arg-type]
-    save_checkpoint(path, model, checkpoint.tokenizer(), like=checkpoint.source())
-
-
-def _quantize_by_llama_cpp(source: Path, path: Path) -> None:
-    import llama_cpp
-
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
-    assert llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), params) == 0
+def num_tokens(label: str) -> int:
+    return MEASURES[label]["tokens"] * MEASURES[label].get("streams", 1)
 
 
 def start(folder: Path, size: str, program: str, form: str, threads: int) -> Contestant:
     """Start a contestant and wait until it has loaded."""
     path = prepare(folder, size, form)
-    files = path.glob("*.safetensors") if path.is_dir() else [path]
     worker = Path(__file__).with_name("engine_peers.py")
     process = subprocess.Popen(
         [sys.executable, str(worker), program, str(path), str(threads)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env=os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
     )  # fmt: skip
-    contestant = Contestant(f"{program} {form}", process, sum(file.stat().st_size for file in files))
-    contestant._answer()
+    contestant = Contestant(f"{program} {form}", process, decoded_bytes(path))
+    contestant.about = contestant.answer()["ready"]
     return contestant
 
 
-def memory_bandwidth(threads: int) -> float:
-    """Return the bytes a second that all threads read together, the best of several times."""
-    parts = torch.ones(threads, 2**26, dtype=torch.int64)
-    best = 0.0
-    for _ in range(5):
-        workers = [threading.Thread(target=part.max) for part in parts]
-        begin = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        best = max(best, parts.nbytes / (time.perf_counter() - begin))
-    return best
+def run_round(contestants: list[Contestant], measures: Collection[str], own: Collection[str], limits: Hardware) -> None:
+    """Ask every contestant for every measurement, and Puna, the first, for its own."""
+    for label in measures:
+        for contestant in contestants:
+            before = limits.read_speed() if label == DECODE else 0.0
+            contestant.ask(label, MEASURES[label])
+            if label == DECODE:
+                contestant.bandwidths.append(max(before, limits.read_speed()))
+            print(f"{contestant.name}: {label} {contestant.times[label][-1]:.2f} s", file=sys.stderr)
+    for name in own:
+        for label, what in OWN[name].items():
+            contestants[0].ask(label, what)
 
 
-def product_speed() -> float:
-    """Return the bfloat16 operations a second of torch's own product, the best of several times."""
-    a, best = torch.randn(2048, 2048).bfloat16(), 0.0
-    for _ in range(5):
-        begin = time.perf_counter()
-        a @ a
-        best = max(best, 2 * 2048**3 / (time.perf_counter() - begin))
-    return best
-
-
-def speed(label: str, seconds: float) -> float:
-    """Return tokens a second: of the prompt, or of what is generated."""
-    told = MEASURES[label]
-    return told["tokens"] * told.get("streams", 1) / seconds
-
-
-def rows(contestants: list[Contestant], measures: Collection[str], limits: dict[str, float]) -> Iterator[str]:
+def rows(contestants: list[Contestant], measures: Collection[str]) -> Iterator[str]:
     """Yield a Markdown table: tokens/s and the ratios of Puna's to the others'."""
-    yield "| | " + " | ".join(f"{label}, tokens/s" for label in measures) + " | decode, share of the bandwidth |"
-    yield "|---|" + "---:|" * (len(measures) + 1)
+    has_decode = DECODE in measures
+    last = ["decode, share of the bandwidth"] if has_decode else []
+    yield "| | " + " | ".join([*(f"{label}, tokens/s" for label in measures), *last]) + " |"
+    yield "|---|" + "---:|" * (len(measures) + has_decode)
     for contestant in contestants:
-        speeds = [f"{speed(label, contestant.median(label)):,.1f}" for label in measures]
-        read = ""
-        if "decode" in measures:
-            share = contestant.weight_bytes * speed("decode", contestant.median("decode")) / limits["bandwidth"]
-            read = f"{share:.0%}"
-        yield f"| {contestant.name} | {' | '.join(speeds)} | {read} |"
+        speeds = [f"{contestant.speed(label):,.1f}" for label in measures]
+        shares = [f"{contestant.share_of_bandwidth():.0%}"] if has_decode else []
+        yield f"| {contestant.name} | {' | '.join([*speeds, *shares])} |"
     ours, others = contestants[0], contestants[1:]
     for other in others:
-        ratios = [f"{other.median(label) / ours.median(label):.2f}" for label in measures]
-        yield f"| **Puna / {other.name}** | {' | '.join(f'**{ratio}**' for ratio in ratios)} | |"
+        ratios = [f"**{ours.times_as_fast_as(other, label):.2f}**" for label in measures]
+        yield f"| **Puna / {other.name}** | {' | '.join([*ratios, *([''] * has_decode)])} |"
+
+
+def own_sentences(ours: Contestant, own: Collection[str]) -> Iterator[str]:
+    """Yield what Puna's own measurements gave."""
+    median = {label: statistics.median(ours.times[label]) for name in own for label in OWN[name]}
+    if "cached" in own:
+        share = median["cached"] / median["uncached"]
+        yield f"First token with 2,000 of 2,032 prompt tokens cached: {share:.1%} of the time without."
+    if "overhead" in own:
+        yield f"Everything but the kernels: {median['overhead']:.1%} of 16 streams' time."
+
+
+def ready_sentence(path: Path, num_rounds: int) -> str:
+    """Return how long loading takes beside reading the files once, with them on the disk and in the page cache."""
+    parts = []
+    for is_cached in (False, True):
+        reads, loads = ([] for _ in range(2))
+        for _ in range(num_rounds):
+            reads.append(measure(path, "read", is_cached=is_cached)["seconds"])
+            loads.append(measure(path, "generate", is_cached=is_cached))
+        times = statistics.median(load["ready_seconds"] / read for load, read in zip(loads, reads, strict=True))
+        ready, read = statistics.median(load["ready_seconds"] for load in loads), statistics.median(reads)
+        where = "page cache" if is_cached else "disk"
+        parts.append(f"from the {where} {ready:.1f} s ({times:.2f} times the {read:.1f} s of reading the files once)")
+    return f"Ready {' and '.join(parts)}; at its peak {loads[-1]['peak_over_weights']:.2f} of the weights in memory."
 
 
 def compare(told: argparse.Namespace, kind: str) -> Iterator[str]:
     """Run one kind's contestants and yield its part of the report."""
-    threads, measures = cpu_limit(), {label: MEASURES[label] for label in told.measures}
-    named = [(program, form) for program, form in KINDS[kind] if program == "puna" or _is_installed(program)]
+    threads, limits = cpu_limit(), Hardware(cpu_limit())
+    named = [each for each in KINDS[kind] if each[0] == "puna" or (each[0] in told.peers and _is_installed(each[0]))]
+    # Before anything else has mapped the files: what is mapped stays in the page cache.
+    ready = [ready_sentence(prepare(told.folder, told.size, named[0][1]), 3)] if "ready" in told.own else []
     contestants = [start(told.folder, told.size, program, form, threads) for program, form in named]
-    bandwidths, products = [], []
+    products = []
     for turn in range(told.rounds + 1):
-        bandwidths.append(memory_bandwidth(threads))
-        products.append(product_speed())
-        for label, what in measures.items():
-            for contestant in contestants:
-                contestant.ask(label, what)
-                print(
-                    f"{turn}/{told.rounds} {contestant.name}: {label} {contestant.times[label][-1]:.2f} s",
-                    file=sys.stderr,
-                )
-        for label, what in OWN.items():
-            contestants[0].ask(label, what)
+        print(f"{kind}, round {turn} of {told.rounds}", file=sys.stderr)
+        products.append((limits.int8_speed(), limits.bfloat16_speed()))
+        has_streams = 0 < turn <= told.stream_rounds
+        measures = [label for label in told.measures if label != STREAMS or has_streams]
+        run_round(contestants, measures, told.own, limits)
         if turn == 0:  # The first round only warms up.
             for contestant in contestants:
                 contestant.times.clear()
-    limits = {"bandwidth": statistics.median(bandwidths), "products": statistics.median(products)}
+                contestant.bandwidths.clear()
     yield f"## {told.size}, {kind}\n"
-    yield from rows(contestants, measures, limits)
-    ours = contestants[0]
-    cached, uncached, share = (ours.median(label) for label in OWN)
-    yield (
-        f"\nMemory is read at {limits['bandwidth'] / 1e9:.1f} GB/s, torch multiplies bfloat16 at "
-        f"{limits['products'] / 1e9:,.0f} GFLOP/s. First token with 2,000 of 2,032 prompt tokens cached: "
-        f"{cached / uncached:.1%} of the time without. Everything but the kernels: {share:.1%} of 16 streams' time.\n"
-    )
+    yield from rows(contestants, told.measures)
+    int8, bfloat16 = (statistics.median(speeds) / 1e9 for speeds in zip(*products, strict=True))
+    yield ""
+    if DECODE in told.measures:
+        read = sorted(speed / 1e9 for contestant in contestants for speed in contestant.bandwidths)
+        yield f"Memory was read at {read[0]:.1f} to {read[-1]:.1f} GB/s, {statistics.median(read):.1f} in the middle."
+    yield f"The processor multiplies int8 at {int8:,.0f} Gop/s, torch bfloat16 at {bfloat16:,.0f}."
+    yield from ready
+    yield from own_sentences(contestants[0], told.own)
+    builds = {each.name.partition(" ")[0]: each.about for each in contestants}
+    yield "\n" + "; ".join(f"{program}: {about}" for program, about in builds.items()) + ".\n"
     for contestant in contestants:
-        contestant.process.stdin.close()  # type: ignore[union-attr]
-        contestant.process.wait(timeout=60)
+        contestant.end()
 
 
 def _is_installed(program: str) -> bool:
@@ -236,15 +221,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the random models are kept")
     parser.add_argument("--size", default="1b", choices=("1b", "3b", "8b"))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--peers", nargs="*", default=list(MODULES), choices=list(MODULES), help="if installed")
     parser.add_argument("--measures", nargs="+", default=list(MEASURES), choices=list(MEASURES))
+    parser.add_argument("--own", nargs="+", default=list(OWN), choices=list(OWN), help="of Puna alone")
+    parser.add_argument("--no-own", dest="own", action="store_const", const=[])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--stream-rounds", type=int, default=1, help="of 16 streams, which take minutes a round")
     parser.add_argument("--write", type=Path, help="Markdown file for the report")
     told = parser.parse_args()
     told.folder.mkdir(parents=True, exist_ok=True)
+    streams = f" (16 streams: {told.stream_rounds}, without a warm-up)" if STREAMS in told.measures else ""
+    command = f"python benchmarks/engine.py FOLDER --size {told.size} --kinds {' '.join(told.kinds)}"
     head = (
         f"# Engine: {datetime.date.today()}, {cpu_limit()} threads of {_processor()}\n\n"
-        f"Random weights; medians of {told.rounds} rounds; `python benchmarks/engine.py FOLDER --size {told.size} "
-        f"--kinds {' '.join(told.kinds)} --rounds {told.rounds}`.\n"
+        f"Random weights; medians of {told.rounds} rounds{streams}; `{command} --rounds {told.rounds}`.\n"
     )
     report = "\n".join((head, *(line for kind in told.kinds for line in compare(told, kind))))
     print(report)

@@ -8,6 +8,7 @@ Each contestant is told how many threads it has, takes token ids and chooses gre
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +28,9 @@ def new_prompt(length: int, seed: int) -> list[int]:
 
 
 class Contestant(Protocol):
-    """What is measured of each."""
+    """What is measured of each; `about` says which build of it this is."""
+
+    about: str
 
     def prefill(self, prompt: list[int]) -> float: ...
 
@@ -63,6 +66,7 @@ class Puna(Runs):
         from puna.checkpoint.checkpoint import Checkpoint
         from puna.engine.engine import Engine
         from puna.engine.options import EngineOptions
+        from puna.kernels.native import shared_kernels
         from puna.tokenizer import train_tokenizer
 
         torch.set_num_threads(threads)
@@ -74,6 +78,8 @@ class Puna(Runs):
         self.engine = Engine(model, tokenizer, options=options)
         self.computing = 0.0
         self._time_runner()
+        kernels = shared_kernels()
+        self.about = kernels.instructions if kernels else "torch, for lack of a compiler"
 
     def _time_runner(self) -> None:
         """Sum up what the runner takes; the rest of a step is the engine's own."""
@@ -130,6 +136,8 @@ class LlamaCpp:
         params.kv_unified = True
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         self.batch = llama_cpp.llama_batch_init(2048, 0, 1)
+        features = re.findall(r"(\w+) = 1", llama_cpp.llama_print_system_info().decode())
+        self.about = f"llama-cpp-python {llama_cpp.__version__} with {', '.join(features)}"
 
     def _decode(self, entries: list[tuple[int, int, int, bool]]) -> None:
         """Compute (token, position, sequence, wants logits) for each entry."""
@@ -180,6 +188,7 @@ class OpenVino:
         import openvino_genai
 
         self.openvino, self.genai = openvino, openvino_genai
+        self.about = openvino_genai.__version__
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.cache_size, scheduler.max_num_batched_tokens = 2, 2048
         scheduler.enable_prefix_caching = False
@@ -219,6 +228,7 @@ class Transformers(Runs):
 
         torch.set_num_threads(threads)
         self.torch = torch
+        self.about = f"{transformers.__version__} with torch {torch.__version__}"
         self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
 
     def _run(self, prompts: list[list[int]], num_tokens: int) -> tuple[float, float]:
@@ -251,7 +261,7 @@ def answer(contestant: Any, told: dict[str, Any], seed: int) -> float:
 def main(kind: str, path: str, threads: str) -> None:
     """Load, say so, and answer until the input ends."""
     contestant: Contestant = KINDS[kind](Path(path), int(threads))
-    print(json.dumps({"ready": True}), flush=True)
+    print(json.dumps({"ready": contestant.about}), flush=True)
     for seed, line in enumerate(sys.stdin):
         print(json.dumps({"seconds": answer(contestant, json.loads(line), seed)}), flush=True)
 

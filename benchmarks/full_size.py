@@ -1,9 +1,10 @@
 """A random checkpoint of a published shape: written, read once, opened, and made to generate; prints times and memory.
 
-    python benchmarks/full_size.py /tmp/full --size 8b
+    python benchmarks/full_size.py /tmp/full --size 8b --form int4
 
-Each measurement is a process of its own and begins with the files out of the page cache. "Ready" is the time from the
-start of loading to the end of a first forward pass over one token, which touches every weight.
+Each measurement is a process of its own and begins with the files out of the page cache (or, with --cached, in it).
+"Ready" is the time from the start of loading, Python and torch being there, to the end of a first forward pass over
+one token, which touches every weight.
 """
 
 import argparse
@@ -13,43 +14,18 @@ import resource
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
-import torch
+from random_models import CHECKPOINT_FORMS, prepare
 
-from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
-from puna.checkpoint.source import Source, tensor_shapes
+from puna.checkpoint.checkpoint import Checkpoint
 from puna.engine.local import LocalSampler
 from puna.engine.options import EngineOptions
 from puna.engine.sampler import SamplingParams
+from puna.kernels.native import shared_kernels
 from puna.model.config import SIZES
-from puna.tokenizer import Tokenizer, train_tokenizer
 
 READ_BYTES = 2**24
-
-
-def random_source(size: str) -> Source:
-    """Return a model whose tensors are drawn as they are asked for, in bfloat16."""
-    config = SIZES[size]
-    shapes = tensor_shapes(config)
-
-    def read(name: str) -> torch.Tensor:
-        if len(shapes[name]) == 1:
-            return torch.ones(shapes[name], dtype=torch.bfloat16)
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        return torch.empty(shapes[name], dtype=torch.bfloat16).normal_(0.0, 0.02, generator=generator)
-
-    return Source("random", config, torch.bfloat16, read, _tokenizer())
-
-
-def _tokenizer() -> Tokenizer:
-    """Return Llama 3's own where llama-models is installed, else a small one: ids are all that is needed here."""
-    try:
-        import llama_models
-    except ModuleNotFoundError:
-        return train_tokenizer(["some words and more words"] * 2, vocab_size=520, split_digits=False)
-    return Tokenizer.load(Path(llama_models.__file__).parent / "llama3" / "tokenizer.model")
 
 
 def drop_cache(directory: Path) -> None:
@@ -72,6 +48,7 @@ def read_once(directory: Path) -> dict[str, float]:
 
 def open_and_generate(directory: Path) -> dict[str, float]:
     """Open, load, run one token, then generate; return times, speed and the peak of resident memory."""
+    shared_kernels()  # Compiled once for a machine.
     start = time.perf_counter()
     checkpoint = Checkpoint.open(directory)
     sampler = LocalSampler.open(directory, options=EngineOptions(max_batch=1, max_context=2048))
@@ -90,29 +67,31 @@ def open_and_generate(directory: Path) -> dict[str, float]:
     }  # fmt: skip
 
 
+def measure(directory: Path, part: str, *, is_cached: bool = False) -> dict[str, float]:
+    """Carry out one part in a process of its own."""
+    command = [sys.executable, __file__, str(directory), "--part", part, *(["--cached"] if is_cached else [])]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+
+
 def main() -> None:
-    """Write what is not there yet, then measure each part in a process of its own."""
+    """Write what is not there yet, then measure reading and loading twice, by turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("directory", type=Path, help="where the random models are kept")
     parser.add_argument("--size", default="8b", choices=sorted(SIZES))
-    parser.add_argument("--part", choices=("write", "read", "generate"), help=argparse.SUPPRESS)
+    parser.add_argument("--form", default="bf16", choices=CHECKPOINT_FORMS)
+    parser.add_argument("--cached", action="store_true", help="read the files before each measurement")
+    parser.add_argument("--part", choices=("read", "generate"), help=argparse.SUPPRESS)
     told = parser.parse_args()
-    if told.part == "write":
-        told.directory.mkdir(parents=True)
-        start = time.perf_counter()
-        write_checkpoint(told.directory, random_source(told.size))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": peak}))
-    elif told.part:
-        drop_cache(told.directory)
+    if told.part:
+        read_once(told.directory) if told.cached else drop_cache(told.directory)
         print(json.dumps(read_once(told.directory) if told.part == "read" else open_and_generate(told.directory)))
-    else:
-        parts = [] if told.directory.exists() else ["write"]
-        for part in (*parts, "read", "generate", "read", "generate"):
-            command = [sys.executable, __file__, str(told.directory), "--size", told.size, "--part", part]
-            print(
-                part, subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip(), flush=True
-            )
+        return
+    start = time.perf_counter()
+    path = prepare(told.directory, told.size, told.form)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print("write", json.dumps({"seconds": time.perf_counter() - start, "peak_bytes": peak}), flush=True)
+    for part in ("read", "generate", "read", "generate"):
+        print(part, json.dumps(measure(path, part, is_cached=told.cached)), flush=True)
 
 
 if __name__ == "__main__":

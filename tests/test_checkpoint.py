@@ -1,6 +1,7 @@
 """A checkpoint directory gives the same logits here and in transformers, whoever wrote it; int8 weights survive it."""
 
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,25 @@ def test_files_are_read_ahead_only_where_the_memory_has_room(
     monkeypatch.setattr(weights, "read_through", read.extend)
     Checkpoint.open(tmp_path).prefetch()
     assert read == (sorted(tmp_path.glob("*.safetensors")) if is_read else [])
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what is in its cache")
+@pytest.mark.parametrize("can_send", [True, False])
+def test_files_are_read_into_the_systems_cache(tmp_path: Path, can_send: bool, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: int) -> int:
+        raise OSError("a socket was expected")
+
+    if not can_send:
+        monkeypatch.setattr(os, "sendfile", refuse)
+    monkeypatch.setattr(weights, "SENT_BYTES", 100_000)
+    path, size = tmp_path / "weights", 300_000
+    path.write_bytes(b"7" * size)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        weights.read_through([tmp_path / "gone", path])
+        # Reads what is in the cache alone.
+        assert os.preadv(file.fileno(), [bytearray(size)], 0, os.RWF_NOWAIT) == size
 
 
 def test_nothing_is_written_over_a_checkpoint(tmp_path: Path):

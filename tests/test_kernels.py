@@ -3,6 +3,7 @@
 import itertools
 from array import array
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from puna.engine.runners.torch_runner import TorchRunner
 from puna.errors import KernelError
 from puna.kernels import reference
 from puna.kernels.build import library
+from puna.kernels.memory import MAPPINGS
 from puna.kernels.native import Kernels, Layer, Network, Packed, Pages, Sizes, Span, packed_group, unpacked
 from puna.kernels.native import shared_kernels as find_kernels
 from puna.kernels.threads import cpu_limit
@@ -44,6 +46,49 @@ def new_weight(rows: int, cols: int, groups: int, bits: int, dtype: torch.dtype,
 
 def pack(values: torch.Tensor, scales: torch.Tensor, bits: int) -> Packed:
     return kernels().pack(pack_words(values, bits), scales, bits=bits, cols=values.shape[1])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 100),
+    groups=st.integers(1, 3),
+    group=st.sampled_from([8, 32, 56, 128, 256]),
+    bits=st.sampled_from([4, 8]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_weights_are_laid_out_as_the_twin_does(rows, groups, group, bits, dtype):
+    values, scales = new_weight(rows, group * groups, groups, bits, dtype)
+    packed = pack(values, scales, bits)
+    expected = reference.pack(values, scales, packed.group, bits, is_unsigned="VNNI" in kernels().instructions)
+    assert torch.equal(packed.memory, expected.flatten())
+
+
+def test_weights_that_are_packed_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch):
+    values, scales = new_weight(200, 64, 2, 4, torch.bfloat16)
+    whole = pack(values, scales, 4).memory
+    monkeypatch.setattr("puna.kernels.native.PACKED_AT_ONCE", 64 * 32)
+    assert torch.equal(pack(values, scales, 4).memory, whole)
+
+
+def resident(path: Path) -> int:
+    """Return how many KiB of a mapped file are in this process's memory."""
+    mapping = MAPPINGS.with_name("smaps").read_text().partition(str(path))[2]
+    return int(mapping.partition("Rss:")[2].split()[0])
+
+
+@pytest.mark.skipif(not MAPPINGS.exists(), reason="only Linux tells what is mapped")
+def test_packed_words_of_a_file_leave_the_memory_and_other_words_stay(tmp_path: Path):
+    values, scales = new_weight(512, 2048, 1, 8, torch.float32)
+    words = pack_words(values, 8)
+    expected = kernels().pack(words, scales, bits=8, cols=2048).memory
+    assert torch.equal(words, pack_words(values, 8)), "memory that is no file's keeps what it holds"
+    path = tmp_path / "words"
+    path.write_bytes(words.numpy().tobytes())
+    mapped = torch.from_file(str(path), shared=False, size=words.numel(), dtype=torch.int32).view(words.shape)
+    assert torch.equal(mapped, words) and resident(path) == 1024
+    assert torch.equal(kernels().pack(mapped, scales, bits=8, cols=2048).memory, expected)
+    assert resident(path) == 0
+    assert torch.equal(mapped, words), "they come back when they are read"
 
 
 @settings(max_examples=40, deadline=None)

@@ -7,7 +7,6 @@ Shapes: T tokens, N chosen rows, D model width, H query heads, K key/value heads
 
 import ctypes
 import logging
-import mmap
 import os
 import threading
 from array import array
@@ -20,11 +19,15 @@ import torch
 
 from puna.errors import KernelError
 from puna.kernels.build import library
+from puna.kernels.memory import huge_memory, let_go
 from puna.kernels.threads import cpu_limit
 
 log = logging.getLogger(__name__)
 
 PAGE_LEN = 16
+PANEL = 32  # Rows that are packed together.
+# Bytes that are packed before they are let go of: no weight needs memory twice.
+PACKED_AT_ONCE = 2**25
 MAX_GROUP = 128
 MAX_HEAD_DIM = 256
 # Query heads that share keys, and the least width of a network's matrices.
@@ -194,27 +197,37 @@ class Kernels:
         """Lay out a weight as the kernels read it.
 
         `words` int32 [rows, ceil(cols * bits / 32)] hold values + 2^(bits - 1), the first in the lowest bits; `scales`
-        [rows, groups] are float32 or bfloat16. KernelError if `cols` can't be cut into groups of whole eights.
+        [rows, groups] are float32 or bfloat16. Words that are mapped from a file are let go of on the way. KernelError
+        if `cols` can't be cut into groups of whole eights.
         """
         rows, num_scales = scales.shape
         assert words.dtype == torch.int32 and words.shape == (rows, -(-cols * bits // 32))
         group = packed_group(cols, cols // num_scales)
         if group is None:
             raise KernelError(f"{cols} inputs in {num_scales} groups", expected="groups of a multiple of 8 inputs")
-        words, scales = words.contiguous(), scales.contiguous()
-        empty = Packed(words, bits, rows, cols, group, scales.element_size())
-        size = self._library.puna_packed_bytes(ctypes.byref(empty.struct))
-        packed = Packed(huge_memory(size), bits, rows, cols, group, scales.element_size())
+        words, scales, scale_bytes = words.contiguous(), scales.contiguous(), scales.element_size()
+        panel_bytes = self._library.puna_packed_bytes(
+            ctypes.byref(Packed(words, bits, PANEL, cols, group, scale_bytes).struct)
+        )
+        memory = huge_memory(-(-rows // PANEL) * panel_bytes)
+        step = max(1, PACKED_AT_ONCE // (PANEL * words[:1].nbytes)) * PANEL
+        for row in range(0, rows, step):
+            some = slice(row, row + step)
+            at = memory[row // PANEL * panel_bytes :]
+            self._pack_rows(words[some], scales[some], Packed(at, bits, len(words[some]), cols, group, scale_bytes))
+            let_go(words[some])
+        return Packed(memory, bits, rows, cols, group, scale_bytes)
+
+    def _pack_rows(self, words: torch.Tensor, scales: torch.Tensor, packed: Packed) -> None:
         self._call(
             "puna_pack",
             packed.struct,
             c_void_p(words.data_ptr()),
-            c_int64(words.shape[1] * 4),
+            c_int64(words[:1].nbytes),
             c_void_p(scales.data_ptr()),
-            c_int32(num_scales),
+            c_int32(scales.shape[1]),
             c_void_p(packed.memory.data_ptr()),
         )
-        return packed
 
     def linear(self, weight: Packed, x_TD: torch.Tensor) -> torch.Tensor:
         """Return float32 x W^T, x being rounded to int8 for each group (or to bfloat16)."""
@@ -329,23 +342,6 @@ def packed_group(cols: int, scale_group: int) -> int | None:
     """Return how many inputs are rounded together: the most, up to MAX_GROUP, in whole eights, or None."""
     sizes = (size for size in range(min(scale_group, MAX_GROUP), 0, -1) if scale_group % size == 0 and size % 8 == 0)
     return next(sizes, None) if cols % scale_group == 0 else None
-
-
-def lazy_memory(size: int) -> torch.Tensor:
-    """Return zeroed bytes that the system provides as they are written."""
-    return torch.frombuffer(_map(size), dtype=torch.uint8)[:size]
-
-
-def huge_memory(size: int) -> torch.Tensor:
-    """Do the same in pages as large as the system gives: reading through 4 KiB ones costs a tenth of the speed."""
-    memory = _map(size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)[:size]
-
-
-def _map(size: int) -> mmap.mmap:
-    return mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def shared_kernels() -> Kernels | None:

@@ -4,6 +4,24 @@ Shapes: T tokens, D inputs, R rows, G groups, H query heads, K key/value heads, 
 """
 
 import torch
+import torch.nn.functional as F
+
+
+def pack(values: torch.Tensor, scales: torch.Tensor, group: int, bits: int, *, is_unsigned: bool) -> torch.Tensor:
+    """Return bytes [panels, G, ...] for signed values [R, D]: for 32 rows and a group its weights, then its scales.
+
+    Of each row four bytes stand together: four int8 inputs, or eight int4 ones, the first four of them low.
+    """
+    rows = -values.shape[0] % 32
+    scales = F.pad(scales.repeat_interleave(values.shape[1] // group // scales.shape[1], dim=1), (0, 0, 0, rows))
+    values = F.pad(values, (0, 0, 0, rows)).unflatten(1, (-1, group)).unflatten(0, (-1, 32)).transpose(1, 2)
+    if bits == 4:
+        pairs = values.unflatten(-1, (-1, 2, 4)) + 8
+        quads = pairs[..., 0, :] | pairs[..., 1, :] << 4
+    else:
+        quads = values.unflatten(-1, (-1, 4)) + (128 if is_unsigned else 0)
+    bytes_of_scales = scales.unflatten(0, (-1, 32)).transpose(1, 2).contiguous().view(torch.uint8)
+    return torch.cat((quads.to(torch.uint8).transpose(2, 3).flatten(2), bytes_of_scales.flatten(2)), dim=-1)
 
 
 def round_activations(x_TD: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,8 @@ Shapes: T positions, K key/value heads, E head width.
 
 import torch
 
-from puna.kernels.native import PAGE_LEN, lazy_memory
+from puna.kernels.memory import lazy_memory
+from puna.kernels.native import PAGE_LEN
 from puna.kernels.reference import round_activations
 from puna.model.config import LlamaConfig
 
