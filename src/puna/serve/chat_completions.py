@@ -35,7 +35,7 @@ async def create_chat_completion(served: Served, body: ChatRequest, request: Req
         banned_ids=served.format.call_ids if body.tool_choice == "none" and grammar is None else (),
         grammar=grammar,
     )
-    batch = await served.engine.submit([(prompt, each) for each in params])
+    batch = await served.engine.submit([(prompt, each) for each in params], tenant=request.state.tenant)
     tools = None if body.tool_choice == "none" else list(conversation.tools)
     answer = _ChatAnswer(served, body, batch, len(prompt), [ChatReply(served, tools) for _ in params])
     if body.stream:
