@@ -391,14 +391,16 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(times=st.integers(1, 20))
     def step(self, times):
         for _ in range(times):
-            for request_id, chunk in self.engine.step():
+            chunks = self.engine.step()
+            self.engine._scheduler.check_all()
+            for request_id, chunk in chunks:
                 assert not self.ends[request_id], "a chunk after the last one"
                 if chunk.finish_reason:
                     self.ends[request_id].append(chunk.finish_reason)
 
     @invariant()
     def memory_stays_within_bounds(self):
-        self.engine.pool.check()
+        self.engine._scheduler.check_all()
         assert self.engine.num_running <= 3
         assert self.engine.pool.num_pages == 20
 

@@ -206,7 +206,69 @@ def test_calibration_leaves_out_what_is_compared_on(tmp_path: Path) -> None:
         quantized(again, scheme="int4", method="gptq", calibration=[write_texts(again / "same")], num_tokens=10**6)
 
 
+def rounded_to_int8(x_TKE: torch.Tensor) -> torch.Tensor:
+    steps = x_TKE.abs().amax(-1, keepdim=True) / 127
+    return (x_TKE / steps).round() * steps
+
+
+def test_the_receipts_of_an_int8_cache_hold_what_rounding_each_key_and_value_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("puna.compress.kv_cache.PIECE", 16)
+    texts = [" ".join(TEXTS[:2])]
+    run, settings = new_run(tmp_path / "stage"), {"scheme": "keep", "kv_cache": "int8", "min_agreement": 0.5}
+    config = Config(
+        checkpoint=write_model(tmp_path / "parent"), data=[write_texts(tmp_path / "texts", texts)], **settings
+    )
+    quantize.run(config, run)
+    kl, perplexity, agreement = read_receipts(run.output)
+    ids = ChatFormat(tokenizer()).document(texts[0])
+    assert kl.details["num_tokens"] == len(ids) > 3 * 16
+    model, attend = Checkpoint.open(tmp_path / "parent").load(), packed_attend([len(ids)])
+    twins = (
+        attend,
+        lambda layer, q, k, v: attend(layer, q, rounded_to_int8(k), rounded_to_int8(v)),
+    )
+    with torch.no_grad():
+        log_p, log_q = (
+            model.logits(model(torch.tensor(ids), torch.arange(len(ids)), twin)).double().log_softmax(-1)
+            for twin in twins
+        )
+    assert kl.value == pytest.approx((log_p.exp() * (log_p - log_q)).sum(-1).mean().item(), rel=0.02)
+    assert kl.value > 1e-7 and kl.held and kl.claim == "int8_cache_kl"
+    assert agreement.value == (log_p.argmax(-1) == log_q.argmax(-1)).double().mean().item()
+    before, after = (-x[:-1].gather(1, torch.tensor(ids[1:])[:, None]).mean() for x in (log_p, log_q))
+    assert perplexity.details["before"] == pytest.approx(before.exp().item(), rel=1e-4)
+    assert perplexity.value == pytest.approx((after - before).exp().item() - 1, abs=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "keep"])
+def test_a_cache_whose_receipt_does_not_hold_stops_what_reads_it(tmp_path: Path, scheme: str) -> None:
+    run = quantized(tmp_path, scheme=scheme, kv_cache="int8", num_tokens=100, tolerance_kl=0.0, min_agreement=0.0)
+    held = {receipt.claim: receipt.held for receipt in read_receipts(run.output)}
+    assert len(held) == (3 if scheme == "keep" else 6) and not held["int8_cache_kl"]
+    assert "int8_cache_kl does not hold" in (run.directory / "log.txt").read_text()
+    (run.output / "receipts" / "kl.json").unlink(missing_ok=True)
+    with pytest.raises(ReceiptError, match=r"int8_cache_kl is .* expected at most 0"):
+        require_receipts(run.output)
+
+
+def test_keeping_the_weights_of_a_quantized_checkpoint_changes_none(tmp_path: Path) -> None:
+    first = quantized(tmp_path, num_tokens=50).output
+    config = Config(checkpoint=first, data=[tmp_path / "texts"], scheme="keep", kv_cache="int8", num_tokens=100)
+    run = new_run(tmp_path / "again")
+    quantize.run(config, run)
+    assert (run.output / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+    assert {receipt.claim for receipt in read_receipts(run.output)} == {
+        "int8_cache_kl",
+        "int8_cache_perplexity",
+        "int8_cache_top1_agreement",
+    }
+
+
 WRONG = [
+    ({"scheme": "keep"}, "kv_cache = 'int8' with scheme 'keep'"),
+    ({"scheme": "keep", "kv_cache": "int8", "vocabulary": "head"}, "no group_size, gptq or vocabulary"),
     ({"scheme": "fp8", "group_size": 32}, "no group_size with fp8"),
     ({"scheme": "fp8", "method": "gptq", "calibration": ["c"]}, "no gptq with fp8"),
     ({"method": "gptq"}, "which needs it"),

@@ -36,7 +36,7 @@ def run_step(scheduler: Scheduler) -> list[Work]:
         scheduler.commit(work.request, work.num_tokens)
         if is_last and work.request.extend(9, None).finish_reason:
             scheduler.remove(work.request)
-    scheduler.check()
+    scheduler.check_all()
     return works
 
 
@@ -161,6 +161,7 @@ def test_greedy_tokens_of_mixed_requests_that_join_abort_and_are_preempted_equal
         before = {request.id for request in engine._scheduler.running}
         for request_id, chunk in engine.step():
             got[request_id].append(chunk)
+        engine._scheduler.check_all()
         num_preempted += sum(request.id in before for request in engine._scheduler.waiting())
     assert num_preempted > count // 20
     lonely = Engine(model, tiny_tokenizer(), options=EngineOptions(max_batch=1))

@@ -41,7 +41,7 @@ from puna.serve.served import Served
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.tokenizer.train import train_tokenizer
 
-KEY = "k" * 43
+KEY, OTHER_KEY = "k" * 43, "j" * 32
 HI = [{"role": "user", "content": "When do you open?"}]
 CHAT = {"model": "tiny", "messages": HI, "max_tokens": 12, "seed": 5, "temperature": 1.0}
 TOOL = {
@@ -69,11 +69,11 @@ class ScriptedEngine:
     def has_work(self) -> bool:
         return bool(self.running)
 
-    def submit(self, prompt: list[int], params: SamplingParams, *, adapter: str = "") -> int:
+    def submit(self, prompt: list[int], params: SamplingParams, *, tenant: str, adapter: str) -> int:
         assert not adapter
         # What the script says, a grammar cannot unsay.
         free = replace(params, grammar=None)
-        request = Request(len(self.requests), prompt, free, TextStream(self.tokenizer, params.stop_strings))
+        request = Request(len(self.requests), prompt, free, TextStream(self.tokenizer, params.stop_strings), tenant)
         self.requests.append(request)
         self.running[request.id] = request
         return request.id
@@ -496,6 +496,47 @@ def test_without_a_key_only_this_machines_names_are_answered(tokenizer):
             answer = httpx2.get(f"{url}/v1/models", headers={"host": host})
             assert answer.status_code == status
         error_of(answer)
+
+
+def tokens_computed(served: Served, rules: Rules, keys: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let each key in turn ask the same 400 tokens; return how many were computed for each."""
+    engine, counts = served.engine._engine, [0] * len(keys)  # type: ignore[attr-defined]
+    forward = engine.runner.forward
+
+    def counted(tokens, spans, rows):
+        counts[place] += len(tokens)
+        return forward(tokens, spans, rows)
+
+    monkeypatch.setattr(engine.runner, "forward", counted)
+    with serving(served, rules) as url:
+        for place, key in enumerate(keys):  # noqa: B007
+            prompt = [token * 7 % 250 for token in range(400)]
+            connect(url, key).completions.create(model="tiny", prompt=prompt, max_tokens=1)
+    return counts
+
+
+@pytest.fixture
+def two_keys(tmp_path) -> Rules:
+    (tmp_path / "keys.txt").write_text(f"{KEY}\n{OTHER_KEY}\n")
+    return make_rules("127.0.0.1", tmp_path / "keys.txt", {})
+
+
+def test_what_one_key_has_asked_is_computed_anew_for_another(checkpoint, two_keys, monkeypatch: pytest.MonkeyPatch):
+    keys = (KEY, KEY, OTHER_KEY, OTHER_KEY, KEY)
+    assert tokens_computed(open_served(checkpoint), two_keys, keys, monkeypatch) == [400, 16, 400, 16, 16]
+    assert tokens_computed(open_served(checkpoint), Rules(), (KEY, OTHER_KEY), monkeypatch) == [400, 16]
+
+
+def test_a_key_that_asks_for_much_does_not_keep_another_waiting(checkpoint, two_keys):
+    served = open_served(checkpoint, options=EngineOptions(max_batch=1))
+    ask = {"model": "tiny", "prompt": "We open", "logit_bias": {str(token): -100 for token in served.stop_ids}}
+    with serving(served, two_keys) as url:
+        much = connect(url, KEY).completions.create(**ask, n=8, max_tokens=150, stream=True)
+        next(iter(much))
+        little = connect(url, OTHER_KEY).completions.create(**ask, max_tokens=3)
+        assert served.engine._engine.num_waiting > 0  # type: ignore[attr-defined]
+        much.close()
+    assert little.choices[0].finish_reason == "length"
 
 
 def test_a_body_beyond_its_bounds_is_refused_before_it_is_read(tokenizer):

@@ -1,7 +1,8 @@
 """A checkpoint -> the same network with fewer bits a weight, and receipts of how its predictions moved on other text.
 
 Weights are rounded as they are, or by what flows through each layer on calibration text (gptq). What is measured is
-what was written: the checkpoint is read back from the disk first. Calibration takes no text that is measured.
+what was written: the checkpoint is read back from the disk first. Calibration takes no text that is measured. An int8
+cache of keys and values changes no file, it has receipts alone.
 """
 
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.compress.calibrate import round_by_calibration
+from puna.compress.kv_cache import compare_caches
 from puna.compress.rounding import nearest
 from puna.config import StageConfig
 from puna.data.pieces import cut_pieces
@@ -42,14 +44,17 @@ TOLERANCES = {
     "fp8": Tolerances(kl=0.05, agreement=0.93, perplexity=0.05),
     "int4": Tolerances(kl=0.1, agreement=0.85, perplexity=0.1),
 }
+CACHE_TOLERANCES = Tolerances(kl=0.01, agreement=0.97, perplexity=0.01)
 
 
 class Config(StageConfig):
     """Which weights become what, by which method, and what the measurements must show."""
 
-    checkpoint: Path = Field(description="checkpoint with float weights")
+    checkpoint: Path = Field(description="checkpoint with float weights; with scheme 'keep' any")
     data: list[Path] = Field(min_length=1, description="documents and conversations that it was not trained on")
-    scheme: Literal["int8", "int4", "fp8"] = Field(default="int8", description="what the layers' matrices become")
+    scheme: Literal["int8", "int4", "fp8", "keep"] = Field(
+        default="int8", description="what the layers' matrices become"
+    )
     group_size: int | None = Field(
         default=None, ge=8, le=1024, description="weights of a row that share a scale; int8: all, int4: at most 128"
     )
@@ -58,6 +63,9 @@ class Config(StageConfig):
     calibration_tokens: int = Field(default=32_768, ge=1, description="tokens to calibrate on, at most")
     vocabulary: Literal["keep", "head", "both"] = Field(
         default="keep", description="what else becomes int8: the output head, or embeddings and head"
+    )
+    kv_cache: Literal["stored", "int8"] = Field(
+        default="stored", description="int8: measure what `serve --kv-cache int8` changes, too"
     )
     tolerance_kl: float | None = Field(default=None, ge=0, description="most mean KL divergence, in nats a token")
     min_agreement: float | None = Field(default=None, ge=0, le=1, description="least share of equal first choices")
@@ -68,6 +76,10 @@ class Config(StageConfig):
 
     @model_validator(mode="after")
     def _says_no_more_than_is_used(self) -> "Config":
+        if self.scheme == "keep" and self.kv_cache == "stored":
+            raise ValueError("kv_cache = 'int8' with scheme 'keep', which changes no weights")
+        if self.scheme == "keep" and (self.group_size or self.method == "gptq" or self.vocabulary != "keep"):
+            raise ValueError("no group_size, gptq or vocabulary with scheme 'keep', which changes no weights")
         if self.scheme == "fp8" and self.group_size:
             raise ValueError("no group_size with fp8, which has a scale a row")
         if self.scheme == "fp8" and self.method == "gptq":
@@ -85,10 +97,9 @@ class Config(StageConfig):
         """The dtype that `precision` names."""
         return getattr(torch, self.precision)
 
-    @property
-    def limits(self) -> Tolerances:
-        """What the receipts must show: as told, otherwise as usual for the scheme."""
-        usual, told = TOLERANCES[self.scheme], (self.tolerance_kl, self.min_agreement, self.tolerance_perplexity)
+    def limits(self, usual: Tolerances) -> Tolerances:
+        """What the receipts must show: as told, otherwise as usual."""
+        told = (self.tolerance_kl, self.min_agreement, self.tolerance_perplexity)
         return Tolerances(*(default if value is None else value for value, default in zip(told, usual, strict=True)))
 
     def made_of(self) -> dict[str, Path]:
@@ -99,30 +110,24 @@ class Config(StageConfig):
 def run(config: Config, run: Run) -> None:
     """Write the quantized checkpoint and its receipts; one that does not hold stops the stages after this one."""
     parent = Checkpoint.open(config.checkpoint)
-    if parent.is_quantized:
-        raise ConfigError(f"checkpoint = {config.checkpoint} is quantized", expected="float weights")
-    schemes = choose_schemes(config, parent.config)
+    if parent.is_quantized and config.scheme != "keep":
+        hint = 'scheme = "keep" with kv_cache = "int8" measures a cache alone'
+        raise ConfigError(f"checkpoint = {config.checkpoint} is quantized", expected="float weights", hint=hint)
+    schemes = {} if config.scheme == "keep" else choose_schemes(config, parent.config)
     tokenizer = parent.tokenizer()
     longest = min(config.context, parent.config.max_context)
     pieces = list(cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest))
     model = parent.load()
     texts = _calibration(config, run, tokenizer, pieces, longest=longest) if config.method == "gptq" else []
-    with run.progress(len(schemes), f"rounding to {config.scheme}", unit="matrices") as bar:
-        if texts:
-            round_by_calibration(model, texts, schemes, config.dtype, bar)
-        _round_others(model, schemes, bar)
+    if schemes:
+        _round(config, run, model, schemes, texts)
     save_checkpoint(run.output, model, tokenizer, like=parent.source())
-    if "embed_tokens" in schemes and len(set(schemes.values())) > 1:
-        run.log('int8 embeddings beside another scheme: transformers cannot load this; vocabulary = "head" it can')
     del model
-    models = {path: Checkpoint.open(path).load(config.dtype) for path in (config.checkpoint, run.output)}
-    num_tokens = sum(map(len, pieces))
-    comparison = Comparison()
-    with run.progress(num_tokens, "comparing", unit="tokens") as bar:
-        for ids in pieces:
-            comparison.add(*(logits_of(model, ids, path) for path, model in models.items()), ids=ids)
-            bar.advance(len(ids))
-    _write_receipts(config, run, comparison, {"num_tokens": num_tokens, "schemes": describe_schemes(schemes)})
+    run.log(f"comparing on {sum(map(len, pieces)):,} tokens of held-out text")
+    if schemes:
+        _prove_weights(config, run, pieces, schemes)
+    if config.kv_cache == "int8":
+        _prove_cache(config, run, pieces)
 
 
 def choose_schemes(config: Config, sizes: LlamaConfig) -> dict[str, Scheme]:
@@ -167,6 +172,15 @@ def _calibration(config: Config, run: Run, tokenizer: Tokenizer, compared: Piece
     return left
 
 
+def _round(config: Config, run: Run, model: Llama, schemes: dict[str, Scheme], texts: Pieces) -> None:
+    with run.progress(len(schemes), f"rounding to {config.scheme}", unit="matrices") as bar:
+        if texts:
+            round_by_calibration(model, texts, schemes, config.dtype, bar)
+        _round_others(model, schemes, bar)
+    if "embed_tokens" in schemes and len(set(schemes.values())) > 1:
+        run.log('int8 embeddings beside another scheme: transformers cannot load this; vocabulary = "head" it can')
+
+
 def _round_others(model: Llama, schemes: dict[str, Scheme], bar: Progress) -> None:
     """Round what calibration left: without it all, otherwise what lies outside the layers."""
     if "lm_head" in schemes and model.config.tie_embeddings:
@@ -187,17 +201,42 @@ def _round_others(model: Llama, schemes: dict[str, Scheme], bar: Progress) -> No
         bar.advance()
 
 
-def _write_receipts(config: Config, run: Run, comparison: Comparison, details: dict[str, Any]) -> None:
-    kl, limits, name = comparison.kl(), config.limits, config.checkpoint.name
+def _prove_weights(config: Config, run: Run, pieces: Pieces, schemes: dict[str, Scheme]) -> None:
+    """Compare what was written with its parent."""
     before, after = _num_bytes(config.checkpoint), _num_bytes(run.output)
+    run.log(f"{before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB in {describe_schemes(schemes)}")
+    models = {path: Checkpoint.open(path).load(config.dtype) for path in (config.checkpoint, run.output)}
+    num_tokens, comparison = sum(map(len, pieces)), Comparison()
+    with run.progress(num_tokens, "comparing weights", unit="tokens") as bar:
+        for ids in pieces:
+            comparison.add(*(logits_of(model, ids, path) for path, model in models.items()), ids=ids)
+            bar.advance(len(ids))
+    details = {"num_tokens": num_tokens, "schemes": describe_schemes(schemes)}
     details |= {"bytes_before": before, "bytes_after": after, "method": config.method}
-    run.log(f"{before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB in {details['schemes']}")
-    run.log(f"compared on {details['num_tokens']:,} tokens of held-out text")
+    _write_receipts(run, comparison, config.checkpoint.name, config.limits(TOLERANCES[config.scheme]), details)
+
+
+def _prove_cache(config: Config, run: Run, pieces: Pieces) -> None:
+    """Compare what was written, keeping keys and values as int8, with itself keeping them as usual."""
+    run.log("keys and values in int8:")
+    model, num_tokens = Checkpoint.open(run.output).load(config.dtype), sum(map(len, pieces))
+    with run.progress(num_tokens, "comparing caches", unit="tokens") as bar:
+        comparison = compare_caches(model, config.checkpoint, pieces, config.dtype, bar)
+    details = {"num_tokens": num_tokens, "precision": config.precision}
+    limits = config.limits(CACHE_TOLERANCES)
+    _write_receipts(run, comparison, "itself with the usual cache", limits, details, prefix="int8_cache_")
+
+
+def _write_receipts(
+    run: Run, comparison: Comparison, parent: str, limits: Tolerances, details: dict[str, Any], *, prefix: str = ""
+) -> None:
+    kl = comparison.kl()
     run.log(f"KL divergence a token: mean {kl['mean']:.2g}, 99th percentile {kl['p99']:.2g}, most {kl['max']:.2g}")
     run.log(f"same first choice: {comparison.agreement():.2%} of the tokens")
+    told = {"details": details, "prefix": prefix}
     receipts = [
-        *comparison.receipts(name, tolerance_kl=limits.kl, min_agreement=limits.agreement, details=details),
-        comparison.perplexity_receipt(name, tolerance=limits.perplexity, details=details),
+        *comparison.receipts(parent, tolerance_kl=limits.kl, min_agreement=limits.agreement, **told),
+        comparison.perplexity_receipt(parent, tolerance=limits.perplexity, **told),
     ]
     run.log("perplexity: {before:.4g} -> {after:.4g}".format(**receipts[-1].details))
     for receipt in receipts:

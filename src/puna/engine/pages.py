@@ -85,11 +85,18 @@ class PagePool:
         return True
 
     def check(self) -> None:
-        """Assert the invariants."""
+        """Assert what the counts tell, however many pages there are."""
         assert len(self._free) + len(self._holders) + len(self._kept) == self.num_pages
         assert len(self._page_of) == len(self._key_of)
+
+    def check_all(self) -> None:
+        """Assert the invariants page by page."""
+        self.check()
+        assert len({*self._free, *self._holders, *self._kept}) == self.num_pages
         assert all(count > 0 for count in self._holders.values())
         assert all(page in self._key_of for page in self._kept)
+        assert all(self._page_of[key] == page for page, key in self._key_of.items())
+        assert not any(page in self._key_of for page in self._free)
 
 
 def extend_keys(keys: list[bytes], tokens: Sequence[int], salt: bytes) -> None:

@@ -113,10 +113,20 @@ class Scheduler:
             self.pool.publish(request.table[index], request.page_keys[index])
 
     def check(self) -> None:
-        """Assert the invariants."""
+        """Assert what can be told from the running requests and counts: after every step."""
         self.pool.check()
         assert len(self.running) <= self.max_batch
         assert all(request.state is State.RUNNING for request in self.running)
+        sizes = [len(request.table) for request in self.running]
+        assert all(
+            size >= num_pages_for(request.num_computed) for size, request in zip(sizes, self.running, strict=True)
+        )
+        assert max(sizes, default=0) <= self.pool.num_held <= sum(sizes), "pages that no request holds, or too few"
+
+    def check_all(self) -> None:
+        """Assert the invariants page by page and request by request, which takes milliseconds where there are many."""
+        self.check()
+        self.pool.check_all()
         assert all(request.state is State.WAITING and not request.table for request in self.waiting())
         assert len({page for request in self.running for page in request.table}) == self.pool.num_held
 

@@ -63,32 +63,50 @@ class Comparison:
         return torch.cat(self.differences).max().item()
 
     def receipts(
-        self, parent: str, *, tolerance_kl: float, min_agreement: float, details: dict[str, Any] | None = None
+        self,
+        parent: str,
+        *,
+        tolerance_kl: float,
+        min_agreement: float,
+        details: dict[str, Any] | None = None,
+        prefix: str = "",
     ) -> tuple[Receipt, Receipt]:
         """Return the claims that what was made of `parent` predicts what `parent` does."""
         kl, agreement = self.kl(), self.agreement()
         measured = {**kl, "unit": "nats a token, KL(parent || made)", "max_difference": self.max_difference()}
         more = details or {}
         return (
-            Receipt("kl", parent, kl["mean"], tolerance_kl, kl["mean"] <= tolerance_kl, measured | more),
+            Receipt(f"{prefix}kl", parent, kl["mean"], tolerance_kl, kl["mean"] <= tolerance_kl, measured | more),
             Receipt(
-                "top1_agreement", parent, agreement, min_agreement, agreement >= min_agreement, more, is_least=True
+                f"{prefix}top1_agreement",
+                parent,
+                agreement,
+                min_agreement,
+                agreement >= min_agreement,
+                more,
+                is_least=True,
             ),
         )
 
-    def perplexity_receipt(self, parent: str, *, tolerance: float, details: dict[str, Any]) -> Receipt:
+    def perplexity_receipt(
+        self, parent: str, *, tolerance: float, details: dict[str, Any], prefix: str = ""
+    ) -> Receipt:
         """Return the claim that the texts surprise what was made of `parent` hardly more: the share that it grew by."""
         before, after = self.perplexities()
         growth = after / before - 1
         measured = {"before": before, "after": after, "unit": "share by which the perplexity of the text grew"}
-        return Receipt("perplexity", parent, growth, tolerance, growth <= tolerance, measured | details)
+        return Receipt(f"{prefix}perplexity", parent, growth, tolerance, growth <= tolerance, measured | details)
 
 
 @torch.inference_mode()
 def logits_of(model: Llama, ids: Sequence[int], name: Path) -> torch.Tensor:
     """Return logits_TV of one text; CheckpointError names the model, which came from `name`, if they are no numbers."""
     hidden_TD = model(torch.tensor(ids), torch.arange(len(ids)), packed_attend([len(ids)]))
-    logits_TV = model.logits(hidden_TD)
+    return require_finite(model.logits(hidden_TD), name)
+
+
+def require_finite(logits_TV: torch.Tensor, name: Path) -> torch.Tensor:
+    """Return the logits; CheckpointError if they are no numbers."""
     if not logits_TV.isfinite().all():
         raise CheckpointError(f"{name} gives logits that are not finite", expected="numbers")
     return logits_TV

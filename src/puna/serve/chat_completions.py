@@ -35,7 +35,8 @@ async def create_chat_completion(served: Served, body: ChatRequest, request: Req
         banned_ids=served.format.call_ids if body.tool_choice == "none" and grammar is None else (),
         grammar=grammar,
     )
-    batch = await served.engine.submit([(prompt, each) for each in params], adapter=adapter)
+    requests = [(prompt, each) for each in params]
+    batch = await served.engine.submit(requests, tenant=request.state.tenant, adapter=adapter)
     tools = None if body.tool_choice == "none" else list(conversation.tools)
     answer = _ChatAnswer(served, body, batch, len(prompt), [ChatReply(served, tools) for _ in params])
     if body.stream:

@@ -43,7 +43,7 @@ async def create_completion(served: Served, body: CompletionRequest, request: Re
             grammar=grammar,
         )
         pairs += [(prompt, each) for each in params]
-    batch = await served.engine.submit(pairs, adapter=adapter)
+    batch = await served.engine.submit(pairs, tenant=request.state.tenant, adapter=adapter)
     texts = [_CompletionText(served, body.logprobs, prompt if is_echo else None) for prompt, _ in pairs]
     answer = _CompletionAnswer(served, body, batch, sum(map(len, prompts)), texts)
     if body.stream:

@@ -26,7 +26,7 @@ logger = logging.getLogger("puna.serve")
 class StepEngine(Protocol):
     """What is driven here: puna.engine.engine.Engine."""
 
-    def submit(self, prompt: list[int], params: SamplingParams, *, adapter: str = "") -> int: ...
+    def submit(self, prompt: list[int], params: SamplingParams, *, tenant: str, adapter: str) -> int: ...
 
     def step(self) -> list[tuple[int, Chunk]]: ...
 
@@ -75,6 +75,7 @@ class _Job:
     index: int
     prompt: list[int]
     params: SamplingParams
+    tenant: str
     adapter: str
 
 
@@ -104,8 +105,10 @@ class EngineThread:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    async def submit(self, requests: Sequence[tuple[list[int], SamplingParams]], *, adapter: str = "") -> Batch:
-        """Hand all the requests to the engine or none. With an `adapter` it answers all of them.
+    async def submit(
+        self, requests: Sequence[tuple[list[int], SamplingParams]], *, tenant: str, adapter: str = ""
+    ) -> Batch:
+        """Hand all the requests of a tenant to the engine or none, to be answered by an adapter or the model itself.
 
         Raises RequestError for what the engine refuses, Refusal (503) when it has no room or is going down.
         """
@@ -119,7 +122,7 @@ class EngineThread:
             raise overloaded("The queue is full.")
         self._num_jobs += len(requests)
         batch = Batch(len(requests), self._abort)
-        jobs = [_Job(batch, index, prompt, params, adapter) for index, (prompt, params) in enumerate(requests)]
+        jobs = [_Job(batch, index, *request, tenant, adapter) for index, request in enumerate(requests)]
         admitted: asyncio.Future[None] = self._loop.create_future()
         self._commands.put(partial(self._admit, jobs, admitted))
         try:
@@ -188,7 +191,8 @@ class EngineThread:
     def _admit(self, jobs: list[_Job], admitted: asyncio.Future[None]) -> None:
         for position, job in enumerate(jobs):
             try:
-                self._jobs[self._engine.submit(job.prompt, job.params, adapter=job.adapter)] = job
+                request = self._engine.submit(job.prompt, job.params, tenant=job.tenant, adapter=job.adapter)
+                self._jobs[request] = job
             except Exception as error:
                 if not isinstance(error, RequestError):
                     logger.exception("the engine failed to take a request")

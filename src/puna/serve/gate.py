@@ -83,7 +83,7 @@ class Gate:
         body = _Body(receive)
         try:
             headers = Headers(scope=scope)
-            self._judge(scope["path"], headers)
+            scope.setdefault("state", {})["tenant"] = self._judge(scope["path"], headers)
             whole = await body.read(headers, self.rules)
             if whole is not None:
                 await self.app(scope, _replay(whole, receive), send)
@@ -94,25 +94,29 @@ class Gate:
         finally:
             self._num_requests -= 1
 
-    def _judge(self, path: str, headers: Headers) -> None:
+    def _judge(self, path: str, headers: Headers) -> str:
+        """Return the tenant that asks, which is its key; "" where none is asked for."""
         hosts = self.rules.hosts
         if hosts and _host_name(headers.get("host", "")) not in hosts:
             raise Refusal(403, "This Host header does not name this server.", code="host_not_allowed")
         if path in OPEN_PATHS:
-            return
-        if self.rules.key_hashes and not self._has_key(headers):
+            return ""
+        tenant = self._find_key(headers) if self.rules.key_hashes else ""
+        if tenant is None:
             challenge = {"www-authenticate": "Bearer"}
             message = "A valid key is needed: Authorization: Bearer KEY."
             raise Refusal(401, message, code="invalid_api_key", headers=challenge)
         if self._num_requests > self.rules.max_requests:
             raise overloaded(f"The server is answering {self.rules.max_requests} requests already.")
+        return tenant
 
-    def _has_key(self, headers: Headers) -> bool:
+    def _find_key(self, headers: Headers) -> str | None:
+        """Return the place of the key that was given, None if there is no such; all are compared, whichever it is."""
         given = headers.getlist("authorization")
         scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         hashed = _hash(key.strip().encode("latin-1"))
         matches = [hmac.compare_digest(hashed, known) for known in self.rules.key_hashes]
-        return scheme.lower() == "bearer" and any(matches)
+        return str(matches.index(True)) if scheme.lower() == "bearer" and any(matches) else None
 
 
 class _Body:
