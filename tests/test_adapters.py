@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_engine import drain, new_prompt, tiny_model, tiny_tokenizer
 from test_kernels import half_model, kernels
-from test_serve import connect, serving
+from test_serve import KEY, OTHER_KEY, connect, serving
 
 from puna.checkpoint.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME, open_adapter, read_lora, require_runnable
 from puna.checkpoint.checkpoint import save_checkpoint
@@ -28,6 +28,7 @@ from puna.model.llama import Llama
 from puna.model.lora import ADAPTED, Lora
 from puna.model.quantized import QuantizedLinear, round_linears
 from puna.model.scheme import Scheme
+from puna.serve.gate import make_rules
 from puna.serve.serve import open_served
 
 GREEDY = SamplingParams(max_tokens=12)
@@ -227,9 +228,30 @@ def test_a_served_adapter_is_a_model_of_its_name(tmp_path: Path):
             assert (reply.model, reply.choices[0].text) == (name, expected.text)
         with pytest.raises(openai.BadRequestError, match=r"brook.*another base"):
             client.completions.create(model="brook", prompt=prompt)
-        with pytest.raises(openai.NotFoundError, match="'base' or one of its adapters"):
+        with pytest.raises(openai.NotFoundError, match="GET /v1/models lists yours"):
             client.completions.create(model="../alba", prompt=prompt)
         # A customer who comes while the server runs:
         write_adapter(tmp_path / "adapters" / "cedar", model, 3)
         assert client.models.retrieve("cedar").id == "cedar"
         assert client.completions.create(model="cedar", prompt=prompt, max_tokens=2).usage.completion_tokens == 2
+
+
+def test_a_key_for_one_adapter_finds_no_other_model(tmp_path: Path):
+    model = tiny_model()
+    (tmp_path / "base").mkdir()
+    save_checkpoint(tmp_path / "base", model, tiny_tokenizer())
+    for seed, name in enumerate(("alba", "brook")):
+        write_adapter(tmp_path / "adapters" / name, model, seed)
+    (tmp_path / "keys.txt").write_text(f"{KEY} alba\n{OTHER_KEY}\n")
+    served = open_served(tmp_path / "base", options=EngineOptions(adapters=tmp_path / "adapters"))
+    with serving(served, make_rules("127.0.0.1", tmp_path / "keys.txt", {})) as url:
+        alba, operator = connect(url, KEY), connect(url, OTHER_KEY)
+        assert [each.id for each in alba.models.list()] == ["alba"]
+        assert [each.id for each in operator.models.list()] == ["base", "alba", "brook"]
+        for client, name in ((alba, "alba"), (operator, "brook"), (operator, "base")):
+            assert client.completions.create(model=name, prompt=[9], max_tokens=1).model == name
+        for name in ("brook", "base"):
+            with pytest.raises(openai.NotFoundError):
+                alba.completions.create(model=name, prompt=[9], max_tokens=1)
+            with pytest.raises(openai.NotFoundError):
+                alba.models.retrieve(name)

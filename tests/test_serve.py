@@ -486,7 +486,7 @@ def test_beyond_loopback_only_with_a_strong_key(tmp_path):
             make_rules("127.0.0.1", keys, {})
     keys.write_text(f"{KEY}\n{'j' * 32}\n")
     rules = make_rules("0.0.0.0", keys, {})
-    assert len(rules.key_hashes) == 2 and KEY.encode() not in b"".join(rules.key_hashes)
+    assert len(rules.tenants) == 2 and KEY.encode() not in b"".join(rules.tenants)
 
 
 def test_without_a_key_only_this_machines_names_are_answered(tokenizer):

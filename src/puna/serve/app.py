@@ -11,7 +11,7 @@ from functools import partial
 
 import h11
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -33,14 +33,15 @@ async def check_health(served: Served) -> Response:
     return json_response({"status": "ok"})
 
 
-async def list_models(served: Served) -> Response:
+async def list_models(served: Served, request: Request) -> Response:
     """List the model that is served and its adapters."""
-    return json_response({"object": "list", "data": [_model(served, name) for name in served.names()]})
+    names = served.names(request.state.tenant)
+    return json_response({"object": "list", "data": [_model(served, name) for name in names]})
 
 
-async def retrieve_model(served: Served, model: str) -> Response:
+async def retrieve_model(served: Served, model: str, request: Request) -> Response:
     """Describe the model that is served, or one of its adapters."""
-    served.adapter_of(model)
+    served.adapter_of(model, request.state.tenant)
     return json_response(_model(served, model))
 
 

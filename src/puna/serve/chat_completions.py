@@ -23,7 +23,7 @@ from puna.serve.served import EventStream, Served, answer_unless_gone, usage
 
 async def create_chat_completion(served: Served, body: ChatRequest, request: Request) -> Response:
     """Answer a chat request in OpenAI's format."""
-    adapter = served.adapter_of(body.model)
+    adapter = served.adapter_of(body.model, request.state.tenant)
     conversation, prompt = await asyncio.to_thread(_read_conversation, served, body)
     grammar = await message_grammar(served.grammars, body, conversation)
     params = served.sampling(
@@ -36,7 +36,7 @@ async def create_chat_completion(served: Served, body: ChatRequest, request: Req
         grammar=grammar,
     )
     requests = [(prompt, each) for each in params]
-    batch = await served.engine.submit(requests, tenant=request.state.tenant, adapter=adapter)
+    batch = await served.engine.submit(requests, tenant=request.state.tenant.name, adapter=adapter)
     tools = None if body.tool_choice == "none" else list(conversation.tools)
     answer = _ChatAnswer(served, body, batch, len(prompt), [ChatReply(served, tools) for _ in params])
     if body.stream:

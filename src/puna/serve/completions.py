@@ -27,7 +27,7 @@ LAYOUT = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 async def create_completion(served: Served, body: CompletionRequest, request: Request) -> Response:
     """Answer a completion request in OpenAI's legacy format."""
-    adapter = served.adapter_of(body.model)
+    adapter = served.adapter_of(body.model, request.state.tenant)
     prompts = await asyncio.to_thread(lambda: [_token_ids(served, prompt) for prompt in body.prompts()])
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     is_echo = bool(body.echo) or max_tokens == 0
@@ -43,7 +43,7 @@ async def create_completion(served: Served, body: CompletionRequest, request: Re
             grammar=grammar,
         )
         pairs += [(prompt, each) for each in params]
-    batch = await served.engine.submit(pairs, tenant=request.state.tenant, adapter=adapter)
+    batch = await served.engine.submit(pairs, tenant=request.state.tenant.name, adapter=adapter)
     texts = [_CompletionText(served, body.logprobs, prompt if is_echo else None) for prompt, _ in pairs]
     answer = _CompletionAnswer(served, body, batch, sum(map(len, prompts)), texts)
     if body.stream:

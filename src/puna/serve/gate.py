@@ -9,7 +9,7 @@ import hmac
 import ipaddress
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -26,10 +26,18 @@ DRAIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What the gate holds requests to. No `key_hashes`: no key is asked for; no `hosts`: any Host header will do."""
+class Tenant:
+    """Who asks, and for which models only (None: all). Tenants share the machine, and nothing of what they ask."""
 
-    key_hashes: tuple[bytes, ...] = ()
+    name: str = ""
+    models: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the gate holds requests to. No `tenants`: no key is asked for; no `hosts`: any Host header will do."""
+
+    tenants: Mapping[bytes, Tenant] = field(default_factory=dict)  # by the hashes of their keys
     hosts: frozenset[str] = frozenset()
     max_body_bytes: int = 4 * 2**20
     body_seconds: float = 30.0
@@ -45,18 +53,20 @@ def is_loopback(host: str) -> bool:
 
 
 def make_rules(host: str, key_file: Path | None, environment: Mapping[str, str]) -> Rules:
-    """Collect the keys (one a line of `key_file`, and PUNA_API_KEY) and judge whether `host` may be listened on.
+    """Collect the keys and judge whether `host` may be listened on.
 
+    A line of `key_file` is a key and, if it is not for all, the models that it is for; PUNA_API_KEY is one for all.
     Raises ConfigError for a weak or unreadable key, and for an address beyond loopback without any.
     """
-    keys = [(f"the variable {KEY_VARIABLE}", environment[KEY_VARIABLE])] if KEY_VARIABLE in environment else []
-    keys += [(f"the key in {key_file}", key) for key in _read_keys(key_file)] if key_file else []
-    for origin, key in keys:
+    lines = [(f"the variable {KEY_VARIABLE}", [environment[KEY_VARIABLE]])] if KEY_VARIABLE in environment else []
+    lines += [(f"the key in {key_file}", line.split()) for line in _read_lines(key_file)] if key_file else []
+    tenants: dict[bytes, Tenant] = {}
+    for place, (origin, (key, *models)) in enumerate(lines):
         if len(key) < MIN_KEY_LEN or not (key.isascii() and key.isprintable() and " " not in key):
             expected = f"at least {MIN_KEY_LEN} printable ASCII characters without spaces"
             raise ConfigError(f"{origin} has {len(key)} characters", expected=expected, hint=KEY_HINT)
-    hashes = tuple(_hash(key.encode()) for _, key in keys)
-    if not hashes and not is_loopback(host):
+        tenants[_hash(key.encode())] = Tenant(str(place), frozenset(models) if models else None)
+    if not tenants and not is_loopback(host):
         raise ConfigError(
             f"--host {host} can be reached from other machines and no key is set",
             expected=f"--api-key-file or {KEY_VARIABLE}, or a host such as 127.0.0.1",
@@ -64,7 +74,7 @@ def make_rules(host: str, key_file: Path | None, environment: Mapping[str, str])
         )
     # A web page can point its own name at 127.0.0.1 (DNS rebinding); without a key only the Host header tells.
     own = f"[{host}]" if ":" in host else host
-    return Rules(hashes, frozenset() if hashes else frozenset({"localhost", "127.0.0.1", "[::1]", own}))
+    return Rules(tenants, frozenset() if tenants else frozenset({"localhost", "127.0.0.1", "[::1]", own}))
 
 
 class Gate:
@@ -94,14 +104,14 @@ class Gate:
         finally:
             self._num_requests -= 1
 
-    def _judge(self, path: str, headers: Headers) -> str:
-        """Return the tenant that asks, which is its key; "" where none is asked for."""
+    def _judge(self, path: str, headers: Headers) -> Tenant:
+        """Return the tenant whose key was given; where none is asked for all are one."""
         hosts = self.rules.hosts
         if hosts and _host_name(headers.get("host", "")) not in hosts:
             raise Refusal(403, "This Host header does not name this server.", code="host_not_allowed")
         if path in OPEN_PATHS:
-            return ""
-        tenant = self._find_key(headers) if self.rules.key_hashes else ""
+            return Tenant()
+        tenant = self._find_tenant(headers) if self.rules.tenants else Tenant()
         if tenant is None:
             challenge = {"www-authenticate": "Bearer"}
             message = "A valid key is needed: Authorization: Bearer KEY."
@@ -110,13 +120,13 @@ class Gate:
             raise overloaded(f"The server is answering {self.rules.max_requests} requests already.")
         return tenant
 
-    def _find_key(self, headers: Headers) -> str | None:
-        """Return the place of the key that was given, None if there is no such; all are compared, whichever it is."""
+    def _find_tenant(self, headers: Headers) -> Tenant | None:
+        """Return whose key was given, None if it is nobody's; all are compared, whichever it is."""
         given = headers.getlist("authorization")
         scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         hashed = _hash(key.strip().encode("latin-1"))
-        matches = [hmac.compare_digest(hashed, known) for known in self.rules.key_hashes]
-        return str(matches.index(True)) if scheme.lower() == "bearer" and any(matches) else None
+        found = [tenant for known, tenant in self.rules.tenants.items() if hmac.compare_digest(hashed, known)]
+        return found[0] if scheme.lower() == "bearer" and found else None
 
 
 class _Body:
@@ -159,12 +169,12 @@ class _Body:
         return message
 
 
-def _read_keys(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     try:
-        keys = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--api-key-file {path} cannot be read ({type(error).__name__})", hint=KEY_HINT) from None
-    found = [key.strip() for key in keys if key.strip()]
+    found = [line.strip() for line in lines if line.strip()]
     if not found:
         raise ConfigError(f"--api-key-file {path} is empty", expected="one key a line", hint=KEY_HINT)
     return found

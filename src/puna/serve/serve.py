@@ -54,7 +54,8 @@ def serve(
     port
         The port to listen on; 0 takes a free one.
     api_key_file
-        A file with one key a line, each of 32 characters or more. The variable PUNA_API_KEY holds one too.
+        A file with one key a line, of 32 characters or more, and the models it is for, if not for all. The variable
+        PUNA_API_KEY holds one too.
     name
         What clients call the model, instead of the directory's name.
     max_batch

@@ -21,6 +21,7 @@ from puna.engine.grammar.grammar import Grammar
 from puna.engine.sampler import SamplingParams
 from puna.errors import RequestError
 from puna.serve.engine_thread import Batch, EngineThread
+from puna.serve.gate import Tenant
 from puna.serve.grammars import Grammars
 from puna.serve.refusals import Refusal, as_refusal, encode_json
 from puna.serve.requests import Body
@@ -56,30 +57,32 @@ class Served:
         """What compiles the forms that answers are held to."""
         return Grammars(self.tokenizer, self.stop_ids)
 
-    def names(self) -> list[str]:
-        """Return the models that clients can name: the checkpoint and its adapters."""
+    def names(self, tenant: Tenant) -> list[str]:
+        """Return the models that a tenant can name: the checkpoint and its adapters, or those that its key is for."""
         adapters = self.adapters.names() if self.adapters else []
-        return [self.name, *(name for name in adapters if name != self.name)]
+        names = [self.name, *(name for name in adapters if name != self.name)]
+        return [name for name in names if tenant.models is None or name in tenant.models]
 
     def unfit_adapters(self) -> list[str]:
         """Say of each adapter that can't be run why."""
         lines: list[str] = []
         for name in self.adapters.names() if self.adapters else ():
             try:
-                self.adapter_of(name)
+                self.adapter_of(name, Tenant())
             except RequestError as error:
                 lines.append(str(error))
         return lines
 
-    def adapter_of(self, name: str) -> str:
+    def adapter_of(self, name: str, tenant: Tenant) -> str:
         """Return the adapter that a model's name stands for, "" for the checkpoint itself; Refusal for other names."""
-        if name == self.name:
+        # Of a model that its key is not for, a tenant does not learn that it is there.
+        is_open = tenant.models is None or name in tenant.models
+        if is_open and name == self.name:
             return ""
-        if self.adapters is None or self.adapters.find(name) is None:
-            others = " or one of its adapters" if self.adapters else ""
-            message = f"There is no model {name!a} here; what is served is {self.name!r}{others}."
-            raise Refusal(404, message, param="model", code="model_not_found")
-        return name
+        if is_open and self.adapters and self.adapters.find(name):
+            return name
+        known = "GET /v1/models lists yours" if self.adapters else f"the one that is served is {self.name!r}"
+        raise Refusal(404, f"There is no model {name!a} here; {known}.", param="model", code="model_not_found")
 
     def sampling(
         self,
