@@ -104,10 +104,12 @@ def start(folder: Path, size: str, program: str, form: str, threads: int) -> Con
     """Start a contestant and wait until it has loaded."""
     path = prepare(folder, size, form)
     worker = Path(__file__).with_name("engine_peers.py")
+    # Each as its users have it: `puna` sets this, and llama.cpp, whose own threads are OpenMP's, is slower with it.
+    spinning = {"GOMP_SPINCOUNT": "2000"} if program == "puna" else {}
     process = subprocess.Popen(
         [sys.executable, str(worker), program, str(path), str(threads)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)} | spinning,
     )  # fmt: skip
     contestant = Contestant(f"{program} {form}", process, decoded_bytes(path))
     contestant.about = contestant.answer()["ready"]
