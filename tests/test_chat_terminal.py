@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Generator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -203,10 +204,26 @@ def test_flags_say_how_the_format_renders_tools_and_dates(tmp_path, monkeypatch)
         (["--builtin-tool", "python"], "only brave_search, wolfram_alpha"),
         (["--call-format", "xml"], "json"),
         (["--today", "2025-03-05"], "05 March 2025"),
+        (["--min-p", "3"], "min_p = 3.0; expected 0 to 1"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused_before_anything_is_loaded(tmp_path, flags, told):
     assert told in str(run_command("chat", str(tmp_path / "no checkpoint"), *flags))
+
+
+def test_flags_win_over_the_checkpoints_own_sampling_and_that_over_metas(tmp_path, monkeypatch):
+    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0.2, "top_k": 7}))
+    asked: list[SamplingParams] = []
+    monkeypatch.setattr(terminal, "converse", lambda dialogue: asked.append(dialogue._params))
+    monkeypatch.setattr(LocalSampler, "open", lambda *_, **__: ScriptedSampler())
+    monkeypatch.setattr(Checkpoint, "open", lambda _: SimpleNamespace(stop_ids=()))
+    run_command("chat", str(tmp_path), "--top-k", "3", "--presence-penalty", "1.5", "--seed", "4")
+    run_command("chat", str(tmp_path))
+    run_command("chat", str(tmp_path / "other"))
+    flags = {"top_k": 3, "presence_penalty": 1.5, "seed": 4}
+    metas = SamplingParams(max_tokens=512, temperature=0.6, top_p=0.9, stop_ids=FORMAT.stop_ids)
+    own = replace(metas, temperature=0.2, top_k=7)
+    assert asked == [replace(own, **flags), own, metas]
 
 
 def test_a_builtin_tool_is_called_without_a_schema(monkeypatch):
@@ -241,9 +258,10 @@ def test_the_command_answers_as_the_sampler_does(tmp_path):
     model = Llama(config)
     model.initialize(0)
     save_checkpoint(tmp_path, model, TOKENIZER)
+    (tmp_path / "generation_config.json").write_text('{"temperature": 5.0, "top_k": 1}')
     (tmp_path / "system.txt").write_text("You are kind.\n")
     (tmp_path / "LICENSE").write_text("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n")
-    flags = ["--system-file", str(tmp_path / "system.txt"), "--temperature", "0", "--max-tokens", "12"]
+    flags = ["--system-file", str(tmp_path / "system.txt"), "--max-tokens", "12"]
     done = subprocess.run(
         [sys.executable, "-c", "from puna.cli import main; main()", "chat", str(tmp_path), *flags],
         input=b"Hello\nAgain\n",

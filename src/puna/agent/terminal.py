@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -19,7 +19,7 @@ from puna.chat import ChatFormat, Conversation, Message, ToolCall
 from puna.chat.conversation import CallFormat
 from puna.chat.stream import MessageStream, Part
 from puna.checkpoint.checkpoint import Checkpoint
-from puna.engine.local import LocalSampler
+from puna.engine.local import LocalSampler, sampling_defaults
 from puna.engine.options import EngineOptions
 from puna.engine.sampler import FinishReason, SamplingParams
 from puna.errors import ChatError, ConfigError, PunaError, RequestError
@@ -28,6 +28,47 @@ from puna.lineage import licences_of
 from puna.progress import printable
 
 HELP = "/new starts over, /tool TEXT gives a tool's result, /exit or Ctrl-D ends; Ctrl-C stops an answer."
+
+
+# How Meta samples, where a checkpoint does not say.
+METAS = SamplingParams(temperature=0.6, top_p=0.9)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are sampled; what is not told is the checkpoint's own, as of `puna serve`.
+
+    Parameters
+    ----------
+    temperature
+        0 always takes the most likely token.
+    top_p
+        Sample among the most likely tokens that together have this probability.
+    top_k
+        Sample among so many of the most likely tokens; 0 among all.
+    min_p
+        Sample among tokens with at least this share of the greatest probability.
+    repetition_penalty
+        Above 1 avoids what the conversation holds.
+    presence_penalty
+        Above 0 avoids what the answer holds.
+    frequency_penalty
+        Above 0 avoids what the answer holds, the more the more often.
+    max_tokens
+        The most tokens an answer may have.
+    seed
+        The same seed, words and checkpoint give the same answers.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    max_tokens: int = 512
+    seed: int | None = None
 
 
 class Answer(NamedTuple):
@@ -50,10 +91,7 @@ def chat(
     builtin_tools: Annotated[list[str] | None, Parameter(name="--builtin-tool", negative="")] = None,
     call_format: CallFormat = "json",
     today: str = "",
-    temperature: float = 0.6,
-    top_p: float = 0.9,
-    max_tokens: int = 512,
-    seed: int | None = None,
+    sampling: Annotated[Sampling, Parameter(name="*")] = Sampling(),
 ) -> None:
     """Talk with a checkpoint. From a pipe, each line gets one answer.
 
@@ -76,14 +114,6 @@ def chat(
         How the model is asked to call the tools of the file: in JSON, or in <function=NAME> tags.
     today
         The date that the system message tells, as DD Month YYYY.
-    temperature
-        0 always takes the most likely token.
-    top_p
-        Sample among the most likely tokens that together have this probability.
-    max_tokens
-        The most tokens an answer may have.
-    seed
-        The same seed, words and checkpoint give the same answers.
     """
     start = Conversation(
         _read_system(system, system_file),
@@ -93,8 +123,9 @@ def chat(
         builtin_tools=tuple(builtin_tools or ()),
         call_format=call_format,
     )
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    dialogue = _open(checkpoint, start, params)
+    told = {name: value for name, value in asdict(sampling).items() if value is not None}
+    SamplingParams(**told)  # What is out of bounds is refused before a model is loaded.
+    dialogue = _open(checkpoint, start, told)
     if badge := ", ".join(badges(licences_of(checkpoint))):
         print(badge, file=sys.stderr)
     converse(dialogue)
@@ -181,10 +212,11 @@ class Dialogue:
         self.console.file.flush()
 
 
-def _open(checkpoint: Path, start: Conversation, params: SamplingParams) -> Dialogue:
+def _open(checkpoint: Path, start: Conversation, told: dict[str, Any]) -> Dialogue:
     with verifying(checkpoint):
         sampler = LocalSampler.open(checkpoint, options=EngineOptions(max_batch=1))
         stop_ids = Checkpoint.open(checkpoint).stop_ids
+    params = replace(sampling_defaults(checkpoint, METAS), **told)
     return Dialogue(sampler, start, params, stop_ids, Console(highlight=False))
 
 

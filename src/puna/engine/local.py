@@ -1,21 +1,28 @@
-"""LocalSampler: the Sampler that runs a checkpoint in this process, over an Engine. Not for several threads at once."""
+"""LocalSampler: the Sampler that runs a checkpoint in this process, over an Engine. Not for several threads at once.
+
+How a checkpoint wants to be sampled, `sampling_defaults` tells; whoever asks decides.
+"""
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from puna.checkpoint.checkpoint import Checkpoint
+from puna.checkpoint.checkpoint import GENERATION_NAME, Checkpoint
+from puna.checkpoint.directory import find_file, read_json
 from puna.engine.drafts import PromptLookup
 from puna.engine.engine import Engine
 from puna.engine.options import DEFAULTS, EngineOptions
 from puna.engine.sampler import Chunk, Completion, SamplingParams, collect
-from puna.errors import ConfigError, RequestError
+from puna.errors import CheckpointError, ConfigError, RequestError
 from puna.model.llama import Llama
 from puna.tokenizer import Tokenizer
 
 LOOKUP = "lookup"
+# What is read of generation_config.json.
+STATED = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "repetition_penalty": float}
 
 
 @dataclass(eq=False)
@@ -126,6 +133,26 @@ class LocalSampler:
         for request_id in inbox.chunks:
             self.engine.abort(request_id)
             self._inboxes.pop(request_id, None)
+
+
+def sampling_defaults(checkpoint: Path, otherwise: SamplingParams) -> SamplingParams:
+    """Read generation_config.json, where not to sample is temperature 0; `otherwise` says what it does not."""
+    path = find_file(checkpoint, GENERATION_NAME)
+    config = read_json(path) if path else {}
+    values: dict[str, Any] = {}
+    for name, kind in STATED.items():
+        value = config.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, kind)):
+            raise CheckpointError(f"{path}: {name} = {value!r}", expected="a number")
+        values[name] = kind(value)
+    if config.get("do_sample") is False:
+        values["temperature"] = 0.0
+    try:
+        return replace(otherwise, **values)
+    except RequestError as error:
+        raise CheckpointError(f"{path}: {error.given}", expected=error.expected) from None
 
 
 def _open_draft(draft: str, tokenizer: Tokenizer, device: str) -> Llama | PromptLookup:

@@ -8,22 +8,20 @@ import socket
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from puna.engine.options import DEFAULTS, EngineOptions
-from puna.errors import CheckpointError, ConfigError, RequestError
+from puna.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
     import uvicorn
 
-    from puna.engine.sampler import SamplingParams
     from puna.serve.gate import Rules
     from puna.serve.served import Served
 
 SHUTDOWN_SECONDS = 30
-# What is read of generation_config.json.
-SAMPLING_DEFAULTS = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "repetition_penalty": float}
+OPENAIS_TEMPERATURE = 1.0
 
 
 def serve(
@@ -132,7 +130,8 @@ def open_served(
     from puna.artifact import verifying
     from puna.chat.format import ChatFormat
     from puna.checkpoint.checkpoint import Checkpoint
-    from puna.engine.local import LocalSampler
+    from puna.engine.local import LocalSampler, sampling_defaults
+    from puna.engine.sampler import SamplingParams
     from puna.licence import badges
     from puna.lineage import licences_of
     from puna.serve.engine_thread import EngineThread
@@ -152,33 +151,10 @@ def open_served(
         engine=EngineThread(sampler.engine, max_jobs=max_queue),
         max_context=sampler.max_context,
         stop_ids=tuple(dict.fromkeys(stop_ids)),
-        defaults=_sampling_defaults(checkpoint),
+        defaults=sampling_defaults(checkpoint, SamplingParams(temperature=OPENAIS_TEMPERATURE)),
         notice=", ".join(badges(licences_of(checkpoint))),
         adapters=sampler.engine.adapters,
     )
-
-
-def _sampling_defaults(checkpoint: Path) -> "SamplingParams":
-    """Read generation_config.json, where not to sample is temperature 0; what it does not say is OpenAI's default."""
-    from puna.checkpoint.directory import find_file, read_json
-    from puna.engine.sampler import SamplingParams
-
-    path = find_file(checkpoint, "generation_config.json")
-    config = read_json(path) if path else {}
-    values: dict[str, Any] = {"temperature": 1.0}
-    for name, kind in SAMPLING_DEFAULTS.items():
-        value = config.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, kind)):
-            raise CheckpointError(f"{path}: {name} = {value!r}", expected="a number")
-        values[name] = kind(value)
-    if config.get("do_sample") is False:
-        values["temperature"] = 0.0
-    try:
-        return SamplingParams(**values)
-    except RequestError as error:
-        raise CheckpointError(f"{path}: {error.given}", expected=error.expected) from None
 
 
 def make_server(served: "Served", rules: "Rules", *, host: str, port: int) -> "uvicorn.Server":
