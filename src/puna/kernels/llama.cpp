@@ -53,7 +53,7 @@ struct Task {
 
 struct Thread {
   explicit Thread(const Pages& pages) : attention(pages) {}
-  Scratch scratch, second;
+  Scratch scratch;
   AttentionScratch attention;
 };
 
@@ -117,53 +117,65 @@ void Machine::begin_amx() const {
   else if (input_.group && amx::fits(input_.group)) amx::begin(input_.group);
 }
 
+// Store or add a panel's sums for some tokens.
+void put(const Panel& panel, const Floats* sums, int first, int count, float* to, bool adds) {
+  int width = panel.matrix->rows, begin = panel.index * PANEL, num_columns = std::min(PANEL, width - begin);
+  for (int t = 0; t < count; ++t, sums += 2) {
+    float* row = to + size_t(first + t) * width + begin;
+    const float* from = (const float*)sums;
+    for (int i = 0; i < num_columns; ++i) row[i] = (adds ? row[i] : 0.0f) + from[i];
+  }
+}
+
 // input_ x each matrix^T, stored or added. `lora`: the place of the first matrix in an adapter, or NONE.
 void Machine::multiply_all(Thread& own, int lora, std::initializer_list<std::pair<const Matrix*, float*>> products,
                            bool adds) {
   begin_amx();
-  int total = 0;
+  int total = 0, size = input_.bundle();
   for (auto& [matrix, to] : products) total += matrix->panels();
-  team_.share(total, [&](int panel) {
-    auto product = products.begin();
-    for (; panel >= product->first->panels(); ++product) panel -= product->first->panels();
-    const Matrix& matrix = *product->first;
-    int slot = int(product - products.begin());
-    int num_columns = std::min(PANEL, matrix.rows - panel * PANEL);
+  int num_bundles = (total + size - 1) / size;
+  team_.share(num_bundles, [&](int bundle) {
+    Panel panels[BUNDLE];
+    int slots[BUNDLE], num_panels = std::min(size, total - bundle * size);
+    for (int p = 0; p < num_panels; ++p) {
+      int panel = bundle * size + p, slot = 0;
+      for (; panel >= products.begin()[slot].first->panels(); ++slot) panel -= products.begin()[slot].first->panels();
+      panels[p] = {products.begin()[slot].first, panel}, slots[p] = slot;
+    }
     for (int first = 0; first < input_.tokens; first += BLOCK) {
       int count = std::min(BLOCK, input_.tokens - first);
-      multiply_panel(matrix, panel, input_, first, count, own.scratch);
-      if (lora != NONE) adapted_.add(first, count, lora, slot, panel, own.scratch.sums);
-      const float* sums = (const float*)own.scratch.sums;
-      for (int t = 0; t < count; ++t) {
-        float* row = product->second + size_t(first + t) * matrix.rows + panel * PANEL;
-        for (int i = 0; i < num_columns; ++i) row[i] = (adds ? row[i] : 0.0f) + sums[t * PANEL + i];
+      multiply_panels(panels, num_panels, input_, first, count, own.scratch);
+      for (int p = 0; p < num_panels; ++p) {
+        Floats* sums = own.scratch.sums + 2 * p * count;
+        if (lora != NONE) adapted_.add(first, count, lora, slots[p], panels[p].index, sums);
+        put(panels[p], sums, first, count, products.begin()[slots[p]].second, adds);
       }
     }
-  }, team_.grain(total));
+  }, team_.grain(num_bundles));
 }
 
 // gated_ = silu(input_ x gate^T) * (input_ x up^T).
 void Machine::gate(Thread& own, int lora, const PunaLayer& layer) {
   begin_amx();
-  team_.share(layer.gate.panels(), [&](int panel) {
-    int width = layer.gate.rows, num_columns = std::min(PANEL, width - panel * PANEL);
+  // As many panels of `gate` as of `up`: the sums of both are needed together.
+  int size = std::max(1, input_.bundle() / 2), num_bundles = (layer.gate.panels() + size - 1) / size;
+  team_.share(num_bundles, [&](int bundle) {
+    Panel panels[BUNDLE];
+    int begin = bundle * size, num_pairs = std::min(size, layer.gate.panels() - begin), width = layer.gate.rows;
+    for (int p = 0; p < num_pairs; ++p)
+      panels[p] = {&layer.gate, begin + p}, panels[num_pairs + p] = {&layer.up, begin + p};
     for (int first = 0; first < input_.tokens; first += BLOCK) {
       int count = std::min(BLOCK, input_.tokens - first);
-      multiply_panel(layer.gate, panel, input_, first, count, own.scratch);
-      multiply_panel(layer.up, panel, input_, first, count, own.second);
-      adapted_.add(first, count, lora, 0, panel, own.scratch.sums);
-      adapted_.add(first, count, lora, 1, panel, own.second.sums);
-      for (int t = 0; t < count; ++t) {
-        float* row = gated_.data() + size_t(first + t) * width + panel * PANEL;
-        Floats values[2];
-        for (int half = 0; half < 2; ++half) {
-          Floats gates = own.scratch.sums[2 * t + half];
-          values[half] = gates / (1.0f + exp(-gates)) * own.second.sums[2 * t + half];
-        }
-        std::memcpy(row, values, num_columns * sizeof(float));
+      multiply_panels(panels, 2 * num_pairs, input_, first, count, own.scratch);
+      for (int p = 0; p < num_pairs; ++p) {
+        Floats *gates = own.scratch.sums + 2 * p * count, *ups = gates + 2 * num_pairs * count;
+        adapted_.add(first, count, lora, 0, begin + p, gates);
+        adapted_.add(first, count, lora, 1, begin + p, ups);
+        for (int i = 0; i < 2 * count; ++i) gates[i] = gates[i] / (1.0f + exp(-gates[i])) * ups[i];
+        put(panels[p], gates, first, count, gated_.data(), false);
       }
     }
-  }, team_.grain(layer.gate.panels()));
+  }, team_.grain(num_bundles));
 }
 
 void Machine::plan(const PunaNetwork& net, const PunaSpan* spans, int num_spans) {

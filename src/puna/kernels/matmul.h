@@ -23,8 +23,11 @@ constexpr int BLOCK = 128;
 // Tokens at once in the registers of one tile.
 constexpr int TILE = 12;
 constexpr int MAX_GROUP = 128;
+// Panels that few tokens are multiplied by at once.
+constexpr int BUNDLE = 8;
+constexpr int FEW = 5;
 // Bytes between what is read and what is fetched when memory is all that counts.
-constexpr int AHEAD = 4096;
+constexpr int AHEAD = 512;
 
 enum Kind : int32_t { BFLOAT16 = 0, INT4 = 4, INT8 = 8 };
 
@@ -67,6 +70,13 @@ class Activations {
     offset_ = matrix.kind == INT4 ? -weight_offset<4>() : -weight_offset<8>();
   }
 
+  // How many panels few tokens are multiplied by side by side: memory is read in as many places at once, since from one
+  // alone the processor fetches too little ahead. With more tokens memory is not what counts.
+  int bundle() const {
+    if (!group || tokens > FEW) return 1;
+    return tokens == 1 ? BUNDLE : tokens <= 3 ? BUNDLE / 2 : BUNDLE / 4;
+  }
+
   // bfloat16 rows end in zeros up to whole vectors of pairs.
   int stride() const { return (cols + 2 * LANES - 1) / (2 * LANES) * 2 * LANES; }
   size_t at(int index, int token) const { return size_t(index) * padded + token; }
@@ -102,16 +112,23 @@ class Activations {
   }
 };
 
-// Sums of one panel for up to BLOCK tokens, and one group's weights, a byte each.
+// A panel of some matrix.
+struct Panel {
+  const Matrix* matrix;
+  int index;
+
+  const uint8_t* block(int group) const { return matrix->block(index, group); }
+};
+
+// Sums of a bundle's panels, or of two for up to BLOCK tokens: [panel][token][half]; and one group's weights, a byte each.
 struct Scratch {
-  alignas(64) Floats sums[BLOCK * 2];
+  alignas(64) Floats sums[2 * BLOCK * 2];
   alignas(64) Bytes operands[MAX_GROUP / 4 * 2];
   alignas(64) int32_t corners[4 * LANES * LANES];
 };
 
-// Fetch what the next tile reads: too little is read of one place for the processor to see it coming.
-INLINE void prefetch(const int8_t* from, int size) {
-  for (int i = 0; i < size; i += 64) __builtin_prefetch(from + i);
+INLINE void prefetch(const void* from, int size) {
+  for (int i = 0; i < size; i += 64) __builtin_prefetch((const int8_t*)from + i);
 }
 
 INLINE void accumulate(Floats& total, Ints products, Floats scale, float x_scale) {
@@ -125,71 +142,90 @@ template <int BITS> INLINE Bytes operand(const uint8_t* block, size_t pair, int 
   return second ? bytes >> 4 : bytes & 15;
 }
 
-// One group of a panel x T tokens in registers. `source` gives the weights as `operand` does.
-template <int BITS, int T, class Source>
-INLINE void multiply_tile(Source source, const Activations& x, int index, int first, const Floats scales[2],
-                          Floats* sums) {
-  // One token's sums would wait for one another: those of every other four inputs are kept apart.
-  constexpr int PARTS = T == 1 ? 2 : 1;
-  Ints totals[T][2][PARTS] = {};
+// P panels x T tokens in registers: few tokens, for which reading the weights is what takes time.
+template <int BITS, int T, int P> void multiply_few(const Panel* panels, const Activations& x, Floats* sums) {
+  const uint8_t* blocks[P];
+  for (int p = 0; p < P; ++p) blocks[p] = panels[p].block(0);
+  std::fill_n(sums, 2 * P * T, Floats{});
+  for (int index = 0; index < x.cols / x.group; ++index) {
+    Ints totals[P][T][2];
+    size_t at = x.at(index, 0);
+    const int8_t* bytes = x.bytes.data() + at * x.group;
+    for (int p = 0; p < P; ++p)
+      for (int t = 0; t < T; ++t) totals[p][t][0] = totals[p][t][1] = splat(x.offsets[at + t]);
+    for (size_t pair = 0, num_pairs = x.group / 8; pair < num_pairs; ++pair)
+      for (int second = 0; second < 2; ++second) {
+        for (int p = 0; p < P; ++p) {
+          prefetch(blocks[p] + AHEAD + (2 * pair + second) * 16 * BITS, 16 * BITS);
+          Bytes low = operand<BITS>(blocks[p], pair, second, 0), high = operand<BITS>(blocks[p], pair, second, 1);
+          for (int t = 0; t < T; ++t) {
+            int32_t quad = load<int32_t>(bytes + size_t(t) * x.group + 8 * pair + 4 * second);
+            totals[p][t][0] = dot_quads<BITS>(totals[p][t][0], low, quad);
+            totals[p][t][1] = dot_quads<BITS>(totals[p][t][1], high, quad);
+          }
+        }
+      }
+    for (int p = 0; p < P; ++p) {
+      for (int t = 0; t < T; ++t)
+        for (int half = 0; half < 2; ++half)
+          accumulate(sums[2 * (p * T + t) + half], totals[p][t][half], panels[p].matrix->scales(blocks[p], half),
+                     x.scales[at + t]);
+      blocks[p] += panels[p].matrix->block_bytes();
+    }
+  }
+}
+
+// A bundle of panels, or what is left of one, x T tokens.
+template <int BITS, int T> void multiply_bundle(const Panel* panels, int count, const Activations& x, Floats* sums) {
+  constexpr int P = T == 1 ? BUNDLE : T <= 3 ? BUNDLE / 2 : BUNDLE / 4;
+  if (count == P) return multiply_few<BITS, T, P>(panels, x, sums);
+  for (int p = 0; p < count; ++p) multiply_few<BITS, T, 1>(panels + p, x, sums + 2 * p * T);
+}
+
+template <int BITS> void multiply_bundle(const Panel* panels, int count, const Activations& x, Floats* sums) {
+  static_assert(FEW == 5);
+  if (x.tokens == 1) multiply_bundle<BITS, 1>(panels, count, x, sums);
+  else if (x.tokens == 2) multiply_bundle<BITS, 2>(panels, count, x, sums);
+  else if (x.tokens == 3) multiply_bundle<BITS, 3>(panels, count, x, sums);
+  else if (x.tokens == 4) multiply_bundle<BITS, 4>(panels, count, x, sums);
+  else multiply_bundle<BITS, 5>(panels, count, x, sums);
+}
+
+// One group of a panel x T tokens in registers.
+template <int BITS, int T>
+void multiply_tile(const Bytes* operands, const Activations& x, int index, int first, const Floats* scales,
+                   Floats* sums) {
+  Ints totals[T][2];
   size_t at = x.at(index, first);
   const int8_t* bytes = x.bytes.data() + at * x.group;
-  for (int t = 0; t < T; ++t) totals[t][0][0] = totals[t][1][0] = splat(x.offsets[at + t]);
-  for (size_t pair = 0, num_pairs = x.group / 8; pair < num_pairs; ++pair)
-    for (int second = 0; second < 2; ++second) {
-      int part = second % PARTS;
-      Bytes low = source(pair, second, 0), high = source(pair, second, 1);
-      for (int t = 0; t < T; ++t) {
-        int32_t quad = load<int32_t>(bytes + size_t(t) * x.group + 8 * pair + 4 * second);
-        totals[t][0][part] = dot_quads<BITS>(totals[t][0][part], low, quad);
-        totals[t][1][part] = dot_quads<BITS>(totals[t][1][part], high, quad);
-      }
+  for (int t = 0; t < T; ++t) totals[t][0] = totals[t][1] = splat(x.offsets[at + t]);
+  for (size_t four = 0; four < size_t(x.group / 4); ++four)
+    for (int t = 0; t < T; ++t) {
+      int32_t quad = load<int32_t>(bytes + size_t(t) * x.group + 4 * four);
+      for (int half = 0; half < 2; ++half)
+        totals[t][half] = dot_quads<BITS>(totals[t][half], operands[2 * four + half], quad);
     }
   for (int t = 0; t < T; ++t)
-    for (int half = 0; half < 2; ++half) {
-      Ints products = PARTS == 2 ? totals[t][half][0] + totals[t][half][PARTS - 1] : totals[t][half][0];
-      accumulate(sums[2 * t + half], products, scales[half], x.scales[at + t]);
-    }
-}
-
-using Tile = void (*)(const uint8_t*, const Activations&, int, int, const Floats*, Floats*);
-
-template <int BITS, int T>
-void multiply_packed(const uint8_t* block, const Activations& x, int index, int first, const Floats* scales,
-                     Floats* sums) {
-  auto source = [block](size_t pair, int second, int half) INLINE_LAMBDA {
-    return operand<BITS>(block, pair, second, half);
-  };
-  multiply_tile<BITS, T>(source, x, index, first, scales, sums);
-}
-
-template <int BITS, int T>
-void multiply_unpacked(const uint8_t* operands, const Activations& x, int index, int first, const Floats* scales,
-                       Floats* sums) {
-  auto source = [operands](size_t pair, int second, int half) INLINE_LAMBDA {
-    return operand<8>(operands, pair, second, half);
-  };
-  multiply_tile<BITS, T>(source, x, index, first, scales, sums);
+    for (int half = 0; half < 2; ++half) accumulate(sums[2 * t + half], totals[t][half], scales[half], x.scales[at + t]);
 }
 
 // The tiles for 1, 2, ... TILE tokens.
-template <int BITS, int... T> constexpr std::array<Tile, TILE> packed_tiles(std::integer_sequence<int, T...>) {
-  return {multiply_packed<BITS, T + 1>...};
-}
-template <int BITS, int... T> constexpr std::array<Tile, TILE> unpacked_tiles(std::integer_sequence<int, T...>) {
-  return {multiply_unpacked<BITS, T + 1>...};
+using Tile = void (*)(const Bytes*, const Activations&, int, int, const Floats*, Floats*);
+template <int BITS, int... T> constexpr std::array<Tile, TILE> tiles(std::integer_sequence<int, T...>) {
+  return {multiply_tile<BITS, T + 1>...};
 }
 
 // The same by AMX: 32 tokens x 32 rows at a time. While the unit multiplies some, the sums of those before are scaled.
 template <int BITS>
-void multiply_amx(const Activations& x, int index, int first, int count, const Floats* scales, Scratch& scratch) {
+void multiply_amx(const Activations& x, int index, int first, int count, const Floats* scales, Scratch& scratch,
+                  Floats* to) {
   constexpr int SIDE = 2 * LANES;
   auto scale = [&](int start) INLINE_LAMBDA {
     size_t at = x.at(index, first + start);
     int num_tokens = std::min(count - start, SIDE);
     for (int t = 0; t < num_tokens; ++t) {
       const int32_t* corner = scratch.corners + (t / LANES * 2 * LANES + t % LANES) * LANES;
-      Floats* sums = scratch.sums + 2 * (start + t);
+      Floats* sums = to + 2 * (start + t);
       Ints offset = splat(x.offsets[at + t]);
       prefetch(x.bytes.data() + (at + t + 2 * SIDE) * x.group, x.group);
       accumulate(sums[0], load<Ints>(corner) + offset, scales[0], x.scales[at + t]);
@@ -206,31 +242,25 @@ void multiply_amx(const Activations& x, int index, int first, int count, const F
   scale((count - 1) / SIDE * SIDE);
 }
 
-// Sums of a panel over all groups for `count` tokens (at most BLOCK) from `first` on: scratch.sums[2 * token + half].
+// Sums of a panel over all groups for `count` tokens (at most BLOCK) from `first` on: sums[token][half].
 template <int BITS>
-void multiply_integers(const Matrix& matrix, int panel, const Activations& x, int first, int count, Scratch& scratch) {
-  static constexpr auto PACKED = packed_tiles<BITS>(std::make_integer_sequence<int, TILE>{});
-  static constexpr auto UNPACKED = unpacked_tiles<BITS>(std::make_integer_sequence<int, TILE>{});
-  std::fill_n(scratch.sums, 2 * count, Floats{});
+void multiply_integers(const Panel& panel, const Activations& x, int first, int count, Scratch& scratch, Floats* sums) {
+  static constexpr auto TILES = tiles<BITS>(std::make_integer_sequence<int, TILE>{});
+  std::fill_n(sums, 2 * count, Floats{});
   int num_tiles = (count + TILE - 1) / TILE;
   bool uses_amx = count >= amx::LEAST_TOKENS && amx::fits(x.group);
-  for (int index = 0; index < matrix.groups(); ++index) {
-    const uint8_t* block = matrix.block(panel, index);
-    Floats scales[2] = {matrix.scales(block, 0), matrix.scales(block, 1)};
-    if (num_tiles == 1 && !uses_amx) {
-      prefetch((const int8_t*)block + AHEAD, int(matrix.block_bytes()));
-      PACKED[count - 1](block, x, index, first, scales, scratch.sums);
-      continue;
-    }
+  for (int index = 0; index < x.cols / x.group; ++index) {
+    const uint8_t* block = panel.block(index);
+    Floats scales[2] = {panel.matrix->scales(block, 0), panel.matrix->scales(block, 1)};
     for (int pair = 0; pair < x.group / 8; ++pair)
       for (int i = 0; i < 4; ++i) scratch.operands[4 * pair + i] = operand<BITS>(block, pair, i / 2, i % 2);
     if (uses_amx) {
-      multiply_amx<BITS>(x, index, first, count, scales, scratch);
+      multiply_amx<BITS>(x, index, first, count, scales, scratch, sums);
       continue;
     }
     for (int tile = 0, start = 0; tile < num_tiles; ++tile) {
       int size = (count - start) / (num_tiles - tile);
-      UNPACKED[size - 1]((const uint8_t*)scratch.operands, x, index, first + start, scales, scratch.sums + 2 * start);
+      TILES[size - 1](scratch.operands, x, index, first + start, scales, sums + 2 * start);
       start += size;
     }
   }
@@ -258,7 +288,7 @@ INLINE void multiply_rows(const uint16_t* rows, int cols, const uint16_t* x, int
 
 template <int T>
 void multiply_rows_of(const Matrix& matrix, int panel, const Activations& x, int first, float* sums) {
-  constexpr int R = 4;
+  constexpr int R = T == 1 ? 8 : 4;
   int begin = panel * PANEL, end = std::min(begin + PANEL, matrix.rows), row = begin;
   const uint16_t* rows = (const uint16_t*)matrix.data;
   const uint16_t* tokens = x.halves.data() + size_t(first) * x.stride();
@@ -270,10 +300,10 @@ void multiply_rows_of(const Matrix& matrix, int panel, const Activations& x, int
 
 // The same by AMX. The last panel reaches back so as to be whole.
 inline void multiply_halves_amx(const Matrix& matrix, int panel, const Activations& x, int first, int count,
-                                Scratch& scratch) {
+                                Scratch& scratch, float* sums) {
   int begin = std::min(panel * PANEL, matrix.rows - PANEL), skipped = panel * PANEL - begin;
   const uint16_t* rows = (const uint16_t*)matrix.data + size_t(begin) * matrix.cols;
-  float *corners = (float*)scratch.corners, *sums = (float*)scratch.sums;
+  float* corners = (float*)scratch.corners;
   for (int start = 0; start < count; start += PANEL) {
     int num_tokens = std::min(count - start, PANEL);
     const uint16_t* tokens = x.halves.data() + size_t(first + start) * matrix.cols;
@@ -284,22 +314,35 @@ inline void multiply_halves_amx(const Matrix& matrix, int panel, const Activatio
   }
 }
 
-inline void multiply_halves(const Matrix& matrix, int panel, const Activations& x, int first, int count,
-                            Scratch& scratch) {
-  if (x.is_tiled) return multiply_halves_amx(matrix, panel, x, first, count, scratch);
+inline void multiply_halves(const Panel& panel, const Activations& x, int first, int count, Scratch& scratch,
+                            float* sums) {
+  const Matrix& matrix = *panel.matrix;
+  if (x.is_tiled) return multiply_halves_amx(matrix, panel.index, x, first, count, scratch, sums);
   constexpr int T = 6;
-  float* sums = (float*)scratch.sums;
   int start = 0;
-  for (; start + T <= count; start += T) multiply_rows_of<T>(matrix, panel, x, first + start, sums + start * PANEL);
-  for (; start + 2 <= count; start += 2) multiply_rows_of<2>(matrix, panel, x, first + start, sums + start * PANEL);
-  if (start < count) multiply_rows_of<1>(matrix, panel, x, first + start, sums + start * PANEL);
+  auto multiply = [&](auto tokens) {
+    constexpr int COUNT = decltype(tokens)::value;
+    multiply_rows_of<COUNT>(matrix, panel.index, x, first + start, sums + start * PANEL);
+    start += COUNT;
+  };
+  while (start + T <= count) multiply(std::integral_constant<int, T>());
+  while (start + 2 <= count) multiply(std::integral_constant<int, 2>());
+  if (start < count) multiply(std::integral_constant<int, 1>());
 }
 
-inline void multiply_panel(const Matrix& matrix, int panel, const Activations& x, int first, int count,
-                           Scratch& scratch) {
-  if (matrix.kind == INT4) return multiply_integers<4>(matrix, panel, x, first, count, scratch);
-  if (matrix.kind == INT8) return multiply_integers<8>(matrix, panel, x, first, count, scratch);
-  multiply_halves(matrix, panel, x, first, count, scratch);
+// Products of a bundle of panels, or of two, with `count` tokens from `first` on: scratch.sums[panel][token][half].
+inline void multiply_panels(const Panel* panels, int num_panels, const Activations& x, int first, int count,
+                            Scratch& scratch) {
+  int kind = panels[0].matrix->kind;
+  if (x.group && x.tokens <= FEW)
+    return kind == INT4 ? multiply_bundle<4>(panels, num_panels, x, scratch.sums)
+                        : multiply_bundle<8>(panels, num_panels, x, scratch.sums);
+  for (int p = 0; p < num_panels; ++p) {
+    Floats* sums = scratch.sums + 2 * p * count;
+    if (kind == INT4) multiply_integers<4>(panels[p], x, first, count, scratch, sums);
+    else if (kind == INT8) multiply_integers<8>(panels[p], x, first, count, scratch, sums);
+    else multiply_halves(panels[p], x, first, count, scratch, (float*)sums);
+  }
 }
 
 // One row as floats: a token's embedding.
