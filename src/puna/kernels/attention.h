@@ -131,17 +131,7 @@ inline void weigh(AttentionScratch& s, int row, int chunk, int width) {
   s.mass[row] += sum(mass);
 }
 
-// Widen a page of int8 to bfloat16, which holds such numbers exactly; the scales are applied to scores and weights.
-INLINE void widen(const int8_t* from, uint16_t* to, int count) {
-  for (int i = 0; i < count; ++i) {
-    float value = from[i];
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    to[i] = uint16_t(bits >> 16);
-  }
-}
-
-// A chunk's keys or values as bfloat16, a pointer a page.
+// A chunk's keys or values as bfloat16, a pointer a page. The scales of int8 are applied to scores and weights.
 struct ChunkPages {
   const uint8_t* heads[CHUNK_PAGES];
   const uint16_t* halves[CHUNK_PAGES];
@@ -212,12 +202,11 @@ inline void attend(const Pages& pages, int layer, int kv_head, const int32_t* ta
     }
     for (int row = 0; row < num_rows; ++row) weigh(s, row, index, padded);
     for (int page = 0; pages.is_int8 && page < chunk.num_pages; ++page) {
-      const float* scales = (const float*)(chunk.heads[page] + pages.scales_at()) + PAGE;
-      for (int row = 0; row < num_rows; ++row)
-        for (int i = 0; i < PAGE; ++i) {
-          uint16_t& weight = s.weights[row][page * PAGE + i];
-          weight = to_bfloat16(from_bfloat16(weight) * scales[i]);
-        }
+      Floats scales = load<Floats>(chunk.heads[page] + pages.scales_at() + PAGE * sizeof(float));
+      for (int row = 0; row < num_rows; ++row) {
+        uint16_t* weights = s.weights[row] + page * PAGE;
+        store(weights, to_bfloat16(from_bfloat16(load<Halves>(weights)) * scales));
+      }
     }
     chunk.take(pages, pages.values_at(), PAGE * padded, s);
     mix_chunk(chunk, num_rows, padded, uses_amx, s);

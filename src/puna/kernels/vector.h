@@ -97,7 +97,30 @@ INLINE float from_bfloat16(uint16_t half) {
   return value;
 }
 
+INLINE Halves to_bfloat16(Floats values) {
+  Words bits = (Words)values, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return __builtin_convertvector(values != values ? Words{} + 0x7fc0 : rounded, Halves);
+}
+
 INLINE Floats from_bfloat16(Halves halves) { return (Floats)(__builtin_convertvector(halves, Words) << 16); }
+
+// Signed bytes -> bfloat16, which holds them exactly; `count` is a multiple of LANES.
+INLINE void widen(const int8_t* from, uint16_t* to, int count) {
+#if defined(__AVX512F__)
+  // GCC 12 takes __builtin_convertvector of bytes lane by lane.
+  for (int i = 0; i < count; i += LANES) {
+    Words bits = (Words)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load<__m128i>(from + i)));
+    store(to + i, __builtin_convertvector(bits >> 16, Halves));
+  }
+#else
+  for (int i = 0; i < count; ++i) {
+    float value = from[i];
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    to[i] = uint16_t(bits >> 16);
+  }
+#endif
+}
 
 // Numbers -> bytes and their scale: the largest becomes 127 or -127. Where one is not finite the scale is NaN.
 
