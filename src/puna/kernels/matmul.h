@@ -274,6 +274,7 @@ INLINE void multiply_rows(const uint16_t* rows, int cols, const uint16_t* x, int
   for (int i = 0; i < whole; i += 2 * LANES)
     for (int r = 0; r < R; ++r) {
       Words weights = load<Words>(rows + size_t(r) * cols + i);
+      if (T == 1) __builtin_prefetch(rows + size_t(r + R) * cols + i);  // What comes next is on other pages.
       for (int t = 0; t < T; ++t) totals[r][t] = dot_pairs(totals[r][t], weights, load<Words>(x + t * stride + i));
     }
   if (whole < cols)
