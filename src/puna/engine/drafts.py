@@ -19,7 +19,9 @@ from puna.engine.request import Request
 from puna.engine.runners.runner import Runner
 from puna.kernels.native import Span
 
-MAX_DRAFT = 12
+# How likely a network has to find all its guesses so far to go on, where the most likely tokens are chosen. Where tokens
+# are drawn, its draws are right as often as it agrees with the other network, however likely each token is.
+LEAST_CERTAINTY = 0.7
 # Tokens that a draft's network reads at once.
 PIECE = 2048
 # How many tokens that have been together before make it likely that they go on alike.
@@ -104,12 +106,14 @@ class ModelDrafter:
         drafts: list[list[int]] = [[] for _ in requests]
         readings = [self._reading(request) for request in requests]
         draws = [request.row.upcoming(limit) for request, limit in zip(requests, limits, strict=True)]
+        certainty = [1.0] * len(requests)
         for depth in range(max(limits, default=0)):
             places = [
                 place
                 for place, (request, limit) in enumerate(zip(requests, limits, strict=True))
                 if depth < limit
                 and len(drafts[place]) == depth
+                and certainty[place] >= LEAST_CERTAINTY
                 and self._make_room(readings[place], len(request.tokens) + depth)
             ]
             if not places:
@@ -118,8 +122,11 @@ class ModelDrafter:
             logits_BV = self._read([readings[at] for at in places], pending)
             for at in places:
                 readings[at].row.draw = draws[at][depth]
-            for at, token in zip(places, choose(logits_BV, [readings[at].row for at in places]), strict=True):
+            tokens = choose(logits_BV, [readings[at].row for at in places])
+            for at, token, share in zip(places, tokens, _probabilities(logits_BV, tokens), strict=True):
                 drafts[at].append(token)
+                if readings[at].row.is_greedy:
+                    certainty[at] *= share
         return drafts
 
     def forget(self, request: Request) -> None:
@@ -163,3 +170,8 @@ class ModelDrafter:
             ends.append(total - 1)
         hidden_BD = self._runner.forward([token for tokens in pending for token in tokens], spans, ends)
         return self._runner.logits(hidden_BD)
+
+
+def _probabilities(logits_BV: torch.Tensor, tokens: Sequence[int]) -> list[float]:
+    chosen_B = logits_BV[torch.arange(len(tokens)), torch.tensor(tokens)]
+    return (chosen_B - logits_BV.logsumexp(-1)).exp().tolist()

@@ -15,7 +15,7 @@ import torch
 
 from puna.engine.adapters import AdapterKey, Adapters
 from puna.engine.choose import choose, score_ids
-from puna.engine.drafts import MAX_DRAFT, Drafter, ModelDrafter, PromptLookup
+from puna.engine.drafts import Drafter, ModelDrafter, PromptLookup
 from puna.engine.options import DEFAULTS, EngineOptions
 from puna.engine.pages import PagePool, num_pages_for
 from puna.engine.request import Request, State
@@ -165,7 +165,7 @@ class Engine:
 
     def _guess(self, requests: list[Request]) -> list[list[int]]:
         assert self._drafter is not None
-        limits = [max(0, min(each.draft_len, each.max_len - len(each.tokens) - 1)) for each in requests]
+        limits = [max(0, min(each.guessing.next_limit(), each.max_len - len(each.tokens) - 1)) for each in requests]
         return self._drafter.propose(requests, limits)
 
     def _compute(self, works: list[Work]) -> list[torch.Tensor | None]:
@@ -233,14 +233,11 @@ class Engine:
 
     def _is_guessed(self, work: Work, depth: int, chunk: Chunk) -> bool:
         """Whether what was just chosen had been guessed and computed; learn from it how much to guess."""
-        request = work.request
         if depth >= len(work.draft) or chunk.finish_reason is not None:
             return False
         is_right = chunk.ids == (work.draft[depth],)
-        if not is_right:
-            request.draft_len = max(1, depth + 1)
-        elif depth + 1 == len(work.draft):
-            request.draft_len = min(MAX_DRAFT, request.draft_len + 2)
+        if not is_right or depth + 1 == len(work.draft):
+            work.request.guessing.learn(depth + is_right, is_all=is_right)
         return is_right
 
     def _extend(self, request: Request, choice: Choice | Exception) -> Chunk:

@@ -9,6 +9,10 @@ from puna.engine.choose import Row
 from puna.engine.sampler import Chunk, FinishReason, SamplingParams, TokenLogprob
 from puna.engine.text import TextStream
 
+MAX_GUESSES = 12
+# Steps without guesses after many wrong ones.
+MAX_IDLE = 8
+
 
 class State(Enum):
     """WAITING -> RUNNING -> ENDED; a running request that is preempted waits again."""
@@ -16,6 +20,30 @@ class State(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     ENDED = "ended"
+
+
+@dataclass(slots=True)
+class Guessing:
+    """How many guesses at a request's next tokens are worth checking: more as long as they are right."""
+
+    most: int = 8
+    num_misses: int = 0  # in a row, with not even the first guess right
+    num_idle: int = 0  # steps to come without guesses
+
+    def next_limit(self) -> int:
+        """Return how many guesses this step should check."""
+        if self.num_idle:
+            self.num_idle -= 1
+            return 0
+        return self.most
+
+    def learn(self, num_right: int, *, is_all: bool) -> None:
+        """Note how many guesses of a step were right. Who is wrong again and again is asked ever more rarely."""
+        if is_all:
+            self.most, self.num_misses = min(MAX_GUESSES, self.most + 4), 0
+            return
+        self.most, self.num_misses = max(1, num_right + 1), 0 if num_right else self.num_misses + 1
+        self.num_idle = min(2 ** max(0, self.num_misses - 1) - 1, MAX_IDLE)
 
 
 @dataclass(eq=False, slots=True)
@@ -34,7 +62,7 @@ class Request:
     table: "array[int]" = field(default_factory=lambda: array("i"))
     page_keys: list[bytes] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
-    draft_len: int = 4  # How many guesses are worth checking: more as long as they are right.
+    guessing: Guessing = field(default_factory=Guessing)
     row: Row = field(init=False)
     _has_told: bool = False
 
