@@ -97,11 +97,6 @@ INLINE float from_bfloat16(uint16_t half) {
   return value;
 }
 
-INLINE Halves to_bfloat16(Floats values) {
-  Words bits = (Words)values, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return __builtin_convertvector(values != values ? Words{} + 0x7fc0 : rounded, Halves);
-}
-
 INLINE Floats from_bfloat16(Halves halves) { return (Floats)(__builtin_convertvector(halves, Words) << 16); }
 
 // Signed bytes -> bfloat16, which holds them exactly; `count` is a multiple of LANES.
