@@ -33,7 +33,7 @@ def main() -> None:
     for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
     if "OMP_WAIT_POLICY" not in os.environ:
-        # By default torch's idle threads spin for milliseconds, on processors that the kernels need: decoding lost 15 %.
+        # By default torch's idle threads spin for milliseconds, where the kernels should run: decoding lost 15 %.
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     arguments = [argument for argument in sys.argv[1:] if argument != OFFLINE]
     try:

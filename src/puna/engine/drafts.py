@@ -19,8 +19,8 @@ from puna.engine.request import Request
 from puna.engine.runners.runner import Runner
 from puna.kernels.native import Span
 
-# How likely a network has to find all its guesses so far to go on, where the most likely tokens are chosen. Where tokens
-# are drawn, its draws are right as often as it agrees with the other network, however likely each token is.
+# How likely a network has to find all its guesses so far to go on, where the most likely tokens are chosen. Where
+# tokens are drawn, its draws are right as often as it agrees with the other network, however likely each token is.
 LEAST_CERTAINTY = 0.7
 # Tokens that a draft's network reads at once.
 PIECE = 2048
