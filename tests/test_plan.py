@@ -245,7 +245,7 @@ def test_the_kv_cache_of_a_running_engine_has_the_planned_bytes(kv_dtype: str) -
     assert engine.num_running == 3
     assert isinstance(engine.runner, TorchRunner)
     memory = (*engine.runner._keys, *engine.runner._values)
-    page_bytes = sum(pages.num_bytes for pages in memory) // engine.pool.num_pages
+    page_bytes = sum(pages.num_bytes for pages in memory) // memory[0].num_pages
     assert arithmetic.cache_bytes(SMALL, Service(195, 3, kv_dtype)) == engine.pool.num_held * page_bytes
 
 

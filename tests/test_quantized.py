@@ -137,3 +137,16 @@ def test_float8_activations_count_as_1200_at_most():
     torch.testing.assert_close(
         layer(x)[:, :3], torch.tensor([[1200.0, 1200.0, 600.0], [1000.0, 500.0, 0.0]]), rtol=0.04, atol=0
     )
+
+
+def test_a_device_that_multiplies_float8_computes_the_same(monkeypatch: pytest.MonkeyPatch):
+    generator = torch.Generator().manual_seed(0)
+    layer = Float8Linear.rounded(torch.randn(48, 64, generator=generator))
+    x = torch.randn(9, 64, generator=generator).bfloat16()
+    x[2], x[3, 5] = 0, float("nan")
+    plain = layer(x)
+    # torch's product in float8 runs on a CPU too, though not fast.
+    monkeypatch.setattr("puna.model.float8.multiplies_float8", lambda device: True)
+    torch.testing.assert_close(
+        layer(x), plain, rtol=0.01, atol=0.01 * plain.nan_to_num().abs().max().item(), equal_nan=True
+    )

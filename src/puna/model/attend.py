@@ -1,7 +1,7 @@
 """Lengths of packed documents -> an `attend` function: causal, within each document. The engine has its own.
 
 Shapes: T tokens, H query heads, K key/value heads, G query heads of one key/value head, E head width, Q and S the query
-and key tokens of one block; behind a prefix S counts all positions so far.
+and key tokens of one block; behind a prefix S counts all positions so far; B sequences that lie side by side.
 """
 
 from collections.abc import Sequence
@@ -69,6 +69,17 @@ def attend_behind_prefix(q_THE: torch.Tensor, k_KSE: torch.Tensor, v_KSE: torch.
         k_KGSE, v_KGSE = (x[:, None, :end].expand(-1, q_KGQE.shape[1], -1, -1) for x in (k_KSE, v_KSE))
         blocks.append(F.scaled_dot_product_attention(q_KGQE, k_KGSE, v_KGSE, attn_mask=mask_QS[step - size :, -end:]))
     return torch.cat(blocks, dim=2).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def attend_singly(
+    q_BHE: torch.Tensor, k_BSKE: torch.Tensor, v_BSKE: torch.Tensor, mask_BS: torch.Tensor
+) -> torch.Tensor:
+    """Attend from one token of each of B sequences; the mask is added to the scores."""
+    # The query heads of a key head stand where the query positions would: nothing is repeated.
+    q_BKGE = q_BHE.unflatten(1, (k_BSKE.shape[2], -1))
+    k_BKSE, v_BKSE = k_BSKE.transpose(1, 2), v_BSKE.transpose(1, 2)
+    out_BKGE = F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE, attn_mask=mask_BS[:, None, None])
+    return out_BKGE.flatten(1, 2)
 
 
 def attend_in_blocks(q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:

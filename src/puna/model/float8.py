@@ -1,7 +1,8 @@
 """A float8 weight with a scale a row -> a linear layer that rounds its activations to float8 too, by a scale a token.
 
 As Meta does it (The Llama 3 Herd of Models, arXiv 2407.21783, section 6.2, and the reference loader): the greatest
-activation of a token counts as 1200 at most. Computes with the exact products of the rounded numbers, without a kernel.
+activation of a token counts as 1200 at most. Computes with the exact products of the rounded numbers: in float8 where
+a GPU can (Ada, Hopper and newer) and activations are bfloat16, elsewhere in the activations' dtype.
 """
 
 import torch
@@ -12,6 +13,8 @@ from puna.model.scheme import FP8
 
 MAX_FLOAT8 = 448.0
 MAX_ACTIVATION = 1200.0
+# What widths are multiples of where a GPU multiplies.
+TILE = 16
 
 
 class Float8Linear(nn.Module):
@@ -45,11 +48,24 @@ class Float8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = x.detach().abs().amax(-1, keepdim=True).float().clamp(max=MAX_ACTIVATION) / MAX_FLOAT8
         scale = scale.masked_fill(scale == 0, 1.0)
+        rounded, weight_scale = _round(x / scale), self.weight_scale.float()
+        if x.dtype == torch.bfloat16 and self._has_whole_tiles and multiplies_float8(x.device):
+            return torch.ops.aten._scaled_mm(rounded, self.weight.t(), scale, weight_scale.t(), out_dtype=x.dtype)
         # float8 is exact in every wider dtype, so both scales can wait until after the product.
         # NOTE: sums of unscaled values are beyond what float16 holds.
         wide = torch.float32 if x.dtype == torch.float16 else x.dtype
-        product = F.linear(_round(x / scale).to(wide), self.weight.to(wide))
-        return (product * scale * self.weight_scale.flatten().float()).to(x.dtype)
+        product = F.linear(rounded.to(wide), self.weight.to(wide))
+        return (product * scale * weight_scale.flatten()).to(x.dtype)
+
+    @property
+    def _has_whole_tiles(self) -> bool:
+        return self.in_dim % TILE == 0 and self.out_dim % TILE == 0
+
+
+@torch.compiler.assume_constant_result
+def multiplies_float8(device: torch.device) -> bool:
+    """Whether a device multiplies float8 numbers itself."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _round(x: torch.Tensor) -> torch.Tensor:

@@ -131,6 +131,13 @@ class Llama(nn.Module):
     def device(self) -> torch.device:
         return self.norm.weight.device
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Llama":
+        """Let the frequencies follow the weights to their device (what `.to` and its like call), in float32."""
+        super()._apply(fn, recurse)
+        if self.device.type != "meta":
+            self.frequencies = self.frequencies.to(self.device)
+        return self
+
     def forward(
         self,
         tokens_T: torch.Tensor,

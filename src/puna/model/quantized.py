@@ -131,9 +131,10 @@ def _is_packed_faster(x: torch.Tensor) -> bool:
 
     NOTE: that product has no backward pass, and reads beyond the weight (a crash) unless its width is a multiple of 16.
     """
-    is_narrow = x.dim() == 2 and x.shape[0] <= MAX_PACKED_ROWS and x.shape[1] % 64 == 0
-    needs_grad = x.requires_grad and torch.is_grad_enabled()
-    return is_narrow and not needs_grad and x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    # The device first: what is compiled for another one shall not depend on the number of rows.
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16 or (x.requires_grad and torch.is_grad_enabled()):
+        return False
+    return x.dim() == 2 and x.shape[0] <= MAX_PACKED_ROWS and x.shape[1] % 64 == 0
 
 
 def pack_weight(values_OI: torch.Tensor, scale_OG: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ class TorchPages:
         self, config: LlamaConfig, num_pages: int, *, dtype: torch.dtype, device: torch.device, is_int8: bool = False
     ):
         shape = (num_pages * PAGE_LEN, config.num_kv_heads, config.head_dim)
-        self.dtype, self.device = dtype, device
+        self.num_pages, self.dtype, self.device = num_pages, dtype, device
         self._memory = _zeros(shape, torch.int8 if is_int8 else dtype, device)
         self._scales = _zeros((*shape[:2], 1), torch.float32, device) if is_int8 else None
 

@@ -9,29 +9,37 @@ from functools import partial
 from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from puna.engine.runners.decode_step import DecodeStep
 from puna.engine.runners.torch_pages import TorchPages
 from puna.kernels.native import PAGE_LEN, Span
-from puna.model.attend import attend_behind_prefix, attend_causally
+from puna.model.attend import attend_behind_prefix, attend_causally, attend_singly
 from puna.model.llama import Llama
 from puna.model.lora import Lora, LowRank
 
 
 class TorchRunner:
-    """Runs the model as it is, in `dtype`, where its weights are."""
+    """Runs the model as it is, in `dtype`, where its weights are.
+
+    On a CUDA device, where each kernel costs time to launch, steps of single tokens without adapters go through a
+    DecodeStep.
+    """
 
     def __init__(self, model: Llama, *, num_pages: int, dtype: torch.dtype, is_int8_cache: bool = False):
         self.config, self._model, self.dtype = model.config, model, dtype
         self._device = model.device
+        # The last page is nobody's.
         self._keys, self._values = (
             [
-                TorchPages(self.config, num_pages, dtype=dtype, device=self._device, is_int8=is_int8_cache)
+                TorchPages(self.config, num_pages + 1, dtype=dtype, device=self._device, is_int8=is_int8_cache)
                 for _ in range(self.config.num_layers)
             ]
             for _ in range(2)
         )
+        self.decode_step: DecodeStep | None = None
+        if self._device.type == "cuda":
+            self.decode_step = DecodeStep(model, self._keys, self._values, dtype=dtype, backend="inductor")
 
     def prepare(self, lora: Lora) -> Lora:
         """Put an adapter where the model is."""
@@ -43,21 +51,26 @@ class TorchRunner:
 
     def forward(self, tokens: Sequence[int], spans: Sequence[Span], rows: Sequence[int]) -> torch.Tensor:
         """Run the spans' tokens; as Runner says."""
+        if self.decode_step and all(span.num_tokens == 1 and span.adapter is None for span in spans):
+            hidden_TD = self.decode_step(tokens, spans)
+        else:
+            hidden_TD = self._run(tokens, spans)
+        if len(rows) == len(tokens):
+            return hidden_TD
+        return hidden_TD[torch.tensor(rows, dtype=torch.long, device=self._device)]
+
+    def _run(self, tokens: Sequence[int], spans: Sequence[Span]) -> torch.Tensor:
+        """Return hidden_TD of all tokens."""
         ranges = [range(span.start, span.start + span.num_tokens) for span in spans]
         positions = [position for each in ranges for position in each]
         places = [_at(span.table, position) for span, each in zip(spans, ranges, strict=True) for position in each]
         with _adapting(self._model, spans):
-            hidden_TD = self._model(
+            return self._model(
                 torch.tensor(tokens, device=self._device),
                 torch.tensor(positions, device=self._device),
                 _PagedAttention(self._keys, self._values, spans, places),
                 dtype=self.dtype,
             )
-        return (
-            hidden_TD
-            if len(rows) == len(tokens)
-            else hidden_TD[torch.tensor(rows, dtype=torch.long, device=self._device)]
-        )
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """Return float32 logits_NV."""
@@ -117,7 +130,7 @@ class _PagedAttention:
             self._single_places_BS = places_BPS.flatten(1)[:, :longest]
             hidden_BS = torch.arange(longest, device=device) >= lengths_B[:, None]
             mask_BS = torch.zeros(hidden_BS.shape, dtype=keys[0].dtype, device=device)
-            self._mask_B11S = mask_BS.masked_fill(hidden_BS, float("-inf"))[:, None, None]
+            self._mask_BS = mask_BS.masked_fill(hidden_BS, float("-inf"))
 
     def __call__(self, layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
         keys, values = self._keys[layer], self._values[layer]
@@ -131,11 +144,9 @@ class _PagedAttention:
                 k_KSE, v_KSE = keys.read(places).transpose(0, 1), values.read(places).transpose(0, 1)
                 out_THE[rows] = attend_behind_prefix(q_THE[rows], k_KSE, v_KSE)
         if len(self._single_rows_B):
-            k_BKSE, v_BKSE = (pages.read(self._single_places_BS).transpose(1, 2) for pages in (keys, values))
-            # The query heads of a key head stand where the query positions would: nothing is repeated.
-            q_BKGE = q_THE[self._single_rows_B].unflatten(1, (k_BKSE.shape[1], -1))
-            out_BKGE = F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE, attn_mask=self._mask_B11S)
-            out_THE[self._single_rows_B] = out_BKGE.flatten(1, 2)
+            k_BSKE, v_BSKE = (pages.read(self._single_places_BS) for pages in (keys, values))
+            q_BHE = q_THE[self._single_rows_B]
+            out_THE[self._single_rows_B] = attend_singly(q_BHE, k_BSKE, v_BSKE, self._mask_BS)
         return out_THE
 
 

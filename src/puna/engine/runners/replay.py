@@ -1,0 +1,89 @@
+"""A function of one tensor of integers -> the same, compiled by torch, and recorded as CUDA graphs.
+
+What can't be compiled or recorded is called as it is, more slowly, and the log says why. Knows no networks.
+
+Shapes: B rows, X integers of each, D width of the result.
+"""
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+log = logging.getLogger(__name__)
+
+# Calls before one is recorded, in which torch compiles and libraries take their memory.
+WARM_UPS = 2
+
+Compute = Callable[[torch.Tensor], torch.Tensor]
+
+
+def compiled(compute: Compute, backend: str) -> Compute:
+    """Return the function compiled by one of torch.compile's backends: one program for one row, and one for more."""
+    # Imported here: it takes longer than all of torch.
+    from torch._dynamo import maybe_mark_dynamic
+    from torch._dynamo.exc import TorchDynamoException
+
+    chosen = torch.compile(compute, fullgraph=True, backend=backend)
+
+    def run(inputs_BX: torch.Tensor) -> torch.Tensor:
+        nonlocal chosen
+        # NOTE: else each size would be compiled, and thirty layers take a minute.
+        maybe_mark_dynamic(inputs_BX, (0, 1))
+        try:
+            return chosen(inputs_BX)
+        except TorchDynamoException as error:
+            log.warning("torch can't compile the network: %s", error)
+            chosen = compute
+            return compute(inputs_BX)
+
+    return run
+
+
+class Recorded:
+    """The function on a CUDA device, recorded once for each shape of its inputs, which come from the CPU."""
+
+    def __init__(self, compute: Compute, device: torch.device):
+        self._compute, self._device = compute, device
+        self._graphs: dict[tuple[int, ...], _Graph] | None = {}
+        # All share their memory: none runs beside another, and each result is copied at once.
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @property
+    def num_graphs(self) -> int:
+        return len(self._graphs or ())
+
+    def __call__(self, inputs_BX: torch.Tensor) -> torch.Tensor:
+        """Return result_BD."""
+        if self._graphs is None:
+            return self._compute(inputs_BX.to(self._device))
+        shape = tuple(inputs_BX.shape)
+        try:
+            if shape not in self._graphs:
+                self._graphs[shape] = _Graph(self._compute, inputs_BX.to(self._device), self._pool)
+            return self._graphs[shape].replay(inputs_BX)
+        except RuntimeError as error:
+            log.warning("the device can't record the network's step: %s", error)
+            self._graphs = None
+            return self._compute(inputs_BX.to(self._device))
+
+
+class _Graph:
+    """One shape's kernels, and the memory that they read and write."""
+
+    def __init__(self, compute: Compute, inputs_BX: torch.Tensor, pool: torch.cuda._POOL_HANDLE):
+        self._inputs_BX, self._graph = inputs_BX, torch.cuda.CUDAGraph()
+        with torch.cuda.device(inputs_BX.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    compute(inputs_BX)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                self._result_BD = compute(inputs_BX)
+
+    def replay(self, inputs_BX: torch.Tensor) -> torch.Tensor:
+        self._inputs_BX.copy_(inputs_BX)
+        self._graph.replay()
+        return self._result_BD.clone()

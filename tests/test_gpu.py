@@ -1,0 +1,112 @@
+"""The engine on a CUDA device: what a CPU computes. Run them with `pytest -m gpu` on a machine that has one."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import test_engine
+import torch
+from test_decode_step import SCHEMES, quantized_model
+
+from puna.engine.engine import Engine
+from puna.engine.runners.replay import Recorded
+from puna.engine.runners.torch_runner import TorchRunner
+from puna.engine.sampler import SamplingParams
+from puna.model import float8
+from puna.model.config import LlamaConfig
+from puna.model.float8 import Float8Linear
+from puna.model.llama import Llama
+from puna.model.quantized import round_linears
+from puna.model.scheme import FP8, Scheme
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+PARAMS = SamplingParams(max_tokens=40, temperature=0)
+
+
+def sample(engine: Engine, prompts: Sequence[list[int]] = test_engine.PROMPTS) -> list[list[int]]:
+    ids = [engine.submit(prompt, PARAMS) for prompt in prompts]
+    chunks = test_engine.drain(engine)
+    assert not any(chunks[request][-1].error for request in ids)
+    return [[token for chunk in chunks[request] for token in chunk.ids] for request in ids]
+
+
+def new_engine(model: Llama, **options) -> Engine:
+    return Engine(model, test_engine.tiny_tokenizer(), **options)
+
+
+def recorded(engine: Engine) -> Recorded:
+    assert isinstance(engine.runner, TorchRunner) and engine.runner.decode_step
+    assert isinstance(engine.runner.decode_step.run, Recorded)
+    return engine.runner.decode_step.run
+
+
+# Not float8: where activations are rounded, a last bit can turn a token.
+@pytest.mark.parametrize("scheme", SCHEMES[:3], ids=["float", "int8", "int4"])
+def test_greedy_tokens_are_those_of_the_cpu(scheme: Scheme | None, caplog: pytest.LogCaptureFixture):
+    options = {"dtype": torch.float32}
+    there = sample(new_engine(quantized_model(scheme), **options))
+    engine = new_engine(quantized_model(scheme).cuda(), **options)
+    assert sample(engine) == there
+    # Nothing was given up: no warning, and each shape has its graph.
+    assert not [record for record in caplog.records if record.name.startswith("puna")]
+    assert recorded(engine).num_graphs >= 1
+
+
+def test_a_graph_serves_again_and_whoever_comes(caplog: pytest.LogCaptureFixture):
+    engine = new_engine(quantized_model(None).cuda(), dtype=torch.float32)
+    alone = [sample(engine, [prompt])[0] for prompt in test_engine.PROMPTS]
+    num_graphs = recorded(engine).num_graphs
+    assert [sample(engine, [prompt])[0] for prompt in test_engine.PROMPTS] == alone
+    assert recorded(engine).num_graphs == num_graphs
+    for seed in range(3):
+        order = random.Random(seed).sample(range(len(alone)), len(alone))
+        assert sample(engine, [test_engine.PROMPTS[at] for at in order]) == [alone[at] for at in order]
+    assert not [record for record in caplog.records if record.name.startswith("puna")]
+
+
+def wide_model() -> Llama:
+    config = LlamaConfig(
+        dim=512,
+        hidden_dim=1024,
+        head_dim=64,
+        num_layers=2,
+        num_heads=8,
+        num_kv_heads=2,
+        vocab_size=530,
+        max_context=512,
+    )
+    model = Llama(config)
+    model.initialize(0)
+    return model
+
+
+@pytest.mark.parametrize("scheme", [None, FP8], ids=["bf16", "fp8"])
+def test_a_step_in_bfloat16_is_near_that_of_the_cpu(scheme: Scheme | None):
+    models = wide_model(), wide_model().cuda()
+    scores = []
+    for model in models:
+        if scheme:
+            round_linears(model, scheme)
+        engine = new_engine(model.to(torch.bfloat16) if not scheme else model, dtype=torch.bfloat16)
+        params = SamplingParams(max_tokens=0, echo_logprobs=True, logprobs=0)
+        request = engine.submit(test_engine.new_prompt(200), params)
+        (chunk,) = test_engine.drain(engine)[request]
+        scores.append(torch.tensor([entry.logprob for entry in chunk.prompt_logprobs[1:]]))
+    torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=0.05)
+
+
+def test_float8_products_are_those_of_the_rounded_numbers(monkeypatch: pytest.MonkeyPatch):
+    if not float8.multiplies_float8(torch.device("cuda")):
+        pytest.skip("a device without float8")
+    generator = torch.Generator().manual_seed(0)
+    layer = Float8Linear.rounded(torch.randn(192, 512, generator=generator)).cuda()
+    for num_tokens in (1, 2, 7, 16, 33, 300):
+        x = torch.randn(num_tokens, 512, generator=generator).bfloat16().cuda()
+        fast = layer(x)
+        with monkeypatch.context() as patch:
+            patch.setattr("puna.model.float8.multiplies_float8", lambda device: False)
+            plain = layer(x)
+        torch.testing.assert_close(fast, plain, rtol=0.02, atol=0.01 * plain.abs().max().item())
