@@ -161,6 +161,7 @@ def main() -> None:
         prepare(told.folder, "teacher", told.teacher, SIZES["1b"], told.form),
         prepare(told.folder, "student", told.student, STUDENT_SIZE, told.form),
     )
+    torch.set_num_threads(1)  # Idle threads of torch's would spin beside the kernels'.
     share = decoded_bytes(paths[1]) / decoded_bytes(paths[0])
     teacher, student = (Checkpoint.open(path) for path in paths)
     tokenizer, options = teacher.tokenizer(), EngineOptions(max_batch=1)

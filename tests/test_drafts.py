@@ -85,6 +85,41 @@ def test_guesses_that_are_sometimes_wrong_change_no_token_when_pages_run_out():
     assert not engine._drafter.right, "every request was forgotten"
 
 
+class CountedGuesser(Guesser):
+    """Guess always wrong, and count how often one is asked."""
+
+    num_asked = 0
+
+    def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[list[int]]:
+        self.num_asked += sum(limit > 0 for limit in limits)
+        return [[7] * limit for limit in limits]
+
+
+def test_who_is_always_wrong_is_seldom_asked():
+    params = [SamplingParams(max_tokens=100)]
+    plain, _ = run(Engine(tiny_model(), tiny_tokenizer()), PROMPTS[:1], params)
+    assert 7 not in plain[0]
+    engine = Engine(tiny_model(), tiny_tokenizer())
+    engine._drafter = guesser = CountedGuesser(dict(plain))
+    assert run(engine, PROMPTS[:1], params)[0] == plain
+    assert 5 < guesser.num_asked < 20, "of 99 steps"
+
+
+def test_who_is_sure_guesses_further():
+    def sure_model(scale: float) -> Llama:
+        model = tiny_model()
+        with torch.no_grad():
+            model.norm.weight.mul_(scale)
+        return model
+
+    steps = {}
+    for scale in (1.0, 1000.0):
+        engine = Engine(sure_model(scale), tiny_tokenizer(), draft=sure_model(scale))
+        _, steps[scale] = run(engine, PROMPTS[:1], [SamplingParams(max_tokens=60)])
+    # One guess a step and twelve, all of them right.
+    assert 28 <= steps[1.0] <= 32 and steps[1000.0] < 10
+
+
 def test_what_was_said_before_is_guessed_again():
     request = Request(0, [1, 2, 3, 4, 5, 6, 7, 1, 2, 3], SamplingParams(), None)  # type: ignore[arg-type]
     lookup = PromptLookup()
