@@ -10,6 +10,7 @@
 #include "attention.h"
 #include "lora.h"
 #include "matmul.h"
+#include "pack.h"
 #include "team.h"
 
 using namespace puna;
