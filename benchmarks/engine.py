@@ -175,6 +175,7 @@ def compare(told: argparse.Namespace, kind: str) -> Iterator[str]:
     """Run one kind's contestants and yield its part of the report."""
     threads, limits = cpu_limit(), Hardware(cpu_limit())
     named = [each for each in KINDS[kind] if each[0] == "puna" or (each[0] in told.peers and _is_installed(each[0]))]
+    named = [(program, form) for program, form in named if f"{program} {form}" not in told.without]
     # Before anything else has mapped the files: what is mapped stays in the page cache.
     ready = [ready_sentence(prepare(told.folder, told.size, named[0][1]), 3)] if "ready" in told.own else []
     contestants = [start(told.folder, told.size, program, form, threads) for program, form in named]
@@ -224,6 +225,7 @@ def main() -> None:
     parser.add_argument("--size", default="1b", choices=("1b", "3b", "8b"))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--peers", nargs="*", default=list(MODULES), choices=list(MODULES), help="if installed")
+    parser.add_argument("--without", nargs="*", default=[], help="contestants to leave out, such as 'llama.cpp Q4_K_M'")
     parser.add_argument("--measures", nargs="+", default=list(MEASURES), choices=list(MEASURES))
     parser.add_argument("--own", nargs="+", default=list(OWN), choices=list(OWN), help="of Puna alone")
     parser.add_argument("--no-own", dest="own", action="store_const", const=[])
