@@ -8,15 +8,17 @@ heads, E head width, D model width.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from puna.engine.runners.replay import Recorded, compiled
+from puna.engine.runners.replay import Recorded, compiled, vary
 from puna.engine.runners.torch_pages import TorchPages
 from puna.kernels.native import PAGE_LEN, Span
 from puna.model.attend import attend_singly
-from puna.model.llama import Llama
+from puna.model.llama import Block, Llama
+from puna.model.rope import rope_tables
 
 # What a row of inputs has before its pages: a token and its position.
 NUM_FIXED = 2
@@ -43,9 +45,9 @@ class DecodeStep:
     ):
         self._model, self._keys, self._values, self._dtype = model, keys, values, dtype
         self._device, self._spare_page = model.device, keys[0].num_pages - 1
-        self.run = compiled(self._compute, backend) if backend else self._compute
-        if self._device.type == "cuda":
-            self.run = Recorded(self.run, self._device)
+        # One layer, not all: they share the program, and thirty would take minutes to compile.
+        self._advance, self._is_compiled = compiled(_advance, backend) if backend else _advance, bool(backend)
+        self.run = Recorded(self._compute, self._device) if self._device.type == "cuda" else self._compute
 
     def __call__(self, tokens: Sequence[int], spans: Sequence[Span]) -> torch.Tensor:
         """Return hidden_BD behind each sequence's token."""
@@ -74,22 +76,54 @@ class DecodeStep:
         return torch.from_numpy(inputs_BX)
 
     def _compute(self, inputs_BX: torch.Tensor) -> torch.Tensor:
-        """Write the tokens' keys and values and return hidden_BD; nothing here depends on what the inputs hold."""
-        tokens_B, positions_B, pages_BP = inputs_BX[:, 0], inputs_BX[:, 1].long(), inputs_BX[:, NUM_FIXED:].long()
+        """Do as Llama.forward: write the tokens' keys and values, return hidden_BD. Reads no value of the inputs."""
+        model, batch = self._model, self._batch(inputs_BX[:, 1].long(), inputs_BX[:, NUM_FIXED:].long())
+        x_BD = model.embed_tokens(inputs_BX[:, 0]).to(self._dtype)
+        if self._is_compiled:
+            batch.vary()
+            vary(x_BD, 0)
+        for block, keys, values in zip(model.layers, self._keys, self._values, strict=True):
+            x_BD = self._advance(block, x_BD, batch, keys, values)  # type: ignore[arg-type]
+        return model.norm(x_BD)
+
+    def _batch(self, positions_B: torch.Tensor, pages_BP: torch.Tensor) -> "_Batch":
         page_B = pages_BP.gather(1, positions_B[:, None] // PAGE_LEN)[:, 0]
-        places_B = page_B * PAGE_LEN + positions_B % PAGE_LEN
-        places_BS = (pages_BP[:, :, None] * PAGE_LEN + torch.arange(PAGE_LEN, device=self._device)).flatten(1)
+        slots = torch.arange(PAGE_LEN, device=self._device)
+        places_BS = (pages_BP[:, :, None] * PAGE_LEN + slots).flatten(1)
         is_hidden_BS = torch.arange(places_BS.shape[1], device=self._device) > positions_B[:, None]
         mask_BS = torch.zeros(is_hidden_BS.shape, dtype=self._dtype, device=self._device)
-        mask_BS = mask_BS.masked_fill(is_hidden_BS, -torch.inf)
+        return _Batch(
+            rope_tables(positions_B, self._model.frequencies, self._dtype),
+            page_B * PAGE_LEN + positions_B % PAGE_LEN,
+            places_BS,
+            mask_BS.masked_fill(is_hidden_BS, -torch.inf),
+        )
 
-        def attend(layer: int, q_BHE: torch.Tensor, k_BKE: torch.Tensor, v_BKE: torch.Tensor) -> torch.Tensor:
-            keys, values = self._keys[layer], self._values[layer]
-            keys.write(places_B, k_BKE)
-            values.write(places_B, v_BKE)
-            return attend_singly(q_BHE, keys.read(places_BS), values.read(places_BS), mask_BS)
 
-        return self._model(tokens_B, positions_B, attend, dtype=self._dtype)
+class _Batch(NamedTuple):
+    """What every layer needs to know of the sequences: where each writes, and which places it sees."""
+
+    rope: tuple[torch.Tensor, torch.Tensor]
+    places_B: torch.Tensor
+    places_BS: torch.Tensor
+    mask_BS: torch.Tensor
+
+    def vary(self) -> None:
+        for tensor in (*self.rope, self.places_B):
+            vary(tensor, 0)
+        for tensor in (self.places_BS, self.mask_BS):
+            vary(tensor, 0, 1)
+
+
+def _advance(block: Block, x_BD: torch.Tensor, batch: _Batch, keys: TorchPages, values: TorchPages) -> torch.Tensor:
+    """Take one layer's step with its own keys and values."""
+
+    def attend(_layer: int, q_BHE: torch.Tensor, k_BKE: torch.Tensor, v_BKE: torch.Tensor) -> torch.Tensor:
+        keys.write(batch.places_B, k_BKE)
+        values.write(batch.places_B, v_BKE)
+        return attend_singly(q_BHE, keys.read(batch.places_BS), values.read(batch.places_BS), batch.mask_BS)
+
+    return block(x_BD, batch.rope, 0, attend)
 
 
 def _power_of_two(least: int) -> int:

@@ -1,4 +1,4 @@
-"""A function of one tensor of integers -> the same, compiled by torch, and recorded as CUDA graphs.
+"""A function -> the same, compiled by torch; one of a tensor of integers -> the same, recorded as CUDA graphs.
 
 What can't be compiled or recorded is called as it is, more slowly, and the log says why. Knows no networks.
 
@@ -7,6 +7,7 @@ Shapes: B rows, X integers of each, D width of the result.
 
 import logging
 from collections.abc import Callable
+from typing import ParamSpec
 
 import torch
 
@@ -16,28 +17,33 @@ log = logging.getLogger(__name__)
 WARM_UPS = 2
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
+Arguments = ParamSpec("Arguments")
 
 
-def compiled(compute: Compute, backend: str) -> Compute:
-    """Return the function compiled by one of torch.compile's backends: one program for one row, and one for more."""
+def compiled(function: Callable[Arguments, torch.Tensor], backend: str) -> Callable[Arguments, torch.Tensor]:
+    """Return the function compiled as a whole by one of torch.compile's backends."""
     # Imported here: it takes longer than all of torch.
-    from torch._dynamo import maybe_mark_dynamic
     from torch._dynamo.exc import TorchDynamoException
 
-    chosen = torch.compile(compute, fullgraph=True, backend=backend)
+    chosen = torch.compile(function, fullgraph=True, backend=backend)
 
-    def run(inputs_BX: torch.Tensor) -> torch.Tensor:
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> torch.Tensor:
         nonlocal chosen
-        # NOTE: else each size would be compiled, and thirty layers take a minute.
-        maybe_mark_dynamic(inputs_BX, (0, 1))
         try:
-            return chosen(inputs_BX)
+            return chosen(*args, **kwargs)
         except TorchDynamoException as error:
             log.warning("torch can't compile the network: %s", error)
-            chosen = compute
-            return compute(inputs_BX)
+            chosen = function
+            return function(*args, **kwargs)
 
     return run
+
+
+def vary(tensor: torch.Tensor, *dims: int) -> None:
+    """Tell torch before it compiles that these sizes differ from call to call: one program serves all above 1."""
+    from torch._dynamo import maybe_mark_dynamic
+
+    maybe_mark_dynamic(tensor, dims)
 
 
 class Recorded:
