@@ -283,9 +283,32 @@ def word_level_json() -> str:
     return Encoder(models.WordLevel({"a": 0}, unk_token="a")).to_str()
 
 
+def edited_json(**changes: object) -> bytes:
+    data = json.loads(foreign_json())
+    data["model"] |= changes
+    return json.dumps(data).encode()
+
+
+@pytest.mark.parametrize("form", [list, " ".join])
+def test_merges_of_either_form_with_options_are_read_as_hugging_face_reads_them(tmp_path: Path, form):
+    merges = [form(pair) for pair in json.loads(foreign_json())["model"]["merges"]]
+    (tmp_path / "tokenizer.json").write_bytes(edited_json(merges=merges, unk_token="a", ignore_merges=True))
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in ("<s>", "</s>", "[CALL]"):
+        del data["model"]["vocab"][token]
+    theirs = Encoder.from_str(json.dumps(data | {"added_tokens": []}))
+    assert json.loads(Tokenizer.load(tmp_path)._encoder.to_str()) == json.loads(theirs.to_str())
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("tokenizer.json", edited_json(merges=[["a"]]), "cannot be used"),
+        ("tokenizer.json", edited_json(merges=[["a", "b", "c"]]), "cannot be used"),
+        ("tokenizer.json", edited_json(merges=[["no such", "token"]]), "cannot be used.*no such"),
+        ("tokenizer.json", edited_json(merges=None), "cannot be used"),
+        ("tokenizer.json", edited_json(dropout=2), "cannot be used.*ropout"),
+        ("tokenizer.json", edited_json(continuing_subword_prefix="#####"), "has a continuing_subword_prefix"),
         ("tokenizer.json", b'{"version": "1.0", "truncat', "not a complete tokenizer.json.*cut short"),
         ("tokenizer.json", b"[]", "not a complete tokenizer.json"),
         ("tokenizer.json", word_level_json().encode(), "WordLevel.*byte-level BPE"),

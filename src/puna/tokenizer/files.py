@@ -22,6 +22,7 @@ SPLIT_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 NUM_LLAMA3_RANKS = 128_000
+OPTIONS = ("dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges")  # of a BPE
 
 
 def _special_texts() -> tuple[str, ...]:
@@ -132,6 +133,9 @@ def _read_json(content: bytes, path: Path) -> TokenizerParts:
             hint="Copy the file again if it was cut short",
         ) from error
     missing = [character for character in BYTE_CHARACTERS if character not in vocab]
+    affixes = [name for name in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(name)]
+    if kind == "BPE" and affixes:  # NOTE: the library panics at some, which is no exception that one can catch.
+        raise TokenizerError(f"{path} has a {affixes[0]}", expected="a byte-level BPE, as Llama 3 has")
     if kind != "BPE" or missing:
         raise TokenizerError(
             f"{path} holds a {kind} model" + (f" without {len(missing)} of the 256 bytes" if missing else ""),
@@ -142,10 +146,21 @@ def _read_json(content: bytes, path: Path) -> TokenizerParts:
     data |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     model["vocab"] = {token: index for token, index in vocab.items() if token not in specials}
     try:
-        encoder = tokenizers.Tokenizer.from_str(json.dumps(data))
+        return TokenizerParts(_parse(data), specials)
     except Exception as error:  # The library raises nothing narrower.
         raise TokenizerError(f"{path} cannot be used ({error})", expected="a byte-level BPE") from error
-    return TokenizerParts(encoder, specials)
+
+
+def _parse(data: dict[str, Any]) -> tokenizers.Tokenizer:
+    """Let the library read what is no table as JSON, and hand it the two tables as they are, in half the time."""
+    vocab, merges = data["model"]["vocab"], data["model"].get("merges")
+    if not isinstance(merges, list) or not all(isinstance(pair, list) for pair in merges):
+        return tokenizers.Tokenizer.from_str(json.dumps(data))  # Older files have texts.
+    encoder = tokenizers.Tokenizer.from_str(json.dumps(data | {"model": data["model"] | {"vocab": {}, "merges": []}}))
+    options = {name: getattr(encoder.model, name) for name in OPTIONS}
+    told = {name: value for name, value in options.items() if value is not None}
+    encoder.model = models.BPE(vocab=vocab, merges=[tuple(pair) for pair in merges], **told)
+    return encoder
 
 
 def write_tokenizer(parts: TokenizerParts, directory: Path) -> None:
