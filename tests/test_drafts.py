@@ -107,7 +107,7 @@ def test_who_is_always_wrong_is_seldom_asked():
 
 def test_who_is_sure_guesses_further():
     def sure_model(scale: float) -> Llama:
-        model = tiny_model()
+        model = tiny_model.__wrapped__()  # A model of its own: the other tests have one in common.
         with torch.no_grad():
             model.norm.weight.mul_(scale)
         return model
