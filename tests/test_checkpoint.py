@@ -151,6 +151,24 @@ def test_files_are_read_ahead_only_where_the_memory_has_room(
     assert read == (sorted(tmp_path.glob("*.safetensors")) if is_read else [])
 
 
+@pytest.mark.parametrize("num_spaces", [1, 2, 4])
+def test_a_foreign_file_whose_tensors_lie_anywhere_is_read(tmp_path: Path, num_spaces: int):
+    model = save(tmp_path)
+    content = (tmp_path / WEIGHTS).read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end] + b" " * num_spaces
+    (tmp_path / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
+    assert torch.equal(logits_of(Checkpoint.open(tmp_path).load()), logits_of(model))
+
+
+def test_a_file_that_is_cut_after_it_was_opened_is_refused(tmp_path: Path):
+    save(tmp_path)
+    checkpoint = Checkpoint.open(tmp_path)
+    os.truncate(tmp_path / WEIGHTS, (tmp_path / WEIGHTS).stat().st_size - 1)
+    with pytest.raises(CheckpointError, match="the file changed"):
+        checkpoint.load()
+
+
 @pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what is in its cache")
 @pytest.mark.parametrize("can_send", [True, False])
 def test_files_are_read_into_the_systems_cache(tmp_path: Path, can_send: bool, monkeypatch: pytest.MonkeyPatch):

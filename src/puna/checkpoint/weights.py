@@ -11,7 +11,6 @@ from io import FileIO
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from puna.checkpoint.compressed.config import Quantization
 from puna.checkpoint.layout import StoredTensor
@@ -24,6 +23,15 @@ from puna.model.scheme import Scheme
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOATS = tuple(TORCH_DTYPES)
+STORED_DTYPES = TORCH_DTYPES | {
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "BOOL": torch.bool,
+    **{f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": getattr(torch, f"uint{bits}") for bits in (8, 16, 32, 64)},
+}
 PREFETCH_BYTES = 2**24
 SENT_BYTES = 2**30
 # Tensors of quantized weights that are not read, and why.
@@ -141,18 +149,31 @@ def map_weights(
 def _open_tensors(layout: Mapping[str, StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:
     by_file = sorted(layout.items(), key=lambda item: item[1].file)
     for path, group in itertools.groupby(by_file, key=lambda item: item[1].file):
-        name = ""
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                for name, stored in group:
-                    tensor = file.get_tensor(name)
-                    if tuple(tensor.shape) != stored.shape:
-                        raise RuntimeError("the file changed while it was read")
-                    yield name, tensor
-        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: tensor {name!a}: {error}", expected="a readable safetensors file"
-            ) from error
+            data = _map_data(path)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: {error}", expected="a readable safetensors file") from error
+        for name, stored in group:
+            if stored.end > len(data):
+                raise CheckpointError(f"{path}: tensor {name!a}: the file changed", expected="files that stay")
+            yield name, _view(data[stored.start : stored.end], stored)
+
+
+def _map_data(path: Path) -> torch.Tensor:
+    """Map a safetensors file; return the bytes behind its header.
+
+    The library does it too, but it looks at a byte of each tensor, and the disk reads megabytes around each.
+    """
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)[start:]
+
+
+def _view(data: torch.Tensor, stored: StoredTensor) -> torch.Tensor:
+    dtype = STORED_DTYPES[stored.dtype]
+    # Foreign files need not keep their tensors aligned.
+    aligned = data if data.storage_offset() % dtype.itemsize == 0 else data.clone()
+    return aligned.view(dtype).view(stored.shape)
 
 
 def read_through(paths: Sequence[Path]) -> None:

@@ -60,8 +60,8 @@ class LocalSampler:
         checkpoint = Checkpoint.open(path)
         checkpoint.prefetch()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        tokenizer = checkpoint.tokenizer()  # Takes a while, in which much is read.
         model = checkpoint.load(dtype=options.dtype).to(device)
-        tokenizer = checkpoint.tokenizer()
         guesser = _open_draft(draft, tokenizer, device) if draft else None
         return cls(model, tokenizer, options=options, draft=guesser)
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+from bisect import bisect_right
 from pathlib import Path
 
 import torch
@@ -41,12 +42,10 @@ def _is_of_a_file(start: int, end: int) -> bool:
         mappings = MAPPINGS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return False
-    for line in mappings:
-        addresses, _, _, _, node, *_ = line.split(maxsplit=5)
-        first, last = (int(address, 16) for address in addresses.split("-"))
-        if first <= start and end <= last:
-            return node != "0"
-    return False
+    # In order of their addresses: "7f00-7f80 rw-p 00000000 fe:00 3047426    /path".
+    at = bisect_right(mappings, start, key=lambda line: int(line.partition("-")[0], 16)) - 1
+    addresses, _, _, _, node, *_ = mappings[at].split(maxsplit=5)
+    return end <= int(addresses.partition("-")[2], 16) and node != "0"
 
 
 def _map(size: int) -> mmap.mmap:
