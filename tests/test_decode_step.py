@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from puna.engine.runners import decode_step
+from puna.engine.runners import decode_step, replay
 from puna.engine.runners.decode_step import NUM_FIXED, DecodeStep
 from puna.engine.runners.replay import compiled
 from puna.engine.runners.torch_runner import TorchRunner
@@ -166,7 +166,6 @@ def test_a_step_stays_on_its_device_and_reads_no_values(scheme):
 def test_one_layer_is_compiled_for_all_once_for_one_row_and_once_for_more(scheme, caplog: pytest.LogCaptureFixture):
     from torch._dynamo.utils import counters
 
-    torch.compiler.reset()
     counters.clear()
     with caplog.at_level(logging.WARNING):
         compare_steps(quantized_model(scheme), backend="aot_eager", num_steps=12)
@@ -188,8 +187,22 @@ def test_what_cannot_be_compiled_is_computed_as_it_is(caplog: pytest.LogCaptureF
     def compute(inputs_BX: torch.Tensor) -> torch.Tensor:
         return inputs_BX * 2 if inputs_BX[0, 0] > 2 else inputs_BX * 3
 
-    torch.compiler.reset()
     run = compiled(compute, "eager")
     assert run(torch.tensor([[2, 3]])).tolist() == [[6, 9]]
     assert "torch can't compile the network" in caplog.text
     assert run(torch.tensor([[3, 1]])).tolist() == [[6, 2]]
+
+
+@pytest.mark.tenth
+def test_what_would_take_too_many_programs_is_computed_as_it_is(caplog, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replay, "MAX_PROGRAMS", 2)
+
+    def compute(inputs_BX: torch.Tensor, kind: str) -> torch.Tensor:
+        return inputs_BX * len(kind)
+
+    # Each has a limit of its own.
+    for run in (compiled(compute, "eager"), compiled(compute, "eager")):
+        caplog.clear()
+        for kind in ("a", "bc", "def", "ghij"):
+            assert run(torch.tensor([[3]]), kind).tolist() == [[3 * len(kind)]]
+            assert ("torch can't compile the network" in caplog.text) == (len(kind) >= 3)

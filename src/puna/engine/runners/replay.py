@@ -7,7 +7,7 @@ Shapes: B rows, X integers of each, D width of the result.
 
 import logging
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 
@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 # Calls before one is recorded, in which torch compiles and libraries take their memory.
 WARM_UPS = 2
+# Layers may be quantized differently: two programs for each kind of layer.
+MAX_PROGRAMS = 64
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
 Arguments = ParamSpec("Arguments")
@@ -23,15 +25,17 @@ Arguments = ParamSpec("Arguments")
 def compiled(function: Callable[Arguments, torch.Tensor], backend: str) -> Callable[Arguments, torch.Tensor]:
     """Return the function compiled as a whole by one of torch.compile's backends."""
     # Imported here: it takes longer than all of torch.
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-    chosen = torch.compile(function, fullgraph=True, backend=backend)
+    # NOTE: isolated, or all networks of a process would share the limit.
+    limits: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": MAX_PROGRAMS}
+    chosen = torch.compile(function, fullgraph=True, backend=backend, **limits)
 
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> torch.Tensor:
         nonlocal chosen
         try:
             return chosen(*args, **kwargs)
-        except TorchDynamoException as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             log.warning("torch can't compile the network: %s", error)
             chosen = function
             return function(*args, **kwargs)
