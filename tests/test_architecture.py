@@ -57,7 +57,7 @@ UNREAD = {
 
 @cache
 def sources() -> dict[str, ast.Module]:
-    """Parse every file of the package: {"train/loop.py": tree}."""
+    """Parse every file of the package: {"train/sft.py": tree}."""
     return {path.relative_to(PUNA).as_posix(): ast.parse(path.read_text()) for path in sorted(PUNA.rglob("*.py"))}
 
 

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from puna.chat.conversation import Conversation, Message, ToolCall
-from puna.chat.format import ChatFormat, Encoded
+from puna.chat.format import ChatFormat
 from puna.data.dataset import Dataset
 from puna.data.document import Document
 from puna.data.identifiers import fresh_identifiers
-from puna.data.packing import Batch, Packer, Position
+from puna.data.packing import Batch, Example, Packer, Position
 from puna.data.shards import open_shard, read_rows, write_jsonl, write_parquet
 from puna.errors import ChatError, DataError
 from puna.tokenizer.tokenizer import Tokenizer
-from puna.train.objective import NextToken
+from puna.train.objectives.next_token import NextToken
 
 JSON = st.recursive(
     st.none()
@@ -69,9 +69,9 @@ class Lengths(Dataset):
 def packer_over(lengths: Sequence[int], *, batch_tokens: int, context: int, is_cut: bool, seed: int = 0) -> Packer:
     """Pack examples of which each token says where it comes from: example * 1000 + place."""
 
-    def encode(row: Any, source: random.Random) -> Encoded:
+    def encode(row: Any, source: random.Random) -> Sequence[Example]:
         ids = [row * 1000 + place for place in range(lengths[row] + 1)]
-        return Encoded(ids, [place % 3 > 0 for place in range(len(ids))])
+        return [Example(ids, [place % 3 > 0 for place in range(len(ids))])]
 
     dataset = Lengths(lengths)
     return Packer(dataset, encode, seed=seed, batch_tokens=batch_tokens, context=context, is_cut=is_cut)
@@ -172,9 +172,9 @@ def test_a_batch_ends_with_its_epoch():
 def test_a_long_document_is_encoded_once_not_once_a_piece():
     count = Counter[int]()
 
-    def encode(row: Any, source: random.Random) -> Encoded:
+    def encode(row: Any, source: random.Random) -> Sequence[Example]:
         count[row] += 1
-        return Encoded(list(range(1001)), [True] * 1001)
+        return [Example(range(1001), [True] * 1001)]
 
     packer = Packer(Lengths([1000]), encode, seed=0, batch_tokens=10, context=10, is_cut=True)
     assert len(read_epochs(packer, 1)) == 100 and count == {0: 1}

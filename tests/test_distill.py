@@ -20,7 +20,8 @@ from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.tokenizer.train import train_tokenizer
-from puna.train.distill import Config, Distillation
+from puna.train.distill import Config
+from puna.train.objectives.live_teacher import LiveTeacher
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -37,21 +38,25 @@ def teacher_path(perform_stage: Perform, training: Settings, tmp_path_factory: p
     return path
 
 
-def objective_for(student: Path, teacher: Path, dataset: Path, **settings: Any) -> tuple[Llama, Distillation, Batch]:
+def objective_for(student: Path, teacher: Path, dataset: Path, **settings: Any) -> tuple[Llama, LiveTeacher, Batch]:
     """Open student and teacher, and read the first batch of the dataset."""
     table = {"data": [str(dataset)], "start": str(student), "teacher": str(teacher), "steps": 1, "precision": "float32"}
     config = parse_config(Config, {**table, **settings}, where="distill")
     opened = Checkpoint.open(student)
     chat, model = ChatFormat(opened.tokenizer()), Checkpoint.open(teacher).load()
-    objective = Distillation(chat, config.every_token, config.fresh_identifiers, model, config)
+    told = (config.dtype, config.temperature, config.teacher_weight)
+    objective = LiveTeacher(chat, config.every_token, config.fresh_identifiers, model, *told)
     rows = Dataset([dataset], objective.kinds)
     packer = Packer(rows, objective.encode, seed=0, batch_tokens=600, context=300, is_cut=objective.is_cut)
     return opened.load(), objective, packer.next(Position())[0]
 
 
+def hidden_of(model: Llama, batch: Batch) -> torch.Tensor:
+    return model(batch.tokens_T, batch.positions_T, packed_attend(batch.lengths))
+
+
 def logits_of(model: Llama, batch: Batch) -> torch.Tensor:
-    hidden = model(batch.tokens_T, batch.positions_T, packed_attend(batch.lengths))
-    return model.logits(hidden[batch.trained_T])
+    return model.logits(hidden_of(model, batch)[batch.trained_T])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
@@ -65,7 +70,7 @@ def test_the_loss_is_the_formula(
     assert batch.trained_T.all() == every_token
     with torch.no_grad():
         logits_MV = logits_of(student, batch)
-        losses = objective.losses(logits_MV, batch)
+        losses = objective.losses(student, hidden_of(student, batch), batch)
         teacher_logits_MV = logits_of(objective.teacher, batch)
     divergence = cross_entropy = 0.0
     targets = batch.targets_T[batch.trained_T].tolist()
@@ -81,7 +86,7 @@ def test_the_loss_is_the_formula(
 
 def test_a_student_that_equals_its_teacher_has_no_divergence_and_no_gradient(teacher_path: Path, dataset_path: Path):
     student, objective, batch = objective_for(teacher_path, teacher_path, dataset_path, teacher_weight=1.0)
-    losses = objective.losses(logits_of(student, batch), batch)
+    losses = objective.losses(student, hidden_of(student, batch), batch)
     assert abs(losses["kl_loss"].item()) < 1e-3 and losses["token_loss"].item() > 1
     losses["loss"].backward()
     assert (

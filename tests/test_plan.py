@@ -70,9 +70,10 @@ TRAINS = (
     MEASURED
     + """
 from puna.data.packing import Batch
-from puna.train import loop, pretrain
-from puna.train.objective import NextToken
-from puna.train.state import TrainState
+from puna.train import pretrain
+from puna.train.loop import loop
+from puna.train.objectives.next_token import NextToken
+from puna.train.loop.state import TrainState
 
 def train(model, num_tokens, context):
     ids = torch.randint(0, 8192, (num_tokens + 1,))

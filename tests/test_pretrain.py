@@ -21,10 +21,10 @@ from puna.data.packing import Packer, Position
 from puna.errors import PunaError
 from puna.model.attend import packed_attend
 from puna.tokenizer.tokenizer import Tokenizer
-from puna.train.loop import learning_rate
-from puna.train.objective import NextToken
-from puna.train.plot import plot_losses
-from puna.train.settings import Optim
+from puna.train.loop.optimizer import learning_rate
+from puna.train.loop.plot import plot_losses
+from puna.train.loop.settings import Optim
+from puna.train.objectives.next_token import NextToken
 
 Perform = Callable[..., bool]
 
@@ -214,7 +214,7 @@ def test_packed_examples_have_the_losses_they_have_alone(checkpoint_path: Path, 
         while position.epoch == 0:
             batch, position = packer.next(position)
             hidden = model(batch.tokens_T, batch.positions_T, packed_attend(batch.lengths))
-            total += objective.losses(model.logits(hidden[batch.trained_T]), batch)["loss"].item()
+            total += objective.losses(model, hidden, batch)["loss"].item()
             count += 1
         return count, total
 

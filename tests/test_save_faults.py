@@ -20,7 +20,7 @@ from puna.errors import ArtifactError, PunaError
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.serve.serve import open_served
-from puna.train.state import TrainState, load_state, save_state
+from puna.train.loop.state import TrainState, load_state, save_state
 
 CONFIG = LlamaConfig(
     dim=8,

@@ -31,8 +31,9 @@ from puna.model.attend import attend_causally
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
-from puna.train.loop import starting_model, train
-from puna.train.objective import NextToken
+from puna.train.loop.loop import train
+from puna.train.loop.start import starting_model
+from puna.train.objectives.next_token import NextToken
 from puna.train.sft import Config
 
 PUNA = Path(sys.executable).with_name("puna")
@@ -119,10 +120,11 @@ def test_only_masked_targets_have_a_gradient(checkpoint_path: Path, dataset_path
     objective = NextToken(ChatFormat(checkpoint.tokenizer()), False, False)
     dataset = Dataset([dataset_path], objective.kinds)
     batch, _ = Packer(dataset, objective.encode, seed=0, batch_tokens=300, context=300, is_cut=False).next(Position())
-    logits_TV = torch.randn(len(batch.tokens_T), 560, requires_grad=True)
-    objective.losses(logits_TV[batch.trained_T], batch)["loss"].backward()
-    assert logits_TV.grad is not None
-    has_gradient_T = logits_TV.grad.abs().sum(dim=1) > 0
+    model = checkpoint.load()
+    hidden_TD = torch.randn(len(batch.tokens_T), model.config.dim, requires_grad=True)
+    objective.losses(model, hidden_TD, batch)["loss"].backward()
+    assert hidden_TD.grad is not None
+    has_gradient_T = hidden_TD.grad.abs().sum(dim=1) > 0
     said = objective.chat.encode(dataset_row(dataset, batch)).mask[1:]
     assert has_gradient_T.tolist() == said and 0 < sum(said) < len(said)
 
@@ -320,8 +322,8 @@ class Breaking(NextToken):
     at: dict[int, str]
     seen: list[torch.Tensor]
 
-    def losses(self, logits_MV: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        loss = super().losses(logits_MV, batch)["loss"]
+    def losses(self, model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        loss = super().losses(model, hidden_TD, batch)["loss"]
         self.seen.append(self.model.layers[0].mlp.up_proj.weight.detach().clone())  # pyright: ignore
         match self.at.get(len(self.seen)):
             case "infinite loss":
@@ -329,7 +331,7 @@ class Breaking(NextToken):
             case "nan beside the loss":
                 return {"loss": loss, "other_loss": loss * float("nan")}
             case "nan gradient":
-                loss = loss + (logits_MV.sum() * 0).sqrt()
+                loss = loss + (hidden_TD.sum() * 0).sqrt()
         return {"loss": loss}
 
 

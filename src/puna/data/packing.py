@@ -6,18 +6,40 @@ an example to be cut. A batch ends where its epoch ends, so that none holds an e
 """
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 
-from puna.chat.format import Encoded
 from puna.data.dataset import Dataset
 from puna.errors import ChatError, DataError
 
-# A row and a source of randomness -> ids, and the mask of what is trained.
-Encode = Callable[[object, random.Random], Encoded]
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids, for each whether it is trained, and what else is known of each: columns with a row a token.
+
+    Like the mask, a column's row t is about ids[t] as the token that is to be foreseen.
+    """
+
+    ids: Sequence[int]
+    mask: Sequence[bool]
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def num_read(self) -> int:
+        """How many tokens a network reads of it: the last is only foreseen."""
+        return len(self.ids) - 1
+
+    def piece(self, start: int, num_tokens: int) -> "Example":
+        """Return the part of which tokens start .. start + num_tokens - 1 are read."""
+        part = slice(start, start + num_tokens + 1)
+        return Example(self.ids[part], self.mask[part], {name: rows[part] for name, rows in self.columns.items()})
+
+
+# A row and a source of randomness -> the examples that it is. Several stay together, in one batch and in this order.
+Encode = Callable[[object, random.Random], Sequence[Example]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +63,7 @@ class Batch:
     targets_T: torch.Tensor
     trained_T: torch.Tensor
     lengths: tuple[int, ...]
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def positions_T(self) -> torch.Tensor:
@@ -70,19 +93,19 @@ class Packer:
         self.batch_tokens, self.context, self.is_cut = batch_tokens, context, is_cut
         self.num_too_long = num_too_long
         self._epoch, self._order = -1, dataset.order(seed, 0)
-        self._last: tuple[Position, Encoded] | None = None
+        self._last: tuple[Position, Sequence[Example]] | None = None
 
     def next(self, position: Position) -> tuple[Batch, Position]:
         """Return the batch that begins at `position`, and the position after it.
 
         Examples too long for the context are passed over; DataError if all of them are.
         """
-        pieces: list[Encoded] = []
+        pieces: list[Example] = []
         room, first = self.batch_tokens, position
         while not (pieces and position.is_start_of_epoch):
-            encoded = self._read(replace(position, offset=0))
-            num_left = len(encoded.ids) - 1 - position.offset
-            if num_left > self.context and not self.is_cut:
+            examples = self._read(replace(position, offset=0))
+            assert len(examples) == 1 or not self.is_cut, "what stays together is not cut"
+            if self._is_too_long(examples):
                 self.num_too_long += 1
                 position = self._after(position)
                 if not pieces and position.epoch > first.epoch + 1:
@@ -90,32 +113,37 @@ class Packer:
                         "every conversation is longer than the context", expected=f"at most {self.context} tokens"
                     )
                 continue
-            num_taken = min(num_left, room, self.context)
-            if num_taken == 0 or (num_taken < num_left and not self.is_cut):
+            num_left = sum(example.num_read for example in examples) - position.offset
+            num_taken = min(num_left, room, self.context) if self.is_cut else num_left
+            if num_taken > room or num_taken == 0:
                 break
-            part = slice(position.offset, position.offset + num_taken + 1)
-            pieces.append(Encoded(encoded.ids[part], encoded.mask[part]))
+            pieces += [examples[0].piece(position.offset, num_taken)] if self.is_cut else examples
             room -= num_taken
-            position = replace(position, offset=part.stop - 1) if num_taken < num_left else self._after(position)
+            is_read = num_taken == num_left
+            position = self._after(position) if is_read else replace(position, offset=position.offset + num_taken)
         return _collate(pieces), position
 
     def progress(self, position: Position) -> float:
         """Return how many epochs lie before `position`, in whole and parts."""
         return position.epoch + position.index / len(self.dataset)
 
-    def _read(self, start: Position) -> Encoded:
-        """Encode the example that begins at `start`; the last one is kept, for the next piece of it."""
+    def _is_too_long(self, examples: Sequence[Example]) -> bool:
+        lengths = [example.num_read for example in examples]
+        return not self.is_cut and (max(lengths) > self.context or sum(lengths) > self.batch_tokens)
+
+    def _read(self, start: Position) -> Sequence[Example]:
+        """Encode the row that begins at `start`; the last one is kept, for the next piece of it."""
         if self._last is None or self._last[0] != start:
             if start.epoch != self._epoch:
                 self._epoch, self._order = start.epoch, self.dataset.order(self.seed, start.epoch)
             index = int(self._order[start.index])
             row = self.dataset[index]
             try:
-                encoded = self.encode(row, random.Random(f"{self.seed} {start.epoch} {index}"))
+                examples = self.encode(row, random.Random(f"{self.seed} {start.epoch} {index}"))
             except ChatError as error:
                 given = f"{self.dataset.place(index)}: {error.given}"
                 raise ChatError(given, expected=error.expected, hint=error.hint) from None
-            self._last = start, encoded
+            self._last = start, examples
         return self._last[1]
 
     def _after(self, position: Position) -> Position:
@@ -123,12 +151,13 @@ class Packer:
         return Position(position.epoch + 1) if is_last else Position(position.epoch, position.index + 1)
 
 
-def _collate(pieces: list[Encoded]) -> Batch:
+def _collate(pieces: Sequence[Example]) -> Batch:
     assert pieces, "an empty batch has room for any example"
     ids = [torch.tensor(piece.ids) for piece in pieces]
     return Batch(
         tokens_T=torch.cat([x[:-1] for x in ids]),
         targets_T=torch.cat([x[1:] for x in ids]),
         trained_T=torch.cat([torch.tensor(piece.mask[1:], dtype=torch.bool) for piece in pieces]),
-        lengths=tuple(len(x) - 1 for x in ids),
+        lengths=tuple(piece.num_read for piece in pieces),
+        columns={name: torch.cat([piece.columns[name][1:] for piece in pieces]) for name in pieces[0].columns},
     )

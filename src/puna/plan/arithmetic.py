@@ -18,6 +18,7 @@ WEIGHT_DTYPES = ("float32", "bfloat16", "int8", "fp8", "int4")
 CACHE_BLOCK = 16  # positions of a page of the engine's cache
 # How model/attend.py computes on a CPU: queries in blocks that keep their probabilities, up to a length.
 BLOCK_LEN, MAX_BLOCKED_LEN = 192, 2048
+CHUNK_VALUES = 2**25  # logits that training holds at once
 
 PRICES_AS_OF = "May 2026"
 
@@ -291,8 +292,8 @@ def plan_training(widths: LlamaConfig, training: Training, machine: Machine) -> 
     products = counted.attention + counted.mlp + counted.norms + widths.vocab_size * widths.dim
     rounded = 0 if training.precision == "float32" else 2 * (products if is_full else trained)
     activations = activation_bytes(widths, training, is_cpu=machine.device.is_cpu)
-    # The log-probabilities and, where the backward pass begins, the gradients before and after their softmax.
-    logits = 3 * 4 * training.batch_tokens * widths.vocab_size
+    # Some tokens' log-probabilities and, where their backward pass begins, the gradients before and after the softmax.
+    logits = 3 * 4 * min(training.batch_tokens, max(1, CHUNK_VALUES // widths.vocab_size)) * widths.vocab_size
     forward, gradients = rounded + activations + logits, 4 * trained
     # The gradient of tied embeddings comes in two parts, which stand beside their sum.
     backward = gradients + (8 * counted.embeddings if is_full and widths.tie_embeddings else 0)

@@ -1,16 +1,19 @@
 """Documents and conversations -> a checkpoint that has learned every token of them."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import Field
 
-from puna.chat.format import ChatFormat, Encoded
+from puna.chat.format import ChatFormat
 from puna.data.drills import draw_drill
+from puna.data.packing import Example
 from puna.run import Run
-from puna.train.loop import starting_model, train
-from puna.train.objective import NextToken
-from puna.train.settings import TrainConfig
+from puna.train.loop.loop import train
+from puna.train.loop.settings import TrainConfig
+from puna.train.loop.start import starting_model
+from puna.train.objectives.next_token import NextToken
 
 
 class Config(TrainConfig):
@@ -25,9 +28,11 @@ class Pretraining(NextToken):
 
     drill_share: float
 
-    def draw(self, row: object, source: random.Random) -> Encoded:
-        encoded = self.encode(row, source)
-        return draw_drill(encoded.ids, source) if source.random() < self.drill_share else encoded
+    def draw(self, row: object, source: random.Random) -> Sequence[Example]:
+        (example,) = self.encode(row, source)
+        if source.random() >= self.drill_share:
+            return [example]
+        return [Example(*draw_drill(example.ids, source))]
 
 
 def run(config: Config, run: Run) -> None:

@@ -2,9 +2,10 @@
 
 from puna.chat.format import ChatFormat
 from puna.run import Run
-from puna.train.loop import starting_model, train
-from puna.train.objective import NextToken
-from puna.train.settings import TrainConfig
+from puna.train.loop.loop import train
+from puna.train.loop.settings import TrainConfig
+from puna.train.loop.start import starting_model
+from puna.train.objectives.next_token import NextToken
 
 
 class Config(TrainConfig):

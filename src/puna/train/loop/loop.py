@@ -1,33 +1,33 @@
-"""Config, run and objective -> a trained checkpoint: the one loop behind pretrain, sft and distill.
+"""Config, run and objective -> a trained checkpoint: the one loop behind every way to train.
 
 A killed run goes on from its last state and ends with the same weights as one that was never interrupted. A step whose
 loss or gradient is not finite never reaches the weights.
 
-Shapes: T tokens of a batch, M trained tokens among them, D model width, V vocabulary.
+Shapes: T tokens of a batch, D model width.
 """
 
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.checkpoint.checkpoint import save_checkpoint
 from puna.data.dataset import Dataset
 from puna.data.packing import Batch, Encode, Packer, Position
 from puna.errors import ConfigError, TrainError
 from puna.model.attend import packed_attend
-from puna.model.config import SIZES, LlamaConfig
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
-from puna.train.objective import Objective
-from puna.train.plot import plot_losses
-from puna.train.settings import Optim, TrainConfig
-from puna.train.state import TrainState, load_state, save_state
-from puna.train.stopping import asked_to_stop
+from puna.train.loop.optimizer import learning_rate, make_optimizer
+from puna.train.loop.plot import plot_losses
+from puna.train.loop.settings import TrainConfig
+from puna.train.loop.state import TrainState, load_state, save_state
+from puna.train.loop.stopping import asked_to_stop
+from puna.train.objectives.objective import Objective
 
 SKIPS_THAT_STOP = 3
 VALIDATIONS = 10
@@ -83,35 +83,6 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
     plot_losses(run.read_metrics(), run.output / "loss.png", title=run.stage)
 
 
-def starting_model(config: TrainConfig) -> tuple[Llama, Tokenizer]:
-    """Load the checkpoint to go on from, or initialize a model of the configured size."""
-    if config.start is not None:
-        checkpoint = Checkpoint.open(config.start)
-        if checkpoint.is_quantized:
-            raise ConfigError(f"start = {config.start} is quantized", expected="a checkpoint with float weights")
-        return checkpoint.load(torch.float32), checkpoint.tokenizer()
-    assert config.tokenizer is not None
-    tokenizer = Tokenizer.load(config.tokenizer)
-    model = Llama(_size(config, tokenizer.vocab_size))
-    model.initialize(config.seed)
-    return model, tokenizer
-
-
-def make_optimizer(model: Llama, optim: Optim) -> torch.optim.AdamW:
-    """Build AdamW that decays matrices and leaves norms alone."""
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    norms = [parameter for parameter in model.parameters() if parameter.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": norms, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True)
-
-
-def learning_rate(optim: Optim, step: int, done: float) -> float:
-    """Return the rate of `step` (from 0): linear warm-up by steps, cosine by the share of the run that is done."""
-    warmup = min(1.0, (step + 1) / (optim.warmup_steps + 1))
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    return optim.lr * warmup * (optim.final_lr_share + (1 - optim.final_lr_share) * cosine)
-
-
 def _loop(training: Training) -> None:
     config, run, progress = training.config, training.run, training.progress
     saved, thousandths = time.monotonic(), int(training.done * 1000)
@@ -140,11 +111,11 @@ def _step(training: Training) -> dict[str, float]:
     progress, optimizer = training.progress, training.optimizer
     rate = learning_rate(training.config.optim, progress.step, training.done)
     batches = list(_take(training, training.config.accumulate))
-    num_trained = sum(int(batch.trained_T.sum()) for batch in batches)
+    num_counted = sum(training.objective.num_counted(batch) for batch in batches)
     sums: dict[str, float] = {}
     for batch in batches:
         losses = _losses(training, batch)
-        (losses["loss"] / max(1, num_trained)).backward()
+        (losses["loss"] / max(1, num_counted)).backward()
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.item()
         progress.tokens += len(batch.tokens_T)
@@ -158,7 +129,7 @@ def _step(training: Training) -> dict[str, float]:
         _skip(training)
     optimizer.zero_grad(set_to_none=True)
     progress.step += 1
-    return {name: value / max(1, num_trained) for name, value in sums.items()} | {"gradient_norm": norm}
+    return {name: value / max(1, num_counted) for name, value in sums.items()} | {"gradient_norm": norm}
 
 
 def _take(training: Training, count: int) -> Iterator[Batch]:
@@ -175,7 +146,7 @@ def _take(training: Training, count: int) -> Iterator[Batch]:
 def _losses(training: Training, batch: Batch) -> dict[str, torch.Tensor]:
     attend = packed_attend(batch.lengths)
     hidden_TD = training.model(batch.tokens_T, batch.positions_T, attend, dtype=training.config.dtype)
-    return training.objective.losses(training.model.logits(hidden_TD[batch.trained_T]), batch)
+    return training.objective.losses(training.model, hidden_TD, batch)
 
 
 def _skip(training: Training) -> None:
@@ -200,7 +171,7 @@ def validation_loss(training: Training) -> float:
     for _ in range(MAX_VALIDATION_BATCHES):
         batch, position = packer.next(position)
         total += _losses(training, batch)["loss"].item()
-        count += int(batch.trained_T.sum())
+        count += objective.num_counted(batch)
         if position.epoch:
             break
     return total / max(1, count)
@@ -218,18 +189,3 @@ def _packer(
         is_cut=objective.is_cut,
         num_too_long=num_too_long,
     )
-
-
-def _size(config: TrainConfig, vocab_size: int) -> LlamaConfig:
-    if isinstance(config.size, str):
-        if config.size not in SIZES:
-            raise ConfigError(f"size = '{config.size}'", expected=f"{', '.join(SIZES)}, or a table of widths")
-        return replace(SIZES[config.size], vocab_size=vocab_size)
-    assert config.size is not None
-    widths = config.size.model_dump()
-    head_dim, rest = divmod(config.size.dim, config.size.num_heads)
-    if rest:
-        raise ConfigError(
-            f"size.dim = {config.size.dim}", expected=f"a multiple of num_heads = {config.size.num_heads}"
-        )
-    return LlamaConfig(**widths, head_dim=head_dim, vocab_size=vocab_size, max_context=config.context)

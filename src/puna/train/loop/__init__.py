@@ -1,0 +1,1 @@
+"""The one training loop: settings, state, optimizer, steps."""

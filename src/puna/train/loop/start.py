@@ -1,0 +1,41 @@
+"""Config -> the network that training begins with, and its tokenizer."""
+
+from dataclasses import replace
+
+import torch
+
+from puna.checkpoint.checkpoint import Checkpoint
+from puna.errors import ConfigError
+from puna.model.config import SIZES, LlamaConfig
+from puna.model.llama import Llama
+from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.loop.settings import TrainConfig
+
+
+def starting_model(config: TrainConfig) -> tuple[Llama, Tokenizer]:
+    """Load the checkpoint to go on from, or initialize a model of the configured size."""
+    if config.start is not None:
+        checkpoint = Checkpoint.open(config.start)
+        if checkpoint.is_quantized:
+            raise ConfigError(f"start = {config.start} is quantized", expected="a checkpoint with float weights")
+        return checkpoint.load(torch.float32), checkpoint.tokenizer()
+    assert config.tokenizer is not None
+    tokenizer = Tokenizer.load(config.tokenizer)
+    model = Llama(_size(config, tokenizer.vocab_size))
+    model.initialize(config.seed)
+    return model, tokenizer
+
+
+def _size(config: TrainConfig, vocab_size: int) -> LlamaConfig:
+    if isinstance(config.size, str):
+        if config.size not in SIZES:
+            raise ConfigError(f"size = '{config.size}'", expected=f"{', '.join(SIZES)}, or a table of widths")
+        return replace(SIZES[config.size], vocab_size=vocab_size)
+    assert config.size is not None
+    widths = config.size.model_dump()
+    head_dim, rest = divmod(config.size.dim, config.size.num_heads)
+    if rest:
+        raise ConfigError(
+            f"size.dim = {config.size.dim}", expected=f"a multiple of num_heads = {config.size.num_heads}"
+        )
+    return LlamaConfig(**widths, head_dim=head_dim, vocab_size=vocab_size, max_context=config.context)

@@ -1,0 +1,1 @@
+"""What can be minimized: a file for each way to train."""

@@ -1,0 +1,112 @@
+"""Hidden states -> losses over a vocabulary, without ever holding the logits of a whole batch.
+
+A batch of 4,096 tokens has 2.1 GB of float32 logits over Llama's vocabulary, and as much again for each step of the
+backward pass. Here logits live for some tokens at a time.
+
+Shapes: M trained tokens, C of these at once, D model width, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from puna.model.llama import Embedding, Linear, Llama
+
+# What is known of each trained token: tensors with a row for each.
+Rows = Mapping[str, torch.Tensor]
+# Logits of some trained tokens and their rows -> sums over them, "loss" among them.
+Terms = Callable[[torch.Tensor, Rows], dict[str, torch.Tensor]]
+
+# Logits that are held at once.
+CHUNK_VALUES = 2**25
+
+
+def summed_over_tokens(model: Llama, hidden_MD: torch.Tensor, rows: Rows, terms: Terms) -> dict[str, torch.Tensor]:
+    """Return the sums of `terms` over all trained tokens.
+
+    The gradient of "loss" is computed along with it, chunk by chunk, so nothing is computed twice.
+    """
+    head = _Head.of(model, hidden_MD.dtype)
+    is_differentiated = torch.is_grad_enabled()
+    inputs = (hidden_MD, *head.parameters)
+    gradients = [torch.zeros_like(x) if is_differentiated and x.requires_grad else None for x in inputs]
+    sums: dict[str, torch.Tensor] = {}
+    for part in _chunks(len(hidden_MD), model.config.vocab_size):
+        hidden_CD = hidden_MD[part].detach().requires_grad_(hidden_MD.requires_grad)
+        with torch.set_grad_enabled(is_differentiated):
+            found = terms(head.logits(hidden_CD), {name: row[part] for name, row in rows.items()})
+        if is_differentiated:
+            _add_gradients(found["loss"], (hidden_CD, *head.leaves), gradients, part)
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + value.detach()
+    if is_differentiated:
+        sums["loss"] = _WithGradients.apply(sums["loss"], gradients, *inputs)  # type: ignore[assignment]
+    return sums
+
+
+def token_log_probabilities(model: Llama, hidden_MD: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
+    """Return the float32 log-probability of each target, for losses that are no sums over tokens.
+
+    The backward pass computes the logits a second time.
+    """
+
+    def known(hidden_CD: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+        return -F.cross_entropy(model.logits(hidden_CD), targets_C, reduction="none")
+
+    parts = _chunks(len(hidden_MD), model.config.vocab_size)
+    chunks = [checkpoint(known, hidden_MD[part], targets_M[part], use_reentrant=False) for part in parts]
+    return torch.cat(chunks)  # type: ignore[arg-type]
+
+
+class _Head(NamedTuple):
+    """The product that gives logits: its trained parameters, and the tensors that stand for them in the product."""
+
+    parameters: tuple[torch.Tensor, ...]
+    leaves: tuple[torch.Tensor, ...]
+    logits: Callable[[torch.Tensor], torch.Tensor]
+
+    @classmethod
+    def of(cls, model: Llama, dtype: torch.dtype) -> "_Head":
+        module = model.embed_tokens if model.lm_head is None else model.lm_head
+        if isinstance(module, Linear | Embedding):
+            # Rounded once, not for each chunk.
+            weight_VD = module.weight.detach().to(dtype).requires_grad_(module.weight.requires_grad)
+            return cls((module.weight,), (weight_VD,), lambda hidden_CD: F.linear(hidden_CD, weight_VD).float())
+        parameters = tuple(parameter for parameter in module.parameters() if parameter.requires_grad)
+        return cls(parameters, parameters, model.logits)
+
+
+class _WithGradients(torch.autograd.Function):
+    """A value whose gradients with respect to its inputs are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, gradients: list[torch.Tensor | None], *_: torch.Tensor) -> torch.Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (output,) = outputs
+        gradients, ctx.gradients = ctx.gradients, None
+        return None, None, *(gradient if gradient is None else gradient.mul_(output) for gradient in gradients)
+
+
+def _add_gradients(
+    loss: torch.Tensor, leaves: tuple[torch.Tensor, ...], gradients: list[torch.Tensor | None], part: slice
+) -> None:
+    """Add the gradients of one chunk: the first is about its hidden states, the others about the head."""
+    places = [place for place, gradient in enumerate(gradients) if gradient is not None]
+    found = torch.autograd.grad(loss, [leaves[place] for place in places])
+    for place, gradient in zip(places, found, strict=True):
+        total = gradients[place]
+        assert total is not None
+        (total[part] if place == 0 else total).add_(gradient)
+
+
+def _chunks(num_tokens: int, vocab_size: int) -> list[slice]:
+    """Cut trained tokens into parts; one, which is empty, if there are none."""
+    size = max(1, CHUNK_VALUES // vocab_size)
+    return [slice(start, start + size) for start in range(0, max(1, num_tokens), size)]
