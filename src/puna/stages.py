@@ -49,6 +49,9 @@ STAGES = (
         "Train a student to agree with a teacher",
     ),
     Stage(
+        "prune", "puna.compress.prune", "checkpoint", "checkpoint", "Keep the most needed layers, heads and channels"
+    ),
+    Stage(
         "quantize",
         "puna.compress.quantize",
         "checkpoint",
