@@ -196,13 +196,13 @@ def _entries(path: str, module: AdaptedLinear) -> Iterator[Entry]:
     parts = {DOWN: module.down_RI, UP: module.up_OR, MAGNITUDE: module.magnitude_O}
     for part, tensor in parts.items():
         if tensor is not None:
-            yield Entry(f"{PREFIX}{disk_name(path)}.{part}", tensor.dtype, tuple(tensor.shape), tensor.detach)
+            yield Entry(f"{PREFIX}{_disk_path(path)}.{part}", tensor.dtype, tuple(tensor.shape), tensor.detach)
 
 
 def _render(model: Llama, modules: Mapping[str, AdaptedLinear], base_name: str) -> dict[str, Any]:
-    names = {path: disk_name(path) for path in modules}
+    names = {path: _disk_path(path) for path in modules}
     ranks = {names[path]: module.down_RI.shape[0] for path, module in modules.items()}
-    # Exact where the scale came of these in the first place; `is_rank_stabilized` only names another unit of alpha.
+    # Rounded, since alpha / rank * rank is not always alpha.
     alphas = {names[path]: round(module.alpha, 9) for path, module in modules.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {
@@ -234,6 +234,10 @@ def _target_names(model: Llama, names: list[str]) -> list[str]:
 
 def _module_path(name: str) -> str:
     return name.removeprefix("model.").removesuffix(".weight")
+
+
+def _disk_path(path: str) -> str:
+    return disk_name(f"{path}.weight").removesuffix(".weight")
 
 
 def _require_fit(adapter: Adapter, config: LlamaConfig) -> None:
