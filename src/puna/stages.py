@@ -49,6 +49,13 @@ STAGES = (
         "Train a student to agree with a teacher",
     ),
     Stage(
+        "merge",
+        "puna.compress.merge",
+        "adapter, checkpoint",
+        "checkpoint",
+        "Merge an adapter into its base, with receipts",
+    ),
+    Stage(
         "quantize",
         "puna.compress.quantize",
         "checkpoint",
