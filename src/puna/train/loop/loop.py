@@ -22,6 +22,7 @@ from puna.model.attend import packed_attend
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.loop.counts import TokenCounter
 from puna.train.loop.optimizer import learning_rate, make_optimizer
 from puna.train.loop.plot import plot_losses
 from puna.train.loop.settings import TrainConfig
@@ -45,6 +46,7 @@ class Training:
     optimizer: torch.optim.AdamW
     packer: Packer
     progress: TrainState
+    counter: TokenCounter
 
     @property
     def done(self) -> float:
@@ -66,7 +68,7 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
     optimizer = make_optimizer(model, config.optim)
     progress = load_state(run.directory / "states", model, optimizer, run.log)
     packer = _packer(config, objective, config.data, objective.draw, num_too_long=progress.num_too_long)
-    training = Training(config, run, objective, model, optimizer, packer, progress)
+    training = Training(config, run, objective, model, optimizer, packer, progress, TokenCounter(tokenizer))
     if progress.step:
         run.log(f"going on after step {progress.step}")
     run.rewind_metrics(progress.step)
@@ -129,7 +131,8 @@ def _step(training: Training) -> dict[str, float]:
         _skip(training)
     optimizer.zero_grad(set_to_none=True)
     progress.step += 1
-    return {name: value / max(1, num_counted) for name, value in sums.items()} | {"gradient_norm": norm}
+    means = {name: value / max(1, num_counted) for name, value in sums.items()}
+    return {**means, "gradient_norm": norm, "learning_rate": rate, **training.counter.count(batches)}
 
 
 def _take(training: Training, count: int) -> Iterator[Batch]:
