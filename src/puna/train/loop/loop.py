@@ -16,15 +16,17 @@ import torch
 
 from puna.checkpoint.checkpoint import save_checkpoint
 from puna.data.dataset import Dataset
-from puna.data.packing import Batch, Encode, Packer, Position
+from puna.data.packing import Batch, Encode, Packer
 from puna.errors import ConfigError, TrainError
 from puna.model.attend import packed_attend
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.loop.counts import TokenCounter
+from puna.train.loop.measure import mean_loss
 from puna.train.loop.optimizer import learning_rate, make_optimizer
 from puna.train.loop.plot import plot_losses
+from puna.train.loop.record import close_record, open_record
 from puna.train.loop.settings import TrainConfig
 from puna.train.loop.state import TrainState, load_state, save_state
 from puna.train.loop.stopping import asked_to_stop
@@ -54,7 +56,12 @@ class Training:
         if self.config.steps is not None:
             return self.progress.step / self.config.steps
         assert self.config.epochs is not None
-        return self.packer.progress(self.progress.position) / self.config.epochs
+        return self.epochs / self.config.epochs
+
+    @property
+    def epochs(self) -> float:
+        """How many times the data was read."""
+        return self.packer.progress(self.progress.position)
 
 
 def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tokenizer: Tokenizer) -> None:
@@ -69,19 +76,16 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
     progress = load_state(run.directory / "states", model, optimizer, run.log)
     packer = _packer(config, objective, config.data, objective.draw, num_too_long=progress.num_too_long)
     training = Training(config, run, objective, model, optimizer, packer, progress, TokenCounter(tokenizer))
+    record = open_record(config, run, objective, model, tokenizer, packer.dataset)
     if progress.step:
         run.log(f"going on after step {progress.step}")
     run.rewind_metrics(progress.step)
     _loop(training)
     if progress.num_too_long:
         run.log(f"passed over conversations longer than {config.context} tokens: {progress.num_too_long} times")
-    if progress.step <= config.optim.warmup_steps:
-        run.log(
-            f"the run ended after step {progress.step} of {config.optim.warmup_steps} steps of warm-up, below its "
-            "learning rate: lower optim.warmup_steps, or train longer"
-        )
     model.eval()
     save_checkpoint(run.output, model, tokenizer)
+    close_record(record, config, run, model, tokenizer, num_too_long=progress.num_too_long, epochs=training.epochs)
     plot_losses(run.read_metrics(), run.output / "loss.png", title=run.stage)
 
 
@@ -165,19 +169,11 @@ def _skip(training: Training) -> None:
         )
 
 
-@torch.no_grad()
 def validation_loss(training: Training) -> float:
     """Mean loss over the first batches of the validation data, the same ones every time."""
     config, objective = training.config, training.objective
     packer = _packer(config, objective, config.validation, objective.encode)
-    total, count, position = 0.0, 0, Position()
-    for _ in range(MAX_VALIDATION_BATCHES):
-        batch, position = packer.next(position)
-        total += _losses(training, batch)["loss"].item()
-        count += objective.num_counted(batch)
-        if position.epoch:
-            break
-    return total / max(1, count)
+    return mean_loss(training.model, objective, packer, config.dtype, MAX_VALIDATION_BATCHES)
 
 
 def _packer(

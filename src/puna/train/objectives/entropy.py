@@ -1,6 +1,6 @@
 """Logits -> how sure a model is, for the record of a run: sums over tokens, estimated from every 16th of them.
 
-No gradient flows through it. Every 16th token costs a sixteenth of a softmax and is hundreds of tokens after a few steps.
+No gradient flows through it. Every 16th token costs a sixteenth of a softmax, and is hundreds after a few steps.
 
 Shapes: C trained tokens, S every 16th of them, V vocabulary.
 """
