@@ -11,7 +11,7 @@ LEAST_GAP = math.log(1.2)
 # At the pace of the last quarter it would take more than twice the run again to reach the teacher.
 SLOWEST = 0.1
 MOST_VALIDATION_RISE = 1.03
-# Muennighoff et al. (2023, arXiv 2305.16264): four passes are nearly as good as new text, after sixteen little is gained.
+# Muennighoff et al. (2023, arXiv 2305.16264): four passes are nearly as good as new text, after sixteen little comes.
 MOST_EPOCHS = 16
 MOST_COPIES = 0.1
 # Less than half of a text on which the teacher's words can be laid beside the student's.
