@@ -22,6 +22,7 @@ REASONS: dict[str, str] = {
     "steps-few": "The run ended before the student had learned what it was learning.",
     "warmup-long": "Until the warm-up's end the learning rate is below the one that was chosen.",
     "loss-diverged": "Steps that are too large undo what was learned.",
+    "rate-high": "Steps that are too large throw the weights to and fro: they learn only once the steps get smaller.",
     "loss-stuck": "The weights were moved too little, or in no direction that helps.",
     "loss-jumps": "Single steps that throw the loss up undo part of what was learned.",
     "steps-skipped": "A step without finite numbers is left out; many mean that the run is at the edge of breaking.",

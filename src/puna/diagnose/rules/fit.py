@@ -4,12 +4,15 @@ import math
 
 from puna.diagnose.finding import Finding
 from puna.diagnose.record import Record
-from puna.diagnose.rules.learning import LAST, THIRD_QUARTER, loss_diverged, loss_stuck
+from puna.diagnose.rules.labels import labels_flat
+from puna.diagnose.rules.learning import LAST, THIRD_QUARTER, loss_diverged, loss_stuck, rate_high
 
 # The student needs a fifth more guesses than the teacher.
 LEAST_GAP = math.log(1.2)
 # At the pace of the last quarter it would take more than twice the run again to reach the teacher.
 SLOWEST = 0.1
+# What keeps a student of any size above its teacher.
+OTHER_CAUSES = (loss_diverged, loss_stuck, rate_high, labels_flat)
 MOST_VALIDATION_RISE = 1.03
 # Muennighoff et al. (2023, arXiv 2305.16264): four passes are nearly as good as new text, after sixteen little comes.
 MOST_EPOCHS = 16
@@ -24,7 +27,7 @@ def capacity(record: Record) -> Finding | None:
     if teacher is None or student is None or student - teacher <= LEAST_GAP:
         return None
     fall, _ = record.fall(record.token_loss, THIRD_QUARTER, LAST)
-    if fall > SLOWEST * (student - teacher) or loss_diverged(record) or loss_stuck(record):
+    if fall > SLOWEST * (student - teacher) or any(other(record) for other in OTHER_CAUSES):
         return None
     seen = f"On the training text the student's loss ended at {student:.2f}, the teacher's is {teacher:.2f}; the last "
     seen += f"quarter brought {max(0.0, fall):.2f} of these {student - teacher:.2f}."

@@ -8,17 +8,26 @@ from puna.diagnose.record import Record
 # A standard error from few steps is a guess: three of them before a difference counts.
 ERRORS = 3
 MOST_RISE = 1.2
+# The first batch's loss alone may lie a third below the usual one.
+MOST_EARLY_RISE = 1.5
 LEAST_FALL = 0.01
 MOST_LAST_FALL = 0.1
 MOST_CLIPPED = 0.98
 MOST_NORM = 10
 JUMPS = 3
 LOWER_RATE = "Lower optim.lr to a third, and look again."
+LEAST_ANNEALED = 0.05
+MIDDLE = (0.2, 0.3), (0.7, 0.8)
 FIRST, THIRD_QUARTER, LAST = (0.0, 0.1), (0.65, 0.75), (0.9, 1.0)
 
 
 def loss_diverged(record: Record) -> Finding | None:
-    """The loss at the end is well above the best that it had been."""
+    """The loss rose far above where it began, or is at the end well above the best that it had been."""
+    losses = record.values("loss")
+    highest = float(np.convolve(losses, np.ones(3) / 3, "valid").max()) if len(losses) >= 3 else 0.0
+    if highest > MOST_EARLY_RISE * losses[0]:
+        seen = f"The loss was {losses[0]:.3f} at the first step and rose to {highest:.3f} (three steps on end)."
+        return Finding("loss-diverged", seen, LOWER_RATE)
     tenths = [(tenth / 10, (tenth + 1) / 10) for tenth in range(10)]
     means = [record.mean("loss", *tenth) for tenth in tenths]
     known = [(mean, tenth) for mean, tenth in zip(means, tenths, strict=True) if mean is not None]
@@ -30,6 +39,21 @@ def loss_diverged(record: Record) -> Finding | None:
         return None
     seen = f"The loss was {best:.3f} in the run's best tenth (from {where[0]:.0%} on), {best + fall:.3f} in its last."
     return Finding("loss-diverged", seen, LOWER_RATE)
+
+
+def rate_high(record: Record) -> Finding | None:
+    """The loss stood still while the rate was high, and fell only as the rate did."""
+    optim = record.config.get("optim", {})
+    fall, error = record.fall("loss", MIDDLE[1], LAST)
+    middle, _ = record.fall("loss", *MIDDLE)
+    before = record.mean("loss", *MIDDLE[1])
+    if before is None or optim.get("final_lr_share", 1.0) > 0.5 or fall <= ERRORS * error or fall <= 2 * middle:
+        return None
+    if fall <= LEAST_ANNEALED * before:
+        return None
+    seen = f"From a quarter to three quarters of the run the loss fell by {middle:.3f}, and by {fall:.3f} after that, "
+    seen += f"as the rate went down (lr = {optim.get('lr')})."
+    return Finding("rate-high", seen, LOWER_RATE)
 
 
 def loss_stuck(record: Record) -> Finding | None:
@@ -100,7 +124,7 @@ def steps_few(record: Record) -> Finding | None:
     """The loss was still falling steeply when the run ended."""
     fall, error = record.fall("loss", THIRD_QUARTER, LAST)
     whole, _ = record.fall("loss", FIRST, LAST)
-    if not whole > 0 or fall <= ERRORS * error or fall / whole <= MOST_LAST_FALL:
+    if rate_high(record) or not whole > 0 or fall <= ERRORS * error or fall / whole <= MOST_LAST_FALL:
         return None
     seen = f"The last quarter of the {record.num_steps} steps brought {fall / whole:.0%} of all that the loss fell."
     return Finding("steps-few", seen, "Train longer: twice the steps, and look again.")

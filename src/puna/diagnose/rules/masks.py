@@ -5,7 +5,7 @@ from puna.diagnose.record import Record
 
 # A conversation with a page of 2,000 tokens before an answer of 40 has 2 % of its tokens trained.
 LEAST_TRAINED = 0.01
-# An answer of four words and its end is 20 % formatting; the demo's answers and calls are 6 to 8 %.
+# An answer of four words and its end is 20 % formatting; the demo's answers and calls are 9 %.
 MOST_FORMATTING = 0.8
 MOST_DROPPED = 0.05
 MOST_EMPTY_STEPS = 0.2

@@ -21,6 +21,7 @@ RUN_RULES: tuple[Callable[[Record], Finding | None], ...] = (
     labels.entropy_gap,
     learning.steps_skipped,
     learning.loss_diverged,
+    learning.rate_high,
     learning.loss_jumps,
     learning.loss_stuck,
     learning.gradient_clipped,
