@@ -24,7 +24,7 @@ DIGIT = re.compile(r"\d")
 def gather_facts(objective: Objective, model: Llama, tokenizer: Tokenizer, dataset: Dataset) -> dict[str, Any]:
     """Look at the model, at up to 5,000 rows for copies, and at 64 conversations as they are trained on."""
     return {
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_parameters": model.config.num_parameters,
         "vocab_size": model.config.vocab_size,
         "tokenizer": tokenizer.fingerprint,
         "is_every_token": objective.is_cut,

@@ -7,6 +7,7 @@ Shapes: T tokens of a batch, D model width.
 """
 
 import math
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from puna.model.attend import packed_attend
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.loop.adapter import describe_training, write_adapter
 from puna.train.loop.counts import TokenCounter
 from puna.train.loop.measure import mean_loss
 from puna.train.loop.optimizer import learning_rate, make_optimizer
@@ -70,7 +72,8 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
         raise ConfigError(
             f"context = {config.context}", expected=f"at most {model.config.max_context}, the model's own"
         )
-    torch.manual_seed(config.seed)
+    if config.adapter is not None:
+        run.log(describe_training(model))
     model.train()
     optimizer = make_optimizer(model, config.optim)
     progress = load_state(run.directory / "states", model, optimizer, run.log)
@@ -84,7 +87,10 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
     if progress.num_too_long:
         run.log(f"passed over conversations longer than {config.context} tokens: {progress.num_too_long} times")
     model.eval()
-    save_checkpoint(run.output, model, tokenizer)
+    if config.adapter is None:
+        save_checkpoint(run.output, model, tokenizer)
+    else:
+        write_adapter(config, run, model)
     close_record(record, config, run, model, tokenizer, num_too_long=progress.num_too_long, epochs=training.epochs)
     plot_losses(run.read_metrics(), run.output / "loss.png", title=run.stage)
 
@@ -115,6 +121,8 @@ def _loop(training: Training) -> None:
 def _step(training: Training) -> dict[str, float]:
     """Take one optimizer step and return the mean losses; skip it if anything is not finite."""
     progress, optimizer = training.progress, training.optimizer
+    # What a step draws (dropout) depends on its number alone: a run that goes on draws what one without a break does.
+    torch.manual_seed(random.Random(f"{training.config.seed} {progress.step}").getrandbits(63))
     rate = learning_rate(training.config.optim, progress.step, training.done)
     batches = list(_take(training, training.config.accumulate))
     num_counted = sum(training.objective.num_counted(batch) for batch in batches)

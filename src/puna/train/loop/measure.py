@@ -24,6 +24,7 @@ START_BATCHES = 2
 def mean_loss(model: Llama, objective: Objective, packer: Packer, dtype: torch.dtype, max_batches: int) -> float:
     """Return the mean loss over the first batches of an epoch, or all if there are fewer."""
     total, count, position = 0.0, 0, Position()
+    model.eval()
     for _ in range(max_batches):
         batch, position = packer.next(position)
         hidden_TD = model(batch.tokens_T, batch.positions_T, packed_attend(batch.lengths), dtype=dtype)
@@ -31,6 +32,7 @@ def mean_loss(model: Llama, objective: Objective, packer: Packer, dtype: torch.d
         count += objective.num_counted(batch)
         if position.epoch:
             break
+    model.train()
     return total / max(1, count)
 
 
@@ -46,15 +48,12 @@ def start_data_loss(config: TrainConfig, model: Llama, tokenizer: Tokenizer) -> 
     is_every_token = artifact.read_manifest(config.start).stage == "pretrain"
     objective = NextToken(ChatFormat(tokenizer), is_every_token, False)
     size = {"batch_tokens": config.batch_tokens, "context": config.context}
-    model.eval()
     try:
         dataset = Dataset(sources, objective.kinds)
         packer = Packer(dataset, objective.encode, seed=0, is_cut=objective.is_cut, **size)
         return mean_loss(model, objective, packer, config.dtype, START_BATCHES)
     except PunaError:
         return None  # the run does not need these data: rows that cannot be read any more stop nothing
-    finally:
-        model.train()
 
 
 def _start_data(config: TrainConfig) -> list[Path]:
