@@ -41,10 +41,11 @@ STAGES = (
     Stage("tokenizer", "puna.train.tokenizer", "dataset", "tokenizer", "Train a byte-level BPE tokenizer"),
     Stage("pretrain", "puna.train.pretrain", "dataset", "checkpoint", "Train on every token of the text"),
     Stage("sft", "puna.train.sft", "dataset", "checkpoint", "Train on what the assistant says"),
+    Stage("label", "puna.train.label", "dataset, teacher", "labels", "Keep what a teacher foresees at each token"),
     Stage(
         "distill",
         "puna.train.distill",
-        "dataset, teacher",
+        "labels, or dataset and teacher",
         "checkpoint",
         "Train a student to agree with a teacher",
     ),
