@@ -6,6 +6,7 @@ from pathlib import Path
 from puna.chat.conversation import Conversation, Message
 from puna.chat.format import ChatFormat
 from puna.data.dataset import Dataset
+from puna.data.document import Document
 from puna.tokenizer import Tokenizer
 
 # Read where no data is given: a sentence in each of Llama 3.1's languages, and one dialogue.
@@ -27,7 +28,8 @@ def cut_pieces(paths: Sequence[Path], tokenizer: Tokenizer, *, num_tokens: int, 
     left = num_tokens
     for index in dataset.order(0, 0):
         row = dataset[int(index)]
-        ids = chat.encode(row).ids if isinstance(row, Conversation) else chat.document(row.text)
+        assert isinstance(row, Document | Conversation)
+        ids = chat.document(row.text) if isinstance(row, Document) else chat.encode(row).ids
         for start in range(0, len(ids), longest):
             if left <= 0:
                 return
