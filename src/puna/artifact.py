@@ -57,12 +57,15 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Receipt:
-    """A measured claim about an artifact: `value` against `tolerance` (its most, or its least), and whether it held."""
+    """A measured claim about an artifact: `value` against `tolerance` (its most, or its least), and whether it held.
+
+    Without a tolerance it only tells what was measured, and holds.
+    """
 
     claim: str
     parent: str
     value: float
-    tolerance: float
+    tolerance: float | None
     held: bool
     details: dict[str, Any] = field(default_factory=dict)
     is_least: bool = False
@@ -70,6 +73,8 @@ class Receipt:
     @property
     def limit(self) -> str:
         """The tolerance in words: "at most 0.02"."""
+        if self.tolerance is None:
+            return "measured only"
         return f"at {'least' if self.is_least else 'most'} {self.tolerance:.4g}"
 
     def save(self, directory: Path) -> None:

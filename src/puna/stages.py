@@ -59,6 +59,9 @@ STAGES = (
         "Merge an adapter into its base, with receipts",
     ),
     Stage(
+        "prune", "puna.compress.prune", "checkpoint", "checkpoint", "Keep the most needed layers, heads and channels"
+    ),
+    Stage(
         "quantize",
         "puna.compress.quantize",
         "checkpoint",
