@@ -26,7 +26,7 @@ class StageConfig(BaseModel):
         return dict(_paths("", self))
 
     def requires_receipts(self) -> bool:
-        """Tell whether a receipt of an input that did not hold stops this stage; one that judges them itself says no."""
+        """Tell whether a receipt of an input that did not hold stops this stage; what judges them itself says no."""
         return True
 
 
