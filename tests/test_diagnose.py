@@ -18,18 +18,14 @@ from puna.chat.format import ChatFormat
 from puna.config import parse_config
 from puna.data.dataset import Dataset
 from puna.data.packing import Example
-from puna.diagnose.comparison import Comparison, Difference, Side
 from puna.diagnose.finding import REASONS
 from puna.diagnose.record import Record
-from puna.diagnose.report import run_report
-from puna.diagnose.rules import fit, forgetting, labels, learning, masks, sides
-from puna.diagnose.rules.table import COMPARISON_RULES, RUN_RULES, examine, explain
+from puna.diagnose.rules import labels, masks
+from puna.diagnose.rules.table import examine
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
-from puna.tokenizer.train import train_tokenizer
-from puna.train.loop.counts import TokenCounter
+from puna.train.evidence.record import open_record
 from puna.train.loop.loop import train
-from puna.train.loop.record import open_record
 from puna.train.loop.start import starting_model
 from puna.train.objectives.entropy import cross_entropy_sum, entropy_sum
 from puna.train.objectives.next_token import NextToken

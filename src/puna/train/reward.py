@@ -16,9 +16,9 @@ from puna.run import Run
 from puna.tasks.intervals import score_interval
 from puna.tasks.reward_model import RewardModel
 from puna.train.loop.loop import train
-from puna.train.loop.preferences import PreferenceConfig, count_pairs
 from puna.train.loop.start import starting_model
 from puna.train.objectives.reward import Reward
+from puna.train.preferences.settings import PreferenceConfig, count_pairs
 
 
 class Config(PreferenceConfig):
