@@ -256,7 +256,7 @@ def test_a_published_size_becomes_the_shape_of_a_smaller_one(parent: str, child:
         random(big.num_kv_heads, big.head_dim),
         random(big.hidden_dim),
     )
-    importance = Importance((layer,) * big.num_layers, random(big.num_layers), random(big.dim), {})
+    importance = Importance((layer,) * big.num_layers, random(big.num_layers), random(big.dim), {}, torch.zeros(()))
     target = target_size(big, child)
     source = Source("a test", big, F32, lambda name: torch.empty(tensor_shapes(big)[name], device="meta"))
     cut = cut_source(source, choose(importance, big, target, "mean"))
