@@ -26,7 +26,7 @@ FLOORS = (
     {"kernels", "tokenizer"},
     {"model", "chat"},
     {"data", "checkpoint"},
-    {"engine", "tasks", "guard", "retrieve", "sandbox", "doctor", "plan"},
+    {"engine", "tasks", "guard", "retrieve", "sandbox", "doctor", "diagnose", "plan"},
     {"ingest", "convert", "curate", "synthesize", "train", "compress", "evaluate", "release"},
     {"raising"},
     {"serve", "agent", "studio"},

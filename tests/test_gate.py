@@ -242,6 +242,24 @@ def test_data_that_only_measured_is_not_looked_at_and_data_that_is_gone_stops_it
     house.refused("stand in data, which is changed, cannot be told", **told, description="b")
 
 
+def test_labels_preferences_and_what_a_teacher_learned_from_are_training_data(house: House):
+    def fill(at: Path) -> None:
+        asked = [{"role": "user", "content": PAGE.format(n=5) + " What does the 5 lamp cost?"}]
+        answers = {key: [{"role": "assistant", "content": f"{key} euros"}] for key in ("chosen", "rejected")}
+        write_jsonl(at / "preferences.jsonl", [{"prompt": asked, **answers}])
+
+    preferences = write_artifact(house.path / "preferences", "dataset", "ingest", fill)
+    label = [f"{PAGE.format(n=6)} What does the 6 lamp cost?"]
+    labels = house.dataset("labels", label, inputs={"data.0": house.path / "data"})
+    manifest = json.loads((labels / "manifest.json").read_text())
+    (labels / "manifest.json").write_text(json.dumps({**manifest, "kind": "labels", "stage": "label"}))
+    house.model("teacher", stage="dpo", **{"data.0": preferences})
+    house.model("mine", stage="distill", labels=labels, teacher=house.path / "teacher")
+    house.scores("scores", base=right(30), mine=right(70))
+    page = house.refused("2 of 100 test questions", base="base", scores="scores")
+    assert "preferences/preferences.jsonl row 1" in page and "labels/documents.jsonl row 1" in page
+
+
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [

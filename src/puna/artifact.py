@@ -59,14 +59,14 @@ class Manifest:
 class Receipt:
     """A measured claim about an artifact: `value` against `tolerance` (its most, or its least), and whether it held.
 
-    A judgement gives `reasons` and a `hint` in its details, which are told in place of the figures, or names claims
-    beside it that it `passes_over`.
+    Without a tolerance it only tells what was measured, and holds. A judgement gives `reasons` and a `hint` in its
+    details, which are told in place of the figures, or names claims beside it that it `passes_over`.
     """
 
     claim: str
     parent: str
     value: float
-    tolerance: float
+    tolerance: float | None
     held: bool
     details: dict[str, Any] = field(default_factory=dict)
     is_least: bool = False
@@ -74,6 +74,8 @@ class Receipt:
     @property
     def limit(self) -> str:
         """The tolerance in words: "at most 0.02"."""
+        if self.tolerance is None:
+            return "measured only"
         return f"at {'least' if self.is_least else 'most'} {self.tolerance:.4g}"
 
     def save(self, directory: Path) -> None:

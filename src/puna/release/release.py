@@ -100,7 +100,7 @@ class Config(StageConfig):
 
 
 def run(config: Config, run: Run) -> None:
-    """Write decision.md, decision.html and release.json; on GO the checkpoint, its texts and README.md, the card."""
+    """Write decision.md, decision.html and release.json; on GO the checkpoint, its licences and card, too."""
     tree = read_lineage(config.checkpoint)
     inherited = licences_of(config.checkpoint)
     exceptions, licence_reasons = _judge_licences(config, inherited, tree)
