@@ -49,6 +49,18 @@ STAGES = (
         "checkpoint",
         "Train a student to agree with a teacher",
     ),
+    Stage("dpo", "puna.train.dpo", "dataset", "checkpoint", "Train on pairs of answers, one better than the other"),
+    Stage("reward", "puna.train.reward", "dataset", "reward model", "Train a model that scores answers"),
+    Stage(
+        "merge",
+        "puna.compress.merge",
+        "adapter, checkpoint",
+        "checkpoint",
+        "Merge an adapter into its base, with receipts",
+    ),
+    Stage(
+        "prune", "puna.compress.prune", "checkpoint", "checkpoint", "Keep the most needed layers, heads and channels"
+    ),
     Stage(
         "quantize",
         "puna.compress.quantize",

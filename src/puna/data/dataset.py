@@ -1,4 +1,4 @@
-"""Shards of several sources -> one sequence of documents and conversations, in an order that can be found again.
+"""Shards of several sources -> one sequence of documents, conversations or preferences, in an order known again.
 
 Who asks for the kind "labels" gets a teacher's labelled rows (labels.py) in their place.
 """
@@ -14,17 +14,18 @@ import numpy as np
 from puna.chat.conversation import Conversation
 from puna.data.document import Document
 from puna.data.labels import LabelRows, find_labels
+from puna.data.preference import Preference
 from puna.data.shards import find_shards, open_shard
 from puna.errors import ChatError, DataError
 
-KINDS = {"documents": Document.from_json, "conversations": Conversation.from_json}
+TEXTS = ("documents", "conversations")
 LABELS = "labels"
 
 
 class Dataset:
-    """An ordered view over the shards of `sources`: directories, or files named documents* or conversations*."""
+    """An ordered view over the shards of `sources`: directories, or files named after what they hold."""
 
-    def __init__(self, sources: Sequence[Path], kinds: Sequence[str] = tuple(KINDS)):
+    def __init__(self, sources: Sequence[Path], kinds: Sequence[str] = TEXTS):
         self.parts: list[tuple[str, Path, Sequence[Any]]] = []
         for source in sources:
             found = [(kind, path, rows) for kind in kinds for path, rows in _shards(source, kind)]
@@ -40,7 +41,7 @@ class Dataset:
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def __getitem__(self, index: int) -> Document | Conversation:
+    def __getitem__(self, index: int) -> Document | Conversation | Preference:
         """Read the row at `index`, which must lie in 0..len-1; DataError and ChatError name its file and line."""
         part, line = self._find(index)
         kind, _, rows = self.parts[part]
@@ -49,7 +50,7 @@ class Dataset:
         if kind == "documents":
             return Document.from_json(rows[line], where=self.place(index))
         try:
-            return Conversation.from_json(rows[line])
+            return (Preference if kind == "preferences" else Conversation).from_json(rows[line])
         except ChatError as error:
             raise ChatError(f"{self.place(index)}: {error.given}", expected=error.expected, hint=error.hint) from None
 
