@@ -17,13 +17,17 @@ from puna import artifact
 from puna.progress import Progress
 
 
+class EndOfPreview(Exception):
+    """Ends a stage that was only asked what it would do, once it has told."""
+
+
 @dataclass
 class Run:
     """What a stage is given beside its config.
 
     `licences` are those that the stage finds in what it reads, beside its inputs' own. `output` becomes the artifact;
     `directory` stays between interrupted executions of the same key and holds
-    metrics.jsonl, log.txt and whatever the stage needs to resume.
+    metrics.jsonl, log.txt and whatever the stage needs to resume. `is_preview`: only show what would be done.
     """
 
     stage: str
@@ -32,6 +36,7 @@ class Run:
     directory: Path
     console: Console
     licences: set[str] = field(default_factory=set)
+    is_preview: bool = False
 
     def log(self, text: str) -> None:
         """Print a line and append it to the log."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from puna.checkpoint.memory import machine_memory
 from puna.data.packing import Batch
 from puna.model.llama import Llama
 from puna.plan.arithmetic import Device, Machine
@@ -50,12 +51,12 @@ def forecast(
     model: Llama,
     objective: Objective,
     found: Survey,
-    backward: Callable[[Batch], None],
     batch: Batch,
+    backward: Callable[[Batch], None],
 ) -> Forecast:
     """Predict a run, given a function that computes a batch forth and back; leaves no gradient behind."""
     training = training_of(config, model, objective, found)
-    machine = Machine(Device("here", 0, None, None, None, is_cpu=model.device.type == "cpu"), 1)
+    machine = Machine(Device("here", machine_memory(), None, None, None, is_cpu=model.device.type == "cpu"), 1)
     made = plan_training(model.config, training, machine)
     seconds = _time_batch(model, backward, batch, made.flops_per_token * len(batch.tokens_T))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
