@@ -5,6 +5,7 @@ Keeps metrics.jsonl, a log and progress. How an execution becomes an artifact is
 
 import json
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -38,6 +39,10 @@ class Run:
         self.console.print(text, markup=False, highlight=False)
         with (self.directory / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
+
+    def secret(self, name: str) -> str:
+        """Return what the environment keeps under `name`, such as a key; it is no setting and is written nowhere."""
+        return os.environ.get(name, "")
 
     def metrics(self, step: int, **values: float) -> None:
         """Append one row to metrics.jsonl; what is not finite becomes null, since JSON has no NaN."""
