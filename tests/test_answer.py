@@ -282,6 +282,12 @@ def test_what_passes_is_tried_again(monkeypatch: Any):
     assert requests[0]["messages"] == [{"role": "user", "content": "Open?"}] and requests[0]["max_tokens"] == 24
 
 
+def test_a_key_does_not_follow_a_redirect():
+    with endpoint(lambda body, number: (302, b"")) as (url, requests), pytest.raises(ConfigError, match="answers 302"):
+        ask(url)
+    assert len(requests) == 1
+
+
 def test_an_endpoint_that_stays_away_ends_the_run_with_what_to_do():
     waits: list[float] = []
     with endpoint(lambda body, number: (500, b"")) as (url, requests), pytest.raises(RequestError, match="goes on"):

@@ -23,8 +23,8 @@ from puna.model.attend import attend_causally, packed_attend
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.train.dpo import Config
-from puna.train.loop.references import reference_log_probabilities
 from puna.train.objectives.dpo import Dpo, answer_keys, log_probabilities
+from puna.train.preferences.references import reference_log_probabilities
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -235,7 +235,7 @@ def test_no_interruption_changes_the_weights_or_computes_a_reference_twice(
         if step == 4:
             raise PowerFailure
 
-    monkeypatch.setattr("puna.train.loop.references.log_probabilities", compute_and_fail)
+    monkeypatch.setattr("puna.train.preferences.references.log_probabilities", compute_and_fail)
     with pytest.raises(PowerFailure):
         perform_stage("dpo", tmp_path / "out", **settings)
     path = tmp_path / ".runs" / "out" / "references" / "data.jsonl"

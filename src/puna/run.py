@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from puna import artifact
+from puna.errors import ConfigError
 from puna.progress import Progress
 
 
@@ -22,7 +23,8 @@ from puna.progress import Progress
 class Run:
     """What a stage is given beside its config.
 
-    `licences` are those that the stage finds in what it reads, beside its inputs' own. `output` becomes the artifact;
+    `licences` are those that the stage finds in what it reads, beside its inputs' own; `kind` is what it writes, where
+    that is not what the stage usually writes. `output` becomes the artifact;
     `directory` stays between interrupted executions of the same key and holds
     metrics.jsonl, log.txt and whatever the stage needs to resume.
     """
@@ -33,6 +35,7 @@ class Run:
     directory: Path
     console: Console
     licences: set[str] = field(default_factory=set)
+    kind: str = ""
 
     def log(self, text: str) -> None:
         """Print a line and append it to the log."""
@@ -40,9 +43,12 @@ class Run:
         with (self.directory / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
 
-    def secret(self, name: str) -> str:
-        """Return what the environment keeps under `name`, such as a key; it is no setting and is written nowhere."""
-        return os.environ.get(name, "")
+    def secret(self, variable: str) -> str:
+        """Return what an environment variable holds; ConfigError if it holds nothing. It is kept nowhere."""
+        value = os.environ.get(variable, "")
+        if not value:
+            raise ConfigError(f"the environment variable {variable} is not set", expected="a key in it")
+        return value
 
     def metrics(self, step: int, **values: float) -> None:
         """Append one row to metrics.jsonl; what is not finite becomes null, since JSON has no NaN."""

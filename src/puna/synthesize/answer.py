@@ -39,7 +39,7 @@ class Config(StageConfig):
     checkpoint: Path | None = Field(default=None, description="the model that answers, in this process")
     endpoint: str = Field(default="", description="or an OpenAI-compatible address, up to /v1")
     model: str = Field(default="", description="the model's name there")
-    key_variable: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key, if any")
+    key_variable: str = Field(default="", description="environment variable that holds the endpoint's key")
     licence: str = Field(default="", description="terms of what the endpoint's model writes, which are inherited")
     num_answers: int = Field(default=1, ge=1, le=1000, description="answers to each question")
     temperature: float = Field(default=0.6, ge=0, le=2, description="0 takes the most likely token")
@@ -61,6 +61,8 @@ class Config(StageConfig):
             raise ValueError("exactly one of 'checkpoint' and 'endpoint'")
         if bool(self.endpoint) != bool(self.model):
             raise ValueError("'model' beside 'endpoint', and only there")
+        if (self.key_variable or self.licence) and not self.endpoint:
+            raise ValueError("key_variable and licence beside 'endpoint' only")
         if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
             raise ValueError("an endpoint that begins with http:// or https://")
         if (self.judge == "reward") != (self.reward is not None):
@@ -170,7 +172,8 @@ def _answer(config: Config, run: Run, asks: list[Ask]) -> list[dict[str, Any]]:
 def _open(config: Config, run: Run, how: How) -> Model:
     if config.checkpoint is not None:
         return LocalModel.open(config.checkpoint, how, max_batch=config.max_batch, precision=config.precision)
-    return EndpointModel(config.endpoint, config.model, run.secret(config.key_variable), how, config.max_batch)
+    key = run.secret(config.key_variable) if config.key_variable else ""
+    return EndpointModel(config.endpoint, config.model, key, how, config.max_batch)
 
 
 def _judge(config: Config, run: Run, asks: list[Ask], replies: list[Reply]) -> list[dict[str, Any]]:

@@ -21,9 +21,17 @@ from puna.synthesize.asking import Ask, How, Reply
 TRIES = 6
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 PASSING = {408, 409, 425, 429, *range(500, 600)}
-EVERYBODYS = {401, 403, 404, 405}
+EVERYBODYS = {*range(300, 400), 401, 403, 404, 405}
 TIMEOUT = 600.0
 MAX_BYTES = 16_000_000
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
+        """Follow none: the key would go with it."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class EndpointModel:
         for attempt in range(TRIES):
             delay = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)
             try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+                with _OPENER.open(request, timeout=TIMEOUT) as response:
                     return _read(response.read(MAX_BYTES))
             except urllib.error.HTTPError as error:
                 problem = f"{error.code} {_explanation(error)}"

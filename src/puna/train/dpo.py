@@ -11,10 +11,10 @@ from pydantic import Field
 from puna.chat.format import ChatFormat
 from puna.run import Run
 from puna.train.loop.loop import train
-from puna.train.loop.preferences import PreferenceConfig, count_pairs
-from puna.train.loop.references import reference_log_probabilities
 from puna.train.loop.start import starting_model
 from puna.train.objectives.dpo import Dpo
+from puna.train.preferences.references import reference_log_probabilities
+from puna.train.preferences.settings import PreferenceConfig, count_pairs
 
 
 class Config(PreferenceConfig):
