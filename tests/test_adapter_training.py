@@ -179,7 +179,7 @@ def test_an_adapter_in_the_place_of_a_checkpoint_is_called_one(
 
 
 def test_a_reward_model_is_no_adapter(tuning: Settings):
-    with pytest.raises(ConfigError, match="no 'adapter': the head that scores has no place"):
+    with pytest.raises(ConfigError, match="no adapter"):
         parse_config(reward.Config, tuning, where="reward")
 
 

@@ -27,9 +27,9 @@ class Config(PreferenceConfig):
     """Train a head that scores, and the network below it, on pairs of answers."""
 
     @model_validator(mode="after")
-    def _has_a_place_for_its_head(self) -> Self:
+    def _trains_all_weights(self) -> Self:
         if self.adapter is not None:
-            raise ValueError("no 'adapter': the head that scores has no place among an adapter's files")
+            raise ValueError("no adapter: a reward model is trained and written as a whole")
         return self
 
 
