@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from preference_rows import row, write
 from safetensors.torch import load_file
 from test_tuning import gradients_of, new_batch
 
@@ -20,6 +21,7 @@ from puna.engine.sampler import SamplingParams
 from puna.errors import CheckpointError, ConfigError
 from puna.model.attend import packed_attend
 from puna.run import Run
+from puna.train import reward
 from puna.train.loop.start import starting_model
 from puna.train.sft import Config
 
@@ -57,13 +59,15 @@ def adapter_hash(out: Path) -> str:
     return artifact.hash_file(out / WEIGHTS_NAME)
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "sft", "distill"])
+@pytest.mark.parametrize("verb", ["pretrain", "sft", "distill", "dpo"])
 def test_every_way_to_train_can_train_an_adapter(
     perform_stage: Perform, tuning: Settings, tmp_path: Path, checkpoint_path: Path, verb: str
 ):
     more = {"teacher": str(checkpoint_path)} if verb == "distill" else {}
+    if verb == "dpo":
+        more = {"data": [str(write(tmp_path / "pairs", [row(n) for n in range(6)]))]}
     before = artifact.content_hash(checkpoint_path)
-    perform_stage(verb, tmp_path / "out", **tuning, **more)
+    perform_stage(verb, tmp_path / "out", **{**tuning, **more})
     manifest = artifact.verify(tmp_path / "out")
     assert manifest.kind == "adapter" and "start" in manifest.inputs
     assert not list((tmp_path / "out").glob("model*.safetensors"))
@@ -172,6 +176,11 @@ def test_an_adapter_in_the_place_of_a_checkpoint_is_called_one(
         CheckpointError, match=r"first is an adapter; expected a checkpoint.*puna merge.*adapter\.start"
     ):
         perform_stage("sft", tmp_path / "out", **{**tuning, "start": str(tmp_path / "first")})
+
+
+def test_a_reward_model_is_no_adapter(tuning: Settings):
+    with pytest.raises(ConfigError, match="no adapter"):
+        parse_config(reward.Config, tuning, where="reward")
 
 
 def test_an_adapter_without_a_start_is_refused(training: Settings):

@@ -102,7 +102,9 @@ def test_into_a_quantized_base_nothing_is_merged_and_the_float_one_is_named(
     adapter = scaled_adapter(base, tmp_path / "adapter", 1.0)
     quantize = {"checkpoint": str(base), "data": [str(dataset_path)], "scheme": "int4", "num_tokens": 40}
     perform_stage("quantize", tmp_path / "int4", **quantize, ignore_receipts=True)
-    with pytest.raises(ConfigError, match=rf"smaller than the steps.*Merge into {base} and quantize.*--adapters"):
+    with pytest.raises(
+        ConfigError, match=rf"smaller than the steps between.*Merge into {base} and quantize.*--adapters"
+    ):
         perform_stage(
             "merge", tmp_path / "out", adapter=str(adapter), base=str(tmp_path / "int4"), ignore_receipts=True
         )

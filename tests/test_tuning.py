@@ -15,13 +15,14 @@ from puna.checkpoint.adapter import open_adapter, read_lora, read_magnitudes, sa
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.checkpoint.source import disk_name
 from puna.data.packing import Batch
+from puna.errors import ConfigError
 from puna.model import quantized
 from puna.model.adapted import AdapterShape, adapted_modules, adapters_off, add_adapter, attach
 from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig
-from puna.model.llama import Llama
-from puna.model.quantized import QuantizedLinear, round_linears
-from puna.model.scheme import INT8, Scheme
+from puna.model.llama import Linear, Llama
+from puna.model.quantized import QuantizedLinear, round_linears, rounded
+from puna.model.scheme import FP8, INT8, Scheme
 from puna.train.objectives.next_token import NextToken
 
 LENGTHS = (23, 40, 9)
@@ -220,20 +221,30 @@ def test_over_rounded_weights_the_gradients_are_those_over_the_floats_they_stand
     scheme: Scheme, has_magnitudes: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(quantized, "BLOCK_VALUES", 700)  # a matrix is several blocks of rows
-    rounded, floats, batch = wide_llama(), wide_llama(), new_batch()
-    round_linears(rounded, scheme)
-    for path, module in rounded.named_modules():
+    integers, floats, batch = wide_llama(), wide_llama(), new_batch()
+    round_linears(integers, scheme)
+    for path, module in integers.named_modules():
         if isinstance(module, QuantizedLinear):
             floats.get_submodule(path).weight.data = module.dequantize()  # pyright: ignore
     shape = AdapterShape(["all"], 4, 8.0, has_magnitudes=has_magnitudes)
     found = []
-    for model in (rounded, floats):
+    for model in (integers, floats):
         add_adapter(model, shape, seed=2)
         for module in adapted_modules(model).values():
             torch.nn.init.normal_(module.up_OR, std=0.1, generator=torch.Generator().manual_seed(4))
         found.append(gradients_of(model, loss_of(model, batch)))
     assert_same(*found)
     assert len(found[0]) == 14 * (2 + has_magnitudes)
+
+
+def test_over_float8_there_is_no_adapter():
+    model = wide_llama()
+    linear = model.get_submodule("layers.1.mlp.up_proj")
+    assert isinstance(linear, Linear)
+    model.set_submodule("layers.1.mlp.up_proj", rounded(linear, FP8))
+    with pytest.raises(ConfigError, match="stored as float8"):
+        add_adapter(model, AdapterShape(["all"], 2, 4.0), seed=0)
+    add_adapter(model, AdapterShape(["q_proj"], 2, 4.0), seed=0)
 
 
 def wide_llama() -> Llama:
@@ -261,13 +272,13 @@ def saved_for_backward(model: Llama, batch: Batch) -> int:
 
 def test_no_rounded_weight_is_kept_as_floats_until_the_backward_pass():
     batch = Batch(torch.arange(4), torch.arange(4), torch.ones(4, dtype=torch.bool), (4,))
-    floats, rounded = wide_llama(), wide_llama()
-    round_linears(rounded, Scheme("int", 4, 16))
-    for model in (floats, rounded):
+    floats, integers = wide_llama(), wide_llama()
+    round_linears(integers, Scheme("int", 4, 16))
+    for model in (floats, integers):
         add_adapter(model, AdapterShape(["v_proj"], 2, 4.0), seed=0)
     as_floats = 4 * sum(p.numel() for name, p in floats.layers.named_parameters() if "proj" in name)
-    kept = {name: saved_for_backward(model, batch) for name, model in (("floats", floats), ("rounded", rounded))}
-    assert kept["rounded"] <= kept["floats"] < as_floats
+    kept = {name: saved_for_backward(model, batch) for name, model in (("floats", floats), ("integers", integers))}
+    assert kept["integers"] <= kept["floats"] < as_floats
 
 
 def test_what_is_frozen_gets_neither_gradients_nor_places_in_the_optimizer(base: Path):

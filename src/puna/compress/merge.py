@@ -126,8 +126,8 @@ def _quantized_base(base: Path) -> ConfigError:
     """Say why nothing is merged into rounded weights, and into what instead."""
     parent = _float_parent(base)
     return ConfigError(
-        f"base = {base} is quantized: rounded again, its weights would lose most of what the adapter adds, which is "
-        "smaller than the steps between them",
+        f"base = {base} is quantized: what an adapter adds is mostly smaller than the steps between its weights, and "
+        "would be lost where they are rounded again",
         expected="float weights",
         hint=f"Merge into {parent or 'the float checkpoint that it was made of'} and quantize what comes out; or merge "
         "nothing: `puna serve BASE --adapters FOLDER` runs the adapter beside the quantized base",

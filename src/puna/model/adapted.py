@@ -103,8 +103,8 @@ def _float_rows(frozen: Linear | QuantizedLinear) -> Iterator[torch.Tensor]:
 def add_adapter(model: Llama, shape: AdapterShape, *, seed: int) -> None:
     """Freeze a network and put a new adapter beside its matrices, which changes nothing until it is trained."""
     generator = torch.Generator().manual_seed(seed)
-    for path in target_paths(model, shape.targets):
-        frozen = _linear(model, path)
+    linears = {path: _linear(model, path) for path in target_paths(model, shape.targets)}
+    for path, frozen in linears.items():
         out_dim, in_dim = _shape(frozen)
         bound = in_dim**-0.5  # as PEFT draws it
         down_RI = torch.empty(shape.rank, in_dim).uniform_(-bound, bound, generator=generator)
@@ -123,11 +123,13 @@ def attach(
     is_rank_stabilized: bool = False,
 ) -> None:
     """Freeze a network and put a given adapter beside its matrices, by their paths; float32 copies of its tensors."""
+    linears = {path: _linear(model, path) for path in lora}
     for path, given in lora.items():
         low_rank = LowRank(given.down_RI.float().clone(), given.up_OR.float().clone(), given.scale)
         magnitude_O = magnitudes[path].float().flatten().clone() if path in magnitudes else None
-        linear = _linear(model, path)
-        model.set_submodule(path, AdaptedLinear(linear, low_rank, magnitude_O, is_rank_stabilized=is_rank_stabilized))
+        model.set_submodule(
+            path, AdaptedLinear(linears[path], low_rank, magnitude_O, is_rank_stabilized=is_rank_stabilized)
+        )
     _freeze(model)
 
 
