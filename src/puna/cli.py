@@ -123,18 +123,19 @@ def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", 
     Parameters
     ----------
     path
-        The artifact.
+        The artifact, or a folder that releases were promoted into: then the one in use.
     as_json
         Print JSON instead of a tree.
     """
     from rich.console import Console
 
     from puna.lineage import print_lineage, trace
+    from puna.shelf.shelf import follow
 
     if as_json:
-        print(json.dumps(trace(path), indent=2))
+        print(json.dumps(trace(follow(path)), indent=2))
     else:
-        print_lineage(path, Console())
+        print_lineage(follow(path), Console())
 
 
 def _stage_command(stage: Stage) -> Callable[..., None]:
