@@ -160,7 +160,8 @@ def report(arguments: argparse.Namespace, seconds: dict[str, list[float]], label
         f"--steps {arguments.steps}`, {datetime.date.today():%d %B %Y}, {cpu_limit()} cores without a GPU, "
         f"load {os.getloadavg()[0]:.0f} when it ended. Random networks: teacher {SIZES['teacher']['dim']} wide, "
         f"{SIZES['teacher']['num_layers']} layers; student {SIZES['student']['dim']}, "
-        f"{SIZES['student']['num_layers']}; {VOCAB_SIZE:,} ids; {tokens:,} tokens a step, bfloat16. Medians, and the range.",
+        f"{SIZES['student']['num_layers']}; {VOCAB_SIZE:,} ids; {tokens:,} tokens a step, "
+        "bfloat16. Medians, and the range.",
         "",
         "| | seconds a step | range | times as fast as TRL |",
         "|---|---:|---:|---:|",
