@@ -9,7 +9,7 @@ Shapes: T tokens of a batch, D model width.
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,7 @@ class Training:
     packer: Packer
     progress: TrainState
     counter: TokenCounter
+    before_step: Callable[[int], None]
 
     @property
     def done(self) -> float:
@@ -67,8 +68,19 @@ class Training:
         return self.packer.progress(self.progress.position)
 
 
-def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tokenizer: Tokenizer) -> None:
-    """Train `model` in place and write it as a checkpoint into the run's output."""
+def train(
+    config: TrainConfig,
+    run: Run,
+    objective: Objective,
+    model: Llama,
+    tokenizer: Tokenizer,
+    *,
+    before_step: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Train `model` in place and write it as a checkpoint into the run's output.
+
+    `before_step` is told the number of each step, before its batches are read.
+    """
     if config.context > model.config.max_context:
         raise ConfigError(
             f"context = {config.context}", expected=f"at most {model.config.max_context}, the model's own"
@@ -79,7 +91,9 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
     optimizer = make_optimizer(model, config.optim)
     progress = load_state(run.directory / "states", model, optimizer, run.log)
     packer = _packer(config, objective, config.data, objective.draw, num_too_long=progress.num_too_long)
-    training = Training(config, run, objective, model, optimizer, packer, progress, TokenCounter(tokenizer))
+    training = Training(
+        config, run, objective, model, optimizer, packer, progress, TokenCounter(tokenizer), before_step
+    )
     record = open_record(config, run, objective, model, tokenizer, packer.dataset)
     preview = look_ahead(config, run, objective, model, tokenizer, packer, lambda batch: _backward(training, batch))
     if progress.step:
@@ -126,6 +140,7 @@ def _step(training: Training) -> dict[str, float]:
     progress, optimizer = training.progress, training.optimizer
     # What a step draws (dropout) depends on its number alone: a run that goes on draws what one without a break does.
     torch.manual_seed(random.Random(f"{training.config.seed} {progress.step}").getrandbits(63))
+    training.before_step(progress.step)
     rate = learning_rate(training.config.optim, progress.step, training.done)
     batches = list(_take(training, training.config.accumulate))
     num_counted = sum(training.objective.num_counted(batch) for batch in batches)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from puna.data.packing import Batch
 from puna.model.attend import packed_attend
 from puna.model.llama import Llama
-from puna.train.objectives.divergence import Divergence
 from puna.train.objectives.entropy import cross_entropy_sum, entropy_sum
+from puna.train.objectives.imitation.divergence import Divergence
 from puna.train.objectives.losses import Rows
 from puna.train.objectives.next_token import NextToken
 
