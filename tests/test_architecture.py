@@ -22,7 +22,7 @@ PUNA = ROOT / "src" / "puna"
 FLOORS = (
     {"errors"},
     {"config", "artifact", "licence", "offline", "progress", "stages"},
-    {"run", "lineage"},
+    {"run", "lineage", "shelf"},
     {"kernels", "tokenizer"},
     {"model", "chat"},
     {"data", "checkpoint"},

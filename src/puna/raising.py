@@ -179,7 +179,7 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
         return False
     for parent in filter(None, map(artifact.find_artifact, inputs.values())):
         artifact.verify(parent)
-        _require_receipts(parent, ignore_receipts)
+        _require_receipts(parent, ignore_receipts or not config.requires_receipts())
     directory = path.parent / ".runs" / path.name
     directory.mkdir(parents=True, exist_ok=True)
     with _only_run(directory):

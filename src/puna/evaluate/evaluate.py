@@ -30,6 +30,7 @@ from puna.evaluate.report import draw_scores, print_scores, report
 from puna.evaluate.roles import Role, casts
 from puna.evaluate.scores import OVERALL, Answers, score
 from puna.run import Run
+from puna.shelf.shelf import follow
 from puna.tasks.question import Grade, Question
 from puna.tasks.task import Task, load_task
 from puna.tokenizer.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 class Config(StageConfig):
-    """Ask every checkpoint the same questions."""
+    """Ask every checkpoint the same questions; of a folder that releases were promoted into, the one in use."""
 
     checkpoints: dict[str, Path] = Field(min_length=1, description="name and checkpoint; differences are to the first")
     tasks: list[Path] = Field(min_length=1, description="questions files, or artifacts that hold some")
@@ -63,7 +64,7 @@ class Config(StageConfig):
     def _names_are_file_names(cls, checkpoints: dict[str, Path]) -> dict[str, Path]:
         if not all(NAME.fullmatch(name) for name in checkpoints):
             raise ValueError("names of letters, digits, '.', '_' and '-'")
-        return checkpoints
+        return {name: follow(path) for name, path in checkpoints.items()}
 
 
 class Item(NamedTuple):

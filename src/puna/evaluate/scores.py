@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from puna.evaluate.intervals import Interval, difference_interval, effective_number, score_interval
+from puna.tasks.intervals import Interval, difference_interval, effective_number, score_interval
 
 OVERALL = "overall"
 

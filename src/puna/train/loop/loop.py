@@ -23,12 +23,12 @@ from puna.model.attend import packed_attend
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.evidence.counts import TokenCounter
+from puna.train.evidence.measure import mean_loss
+from puna.train.evidence.record import close_record, open_record
 from puna.train.loop.adapter import describe_training, write_adapter
-from puna.train.loop.counts import TokenCounter
-from puna.train.loop.measure import mean_loss
 from puna.train.loop.optimizer import learning_rate, make_optimizer
 from puna.train.loop.plot import plot_losses
-from puna.train.loop.record import close_record, open_record
 from puna.train.loop.settings import TrainConfig
 from puna.train.loop.state import TrainState, load_state, save_state
 from puna.train.loop.stopping import asked_to_stop

@@ -15,8 +15,8 @@ from puna.diagnose.rules.table import examine
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
-from puna.train.loop.facts import gather_facts
-from puna.train.loop.measure import start_data_loss
+from puna.train.evidence.facts import gather_facts
+from puna.train.evidence.measure import start_data_loss
 from puna.train.loop.settings import TrainConfig
 from puna.train.objectives.objective import Objective
 
