@@ -95,7 +95,7 @@ def test_a_comparison_without_a_student_or_with_a_strange_name_is_refused(family
 def test_roles_are_flags_of_the_command_line(family: Path, tmp_path: Path):
     settings = ["--tasks", str(family / "shop_questions"), "--compare", "--roles.teacher", "nobody"]
     arguments = ["evaluate", "--checkpoints.plain", str(family / "plain"), *settings, "--out", str(tmp_path / "out")]
-    with pytest.raises(ConfigError, match="roles.teacher = 'nobody'"):
+    with pytest.raises(ConfigError, match=r"roles\.teacher = 'nobody'"):
         build_app(arguments)(arguments, print_error=False, exit_on_error=False)
 
 

@@ -19,6 +19,10 @@ from puna.errors import ConfigError
 from puna.progress import Progress
 
 
+class EndOfPreview(Exception):
+    """Ends a stage that was only asked what it would do, once it has told."""
+
+
 @dataclass
 class Run:
     """What a stage is given beside its config.
@@ -26,7 +30,7 @@ class Run:
     `licences` are those that the stage finds in what it reads, beside its inputs' own; `kind` is what it writes, where
     that is not what the stage usually writes. `output` becomes the artifact;
     `directory` stays between interrupted executions of the same key and holds
-    metrics.jsonl, log.txt and whatever the stage needs to resume.
+    metrics.jsonl, log.txt and whatever the stage needs to resume. `is_preview`: only show what would be done.
     """
 
     stage: str
@@ -36,6 +40,7 @@ class Run:
     console: Console
     licences: set[str] = field(default_factory=set)
     kind: str = ""
+    is_preview: bool = False
 
     def log(self, text: str) -> None:
         """Print a line and append it to the log."""
