@@ -47,15 +47,16 @@ class StoredLabels(NextToken):
         divergence = self.divergence.between(teacher_CN, student.log_CN)
         token_loss = F.cross_entropy(logits_CV, targets_C, reduction="sum") if is_softened else -student.target_C.sum()
         loss = self.teacher_weight * self.temperature**2 * divergence + (1 - self.teacher_weight) * token_loss
-        return {
-            "loss": loss,
-            "kl_loss": divergence,
-            "token_loss": token_loss,
-            "entropy": entropy_sum(logits_CV),
-            "label_entropy": -(teacher_CN.exp() * teacher_CN).sum(),
-            "tail_mass": teacher_CN[:, -1].exp().sum(),
-            **({} if is_softened else {"teacher_loss": -rows["chosen"].float().sum()}),
-        }
+        told = {"loss": loss, "kl_loss": divergence, "token_loss": token_loss, "entropy": entropy_sum(logits_CV)}
+        return told | self.label_sums(teacher_CN, rows["chosen"].float())
+
+    def label_sums(self, teacher_CN: torch.Tensor, chosen_C: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what labels say of their teacher; its entropy is at least this, since the rest is one outcome here."""
+        entropy = -(teacher_CN.exp() * teacher_CN).sum()
+        sums = {"label_entropy": entropy, "tail_mass": teacher_CN[:, -1].exp().sum()}
+        if self.temperature != 1:
+            return sums
+        return sums | {"teacher_entropy": entropy, "teacher_loss": -chosen_C.clamp(min=NOTHING).sum()}
 
 
 def teacher_buckets(top_CK: torch.Tensor, tail_C: torch.Tensor) -> torch.Tensor:
