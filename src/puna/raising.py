@@ -179,7 +179,7 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
         return False
     for parent in filter(None, map(artifact.find_artifact, inputs.values())):
         artifact.verify(parent)
-        _require_receipts(parent, ignore_receipts)
+        _require_receipts(parent, ignore_receipts or not config.requires_receipts())
     directory = path.parent / ".runs" / path.name
     directory.mkdir(parents=True, exist_ok=True)
     with _only_run(directory):
@@ -192,7 +192,7 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
             for record in ("metrics.jsonl", "config.json"):
                 if (directory / record).exists():
                     shutil.copy(directory / record, output / (artifact.RECORD_PREFIX + record))
-            artifact.commit(output, path, _manifest(stage, key, config, path, hashes, run.licences))
+            artifact.commit(output, path, _manifest(stage, config, path, hashes, run))
         _drop_scratch(directory)
     _require_receipts(path, ignore_receipts)
     return True
@@ -250,22 +250,20 @@ def _is_there(stage: Stage, path: Path, key: str) -> bool:
     return manifest.key == key and artifact.is_whole(path, manifest)
 
 
-def _manifest(
-    stage: Stage, key: str, config: StageConfig, path: Path, hashes: dict[str, str], found: set[str]
-) -> artifact.Manifest:
+def _manifest(stage: Stage, config: StageConfig, path: Path, hashes: dict[str, str], run: Run) -> artifact.Manifest:
     inputs: dict[str, dict[str, str]] = {}
     for role, source in config.inputs().items():
         parent = artifact.find_artifact(source)
         kind = artifact.read_manifest(parent).kind if parent else "raw"
         inputs[role] = {"path": os.path.relpath(source, path), "kind": kind, "hash": hashes[role]}
     return artifact.Manifest(
-        kind=stage.writes,
+        kind=run.kind or stage.writes,
         stage=stage.verb,
-        key=key,
+        key=run.key,
         config=config.model_dump(mode="json"),
         inputs=inputs,
         files={},
-        licences=sorted(_licences(config) | found),
+        licences=sorted(_licences(config) | run.licences),
     )
 
 

@@ -5,6 +5,7 @@ Keeps metrics.jsonl, a log and progress. How an execution becomes an artifact is
 
 import json
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from puna import artifact
+from puna.errors import ConfigError
 from puna.progress import Progress
 
 
@@ -25,7 +27,8 @@ class EndOfPreview(Exception):
 class Run:
     """What a stage is given beside its config.
 
-    `licences` are those that the stage finds in what it reads, beside its inputs' own. `output` becomes the artifact;
+    `licences` are those that the stage finds in what it reads, beside its inputs' own; `kind` is what it writes, where
+    that is not what the stage usually writes. `output` becomes the artifact;
     `directory` stays between interrupted executions of the same key and holds
     metrics.jsonl, log.txt and whatever the stage needs to resume. `is_preview`: only show what would be done.
     """
@@ -36,13 +39,24 @@ class Run:
     directory: Path
     console: Console
     licences: set[str] = field(default_factory=set)
+<<<<<<< HEAD
     is_preview: bool = False
+=======
+    kind: str = ""
+>>>>>>> 6834a875c92fadbfc9a2973f6e19bb435859c4e5
 
     def log(self, text: str) -> None:
         """Print a line and append it to the log."""
         self.console.print(text, markup=False, highlight=False)
         with (self.directory / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
+
+    def secret(self, variable: str) -> str:
+        """Return what an environment variable holds; ConfigError if it holds nothing. It is kept nowhere."""
+        value = os.environ.get(variable, "")
+        if not value:
+            raise ConfigError(f"the environment variable {variable} is not set", expected="a key in it")
+        return value
 
     def metrics(self, step: int, **values: float) -> None:
         """Append one row to metrics.jsonl; what is not finite becomes null, since JSON has no NaN."""

@@ -18,6 +18,7 @@ from puna.artifact import verifying
 from puna.chat import ChatFormat, Conversation, Message, ToolCall
 from puna.chat.conversation import CallFormat
 from puna.chat.stream import MessageStream, Part
+from puna.checkpoint.adapter import checkpoint_at
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.engine.local import LocalSampler, sampling_defaults
 from puna.engine.options import EngineOptions
@@ -26,6 +27,7 @@ from puna.errors import ChatError, ConfigError, PunaError, RequestError
 from puna.licence import badges
 from puna.lineage import licences_of
 from puna.progress import printable
+from puna.shelf.shelf import follow
 
 HELP = "/new starts over, /tool TEXT gives a tool's result, /exit or Ctrl-D ends; Ctrl-C stops an answer."
 
@@ -98,7 +100,7 @@ def chat(
     Parameters
     ----------
     checkpoint
-        The checkpoint directory.
+        The checkpoint directory, or one that releases were promoted into: then the release in use.
     system
         The system message.
     system_file
@@ -125,6 +127,7 @@ def chat(
     )
     told = {name: value for name, value in asdict(sampling).items() if value is not None}
     SamplingParams(**told)  # What is out of bounds is refused before a model is loaded.
+    checkpoint = follow(checkpoint)
     dialogue = _open(checkpoint, start, told)
     if badge := ", ".join(badges(licences_of(checkpoint))):
         print(badge, file=sys.stderr)
@@ -215,7 +218,7 @@ class Dialogue:
 def _open(checkpoint: Path, start: Conversation, told: dict[str, Any]) -> Dialogue:
     with verifying(checkpoint):
         sampler = LocalSampler.open(checkpoint, options=EngineOptions(max_batch=1))
-        stop_ids = Checkpoint.open(checkpoint).stop_ids
+        stop_ids = Checkpoint.open(checkpoint_at(checkpoint)).stop_ids
     params = replace(sampling_defaults(checkpoint, METAS), **told)
     return Dialogue(sampler, start, params, stop_ids, Console(highlight=False))
 

@@ -15,6 +15,7 @@ import torch
 
 from puna.chat.template import CHAT_TEMPLATE
 from puna.checkpoint import hf_config, weights, writer
+from puna.checkpoint.adapter import ADAPTER_HINT, is_adapter
 from puna.checkpoint.compressed.config import parse_quantization
 from puna.checkpoint.directory import find_file, read_json, write_json
 from puna.checkpoint.layout import StoredTensor, read_layout
@@ -44,15 +45,20 @@ class Checkpoint:
     layout: dict[str, StoredTensor] = field(repr=False)
 
     @classmethod
-    def open(cls, path: str | Path) -> "Checkpoint":
-        """Check a directory's config and the shape, dtype and place of every tensor; raise CheckpointError."""
+    def open(cls, path: str | Path, *, is_reward: bool = False) -> "Checkpoint":
+        """Check a directory's config and the shape, dtype and place of every tensor; raise CheckpointError.
+
+        A reward model is opened only where one is asked for.
+        """
         path = Path(path)
         config_path = find_file(path, CONFIG_NAME) if path.is_dir() else None
         if config_path is None:
+            if is_adapter(path):
+                raise CheckpointError(f"{path} is an adapter", expected="a checkpoint", hint=ADAPTER_HINT)
             given = f"{path} has no {CONFIG_NAME}" if path.exists() else f"{path} does not exist"
             raise CheckpointError(given, expected="a checkpoint directory", hint=IMPORT_HINT)
         raw = read_json(config_path)
-        config = hf_config.parse_config(raw, config_path)
+        config = hf_config.parse_config(raw, config_path, is_reward=is_reward)
         quantization = parse_quantization(raw, config_path)
         layout = read_layout(path)
         schemes = weights.require_fit(path, layout, config, quantization)

@@ -38,7 +38,8 @@ class Example:
         return Example(self.ids[part], self.mask[part], {name: rows[part] for name, rows in self.columns.items()})
 
 
-# A row and a source of randomness -> the examples that it is. Several stay together, in one batch and in this order.
+# A row and a source of randomness -> the examples that it is: several stay together, in one batch and in this order;
+# none if the row is passed over.
 Encode = Callable[[object, random.Random], Sequence[Example]]
 
 
@@ -105,8 +106,13 @@ class Packer:
         while not (pieces and position.is_start_of_epoch):
             examples = self._read(replace(position, offset=0))
             assert len(examples) == 1 or not self.is_cut, "what stays together is not cut"
+<<<<<<< HEAD
             if self.is_too_long(examples):
                 self.num_too_long += 1
+=======
+            if not examples or self._is_too_long(examples):
+                self.num_too_long += bool(examples)
+>>>>>>> 6834a875c92fadbfc9a2973f6e19bb435859c4e5
                 position = self._after(position)
                 if not pieces and position.epoch > first.epoch + 1:
                     raise DataError(

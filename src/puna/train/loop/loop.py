@@ -7,6 +7,7 @@ Shapes: T tokens of a batch, D model width.
 """
 
 import math
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,19 +17,22 @@ import torch
 
 from puna.checkpoint.checkpoint import save_checkpoint
 from puna.data.dataset import Dataset
-from puna.data.packing import Batch, Encode, Packer, Position
+from puna.data.packing import Batch, Encode, Packer
 from puna.errors import ConfigError, TrainError
 from puna.model.attend import packed_attend
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.evidence.counts import TokenCounter
+from puna.train.evidence.measure import mean_loss
+from puna.train.evidence.record import close_record, open_record
+from puna.train.loop.adapter import describe_training, write_adapter
 from puna.train.loop.optimizer import learning_rate, make_optimizer
 from puna.train.loop.plot import plot_losses
 from puna.train.loop.settings import TrainConfig
 from puna.train.loop.state import TrainState, load_state, save_state
 from puna.train.loop.stopping import asked_to_stop
 from puna.train.objectives.objective import Objective
-from puna.train.preview.preview import look_ahead, look_back
 
 SKIPS_THAT_STOP = 3
 VALIDATIONS = 10
@@ -46,6 +50,7 @@ class Training:
     optimizer: torch.optim.AdamW
     packer: Packer
     progress: TrainState
+    counter: TokenCounter
 
     @property
     def done(self) -> float:
@@ -53,7 +58,12 @@ class Training:
         if self.config.steps is not None:
             return self.progress.step / self.config.steps
         assert self.config.epochs is not None
-        return self.packer.progress(self.progress.position) / self.config.epochs
+        return self.epochs / self.config.epochs
+
+    @property
+    def epochs(self) -> float:
+        """How many times the data was read."""
+        return self.packer.progress(self.progress.position)
 
 
 def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tokenizer: Tokenizer) -> None:
@@ -62,27 +72,26 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
         raise ConfigError(
             f"context = {config.context}", expected=f"at most {model.config.max_context}, the model's own"
         )
+    if config.adapter is not None:
+        run.log(describe_training(model))
     model.train()
     optimizer = make_optimizer(model, config.optim)
     progress = load_state(run.directory / "states", model, optimizer, run.log)
     packer = _packer(config, objective, config.data, objective.draw, num_too_long=progress.num_too_long)
-    training = Training(config, run, objective, model, optimizer, packer, progress)
-    preview = look_ahead(config, run, objective, model, tokenizer, packer, lambda batch: _backward(training, batch))
+    training = Training(config, run, objective, model, optimizer, packer, progress, TokenCounter(tokenizer))
+    record = open_record(config, run, objective, model, tokenizer, packer.dataset)
     if progress.step:
         run.log(f"going on after step {progress.step}")
     run.rewind_metrics(progress.step)
-    torch.manual_seed(config.seed)
     _loop(training)
-    look_back(preview, run, model)
     if progress.num_too_long:
         run.log(f"passed over conversations longer than {config.context} tokens: {progress.num_too_long} times")
-    if progress.step <= config.optim.warmup_steps:
-        run.log(
-            f"the run ended after step {progress.step} of {config.optim.warmup_steps} steps of warm-up, below its "
-            "learning rate: lower optim.warmup_steps, or train longer"
-        )
     model.eval()
-    save_checkpoint(run.output, model, tokenizer)
+    if config.adapter is None:
+        save_checkpoint(run.output, model, tokenizer)
+    else:
+        write_adapter(config, run, model)
+    close_record(record, config, run, model, tokenizer, num_too_long=progress.num_too_long, epochs=training.epochs)
     plot_losses(run.read_metrics(), run.output / "loss.png", title=run.stage)
 
 
@@ -112,6 +121,8 @@ def _loop(training: Training) -> None:
 def _step(training: Training) -> dict[str, float]:
     """Take one optimizer step and return the mean losses; skip it if anything is not finite."""
     progress, optimizer = training.progress, training.optimizer
+    # What a step draws (dropout) depends on its number alone: a run that goes on draws what one without a break does.
+    torch.manual_seed(random.Random(f"{training.config.seed} {progress.step}").getrandbits(63))
     rate = learning_rate(training.config.optim, progress.step, training.done)
     batches = list(_take(training, training.config.accumulate))
     num_counted = sum(training.objective.num_counted(batch) for batch in batches)
@@ -132,7 +143,8 @@ def _step(training: Training) -> dict[str, float]:
         _skip(training)
     optimizer.zero_grad(set_to_none=True)
     progress.step += 1
-    return {name: value / max(1, num_counted) for name, value in sums.items()} | {"gradient_norm": norm}
+    means = {name: value / max(1, num_counted) for name, value in sums.items()}
+    return {**means, "gradient_norm": norm, "learning_rate": rate, **training.counter.count(batches)}
 
 
 def _take(training: Training, count: int) -> Iterator[Batch]:
@@ -152,10 +164,6 @@ def _losses(training: Training, batch: Batch) -> dict[str, torch.Tensor]:
     return training.objective.losses(training.model, hidden_TD, batch)
 
 
-def _backward(training: Training, batch: Batch) -> None:
-    _losses(training, batch)["loss"].backward()
-
-
 def _skip(training: Training) -> None:
     progress = training.progress
     progress.num_skipped += 1
@@ -169,19 +177,11 @@ def _skip(training: Training) -> None:
         )
 
 
-@torch.no_grad()
 def validation_loss(training: Training) -> float:
     """Mean loss over the first batches of the validation data, the same ones every time."""
     config, objective = training.config, training.objective
     packer = _packer(config, objective, config.validation, objective.encode)
-    total, count, position = 0.0, 0, Position()
-    for _ in range(MAX_VALIDATION_BATCHES):
-        batch, position = packer.next(position)
-        total += _losses(training, batch)["loss"].item()
-        count += objective.num_counted(batch)
-        if position.epoch:
-            break
-    return total / max(1, count)
+    return mean_loss(training.model, objective, packer, config.dtype, MAX_VALIDATION_BATCHES)
 
 
 def _packer(

@@ -1,23 +1,38 @@
 """Config -> the network that training begins with, and its tokenizer."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import ConfigError
 from puna.model.config import SIZES, LlamaConfig
 from puna.model.llama import Llama
 from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.loop.adapter import adapted_start
 from puna.train.loop.settings import TrainConfig
 
 
 def starting_model(config: TrainConfig) -> tuple[Llama, Tokenizer]:
     """Load the checkpoint to go on from, or initialize a model of the configured size."""
+    model, tokenizer = _start(config)
+    if config.checkpoint_activations:
+        for block in model.layers:
+            # In the place of the method, not around the block: the names of its parameters stay.
+            block.forward = partial(recomputed, block.forward, use_reentrant=False)
+    return model, tokenizer
+
+
+def _start(config: TrainConfig) -> tuple[Llama, Tokenizer]:
     if config.start is not None:
         checkpoint = Checkpoint.open(config.start)
+        if config.adapter is not None:
+            return adapted_start(config, checkpoint), checkpoint.tokenizer()
         if checkpoint.is_quantized:
-            raise ConfigError(f"start = {config.start} is quantized", expected="a checkpoint with float weights")
+            hint = "An adapter can be trained beside it: the table [adapter], or --adapter.rank 16"
+            raise ConfigError(f"start = {config.start} is quantized", expected="float weights", hint=hint)
         return checkpoint.load(torch.float32), checkpoint.tokenizer()
     assert config.tokenizer is not None
     tokenizer = Tokenizer.load(config.tokenizer)

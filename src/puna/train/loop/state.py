@@ -17,6 +17,7 @@ from puna.checkpoint.writer import Entry, write_file
 from puna.data.packing import Position
 from puna.errors import ArtifactError
 from puna.model.llama import Llama
+from puna.train.loop.optimizer import trained_parameters
 
 KEPT = 2
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -41,7 +42,7 @@ def save_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, 
     """Write the state of this step atomically, then drop all but the two newest."""
     path = directory / f"step-{progress.step:08d}"
     with artifact.writing(path) as partial:
-        write_file(partial / "model.safetensors", _entries(dict(model.named_parameters())))
+        write_file(partial / "model.safetensors", _entries(dict(trained_parameters(model))))
         write_file(partial / "optimizer.safetensors", _entries(_moments(model, optimizer)))
         artifact.write_text(partial / "progress.json", json.dumps(asdict(progress)))
         artifact.commit(partial, path, artifact.Manifest("training state", "train", key, {}, {}, {}))
@@ -61,7 +62,7 @@ def load_state(
             continue
         weights, moments = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for name, parameter in trained_parameters(model):
                 parameter.copy_(weights[name])
                 for kind in MOMENTS:
                     if f"{name}.{kind}" in moments:  # none yet if every step so far was skipped
@@ -82,6 +83,6 @@ def _entries(tensors: dict[str, torch.Tensor]) -> list[Entry]:
 def _moments(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {
         f"{name}.{kind}": value
-        for name, parameter in model.named_parameters()
+        for name, parameter in trained_parameters(model)
         for kind, value in optimizer.state[parameter].items()
     }
