@@ -39,11 +39,8 @@ class Run:
     directory: Path
     console: Console
     licences: set[str] = field(default_factory=set)
-<<<<<<< HEAD
     is_preview: bool = False
-=======
     kind: str = ""
->>>>>>> 6834a875c92fadbfc9a2973f6e19bb435859c4e5
 
     def log(self, text: str) -> None:
         """Print a line and append it to the log."""

@@ -106,13 +106,8 @@ class Packer:
         while not (pieces and position.is_start_of_epoch):
             examples = self._read(replace(position, offset=0))
             assert len(examples) == 1 or not self.is_cut, "what stays together is not cut"
-<<<<<<< HEAD
-            if self.is_too_long(examples):
-                self.num_too_long += 1
-=======
-            if not examples or self._is_too_long(examples):
+            if not examples or self.is_too_long(examples):
                 self.num_too_long += bool(examples)
->>>>>>> 6834a875c92fadbfc9a2973f6e19bb435859c4e5
                 position = self._after(position)
                 if not pieces and position.epoch > first.epoch + 1:
                     raise DataError(

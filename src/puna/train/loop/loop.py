@@ -33,6 +33,7 @@ from puna.train.loop.settings import TrainConfig
 from puna.train.loop.state import TrainState, load_state, save_state
 from puna.train.loop.stopping import asked_to_stop
 from puna.train.objectives.objective import Objective
+from puna.train.preview.preview import look_ahead, look_back
 
 SKIPS_THAT_STOP = 3
 VALIDATIONS = 10
@@ -80,10 +81,12 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
     packer = _packer(config, objective, config.data, objective.draw, num_too_long=progress.num_too_long)
     training = Training(config, run, objective, model, optimizer, packer, progress, TokenCounter(tokenizer))
     record = open_record(config, run, objective, model, tokenizer, packer.dataset)
+    preview = look_ahead(config, run, objective, model, tokenizer, packer, lambda batch: _backward(training, batch))
     if progress.step:
         run.log(f"going on after step {progress.step}")
     run.rewind_metrics(progress.step)
     _loop(training)
+    look_back(preview, run, model)
     if progress.num_too_long:
         run.log(f"passed over conversations longer than {config.context} tokens: {progress.num_too_long} times")
     model.eval()
@@ -162,6 +165,10 @@ def _losses(training: Training, batch: Batch) -> dict[str, torch.Tensor]:
     attend = packed_attend(batch.lengths)
     hidden_TD = training.model(batch.tokens_T, batch.positions_T, attend, dtype=training.config.dtype)
     return training.objective.losses(training.model, hidden_TD, batch)
+
+
+def _backward(training: Training, batch: Batch) -> None:
+    _losses(training, batch)["loss"].backward()
 
 
 def _skip(training: Training) -> None:
