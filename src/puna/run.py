@@ -39,8 +39,8 @@ class Run:
     directory: Path
     console: Console
     licences: set[str] = field(default_factory=set)
-    is_preview: bool = False
     kind: str = ""
+    is_preview: bool = False
 
     def log(self, text: str) -> None:
         """Print a line and append it to the log."""

@@ -60,4 +60,5 @@ class NextToken:
 
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
         """Return the sums over some trained tokens, with the rows of these."""
-        return {"loss": surprise(logits_CV, rows["targets"]).sum(), "entropy": entropy_sum(logits_CV)}
+        loss = surprise(logits_CV, rows["targets"]).sum()
+        return {"loss": loss, "entropy": entropy_sum(logits_CV)}
