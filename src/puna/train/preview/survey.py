@@ -88,6 +88,8 @@ def survey(packer: Packer, tokenizer: Tokenizer, *, steps: int | None, epochs: f
             continue  # The objective learns nothing from this row: dpo from a pair that is too weak.
         lengths += [example.num_read for example in examples]
         trained += [sum(example.mask[1:]) for example in examples]
+        if not examples:
+            continue
         if packer.is_too_long(examples):
             num_too_long += 1
             continue
