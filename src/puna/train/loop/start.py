@@ -8,6 +8,7 @@ from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import ConfigError
 from puna.model.config import SIZES, LlamaConfig
 from puna.model.llama import Llama
+from puna.run import ranks
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.loop.settings import TrainConfig
 
@@ -18,7 +19,9 @@ def starting_model(config: TrainConfig) -> tuple[Llama, Tokenizer]:
         checkpoint = Checkpoint.open(config.start)
         if checkpoint.is_quantized:
             raise ConfigError(f"start = {config.start} is quantized", expected="a checkpoint with float weights")
-        return checkpoint.load(torch.float32), checkpoint.tokenizer()
+        # Several processes take in float32 what they keep of it: parallelize.
+        is_alone = ranks()[1] == 1
+        return checkpoint.load(torch.float32 if is_alone else None), checkpoint.tokenizer()
     assert config.tokenizer is not None
     tokenizer = Tokenizer.load(config.tokenizer)
     model = Llama(_size(config, tokenizer.vocab_size))
