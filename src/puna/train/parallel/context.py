@@ -125,12 +125,12 @@ class _Gathered(torch.autograd.Function):
     def forward(ctx: Any, rows: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
         ctx.group = group
         gathered = rows.new_empty(rows.shape[0] * group.size(), *rows.shape[1:])
-        dist.all_gather_into_tensor(gathered, rows.contiguous(), group=group)
+        dist.all_gather_single(gathered, rows.contiguous(), group=group)
         return gathered
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
         (output,) = outputs
         own = output.new_empty(output.shape[0] // ctx.group.size(), *output.shape[1:])
-        dist.reduce_scatter_tensor(own, output.contiguous(), group=ctx.group)
+        dist.reduce_scatter_single(own, output.contiguous(), group=ctx.group)
         return own, None

@@ -17,6 +17,10 @@ def clip_gradients(model: Llama, team: Team, largest: float) -> float:
     """Scale the gradients down to a norm of `largest`, and return the norm that all of them together had."""
     if team.size == 1:
         return nn.utils.clip_grad_norm_(model.parameters(), largest).item()
+    for parameter in model.parameters():
+        # Without sharded weights nobody has brought them together: what comes of a table's rows may lie on all ranks.
+        if isinstance(parameter, DTensor) and isinstance(parameter.grad, DTensor):
+            parameter.grad = parameter.grad.redistribute(placements=parameter.placements)
     if team.layout.pipeline > 1 and model.config.tie_embeddings:
         _add_tied(model, team)
     gradients = [parameter.grad for parameter in owned_parameters(model, team).values()]
