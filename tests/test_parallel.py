@@ -1,4 +1,4 @@
-"""Training by many processes: the same losses and weights as by one, whatever the layout; no lost process changes it."""
+"""Training by many processes: losses and weights as by one, whatever the layout; no lost process changes them."""
 
 import json
 import os
@@ -16,7 +16,7 @@ Settings = dict[str, Any]
 Perform = Callable[..., bool]
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
-# Four layers, four heads, two of keys, and what doesn't come out even: vocabulary, tokens of a batch, batches of an epoch.
+# What doesn't come out even: the vocabulary, tokens of a batch, batches of an epoch.
 WIDTHS = {"dim": 32, "hidden_dim": 48, "num_layers": 4, "num_heads": 4, "num_kv_heads": 4}
 TOLERANCE = 2e-5
 
@@ -34,7 +34,9 @@ LAYOUTS = {
 }
 
 
-def run_team(jobs: list[Settings], path: Path, *, num_ranks: int, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+def run_team(
+    jobs: list[Settings], path: Path, *, num_ranks: int, restarts: int = 0
+) -> subprocess.CompletedProcess[str]:
     """Run trainings one after the other in processes that torchrun starts."""
     path.write_text(json.dumps(jobs))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]

@@ -173,8 +173,8 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
     """Make the artifact at `path`, unless it is there already with the same key; return whether work was done.
 
     An input that was altered stops it. So does a receipt that did not hold, of an input or of the artifact itself,
-    unless `ignore_receipts`; the artifact stays. Of several processes one makes it, and the others help it with what can be
-    divided, or wait.
+    unless `ignore_receipts`; the artifact stays. Of several processes one makes it, and the others help it with
+    what can be divided, or wait.
     """
     inputs = config.inputs()
     _require_apart(path, inputs)
@@ -201,7 +201,7 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
             for record in ("metrics.jsonl", "config.json"):
                 if (directory / record).exists():
                     shutil.copy(directory / record, output / (artifact.RECORD_PREFIX + record))
-            artifact.commit(output, path, _manifest(stage, key, config, path, hashes, run.licences))
+            artifact.commit(output, path, _manifest(stage, config, path, hashes, run))
         _drop_scratch(directory)
     _require_receipts(path, ignore_receipts)
     return True
@@ -255,22 +255,20 @@ def _is_there(stage: Stage, path: Path, key: str) -> bool:
     return manifest.key == key and artifact.is_whole(path, manifest)
 
 
-def _manifest(
-    stage: Stage, key: str, config: StageConfig, path: Path, hashes: dict[str, str], found: set[str]
-) -> artifact.Manifest:
+def _manifest(stage: Stage, config: StageConfig, path: Path, hashes: dict[str, str], run: Run) -> artifact.Manifest:
     inputs: dict[str, dict[str, str]] = {}
     for role, source in config.inputs().items():
         parent = artifact.find_artifact(source)
         kind = artifact.read_manifest(parent).kind if parent else "raw"
         inputs[role] = {"path": os.path.relpath(source, path), "kind": kind, "hash": hashes[role]}
     return artifact.Manifest(
-        kind=stage.writes,
+        kind=run.kind or stage.writes,
         stage=stage.verb,
-        key=key,
+        key=run.key,
         config=config.model_dump(mode="json"),
         inputs=inputs,
         files={},
-        licences=sorted(_licences(config) | found),
+        licences=sorted(_licences(config) | run.licences),
     )
 
 

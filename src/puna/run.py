@@ -22,7 +22,8 @@ from puna.progress import Progress
 class Run:
     """What a stage is given beside its config.
 
-    `licences` are those that the stage finds in what it reads, beside its inputs' own. `output` becomes the artifact;
+    `licences` are those that the stage finds in what it reads, beside its inputs' own; `kind` is what it writes, where
+    that is not what the stage usually writes. `output` becomes the artifact;
     `directory` stays between interrupted executions of the same key and holds
     metrics.jsonl, log.txt and whatever the stage needs to resume. Of several processes that run a stage together only
     the one of rank 0 logs and writes.
@@ -34,6 +35,7 @@ class Run:
     directory: Path
     console: Console
     licences: set[str] = field(default_factory=set)
+    kind: str = ""
     rank: int = 0
     num_ranks: int = 1
 

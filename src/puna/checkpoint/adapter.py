@@ -1,11 +1,12 @@
-"""A PEFT adapter directory -> a Source whose tensors are merged with it as they are read, or a Lora to be run beside.
+"""A PEFT adapter directory <-> an adapter: merged into a Source as that is read, run beside a base, or trained.
 
 Merges LoRA with its variants rsLoRA and DoRA, on linear layers and embeddings, and tensors saved whole; a base whose
 weights are quantized has no exact merge and is refused by what calls this. What is run beside the base, quantized or
-not, is LoRA and rsLoRA of the layers' matrices.
+not, is LoRA and rsLoRA of the layers' matrices; what is trained and written may be DoRA and the head's, too.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,13 +15,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from puna.checkpoint.directory import find_file, read_json
+from puna import artifact
+from puna.checkpoint.directory import find_file, read_json, write_json
 from puna.checkpoint.hf_config import refuse_code
 from puna.checkpoint.layout import StoredTensor, read_header
-from puna.checkpoint.source import Source, tensor_shapes
+from puna.checkpoint.source import Source, disk_name, tensor_shapes
 from puna.checkpoint.weights import FLOATS, read_float, read_floats
+from puna.checkpoint.writer import Entry, write_file
 from puna.errors import CheckpointError
+from puna.model.adapted import HEAD, AdaptedLinear, adapted_modules
 from puna.model.config import LlamaConfig
+from puna.model.llama import Llama
 from puna.model.lora import ADAPTED, Lora, LowRank
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -62,6 +67,11 @@ class Adapter:
     is_rank_stabilized: bool
     layout: Mapping[str, StoredTensor]
     parts: Mapping[str, Mapping[str, str]]
+
+    @property
+    def linears(self) -> dict[str, Mapping[str, str]]:
+        """The parts beside matrices that linear layers multiply with: neither embeddings nor tensors saved whole."""
+        return {name: parts for name, parts in self.parts.items() if set(parts) <= {DOWN, UP, MAGNITUDE}}
 
     def read(self, name: str, part: str) -> torch.Tensor:
         return read_float(self.layout, self.parts[name][part]).float()
@@ -123,21 +133,111 @@ def require_runnable(adapter: Adapter, config: LlamaConfig) -> None:
             )
 
 
+def require_trainable(adapter: Adapter, config: LlamaConfig) -> None:
+    """Raise CheckpointError unless the adapter fits this network and all of it can be trained on."""
+    _require_fit(adapter, config)
+    for name, parts in adapter.parts.items():
+        if name not in adapter.linears or not _module_path(name).endswith((*ADAPTED, HEAD)):
+            raise CheckpointError(
+                f"{adapter.path}: {next(iter(parts.values()))!a}",
+                expected="matrices beside those of the layers and the head, which is what is trained here",
+            )
+
+
 def read_lora(adapter: Adapter) -> Lora:
-    """Return a runnable adapter's weights as they are stored, mapped from the file."""
+    """Return the weights beside linear layers as they are stored, mapped from the file."""
     tensors = read_floats(adapter.layout)
     for key, tensor in tensors.items():
         if not tensor.abs().amax().isfinite():
             raise CheckpointError(f"{adapter.path}: {key!a} has values that are not finite", expected="numbers")
     lora: dict[str, LowRank] = {}
-    for name, parts in adapter.parts.items():
+    for name, parts in adapter.linears.items():
         down_RI, up_OR = tensors[parts[DOWN]], tensors[parts[UP]]
         lora[_module_path(name)] = LowRank(down_RI, up_OR, adapter.scale(name, down_RI.shape[0]))
     return lora
 
 
+def read_magnitudes(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Return DoRA's lengths of the rows by the paths of the modules; none for other adapters."""
+    return {
+        _module_path(name): adapter.read(name, MAGNITUDE).flatten()
+        for name, parts in adapter.linears.items()
+        if MAGNITUDE in parts
+    }
+
+
+def is_adapter(directory: Path) -> bool:
+    """Tell whether a directory holds an adapter and no checkpoint."""
+    return (directory / CONFIG_NAME).is_file() and not (directory / "config.json").exists()
+
+
+def base_of(directory: Path) -> Path | None:
+    """Return the base that an adapter was trained beside, by its lineage or by the path it names, if it is here."""
+    places: list[Path] = []
+    if artifact.is_artifact(directory):
+        trained_beside = artifact.read_manifest(directory).inputs.get("start")
+        places += [directory / trained_beside["path"]] if trained_beside else []
+    config_path = find_file(directory, CONFIG_NAME)
+    named = read_json(config_path).get("base_model_name_or_path") if config_path else None
+    if isinstance(named, str) and named:
+        places += [directory / named, Path(named)]
+    return next((place.resolve() for place in places if place.is_dir()), None)
+
+
+def save_adapter(directory: Path, model: Llama, *, base_name: str) -> None:
+    """Write the adapter that a network carries as PEFT does; `base_name` is the name or the path of the base."""
+    modules = adapted_modules(model)
+    entries = [entry for path, module in modules.items() for entry in _entries(path, module)]
+    write_file(directory / WEIGHTS_NAME, entries)
+    write_json(directory / CONFIG_NAME, _render(model, modules, base_name))
+
+
+def _entries(path: str, module: AdaptedLinear) -> Iterator[Entry]:
+    parts = {DOWN: module.down_RI, UP: module.up_OR, MAGNITUDE: module.magnitude_O}
+    for part, tensor in parts.items():
+        if tensor is not None:
+            yield Entry(f"{PREFIX}{_disk_path(path)}.{part}", tensor.dtype, tuple(tensor.shape), tensor.detach)
+
+
+def _render(model: Llama, modules: Mapping[str, AdaptedLinear], base_name: str) -> dict[str, Any]:
+    names = {path: _disk_path(path) for path in modules}
+    ranks = {names[path]: module.down_RI.shape[0] for path, module in modules.items()}
+    # Rounded, since alpha / rank * rank is not always alpha.
+    alphas = {names[path]: round(module.alpha, 9) for path, module in modules.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "r": rank,
+        "rank_pattern": {name: each for name, each in ranks.items() if each != rank},
+        "lora_alpha": alpha,
+        "alpha_pattern": {name: each for name, each in alphas.items() if each != alpha},
+        "lora_dropout": max(module.dropout for module in modules.values()),
+        "target_modules": _target_names(model, list(names.values())),
+        "use_rslora": any(module.is_rank_stabilized for module in modules.values()),
+        "use_dora": any(module.magnitude_O is not None for module in modules.values()),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+
+
+def _target_names(model: Llama, names: list[str]) -> list[str]:
+    """Name the modules as short as it can be: "q_proj" where every layer's is meant, otherwise one by one."""
+    counts = Counter(name.rpartition(".")[2] for name in names)
+    every = {name for name, count in counts.items() if count == (1 if name == HEAD else model.config.num_layers)}
+    return sorted({name.rpartition(".")[2] if name.rpartition(".")[2] in every else name for name in names})
+
+
 def _module_path(name: str) -> str:
     return name.removeprefix("model.").removesuffix(".weight")
+
+
+def _disk_path(path: str) -> str:
+    return disk_name(f"{path}.weight").removesuffix(".weight")
 
 
 def _require_fit(adapter: Adapter, config: LlamaConfig) -> None:

@@ -7,6 +7,7 @@ Shapes: T tokens, O outputs, I inputs, W words of a row, G groups of a row.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,12 +81,28 @@ class PackedWeight(nn.Module):
         """Return the float32 weight_OI that this layer stands for."""
         return _dequantize(self.weight_packed, self.weight_scale, self.scheme, self.in_dim)
 
+    def dequantized_rows(self) -> Iterator[torch.Tensor]:
+        """Yield the float32 weight in blocks of rows, one in memory at a time."""
+        for words, scale in self._blocks():
+            yield _dequantize(words, scale, self.scheme, self.in_dim)
+
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """Return x W^T in x's dtype."""
-        rows = max(1, BLOCK_VALUES // self.in_dim)
-        parts = zip(self.weight_packed.split(rows), self.weight_scale.split(rows), strict=True)
-        products = [_product(x, words, scale, self.scheme) for words, scale in parts]
+        if x.requires_grad and torch.is_grad_enabled():
+            return _FrozenProduct.apply(x, self)  # type: ignore[return-value]
+        products = [_product(x, words, scale, self.scheme) for words, scale in self._blocks()]
         return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+
+    def product_back(self, y: torch.Tensor) -> torch.Tensor:
+        """Return y W in y's dtype: what a gradient takes the other way."""
+        rows = (words.shape[0] for words, _ in self._blocks())
+        parts = zip(y.split(list(rows), dim=-1), self._blocks(), strict=True)
+        products = [_product_back(part, words, scale, self.scheme, self.in_dim) for part, (words, scale) in parts]
+        return products[0] if len(products) == 1 else torch.stack(products).sum(0)
+
+    def _blocks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        rows = max(1, BLOCK_VALUES // self.in_dim)
+        return zip(self.weight_packed.split(rows), self.weight_scale.split(rows), strict=True)
 
 
 class QuantizedLinear(PackedWeight):
@@ -103,6 +120,20 @@ class QuantizedEmbedding(PackedWeight):
 
 
 Quantized = QuantizedLinear | QuantizedEmbedding | Float8Linear
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x W^T whose backward pass unpacks W again: otherwise every layer would keep its W as floats until then."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+        ctx.weight = weight
+        return weight.product(x)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (output,) = outputs
+        return ctx.weight.product_back(output), None
 
 
 def _dequantize(
@@ -124,6 +155,14 @@ def _product(x: torch.Tensor, words_OW: torch.Tensor, scale_OG: torch.Tensor, sc
         return torch.ops.aten._weight_int8pack_mm(x.contiguous(), values_OI.contiguous(), scale_O)
     # Small integers are exact in every float dtype, so the scale can wait until after the product.
     return F.linear(x, values_OI.to(x.dtype)) * scale_O
+
+
+def _product_back(
+    y: torch.Tensor, words_OW: torch.Tensor, scale_OG: torch.Tensor, scheme: Scheme, in_dim: int
+) -> torch.Tensor:
+    if scheme.group_size or y.dtype == torch.float16:
+        return y @ _dequantize(words_OW, scale_OG, scheme, in_dim, y.dtype)
+    return (y * scale_OG.flatten().to(y.dtype)) @ unpack(words_OW, scheme.bits, in_dim).to(y.dtype)
 
 
 def _is_packed_faster(x: torch.Tensor) -> bool:

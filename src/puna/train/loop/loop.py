@@ -7,6 +7,7 @@ Shapes: T tokens of a batch, D model width.
 """
 
 import math
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from puna.errors import ConfigError, TrainError
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.loop.adapter import describe_training, write_adapter
 from puna.train.loop.optimizer import learning_rate, make_optimizer
 from puna.train.loop.plot import plot_losses
 from puna.train.loop.settings import TrainConfig
-from puna.train.loop.state import TrainState, load_state, save_state, whole_network
+from puna.train.loop.state import TrainState, load_state, save_state, take_whole, whole_network
 from puna.train.loop.stopping import asked_to_stop
 from puna.train.objectives.objective import Objective
 from puna.train.parallel.apply import join, shard_again
@@ -66,7 +68,8 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
             f"context = {config.context}", expected=f"at most {model.config.max_context}, the model's own"
         )
     team = join(config, run, objective, model)
-    torch.manual_seed(config.seed)
+    if config.adapter is not None:
+        run.log(describe_training(model))
     model.train()
     optimizer = make_optimizer(model, config.optim)
     progress = load_state(run.directory / "states", model, optimizer, run.log, team)
@@ -92,12 +95,18 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
 def save_trained(training: Training, tokenizer: Tokenizer) -> None:
     """Write the checkpoint; of many processes the first reads it from the state that all write, tensor by tensor."""
     run, model, team = training.run, training.model, training.team
-    if team.size == 1:
+    if team.size > 1:
+        path = save_state(run.directory / "states", model, training.optimizer, training.progress, run.key, team)
+        if not team.is_first:
+            return
+        if training.config.adapter is None:
+            write_checkpoint(run.output, whole_network(path, model.config, tokenizer))
+            return
+        take_whole(path, model)
+    if training.config.adapter is None:
         save_checkpoint(run.output, model, tokenizer)
-        return
-    path = save_state(run.directory / "states", model, training.optimizer, training.progress, run.key, team)
-    if team.is_first:
-        write_checkpoint(run.output, whole_network(path, model.config, tokenizer))
+    else:
+        write_adapter(training.config, run, model)
 
 
 def _loop(training: Training) -> None:
@@ -130,6 +139,9 @@ def _loop(training: Training) -> None:
 def _step(training: Training) -> dict[str, float]:
     """Take one optimizer step and return the mean losses; skip it if anything is not finite."""
     progress, optimizer = training.progress, training.optimizer
+    # What a step draws (dropout) depends on its number alone: a run that goes on draws what one without a break does.
+    told = (training.config.seed, progress.step, *training.team.own_seed)
+    torch.manual_seed(random.Random(" ".join(map(str, told))).getrandbits(63))
     rate = learning_rate(training.config.optim, progress.step, training.done)
     batches = list(_take(training, training.config.accumulate))
     num_counted = sum(training.objective.num_counted(batch) for batch in batches)
@@ -195,9 +207,11 @@ def validation_loss(training: Training) -> float:
     while len(batches) < MAX_VALIDATION_BATCHES and not position.epoch:
         batch, position = packer.next(position)
         batches.append(batch)
+    training.model.eval()
     count = max(1, sum(map(objective.num_counted, batches)))
     loss = run_batches(training, batches, divisor=count)["loss"] / count
     shard_again(training.model)
+    training.model.train()
     return loss
 
 

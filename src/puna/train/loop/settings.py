@@ -41,6 +41,30 @@ class Parallel(StageConfig):
     pipeline: int = Field(default=1, ge=1, description="ways to divide the layers")
 
 
+Target = Literal[
+    "all", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"
+]  # fmt: skip
+
+
+class Adapter(StageConfig):
+    """Train matrices of low rank beside those of the start, which stay as they are and may be quantized."""
+
+    start: Path | None = Field(default=None, description="adapter to go on from, in the place of the first settings")
+    targets: list[Target] = Field(default=["all"], min_length=1, description="matrices; all: those inside the layers")
+    rank: int = Field(default=16, ge=1, le=4096, description="rows of the smaller matrices")
+    alpha: float = Field(default=32.0, gt=0, le=1e6, description="what is added counts alpha / rank times")
+    rank_stabilized: bool = Field(default=False, description="alpha / sqrt(rank) instead (rsLoRA)")
+    dora: bool = Field(default=False, description="learn the lengths of the rows apart from their directions (DoRA)")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of what the matrices read that is left out")
+
+    @model_validator(mode="after")
+    def _is_new_or_goes_on(self) -> Self:
+        told = sorted(self.model_fields_set - {"start", "dropout"})
+        if self.start is not None and told:
+            raise ValueError(f"no {', '.join(told)} beside 'start': an adapter that goes on keeps its own")
+        return self
+
+
 class TrainConfig(StageConfig):
     """Settings that pretrain, sft and distill share."""
 
@@ -50,6 +74,7 @@ class TrainConfig(StageConfig):
         default=None, description="size of a model from scratch: a name, or a table of widths"
     )
     tokenizer: Path | None = Field(default=None, description="tokenizer of a model trained from scratch")
+    adapter: Adapter | None = Field(default=None, description="train an adapter (LoRA) instead of all weights")
     context: int = Field(default=1024, ge=16, le=131_072, description="longest example in tokens")
     batch_tokens: int = Field(default=4096, ge=16, description="tokens in one packed batch")
     accumulate: int = Field(default=1, ge=1, description="batches whose gradients make one step")
@@ -57,6 +82,9 @@ class TrainConfig(StageConfig):
     epochs: float | None = Field(default=None, gt=0, description="passes over the data; either steps or epochs")
     optim: Optim = Field(default=Optim(), description="optimizer and schedule")
     precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="dtype of the activations")
+    checkpoint_activations: bool = Field(
+        default=False, description="compute each block again in the backward pass: less memory, a third more time"
+    )
     seed: int = Field(default=0, ge=0, description="of the initial weights and the order of the data")
     save_minutes: float = Field(default=3.0, gt=0, description="minutes between checkpoints to resume from")
     fresh_identifiers: bool = Field(default=False, description="new random digits for identifiers in every epoch")
@@ -71,6 +99,8 @@ class TrainConfig(StageConfig):
             raise ValueError("exactly one of 'start' (a checkpoint) and 'size' (from scratch)")
         if (self.size is None) != (self.tokenizer is None):
             raise ValueError("'tokenizer' beside 'size', and only there: a checkpoint has its own")
+        if self.adapter is not None and self.start is None:
+            raise ValueError("'adapter' beside 'start': without a trained model there is nothing to adapt")
         if self.batch_tokens < self.context:
             raise ValueError(f"batch_tokens ({self.batch_tokens}) of at least context ({self.context})")
         return self

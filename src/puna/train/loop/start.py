@@ -1,8 +1,10 @@
 """Config -> the network that training begins with, and its tokenizer."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import ConfigError
@@ -10,15 +12,28 @@ from puna.model.config import SIZES, LlamaConfig
 from puna.model.llama import Llama
 from puna.run import ranks
 from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.loop.adapter import adapted_start
 from puna.train.loop.settings import TrainConfig
 
 
 def starting_model(config: TrainConfig) -> tuple[Llama, Tokenizer]:
     """Load the checkpoint to go on from, or initialize a model of the configured size."""
+    model, tokenizer = _start(config)
+    if config.checkpoint_activations:
+        for block in model.layers:
+            # In the place of the method, not around the block: the names of its parameters stay.
+            block.forward = partial(recomputed, block.forward, use_reentrant=False)
+    return model, tokenizer
+
+
+def _start(config: TrainConfig) -> tuple[Llama, Tokenizer]:
     if config.start is not None:
         checkpoint = Checkpoint.open(config.start)
+        if config.adapter is not None:
+            return adapted_start(config, checkpoint), checkpoint.tokenizer()
         if checkpoint.is_quantized:
-            raise ConfigError(f"start = {config.start} is quantized", expected="a checkpoint with float weights")
+            hint = "An adapter can be trained beside it: the table [adapter], or --adapter.rank 16"
+            raise ConfigError(f"start = {config.start} is quantized", expected="float weights", hint=hint)
         # Several processes take in float32 what they keep of it: parallelize.
         is_alone = ranks()[1] == 1
         return checkpoint.load(torch.float32 if is_alone else None), checkpoint.tokenizer()

@@ -1,7 +1,7 @@
 """The state of a training run <-> directories that survive a kill at any moment: weights, moments, position, step.
 
-The two newest are kept; one whose hashes do not match is passed over for the one before. Each process writes the parts that
-it holds, and reads those that it needs, whatever layout wrote them.
+The two newest are kept; one whose hashes do not match is passed over for the one before. Each process writes the parts
+that it holds, and reads those that it needs, whatever layout wrote them.
 """
 
 import json
@@ -19,7 +19,8 @@ from puna.errors import ArtifactError
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.tokenizer.tokenizer import Tokenizer
-from puna.train.parallel.parts import box_of, like, local_part, owned_parameters
+from puna.train.loop.optimizer import trained_parameters
+from puna.train.parallel.parts import Part, box_of, like, local_part, owned_parameters
 from puna.train.parallel.pieces import Pieces, file_name, write_pieces
 from puna.train.parallel.team import Team
 
@@ -105,12 +106,19 @@ def whole_network(path: Path, config: LlamaConfig, tokenizer: Tokenizer) -> Sour
     return Source("state", config, torch.float32, read, tokenizer)
 
 
+def take_whole(path: Path, model: Llama) -> None:
+    """Put all that a state holds into `model` as it was before it was divided."""
+    pieces = Pieces(path, "model")
+    for name, _ in list(trained_parameters(model)):
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, torch.nn.Parameter(pieces.read_all(name)))
+
+
 def _write_parts(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, team: Team) -> None:
-    owned = owned_parameters(model, team)
-    places = {name: (box_of(parameter), tuple(parameter.shape)) for name, parameter in owned.items()}
-    weights = {name: (local_part(parameter), *places[name]) for name, parameter in owned.items()}
+    owned = {name: each for name, each in owned_parameters(model, team).items() if each.requires_grad}
+    weights = {name: _part(parameter, parameter) for name, parameter in owned.items()}
     moments = {
-        f"{name}.{kind}": (local_part(value), *(places[name] if value.dim() else ((), ())))
+        f"{name}.{kind}": _part(value, parameter)
         for name, parameter in owned.items()
         for kind, value in optimizer.state[parameter].items()
     }
@@ -119,6 +127,13 @@ def _write_parts(directory: Path, model: Llama, optimizer: torch.optim.Optimizer
         write_pieces(directory / name, parts)
         if team.size > 1:
             artifact.write_text(directory / f".{name}.json", json.dumps(artifact.entry(directory / name)))
+
+
+def _part(value: torch.Tensor, parameter: torch.nn.Parameter) -> Part:
+    """Return what is held of a parameter, or of a moment that lies as it does; the number of steps is one for all."""
+    if not value.dim():
+        return Part(value, (), ())
+    return Part(local_part(value), box_of(parameter), tuple(parameter.shape))
 
 
 def _collect_hashes(directory: Path) -> dict[str, dict[str, object]]:
@@ -133,7 +148,7 @@ def _collect_hashes(directory: Path) -> dict[str, dict[str, object]]:
 def _read_parts(path: Path, model: Llama, optimizer: torch.optim.Optimizer) -> None:
     weights, moments = Pieces(path, "model"), Pieces(path, "optimizer")
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in trained_parameters(model):
             box = box_of(parameter)
             local_part(parameter).copy_(weights.read(name, box))
             for kind in MOMENTS:

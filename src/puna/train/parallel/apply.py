@@ -1,10 +1,10 @@
 """A network and a team -> the part of it that this process holds, by hooks and sharded weights; the forward pass stays.
 
-In one order: layers are cut, matrices divided, weights sharded. Context parallelism leaves the network alone: context.py
-divides the tokens.
+In one order: layers are cut, matrices divided, weights sharded. Context parallelism leaves the network alone:
+context.py divides the tokens.
 """
 
-from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,6 +31,12 @@ def join(config: TrainConfig, run: Run, objective: Objective, model: Llama) -> T
             f"parallel.context = {team.layout.context} for {run.stage}",
             expected="parallel.context = 1: its loss needs whole examples in one place",
             hint="Divide by parallel.tensor or parallel.pipeline instead",
+        )
+    if config.adapter is not None and team.layout.tensor * team.layout.pipeline > 1:
+        raise ConfigError(
+            f"parallel = {team.layout} with an adapter",
+            expected="parallel.tensor = 1 and parallel.pipeline = 1: its matrices are not divided",
+            hint="Frozen weights are sharded between data and context ranks",
         )
     parallelize(model, team, config.dtype)
     if team.size > 1:
@@ -79,25 +85,30 @@ def divide_block(block: Block, mesh: DeviceMesh) -> None:
     """Give each rank whole heads and a share of the MLP: outputs of the first matrices, inputs of the last."""
     attention, mlp = block.self_attn, block.mlp
     for module in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
-        distribute_module(module, mesh, partial(_divide, dim=0), _takes_all, _gives_share)
+        _divide(module, mesh, 0, _takes_all, _gives_share)
     for module in (attention.o_proj, mlp.down_proj):
-        distribute_module(module, mesh, partial(_divide, dim=1), _takes_share, _gives_all)
+        _divide(module, mesh, 1, _takes_share, _gives_all)
 
 
 def divide_vocabulary(model: Llama, mesh: DeviceMesh) -> None:
     """Give each rank the rows of some ids, in the table and in the output matrix; vocabulary.py computes losses so."""
     if getattr(model.embed_tokens, "weight", None) is not None:
-        distribute_module(model.embed_tokens, mesh, partial(_divide, dim=0), _takes_ids, _gives_all)
+        _divide(model.embed_tokens, mesh, 0, _takes_ids, _gives_all)
     if model.lm_head is not None:
-        distribute_module(model.lm_head, mesh, partial(_divide, dim=0), _takes_all, _gives_all)
+        _divide(model.lm_head, mesh, 0, _takes_all, _gives_all)
 
 
-def _divide(_: str, module: nn.Module, mesh: DeviceMesh, *, dim: int) -> None:
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
-    # Each rank has the whole tensor before it, or its file: nothing is sent.
-    divided = distribute_tensor(weight.detach(), mesh, [Shard(dim)], src_data_rank=None)
-    module.weight = nn.Parameter(divided, requires_grad=weight.requires_grad)
+def _divide(module: nn.Module, mesh: DeviceMesh, dim: int, takes: Any, gives: Any) -> None:
+    """Keep this rank's share of a weight along `dim`; `takes` and `gives` make of inputs and outputs what fits it."""
+
+    def divide(_: str, module: nn.Module, mesh: DeviceMesh) -> None:
+        weight = module.weight
+        assert isinstance(weight, nn.Parameter)
+        # Each rank has the whole tensor before it, or its file: nothing is sent.
+        divided = distribute_tensor(weight.detach(), mesh, [Shard(dim)], src_data_rank=None)
+        module.weight = nn.Parameter(divided, requires_grad=weight.requires_grad)
+
+    distribute_module(module, mesh, divide, takes, gives)
 
 
 def _takes_all(module: nn.Module, inputs: tuple[torch.Tensor], mesh: DeviceMesh) -> DTensor:
@@ -126,7 +137,9 @@ def _shard(module: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, *, is_kept: 
 
     `is_kept`: the weights stay gathered from the forward pass to the backward pass.
     """
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # What is frozen has its dtype, and an adapter decides itself where it rounds.
+    rounded = dtype if all(parameter.requires_grad for parameter in module.parameters()) else None
+    policy = MixedPrecisionPolicy(param_dtype=rounded, reduce_dtype=torch.float32, cast_forward_inputs=False)
     sharded = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=not is_kept)
     assert isinstance(sharded, FSDPModule)
     # Losses are divided by what the whole step counts, so gradients are sums, not means. Gloo knows no others.

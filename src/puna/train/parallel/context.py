@@ -1,8 +1,8 @@
 """A batch and a place along `context` -> the tokens of it that this process computes, and how these see the others.
 
-Queries stay where their tokens are; keys and values of all tokens are gathered, as in the Llama 3 paper (section 3.3.2):
-with grouped queries they are small, and any mask of documents is easy. Each process has two pieces of the batch, one from
-its beginning and one from its end, because later tokens see more.
+Queries stay where their tokens are; keys and values of all tokens are gathered, as in the Llama 3 paper (section
+3.3.2): with grouped queries they are small, and any mask of documents is easy. Each process has two pieces of the
+batch, one from its beginning and one from its end, because later tokens see more.
 
 Shapes: T tokens of the batch or of this process, H query heads, K key/value heads, E head width.
 """

@@ -1,7 +1,7 @@
 """Settings and a number of processes -> how many ways each kind of parallelism divides the work; or why it can't.
 
-The order is that of the Llama 3 paper (2024, arXiv 2407.21783, section 3.3.2): tensor innermost, then context, pipeline,
-data, since the innermost has the most to say to its neighbours and the outermost the least.
+The order is that of the Llama 3 paper (2024, arXiv 2407.21783, section 3.3.2): tensor innermost, then context,
+pipeline, data, since the innermost has the most to say to its neighbours and the outermost the least.
 """
 
 from dataclasses import dataclass

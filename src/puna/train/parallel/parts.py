@@ -3,6 +3,8 @@
 A part is a box: a slice along each dimension.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
@@ -14,6 +16,14 @@ from puna.train.parallel.team import Team
 
 # Where each dimension begins and ends.
 Box = tuple[tuple[int, int], ...]
+
+
+class Part(NamedTuple):
+    """What a process holds of a tensor, where it lies in the whole, and the shape of the whole."""
+
+    tensor: torch.Tensor
+    box: Box
+    shape: tuple[int, ...]
 
 
 def owned_parameters(model: Llama, team: Team) -> dict[str, nn.Parameter]:
@@ -29,7 +39,7 @@ def owned_parameters(model: Llama, team: Team) -> dict[str, nn.Parameter]:
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return what this process holds of a tensor."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def box_of(tensor: torch.Tensor) -> Box:
@@ -43,7 +53,8 @@ def box_of(tensor: torch.Tensor) -> Box:
     for dimension in reversed(range(mesh.ndim)):
         placement = tensor.placements[dimension]
         if isinstance(placement, Shard | _StridedShard):
-            box[placement.dim] = _share(*box[placement.dim], coordinate[dimension], mesh.size(dimension))
+            start, end = box[placement.dim]
+            box[placement.dim] = _share(start, end, coordinate[dimension], mesh.size(dimension))
     assert tuple(end - start for start, end in box) == tuple(tensor.to_local().shape)
     return tuple(box)
 

@@ -1,7 +1,7 @@
 """Parts of tensors <-> safetensors files, one a process: any process can read any part back, however they were divided.
 
-A part is stored under its tensor's name and its place, "norm.weight[0:8]", and what is whole under the name alone. There
-is no other index, and nothing of torch.distributed.checkpoint, whose index is a pickle.
+A part is stored under its tensor's name and its place, "norm.weight[0:8]", and what is whole under the name alone.
+There is no other index, and nothing of torch.distributed.checkpoint, whose index is a pickle.
 """
 
 import math
@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from puna.checkpoint.writer import Entry, write_file
 from puna.errors import ArtifactError
-from puna.train.parallel.parts import Box
+from puna.train.parallel.parts import Box, Part
 
 LABEL = re.compile(r"(?P<name>[^\[]+)(\[(?P<box>[\d:,]+)\])?")
 
@@ -24,12 +24,12 @@ def file_name(kind: str, rank: int, num_ranks: int) -> str:
     return f"{kind}.safetensors" if num_ranks == 1 else f"{kind}-{rank:05d}-of-{num_ranks:05d}.safetensors"
 
 
-def write_pieces(path: Path, pieces: Mapping[str, tuple[torch.Tensor, Box, tuple[int, ...]]]) -> None:
+def write_pieces(path: Path, pieces: Mapping[str, Part]) -> None:
     """Write parts, each with its place and the shape of the whole; empty ones are left out."""
     entries = [
-        Entry(_label(name, box, shape), part.dtype, tuple(part.shape), part.detach)
-        for name, (part, box, shape) in pieces.items()
-        if part.numel()
+        Entry(_label(name, box, shape), tensor.dtype, tuple(tensor.shape), tensor.detach)
+        for name, (tensor, box, shape) in pieces.items()
+        if tensor.numel()
     ]
     write_file(path, entries)
 

@@ -1,9 +1,9 @@
 """A stage's layers and the batches of a step -> their passes forward and backward, one batch behind the other.
 
-torch.distributed.pipelining wants pieces of one tensor, all of one shape, and functions of tensors alone; ours are packed
-batches, each of its own length and with its own `attend`. Every process packs the same batches, so it knows the shapes
-that it receives, and the schedule is short: one forward, one backward (1F1B), as in Megatron-LM (Narayanan et al. 2021,
-arXiv 2104.04473).
+torch.distributed.pipelining wants pieces of one tensor, all of one shape, and functions of tensors alone; ours are
+packed batches, each of its own length and with its own `attend`. Every process packs the same batches, so it knows the
+shapes that it receives, and the schedule is short: one forward, one backward (1F1B), as in Megatron-LM (Narayanan et
+al. 2021, arXiv 2104.04473).
 
 Shapes: T tokens of a batch, D model width.
 """

@@ -1,7 +1,8 @@
 """The batches of a step -> the passes that this process computes, and the sums over all of them.
 
-A step is the same batches whatever the layout. Every process packs all of them, from nothing but the seed and a position,
-and data rank r of N takes batches r, r + N, r + 2 N and so on: no batch is sent, and every process knows what is counted.
+A step is the same batches whatever the layout. Every process packs all of them, from nothing but the seed and a
+position, and data rank r of N takes batches r, r + N, r + 2 N and so on: no batch is sent, and every process knows what
+is counted.
 """
 
 from collections.abc import Callable, Sequence

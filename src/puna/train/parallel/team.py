@@ -25,7 +25,7 @@ NAMES_BYTES = 1024
 class Team:
     """This process among those that train one network. `mesh` has a dimension for each way to divide the work."""
 
-    layout: Layout = Layout()
+    layout: Layout = field(default=Layout())
     rank: int = 0
     device: torch.device = field(default=torch.device("cpu"))
     mesh: DeviceMesh | None = None
@@ -50,6 +50,7 @@ class Team:
         if layout.pipeline > 1:
             pipelines = mesh.mesh.transpose(1, 3).reshape(-1, layout.pipeline)
             group, _ = dist.new_subgroups_by_enumeration(pipelines.tolist())
+            assert isinstance(group, dist.ProcessGroup)
         return cls(layout, rank, device, mesh, group)
 
     @property
@@ -68,6 +69,12 @@ class Team:
     @property
     def is_last_stage(self) -> bool:
         return self.place("pipeline") == self.layout.pipeline - 1
+
+    @property
+    def own_seed(self) -> tuple[int, ...]:
+        """What makes the random numbers of ranks differ that see other tokens; the first have those of one process."""
+        place = self.place("data") * self.layout.context + self.place("context")
+        return (place,) if place else ()
 
     def group(self, dimension: str) -> dist.ProcessGroup:
         assert self.mesh is not None

@@ -25,6 +25,7 @@ def logits_of_share(hidden_CD: torch.Tensor, weight_VD: DTensor) -> torch.Tensor
     """Return float32 logits over the whole vocabulary, of this rank's share of the C tokens."""
     mesh = weight_VD.device_mesh
     logits_CV = F.linear(DTensor.from_local(hidden_CD, mesh, [Replicate()], run_check=False), weight_VD)
+    assert isinstance(logits_CV, DTensor)
     return logits_CV.redistribute(placements=[Shard(0)]).to_local().float()
 
 

@@ -1,0 +1,192 @@
+"""A network -> the same network, frozen, with trainable matrices of low rank beside its linear layers.
+
+LoRA, rsLoRA or DoRA; what lies beneath may be rounded (QLoRA). Knows no files and merges nothing, which is the business
+of checkpoint/adapter.py.
+
+Shapes: T tokens, R rank, I inputs, O outputs.
+"""
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from puna.errors import ConfigError
+from puna.model.llama import Linear, Llama
+from puna.model.lora import ADAPTED, LowRank
+from puna.model.quantized import QuantizedLinear
+
+# Values of a weight that are floats at once while its rows are measured.
+BLOCK_VALUES = 2**24
+ALL, HEAD = "all", "lm_head"
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """What a new adapter is like; `targets` are names of matrices, "all" those inside the layers."""
+
+    targets: Collection[str]
+    rank: int
+    alpha: float
+    is_rank_stabilized: bool = False
+    has_magnitudes: bool = False
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied by (rsLoRA: arXiv 2312.03732)."""
+        return self.alpha / (self.rank**0.5 if self.is_rank_stabilized else self.rank)
+
+
+class AdaptedLinear(nn.Module):
+    """x W^T + scale * (x down^T) up^T, W frozen; with magnitudes each output is scaled to a learned length of its row.
+
+    DoRA as its authors compute it (arXiv 2402.09353, section 4.3): the length of the row as it is counts as a constant.
+    Dropout falls on what the matrices read, never on what W reads.
+    """
+
+    def __init__(
+        self,
+        frozen: Linear | QuantizedLinear,
+        low_rank: LowRank,
+        magnitude_O: torch.Tensor | None = None,
+        *,
+        is_rank_stabilized: bool = False,
+    ):
+        super().__init__()
+        self.frozen, self.scale = frozen, low_rank.scale
+        self.is_rank_stabilized, self.dropout, self.is_off = is_rank_stabilized, 0.0, False
+        self.down_RI = nn.Parameter(low_rank.down_RI)
+        self.up_OR = nn.Parameter(low_rank.up_OR)
+        self.magnitude_O = None if magnitude_O is None else nn.Parameter(magnitude_O)
+
+    @property
+    def alpha(self) -> float:
+        """What gives the scale, by the rank or its root."""
+        rank = self.down_RI.shape[0]
+        return self.scale * (rank**0.5 if self.is_rank_stabilized else rank)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        product = self.frozen(x)
+        if self.is_off:
+            return product
+        read = F.dropout(x, self.dropout, self.training)
+        added = LowRank(self.down_RI, self.up_OR, self.scale).product(read)
+        if self.magnitude_O is None:
+            return product + added
+        # The part beyond 1 is rounded to x's dtype, not the ratio: early in training they differ by thousandths.
+        surplus_O = (self.magnitude_O / self.row_lengths() - 1).to(x.dtype)
+        whole = product + added
+        return torch.addcmul(whole, whole, surplus_O)
+
+    @torch.no_grad()
+    def row_lengths(self) -> torch.Tensor:
+        """Return the length of each row of W with what is added to it, in float32."""
+        lengths, start = [], 0
+        for weight_OI in _float_rows(self.frozen):
+            up_OR = self.up_OR[start : start + len(weight_OI)].float()
+            lengths.append(torch.addmm(weight_OI, up_OR, self.down_RI.float(), alpha=self.scale).norm(dim=1))
+            start += len(weight_OI)
+        return torch.cat(lengths)
+
+
+def _float_rows(frozen: Linear | QuantizedLinear) -> Iterator[torch.Tensor]:
+    if isinstance(frozen, QuantizedLinear):
+        yield from frozen.dequantized_rows()
+        return
+    for weight_OI in frozen.weight.split(max(1, BLOCK_VALUES // frozen.weight.shape[1])):
+        yield weight_OI.float()
+
+
+def add_adapter(model: Llama, shape: AdapterShape, *, seed: int) -> None:
+    """Freeze a network and put a new adapter beside its matrices, which changes nothing until it is trained."""
+    generator = torch.Generator().manual_seed(seed)
+    for path in target_paths(model, shape.targets):
+        frozen = _linear(model, path)
+        out_dim, in_dim = _shape(frozen)
+        bound = in_dim**-0.5  # as PEFT draws it
+        down_RI = torch.empty(shape.rank, in_dim).uniform_(-bound, bound, generator=generator)
+        low_rank = LowRank(down_RI.to(model.device), torch.zeros(out_dim, shape.rank, device=model.device), shape.scale)
+        magnitude_O = AdaptedLinear(frozen, low_rank).row_lengths() if shape.has_magnitudes else None
+        adapted = AdaptedLinear(frozen, low_rank, magnitude_O, is_rank_stabilized=shape.is_rank_stabilized)
+        model.set_submodule(path, adapted)
+    _freeze(model)
+
+
+def attach(
+    model: Llama,
+    lora: Mapping[str, LowRank],
+    magnitudes: Mapping[str, torch.Tensor],
+    *,
+    is_rank_stabilized: bool = False,
+) -> None:
+    """Freeze a network and put a given adapter beside its matrices, by their paths; float32 copies of its tensors."""
+    for path, given in lora.items():
+        low_rank = LowRank(given.down_RI.float().clone(), given.up_OR.float().clone(), given.scale)
+        magnitude_O = magnitudes[path].float().flatten().clone() if path in magnitudes else None
+        linear = _linear(model, path)
+        model.set_submodule(path, AdaptedLinear(linear, low_rank, magnitude_O, is_rank_stabilized=is_rank_stabilized))
+    _freeze(model)
+
+
+def _freeze(model: Llama) -> None:
+    model.requires_grad_(False)
+    for module in adapted_modules(model).values():
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(True)
+
+
+def adapted_modules(model: Llama) -> dict[str, AdaptedLinear]:
+    """Return what has an adapter, by its path."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, AdaptedLinear)}
+
+
+def set_dropout(model: Llama, share: float) -> None:
+    """Let adapters in training leave out this share of what they read."""
+    for module in adapted_modules(model).values():
+        module.dropout = share
+
+
+@contextlib.contextmanager
+def adapters_off(model: Llama) -> Iterator[None]:
+    """Let a network compute as if it had no adapters."""
+    modules = adapted_modules(model).values()
+    for module in modules:
+        module.is_off = True
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.is_off = False
+
+
+def target_paths(model: Llama, targets: Collection[str]) -> list[str]:
+    """Return the paths of the matrices that these names mean; ConfigError for a head that is the embeddings' table."""
+    if HEAD in targets and model.lm_head is None:
+        raise ConfigError(
+            "an adapter for lm_head of a model whose head and embeddings are one table",
+            expected="matrices inside the layers",
+            hint="What changes the head alone could not be merged into that table",
+        )
+    parts = [part for part in ADAPTED if ALL in targets or part.split(".")[1] in targets]
+    paths = [f"layers.{layer}.{part}" for layer in range(model.config.num_layers) for part in parts]
+    return [*paths, HEAD] if HEAD in targets else paths
+
+
+def _linear(model: Llama, path: str) -> Linear | QuantizedLinear:
+    module = model.get_submodule(path)
+    if not isinstance(module, Linear | QuantizedLinear):
+        raise ConfigError(
+            f"an adapter for {path}, which is stored as float8",
+            expected="floats, or integers of 4 or 8 bits",
+            hint="float8 layers round what they read, too: train over the float weights, or over int8",
+        )
+    return module
+
+
+def _shape(linear: Linear | QuantizedLinear) -> tuple[int, int]:
+    if isinstance(linear, Linear):
+        return linear.weight.shape[0], linear.weight.shape[1]
+    return linear.out_dim, linear.in_dim

@@ -1,0 +1,64 @@
+"""Config -> a frozen network with an adapter to be trained; and its way into an artifact afterwards."""
+
+import json
+import os
+
+from puna.checkpoint.adapter import (
+    is_adapter,
+    open_adapter,
+    read_lora,
+    read_magnitudes,
+    require_trainable,
+    save_adapter,
+)
+from puna.checkpoint.checkpoint import Checkpoint
+from puna.errors import ConfigError
+from puna.model.adapted import AdapterShape, add_adapter, attach, set_dropout
+from puna.model.llama import Llama
+from puna.model.quantized import schemes_of
+from puna.model.scheme import describe_schemes
+from puna.run import Run
+from puna.train.loop.optimizer import trained_parameters
+from puna.train.loop.settings import TrainConfig
+
+KIND = "adapter"
+ORIGIN_NAME = "origin.json"  # what `puna import` knows of the hub
+
+
+def adapted_start(config: TrainConfig, checkpoint: Checkpoint) -> Llama:
+    """Load a checkpoint frozen, in the activations' dtype or quantized as it is, with an adapter in float32."""
+    settings = config.adapter
+    assert settings is not None
+    model = checkpoint.load(config.dtype)
+    if settings.start is None:
+        stabilized, magnitudes = settings.rank_stabilized, settings.dora
+        shape = AdapterShape(settings.targets, settings.rank, settings.alpha, stabilized, magnitudes)
+        add_adapter(model, shape, seed=config.seed)
+    else:
+        if not is_adapter(settings.start):
+            raise ConfigError(f"adapter.start = {settings.start}", expected="an adapter", hint="start = a checkpoint")
+        adapter = open_adapter(settings.start)
+        require_trainable(adapter, checkpoint.config)
+        attach(model, read_lora(adapter), read_magnitudes(adapter), is_rank_stabilized=adapter.is_rank_stabilized)
+    set_dropout(model, settings.dropout)
+    return model
+
+
+def write_adapter(config: TrainConfig, run: Run, model: Llama) -> None:
+    """Write what was trained beside `config.start`, which it names by its name on the hub or by the way to it."""
+    assert config.start is not None
+    origin = config.start / ORIGIN_NAME
+    hub = json.loads(origin.read_text(encoding="utf-8")).get("hub", "") if origin.is_file() else ""
+    save_adapter(run.output, model, base_name=hub or os.path.relpath(config.start, run.output))
+    run.kind = KIND
+
+
+def describe_training(model: Llama) -> str:
+    """Say how much of a network with an adapter is trained, and what the rest is kept in."""
+    num_trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
+    num_frozen = model.config.num_parameters
+    kept = describe_schemes(schemes_of(model)) or str(model.dtype).removeprefix("torch.")
+    share = num_trained / num_frozen
+    return (
+        f"an adapter of {num_trained:,} parameters beside {num_frozen:,} ({share:.2%}) that stay as they are, in {kept}"
+    )
