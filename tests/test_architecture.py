@@ -22,11 +22,11 @@ PUNA = ROOT / "src" / "puna"
 FLOORS = (
     {"errors"},
     {"config", "artifact", "licence", "offline", "progress", "stages"},
-    {"run", "lineage"},
+    {"run", "lineage", "shelf"},
     {"kernels", "tokenizer"},
     {"model", "chat"},
     {"data", "checkpoint"},
-    {"engine", "tasks", "guard", "retrieve", "sandbox", "doctor", "plan"},
+    {"engine", "tasks", "guard", "retrieve", "sandbox", "doctor", "diagnose", "plan"},
     {"ingest", "convert", "curate", "synthesize", "train", "compress", "evaluate", "release"},
     {"raising"},
     {"serve", "agent", "studio"},

@@ -20,7 +20,7 @@ from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.tokenizer.train import train_tokenizer
-from puna.train.distill import Config
+from puna.train.distill import Config, live_teacher
 from puna.train.objectives.live_teacher import LiveTeacher
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -44,8 +44,7 @@ def objective_for(student: Path, teacher: Path, dataset: Path, **settings: Any) 
     config = parse_config(Config, {**table, **settings}, where="distill")
     opened = Checkpoint.open(student)
     chat, model = ChatFormat(opened.tokenizer()), Checkpoint.open(teacher).load()
-    told = (config.dtype, config.temperature, config.teacher_weight)
-    objective = LiveTeacher(chat, config.every_token, config.fresh_identifiers, model, *told)
+    objective = live_teacher(config, chat.tokenizer, model)
     rows = Dataset([dataset], objective.kinds)
     packer = Packer(rows, objective.encode, seed=0, batch_tokens=600, context=300, is_cut=objective.is_cut)
     return opened.load(), objective, packer.next(Position())[0]

@@ -22,11 +22,11 @@ from puna.engine.sampler import Completion, SamplingParams
 from puna.errors import ConfigError
 from puna.evaluate import evaluate
 from puna.evaluate.evaluate import Config
-from puna.evaluate.intervals import difference_interval, effective_number, score_interval, t_quantile
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.tasks import Question
+from puna.tasks.intervals import difference_interval, effective_number, score_interval, t_quantile
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.tokenizer.train import train_tokenizer
 

@@ -21,6 +21,7 @@ from puna.release.terms import find_texts, governing_licence
 
 AGREEMENT = "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n\nLlama 3.1 Version Release Date: July 23, 2024\n\n(its text)\n"
 POLICY = "# Acceptable Use Policy\n"
+UNMEASURED = {"scores": "licences alone are looked at here", "comparison": "as above", "task": "as above"}
 MEASURE = {"num_tokens": 50, "tolerance_kl": 9, "min_agreement": 0}
 
 Perform = Callable[..., bool]
@@ -65,9 +66,9 @@ def release(made: Path, tmp_path: Path, perform_stage: Perform) -> Callable[...,
     """Return a function that releases one of the models: release("int8", "Llama-Acme", scores=...)."""
 
     def release_one(model: str, name: str, **settings: Any) -> Path:
-        ignore = settings.pop("ignore_receipts", False)
         out = tmp_path / "out"
-        perform_stage("release", out, checkpoint=str(made / model), name=name, **settings, ignore_receipts=ignore)
+        told = {"checkpoint": str(made / model), "name": name, "override": UNMEASURED, **settings}
+        perform_stage("release", out, **told)
         return out
 
     return release_one

@@ -1,6 +1,5 @@
 """Losses and gradients of training are those of transformers and peft; adapters go from one to the other and back."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from tiny_checkpoint import random_llama, save, save_quantized, tokenizer
+from tiny_checkpoint import save, tokenizer
 
 from puna.chat.format import ChatFormat
 from puna.checkpoint.adapter import open_adapter, read_lora, read_magnitudes, save_adapter
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.checkpoint.checkpoint import Checkpoint
 from puna.checkpoint.source import disk_name
 from puna.data.packing import Batch
 from puna.model import quantized
-from puna.model.adapted import AdaptedLinear, AdapterShape, adapted_modules, adapters_off, add_adapter, attach
+from puna.model.adapted import AdapterShape, adapted_modules, adapters_off, add_adapter, attach
 from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama

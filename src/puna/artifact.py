@@ -57,12 +57,16 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Receipt:
-    """A measured claim about an artifact: `value` against `tolerance` (its most, or its least), and whether it held."""
+    """A measured claim about an artifact: `value` against `tolerance` (its most, or its least), and whether it held.
+
+    Without a tolerance it only tells what was measured, and holds.
+    A judgement gives `reasons` and a `hint` in its details, which are told in place of the figures.
+    """
 
     claim: str
     parent: str
     value: float
-    tolerance: float
+    tolerance: float | None
     held: bool
     details: dict[str, Any] = field(default_factory=dict)
     is_least: bool = False
@@ -70,6 +74,8 @@ class Receipt:
     @property
     def limit(self) -> str:
         """The tolerance in words: "at most 0.02"."""
+        if self.tolerance is None:
+            return "measured only"
         return f"at {'least' if self.is_least else 'most'} {self.tolerance:.4g}"
 
     def save(self, directory: Path) -> None:
@@ -95,6 +101,9 @@ def _read_receipt(path: Path) -> Receipt:
 def require_receipts(directory: Path) -> None:
     """Raise ReceiptError if a receipt of this artifact did not hold."""
     for receipt in read_receipts(directory):
+        if not receipt.held and "reasons" in receipt.details:
+            reasons = "; ".join(receipt.details["reasons"])
+            raise ReceiptError(f"{directory}: {reasons}", hint=receipt.details.get("hint", ""))
         if not receipt.held:
             raise ReceiptError(
                 f"{directory}: {receipt.claim} is {receipt.value:.4g}",

@@ -21,6 +21,8 @@ FACES = (
     ("chat", "puna.agent.terminal:chat", "Talk with a checkpoint in the terminal"),
     ("serve", "puna.serve.serve:serve", "Serve a checkpoint through an OpenAI-compatible API"),
     ("plan", "puna.plan.plan:plan", "Compute memory, speed and cost before anything is run"),
+    ("promote", "puna.shelf.command:promote", "Put a release that passed the gate into use"),
+    ("rollback", "puna.shelf.command:rollback", "Put the release before back into use"),
     ("doctor", "puna.doctor.command:doctor", "Say what is wrong with a model's files, and what to do"),
 )
 

@@ -25,6 +25,10 @@ class StageConfig(BaseModel):
         """Name every path in this config, in the order of the fields: `{"data": ..., "checkpoints.teacher": ...}`."""
         return dict(_paths("", self))
 
+    def requires_receipts(self) -> bool:
+        """Tell whether a receipt of an input that did not hold stops this stage; what judges them itself says no."""
+        return True
+
 
 Config = TypeVar("Config", bound=StageConfig)
 

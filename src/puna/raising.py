@@ -188,7 +188,7 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
         return False
     for parent in filter(None, map(artifact.find_artifact, inputs.values())):
         artifact.verify(parent)
-        _require_receipts(parent, ignore_receipts)
+        _require_receipts(parent, ignore_receipts or not config.requires_receipts())
     directory = path.parent / ".runs" / path.name
     directory.mkdir(parents=True, exist_ok=True)
     with _only_run(directory):
@@ -215,6 +215,8 @@ def _help(stage: Stage, config: StageConfig, path: Path, key: str) -> bool:
         rank, num_ranks = ranks()
         directory = path.parent / ".runs" / path.name
         run = Run(stage.verb, key, path, directory, Console(quiet=True), rank=rank, num_ranks=num_ranks)
+        while not _is_prepared(directory, key):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
         import_module(stage.module).run(config, run)
     while not _is_there(stage, path, key):
         time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -289,13 +291,17 @@ def _licences(config: StageConfig) -> set[str]:
 
 def _prepare(directory: Path, key: str, config: StageConfig) -> None:
     """Keep the run directory for the same key, empty it for another."""
-    marker = directory / "key"
-    if not marker.exists() or marker.read_text() != key:
+    if not _is_prepared(directory, key):
         for entry in directory.iterdir():
             if entry.name != "lock":
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         artifact.write_text(directory / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-        artifact.write_text(marker, key)
+        artifact.write_text(directory / "key", key)
+
+
+def _is_prepared(directory: Path, key: str) -> bool:
+    marker = directory / "key"
+    return marker.is_file() and marker.read_text() == key
 
 
 def _drop_scratch(directory: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from puna import artifact
+from puna.errors import ConfigError
 from puna.progress import Progress
 
 
@@ -46,6 +47,13 @@ class Run:
         self.console.print(text, markup=False, highlight=False)
         with (self.directory / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
+
+    def secret(self, variable: str) -> str:
+        """Return what an environment variable holds; ConfigError if it holds nothing. It is kept nowhere."""
+        value = os.environ.get(variable, "")
+        if not value:
+            raise ConfigError(f"the environment variable {variable} is not set", expected="a key in it")
+        return value
 
     def metrics(self, step: int, **values: float) -> None:
         """Append one row to metrics.jsonl; what is not finite becomes null, since JSON has no NaN."""

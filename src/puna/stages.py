@@ -41,12 +41,25 @@ STAGES = (
     Stage("tokenizer", "puna.train.tokenizer", "dataset", "tokenizer", "Train a byte-level BPE tokenizer"),
     Stage("pretrain", "puna.train.pretrain", "dataset", "checkpoint", "Train on every token of the text"),
     Stage("sft", "puna.train.sft", "dataset", "checkpoint", "Train on what the assistant says"),
+    Stage("label", "puna.train.label", "dataset, teacher", "labels", "Keep what a teacher foresees at each token"),
     Stage(
         "distill",
         "puna.train.distill",
-        "dataset, teacher",
+        "labels, or dataset and teacher",
         "checkpoint",
         "Train a student to agree with a teacher",
+    ),
+    Stage("dpo", "puna.train.dpo", "dataset", "checkpoint", "Train on pairs of answers, one better than the other"),
+    Stage("reward", "puna.train.reward", "dataset", "reward model", "Train a model that scores answers"),
+    Stage(
+        "merge",
+        "puna.compress.merge",
+        "adapter, checkpoint",
+        "checkpoint",
+        "Merge an adapter into its base, with receipts",
+    ),
+    Stage(
+        "prune", "puna.compress.prune", "checkpoint", "checkpoint", "Keep the most needed layers, heads and channels"
     ),
     Stage(
         "quantize",

@@ -26,6 +26,7 @@ from puna.errors import ChatError, ConfigError, PunaError, RequestError
 from puna.licence import badges
 from puna.lineage import licences_of
 from puna.progress import printable
+from puna.shelf.shelf import follow
 
 HELP = "/new starts over, /tool TEXT gives a tool's result, /exit or Ctrl-D ends; Ctrl-C stops an answer."
 
@@ -98,7 +99,7 @@ def chat(
     Parameters
     ----------
     checkpoint
-        The checkpoint directory.
+        The checkpoint directory, or one that releases were promoted into: then the release in use.
     system
         The system message.
     system_file
@@ -125,6 +126,7 @@ def chat(
     )
     told = {name: value for name, value in asdict(sampling).items() if value is not None}
     SamplingParams(**told)  # What is out of bounds is refused before a model is loaded.
+    checkpoint = follow(checkpoint)
     dialogue = _open(checkpoint, start, told)
     if badge := ", ".join(badges(licences_of(checkpoint))):
         print(badge, file=sys.stderr)

@@ -125,7 +125,7 @@ def require_runnable(adapter: Adapter, config: LlamaConfig) -> None:
     """Raise CheckpointError unless the adapter fits this network and can be run beside it."""
     _require_fit(adapter, config)
     for name, parts in adapter.parts.items():
-        if set(parts) != {DOWN, UP} or not _module_path(name).endswith(ADAPTED):
+        if set(parts) != {DOWN, UP} or not run_path(name).endswith(ADAPTED):
             raise CheckpointError(
                 f"{adapter.path}: {next(iter(parts.values()))!a}",
                 expected="lora_A and lora_B of the layers' matrices, which is what runs beside a base",
@@ -137,7 +137,7 @@ def require_trainable(adapter: Adapter, config: LlamaConfig) -> None:
     """Raise CheckpointError unless the adapter fits this network and all of it can be trained on."""
     _require_fit(adapter, config)
     for name, parts in adapter.parts.items():
-        if name not in adapter.linears or not _module_path(name).endswith((*ADAPTED, HEAD)):
+        if name not in adapter.linears or not run_path(name).endswith((*ADAPTED, HEAD)):
             raise CheckpointError(
                 f"{adapter.path}: {next(iter(parts.values()))!a}",
                 expected="matrices beside those of the layers and the head, which is what is trained here",
@@ -153,14 +153,14 @@ def read_lora(adapter: Adapter) -> Lora:
     lora: dict[str, LowRank] = {}
     for name, parts in adapter.linears.items():
         down_RI, up_OR = tensors[parts[DOWN]], tensors[parts[UP]]
-        lora[_module_path(name)] = LowRank(down_RI, up_OR, adapter.scale(name, down_RI.shape[0]))
+        lora[run_path(name)] = LowRank(down_RI, up_OR, adapter.scale(name, down_RI.shape[0]))
     return lora
 
 
 def read_magnitudes(adapter: Adapter) -> dict[str, torch.Tensor]:
     """Return DoRA's lengths of the rows by the paths of the modules; none for other adapters."""
     return {
-        _module_path(name): adapter.read(name, MAGNITUDE).flatten()
+        run_path(name): adapter.read(name, MAGNITUDE).flatten()
         for name, parts in adapter.linears.items()
         if MAGNITUDE in parts
     }
@@ -232,7 +232,8 @@ def _target_names(model: Llama, names: list[str]) -> list[str]:
     return sorted({name.rpartition(".")[2] if name.rpartition(".")[2] in every else name for name in names})
 
 
-def _module_path(name: str) -> str:
+def run_path(name: str) -> str:
+    """Return the path in the network of the module that a tensor of the base belongs to."""
     return name.removeprefix("model.").removesuffix(".weight")
 
 

@@ -29,7 +29,12 @@ from puna.tokenizer.tokenizer import Tokenizer
 
 CONFIG_NAME = "config.json"
 GENERATION_NAME = "generation_config.json"
+ADAPTER_NAME = "adapter_config.json"
 SHARD_BYTES = 5_000_000_000
+ADAPTER_HINT = (
+    "`puna merge` makes a checkpoint of it and its base, `puna serve BASE --adapters FOLDER` runs it beside its base, "
+    "and training goes on with start = BASE and adapter.start = the adapter"
+)
 IMPORT_HINT = "`puna import` makes one of Meta's files, a .gguf file, an adapter and its base, or a name on the hub"
 
 
@@ -44,15 +49,20 @@ class Checkpoint:
     layout: dict[str, StoredTensor] = field(repr=False)
 
     @classmethod
-    def open(cls, path: str | Path) -> "Checkpoint":
-        """Check a directory's config and the shape, dtype and place of every tensor; raise CheckpointError."""
+    def open(cls, path: str | Path, *, is_reward: bool = False) -> "Checkpoint":
+        """Check a directory's config and the shape, dtype and place of every tensor; raise CheckpointError.
+
+        A reward model is opened only where one is asked for.
+        """
         path = Path(path)
         config_path = find_file(path, CONFIG_NAME) if path.is_dir() else None
         if config_path is None:
+            if path.is_dir() and find_file(path, ADAPTER_NAME):
+                raise CheckpointError(f"{path} is an adapter", expected="a checkpoint", hint=ADAPTER_HINT)
             given = f"{path} has no {CONFIG_NAME}" if path.exists() else f"{path} does not exist"
             raise CheckpointError(given, expected="a checkpoint directory", hint=IMPORT_HINT)
         raw = read_json(config_path)
-        config = hf_config.parse_config(raw, config_path)
+        config = hf_config.parse_config(raw, config_path, is_reward=is_reward)
         quantization = parse_quantization(raw, config_path)
         layout = read_layout(path)
         schemes = weights.require_fit(path, layout, config, quantization)

@@ -17,6 +17,7 @@ from puna.model.config import LlamaConfig, RopeScaling
 from puna.model.scheme import Scheme
 
 ARCHITECTURE = "LlamaForCausalLM"
+REWARD_ARCHITECTURE = "LlamaForSequenceClassification"
 
 # What these settings must be, where they are given.
 FIXED: dict[str, tuple[Any, ...]] = {
@@ -36,9 +37,15 @@ META_SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
 SAMPLING_KEYS = {"do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
 
 
-def parse_config(raw: dict[str, Any], path: Path) -> LlamaConfig:
-    """Return the config that `raw`, read from `path`, describes; defaults are those of transformers."""
+def parse_config(raw: dict[str, Any], path: Path, *, is_reward: bool = False) -> LlamaConfig:
+    """Return the config that `raw`, read from `path`, describes; defaults are those of transformers.
+
+    Of a reward model and of a model that writes, the one that is not asked for is refused.
+    """
     fields = Fields(raw, path)
+    if (raw.get("architectures") == [REWARD_ARCHITECTURE]) != is_reward:
+        raise _other_kind(raw, path, is_reward=is_reward)
+    raw = raw | ({"architectures": [ARCHITECTURE]} if is_reward else {})
     refuse_code(raw, path)
     if raw.get("model_type") != "llama":
         raise fields.fail("model_type", '"llama"')
@@ -61,10 +68,21 @@ def parse_config(raw: dict[str, Any], path: Path) -> LlamaConfig:
             norm_eps=fields.number("rms_norm_eps", 1e-6),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
-            tie_embeddings=fields.flag("tie_word_embeddings", False),
+            tie_embeddings=is_reward or fields.flag("tie_word_embeddings", False),
+            is_reward=is_reward,
         )
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error.given}", expected=error.expected) from error
+
+
+def _other_kind(raw: dict[str, Any], path: Path, *, is_reward: bool) -> CheckpointError:
+    if is_reward:
+        hint = "`puna reward` trains one"
+        return CheckpointError(
+            f"{path}: architectures = {raw.get('architectures')!r}", expected=f"{[REWARD_ARCHITECTURE]}", hint=hint
+        )
+    hint = "`puna answer --reward` lets it judge answers"
+    return CheckpointError(f"{path.parent} is a reward model", expected="a model that writes", hint=hint)
 
 
 def refuse_code(raw: dict[str, Any], path: Path) -> None:
@@ -129,7 +147,7 @@ def render_config(
 ) -> dict[str, Any]:
     """Return config.json in the spelling of the published Llamas; `schemes` are those of quantized modules."""
     rendered: dict[str, Any] = {
-        "architectures": [ARCHITECTURE],
+        "architectures": [REWARD_ARCHITECTURE if config.is_reward else ARCHITECTURE],
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": bos_id,
@@ -155,6 +173,8 @@ def render_config(
         "use_cache": True,
         "vocab_size": config.vocab_size,
     }
+    if config.is_reward:
+        rendered |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
     return rendered | ({"quantization_config": render_quantization(schemes, config)} if schemes else {})
 
 

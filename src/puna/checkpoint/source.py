@@ -56,4 +56,4 @@ def num_rotated_heads(name: str, config: LlamaConfig) -> int:
 
 def disk_name(name: str) -> str:
     """Return the name on disk of one of the network's tensors."""
-    return name if name.startswith("lm_head.") else f"model.{name}"
+    return name if name.startswith(("lm_head.", "score.")) else f"model.{name}"

@@ -33,6 +33,7 @@ SHARED = {
 class Batch(NamedTuple):
     """Texts that go through a layer together, as they are before it."""
 
+    texts: Sequence[Sequence[int]]
     x_TD: torch.Tensor
     rope: tuple[torch.Tensor, torch.Tensor]
     attend: Attend
@@ -43,7 +44,7 @@ def round_by_calibration(
     model: Llama, pieces: Sequence[Sequence[int]], schemes: Mapping[str, Scheme], dtype: torch.dtype, bar: Progress
 ) -> None:
     """Replace the matrices of `schemes` inside the layers by what GPTQ makes of them, in place."""
-    batches = list(_batches(model, pieces, dtype))
+    batches = list(text_batches(model.embed_tokens, model.frequencies, pieces, dtype))
     for index, block in enumerate(model.layers):
         assert isinstance(block, Block)
         wanted = {part: schemes.get(f"layers.{index}.{part}") for parts in SHARED.values() for part in parts}
@@ -57,16 +58,19 @@ def round_by_calibration(
             batches[number] = batch._replace(x_TD=block(batch.x_TD, batch.rope, index, batch.attend))
 
 
-def _batches(model: Llama, pieces: Sequence[Sequence[int]], dtype: torch.dtype) -> Iterator[Batch]:
+def text_batches(
+    embed_tokens: nn.Module, frequencies: torch.Tensor, pieces: Sequence[Sequence[int]], dtype: torch.dtype
+) -> Iterator[Batch]:
+    """Yield the texts as they are before the first layer, in batches of about BATCH_TOKENS."""
     group: list[Sequence[int]] = []
     for number, piece in enumerate(pieces, start=1):
         group.append(piece)
         if number == len(pieces) or sum(map(len, group)) + len(pieces[number]) > BATCH_TOKENS:
-            tokens_T = torch.tensor([each for ids in group for each in ids], device=model.device)
-            positions_T = torch.cat([torch.arange(len(ids), device=model.device) for ids in group])
-            rope = rope_tables(positions_T, model.frequencies, dtype)
+            tokens_T = torch.tensor([each for ids in group for each in ids], device=frequencies.device)
+            positions_T = torch.cat([torch.arange(len(ids), device=frequencies.device) for ids in group])
+            rope = rope_tables(positions_T, frequencies, dtype)
             attend = packed_attend([len(ids) for ids in group])
-            yield Batch(model.embed_tokens(tokens_T).to(dtype), rope, attend)
+            yield Batch(group, embed_tokens(tokens_T).to(dtype), rope, attend)
             group = []
 
 

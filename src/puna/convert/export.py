@@ -13,8 +13,6 @@ from pydantic import Field, model_validator
 
 from puna import licence
 from puna.artifact import Receipt
-from puna.chat.conversation import Conversation, Message
-from puna.chat.format import ChatFormat
 from puna.chat.template import PLAIN_TEMPLATE
 from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.checkpoint.formats import open_source
@@ -26,7 +24,7 @@ from puna.checkpoint.weights import load_source
 from puna.config import FlagNumber, StageConfig
 from puna.convert.carry import carry_licences, watched
 from puna.convert.peers import PEERS, Pieces, peer_logits
-from puna.data.pieces import cut_pieces
+from puna.data.pieces import cut_pieces, probe_pieces
 from puna.errors import CheckpointError, ConfigError
 from puna.lineage import licences_of
 from puna.model.compare import Comparison, logits_of
@@ -34,17 +32,6 @@ from puna.run import Run
 from puna.tokenizer import Tokenizer
 
 GGUF_NAME = "model.gguf"
-# Read where no data is given: a sentence in each of Llama 3.1's languages, and one dialogue.
-PROBES = (
-    "The shop opens at nine, and the parcel 48151 is on its way.",
-    "Der Laden öffnet um neun; das Paket wiegt 3,5 kg.",
-    "Le magasin ouvre à neuf heures et ferme à dix-huit heures.",
-    "Il negozio apre alle nove, ma la domenica è chiuso.",
-    "A loja abre às nove e aceita cartões.",
-    "दुकान सुबह नौ बजे खुलती है।",
-    "La tienda abre a las nueve; ¿quiere devolver algo?",
-    "ร้านเปิดเวลาเก้าโมงเช้า",
-)
 
 
 class Tolerance(NamedTuple):
@@ -160,10 +147,7 @@ def _pieces(config: Config, tokenizer: Tokenizer, max_context: int) -> Iterator[
     if config.data:
         yield from cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest)
         return
-    chat = ChatFormat(tokenizer)
-    dialogue = Conversation((Message("user", PROBES[0]), Message("assistant", PROBES[1])))
-    for ids in (*map(chat.document, PROBES), chat.encode(dialogue).ids):
-        yield ids[:longest]
+    yield from probe_pieces(tokenizer, longest=longest)
 
 
 def _logits(source: Source, pieces: Pieces, path: Path, dtype: torch.dtype) -> list[torch.Tensor]:

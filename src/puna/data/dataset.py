@@ -1,29 +1,37 @@
-"""Shards of several sources -> one sequence of documents and conversations, in an order that can be found again."""
+"""Shards of several sources -> one sequence of documents, conversations or preferences, in an order known again.
+
+Who asks for the kind "labels" gets a teacher's labelled rows (labels.py) in their place.
+"""
 
 import bisect
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from puna.chat.conversation import Conversation
 from puna.data.document import Document
+from puna.data.labels import LabelRows, find_labels
+from puna.data.preference import Preference
 from puna.data.shards import find_shards, open_shard
 from puna.errors import ChatError, DataError
 
-KINDS = {"documents": Document.from_json, "conversations": Conversation.from_json}
+TEXTS = ("documents", "conversations")
+LABELS = "labels"
 
 
 class Dataset:
-    """An ordered view over the shards of `sources`: directories, or files named documents* or conversations*."""
+    """An ordered view over the shards of `sources`: directories, or files named after what they hold."""
 
-    def __init__(self, sources: Sequence[Path], kinds: Sequence[str] = tuple(KINDS)):
-        self.parts: list[tuple[str, Path, Sequence[dict]]] = []
+    def __init__(self, sources: Sequence[Path], kinds: Sequence[str] = TEXTS):
+        self.parts: list[tuple[str, Path, Sequence[Any]]] = []
         for source in sources:
-            found = [(kind, path, open_shard(path)) for kind in kinds for path in find_shards(source, kind)]
+            found = [(kind, path, rows) for kind in kinds for path, rows in _shards(source, kind)]
             if not any(len(rows) for _, _, rows in found):
-                names = " or ".join(f"{kind}*.jsonl / *.parquet" for kind in kinds)
+                suffixes = {LABELS: "-*.safetensors"}
+                names = " or ".join(kind + suffixes.get(kind, "*.jsonl / *.parquet") for kind in kinds)
                 raise DataError(f"no rows in {source}", expected=names)
             self.parts += found
         if not self.parts:
@@ -33,14 +41,16 @@ class Dataset:
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def __getitem__(self, index: int) -> Document | Conversation:
+    def __getitem__(self, index: int) -> Document | Conversation | Preference:
         """Read the row at `index`, which must lie in 0..len-1; DataError and ChatError name its file and line."""
         part, line = self._find(index)
         kind, _, rows = self.parts[part]
+        if kind == LABELS:
+            return rows[line]
         if kind == "documents":
             return Document.from_json(rows[line], where=self.place(index))
         try:
-            return Conversation.from_json(rows[line])
+            return (Preference if kind == "preferences" else Conversation).from_json(rows[line])
         except ChatError as error:
             raise ChatError(f"{self.place(index)}: {error.given}", expected=error.expected, hint=error.hint) from None
 
@@ -56,3 +66,9 @@ class Dataset:
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """Permute the indices: a pure function of (seed, epoch, length)."""
         return np.random.default_rng((seed, epoch)).permutation(len(self))
+
+
+def _shards(source: Path, kind: str) -> list[tuple[Path, Sequence[Any]]]:
+    if kind == LABELS:
+        return [(path, LabelRows(path)) for path in find_labels(source)]
+    return [(path, open_shard(path)) for path in find_shards(source, kind)]

@@ -40,7 +40,8 @@ class Example:
         return Example(self.ids[part], self.mask[part], {name: rows[part] for name, rows in self.columns.items()})
 
 
-# A row and a source of randomness -> the examples that it is. Several stay together, in one batch and in this order.
+# A row and a source of randomness -> the examples that it is: several stay together, in one batch and in this order;
+# none if the row is passed over.
 Encode = Callable[[object, random.Random], Sequence[Example]]
 
 
@@ -111,8 +112,8 @@ class Packer:
         while not (pieces and position.is_start_of_epoch):
             examples = self._read(replace(position, offset=0))
             assert len(examples) == 1 or not self.is_cut, "what stays together is not cut"
-            if self._is_too_long(examples):
-                self.num_too_long += 1
+            if not examples or self._is_too_long(examples):
+                self.num_too_long += bool(examples)
                 position = self._after(position)
                 if not pieces and position.epoch > first.epoch + 1:
                     raise DataError(

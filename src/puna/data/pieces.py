@@ -1,23 +1,57 @@
-"""Held-out documents and conversations -> pieces of token ids, to compare models on."""
+"""Held-out documents and conversations, or texts of our own -> pieces of token ids, to compare models on."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from puna.chat.conversation import Conversation
+from puna.chat.conversation import Conversation, Message
 from puna.chat.format import ChatFormat
 from puna.data.dataset import Dataset
+from puna.data.document import Document
+from puna.data.packing import Example
 from puna.tokenizer import Tokenizer
+
+# Read where no data is given: a sentence in each of Llama 3.1's languages, and one dialogue.
+PROBES = (
+    "The shop opens at nine, and the parcel 48151 is on its way.",
+    "Der Laden öffnet um neun; das Paket wiegt 3,5 kg.",
+    "Le magasin ouvre à neuf heures et ferme à dix-huit heures.",
+    "Il negozio apre alle nove, ma la domenica è chiuso.",
+    "A loja abre às nove e aceita cartões.",
+    "दुकान सुबह नौ बजे खुलती है।",
+    "La tienda abre a las nueve; ¿quiere devolver algo?",
+    "ร้านเปิดเวลาเก้าโมงเช้า",
+)
 
 
 def cut_pieces(paths: Sequence[Path], tokenizer: Tokenizer, *, num_tokens: int, longest: int) -> Iterator[list[int]]:
     """Cut rows from all over the data into pieces of at most `longest`, until there are `num_tokens` or it ends."""
+    for example in cut_examples(paths, tokenizer, num_tokens=num_tokens, longest=longest):
+        yield list(example.ids)
+
+
+def cut_examples(paths: Sequence[Path], tokenizer: Tokenizer, *, num_tokens: int, longest: int) -> Iterator[Example]:
+    """Do the same with a mask: of a document every token counts, of a conversation what the assistant says."""
     chat, dataset = ChatFormat(tokenizer), Dataset(paths)
     left = num_tokens
     for index in dataset.order(0, 0):
         row = dataset[int(index)]
-        ids = chat.encode(row).ids if isinstance(row, Conversation) else chat.document(row.text)
+        assert isinstance(row, Document | Conversation)
+        if isinstance(row, Conversation):
+            ids, mask = chat.encode(row)
+        else:
+            ids = chat.document(row.text)
+            mask = [True] * len(ids)
         for start in range(0, len(ids), longest):
             if left <= 0:
                 return
-            yield ids[start : start + min(longest, left)]
+            part = slice(start, start + min(longest, left))
+            yield Example(ids[part], mask[part])
             left -= min(longest, left, len(ids) - start)
+
+
+def probe_pieces(tokenizer: Tokenizer, *, longest: int) -> Iterator[list[int]]:
+    """Yield the texts that are read where no data is given."""
+    chat = ChatFormat(tokenizer)
+    dialogue = Conversation((Message("user", PROBES[0]), Message("assistant", PROBES[1])))
+    for ids in (*map(chat.document, PROBES), chat.encode(dialogue).ids):
+        yield ids[:longest]

@@ -174,7 +174,7 @@ def _draw_from_likely(
     top_p keeps up to and including the token that crosses it, as Meta's reference does.
     """
     probs_BV, device, vocab_size = _tempered(logits_BV, rows), logits_BV.device, logits_BV.shape[-1]
-    top_BN, order_BN = _most_likely_first(probs_BV, min(num_candidates, vocab_size))
+    top_BN, order_BN = most_likely_first(probs_BV, min(num_candidates, vocab_size))
     ranks_N = torch.arange(top_BN.shape[-1], device=device)
     top_k_B1, top_p_B1, min_p_B1 = (
         torch.tensor(values, dtype=torch.float64, device=device)[:, None]
@@ -208,7 +208,7 @@ def _draws(rows: Sequence[Row], device: torch.device) -> torch.Tensor:
     return torch.tensor([row.draw for row in rows], dtype=torch.float64, device=device)[:, None]
 
 
-def _most_likely_first(probs_BV: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def most_likely_first(probs_BV: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the largest of each row and their ids: torch.topk, through the maxima of groups where that is faster."""
     num_groups = probs_BV.shape[-1] // NUM_LANES
     if num_groups * NUM_LANES != probs_BV.shape[-1] or num_groups < 4 * size:

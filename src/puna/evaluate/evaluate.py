@@ -25,17 +25,21 @@ from puna.engine.local import LocalSampler
 from puna.engine.options import EngineOptions
 from puna.engine.sampler import Completion, SamplingParams
 from puna.errors import ConfigError
+from puna.evaluate.compare import describe_questions, diagnose, lines, section
 from puna.evaluate.report import draw_scores, print_scores, report
+from puna.evaluate.roles import Role, casts
 from puna.evaluate.scores import OVERALL, Answers, score
 from puna.run import Run
+from puna.shelf.shelf import follow
 from puna.tasks.question import Grade, Question
 from puna.tasks.task import Task, load_task
+from puna.tokenizer.tokenizer import Tokenizer
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 class Config(StageConfig):
-    """Ask every checkpoint the same questions."""
+    """Ask every checkpoint the same questions; of a folder that releases were promoted into, the one in use."""
 
     checkpoints: dict[str, Path] = Field(min_length=1, description="name and checkpoint; differences are to the first")
     tasks: list[Path] = Field(min_length=1, description="questions files, or artifacts that hold some")
@@ -49,13 +53,18 @@ class Config(StageConfig):
     max_batch: int = Field(default=32, ge=1, description="questions answered at the same time")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compute in")
     kv_cache: Literal["stored", "int8"] = Field(default="stored", description="what keys and values are kept in")
+    compare: bool = Field(default=False, description="say why a student ends below the plain model or its own start")
+    roles: dict[Role, str] = Field(default={}, description="checkpoint in each role, where the lineage does not say it")
+    general: list[str] = Field(
+        default=[], description="names of tasks that are not the student's own: is it forgotten?"
+    )
 
     @field_validator("checkpoints")
     @classmethod
     def _names_are_file_names(cls, checkpoints: dict[str, Path]) -> dict[str, Path]:
         if not all(NAME.fullmatch(name) for name in checkpoints):
             raise ValueError("names of letters, digits, '.', '_' and '-'")
-        return checkpoints
+        return {name: follow(path) for name, path in checkpoints.items()}
 
 
 class Item(NamedTuple):
@@ -81,6 +90,7 @@ class Reply(NamedTuple):
 def run(config: Config, run: Run) -> None:
     """Write scores.json, speed.json, report.md, scores.png and conversations-NAME.jsonl for each checkpoint."""
     items = _items(config)
+    found = casts(config.checkpoints, config.roles) if config.compare else []
     everyone: list[Answers] = []
     for name, path in config.checkpoints.items():
         answers = _resume(run, name) or _ask(config, run, name, path, items)
@@ -89,10 +99,24 @@ def run(config: Config, run: Run) -> None:
     scores = score(everyone)
     artifact.write_text(run.output / "scores.json", _dump(scores))
     artifact.write_text(run.output / "speed.json", _dump({answers.name: _speed(answers) for answers in everyone}))
-    artifact.write_text(run.output / "report.md", report(scores, everyone))
+    described = _described(config, items) if found else {}
+    diagnoses = diagnose(found, everyone, config.checkpoints, config.general, described)
+    sections = [section(each) for each in diagnoses]
+    artifact.write_text(run.output / "report.md", "\n\n".join([report(scores, everyone).rstrip(), *sections]) + "\n")
     if not draw_scores(scores, run.output / "scores.png"):
         run.log("no scores.png: matplotlib is not installed")
     print_scores(scores, everyone, run.console)
+    if diagnoses:
+        artifact.write_text(run.output / "diagnosis.json", _dump([each.to_json() for each in diagnoses]))
+    for line in (line for each in diagnoses for line in lines(each)):
+        run.log(line)
+
+
+def _described(config: Config, items: list[Item]) -> dict[str, float]:
+    """Describe the questions of the students' own task, as long as the first checkpoint's tokenizer makes them."""
+    own = [item.question.conversation for item in items if item.task.name not in config.general]
+    chat = ChatFormat(Tokenizer.load(next(iter(config.checkpoints.values()))))
+    return describe_questions(own, [len(chat.prompt(each)) for each in own])
 
 
 def _items(config: Config) -> list[Item]:
@@ -102,6 +126,10 @@ def _items(config: Config) -> list[Item]:
         if task.name in tasks:
             raise ConfigError(f"tasks has '{task.name}' twice", expected="tasks with names of their own")
         tasks[task.name] = task.sample(config.max_questions, config.seed) if config.max_questions else task
+    if not set(config.general) < set(tasks):
+        raise ConfigError(
+            f"general = {', '.join(config.general)}", expected=f"some, but not all, of the tasks {', '.join(tasks)}"
+        )
     return [Item(task, question) for task in tasks.values() for question in task.questions]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from puna.evaluate.intervals import difference_interval, effective_number, score_interval
+from puna.tasks.intervals import Interval, difference_interval, effective_number, score_interval
 
 OVERALL = "overall"
 
@@ -47,6 +47,12 @@ def score(everyone: Sequence[Answers]) -> dict[str, Any]:
             for earlier, later in itertools.combinations(everyone, 2)
         ],
     }
+
+
+def paired_difference(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> Interval:
+    """Return the difference of the mean scores of two checkpoints' answers to the same questions."""
+    chosen = Slice(list(range(len(rows))))
+    return difference_interval(_values(rows, chosen), _values(others, chosen), _groups(rows, chosen))
 
 
 def slices(rows: Sequence[dict[str, Any]]) -> dict[str, Slice]:

@@ -39,9 +39,11 @@ class LlamaConfig:
     rope_theta: float = 500_000.0
     rope_scaling: RopeScaling | None = None
     tie_embeddings: bool = False
+    is_reward: bool = False  # One number for a whole text in the place of logits.
 
     def __post_init__(self):
         _require_positive(self)
+        assert self.tie_embeddings or not self.is_reward, "a reward model has no output embeddings"
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"num_heads {self.num_heads} with num_kv_heads {self.num_kv_heads}",
@@ -55,7 +57,7 @@ class LlamaConfig:
         attention = 2 * self.dim * self.head_dim * (self.num_heads + self.num_kv_heads)
         layer = attention + 3 * self.dim * self.hidden_dim + 2 * self.dim
         embeddings = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
-        return embeddings + self.num_layers * layer + self.dim
+        return embeddings + self.num_layers * layer + self.dim * (2 if self.is_reward else 1)
 
     def kv_bytes_per_token(self, value_bytes: int, *, scale_bytes: int = 0) -> int:
         """Return what the keys and values of one position take, with a scale for each head's if they are rounded."""

@@ -119,6 +119,7 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head: nn.Module | None = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
+        self.score = Linear(config.dim, 1) if config.is_reward else None
         # NOTE: not a buffer: `model.to(torch.bfloat16)` would round the frequencies and bend long contexts.
         self.frequencies = rope_frequencies(config)
 

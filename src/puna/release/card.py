@@ -8,19 +8,19 @@ from typing import Any
 from puna import __version__
 from puna.licence import OWN
 from puna.model.scheme import describe_schemes
+from puna.release.evaluations import OVERALL, Scores
 from puna.release.facts import (
     MODELS,
-    OVERALL,
     Facts,
-    Scores,
     base_of,
-    count_rows,
-    datasets_read,
+    data_rows,
     hub_origin,
     name_of,
+    receipt_rows,
     settings_of,
+    tree_lines,
 )
-from puna.release.terms import Node, applying, walk
+from puna.release.terms import applying, walk
 
 TRANSFORMERS = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -45,8 +45,11 @@ def model_card(facts: Facts) -> str:
         *_exceptions(facts),
         "## How to run it",
         _how_to_run(facts),
+        "## Decision",
+        f"{_code(facts.decision)} The page decision.md beside this card says why.",
         "## Scores",
         *_scores(facts.scores),
+        *(["## General suite", *_scores(facts.general)] if facts.general else []),
         "## Receipts",
         *_receipts(facts),
         "## Limits",
@@ -143,16 +146,8 @@ def _scores(scores: Scores | None) -> Iterator[str]:
 def _receipts(facts: Facts) -> list[str]:
     if not facts.receipts:
         return ["None: no step made a measured claim."]
-    rows = [
-        [
-            _code(of),
-            receipt.claim,
-            f"{receipt.value:.4g}",
-            receipt.limit,
-            "yes" if receipt.held else "**no**",
-        ]
-        for of, receipt in facts.receipts
-    ]
+    marked = {"yes": "yes", "no": "**no**"}
+    rows = [[_code(of), *told, marked[held]] for of, *told, held in receipt_rows(facts)]
     return ["What steps claimed and measured.", _table(["step", "claim", "value", "limit", "held"], rows)]
 
 
@@ -169,40 +164,15 @@ def _limits(facts: Facts) -> Iterator[str]:
 
 
 def _lineage(facts: Facts) -> list[str]:
-    tree = "\n".join(_tree_lines("", facts.tree, set()))
+    tree = "\n".join(tree_lines(facts.tree))
     return ["What it was made from; the numbers are the beginnings of SHA-256 hashes.", f"```text\n{tree}\n```"]
 
 
-def _tree_lines(role: str, node: Node, seen: set[str]) -> Iterator[str]:
-    mark = {"held": "", "changed": ", changed since", "missing": ", gone since"}[node["state"]]
-    made = f" by {node['stage']}" if "stage" in node else ""
-    is_known = node["path"] in seen and bool(node["inputs"])
-    seen.add(node["path"])
-    name = f"{role}: " if role else ""
-    yield f"{name}{name_of(node['path'])} ({node['kind']}{made}, {node['hash'][:12]}{mark}{', as above' * is_known})"
-    inputs = {} if is_known else node["inputs"]
-    for number, (child_role, child) in enumerate(inputs.items(), start=1):
-        corner, edge = ("└── ", "    ") if number == len(inputs) else ("├── ", "│   ")
-        first, *rest = _tree_lines(child_role, child, seen)
-        yield corner + first
-        yield from (edge + line for line in rest)
-
-
 def _data(facts: Facts) -> list[str]:
-    rows: list[list[str]] = []
-    for path, steps in datasets_read(facts.tree).items():
-        node = steps[0].node
-        counts = count_rows(Path(path))
-        readers = {f"{name_of(step.reader['path'])} ({step.role.split('.')[0]})": None for step in steps if step.reader}
-        rows.append(
-            [
-                _code(name_of(path)),
-                *(f"{counts[kind]:,}" if kind in counts else "" for kind in ("documents", "conversations")),
-                ", ".join(node.get("licences", [])) or ("unknown" if node["kind"] == "raw" else "none of others"),
-                ", ".join(map(_code, readers)),
-                _code(node["hash"][:12]),
-            ]
-        )
+    rows = [
+        [_code(name), *told, ", ".join(map(_code, filter(None, readers.split(", ")))), _code(key)]
+        for name, *told, readers, key in data_rows(facts.tree)
+    ]
     if not rows:
         return ["The lineage shows none: what the weights were trained on before they came here is not known to Puna."]
     base = base_of(facts.tree)

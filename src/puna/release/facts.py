@@ -1,6 +1,7 @@
 """A checkpoint's directory, lineage and scores -> what a model card and release.json tell about it. Decides nothing."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import Any, NamedTuple
 from puna import artifact
 from puna.artifact import Receipt
 from puna.checkpoint.checkpoint import Checkpoint
-from puna.errors import ArtifactError, ConfigError
+from puna.errors import ArtifactError
 from puna.licence import Licence, badges
 from puna.lineage import trace
+from puna.release.evaluations import Scores
 from puna.release.terms import Node, Step, walk
 
 MODELS = ("checkpoint", "release")
 BASE_ROLES = ("checkpoint", "start", "base", "source")  # an adapter is a source, what it changes is its base
-OVERALL = "overall"
+# What a release was judged by: it is not made of it.
+JUDGED_BY = ("scores", "general", "base", "teacher", "in_use")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Facts:
     base_model: str = ""
     texts: list[str] = field(default_factory=list)
     exceptions: list[str] = field(default_factory=list)
-    scores: "Scores | None" = None
+    scores: Scores | None = None
+    general: Scores | None = None
+    decision: str = ""
 
     @property
     def badges(self) -> list[str]:
@@ -56,60 +61,18 @@ class Facts:
         return [name_of(path) for path, state in paths.items() if state != "held"]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What an evaluation found, and under which name it asked the checkpoint that is released."""
-
-    name: str
-    tasks: list[str]
-    temperature: float
-    checkpoints: dict[str, dict[str, dict[str, float]]]
-    differences: list[dict[str, Any]]
-
-    @property
-    def overall(self) -> dict[str, float]:
-        """The entry of all questions: score, low, high, n, groups."""
-        return self.checkpoints[self.name][OVERALL]
-
-    def against(self, other: str) -> tuple[float, float, float] | None:
-        """Return how much better this checkpoint is than `other`: difference and its interval."""
-        for entry in self.differences:
-            part = entry["slices"][OVERALL]
-            if (entry["checkpoint"], entry["against"]) == (self.name, other):
-                return part["difference"], part["low"], part["high"]
-            if (entry["checkpoint"], entry["against"]) == (other, self.name):
-                return -part["difference"], -part["high"], -part["low"]
-        return None
-
-
 def read_lineage(checkpoint: Path) -> Node:
     """Trace a checkpoint to its origins; one that is no artifact is a raw leaf."""
     if artifact.is_artifact(checkpoint):
-        return trace(checkpoint)
+        return _without_judges(trace(checkpoint))
     kind, key = "raw", artifact.content_hash(checkpoint)
     return {"path": str(checkpoint), "kind": kind, "hash": key, "state": "held", "inputs": {}}
 
 
-def read_scores(path: Path, checkpoint: Path) -> Scores:
-    """Read a scores artifact; ConfigError unless this very checkpoint is among those that were asked."""
-    manifest = artifact.read_manifest(path)
-    if manifest.kind != "scores":
-        raise ConfigError(f"scores = {path} is an artifact of kind '{manifest.kind}'", expected="one of 'evaluate'")
-    asked = {role.removeprefix("checkpoints."): entry for role, entry in manifest.inputs.items() if "." in role}
-    content = artifact.content_hash(checkpoint)
-    name = next((name for name, entry in asked.items() if entry["hash"] == content), None)
-    if name is None:
-        raise ConfigError(
-            f"scores = {path} is about {', '.join(manifest.config.get('checkpoints', {}))}",
-            expected=f"scores of {checkpoint}",
-            hint="Evaluate the checkpoint that is released",
-        )
-    try:
-        found = json.loads((path / "scores.json").read_text(encoding="utf-8"))
-        tasks = [name_of(task) for task in manifest.config["tasks"]]
-        return Scores(name, tasks, manifest.config["temperature"], found["checkpoints"], found["differences"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{path / 'scores.json'} ({error})", expected="scores as 'evaluate' writes them") from None
+def _without_judges(node: Node) -> Node:
+    judges = JUDGED_BY if node.get("stage") == "release" else ()
+    inputs = {role: _without_judges(each) for role, each in node["inputs"].items() if role not in judges}
+    return {**node, "inputs": inputs}
 
 
 def base_of(tree: Node) -> Node | None:
@@ -171,6 +134,47 @@ def count_rows(path: Path) -> dict[str, int]:
             with file.open("rb") as lines:
                 counts[kind] = counts.get(kind, 0) + sum(1 for _ in lines)
     return counts
+
+
+def receipt_rows(facts: Facts) -> list[list[str]]:
+    """Return a row a receipt: step, claim, value, limit, whether it held."""
+    return [
+        [of, receipt.claim, f"{receipt.value:.4g}", receipt.limit, "yes" if receipt.held else "no"]
+        for of, receipt in facts.receipts
+    ]
+
+
+def data_rows(tree: Node) -> list[list[str]]:
+    """Return a row a dataset: name, documents, conversations, licences, who read it as what, hash."""
+    rows: list[list[str]] = []
+    for path, steps in datasets_read(tree).items():
+        node = steps[0].node
+        counts = count_rows(Path(path))
+        readers = {f"{name_of(step.reader['path'])} ({step.role.split('.')[0]})": None for step in steps if step.reader}
+        numbers = [f"{counts[kind]:,}" if kind in counts else "" for kind in ("documents", "conversations")]
+        terms = ", ".join(node.get("licences", [])) or ("unknown" if node["kind"] == "raw" else "none of others")
+        rows.append([name_of(path), *numbers, terms, ", ".join(readers), node["hash"][:12]])
+    return rows
+
+
+def tree_lines(tree: Node) -> list[str]:
+    """Draw a lineage, the artifact first; what was drawn before is drawn once."""
+    return list(_tree_lines("", tree, set()))
+
+
+def _tree_lines(role: str, node: Node, seen: set[str]) -> Iterator[str]:
+    mark = {"held": "", "changed": ", changed since", "missing": ", gone since"}[node["state"]]
+    made = f" by {node['stage']}" if "stage" in node else ""
+    is_known = node["path"] in seen and bool(node["inputs"])
+    seen.add(node["path"])
+    name = f"{role}: " if role else ""
+    yield f"{name}{name_of(node['path'])} ({node['kind']}{made}, {node['hash'][:12]}{mark}{', as above' * is_known})"
+    inputs = {} if is_known else node["inputs"]
+    for number, (child_role, child) in enumerate(inputs.items(), start=1):
+        corner, edge = ("└── ", "    ") if number == len(inputs) else ("├── ", "│   ")
+        first, *rest = _tree_lines(child_role, child, seen)
+        yield corner + first
+        yield from (edge + line for line in rest)
 
 
 def settings_of(path: Path) -> dict[str, Any]:

@@ -1,13 +1,14 @@
-"""A checkpoint, its scores and its lineage -> a directory that may be handed on: weights, licences, model card.
+"""A checkpoint, its scores and its lineage -> GO or NO-GO with the page that says why, and on GO what may be handed on.
 
-Refuses names and terms that the inherited licences do not allow. Sends nothing anywhere, and measures nothing itself.
+A NO-GO writes the page and no model, and its receipt does not hold, which stops whatever would go on from there. Sends
+nothing anywhere, and measures nothing itself: scores are evaluate's, receipts those of the stages before.
 """
 
 import json
 import os
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,20 @@ from puna.checkpoint.checkpoint import CONFIG_NAME, GENERATION_NAME, Checkpoint
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import INDEX_NAME, SINGLE_NAME
 from puna.config import StageConfig
+from puna.data.shards import write_jsonl
 from puna.errors import ArtifactError, ReleaseError
-from puna.licence import LICENCES, read_notices
+from puna.licence import LICENCES, Licence, read_notices
 from puna.lineage import licences_of
 from puna.release.card import model_card
-from puna.release.facts import Facts, base_of, hub_name, name_of, read_lineage, read_scores
+from puna.release.compare import Gate
+from puna.release.evaluations import Evaluation, Scores, read_evaluation, scores_of
+from puna.release.facts import Facts, base_of, hub_name, name_of, read_lineage
+from puna.release.gate import OVERRIDABLE, ROLES, Decision, gather, judge, record
+from puna.release.leaks import find_leaks
+from puna.release.page import write_page
 from puna.release.terms import Node, applying, find_texts, governing_licence, notice, origin, statement, walk
 from puna.run import Run
+from puna.shelf.shelf import follow
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 # What a released checkpoint consists of beside its weights; anything else in the folder stays behind.
@@ -44,7 +52,13 @@ class Config(StageConfig):
 
     checkpoint: Path = Field(description="the model to release")
     name: str = Field(description="its name: letters, digits, '.', '_' and '-'")
-    scores: Path | None = Field(default=None, description="an evaluation in which it was asked")
+    scores: Path | None = Field(default=None, description="an evaluation of it, and of the others, on their task")
+    general: Path | None = Field(default=None, description="an evaluation on what must not be forgotten")
+    base: Path | None = Field(default=None, description="what it was tuned from: it has to be better")
+    teacher: Path | None = Field(default=None, description="what it learned from: it must not be far below")
+    in_use: Path | None = Field(default=None, description="what it would replace, or a folder of promoted releases")
+    gate: Gate = Gate()
+    override: dict[str, str] = Field(default={}, description="rules to pass over, each with the reason, on record")
     description: str = Field(default="", description="what it is for, in a few sentences")
     author: str = Field(default="", description="who answers for it, and how to be reached")
     languages: list[str] = Field(default=[], description="that it is meant for, as codes of ISO 639-1")
@@ -64,30 +78,44 @@ class Config(StageConfig):
             raise ValueError("at most 96 letters, digits, and single '.', '_' or '-' between them")
         return name
 
+    @field_validator("override")
+    @classmethod
+    def _overrides_are_rules_with_reasons(cls, override: dict[str, str]) -> dict[str, str]:
+        if not all(rule in OVERRIDABLE and reason.strip() for rule, reason in override.items()):
+            raise ValueError(f"a reason in words for a rule of {', '.join(OVERRIDABLE)}")
+        return override
+
+    @field_validator("in_use")
+    @classmethod
+    def _in_use_is_followed(cls, path: Path | None) -> Path | None:
+        return follow(path) if path else None
+
     def made_of(self) -> dict[str, Path]:
-        """Name the inputs whose licences the release inherits: scores are about it, not in it."""
+        """Name the inputs whose licences the release inherits: what it was judged by is not in it."""
         return {"checkpoint": self.checkpoint}
+
+    def requires_receipts(self) -> bool:
+        """Say no: the gate judges receipts itself, those of the whole lineage, and writes its page all the same."""
+        return False
 
 
 def run(config: Config, run: Run) -> None:
-    """Write the checkpoint with LICENSE, NOTICE, README.md (the card) and release.json; ReleaseError if it may not."""
+    """Write decision.md, decision.html and release.json; on GO the checkpoint, its licences and card, too."""
     tree = read_lineage(config.checkpoint)
     inherited = licences_of(config.checkpoint)
-    exceptions = _exceptions(config, inherited, tree)
+    exceptions, licence_reasons = _judge_licences(config, inherited, tree)
     governing = governing_licence(inherited, config.licence)
     places = [Path(step.node["path"]) for step in walk(tree)]
-    texts = find_texts([*places, *filter(None, [config.licence_files])], inherited, governing)
-    scores = read_scores(config.scores, config.checkpoint) if config.scores else None
-    _copy_checkpoint(config.checkpoint, run.output)
-    for name, file in texts.items():
-        shutil.copyfile(file, run.output / name)
-    if "LICENSE" not in texts:
-        artifact.write_text(run.output / "LICENSE", statement(config.name, governing, config.author))
-    notices = [text for place in places for text in read_notices(place)]
-    artifact.write_text(run.output / "NOTICE", notice(config.name, inherited, config.credits, notices))
+    texts: dict[str, Path] = {}
+    try:
+        texts = find_texts([*places, *filter(None, [config.licence_files])], inherited, governing)
+    except ReleaseError as error:
+        licence_reasons.append(str(error))
+    suites = {"task": config.scores, "general": config.general}
+    evaluations = {suite: read_evaluation(path, suite) for suite, path in suites.items() if path}
     facts = Facts(
         name=config.name,
-        checkpoint=_opened(run.output),
+        checkpoint=Checkpoint.open(config.checkpoint),
         tree=tree,
         inherited=inherited,
         governing=governing,
@@ -99,42 +127,99 @@ def run(config: Config, run: Run) -> None:
         base_model=config.base_model or hub_name(base_of(tree)),
         texts=sorted({"LICENSE", "NOTICE", *texts}),
         exceptions=exceptions,
-        scores=scores,
+        scores=scores_of(evaluations.get("task"), config.checkpoint),
+        general=scores_of(evaluations.get("general"), config.checkpoint),
     )
-    artifact.write_text(run.output / "README.md", model_card(facts))
-    artifact.write_text(run.output / "release.json", json.dumps(_record(facts), indent=2, ensure_ascii=False) + "\n")
-    _report(facts, run)
+    decision = _decide(config, facts, evaluations, licence_reasons)
+    write_page(decision, facts, run.output)
+    if decision.leaks and decision.leaks.report.found:
+        write_jsonl(run.output / "overlaps.jsonl", (each._asdict() for each in decision.leaks.report.found))
+    told = replace(facts, exceptions=[*exceptions, *decision.overrides], decision=decision.headline)
+    if decision.is_go:
+        _write_model(config, told, texts, run.output)
+    decision.receipt.save(run.output)
+    artifact.write_text(
+        run.output / "release.json", json.dumps(_record(told, decision), indent=2, ensure_ascii=False) + "\n"
+    )
+    _report(told, decision, run)
 
 
-def _exceptions(config: Config, inherited: set[str], tree: Node) -> list[str]:
-    """Raise ReleaseError for what the licences do not allow; return what was let through on the user's word."""
+def _decide(config: Config, facts: Facts, evaluations: dict[str, Evaluation], licence_reasons: list[str]) -> Decision:
+    others = {role: getattr(config, role) for role in ROLES}
+    paths = {"candidate": config.checkpoint, **{role: path for role, path in others.items() if path}}
+    models, comparisons = gather(evaluations, paths, config.gate)
+    rows = [row for answered in (models[0].task, models[0].general) if answered for row in answered.rows]
+    settings = config.gate
+    leaks = find_leaks(facts.tree, rows, n=settings.overlap_words, share=settings.overlap_share) if rows else None
+    decision = judge(
+        config.name,
+        settings,
+        models,
+        comparisons,
+        suites=list(evaluations),
+        receipts=facts.receipts,
+        leaks=leaks,
+        licence_reasons=licence_reasons,
+        overrides=config.override,
+    )
+    if base := base_of(facts.tree):
+        learned = f"what {name_of(base['path'])} was trained on before it came here"
+        unseen = f"Whether test questions stand in {learned}: that is not known."
+        return replace(decision, unmeasured=[*decision.unmeasured, unseen])
+    return decision
+
+
+def _judge_licences(config: Config, inherited: set[str], tree: Node) -> tuple[list[str], list[str]]:
+    """Return what was let through on the user's word, and what the licences do not allow."""
     exceptions: list[str] = []
+    refused: list[ReleaseError] = []
     for id in sorted(inherited - LICENCES.keys()):
-        if id not in config.accepted_terms:
-            raise ReleaseError(
-                f"the terms '{id}' come from {origin(tree, id)}",
-                expected=f"terms that are known ({', '.join(LICENCES)})",
-                hint="State `licence` at the stage that reads it ('own' for data of your own), add a LICENSE to the "
-                "raw folder, or name these terms in accepted_terms once you have read them",
-            )
-        exceptions.append(f"The terms '{id}' were accepted as read.")
+        if id in config.accepted_terms:
+            exceptions.append(f"The terms '{id}' were accepted as read.")
+        else:
+            refused.append(_unknown_terms(id, tree))
     for each in applying(inherited):
         if not each.allows_name(config.name):
-            if not config.allow_name:
-                raise ReleaseError(
-                    f"name = '{config.name}', but the model inherits the {each.title} from {origin(tree, each.id)}",
-                    expected=f"a name that begins with '{each.name_prefix}', as in '{each.name_prefix}-{config.name}'",
-                    hint="--allow-name overrides this, and is recorded",
-                )
-            exceptions.append(f"The name does not begin with '{each.name_prefix}', as the {each.title} asks.")
-        if each.is_noncommercial:
-            if not config.allow_noncommercial:
-                raise ReleaseError(
-                    f"the {each.title}, which comes from {origin(tree, each.id)}, forbids commercial use",
-                    hint="Train without it, or give --allow-noncommercial to release for other uses",
-                )
+            if config.allow_name:
+                exceptions.append(f"The name does not begin with '{each.name_prefix}', as the {each.title} asks.")
+            else:
+                refused.append(_forbidden_name(config.name, each, tree))
+        if each.is_noncommercial and config.allow_noncommercial:
             exceptions.append(f"Material under the {each.title} is in it: no commercial use.")
-    return exceptions
+        elif each.is_noncommercial:
+            given = f"the {each.title}, which comes from {origin(tree, each.id)}, forbids commercial use"
+            hint = "Train without it, or give --allow-noncommercial to release for other uses"
+            refused.append(ReleaseError(given, hint=hint))
+    return exceptions, list(map(str, refused))
+
+
+def _unknown_terms(id: str, tree: Node) -> ReleaseError:
+    return ReleaseError(
+        f"the terms '{id}' come from {origin(tree, id)}",
+        expected=f"terms that are known ({', '.join(LICENCES)})",
+        hint="State `licence` at the stage that reads it ('own' for data of your own), add a LICENSE to the "
+        "raw folder, or name these terms in accepted_terms once you have read them",
+    )
+
+
+def _forbidden_name(name: str, licence: Licence, tree: Node) -> ReleaseError:
+    return ReleaseError(
+        f"name = '{name}', but the model inherits the {licence.title} from {origin(tree, licence.id)}",
+        expected=f"a name that begins with '{licence.name_prefix}', as in '{licence.name_prefix}-{name}'",
+        hint="--allow-name overrides this, and is recorded",
+    )
+
+
+def _write_model(config: Config, facts: Facts, texts: dict[str, Path], output: Path) -> None:
+    """Write the checkpoint, what its licences ask to go along, and the card."""
+    _copy_checkpoint(config.checkpoint, output)
+    for name, file in texts.items():
+        shutil.copyfile(file, output / name)
+    if "LICENSE" not in texts:
+        artifact.write_text(output / "LICENSE", statement(config.name, facts.governing, config.author))
+    notices = [text for step in walk(facts.tree) for text in read_notices(Path(step.node["path"]))]
+    artifact.write_text(output / "NOTICE", notice(config.name, facts.inherited, config.credits, notices))
+    artifact.write_text(output / "README.md", model_card(replace(facts, checkpoint=_opened(output))))
 
 
 def _copy_checkpoint(source: Path, target: Path) -> None:
@@ -170,22 +255,27 @@ def _opened(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _record(facts: Facts) -> dict[str, Any]:
+def _record(facts: Facts, decision: Decision) -> dict[str, Any]:
     """Return what release.json holds: the card's facts for programs, without a path of this machine."""
-    scores = facts.scores
     return {
         "name": facts.name,
+        "gate": record(decision),
         "licence": facts.governing.id,
         "inherited": sorted(facts.inherited),
         "badges": facts.badges,
-        "files": facts.texts,
+        "files": facts.texts if decision.is_go else [],
         "exceptions": facts.exceptions,
         "base_model": facts.base_model,
         "languages": facts.languages,
         "receipts": [{"of": name, **asdict(receipt)} for name, receipt in facts.receipts],
-        "scores": {"name": scores.name, "tasks": scores.tasks, **scores.checkpoints[scores.name]} if scores else None,
+        "scores": _recorded(facts.scores),
+        "general": _recorded(facts.general),
         "lineage": _without_paths(facts.tree),
     }
+
+
+def _recorded(scores: Scores | None) -> dict[str, Any] | None:
+    return {"name": scores.name, "tasks": scores.tasks, **scores.checkpoints[scores.name]} if scores else None
 
 
 def _without_paths(node: Node) -> Node:
@@ -194,12 +284,15 @@ def _without_paths(node: Node) -> Node:
     return {"name": name_of(node["path"]), **told, "inputs": inputs}
 
 
-def _report(facts: Facts, run: Run) -> None:
-    run.log(f"{facts.name}: {facts.governing.title}; with {', '.join(facts.texts)}")
+def _report(facts: Facts, decision: Decision, run: Run) -> None:
+    run.log(decision.headline)
     for line in facts.exceptions:
         run.log(f"exception: {line}")
+    if not decision.is_go:
+        run.log("the page is decision.html; no model was written")
+        return
+    run.log(f"{facts.name}: {facts.governing.title}; with {', '.join(facts.texts)}")
     uncredited = [each.title for each in applying(facts.inherited) if each.needs_credit and not facts.credits]
     for title in uncredited:
         run.log(f"the {title} asks to name the authors: give them as `credits`")
-    if facts.scores is None:
-        run.log("no scores: the card says that nothing was measured")
+    run.log("to put it into use: puna promote RELEASE --to FOLDER, and serve the folder")

@@ -46,7 +46,7 @@ def serve(
     Parameters
     ----------
     checkpoint
-        The directory.
+        The directory, or one that releases were promoted into: then the release in use.
     host
         The address to listen on; beyond this machine only with a key.
     port
@@ -136,14 +136,16 @@ def open_served(
     from puna.lineage import licences_of
     from puna.serve.engine_thread import EngineThread
     from puna.serve.served import Served
+    from puna.shelf.shelf import follow
 
-    readable = Checkpoint.open(checkpoint).config.max_context
+    opened = follow(checkpoint)
+    readable = Checkpoint.open(opened).config.max_context
     if options.max_context is not None and not 2 <= options.max_context <= readable:
         raise ConfigError(f"--max-context {options.max_context}", expected=f"2 to {readable}, which the model can read")
-    with verifying(checkpoint):
-        sampler = LocalSampler.open(checkpoint, options=options, draft=draft)
+    with verifying(opened):
+        sampler = LocalSampler.open(opened, options=options, draft=draft)
     chat_format = ChatFormat(sampler.tokenizer)
-    stop_ids = (*Checkpoint.open(checkpoint).stop_ids, *chat_format.stop_ids)
+    stop_ids = (*Checkpoint.open(opened).stop_ids, *chat_format.stop_ids)
     return Served(
         name=name or checkpoint.resolve().name,
         tokenizer=sampler.tokenizer,
@@ -151,8 +153,8 @@ def open_served(
         engine=EngineThread(sampler.engine, max_jobs=max_queue),
         max_context=sampler.max_context,
         stop_ids=tuple(dict.fromkeys(stop_ids)),
-        defaults=sampling_defaults(checkpoint, SamplingParams(temperature=OPENAIS_TEMPERATURE)),
-        notice=", ".join(badges(licences_of(checkpoint))),
+        defaults=sampling_defaults(opened, SamplingParams(temperature=OPENAIS_TEMPERATURE)),
+        notice=", ".join(badges(licences_of(opened))),
         adapters=sampler.engine.adapters,
     )
 

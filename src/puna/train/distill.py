@@ -1,53 +1,127 @@
-"""Conversations and a teacher -> a student that gives each token the probability that the teacher gives it.
+"""A teacher, or what `puna label` kept of one, and conversations -> a student that foresees what the teacher foresees.
 
-Teacher and student must share a tokenizer.
+Teacher and student share a tokenizer.
 """
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from puna.chat.format import ChatFormat
 from puna.checkpoint.checkpoint import Checkpoint
+from puna.data.labels import LabelHeader, read_header
 from puna.errors import ConfigError
+from puna.model.llama import Llama
 from puna.run import Run
+from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.loop.loop import train
 from puna.train.loop.settings import TrainConfig
 from puna.train.loop.start import starting_model
+from puna.train.objectives.divergence import Divergence
 from puna.train.objectives.live_teacher import LiveTeacher
+from puna.train.objectives.stored_labels import StoredLabels
+
+TOKENIZER_HINT = "Train the student with tokenizer = the teacher's directory"
 
 
 class Config(TrainConfig):
     """Train a student on a teacher's distributions, mixed with the data's own tokens."""
 
-    teacher: Path = Field(description="checkpoint to learn from")
+    data: list[Path] = Field(default=[], description="datasets, read as one; labels are their own")
+    teacher: Path | None = Field(default=None, description="checkpoint to learn from; either this or labels")
+    labels: Path | None = Field(default=None, description="what `puna label` kept of a teacher")
     temperature: float = Field(default=1.0, gt=0, le=20, description="softens both distributions")
     teacher_weight: float = Field(default=0.8, ge=0, le=1, description="share of the teacher in the loss")
+    divergence: Divergence = Field(default=Divergence(), description="how far from the teacher the student is")
     every_token: bool = Field(default=False, description="learn all tokens, not only what the assistant says")
+
+    @model_validator(mode="after")
+    def _has_one_teacher(self) -> Self:
+        if (self.teacher is None) == (self.labels is None):
+            raise ValueError("exactly one of 'teacher' (a checkpoint) and 'labels' (made by `puna label`)")
+        if (self.teacher is None) == bool(self.data):
+            raise ValueError("'data' beside 'teacher', and only there: labels hold the tokens that they are about")
+        if self.labels and self.fresh_identifiers:
+            raise ValueError("no fresh_identifiers with labels: `puna label` draws them, with copies = 4 four times")
+        return self
 
 
 def run(config: Config, run: Run) -> None:
-    """Write a student checkpoint distilled from `config.teacher`."""
+    """Write a student checkpoint distilled from `config.teacher` or `config.labels`."""
     model, tokenizer = starting_model(config)
+    if config.labels:
+        labels = read_header(config.labels)
+        require_fit(config, labels, model, tokenizer)
+        run.log(_described(labels))
+        train(
+            config.model_copy(update={"data": [config.labels]}), run, stored_labels(config, tokenizer), model, tokenizer
+        )
+        return
+    assert config.teacher
     teacher = Checkpoint.open(config.teacher)
-    if teacher.tokenizer().fingerprint != tokenizer.fingerprint:
-        raise ConfigError(
-            f"teacher {config.teacher} has another tokenizer than the student",
-            expected="the same tokenizer.json",
-            hint="Train the student with tokenizer = the teacher's directory",
-        )
-    if teacher.config.vocab_size != model.config.vocab_size:
-        raise ConfigError(
-            f"teacher {config.teacher} has {teacher.config.vocab_size:,} embeddings",
-            expected=f"as many as the student, {model.config.vocab_size:,}",
-        )
-    objective = LiveTeacher(
+    _require_shared_tokenizer(config.teacher, teacher, model, tokenizer)
+    train(config, run, live_teacher(config, tokenizer, teacher.load(config.dtype)), model, tokenizer)
+
+
+def live_teacher(config: Config, tokenizer: Tokenizer, teacher: Llama) -> LiveTeacher:
+    """Return the objective of a teacher in memory."""
+    return LiveTeacher(
         ChatFormat(tokenizer),
         config.every_token,
         config.fresh_identifiers,
-        teacher.load(config.dtype),
+        config.divergence,
+        teacher,
         config.dtype,
         config.temperature,
         config.teacher_weight,
     )
-    train(config, run, objective, model, tokenizer)
+
+
+def stored_labels(config: Config, tokenizer: Tokenizer) -> StoredLabels:
+    """Return the objective of labels."""
+    return StoredLabels(
+        ChatFormat(tokenizer),
+        config.every_token,
+        config.fresh_identifiers,
+        config.divergence,
+        config.temperature,
+        config.teacher_weight,
+    )
+
+
+def require_fit(config: Config, labels: LabelHeader, model: Llama, tokenizer: Tokenizer) -> None:
+    """Refuse labels that are about other tokens than the student's, or that were taken otherwise than is asked for."""
+    if labels.tokenizer != tokenizer.fingerprint:
+        given = f"labels {config.labels} are of another tokenizer than the student's"
+        raise ConfigError(given, expected="the same tokenizer.json", hint=TOKENIZER_HINT)
+    if labels.vocab_size > model.config.vocab_size:
+        given = f"labels {config.labels} of {labels.vocab_size:,} token ids"
+        raise ConfigError(given, expected=f"at most the student's {model.config.vocab_size:,}")
+    for name in ("temperature", "every_token"):
+        asked, taken = getattr(config, name), getattr(labels, name)
+        if asked != taken:
+            hint = f"Give {name} = {str(taken).lower()} here, or label again with the other"
+            raise ConfigError(f"{name} = {asked}", expected=f"{taken}, at which the labels were taken", hint=hint)
+
+
+def _require_shared_tokenizer(path: Path, teacher: Checkpoint, model: Llama, tokenizer: Tokenizer) -> None:
+    if teacher.tokenizer().fingerprint != tokenizer.fingerprint:
+        raise ConfigError(
+            f"teacher {path} has another tokenizer than the student",
+            expected="the same tokenizer.json",
+            hint=TOKENIZER_HINT,
+        )
+    if teacher.config.vocab_size != model.config.vocab_size:
+        raise ConfigError(
+            f"teacher {path} has {teacher.config.vocab_size:,} embeddings",
+            expected=f"as many as the student, {model.config.vocab_size:,}",
+        )
+
+
+def _described(labels: LabelHeader) -> str:
+    tail = labels.measured.get("tail", 0.0)
+    return (
+        f"{labels.num_labels:,} labels of {labels.teacher}: the {labels.top_k} most likely tokens, "
+        f"{tail:.2%} of the mass lies outside"
+    )

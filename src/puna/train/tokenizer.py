@@ -8,7 +8,9 @@ from pydantic import Field
 from puna.chat.conversation import Conversation
 from puna.chat.format import message_body, opening
 from puna.config import StageConfig
-from puna.data.dataset import Dataset, Document
+from puna.data.dataset import Dataset
+from puna.data.document import Document
+from puna.data.preference import Preference
 from puna.run import Run
 from puna.tokenizer.train import train_tokenizer
 
@@ -34,11 +36,12 @@ def run(config: Config, run: Run) -> None:
     run.log(f"{tokenizer.vocab_size:,} tokens, learned from {-(-len(dataset) // stride):,} rows")
 
 
-def _texts(row: Document | Conversation) -> Iterator[str]:
+def _texts(row: Document | Conversation | Preference) -> Iterator[str]:
     """Yield the texts of a row as they are encoded: a document whole, a conversation by headers and bodies."""
     if isinstance(row, Document):
         yield row.text
         return
+    assert isinstance(row, Conversation)
     for header, text in opening(row):
         yield from (header, text)
     for message in row.messages:

@@ -22,6 +22,8 @@ from puna.errors import ConfigError, TrainError
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.evidence.counts import TokenCounter
+from puna.train.evidence.record import close_record, open_record
 from puna.train.loop.adapter import describe_training, write_adapter
 from puna.train.loop.optimizer import learning_rate, make_optimizer
 from puna.train.loop.plot import plot_losses
@@ -51,6 +53,7 @@ class Training:
     packer: Packer
     progress: TrainState
     team: Team
+    counter: TokenCounter
 
     @property
     def done(self) -> float:
@@ -58,7 +61,12 @@ class Training:
         if self.config.steps is not None:
             return self.progress.step / self.config.steps
         assert self.config.epochs is not None
-        return self.packer.progress(self.progress.position) / self.config.epochs
+        return self.epochs / self.config.epochs
+
+    @property
+    def epochs(self) -> float:
+        """How many times the data was read."""
+        return self.packer.progress(self.progress.position)
 
 
 def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tokenizer: Tokenizer) -> None:
@@ -74,21 +82,19 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
     optimizer = make_optimizer(model, config.optim)
     progress = load_state(run.directory / "states", model, optimizer, run.log, team)
     packer = _packer(config, objective, config.data, objective.draw, num_too_long=progress.num_too_long)
-    training = Training(config, run, objective, model, optimizer, packer, progress, team)
+    training = Training(config, run, objective, model, optimizer, packer, progress, team, TokenCounter(tokenizer))
+    record = open_record(config, run, objective, model, tokenizer, packer.dataset) if team.is_first else {}
     if progress.step:
         run.log(f"going on after step {progress.step}")
     run.rewind_metrics(progress.step)
     _loop(training)
     if progress.num_too_long:
         run.log(f"passed over conversations longer than {config.context} tokens: {progress.num_too_long} times")
-    if progress.step <= config.optim.warmup_steps:
-        run.log(
-            f"the run ended after step {progress.step} of {config.optim.warmup_steps} steps of warm-up, below its "
-            "learning rate: lower optim.warmup_steps, or train longer"
-        )
     model.eval()
     save_trained(training, tokenizer)
     if team.is_first:
+        ended = {"num_too_long": progress.num_too_long, "epochs": training.epochs}
+        close_record(record, config, run, model, tokenizer, **ended)
         plot_losses(run.read_metrics(), run.output / "loss.png", title=run.stage)
 
 
@@ -157,7 +163,8 @@ def _step(training: Training) -> dict[str, float]:
         _skip(training)
     optimizer.zero_grad(set_to_none=True)
     progress.step += 1
-    return {name: value / max(1, num_counted) for name, value in sums.items()} | {"gradient_norm": norm}
+    means = {name: value / max(1, num_counted) for name, value in sums.items()}
+    return {**means, "gradient_norm": norm, "learning_rate": rate, **training.counter.count(batches)}
 
 
 def _take(training: Training, count: int) -> Iterator[Batch]:
@@ -203,7 +210,7 @@ def validation_loss(training: Training) -> float:
     """Mean loss over the first batches of the validation data, the same ones every time."""
     config, objective = training.config, training.objective
     packer = _packer(config, objective, config.validation, objective.encode)
-    batches, position = [], Position()
+    batches, position = list[Batch](), Position()
     while len(batches) < MAX_VALIDATION_BATCHES and not position.epoch:
         batch, position = packer.next(position)
         batches.append(batch)

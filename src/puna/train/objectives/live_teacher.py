@@ -1,4 +1,4 @@
-"""KL divergence from a teacher that runs beside its student, mixed with the cross entropy.
+"""Divergence from a teacher that runs beside its student, mixed with the cross entropy.
 
 Shapes: T tokens of a batch, M trained tokens among them, C of these at once, D model width, V vocabulary.
 """
@@ -10,17 +10,20 @@ import torch.nn.functional as F
 
 from puna.data.packing import Batch
 from puna.model.llama import Llama
+from puna.train.objectives.divergence import Divergence
+from puna.train.objectives.entropy import cross_entropy_sum, entropy_sum
 from puna.train.objectives.losses import Rows
 from puna.train.objectives.next_token import NextToken
 
 
 @dataclass(frozen=True)
 class LiveTeacher(NextToken):
-    """w * t^2 * KL(teacher || student) at temperature t, plus (1 - w) * cross entropy, at the trained tokens.
+    """w * t^2 * divergence at temperature t, plus (1 - w) * cross entropy, at the trained tokens.
 
     Source: Hinton et al. (2015, arXiv 1503.02531).
     """
 
+    divergence: Divergence
     teacher: Llama
     dtype: torch.dtype
     temperature: float
@@ -32,10 +35,20 @@ class LiveTeacher(NextToken):
         return {**super().rows(batch), "teacher": hidden_TD[batch.trained_T]}
 
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
-        cross_entropy = super().terms(logits_CV, rows)["loss"]
+        plain = super().terms(logits_CV, rows)
+        cross_entropy = plain["loss"]
         with torch.no_grad():
-            teacher_CV = F.log_softmax(self.teacher.logits(rows["teacher"]) / self.temperature, dim=-1)
+            known_CV = self.teacher.logits(rows["teacher"])
+            teacher_CV = F.log_softmax(known_CV / self.temperature, dim=-1)
         student_CV = F.log_softmax(logits_CV / self.temperature, dim=-1)
-        divergence = F.kl_div(student_CV, teacher_CV, reduction="sum", log_target=True)
+        divergence = self.divergence.between(teacher_CV, student_CV)
         loss = self.teacher_weight * self.temperature**2 * divergence + (1 - self.teacher_weight) * cross_entropy
-        return {"loss": loss, "kl_loss": divergence, "token_loss": cross_entropy}
+        return {
+            "loss": loss,
+            "kl_loss": divergence,
+            "token_loss": cross_entropy,
+            "teacher_loss": cross_entropy_sum(known_CV, rows["targets"]),
+            "entropy": plain["entropy"],
+            "teacher_entropy": entropy_sum(known_CV),
+            "label_entropy": entropy_sum(known_CV, self.temperature),
+        }

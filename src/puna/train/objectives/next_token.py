@@ -16,6 +16,7 @@ from puna.data.dataset import Document
 from puna.data.identifiers import fresh_identifiers
 from puna.data.packing import Batch, Example
 from puna.model.llama import Llama
+from puna.train.objectives.entropy import entropy_sum
 from puna.train.objectives.losses import Rows, summed_over_tokens
 
 
@@ -60,4 +61,5 @@ class NextToken:
 
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
         """Return the sums over some trained tokens, with the rows of these."""
-        return {"loss": F.cross_entropy(logits_CV, rows["targets"], reduction="sum")}
+        loss = F.cross_entropy(logits_CV, rows["targets"], reduction="sum")
+        return {"loss": loss, "entropy": entropy_sum(logits_CV)}

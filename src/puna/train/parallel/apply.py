@@ -26,6 +26,8 @@ def join(config: TrainConfig, run: Run, objective: Objective, model: Llama) -> T
     """Meet the processes that torchrun started and take this one's part of the network; alone it stays as it is."""
     team = Team.join(config.parallel, run.rank, run.num_ranks)
     team.layout.require_fit(model.config, config)
+    if team.size > 1 and model.config.is_reward:
+        raise ConfigError(f"{team.size} processes for {run.stage}", expected="one: a reward model is not divided yet")
     if team.layout.context > 1 and getattr(type(objective), "losses", None) is not NextToken.losses:
         raise ConfigError(
             f"parallel.context = {team.layout.context} for {run.stage}",

@@ -1,0 +1,214 @@
+"""A checkpoint -> a smaller one with its most needed layers, heads and channels, and what that cost.
+
+What is needed is measured on calibration text, what it cost on other text, after each kind of cut and at the end on
+what was written. Trains nothing: a pruned model is where a student begins, which `distill` then teaches.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from puna.artifact import Receipt
+from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
+from puna.checkpoint.source import Source
+from puna.compress.surgery.choice import choose, cuts
+from puna.compress.surgery.cut import Kept, Tying, cut_source
+from puna.compress.surgery.importance import Depth, Importance, Width, measure_importance
+from puna.compress.surgery.layerwise import Texts, text_loss
+from puna.compress.surgery.refit import refit
+from puna.compress.surgery.report import Step, write_report
+from puna.compress.surgery.targets import (
+    HeadCut,
+    Shape,
+    best_size,
+    measure_curves,
+    parse_count,
+    require_reachable,
+    target_size,
+)
+from puna.config import StageConfig
+from puna.data.pieces import cut_examples
+from puna.errors import ConfigError
+from puna.model.config import LlamaConfig
+from puna.run import Run
+
+TYINGS: tuple[Tying, ...] = ("embeddings", "head", "mean")
+
+
+class Config(StageConfig):
+    """What shall be left, how the most needed parts are found, and on what the loss is measured."""
+
+    checkpoint: Path = Field(description="checkpoint with float weights")
+    data: list[Path] = Field(min_length=1, description="documents and conversations that it was not trained on")
+    calibration: list[Path] = Field(min_length=1, description="documents and conversations that show what is needed")
+    size: str | Shape | None = Field(default=None, description="the shape of a published size, or a table of widths")
+    parameters: int | str | None = Field(default=None, description='how many parameters at most: 1_000_000, "1.2b"')
+    heads: HeadCut = Field(
+        default="groups",
+        description="with parameters: key/value heads go with all of theirs, or each loses query heads",
+    )
+    multiple: int = Field(default=64, ge=2, description="with parameters: what widths are a multiple of")
+    depth: Depth = Field(default="loss", description="layers by the loss without them, or by how they turn the stream")
+    width: Width = Field(
+        default="contribution", description="heads and channels by what they add, or what the rest can't make up for"
+    )
+    refit: bool = Field(default=True, description="fit what the layers write to the parent's, by least squares")
+    calibration_tokens: int = Field(default=32_768, ge=1, description="tokens to calibrate on, at most")
+    num_tokens: int = Field(default=4096, ge=2, description="tokens to measure the loss on")
+    context: int = Field(default=1024, ge=2, description="tokens of a text that are read together, at most")
+    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype of the activations")
+    tolerance_perplexity: float | None = Field(
+        default=None, ge=0, description="most share that perplexity may grow by; without it nothing stops"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_target(self) -> "Config":
+        if (self.size is None) == (self.parameters is None):
+            raise ValueError("exactly one of 'size' (a shape) and 'parameters' (a number)")
+        if self.parameters is None and self.model_fields_set & {"heads", "multiple"}:
+            raise ValueError("'heads' and 'multiple' only with 'parameters': a size says both itself")
+        if {path.resolve() for path in self.data} & {path.resolve() for path in self.calibration}:
+            raise ValueError("data and calibration name the same path: measure on other text than you calibrate on")
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that `precision` names."""
+        return getattr(torch, self.precision)
+
+    def made_of(self) -> dict[str, Path]:
+        """Name the inputs whose licences it inherits: on `data` it is only measured."""
+        return {name: path for name, path in self.inputs().items() if not name.startswith("data")}
+
+
+def run(config: Config, run: Run) -> None:
+    """Write the pruned checkpoint, report.md with its picture, importance.json and a receipt of the perplexity."""
+    parent = Checkpoint.open(config.checkpoint)
+    if parent.is_quantized:
+        hint = "Prune first, train what is left, then quantize"
+        raise ConfigError(f"checkpoint = {config.checkpoint} is quantized", expected="float weights", hint=hint)
+    target = target_size(parent.config, config.size) if config.size is not None else None
+    source = parent.source()
+    calibration, data = _texts(config, run, parent)
+    importance = _measure(config, run, source, calibration)
+    target = target or _search(config, run, source, importance, calibration)
+    tying = _choose_tying(config, run, source, importance, target, calibration)
+    steps = list(_measure_steps(config, run, source, importance, target, tying, data))
+    kept = choose(importance, parent.config, target, tying)
+    is_refitted = config.refit and target != parent.config
+    fitted = _refit(config, run, source, kept, calibration) if is_refitted else {}
+    write_checkpoint(run.output, cut_source(source, kept, fitted))
+    written = Checkpoint.open(run.output).source()
+    name = "refit, as written" if is_refitted else "as written"
+    steps.append(Step(name, target, _loss(config, run, written, data, "what was written")))
+    _conclude(config, run, importance, kept, steps, data)
+
+
+def _texts(config: Config, run: Run, parent: Checkpoint) -> tuple[Texts, Texts]:
+    """Return what to calibrate and what to measure on; what is in both counts as the latter."""
+    tokenizer, longest = parent.tokenizer(), min(config.context, parent.config.max_context)
+    data = list(cut_examples(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest))
+    known = {tuple(text.ids) for text in data}
+    texts = list(cut_examples(config.calibration, tokenizer, num_tokens=config.calibration_tokens, longest=longest))
+    left = [text for text in texts if tuple(text.ids) not in known]
+    if len(left) < len(texts):
+        run.log(f"{len(texts) - len(left):,} of {len(texts):,} calibration texts are also measured on: left out")
+    for name, chosen in (("calibration", left), ("data", data)):
+        if not any(any(text.mask[1:]) for text in chosen):
+            raise ConfigError(f"{name} leaves no token to foresee", expected="documents, or answers of an assistant")
+    num_tokens = sum(len(text.ids) for text in left)
+    run.log(f"calibrating on {num_tokens:,} tokens of {len(left):,} texts")
+    return left, data
+
+
+def _measure(config: Config, run: Run, source: Source, texts: Texts) -> Importance:
+    num_layers = source.config.num_layers
+    with run.progress(
+        num_layers * (2 if config.depth == "loss" else 1), "measuring what is needed", unit="layers"
+    ) as bar:
+        return measure_importance(source, texts, config.dtype, bar, width=config.width, depth=config.depth)
+
+
+def _loss(config: Config, run: Run, source: Source, texts: Texts, description: str) -> float:
+    with run.progress(source.config.num_layers, description, unit="layers") as bar:
+        return text_loss(source, texts, config.dtype, bar)
+
+
+def _search(config: Config, run: Run, source: Source, importance: Importance, texts: Texts) -> LlamaConfig:
+    """Return the least harmful sizes for the number of parameters, by what cuts of one kind alone cost."""
+    assert config.parameters is not None
+    most, parent = parse_count(config.parameters), source.config
+    before = _loss(config, run, source, texts, "the whole model")
+
+    def cost(size: LlamaConfig) -> float:
+        cut = cut_source(source, choose(importance, parent, size))
+        return _loss(config, run, cut, texts, f"a cut to {size.num_parameters:,}") - before
+
+    require_reachable(parent, most, config.heads, config.multiple)
+    curves = measure_curves(parent, config.heads, config.multiple, cost)
+    target, predicted = best_size(parent, most, config.heads, config.multiple, curves)
+    for kind, curve in curves.items():
+        run.log(f"{kind}: " + ", ".join(f"{count:,} cost {loss:+.3f}" for count, loss in reversed(curve)))
+    run.log(
+        f"of {most:,} parameters {target.num_parameters:,} are used; the cuts alone add up to {predicted:+.3f} nats"
+    )
+    return target
+
+
+def _choose_tying(
+    config: Config, run: Run, source: Source, importance: Importance, target: LlamaConfig, texts: Texts
+) -> Tying:
+    """Return from what the shared table is made, by the loss of the cut model with each."""
+    if source.config.tie_embeddings or not target.tie_embeddings:
+        return "embeddings"
+    losses: dict[Tying, float] = {}
+    for tying in TYINGS:
+        cut = cut_source(source, choose(importance, source.config, target, tying))
+        losses[tying] = _loss(config, run, cut, texts, f"one table from {tying}")
+    run.log("one table: " + ", ".join(f"{tying} {loss:.3f}" for tying, loss in losses.items()))
+    return min(losses, key=lambda tying: losses[tying])
+
+
+def _measure_steps(
+    config: Config, run: Run, source: Source, importance: Importance, target: LlamaConfig, tying: Tying, texts: Texts
+) -> Iterator[Step]:
+    """Yield the model before and after each kind of cut, each on top of those before it."""
+    yield Step("parent", source.config, _loss(config, run, source, texts, "parent"))
+    for kind, size in cuts(source.config, target):
+        cut = cut_source(source, choose(importance, source.config, size, tying))
+        yield Step(kind, size, _loss(config, run, cut, texts, f"without {kind}"))
+
+
+def _refit(config: Config, run: Run, source: Source, kept: Kept, texts: Texts) -> dict[str, torch.Tensor]:
+    with run.progress(len(kept.layers), "fitting what is left", unit="layers") as bar:
+        return refit(source, kept, texts, config.dtype, bar)
+
+
+def _conclude(config: Config, run: Run, importance: Importance, kept: Kept, steps: list[Step], texts: Texts) -> None:
+    """Write the report and the receipt: what was measured, which stops nothing unless a tolerance was given."""
+    if not write_report(run.output, importance, kept, steps):
+        run.log("no prune.png: matplotlib is not installed")
+    before, after = steps[0], steps[-1]
+    growth = after.perplexity / before.perplexity - 1
+    limit = config.tolerance_perplexity
+    details = {
+        "before": before.perplexity,
+        "after": after.perplexity,
+        "unit": "share by which the perplexity of the text grew, before any training",
+        "num_tokens": sum(sum(text.mask[1:]) for text in texts),
+        "parameters_before": before.config.num_parameters,
+        "parameters_after": after.config.num_parameters,
+        "steps": {step.name: step.perplexity for step in steps},
+    }
+    Receipt("perplexity", config.checkpoint.name, growth, limit, limit is None or growth <= limit, details).save(
+        run.output
+    )
+    for step in steps:
+        run.log(f"{step.name}: {step.config.num_parameters:,} parameters, perplexity {step.perplexity:.4g}")
+    if limit is not None and growth > limit:
+        run.log(
+            f"perplexity does not hold: grew by {growth:.4g}, expected at most {limit:.4g}; stages that read this stop"
+        )

@@ -1,0 +1,213 @@
+"""Texts that a model is tested on, and rows that it was trained on -> which of the former stand among the latter.
+
+Texts are compared by their n-grams of words, without case, punctuation and markup, row by row: one row has to hold the
+larger part of a text, and its question whole. What templates share is spread over many rows and does not count. Nothing
+here finds a paraphrase or a translation.
+
+Shapes: N words of several rows, G n-grams that are looked for, M matches of the two.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Scripts that write no spaces between words: there a character counts as a word.
+ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+WORD = re.compile(rf"[{ALONE}]|[^\W_{ALONE}]+")
+# Fields of a row that are no text of it.
+SKIPPED = {"id", "role", "group", "type", "source", "language", "licence", "metadata", "tools", "environment", "today"}
+MIN_WORDS = 8
+# An n-gram of more groups than this share (and than two) is the test's own template, and tells nothing.
+TEMPLATE_SHARE = 0.1
+BATCH_WORDS = 500_000
+NORMALIZATION = "NFKC, no case, words of letters and digits alone; scripts without spaces by character"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A text that must not be among training data.
+
+    `question` is the part of it that a row has to hold whole; a short text counts only beside its `answers`. Texts of
+    one `group` may share what they like.
+    """
+
+    name: str
+    text: str
+    question: str = ""
+    answers: tuple[str, ...] = ()
+    group: str = ""
+
+
+class Overlap(NamedTuple):
+    """A probe found: which share of its n-grams stands in the row at `place`."""
+
+    name: str
+    share: float
+    place: str
+
+
+@dataclass(frozen=True)
+class OverlapReport:
+    """What was looked for and found; `too_short` are the probes that no n-gram can tell from chance."""
+
+    found: list[Overlap]
+    too_short: list[str]
+    num_probes: int
+    num_rows: int
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a text as they are compared."""
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def row_text(value: Any) -> str:
+    """Join what people and models say in a row of a dataset, in its order; ids, roles and metadata are left out."""
+    if isinstance(value, dict):
+        return "\n".join(row_text(item) for key, item in value.items() if key not in SKIPPED)
+    if isinstance(value, list):
+        return "\n".join(row_text(item) for item in value)
+    return "" if value is None or isinstance(value, bool) else str(value)
+
+
+def find_overlaps(
+    probes: Sequence[Probe], rows: Iterable[tuple[str, str]], *, n: int = 13, threshold: float = 0.5
+) -> OverlapReport:
+    """Look for every probe in the rows, which are pairs of a place and a text; report the nearest row of each found."""
+    sought = _Sought(probes, n)
+    best: dict[int, Overlap] = {}
+    num_rows = 0
+    for batch in _batches(rows):
+        num_rows += len(batch)
+        for row, index, share in sought.shares(batch, threshold):
+            place, words = batch[row]
+            known = best.get(index)
+            if (known is None or known.share < share) and sought.is_held(index, words, threshold):
+                best[index] = Overlap(probes[index].name, share, place)
+    too_short = [probe.name for index, probe in enumerate(probes) if sought.is_too_short(index)]
+    return OverlapReport([best[index] for index in sorted(best)], too_short, len(probes), num_rows)
+
+
+def _batches(rows: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, list[str]]]]:
+    batch: list[tuple[str, list[str]]] = []
+    size = 0
+    for place, text in rows:
+        batch.append((place, split_words(text)))
+        size += len(batch[-1][1])
+        if size >= BATCH_WORDS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Sought:
+    """The probes' n-grams by their hashes, and which probes each belongs to."""
+
+    def __init__(self, probes: Sequence[Probe], n: int):
+        self.n = n
+        self.probes = probes
+        self.words = [split_words(probe.text) for probe in probes]
+        self.questions = [split_words(probe.question) for probe in probes]
+        self.answers = [[split_words(text) for text in probe.answers] for probe in probes]
+        self.ids = {word: number for number, word in enumerate(sorted(set().union(*self.words)), start=1)}
+        # Random numbers for words, so that a sum of products over a window is a hash of 64 bits. 0 is any other word.
+        self.codes = np.random.default_rng(0).integers(0, 2**64, len(self.ids) + 1, dtype=np.uint64)
+        own = _own_grams(self.words, [probe.group or probe.name for probe in probes], n)
+        self.num_own = [len(grams) for grams, _ in own]
+        self.num_own_words = [num_words for _, num_words in own]
+        self.tables = dict(self._tables([grams for grams, _ in own]))
+
+    def is_too_short(self, index: int) -> bool:
+        is_short = self.num_own_words[index] < self.n
+        return is_short and (self.num_own_words[index] < MIN_WORDS or not any(self.answers[index]))
+
+    def is_held(self, index: int, row: list[str], threshold: float) -> bool:
+        """Tell whether a row that holds many of a probe's n-grams holds its question too, and a short one's answers."""
+        question = self.questions[index]
+        if len(question) >= self.n:
+            grams = set(_grams(row, self.n))
+            wanted = _grams(question, self.n)
+            holds = sum(gram in grams for gram in wanted) >= threshold * len(wanted)
+        else:
+            holds = _stands_in(question, row)
+        if self.num_own_words[index] < self.n:
+            return holds and all(_stands_in(answer, row) for answer in self.answers[index])
+        return holds
+
+    def shares(self, batch: list[tuple[str, list[str]]], threshold: float) -> Iterator[tuple[int, int, float]]:
+        """Yield (row, probe, share of the probe's own n-grams in the row) where the share reaches the threshold."""
+        ids_N, rows_N = self._join(batch)
+        for length, (hashes_G, starts_G, members) in self.tables.items():
+            if len(ids_N) < length:
+                continue
+            codes_N = self.codes[ids_N]
+            found_N = _hash_columns([codes_N[step : len(codes_N) - length + 1 + step] for step in range(length)])
+            place_N = np.minimum(np.searchsorted(hashes_G, found_N), len(hashes_G) - 1)
+            hit_M = np.flatnonzero(hashes_G[place_N] == found_N)
+            pairs_M = np.unique(rows_N[hit_M].astype(np.int64) * len(hashes_G) + place_N[hit_M])
+            row_M, gram_M = np.divmod(pairs_M, len(hashes_G))
+            counts_M = starts_G[gram_M + 1] - starts_G[gram_M]
+            offsets = np.arange(counts_M.sum()) - np.repeat(np.cumsum(counts_M) - counts_M, counts_M)
+            probe = members[np.repeat(starts_G[gram_M], counts_M) + offsets]
+            keys, counts = np.unique(np.repeat(row_M, counts_M) * len(self.probes) + probe, return_counts=True)
+            shares = counts / np.array(self.num_own)[keys % len(self.probes)]
+            for key, share in zip(keys[shares >= threshold], shares[shares >= threshold], strict=True):
+                yield int(key) // len(self.probes), int(key) % len(self.probes), float(share)
+
+    def _tables(self, own: list[set[tuple[str, ...]]]) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+        """Yield for each length of n-grams: their hashes sorted, where each one's probes start, and the probes."""
+        owners: dict[int, dict[tuple[str, ...], list[int]]] = {}
+        for index, grams in enumerate(own):
+            for gram in grams if not self.is_too_short(index) else ():
+                owners.setdefault(len(gram), {}).setdefault(gram, []).append(index)
+        for length, known in owners.items():
+            ids_GL = np.array([[self.ids[word] for word in gram] for gram in known])
+            hashes_G = _hash_columns(list(self.codes[ids_GL].T))
+            order_G = np.argsort(hashes_G)
+            lists = list(known.values())
+            sizes = [len(lists[index]) for index in order_G]
+            members = np.concatenate([lists[index] for index in order_G])
+            yield length, (hashes_G[order_G], np.concatenate([[0], np.cumsum(sizes)]), members)
+
+    def _join(self, batch: list[tuple[str, list[str]]]) -> tuple[np.ndarray, np.ndarray]:
+        """Lay rows side by side as ids, a 0 after each: no n-gram reaches from one row into the next."""
+        ids = [self.ids.get(word, 0) for _, words in batch for word in (*words, "")]
+        lengths = [len(words) + 1 for _, words in batch]
+        return np.array(ids), np.repeat(np.arange(len(batch)), lengths)
+
+
+def _own_grams(texts: list[list[str]], groups: list[str], n: int) -> list[tuple[set[tuple[str, ...]], int]]:
+    """Return the n-grams of each text that are no template of the test, and how many words stand in none that is."""
+    everything = [_grams(words, n) for words in texts]
+    seen = Counter(pair[0] for pair in {(gram, group) for grams, group in zip(everything, groups, strict=True)
+                                        for gram in grams})  # fmt: skip
+    most = max(2, TEMPLATE_SHARE * len(set(groups)))
+    own: list[tuple[set[tuple[str, ...]], int]] = []
+    for words, grams in zip(texts, everything, strict=True):
+        shared = {start + step for start, gram in enumerate(grams) if seen[gram] > most for step in range(len(gram))}
+        own.append(({gram for gram in grams if seen[gram] <= most}, len(words) - len(shared)))
+    return own
+
+
+def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:
+    """Return the n-grams of a text in order; a shorter text is one of its own length."""
+    return [tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))] if words else []
+
+
+def _hash_columns(columns: list[np.ndarray]) -> np.ndarray:
+    """Hash n-grams given as n arrays: of their first words' codes, of their second words', and so on."""
+    hashes = np.zeros(len(columns[0]), dtype=np.uint64)
+    factor = np.uint64(0x9E3779B97F4A7C15)
+    for codes in columns:
+        hashes = hashes * factor + codes
+    return hashes
+
+
+def _stands_in(words: list[str], row: list[str]) -> bool:
+    return not words or f" {' '.join(words)} " in f" {' '.join(row)} "

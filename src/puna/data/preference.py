@@ -1,0 +1,134 @@
+"""Rows of preference data, as TRL and its like spell them -> Preference: a prompt and answers of which one is better.
+
+Reads conversations only: what holds its dialogue in one text goes through `puna ingest` first. Knows no tokens.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, get_args
+
+from puna.chat.conversation import Conversation, Message
+from puna.errors import ChatError
+
+Answer = tuple[Message, ...]
+Strength = Literal["significantly better", "better", "slightly better", "marginally better"]
+STRENGTHS: tuple[str, ...] = get_args(Strength)
+ANSWERS = ("chosen", "rejected", "edited")
+SETTINGS = ("tools", "environment", "builtin_tools", "call_format", "today")
+FIELDS = ("prompt", *ANSWERS, "strength", *SETTINGS, "id", "metadata")
+
+
+class Ranked(NamedTuple):
+    """An answer, and how many of those that follow it in the ranking it is known to be better than."""
+
+    answer: Answer
+    num_outranked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A conversation that waits for the assistant, an answer that people chose and one that they rejected.
+
+    `edited` is the chosen answer after somebody made it better still; `strength` says how much better the chosen one is
+    than the rejected one, as far as that is known. An answer is one message, or several with tool results between.
+    """
+
+    prompt: Conversation
+    chosen: Answer
+    rejected: Answer
+    edited: Answer = ()
+    strength: str = ""
+    id: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.prompt.messages or self.prompt.messages[-1].role == "assistant":
+            raise ChatError("a prompt that nobody has to answer", expected="one that ends with a user or a tool")
+        for name in ANSWERS:
+            answer: Answer = getattr(self, name)
+            if answer or name != "edited":
+                _require_answer(name, answer)
+        if self.chosen == self.rejected:
+            raise ChatError("chosen and rejected are the same", expected="answers that differ")
+        if self.edited in (self.chosen, self.rejected):
+            raise ChatError("edited is one of the other answers", expected="an answer of its own, or none")
+        if self.strength and self.strength not in STRENGTHS:
+            raise ChatError(f"strength {self.strength!r}", expected=f"one of {', '.join(STRENGTHS)}")
+
+    def ranking(self, strengths: Collection[str] = STRENGTHS) -> list[Ranked]:
+        """Return the answers, best first; none if nothing is left to compare.
+
+        The chosen answer counts as better than the rejected one where its strength is one of these, or unknown.
+        """
+        is_strong = not self.strength or self.strength in strengths
+        if self.edited:
+            return [Ranked(self.edited, 2), Ranked(self.chosen, int(is_strong)), Ranked(self.rejected, 0)]
+        return [Ranked(self.chosen, 1), Ranked(self.rejected, 0)] if is_strong else []
+
+    def answered(self, answer: Answer) -> Conversation:
+        """Return the prompt continued by an answer."""
+        return replace(self.prompt, messages=(*self.prompt.messages, *answer))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a row in TRL's spelling; fields that say nothing are left out."""
+        prompt = replace(self.prompt, id="", metadata={}).to_json()
+        row: dict[str, Any] = {"prompt": prompt.pop("messages")}
+        row |= {name: [message.to_json() for message in getattr(self, name)] for name in ANSWERS}
+        row |= {"strength": self.strength, **prompt, "id": self.id, "metadata": self.metadata}
+        return {name: value for name, value in row.items() if value}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> "Preference":
+        """Read a row with a prompt, or one whose chosen and rejected begin with it; ChatError names the field."""
+        given = {name: value for name, value in row.items() if value is not None}
+        for name in given:
+            if name not in FIELDS:
+                hint = "Put what else belongs to a preference into `metadata`, or let `puna ingest` do it"
+                raise ChatError(f"unknown field {name}", expected=f"only {', '.join(FIELDS)}", hint=hint)
+        answers = {name: _read_messages(given, name) for name in ANSWERS}
+        prompt = {name: given[name] for name in SETTINGS if name in given}
+        if "prompt" in given:
+            prompt["messages"] = given["prompt"]
+        else:
+            answers, prompt["messages"] = _split(answers, given["chosen"])
+        try:
+            conversation = Conversation.from_json(prompt)
+        except ChatError as error:
+            raise ChatError(f"prompt: {error.given}", expected=error.expected, hint=error.hint) from None
+        told = {"strength": str, "id": str, "metadata": dict}
+        for name, kind in told.items():
+            if name in given and not isinstance(given[name], kind):
+                raise ChatError(f"{name} is {type(given[name]).__name__}", expected=kind.__name__)
+        return cls(conversation, **answers, **{name: given[name] for name in told if name in given})
+
+
+def _require_answer(name: str, answer: Answer) -> None:
+    if not answer or answer[0].role != "assistant" or answer[-1].role != "assistant":
+        raise ChatError(f"{name} of {len(answer)} messages", expected="messages that begin and end with the assistant")
+
+
+def _read_messages(row: dict[str, Any], name: str) -> Answer:
+    if name not in row:
+        if name == "edited":
+            return ()
+        raise ChatError(f"{name} is missing", expected="a list of messages")
+    if not isinstance(row[name], list):
+        hint = "`puna ingest --format preferences` makes messages of texts" if isinstance(row[name], str) else ""
+        raise ChatError(f"{name} is {type(row[name]).__name__}", expected="a list of messages", hint=hint)
+    try:
+        return Conversation.from_json({"messages": row[name]}).messages
+    except ChatError as error:
+        raise ChatError(f"{name}: {error.given}", expected=error.expected, hint=error.hint) from None
+
+
+def _split(answers: dict[str, Answer], raw: Sequence[Any]) -> tuple[dict[str, Answer], list[Any]]:
+    """Take what all answers begin with for the prompt, up to the last message that is not the assistant's."""
+    whole = [answer for answer in answers.values() if answer]
+    size = 0
+    while all(len(answer) > size and answer[size] == whole[0][size] for answer in whole):
+        size += 1
+    while size and whole[0][size - 1].role == "assistant":
+        size -= 1
+    if not size:
+        raise ChatError("chosen and rejected begin with different messages", expected="the same prompt, or `prompt`")
+    return {name: answer[size:] for name, answer in answers.items()}, list(raw[:size])

@@ -1,0 +1,72 @@
+"""The records of a training run -> figures that rules ask for: means over parts of the run, totals, facts.
+
+A figure that a run did not record is None (runs of other objectives, or of an older Puna); rules are silent then.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from puna import artifact
+
+METRICS, CONFIG, FACTS = (artifact.RECORD_PREFIX + name for name in ("metrics.jsonl", "config.json", "facts.json"))
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one run left: its stage and settings, a row a step, and facts about data, model and tokenizer."""
+
+    stage: str
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Record | None":
+        """Read the records of the run that made the artifact at `path`; None if no training run made it."""
+        if not (artifact.is_artifact(path) and (path / METRICS).is_file() and (path / CONFIG).is_file()):
+            return None
+        lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
+        facts = json.loads((path / FACTS).read_text(encoding="utf-8")) if (path / FACTS).is_file() else {}
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        record = cls(artifact.read_manifest(path).stage, config, [json.loads(line) for line in lines], facts)
+        return record if record.has("loss") else None
+
+    @property
+    def token_loss(self) -> str:
+        """The name of the loss on the text's own tokens, where another loss is mixed with it."""
+        return "token_loss" if self.has("token_loss") else "loss"
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.rows)
+
+    def has(self, name: str) -> bool:
+        return any(row.get(name) is not None for row in self.rows)
+
+    def values(self, name: str, first: float = 0.0, last: float = 1.0) -> np.ndarray:
+        """Return the recorded values of `name` in the part of the run from share `first` to share `last`."""
+        start = min(int(first * self.num_steps), max(0, self.num_steps - 1))
+        rows = self.rows[start : max(start + 1, math.ceil(last * self.num_steps))]
+        return np.array([row[name] for row in rows if row.get(name) is not None], dtype=float)
+
+    def mean(self, name: str, first: float = 0.9, last: float = 1.0) -> float | None:
+        """Return the mean of `name` over a part of the run, by default its last tenth."""
+        values = self.values(name, first, last)
+        return float(values.mean()) if len(values) else None
+
+    def total(self, name: str) -> float | None:
+        values = self.values(name)
+        return float(values.sum()) if len(values) else None
+
+    def fall(self, name: str, before: tuple[float, float], after: tuple[float, float]) -> tuple[float, float]:
+        """Return by how much `name` fell from one part of the run to another, and the standard error of that."""
+        one, other = self.values(name, *before), self.values(name, *after)
+        if not (len(one) and len(other)):
+            return 0.0, math.inf
+        errors = [values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else math.inf for values in (one, other)]
+        return float(one.mean() - other.mean()), math.hypot(*errors)

@@ -1,0 +1,123 @@
+"""An evaluation's directory -> what each checkpoint answered in it, found by content and not by name.
+
+Measures nothing: `puna evaluate` does. A checkpoint that has changed since it was asked is not found.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from puna import artifact
+from puna.data.shards import read_rows
+from puna.errors import ArtifactError, ConfigError
+from puna.tasks.intervals import Interval, score_interval
+
+OVERALL = "overall"
+EXPECTED = "scores as 'evaluate' writes them"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One checkpoint's part of an evaluation. `rows` are its graded answers, in the order of the questions."""
+
+    name: str
+    rows: list[dict[str, Any]]
+    weight_bytes: int
+    tokens_per_s: float
+
+    @cached_property
+    def scores(self) -> dict[tuple[str, str], float]:
+        """The score of every question, by its task and id."""
+        return {(row["task"], row["id"]): row["score"] for row in self.rows}
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """The group of every row; a question without one is a group of its own."""
+        return [f"{row['task']} {row['group'] or 'question ' + row['id']}" for row in self.rows]
+
+    @property
+    def interval(self) -> Interval:
+        """The mean score with its interval."""
+        return score_interval([row["score"] for row in self.rows], self.groups)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation, read: `hashes` has the content of every checkpoint asked, by the name it was asked under."""
+
+    path: Path
+    tasks: list[str]
+    temperature: float
+    hashes: dict[str, str]
+    checkpoints: dict[str, dict[str, dict[str, float]]]
+    differences: list[dict[str, Any]]
+    speed: dict[str, dict[str, float]]
+
+    def name_of(self, checkpoint: Path) -> str | None:
+        """Return the name under which a checkpoint of this very content was asked."""
+        content = artifact.content_hash(checkpoint)
+        return next((name for name, asked in self.hashes.items() if asked == content), None)
+
+    def answered(self, checkpoint: Path) -> Answered | None:
+        """Return what a checkpoint of this very content answered; None if it was not asked."""
+        name = self.name_of(checkpoint)
+        if name is None:
+            return None
+        speed = self.speed[name]
+        rows = list(read_rows(self.path / f"conversations-{name}.jsonl"))
+        return Answered(name, rows, int(speed["weight_bytes"]), speed["generated_tokens_per_s"])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found, and under which name it asked the checkpoint that is released."""
+
+    name: str
+    tasks: list[str]
+    temperature: float
+    checkpoints: dict[str, dict[str, dict[str, float]]]
+    differences: list[dict[str, Any]]
+
+    @property
+    def overall(self) -> dict[str, float]:
+        """The entry of all questions: score, low, high, n, groups."""
+        return self.checkpoints[self.name][OVERALL]
+
+    def against(self, other: str) -> tuple[float, float, float] | None:
+        """Return how much better this checkpoint is than `other`: difference and its interval."""
+        for entry in self.differences:
+            part = entry["slices"][OVERALL]
+            if (entry["checkpoint"], entry["against"]) == (self.name, other):
+                return part["difference"], part["low"], part["high"]
+            if (entry["checkpoint"], entry["against"]) == (other, self.name):
+                return -part["difference"], -part["high"], -part["low"]
+        return None
+
+
+def read_evaluation(path: Path, setting: str) -> Evaluation:
+    """Read a scores artifact; ConfigError that names the setting if it is none, ArtifactError if it cannot be read."""
+    manifest = artifact.read_manifest(path)
+    if manifest.kind != "scores":
+        raise ConfigError(f"{setting} = {path} is an artifact of kind '{manifest.kind}'", expected="one of 'evaluate'")
+    prefix = "checkpoints."
+    hashes = {
+        role.removeprefix(prefix): entry["hash"] for role, entry in manifest.inputs.items() if role.startswith(prefix)
+    }
+    try:
+        found = json.loads((path / "scores.json").read_text(encoding="utf-8"))
+        speed = json.loads((path / "speed.json").read_text(encoding="utf-8"))
+        tasks = [Path(task).name for task in manifest.config["tasks"]]
+        temperature = manifest.config["temperature"]
+        return Evaluation(path, tasks, temperature, hashes, found["checkpoints"], found["differences"], speed)
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{path / 'scores.json'} ({error})", expected=EXPECTED) from None
+
+
+def scores_of(evaluation: Evaluation | None, checkpoint: Path) -> Scores | None:
+    """Return what the card tells of an evaluation; None where this very checkpoint was not asked."""
+    name = evaluation and evaluation.name_of(checkpoint)
+    if evaluation is None or name is None:
+        return None
+    return Scores(name, evaluation.tasks, evaluation.temperature, evaluation.checkpoints, evaluation.differences)

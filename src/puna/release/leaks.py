@@ -1,0 +1,90 @@
+"""A model's lineage and the questions it was tested on -> which of these stand in the data that it was trained on.
+
+How texts are compared is data/overlap.py. Data that only measured something (a receipt, a validation loss) left no
+trace in the weights and is not looked at.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from puna.data.overlap import OverlapReport, Probe, find_overlaps, row_text, split_words
+from puna.data.shards import SUFFIXES, read_rows
+from puna.release.facts import datasets_read, name_of
+from puna.release.terms import Node, Step
+
+# What a stage reads under these names it measures on, and learns nothing from; "" is any stage.
+MEASURED = {"": {"validation"}, "quantize": {"data"}}
+# Files of a dataset that no stage trains on.
+ASIDE = ("rejected", "questions")
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What was found in which datasets; `unread` are those of the lineage that are gone, changed or hold no text."""
+
+    report: OverlapReport
+    datasets: list[str]
+    unread: list[str]
+    measured: list[str]
+
+
+def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) -> Leaks:
+    """Look for the questions of an evaluation's rows, and their expected answers, in all that a model learned from."""
+    trained: list[Path] = []
+    unread: list[str] = []
+    measured: list[str] = []
+    for path, steps in datasets_read(tree).items():
+        states = {step.node["state"] for step in steps}
+        if all(map(_only_measures, steps)):
+            measured.append(name_of(path))
+        elif states != {"held"}:
+            unread.append(f"{name_of(path)}, which is {'gone' if 'missing' in states else 'changed'}")
+        elif _shards(Path(path)):
+            trained.append(Path(path))
+        elif not any(node["kind"] == "dataset" for node in steps[0].node["inputs"].values()):
+            unread.append(f"{name_of(path)}, which holds no rows of text")
+    probes = [probe for row in rows for probe in _probes(row, n)]
+    report = find_overlaps(probes, _texts(trained), n=n, threshold=share)
+    return Leaks(report, [path.name for path in trained], unread, measured)
+
+
+def _only_measures(step: Step) -> bool:
+    role = step.role.split(".")[0]
+    stage = step.reader.get("stage", "") if step.reader else ""
+    return role in MEASURED[""] or role in MEASURED.get(stage, ())
+
+
+def _shards(path: Path) -> list[Path]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file for file in files if file.suffix in SUFFIXES and not file.name.startswith((*ASIDE, "run_", "."))]
+
+
+def _texts(datasets: list[Path]) -> Iterator[tuple[str, str]]:
+    for path in datasets:
+        for file in _shards(path):
+            for number, row in enumerate(read_rows(file), start=1):
+                yield f"{path.name}/{file.name} row {number}", row_text(row)
+
+
+def _probes(row: dict[str, Any], n: int) -> Iterator[Probe]:
+    """Yield a question as it was asked, and every expected answer that is long enough to be known by itself."""
+    name = f"{row['task']} {row['id']}"
+    asked = [message for message in row["conversation"]["messages"] if message["role"] == "user"]
+    answers = tuple(_answers(row["expected"]))
+    group = f"{row['task']} {row['group']}" if row["group"] else ""
+    question = row_text(asked[-1]["content"]) if asked else ""
+    yield Probe(name, row_text(row["conversation"]), question, answers, group)
+    for number, answer in enumerate(answers, start=1):
+        if len(split_words(answer)) >= n:
+            yield Probe(f"{name}, expected answer {number}", answer, group=group)
+
+
+def _answers(expected: dict[str, Any]) -> Iterator[str]:
+    """Yield the texts that a right answer has: not what it must not have."""
+    for key, value in expected.items():
+        if key != "distractors" and not isinstance(value, bool):
+            for leaf in value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]:
+                if text := row_text(leaf).strip():
+                    yield text

@@ -1,0 +1,70 @@
+"""Means with their intervals -> a picture as SVG, which a page can hold in itself. Needs no library and no font."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import NamedTuple
+
+WIDTH, ROW_HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 30, 210, 24, 30, 34
+GOOD, BAD, PLAIN = "#1a7f37", "#b42318", "#475467"
+
+
+class Mark(NamedTuple):
+    """One line of a picture. `limit` is drawn as a mark that the whole interval has to lie to the right of."""
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    limit: float | None = None
+    color: str = PLAIN
+
+
+def draw_intervals(marks: Sequence[Mark], *, title: str, axis: str, span: tuple[float, float]) -> str:
+    """Draw a line a mark over one axis from span[0] to span[1]; return the SVG element."""
+    height = TOP + ROW_HEIGHT * len(marks) + BOTTOM
+    bottom = height - BOTTOM
+
+    def place(value: float) -> float:
+        inside = min(max(value, span[0]), span[1])
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (inside - span[0]) / (span[1] - span[0]), 1)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{escape(title)}" font-family="sans-serif" font-size="13">',
+        f"<title>{escape(title)}</title>",
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+        f'<text x="{LEFT}" y="18" font-weight="bold">{escape(title)}</text>',
+    ]
+    for value in _ticks(*span):
+        x = place(value)
+        color = "#98a2b3" if value == 0 else "#e4e7ec"
+        parts.append(f'<line x1="{x}" y1="{TOP}" x2="{x}" y2="{bottom}" stroke="{color}"/>')
+        parts.append(f'<text x="{x}" y="{bottom + 15}" text-anchor="middle" fill="#475467">{value:g}</text>')
+    for number, mark in enumerate(marks):
+        parts += _line(mark, TOP + ROW_HEIGHT * (number + 0.5), place)
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{height - 4}" text-anchor="middle" fill="#475467">{escape(axis)}</text>')
+    return "\n".join([*parts, "</svg>"])
+
+
+def _line(mark: Mark, y: float, place: Callable[[float], float]) -> list[str]:
+    x, low, high = place(mark.mean), place(mark.low), place(mark.high)
+    label = mark.label if len(mark.label) <= 30 else f"{mark.label[:29]}…"
+    parts = [
+        f'<text x="{LEFT - 12}" y="{y + 4}" text-anchor="end">{escape(label)}</text>',
+        f'<line x1="{low}" y1="{y}" x2="{high}" y2="{y}" stroke="{mark.color}" stroke-width="2"/>',
+        f'<circle cx="{x}" cy="{y}" r="5" fill="{mark.color}"/>',
+    ]
+    parts += [f'<line x1="{e}" y1="{y - 5}" x2="{e}" y2="{y + 5}" stroke="{mark.color}"/>' for e in (low, high)]
+    if mark.limit is not None:
+        e = place(mark.limit)
+        line = f'<line x1="{e}" y1="{y - 12}" x2="{e}" y2="{y + 12}" stroke="#101828" stroke-width="2"'
+        parts.append(f'{line} stroke-dasharray="3 2"/>')
+    return parts
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return round numbers over the span, about five of them."""
+    step = next(step for step in (1, 2, 5, 10, 20, 25, 50, 100) if (high - low) / step <= 8)
+    first = -(-low // step) * step
+    return [first + step * number for number in range(int((high - first) // step) + 1)]

@@ -1,0 +1,33 @@
+"""Preferences -> a checkpoint that gives the better of two answers more probability than before.
+
+The model that training begins with is the reference. It is asked once, before the first step, and is not held in memory
+beside the one that is trained.
+"""
+
+from dataclasses import replace
+
+from pydantic import Field
+
+from puna.chat.format import ChatFormat
+from puna.run import Run
+from puna.train.loop.loop import train
+from puna.train.loop.start import starting_model
+from puna.train.objectives.dpo import Dpo
+from puna.train.preferences.references import reference_log_probabilities
+from puna.train.preferences.settings import PreferenceConfig, count_pairs
+
+
+class Config(PreferenceConfig):
+    """Train on pairs of answers, with the settings of the Llama 3 paper."""
+
+    beta: float = Field(default=0.1, gt=0, le=10, description="how dear it is to leave the reference")
+    nll_weight: float = Field(default=0.2, ge=0, le=10, description="share of the better answer's own likelihood")
+
+
+def run(config: Config, run: Run) -> None:
+    """Write a checkpoint trained on the pairs of `config.data`."""
+    count_pairs(config, run)
+    model, tokenizer = starting_model(config)
+    objective = Dpo(ChatFormat(tokenizer), frozenset(config.strengths), {}, config.beta, config.nll_weight)
+    references = reference_log_probabilities(config, run, objective, model)
+    train(config, run, replace(objective, references=references), model, tokenizer)

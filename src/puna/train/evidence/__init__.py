@@ -1,0 +1,1 @@
+"""What a run keeps of itself for those who ask afterwards how it went."""

@@ -1,0 +1,50 @@
+"""What a training run knows of itself -> its record, and a report in words: run_facts.json and run_report.md.
+
+The facts are gathered before the first step and kept in the run's directory, since a run that goes on after an
+interruption has no start model any more. What the figures mean, the rules of diagnose/ say.
+"""
+
+import json
+from typing import Any
+
+from puna import artifact
+from puna.data.dataset import Dataset
+from puna.diagnose.record import FACTS, Record
+from puna.diagnose.report import REPORT, run_report
+from puna.diagnose.rules.table import examine
+from puna.model.llama import Llama
+from puna.run import Run
+from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.evidence.facts import gather_facts
+from puna.train.evidence.measure import start_data_loss
+from puna.train.loop.settings import TrainConfig
+from puna.train.objectives.objective import Objective
+
+
+def open_record(
+    config: TrainConfig, run: Run, objective: Objective, model: Llama, tokenizer: Tokenizer, dataset: Dataset
+) -> dict[str, Any]:
+    """Gather the facts of a run that begins, or read those of one that goes on."""
+    path = run.directory / FACTS
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    facts = gather_facts(objective, model, tokenizer, dataset)
+    # Of a network that several processes hold none can compute alone.
+    facts["start_data_loss"] = start_data_loss(config, model, tokenizer) if run.num_ranks == 1 else None
+    artifact.write_text(path, json.dumps(facts, indent=2) + "\n")
+    return facts
+
+
+def close_record(
+    facts: dict[str, Any], config: TrainConfig, run: Run, model: Llama, tokenizer: Tokenizer, **ended: float
+) -> None:
+    """Add how the run ended, write its report and say in the log what the rules found."""
+    if facts["start_data_loss"] is not None:
+        facts["start_data_loss_after"] = start_data_loss(config, model, tokenizer)
+    facts |= ended
+    artifact.write_text(run.output / FACTS, json.dumps(facts, indent=2) + "\n")
+    record = Record(run.stage, config.model_dump(mode="json"), run.read_metrics(), facts)
+    findings = examine(record)
+    artifact.write_text(run.output / REPORT, run_report(record, findings))
+    for finding in findings:
+        run.log(f"{finding.code}: {finding.seen} {finding.remedy}")

@@ -1,0 +1,104 @@
+"""Labelled rows -> shards in a run's directory, from which a killed run goes on, and at the end the artifact's files.
+
+A shard is whole once its note stands beside it. Rows keep their order; a shard holds documents or conversations.
+"""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from puna import artifact
+from puna.chat.conversation import Conversation
+from puna.data.labels import write_shard
+from puna.data.shards import write_jsonl
+from puna.train.labelling.teacher import Labelled
+
+
+@dataclass
+class Note:
+    """What a shard holds: the rows of the stream up to `end`, counts, sums over labels, and what was left out why."""
+
+    end: int = 0
+    num_rows: int = 0
+    num_tokens: int = 0
+    num_labels: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+class ShardDirectory:
+    """The finished shards of a run."""
+
+    def __init__(self, directory: Path, *, vocab_size: int):
+        directory.mkdir(exist_ok=True)
+        self._directory, self._vocab_size = directory, vocab_size
+        self.notes = [Note(**json.loads(path.read_text())) for path in sorted(directory.glob("note-*.json"))]
+
+    @property
+    def end(self) -> int:
+        """How many rows of the stream are done."""
+        return self.notes[-1].end if self.notes else 0
+
+    def write(self, end: int, labelled: Sequence[Labelled]) -> None:
+        """Write a shard; the note comes last, so that what it tells of is there."""
+        number = f"{len(self.notes):05d}"
+        kept = [(each.row, each.labels) for each in labelled if each.labels is not None]
+        note = Note(end, left_out=dict(Counter(each.reason for each in labelled if each.labels is None)))
+        if kept:
+            rows = [labels for _, labels in kept]
+            kind = "conversations" if isinstance(kept[0][0], Conversation) else "documents"
+            path = self._directory / f"{kind}-{number}.jsonl"
+            write_jsonl(path, (row.to_json() for row, _ in kept))
+            artifact.fsync(path)
+            write_shard(self._directory / f"labels-{number}.safetensors", rows, vocab_size=self._vocab_size)
+            note.num_rows, note.num_tokens = len(rows), sum(len(labels.ids_T) for labels in rows)
+            note.num_labels = sum(len(labels.tail_N) for labels in rows)
+            note.sums = _sums(np.concatenate([labels.top_NK for labels in rows]), *(
+                np.concatenate([getattr(labels, name) for labels in rows]) for name in ("tail_N", "chosen_N")
+            ))  # fmt: skip
+        artifact.write_text(self._directory / f"note-{number}.json", json.dumps(asdict(note)))
+        self.notes.append(note)
+
+    def total(self) -> Note:
+        """Add up what the shards hold."""
+        whole = Note(self.end)
+        for note in self.notes:
+            whole.num_rows += note.num_rows
+            whole.num_tokens += note.num_tokens
+            whole.num_labels += note.num_labels
+            whole.sums = {name: whole.sums.get(name, 0.0) + value for name, value in note.sums.items()} or whole.sums
+            whole.left_out = dict(Counter(whole.left_out) + Counter(note.left_out))
+        return whole
+
+    def publish(self, output: Path) -> None:
+        """Let the files stand in the artifact too, without a second copy where the disk can."""
+        for path in sorted(self._directory.iterdir()):
+            if path.suffix not in (".jsonl", ".safetensors") or path.name.startswith("."):
+                continue
+            try:
+                os.link(path, output / path.name)
+            except OSError:
+                shutil.copyfile(path, output / path.name)
+
+
+def _sums(top_NK: np.ndarray, tail_N: np.ndarray, chosen_N: np.ndarray) -> dict[str, float]:
+    """Return sums over labels: the mass outside, the loss of the text's own tokens, entropy, and shares of the tokens.
+
+    `first` counts tokens that are the teacher's first choice; `covered` those that are among its entries.
+    """
+    top, tail, chosen = (np.maximum(values.astype(np.float64), -87.0) for values in (top_NK, tail_N, chosen_N))
+    entropy = -(np.exp(top) * top).sum() - (np.exp(tail) * tail).sum()
+    least_N = np.where(np.isfinite(top_NK), top_NK, np.inf).min(-1)
+    return {
+        "tail": float(np.exp(tail).sum()),
+        "loss": float(-chosen.sum()),
+        "entropy": float(entropy),
+        "first": float((chosen_N >= top_NK[:, 0]).sum()),
+        "covered": float((chosen_N >= least_N).sum()),
+    }

@@ -1,0 +1,282 @@
+"""Why a run went wrong: each rule is provoked by a real run of a tiny model, and silent on runs that went well."""
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from puna import artifact
+from puna.chat.conversation import Conversation
+from puna.chat.format import ChatFormat
+from puna.config import parse_config
+from puna.data.dataset import Dataset
+from puna.data.packing import Example
+from puna.diagnose.finding import REASONS
+from puna.diagnose.record import Record
+from puna.diagnose.rules import labels, masks
+from puna.diagnose.rules.table import examine
+from puna.run import Run
+from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.evidence.record import open_record
+from puna.train.loop.loop import train
+from puna.train.loop.start import starting_model
+from puna.train.objectives.entropy import cross_entropy_sum, entropy_sum
+from puna.train.objectives.next_token import NextToken
+from puna.train.sft import Config as SftConfig
+
+pytestmark = pytest.mark.usefixtures("no_picture")
+
+Perform = Callable[..., bool]
+SIZE = {"dim": 32, "hidden_dim": 64, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
+ANSWER = "It is parcel {n}; we open at nine."
+
+
+def conversation(n: int, answer: str = ANSWER, **more: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": f"Where is my order {n}?"}, {"role": "assistant", "content": answer}]
+    return {"id": str(n), **more, "messages": [{**each, "content": each["content"].format(n=n)} for each in messages]}
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.mkdir(parents=True)
+    (path / "conversations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for data and runs that the tests of this file share."""
+    path = tmp_path_factory.mktemp("diagnose")
+    write_rows(path / "data", [conversation(n) for n in range(40_000, 40_400)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_of(perform_stage: Perform, room: Path, tokenizer_path: Path) -> Callable[..., Path]:
+    """Return a function that trains as a user would and returns the artifact; 60 steps that go well unless changed."""
+
+    def trained(verb: str, name: str, **changes: Any) -> Path:
+        settings = {"data": [str(room / "data")], "size": SIZE, "tokenizer": str(tokenizer_path), "context": 128,
+                    "batch_tokens": 256, "steps": 60, "precision": "float32",
+                    "optim": {"lr": 0.02, "warmup_steps": 5}, **changes}  # fmt: skip
+        if "start" in settings:
+            settings |= {"size": None, "tokenizer": None}
+        if not (room / name).exists():
+            perform_stage(verb, room / name, **settings)
+        return room / name
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def plain(run_of: Callable[..., Path]) -> Path:
+    return run_of("sft", "plain")
+
+
+@pytest.fixture(scope="module")
+def distilled(run_of: Callable[..., Path], plain: Path) -> Path:
+    return run_of("distill", "distilled", teacher=str(plain), teacher_weight=0.5)
+
+
+def read(path: Path) -> Record:
+    record = Record.read(path)
+    assert record is not None
+    return record
+
+
+def codes(path: Path) -> set[str]:
+    return {finding.code for finding in examine(read(path))}
+
+
+def run_with(objective: Callable[[ChatFormat], NextToken], room: Path, tokenizer: Path, name: str, **changes: Any):
+    """Train a few steps with an objective of one's own, as a stage would, and return the codes found."""
+    table = {"data": [str(room / "data")], "size": SIZE, "tokenizer": str(tokenizer), "context": 128,
+             "batch_tokens": 256, "steps": 4, "precision": "float32", "optim": {"warmup_steps": 0}}  # fmt: skip
+    config = parse_config(SftConfig, {**table, **changes}, where="sft")
+    for folder in ("output", "run"):
+        (room / name / folder).mkdir(parents=True)
+    run = Run("sft", "key", room / name / "output", room / name / "run", Console(quiet=True))
+    model, loaded = starting_model(config)
+    train(config, run, objective(ChatFormat(loaded)), model, loaded)
+    facts = json.loads((run.output / "run_facts.json").read_text())
+    record = Record("sft", config.model_dump(mode="json"), run.read_metrics(), facts)
+    return {finding.code for finding in examine(record)}
+
+
+# Runs that went well
+
+
+def test_no_rule_speaks_of_a_run_that_went_well(plain: Path, distilled: Path):
+    assert examine(read(plain)) == [] and examine(read(distilled)) == []
+    assert "Nothing: no rule found a cause" in (plain / "run_report.md").read_text()
+
+
+def test_the_report_shows_what_was_trained_and_what_was_found(run_of: Callable[..., Path], distilled: Path):
+    text = (distilled / "run_report.md").read_text()
+    assert "tokens; 4,800 of them trained (37.7%)" in text and "| the teacher's loss on the same tokens |" in text
+    slow = run_of("sft", "slow", steps=20, optim={"lr": 1e-6, "warmup_steps": 0})
+    text = (slow / "run_report.md").read_text()
+    assert "**loss-stuck.**" in text and "Raise optim.lr" in text and REASONS["loss-stuck"] in text
+    assert "loss-stuck: The loss was" in (slow.parent / ".runs" / "slow" / "log.txt").read_text()
+
+
+def test_the_records_leave_the_contents_hash_alone(plain: Path):
+    manifest = artifact.read_manifest(plain)
+    assert {"run_facts.json", "run_report.md", "run_metrics.jsonl"} <= set(manifest.files)
+    kept = {name: entry for name, entry in manifest.files.items() if not name.startswith("run_")}
+    assert replace(manifest, files=kept).content_hash == manifest.content_hash
+
+
+def test_what_is_counted_is_what_was_trained(plain: Path, tokenizer_path: Path, room: Path):
+    record = read(plain)
+    chat = ChatFormat(Tokenizer.load(tokenizer_path))
+    row = Dataset([room / "data"], ("conversations",))[0]
+    assert isinstance(row, Conversation)
+    ids, mask = chat.encode(row)
+    trained = [index for index, is_trained in zip(ids, mask, strict=True) if is_trained]
+    assert record.total("trained") == len(trained) * record.total("ends")  # one end an answer, all of one length
+    tokenizer = chat.tokenizer
+    is_formatting = [tokenizer.is_special(index) or not tokenizer.decode([index]).strip() for index in trained]
+    assert record.total("formatting") == sum(is_formatting) * record.total("ends")
+
+
+def test_entropies_are_those_of_the_whole_distributions():
+    logits_CV = torch.randn(400_000, 7, generator=torch.Generator().manual_seed(0)) * 2
+    targets_C = torch.arange(len(logits_CV)) % 7
+    chances_CV = torch.softmax(logits_CV.double() / 3, -1)
+    assert entropy_sum(logits_CV, 3.0).item() == pytest.approx(-(chances_CV * chances_CV.log()).sum().item(), rel=0.02)
+    known = torch.log_softmax(logits_CV.double(), -1).gather(1, targets_C[:, None])
+    assert cross_entropy_sum(logits_CV, targets_C).item() == pytest.approx(-known.sum().item(), rel=0.02)
+    assert entropy_sum(logits_CV[:0]).item() == 0
+    uniform = entropy_sum(torch.zeros(5, 7))
+    assert uniform.item() == pytest.approx(5 * math.log(7))
+
+
+def test_a_run_that_goes_on_keeps_the_facts_of_its_start(room: Path):
+    (room / "again").mkdir()
+    run = Run("sft", "key", room / "again", room / "again", Console(quiet=True))
+    (run.directory / "run_facts.json").write_text('{"start_data_loss": 1.5}')
+    assert open_record(None, run, None, None, None, None) == {"start_data_loss": 1.5}  # pyright: ignore
+
+
+# Masks
+
+
+class Masked(NextToken):
+    """Trains on the tokens that `chosen` names."""
+
+    def encode(self, row: object, source: random.Random) -> Iterator[Example] | Sequence[Example]:
+        (example,) = super().encode(row, source)
+        return [Example(example.ids, [self.chosen(index) for index in example.ids])]
+
+    def chosen(self, index: int) -> bool:
+        return False
+
+
+class OnlyFormatting(Masked):
+    def chosen(self, index: int) -> bool:
+        return self.chat.tokenizer.is_special(index)
+
+
+class WithoutEnds(Masked):
+    def chosen(self, index: int) -> bool:
+        return not self.chat.tokenizer.is_special(index)
+
+
+class WithoutBegin(NextToken):
+    """Leaves out begin_of_text, which a server puts first."""
+
+    def encode(self, row: object, source: random.Random) -> Sequence[Example]:
+        (example,) = super().encode(row, source)
+        return [Example(example.ids[1:], example.mask[1:])]
+
+
+@pytest.mark.parametrize(
+    ("objective", "code"),
+    [
+        (Masked, "mask-empty"),
+        (OnlyFormatting, "mask-formatting"),
+        (WithoutEnds, "mask-no-end"),
+        (WithoutBegin, "prompt-differs"),
+        (NextToken, None),
+    ],
+)
+def test_masks_that_teach_the_wrong_tokens_are_told(
+    room: Path, tokenizer_path: Path, objective: type[NextToken], code: str | None
+):
+    found = run_with(lambda chat: objective(chat, False, False), room, tokenizer_path, f"mask {objective.__name__}")
+    assert found & {"mask-empty", "mask-formatting", "mask-no-end", "prompt-differs"} == ({code} if code else set())
+
+
+def test_a_short_answer_after_a_long_page_is_a_thin_mask(run_of: Callable[..., Path], room: Path):
+    page = "We open at nine and close at six. " * 30
+    rows = [conversation(n, "It.") for n in range(6)]
+    for row in rows:
+        row["messages"][0]["content"] = page
+    data = write_rows(room / "long pages", rows)
+    settings = {"data": [str(data)], "context": 1024, "batch_tokens": 1024, "steps": 3}
+    assert "mask-thin" in codes(run_of("sft", "thin", **settings))
+
+
+def test_rows_that_do_not_fit_the_context_are_told(run_of: Callable[..., Path], room: Path):
+    rows = [conversation(n, ANSWER * (9 if n % 4 == 0 else 1)) for n in range(40)]
+    data = write_rows(room / "long", rows)
+    path = run_of("sft", "dropped", data=[str(data)], steps=None, epochs=1)
+    finding = masks.rows_dropped(read(path))
+    assert finding is not None and finding.seen.startswith("25% of the rows are longer than the context of 128")
+
+
+# Labels and teachers
+
+
+def test_labels_that_are_nearly_uniform_are_told(run_of: Callable[..., Path], plain: Path):
+    settings = {"teacher": str(plain), "teacher_weight": 1.0, "temperature": 20.0}
+    path = run_of("distill", "hot", **settings)
+    assert {"labels-flat", "entropy-gap"} <= codes(path)
+    finding = labels.labels_flat(read(path))
+    assert finding is not None and "At temperature 20" in finding.seen and "at 1 the teacher has" in finding.remedy
+
+
+def test_a_student_far_surer_than_its_teacher_is_told(run_of: Callable[..., Path]):
+    """The teacher has seen the answers with two endings; the student learns one of them by heart."""
+    teacher = run_of("sft", "young", steps=14)
+    path = run_of("distill", "surer", teacher=str(teacher), teacher_weight=0.0)
+    finding = labels.entropy_gap(read(path))
+    assert finding is not None and "overstates" in finding.remedy
+
+
+def test_a_teacher_that_foresees_the_text_worse_than_its_student_is_told(run_of: Callable[..., Path]):
+    teacher = run_of("sft", "young", steps=14)
+    assert "teacher-foresees-worse" in codes(run_of("distill", "misled", teacher=str(teacher), teacher_weight=0.3))
+
+
+def test_labels_that_leave_much_of_the_teacher_out_are_told(distilled: Path):
+    record = read(distilled)
+    for tail, is_said in ((0.2, True), (0.01, False)):
+        rows = [{**row, "tail_mass": tail} for row in record.rows]
+        assert (labels.labels_cut(replace(record, rows=rows)) is not None) == is_said
+
+
+# Learning
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "code"),
+    [
+        ("large steps", {"steps": 20, "optim": {"lr": 1.0, "warmup_steps": 0}}, "loss-diverged"),
+        ("slow", {"steps": 20, "optim": {"lr": 1e-6, "warmup_steps": 0}}, "loss-stuck"),
+        ("warm-up", {"steps": 5, "optim": {"lr": 0.02, "warmup_steps": 9}}, "warmup-long"),
+        ("short", {"steps": 40, "optim": {"lr": 3e-3, "warmup_steps": 2, "final_lr_share": 1.0}}, "steps-few"),
+        ("clipped", {"steps": 12, "optim": {"lr": 0.02, "warmup_steps": 0, "clip": 0.01}}, "gradient-clipped"),
+    ],
+)
+def test_a_learning_rate_or_length_that_does_not_fit_is_told(
+    run_of: Callable[..., Path], name: str, changes: dict[str, Any], code: str
+):
+    assert code in codes(run_of("sft", name, **changes))

@@ -1,0 +1,198 @@
+"""Which release is in use: promoted, rolled back, verified each time, and whole whenever the power goes."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from puna import artifact
+from puna.artifact import Manifest, Receipt
+from puna.errors import ArtifactError, ConfigError, ReceiptError
+from puna.lineage import trace
+from puna.shelf import command
+from puna.shelf.shelf import follow, promote, read_history, roll_back
+
+
+def write_release(path: Path, text: str, *, held: bool = True, claim: str = "gate", **changes: Any) -> Path:
+    source = path.parent / "source.txt"
+    source.write_text("a source")
+    inputs = {"checkpoint": {"path": "../source.txt", "kind": "raw", "hash": artifact.content_hash(source)}}
+    settings = {"kind": "release", "config": {"name": "Feather"}, **changes}
+    with artifact.writing(path) as partial:
+        (partial / "model.safetensors").write_text(text)
+        details = {} if held else {"reasons": ["NO-GO: worse than base"], "hint": "See decision.md"}
+        Receipt(claim, "x", 0 if held else 1, 0, held, details).save(partial)
+        manifest = Manifest(stage="release", key="k", inputs=inputs, files={}, **settings)
+        artifact.commit(partial, path, manifest)
+    return path
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> list[Path]:
+    return [write_release(tmp_path / name, f"weights of {name}") for name in ("one", "two", "three")]
+
+
+def weights(shelf: Path) -> str:
+    return (follow(shelf) / "model.safetensors").read_text()
+
+
+def test_what_was_promoted_last_is_in_use_and_its_lineage_holds(releases: list[Path], tmp_path: Path):
+    shelf = tmp_path / "shelf"
+    for release in releases[:2]:
+        promote(release, shelf)
+        assert weights(shelf) == f"weights of {release.name}"
+        tree: dict[str, Any] = trace(follow(shelf))
+        assert tree["state"] == "held" and tree["inputs"]["checkpoint"]["state"] == "held"
+    assert [change.how for change in read_history(shelf)] == ["promoted", "promoted"]
+    assert json.loads((shelf / "current.json").read_text())["current"] == follow(shelf).name
+    assert follow(tmp_path) == tmp_path
+
+
+def test_promoting_what_is_in_use_changes_nothing(releases: list[Path], tmp_path: Path):
+    changes = [promote(releases[0], tmp_path / "shelf") for _ in range(2)]
+    assert changes[0] == changes[1] and len(read_history(tmp_path / "shelf")) == 1
+
+
+def test_a_release_stays_on_the_shelf_when_the_stage_writes_another_in_its_place(releases: list[Path], tmp_path: Path):
+    shelf = tmp_path / "shelf"
+    promote(releases[0], shelf)
+    write_release(tmp_path / "one", "other weights")
+    assert weights(shelf) == "weights of one"
+    promote(tmp_path / "one", shelf)
+    roll_back(shelf)
+    assert weights(shelf) == "weights of one"
+
+
+def test_rolling_back_goes_further_back_each_time_and_stops_at_the_first(releases: list[Path], tmp_path: Path):
+    shelf = tmp_path / "shelf"
+    for release in releases:
+        promote(release, shelf)
+    for name in ("two", "one"):
+        roll_back(shelf)
+        assert weights(shelf) == f"weights of {name}"
+    with pytest.raises(ConfigError, match="is the first on"):
+        roll_back(shelf)
+    promote(releases[2], shelf)
+    roll_back(shelf)
+    assert weights(shelf) == "weights of one"
+    assert len(read_history(shelf)) == 7
+
+
+def test_one_may_roll_back_to_an_earlier_release_by_name(releases: list[Path], tmp_path: Path):
+    shelf = tmp_path / "shelf"
+    first, *_ = [promote(release, shelf) for release in releases]
+    with pytest.raises(ConfigError, match="--to other; expected one of Feather-"):
+        roll_back(shelf, "other")
+    roll_back(shelf, first.release)
+    assert weights(shelf) == "weights of one"
+
+
+def test_a_release_that_was_altered_is_not_gone_back_to(releases: list[Path], tmp_path: Path):
+    shelf = tmp_path / "shelf"
+    first, *_ = [promote(release, shelf) for release in releases[:2]]
+    file = shelf / first.release / "model.safetensors"
+    file.unlink()
+    file.write_text("weights of evil")
+    with pytest.raises(ArtifactError, match="was altered"):
+        roll_back(shelf)
+    assert weights(shelf) == "weights of two" and len(read_history(shelf)) == 2
+
+
+def test_another_whole_release_under_the_same_name_is_not_gone_back_to(releases: list[Path], tmp_path: Path):
+    shelf = tmp_path / "shelf"
+    first, *_ = [promote(release, shelf) for release in releases[:2]]
+    write_release(shelf / first.release, "weights of evil")
+    with pytest.raises(ArtifactError, match="is not what was promoted"):
+        roll_back(shelf)
+
+
+def test_what_the_gate_stopped_never_saw_or_is_no_release_is_not_promoted(tmp_path: Path):
+    shelf = tmp_path / "shelf"
+    with pytest.raises(ReceiptError, match=r"NO-GO: worse than base.*decision\.md"):
+        promote(write_release(tmp_path / "bad", "w", held=False), shelf)
+    with pytest.raises(ArtifactError, match="was never judged"):
+        promote(write_release(tmp_path / "old", "w", claim="kl"), shelf)
+    with pytest.raises(ArtifactError, match="kind 'checkpoint'"):
+        promote(write_release(tmp_path / "raw", "w", kind="checkpoint"), shelf)
+    altered = write_release(tmp_path / "altered", "w")
+    (altered / "model.safetensors").write_text("v")
+    with pytest.raises(ArtifactError, match="was altered"):
+        promote(altered, shelf)
+    assert follow(shelf) == shelf
+    with pytest.raises(ConfigError, match="is an artifact"):
+        promote(write_release(tmp_path / "good", "w"), tmp_path / "old")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"history": []}', '{"history": [{"release": "x"}]}'])
+def test_a_pointer_that_cannot_be_read_is_told(tmp_path: Path, text: str):
+    (tmp_path / "current.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"current\.json"):
+        follow(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc", "", ".."])
+def test_a_pointer_cannot_lead_out_of_its_folder(tmp_path: Path, name: str):
+    entry = {"release": name, "hash": "", "how": "promoted", "at": ""}
+    (tmp_path / "current.json").write_text(json.dumps({"history": [entry]}))
+    with pytest.raises(ArtifactError, match="no folder of the shelf"):
+        follow(tmp_path)
+
+
+def die_at(step: int, action: Callable[[], object]) -> bool:
+    """Run an action in a child that dies, without any cleaning up, at its step-th change of the disk."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def dying(call: Callable[..., Any]) -> Callable[..., Any]:
+            def instead(*arguments: Any, **named: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count == step:
+                    os._exit(9)
+                return call(*arguments, **named)
+
+            return instead
+
+        try:
+            for owner, name in ((os, "fsync"), (os, "link"), (Path, "replace"), (Path, "rename"), (Path, "write_text")):
+                setattr(owner, name, dying(getattr(owner, name)))
+            action()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+@pytest.mark.parametrize("change", ["promote", "roll back"])
+def test_whenever_it_is_killed_the_old_or_the_new_release_is_in_use_and_whole(
+    change: str, releases: list[Path], tmp_path: Path
+):
+    deaths = 0
+    for step in range(1, 100):
+        shelf = tmp_path / f"shelf {step}"
+        for release in releases[:2]:
+            promote(release, shelf)
+        died = die_at(step, lambda at=shelf: promote(releases[2], at) if change == "promote" else roll_back(at))
+        after = "weights of three" if change == "promote" else "weights of one"
+        assert weights(shelf) in ("weights of two", after)
+        artifact.verify(follow(shelf))
+        promote(releases[2], shelf)
+        assert weights(shelf) == "weights of three"
+        if not died:
+            break
+        deaths += 1
+    assert deaths >= 3 and not died
+
+
+def test_the_verbs_say_what_is_in_use_and_how_to_go_back(
+    releases: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for release in (releases[0], releases[1], releases[1]):
+        command.promote(release, to=tmp_path / "shelf")
+    command.rollback(tmp_path / "shelf")
+    first, second, back, again, third, _ = capsys.readouterr().out.splitlines()
+    assert first.endswith("is in use") and "in place of Feather-" in second and back.startswith("The way back: puna")
+    assert again.endswith("is in use already") and "is in use again, in place of" in third
