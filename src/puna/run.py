@@ -88,6 +88,11 @@ def ranks() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
+def num_restarts() -> int:
+    """Return how often torchrun has started this process anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def elapsed(start: float) -> str:
     """Say how long ago `start` (time.monotonic) was: "1m 05s"."""
     seconds = int(time.monotonic() - start)

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_modul
 
 from puna.errors import ConfigError
 from puna.model.llama import Block, Llama
-from puna.run import Run
+from puna.run import Run, num_restarts
 from puna.train.loop.settings import TrainConfig
 from puna.train.objectives.next_token import NextToken
 from puna.train.objectives.objective import Objective
@@ -24,7 +24,7 @@ from puna.train.parallel.team import Team
 
 def join(config: TrainConfig, run: Run, objective: Objective, model: Llama) -> Team:
     """Meet the processes that torchrun started and take this one's part of the network; alone it stays as it is."""
-    team = Team.join(config.parallel, run.rank, run.num_ranks)
+    team = Team.join(config.parallel, run.rank, run.num_ranks, num_restarts())
     team.layout.require_fit(model.config, config)
     if team.size > 1 and model.config.is_reward:
         raise ConfigError(f"{team.size} processes for {run.stage}", expected="one: a reward model is not divided yet")

@@ -33,7 +33,7 @@ class Team:
     backward_group: dist.ProcessGroup | None = None
 
     @classmethod
-    def join(cls, parallel: Parallel, rank: int, num_ranks: int) -> "Team":
+    def join(cls, parallel: Parallel, rank: int, num_ranks: int, num_restarts: int = 0) -> "Team":
         """Meet the others; ConfigError if so many cannot be divided as told."""
         layout = Layout.of(parallel, num_ranks)
         if num_ranks == 1:
@@ -43,7 +43,11 @@ class Team:
         if kind == "cuda":
             torch.cuda.set_device(device)
         if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=PATIENCE)
+            store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+            # NOTE: torchrun keeps its store over restarts, and in it the addresses of those that are gone.
+            store = dist.PrefixStore(f"attempt {num_restarts}", store)
+            backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=PATIENCE)
             atexit.register(dist.destroy_process_group)
         mesh = init_device_mesh(kind, layout.shape, mesh_dim_names=DIMENSIONS)
         group = None
