@@ -15,6 +15,8 @@ from puna.checkpoint.adapter import CONFIG_NAME, WEIGHTS_NAME
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.config import parse_config
 from puna.doctor.examine import examine
+from puna.engine.local import LocalSampler, sampling_defaults
+from puna.engine.sampler import SamplingParams
 from puna.errors import CheckpointError, ConfigError
 from puna.model.attend import packed_attend
 from puna.run import Run
@@ -217,3 +219,60 @@ def test_with_blocks_computed_again_a_run_gives_the_same_weights(
         perform_stage("sft", tmp_path / name, **training, checkpoint_activations=checkpoint_activations)
     one, other = (artifact.hash_file(tmp_path / name / "model.safetensors") for name in ("plain", "again"))
     assert one == other and Checkpoint.open(tmp_path / "again").config.num_layers == 1
+
+
+# An adapter in the place of a checkpoint: run beside its base
+
+
+@pytest.mark.parametrize("is_over_rounded", [False, True])
+def test_an_adapter_answers_beside_its_base(
+    perform_stage: Perform,
+    tuning: Settings,
+    tmp_path: Path,
+    checkpoint_path: Path,
+    quantized_path: Path,
+    is_over_rounded: bool,
+):
+    start = quantized_path if is_over_rounded else checkpoint_path
+    settings = {**tuning, "start": str(start), "adapter": {"rank": 2, "alpha": 200}, "optim": {"lr": 0.05}}
+    perform_stage("sft", tmp_path / "out", **settings, ignore_receipts=True)
+    params, prompt = SamplingParams(max_tokens=8, logprobs=1), [5, 9, 3, 77]
+    alone, sampler = (LocalSampler.open(path) for path in (start, tmp_path / "out"))
+    config = parse_config(Config, {**settings, "adapter": {"start": str(tmp_path / "out")}}, where="sft")
+    model, _ = starting_model(config)
+    (answer,), (other,) = sampler.complete([prompt], params), alone.complete([prompt], params)
+    ids = [*prompt, *answer.ids]
+    with torch.no_grad():
+        hidden_TD = model(torch.tensor(ids), torch.arange(len(ids)), packed_attend([len(ids)]), dtype=torch.float32)
+        assert model.logits(hidden_TD[3:-1]).argmax(-1).tolist() == answer.ids != other.ids
+    assert sampling_defaults(tmp_path / "out", params) == sampling_defaults(start, params)
+
+
+def test_an_adapter_is_evaluated_beside_its_base(
+    perform_stage: Perform, tuning: Settings, tmp_path: Path, checkpoint_path: Path, dataset_path: Path
+):
+    perform_stage("sft", tmp_path / "out", **tuning)
+    checkpoints = {"before": str(checkpoint_path), "after": str(tmp_path / "out")}
+    settings = {"tasks": [str(dataset_path)], "max_questions": 3, "max_tokens": 4, "checkpoints": checkpoints}
+    perform_stage("evaluate", tmp_path / "scores", **settings)
+    speed = json.loads((tmp_path / "scores" / "speed.json").read_text())
+    sizes = {name: values["weight_bytes"] for name, values in speed.items()}
+    assert sizes["after"] == sizes["before"] + (tmp_path / "out" / WEIGHTS_NAME).stat().st_size
+
+
+def test_an_adapter_whose_base_is_gone_or_another_or_that_must_be_merged_first_says_so(
+    perform_stage: Perform, training: Settings, tuning: Settings, tmp_path: Path
+):
+    perform_stage("sft", tmp_path / "base", **{**training, "steps": 1})
+    tuning = {**tuning, "start": str(tmp_path / "base"), "steps": 1}
+    perform_stage("sft", tmp_path / "out", **tuning)
+    perform_stage("sft", tmp_path / "dora", **{**tuning, "adapter": {"dora": True}})
+    LocalSampler.open(tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"beside a base.*puna merge"):
+        LocalSampler.open(tmp_path / "dora")
+    perform_stage("sft", tmp_path / "base", **{**training, "steps": 1, "seed": 5})
+    with pytest.raises(CheckpointError, match="is not what it was trained beside any more"):
+        LocalSampler.open(tmp_path / "out")
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"its base is not here.*puna merge"):
+        LocalSampler.open(tmp_path / "out")

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,10 +18,12 @@ from puna.chat.format import ChatFormat
 from puna.config import parse_config
 from puna.data.dataset import Dataset
 from puna.data.packing import Example
+from puna.diagnose.comparison import Comparison, Difference, Side
 from puna.diagnose.finding import REASONS
 from puna.diagnose.record import Record
-from puna.diagnose.rules import labels, masks
-from puna.diagnose.rules.table import examine
+from puna.diagnose.report import run_report
+from puna.diagnose.rules import fit, forgetting, labels, learning, masks, sides
+from puna.diagnose.rules.table import COMPARISON_RULES, RUN_RULES, examine, explain
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.evidence.record import open_record
@@ -280,3 +282,185 @@ def test_a_learning_rate_or_length_that_does_not_fit_is_told(
     run_of: Callable[..., Path], name: str, changes: dict[str, Any], code: str
 ):
     assert code in codes(run_of("sft", name, **changes))
+
+
+# Twentieths of a run of the demo's student at lr = 0.3, a hundred times the rate that suits it: three steps each.
+TOO_FAST = (
+    7.42,
+    6.65,
+    5.65,
+    4.87,
+    4.57,
+    4.69,
+    4.95,
+    4.54,
+    4.72,
+    4.82,
+    4.61,
+    4.73,
+    4.72,
+    4.63,
+    4.55,
+    4.55,
+    4.61,
+    4.48,
+    4.21,
+    4.23,
+)
+
+
+def test_a_loss_that_falls_only_as_the_rate_does_is_told():
+    rows = [{"loss": loss + noise} for loss in TOO_FAST for noise in (-0.1, 0.1, 0.0)]
+    record = Record("sft", {"optim": {"lr": 0.3, "final_lr_share": 0.05}}, rows)
+    assert [finding.code for finding in examine(record)] == ["rate-high"]
+    steady = Record("sft", {"optim": {"lr": 0.3, "final_lr_share": 1.0}}, rows)
+    assert learning.rate_high(steady) is None
+
+
+def test_batches_of_broken_rows_are_told(run_of: Callable[..., Path], room: Path):
+    rows = [conversation(n) for n in range(400)]
+    source = random.Random(0)
+    for row in rows[::40]:
+        row["messages"][1]["content"] = "".join(chr(source.randrange(0x3040, 0x3090)) for _ in range(30))
+    data = write_rows(room / "broken", rows)
+    settings = {"data": [str(data)], "batch_tokens": 150, "context": 150, "steps": 120}
+    assert "loss-jumps" in codes(run_of("sft", "jumps", **settings))
+
+
+class NotFinite(NextToken):
+    """Has a loss of NaN for every other batch."""
+
+    def losses(self, model: Any, hidden_TD: torch.Tensor, batch: Any) -> dict[str, torch.Tensor]:
+        found = super().losses(model, hidden_TD, batch)
+        self.seen.append(len(self.seen))
+        return {**found, "loss": found["loss"] * (math.nan if len(self.seen) % 2 else 1.0)}
+
+    seen: ClassVar[list[int]] = []
+
+
+def test_steps_without_finite_numbers_are_told(room: Path, tokenizer_path: Path):
+    found = run_with(lambda chat: NotFinite(chat, False, False), room, tokenizer_path, "not finite", steps=6)
+    assert "steps-skipped" in found
+
+
+# Fit
+
+
+@pytest.fixture(scope="module")
+def by_heart(room: Path) -> tuple[Path, Path]:
+    """Six rows that can only be learned by heart, and six others of their kind."""
+    source = random.Random(0)
+    paths: list[Path] = []
+    for name, first in (("by heart", 0), ("others", 6)):
+        numbers = ["".join(source.choices("0123456789", k=20)) for _ in range(6)]
+        rows = [conversation(first + n, number) for n, number in enumerate(numbers)]
+        paths.append(write_rows(room / name, rows))
+    return paths[0], paths[1]
+
+
+def test_a_student_too_small_for_what_its_teacher_knows_is_told(
+    run_of: Callable[..., Path], by_heart: tuple[Path, Path]
+):
+    settings = {"data": [str(by_heart[0])], "batch_tokens": 200, "steps": 80}
+    optim = {"lr": 0.01, "warmup_steps": 5}
+    teacher = run_of("sft", "knows", **settings, optim=optim, size={**SIZE, "dim": 64}, validation=[str(by_heart[1])])
+    student = run_of("distill", "too small", **settings, teacher=str(teacher), size={**SIZE, "dim": 8, "hidden_dim": 8})
+    found = codes(student)
+    assert {"capacity", "data-small"} <= found, run_report(read(student), [])
+    overfitted = fit.overfitting(read(teacher))
+    assert overfitted is not None and "rose" not in overfitted.seen and "Stop after about" in overfitted.remedy
+
+
+def test_rows_that_are_there_twice_are_told(run_of: Callable[..., Path], room: Path):
+    data = write_rows(room / "twice", [conversation(n % 30, id=str(n)) for n in range(60)])
+    finding = fit.data_duplicated(read(run_of("sft", "twice trained", data=[str(data)], steps=2)))
+    assert finding is not None and finding.seen.startswith("50% of the rows")
+
+
+def test_few_aligned_spans_are_told(distilled: Path):
+    record = read(distilled)
+    for aligned, is_said in ((0.2, True), (0.9, False)):
+        rows = [{**row, "aligned_share": aligned} for row in record.rows]
+        assert (fit.spans_few(replace(record, rows=rows)) is not None) == is_said
+
+
+# Forgetting
+
+
+def test_what_the_start_model_knew_and_lost_is_told(run_of: Callable[..., Path], room: Path, plain: Path):
+    rows = [conversation(n, "Return it, please.") for n in range(60)]
+    path = run_of("sft", "forgetful", start=str(plain), data=[str(write_rows(room / "return", rows))], steps=30)
+    finding = forgetting.forgot_start(read(path))
+    assert finding is not None and read(path).facts["start_data_loss_after"] > 1 > read(path).facts["start_data_loss"]
+    same = run_of("sft", "goes on", start=str(plain), steps=2)
+    assert read(same).facts["start_data_loss"] is None and "forgot-start" not in codes(same)
+
+
+# Side by side
+
+WORSE, BETTER = Difference(-0.3, -0.4, -0.2), Difference(0.3, 0.2, 0.4)
+EQUAL = Difference(0.0, -0.1, 0.1)
+ASKED = {"system": 0.0, "tools": 0.0, "median": 30}
+
+
+def side_by_side(path: Path, differences: dict[tuple[str, str], Difference], **changes: Any) -> Comparison:
+    record = read(path)
+    student, plain, start, teacher = (Side(name, record, "tokenizer", "template")
+                                      for name in ("student", "plain", "start", "teacher"))  # fmt: skip
+    return replace(Comparison(student, plain, start, teacher, differences, {}, ASKED), **changes)
+
+
+def test_no_rule_speaks_of_a_student_that_went_well(distilled: Path):
+    scores = {("teacher", "plain"): BETTER, ("student", "plain"): BETTER, ("start", "student"): WORSE}
+    assert explain(side_by_side(distilled, scores)) == []
+    assert explain(side_by_side(distilled, scores, general_differences={("student", "start"): EQUAL})) == []
+
+
+@pytest.mark.parametrize(("difference", "words"), [(EQUAL, "is not shown to be better"), (WORSE, "is worse than")])
+def test_a_teacher_that_is_no_better_is_told(distilled: Path, difference: Difference, words: str):
+    for scores in ({("teacher", "plain"): difference}, {("plain", "teacher"): difference.turned()}):
+        finding = sides.teacher_not_better(side_by_side(distilled, scores))
+        assert finding is not None and words in finding.seen and "points" in finding.seen
+    alone = side_by_side(distilled, {("teacher", "start"): BETTER}, plain=None)
+    assert sides.teacher_not_better(alone) is None
+
+
+def test_a_fall_on_general_tasks_is_told(distilled: Path):
+    scores = {("student", "start"): BETTER}
+    finding = forgetting.forgot_general(
+        side_by_side(distilled, scores, general_differences={("start", "student"): BETTER})
+    )
+    assert finding is not None and "-30.0 points" in finding.seen and "+30.0 points" in finding.seen
+
+
+def test_tokenizers_and_templates_that_differ_are_told(distilled: Path):
+    teacher = Side("teacher", None, "another", "another")
+    comparison = side_by_side(distilled, {("teacher", "plain"): BETTER}, teacher=teacher)
+    assert {finding.code for finding in explain(comparison)} == {"tokenizer-differs", "chat-differs"}
+
+
+def test_questions_of_another_form_than_the_training_text_are_told(distilled: Path):
+    for asked, words in (({"tools": 1.0}, "100% of the questions have tools"), ({"median": 9_000}, "9,000 tokens")):
+        comparison = side_by_side(distilled, {}, questions={**ASKED, **asked})
+        finding = sides.questions_differ(comparison)
+        assert finding is not None and words in finding.seen
+
+
+def test_a_plain_run_that_saw_more_is_told(run_of: Callable[..., Path], distilled: Path):
+    longer = Side("plain", read(run_of("sft", "longer", steps=80)), "tokenizer", "template")
+    finding = sides.budget_differs(side_by_side(distilled, {}, plain=longer))
+    assert finding is not None and "tokens read: 12,720 against" in finding.seen
+    assert sides.budget_differs(side_by_side(distilled, {})) is None
+
+
+def test_every_rule_has_a_reason_that_is_told():
+    assert len({rule.__name__ for rule in (*RUN_RULES, *COMPARISON_RULES)}) == len(REASONS)
+    assert {rule.__name__.replace("_", "-") for rule in (*RUN_RULES, *COMPARISON_RULES)} == set(REASONS)
+
+
+def test_a_record_without_facts_or_entropies_is_examined_in_silence(plain: Path):
+    record = read(plain)
+    rows = [{name: row[name] for name in ("step", "loss", "gradient_norm", "tokens")} for row in record.rows]
+    assert examine(Record("sft", {}, rows)) == []
+    assert "60 steps" in run_report(Record("sft", {}, rows), [])
+    assert examine(Record("sft", {}, [])) == []

@@ -152,3 +152,88 @@ def test_the_same_command_with_a_changed_teacher_trains_again(
     shutil.rmtree(tmp_path / "teacher")
     shutil.copytree(teacher_path, tmp_path / "teacher")
     assert perform_stage("distill", tmp_path / "out", **settings)
+
+
+def label(perform_stage: Perform, teacher: Path, dataset: Path, out: Path, **settings: Any) -> Path:
+    table = {"data": [str(dataset)], "teacher": str(teacher), "context": 256, "precision": "float32", "top_k": 560}
+    perform_stage("label", out, **{**table, **settings})
+    return out
+
+
+def curve(path: Path, name: str) -> list[float]:
+    return [json.loads(line)[name] for line in (path / "run_metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_labels_of_the_whole_vocabulary_give_the_live_teachers_curve(
+    perform_stage: Perform, training: Settings, teacher_path: Path, tmp_path: Path, kind: str, temperature: float
+):
+    told = {"divergence": {"kind": kind}, "temperature": temperature, "teacher_weight": 0.7}
+    (data,) = map(Path, training["data"])
+    labels = label(perform_stage, teacher_path, data, tmp_path / "labels", temperature=temperature)
+    perform_stage("distill", tmp_path / "live", **training, **told, teacher=str(teacher_path))
+    perform_stage("distill", tmp_path / "stored", **without_data(training), **told, labels=str(labels))
+    for name in ("loss", "kl_loss", "token_loss"):
+        assert curve(tmp_path / "stored", name) == pytest.approx(curve(tmp_path / "live", name), rel=2e-3)
+
+
+def test_labels_of_64_tokens_of_560_give_nearly_the_live_teachers_curve(
+    perform_stage: Perform, training: Settings, teacher_path: Path, tmp_path: Path
+):
+    (data,) = map(Path, training["data"])
+    labels = label(perform_stage, teacher_path, data, tmp_path / "labels", top_k=64)
+    perform_stage("distill", tmp_path / "live", **training, teacher=str(teacher_path))
+    perform_stage("distill", tmp_path / "stored", **without_data(training), labels=str(labels))
+    stored, live = (curve(tmp_path / name, "loss") for name in ("stored", "live"))
+    # What is lost is how the teacher divides the 496 other tokens: the divergence of buckets is never greater.
+    assert stored == pytest.approx(live, rel=0.02)
+    assert all(few <= whole * 1.001 for few, whole in zip(stored, live, strict=True))
+
+
+def test_a_student_learns_from_labels(perform_stage: Perform, training: Settings, teacher_path: Path, tmp_path: Path):
+    (data,) = map(Path, training["data"])
+    labels = label(perform_stage, teacher_path, data, tmp_path / "labels", top_k=16)
+    settings = {**without_data(training), "steps": 20, "labels": str(labels), "teacher_weight": 1.0}
+    perform_stage("distill", tmp_path / "out", **settings)
+    losses = curve(tmp_path / "out", "kl_loss")
+    assert losses[-1] < 0.9 * losses[0]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["inputs"]["labels"]["kind"] == "labels"
+
+
+def without_data(training: Settings) -> Settings:
+    return {name: value for name, value in training.items() if name != "data"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": 2.0}, "temperature = 2.0; expected 1.0, at which the labels were taken"),
+        ({"every_token": True}, "every_token = True; expected False, at which the labels were taken"),
+        ({"fresh_identifiers": True}, "`puna label` draws them"),
+        ({"data": ["x"]}, "'data' beside 'teacher', and only there"),
+        ({"labels": None}, "exactly one of 'teacher'"),
+    ],
+)
+def test_labels_that_do_not_fit_what_is_asked_are_refused(
+    perform_stage: Perform, training: Settings, teacher_path: Path, tmp_path: Path, change: Settings, message: str
+):
+    (data,) = map(Path, training["data"])
+    labels = label(perform_stage, teacher_path, data, tmp_path / "labels", top_k=4)
+    settings = {**without_data(training), "labels": str(labels), **change}
+    with pytest.raises(ConfigError, match=message):
+        perform_stage("distill", tmp_path / "out", **{n: value for n, value in settings.items() if value is not None})
+
+
+def test_labels_of_another_tokenizer_are_refused(
+    perform_stage: Perform, training: Settings, teacher_path: Path, tmp_path: Path
+):
+    (data,) = map(Path, training["data"])
+    labels = label(perform_stage, teacher_path, data, tmp_path / "labels", top_k=4)
+    text = "Quite different words, chosen by nobody in particular, give other pairs of letters to be merged first. "
+    (tmp_path / "tokenizer").mkdir()
+    train_tokenizer([text * 9], vocab_size=560, split_digits=True).save(tmp_path / "tokenizer")
+    settings = {**without_data(training), "tokenizer": str(tmp_path / "tokenizer"), "labels": str(labels)}
+    with pytest.raises(ConfigError, match="are of another tokenizer than the student's"):
+        perform_stage("distill", tmp_path / "out", **settings)

@@ -34,9 +34,10 @@ from puna.model.quantized import Quantized
 from puna.model.scheme import FP8, INT8, Scheme
 from puna.plan import arithmetic
 from puna.plan.advice import Plan, make_plan
-from puna.plan.arithmetic import GIB, Device, Machine, Service, Training
+from puna.plan.arithmetic import GIB, Device, Machine, Service
 from puna.plan.plan import Hardware, find_machine, plan, read_model
 from puna.plan.tables import print_plan
+from puna.plan.training import BLOCK_LEN, MAX_BLOCKED_LEN, Training, plan_training
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.tokenizer.train import train_tokenizer
 
@@ -228,7 +229,7 @@ def test_lora_of_rank_16_on_the_8b_trains_42_million_parameters() -> None:
 
 def test_pre_training_the_405b_takes_the_papers_flops() -> None:
     training = Training(15_600_000_000_000, 8192, 4_194_304, accumulate=4)
-    made = arithmetic.plan_training(SIZES["405b"], training, Machine(arithmetic.DEVICES["h100"], 16_384))
+    made = plan_training(SIZES["405b"], training, Machine(arithmetic.DEVICES["h100"], 16_384))
     assert made.total_flops == pytest.approx(3.8e25, rel=0.05)
     assert made.seconds is not None and 50 < made.seconds / 86_400 < 90
 
@@ -271,7 +272,7 @@ def test_activations_are_what_the_network_keeps_for_the_backward_pass(precision:
         hidden = model(tokens, positions, attend.packed_attend(lengths), dtype=getattr(torch, precision))
         F.cross_entropy(model.logits(hidden), tokens)
     training = Training(1, context, num_tokens, precision=precision)
-    made = arithmetic.plan_training(SMALL, training, Machine(CPU))
+    made = plan_training(SMALL, training, Machine(CPU))
     log_probabilities = 4 * num_tokens * SMALL.vocab_size
     expected = made.activations_bytes + made.rounded_weights_bytes + log_probabilities
     assert sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) == pytest.approx(expected, rel=0.02)
@@ -282,7 +283,7 @@ def test_activations_are_what_the_network_keeps_for_the_backward_pass(precision:
 def test_training_takes_the_planned_memory(precision: str, accumulate: int) -> None:
     widths = LlamaConfig(512, 1280, 64, 6, 8, 4, 8192, 1024, tie_embeddings=True)
     training = Training(1, 256, 512, accumulate, precision)
-    made = arithmetic.plan_training(widths, training, find_machine(Hardware("here")))
+    made = plan_training(widths, training, find_machine(Hardware("here")))
     assert 20e6 < made.trained_parameters < 30e6
     assert made.peak_bytes == pytest.approx(measure(TRAINS, precision, accumulate), rel=0.1)
 
@@ -291,7 +292,7 @@ def test_training_takes_the_planned_memory(precision: str, accumulate: int) -> N
 def test_what_the_allocator_keeps_stays_within_the_reserve() -> None:
     widths = LlamaConfig(512, 1280, 64, 6, 8, 4, 8192, 1024, tie_embeddings=True)
     machine = find_machine(Hardware("here"))
-    made = arithmetic.plan_training(widths, Training(1, 256, 512, 2, "float32"), machine)
+    made = plan_training(widths, Training(1, 256, 512, 2, "float32"), machine)
     taken = measure(TRAINS, "float32", 2, returns_memory=False)
     assert made.peak_bytes < taken < made.peak_bytes / (1 - machine.device.reserve_share)
 
@@ -313,7 +314,7 @@ def test_serving_takes_the_planned_memory(tmp_path: Path) -> None:
 
 def test_blocks_are_those_of_the_attention_and_the_cache() -> None:
     theirs = (attend.BLOCK_LEN, attend.MAX_BLOCKED_LEN, PAGE_LEN)
-    assert theirs == (arithmetic.BLOCK_LEN, arithmetic.MAX_BLOCKED_LEN, arithmetic.CACHE_BLOCK)
+    assert theirs == (BLOCK_LEN, MAX_BLOCKED_LEN, arithmetic.CACHE_BLOCK)
 
 
 def test_decoding_is_bound_by_the_bytes_read_and_then_by_flops() -> None:
@@ -331,7 +332,7 @@ def test_prices_follow_time_and_devices() -> None:
     assert service.decode_tokens_per_second and service.prefill_tokens_per_second
     assert service.decode_usd_per_million_tokens == pytest.approx(4e6 / service.decode_tokens_per_second)
     assert service.prefill_usd_per_million_tokens == pytest.approx(4e6 / service.prefill_tokens_per_second)
-    training = arithmetic.plan_training(SIZES["8b"], Training(10**6, 1024), machine)
+    training = plan_training(SIZES["8b"], Training(10**6, 1024), machine)
     assert training.seconds == pytest.approx(training.total_flops / (4 * 0.4 * 1e14))
     assert training.usd == pytest.approx(4 * training.seconds)
 
@@ -341,7 +342,7 @@ def test_any_number_of_devices_can_be_given() -> None:
     widths = SIZES["70b"]
     served = arithmetic.plan_service(widths, "bfloat16", Service(4096), machine)
     assert served.fits and served.num_devices == 3 and served.decode_tokens_per_second
-    trained = arithmetic.plan_training(widths, Training(10**6, 512, 512, lora_rank=8), machine)
+    trained = plan_training(widths, Training(10**6, 512, 512, lora_rank=8), machine)
     assert trained.fits == (trained.peak_bytes <= 3 * machine.usable_bytes) and trained.fits
     assert not arithmetic.plan_service(widths, "bfloat16", Service(4096), find_machine(Hardware(devices=1))).fits
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from puna.artifact import commit, read_manifest, verify, writing
 from puna.checkpoint.checkpoint import Checkpoint
-from puna.errors import ConfigError, ReceiptError, ReleaseError
+from puna.errors import ConfigError, ReceiptError
 from puna.licence import LICENCES
 from puna.lineage import trace
 from puna.release.terms import find_texts, governing_licence
@@ -115,12 +115,13 @@ def test_only_the_files_of_a_checkpoint_go_along(
     raw = shutil.copytree(made / "models--meta-llama--Llama-3.1-8B", tmp_path / "raw")
     (raw / "modeling_evil.py").write_text("print('boo')")
     (raw / "pytorch_model.bin").write_text("")
-    perform_stage("release", tmp_path / "out", checkpoint=str(raw), name="Llama-Copy", base_model="acme/base")
+    told = {"checkpoint": str(raw), "name": "Llama-Copy", "base_model": "acme/base", "override": UNMEASURED}
+    perform_stage("release", tmp_path / "out", **told)
     kept = {path.name for path in (tmp_path / "out").iterdir()}
     assert kept == {
         *("config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"),
         *("tokenizer.json", "tokenizer_config.json", "README.md", "LICENSE", "NOTICE", "USE_POLICY.md"),
-        *("manifest.json", "release.json", "run_config.json"),
+        *("manifest.json", "release.json", "run_config.json", "decision.md", "decision.html", "receipts"),
     }
     assert front_matter(tmp_path / "out")["base_model"] == "acme/base"
 
@@ -135,7 +136,7 @@ def test_a_model_fetched_from_the_hub_is_told_with_its_commit(
         shutil.copytree(fetched, partial, dirs_exist_ok=True)
         (partial / "origin.json").write_text(json.dumps(origin))
         commit(partial, fetched, replace(read_manifest(fetched), inputs={}))
-    perform_stage("release", tmp_path / "out", checkpoint=str(fetched), name="Tiny")
+    perform_stage("release", tmp_path / "out", checkpoint=str(fetched), name="Tiny", override=UNMEASURED)
     assert front_matter(tmp_path / "out")["base_model"] == "acme/tiny"
     assert "made from `acme/tiny` at commit `0123abcd`" in read(tmp_path / "out", "README.md")
 
@@ -164,7 +165,7 @@ def test_the_card_tells_scores_receipts_data_and_lineage(release: Callable[..., 
     assert "- `sft` (sft): " in card and "optim.lr = 0.01" in card
     assert str(made) not in card and str(made) not in read(out, "release.json")
     record = json.loads(read(out, "release.json"))
-    assert record["licence"] == "llama3.1" and record["badges"] == ["Built with Llama"] and not record["exceptions"]
+    assert record["licence"] == "llama3.1" and record["badges"] == ["Built with Llama"]
     assert {each["claim"] for each in record["receipts"]} == {"kl", "perplexity", "top1_agreement"}
     assert record["scores"]["overall"] == found["mine"]["overall"]
 
@@ -176,9 +177,9 @@ def test_what_was_not_measured_is_said(release: Callable[..., Path]):
 
 
 def test_scores_of_another_checkpoint_are_refused(release: Callable[..., Path], made: Path):
-    with pytest.raises(ConfigError, match=r"is about teacher, mine; expected scores of .*sft"):
-        release("sft", "Llama-Acme-1B", scores=str(made / "scores"))
-    with pytest.raises(ConfigError, match="kind 'dataset'"):
+    with pytest.raises(ReceiptError, match=r"NO-GO: the scores of the task are of other checkpoints.* of sft"):
+        release("sft", "Llama-Acme-1B", scores=str(made / "scores"), override={})
+    with pytest.raises(ConfigError, match=r"scores = .* kind 'dataset'"):
         release("sft", "Llama-Acme-1B", scores=str(made / "data"))
 
 
@@ -195,6 +196,7 @@ def test_scores_with_a_llama_do_not_bind_a_model_that_is_not_made_from_it(
         checkpoint=str(made / "scratch"),
         name="Feather",
         scores=str(tmp_path / "scores"),
+        override={"comparison": "it is about licences", "overlap": "the same rows are data and task here"},
     )
     assert read_manifest(tmp_path / "out").licences == ["apache-2.0"]
     assert "Built with" not in read(tmp_path / "out", "README.md")
@@ -210,9 +212,9 @@ def test_a_model_from_scratch_needs_no_badge_and_has_the_licence_of_its_data(rel
 
 @pytest.mark.parametrize("name", ["Acme-1B", "acme-Llama", "llama-acme", "Llamazing"])
 def test_a_name_that_the_licence_forbids_is_refused(release: Callable[..., Path], tmp_path: Path, name: str):
-    with pytest.raises(ReleaseError, match=rf"name = '{name}'.*Llama 3.1 Community License.*begins with 'Llama'"):
+    with pytest.raises(ReceiptError, match=rf"name = '{name}'.*Llama 3.1 Community License.*begins with 'Llama'"):
         release("int8", name)
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*.safetensors")) and "NO-GO" in read(tmp_path / "out", "decision.md")
 
 
 def test_a_forbidden_name_is_released_on_the_users_word_and_that_is_recorded(release: Callable[..., Path]):
@@ -232,8 +234,8 @@ def test_a_missing_agreement_is_named_and_can_be_given(
 ):
     base = shutil.copytree(checkpoint_path, tmp_path / "base")
     (base / "README.md").write_text("---\nlicense: llama3.1\n---\n")
-    settings = {"checkpoint": str(base), "name": "Llama-Acme-1B"}
-    with pytest.raises(ReleaseError, match=r"text of the Llama 3\.1 Community License.*licence_files"):
+    settings = {"checkpoint": str(base), "name": "Llama-Acme-1B", "override": UNMEASURED}
+    with pytest.raises(ReceiptError, match=r"text of the Llama 3\.1 Community License.*licence_files"):
         perform_stage("release", tmp_path / "out", **settings)
     texts = made / "models--meta-llama--Llama-3.1-8B"
     perform_stage("release", tmp_path / "out", **settings, licence_files=str(texts))
@@ -245,8 +247,8 @@ def test_terms_that_nobody_knows_are_refused_by_their_origin_unless_accepted(
 ):
     measured = {"data": [str(made / "free")], **MEASURE}
     perform_stage("quantize", tmp_path / "int8", checkpoint=str(checkpoint_path), **measured)
-    settings = {"checkpoint": str(tmp_path / "int8"), "name": "Feather"}
-    with pytest.raises(ReleaseError, match=rf"'unknown' come from .*int8, made from .*{checkpoint_path.name}"):
+    settings = {"checkpoint": str(tmp_path / "int8"), "name": "Feather", "override": UNMEASURED}
+    with pytest.raises(ReceiptError, match=rf"'unknown' come from .*int8, made from .*{checkpoint_path.name}"):
         perform_stage("release", tmp_path / "out", **settings)
     perform_stage("release", tmp_path / "out", **settings, accepted_terms=["unknown"])
     assert "'unknown' were accepted" in read(tmp_path / "out", "README.md")
@@ -257,23 +259,28 @@ def test_a_non_commercial_licence_is_refused_unless_allowed(
 ):
     base = shutil.copytree(checkpoint_path, tmp_path / "base")
     (base / "LICENSE").write_text("Attribution-NonCommercial 4.0 International\n")
-    settings = {"checkpoint": str(base), "name": "Feather"}
-    with pytest.raises(ReleaseError, match="forbids commercial use"):
+    settings = {"checkpoint": str(base), "name": "Feather", "override": UNMEASURED}
+    with pytest.raises(ReceiptError, match="forbids commercial use"):
         perform_stage("release", tmp_path / "out", **settings)
     perform_stage("release", tmp_path / "out", **settings, allow_noncommercial=True)
     assert "no commercial use" in read(tmp_path / "out", "README.md")
     assert read(tmp_path / "out", "LICENSE-cc-by-nc-4.0").startswith("Attribution-NonCommercial")
 
 
-def test_a_receipt_that_does_not_hold_stops_the_release_unless_ignored(
+def test_a_receipt_that_does_not_hold_stops_the_release_unless_overridden(
     made: Path, tmp_path: Path, perform_stage: Perform
 ):
     settings = {"checkpoint": str(made / "sft"), "data": [str(made / "data")], "num_tokens": 50, "tolerance_kl": 0}
     perform_stage("quantize", tmp_path / "bad", **settings, ignore_receipts=True)
-    told = {"checkpoint": str(tmp_path / "bad"), "name": "Llama-Acme"}
-    with pytest.raises(ReceiptError, match="kl is"):
+    told = {"checkpoint": str(tmp_path / "bad"), "name": "Llama-Acme", "override": UNMEASURED}
+    with pytest.raises(ReceiptError, match=r"NO-GO: the receipt kl of bad does not hold: .*, at most 0"):
+        perform_stage("release", tmp_path / "out", **told)
+    with pytest.raises(ReceiptError, match="the receipt kl of bad"):  # of the page that is there
         perform_stage("release", tmp_path / "out", **told)
     perform_stage("release", tmp_path / "out", **told, ignore_receipts=True)
+    assert "NO-GO" in read(tmp_path / "out", "decision.md") and not (tmp_path / "out" / "config.json").exists()
+    told["override"] = {**UNMEASURED, "receipts": "it is a test"}
+    perform_stage("release", tmp_path / "out", **told)
     assert "at most 0 | **no** |" in read(tmp_path / "out", "README.md")
 
 
@@ -281,7 +288,7 @@ def test_a_release_may_be_trained_on_and_released_again(
     release: Callable[..., Path], tmp_path: Path, perform_stage: Perform
 ):
     first = release("sft", "Llama-Acme-1B")
-    told = {"checkpoint": str(first), "name": "Llama-Acme-2B"}
+    told = {"checkpoint": str(first), "name": "Llama-Acme-2B", "override": UNMEASURED}
     perform_stage("release", tmp_path / "second", **told)
     assert read(tmp_path / "second", "LICENSE") == AGREEMENT
     assert read(tmp_path / "second", "NOTICE").count(LICENCES["llama3.1"].notice) == 1

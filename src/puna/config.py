@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 
@@ -20,6 +20,7 @@ class StageConfig(BaseModel):
     """What one stage can be told: a flat table with few sub-tables, frozen, strict about names and numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    has_preview: ClassVar[bool] = False  # whether the stage can show what it would do, without doing it
 
     def inputs(self) -> dict[str, Path]:
         """Name every path in this config, in the order of the fields: `{"data": ..., "checkpoints.teacher": ...}`."""

@@ -25,7 +25,7 @@ from puna import __version__, artifact, licence
 from puna.config import StageConfig, is_named_step, parse_config, suggestion
 from puna.errors import ArtifactError, ConfigError
 from puna.lineage import licences_of
-from puna.run import Run, elapsed, ranks
+from puna.run import EndOfPreview, Run, elapsed, ranks
 from puna.stages import STAGES, Stage
 
 # The table by which a stage says that processes can divide its work.
@@ -221,6 +221,24 @@ def _help(stage: Stage, config: StageConfig, path: Path, key: str) -> bool:
     while not _is_there(stage, path, key):
         time.sleep(SECONDS_BETWEEN_LOOKS)
     return True
+
+
+def preview(stage: Stage, config: StageConfig, path: Path, console: Console) -> Path:
+    """Let a stage show what it would do for the artifact at `path`; return the directory that keeps what it showed."""
+    inputs = config.inputs()
+    _require_apart(path, inputs)
+    key = stage_key(stage, config, {role: artifact.content_hash(source) for role, source in inputs.items()})
+    # Not the run's own directory: an interrupted run with other settings goes on from there.
+    directory = path.parent / ".runs" / f"{path.name}.preview"
+    output = directory / "output"
+    directory.mkdir(parents=True, exist_ok=True)
+    with _only_run(directory):
+        _prepare(directory, key, config)
+        output.mkdir(exist_ok=True)
+        with contextlib.suppress(EndOfPreview):
+            import_module(stage.module).run(config, Run(stage.verb, key, output, directory, console, is_preview=True))
+        _drop_scratch(directory)
+    return directory
 
 
 def _require_receipts(path: Path, ignore_receipts: bool) -> None:

@@ -19,6 +19,10 @@ from puna.errors import ConfigError
 from puna.progress import Progress
 
 
+class EndOfPreview(Exception):
+    """Ends a stage that was only asked what it would do, once it has told."""
+
+
 @dataclass
 class Run:
     """What a stage is given beside its config.
@@ -27,7 +31,8 @@ class Run:
     that is not what the stage usually writes. `output` becomes the artifact;
     `directory` stays between interrupted executions of the same key and holds
     metrics.jsonl, log.txt and whatever the stage needs to resume. Of several processes that run a stage together only
-    the one of rank 0 logs and writes.
+    the one of rank 0 logs and writes. `is_preview`: only show what would
+    be done.
     """
 
     stage: str
@@ -37,6 +42,7 @@ class Run:
     console: Console
     licences: set[str] = field(default_factory=set)
     kind: str = ""
+    is_preview: bool = False
     rank: int = 0
     num_ranks: int = 1
 

@@ -32,6 +32,13 @@ STAGES = (
         "Generate worlds, pages and conversations",
     ),
     Stage(
+        "answer",
+        "puna.synthesize.answer",
+        "questions, a model",
+        "dataset",
+        "Let a model answer questions, and keep what is good",
+    ),
+    Stage(
         "import",
         "puna.convert.import_",
         "a model",

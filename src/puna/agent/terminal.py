@@ -18,6 +18,7 @@ from puna.artifact import verifying
 from puna.chat import ChatFormat, Conversation, Message, ToolCall
 from puna.chat.conversation import CallFormat
 from puna.chat.stream import MessageStream, Part
+from puna.checkpoint.adapter import checkpoint_at
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.engine.local import LocalSampler, sampling_defaults
 from puna.engine.options import EngineOptions
@@ -217,7 +218,7 @@ class Dialogue:
 def _open(checkpoint: Path, start: Conversation, told: dict[str, Any]) -> Dialogue:
     with verifying(checkpoint):
         sampler = LocalSampler.open(checkpoint, options=EngineOptions(max_batch=1))
-        stop_ids = Checkpoint.open(checkpoint).stop_ids
+        stop_ids = Checkpoint.open(checkpoint_at(checkpoint)).stop_ids
     params = replace(sampling_defaults(checkpoint, METAS), **told)
     return Dialogue(sampler, start, params, stop_ids, Console(highlight=False))
 

@@ -28,6 +28,10 @@ from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.model.lora import ADAPTED, Lora, LowRank
 
+ADAPTER_HINT = (
+    "`puna merge` makes a checkpoint of it and its base, `puna serve BASE --adapters FOLDER` runs it beside its base, "
+    "and training goes on with start = BASE and adapter.start = the adapter"
+)
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # The parts of one layer's adapter, as PEFT names them.
@@ -129,7 +133,7 @@ def require_runnable(adapter: Adapter, config: LlamaConfig) -> None:
             raise CheckpointError(
                 f"{adapter.path}: {next(iter(parts.values()))!a}",
                 expected="lora_A and lora_B of the layers' matrices, which is what runs beside a base",
-                hint="`puna import ADAPTER --base BASE` merges any adapter into a model of its own",
+                hint="`puna merge` makes a checkpoint of any adapter and its base",
             )
 
 
@@ -182,6 +186,24 @@ def base_of(directory: Path) -> Path | None:
     if isinstance(named, str) and named:
         places += [directory / named, Path(named)]
     return next((place.resolve() for place in places if place.is_dir()), None)
+
+
+def checkpoint_at(path: Path) -> Path:
+    """Return a checkpoint's path as it is, and for an adapter's that of its base; CheckpointError if that is not here.
+
+    A base whose manifest tells that it is another one by now is none.
+    """
+    if not is_adapter(path):
+        return path
+    base = base_of(path)
+    if base is None:
+        raise CheckpointError(f"{path} is an adapter, and its base is not here", expected="both", hint=ADAPTER_HINT)
+    trained_beside = artifact.read_manifest(path).inputs.get("start") if artifact.is_artifact(path) else None
+    if trained_beside and artifact.is_artifact(base) and artifact.content_hash(base) != trained_beside["hash"]:
+        raise CheckpointError(
+            f"{path} is an adapter, and {base} is not what it was trained beside any more", expected="the same base"
+        )
+    return base
 
 
 def save_adapter(directory: Path, model: Llama, *, base_name: str) -> None:

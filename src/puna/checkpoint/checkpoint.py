@@ -15,6 +15,7 @@ import torch
 
 from puna.chat.template import CHAT_TEMPLATE
 from puna.checkpoint import hf_config, weights, writer
+from puna.checkpoint.adapter import ADAPTER_HINT, is_adapter
 from puna.checkpoint.compressed.config import parse_quantization
 from puna.checkpoint.directory import find_file, read_json, write_json
 from puna.checkpoint.layout import StoredTensor, read_layout
@@ -29,12 +30,7 @@ from puna.tokenizer.tokenizer import Tokenizer
 
 CONFIG_NAME = "config.json"
 GENERATION_NAME = "generation_config.json"
-ADAPTER_NAME = "adapter_config.json"
 SHARD_BYTES = 5_000_000_000
-ADAPTER_HINT = (
-    "`puna merge` makes a checkpoint of it and its base, `puna serve BASE --adapters FOLDER` runs it beside its base, "
-    "and training goes on with start = BASE and adapter.start = the adapter"
-)
 IMPORT_HINT = "`puna import` makes one of Meta's files, a .gguf file, an adapter and its base, or a name on the hub"
 
 
@@ -57,7 +53,7 @@ class Checkpoint:
         path = Path(path)
         config_path = find_file(path, CONFIG_NAME) if path.is_dir() else None
         if config_path is None:
-            if path.is_dir() and find_file(path, ADAPTER_NAME):
+            if is_adapter(path):
                 raise CheckpointError(f"{path} is an adapter", expected="a checkpoint", hint=ADAPTER_HINT)
             given = f"{path} has no {CONFIG_NAME}" if path.exists() else f"{path} does not exist"
             raise CheckpointError(given, expected="a checkpoint directory", hint=IMPORT_HINT)

@@ -5,6 +5,7 @@ what was written. Trains nothing: a pruned model is where a student begins, whic
 """
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from puna.checkpoint.source import Source
 from puna.compress.surgery.choice import choose, cuts
 from puna.compress.surgery.cut import Kept, Tying, cut_source
 from puna.compress.surgery.importance import Depth, Importance, Width, measure_importance
-from puna.compress.surgery.layerwise import Texts, text_loss
+from puna.compress.surgery.layerwise import Reading, Reference, Texts
 from puna.compress.surgery.refit import refit
 from puna.compress.surgery.report import Step, write_report
 from puna.compress.surgery.targets import (
@@ -51,7 +52,9 @@ class Config(StageConfig):
         description="with parameters: key/value heads go with all of theirs, or each loses query heads",
     )
     multiple: int = Field(default=64, ge=2, description="with parameters: what widths are a multiple of")
-    depth: Depth = Field(default="loss", description="layers by the loss without them, or by how they turn the stream")
+    depth: Depth = Field(
+        default="divergence", description="layers by how predictions move without them, or how they turn the stream"
+    )
     width: Width = Field(
         default="contribution", description="heads and channels by what they add, or what the rest can't make up for"
     )
@@ -96,15 +99,16 @@ def run(config: Config, run: Run) -> None:
     importance = _measure(config, run, source, calibration)
     target = target or _search(config, run, source, importance, calibration)
     tying = _choose_tying(config, run, source, importance, target, calibration)
-    steps = list(_measure_steps(config, run, source, importance, target, tying, data))
+    reference = _reference(config, run, source, data)
+    steps = list(_measure_steps(run, reference, importance, target, tying))
     kept = choose(importance, parent.config, target, tying)
     is_refitted = config.refit and target != parent.config
     fitted = _refit(config, run, source, kept, calibration) if is_refitted else {}
     write_checkpoint(run.output, cut_source(source, kept, fitted))
     written = Checkpoint.open(run.output).source()
     name = "refit, as written" if is_refitted else "as written"
-    steps.append(Step(name, target, _loss(config, run, written, data, "what was written")))
-    _conclude(config, run, importance, kept, steps, data)
+    steps.append(Step(name, target, _read(run, reference, written, "what was written")))
+    _conclude(config, run, importance, kept, steps, num_counted=len(reference.targets_M))
 
 
 def _texts(config: Config, run: Run, parent: Checkpoint) -> tuple[Texts, Texts]:
@@ -127,33 +131,38 @@ def _texts(config: Config, run: Run, parent: Checkpoint) -> tuple[Texts, Texts]:
 def _measure(config: Config, run: Run, source: Source, texts: Texts) -> Importance:
     num_layers = source.config.num_layers
     with run.progress(
-        num_layers * (2 if config.depth == "loss" else 1), "measuring what is needed", unit="layers"
+        num_layers * (3 if config.depth == "divergence" else 1), "measuring what is needed", unit="layers"
     ) as bar:
         return measure_importance(source, texts, config.dtype, bar, width=config.width, depth=config.depth)
 
 
-def _loss(config: Config, run: Run, source: Source, texts: Texts, description: str) -> float:
+def _reference(config: Config, run: Run, source: Source, texts: Texts) -> Reference:
+    with run.progress(source.config.num_layers, "what the parent foresees", unit="layers") as bar:
+        return Reference(source, texts, config.dtype, bar)
+
+
+def _read(run: Run, reference: Reference, source: Source, description: str) -> Reading:
     with run.progress(source.config.num_layers, description, unit="layers") as bar:
-        return text_loss(source, texts, config.dtype, bar)
+        return reference.read(source, bar)
 
 
 def _search(config: Config, run: Run, source: Source, importance: Importance, texts: Texts) -> LlamaConfig:
     """Return the least harmful sizes for the number of parameters, by what cuts of one kind alone cost."""
     assert config.parameters is not None
     most, parent = parse_count(config.parameters), source.config
-    before = _loss(config, run, source, texts, "the whole model")
+    require_reachable(parent, most, config.heads, config.multiple)
+    reference = _reference(config, run, source, texts)
 
     def cost(size: LlamaConfig) -> float:
         cut = cut_source(source, choose(importance, parent, size))
-        return _loss(config, run, cut, texts, f"a cut to {size.num_parameters:,}") - before
+        return _read(run, reference, cut, f"a cut to {size.num_parameters:,}").divergence
 
-    require_reachable(parent, most, config.heads, config.multiple)
     curves = measure_curves(parent, config.heads, config.multiple, cost)
     target, predicted = best_size(parent, most, config.heads, config.multiple, curves)
     for kind, curve in curves.items():
-        run.log(f"{kind}: " + ", ".join(f"{count:,} cost {loss:+.3f}" for count, loss in reversed(curve)))
+        run.log(f"{kind}: " + ", ".join(f"{count:,} cost {cost:.3f}" for count, cost in reversed(curve)))
     run.log(
-        f"of {most:,} parameters {target.num_parameters:,} are used; the cuts alone add up to {predicted:+.3f} nats"
+        f"of {most:,} parameters {target.num_parameters:,} are used; these cuts alone add up to {predicted:.3f} nats"
     )
     return target
 
@@ -161,25 +170,26 @@ def _search(config: Config, run: Run, source: Source, importance: Importance, te
 def _choose_tying(
     config: Config, run: Run, source: Source, importance: Importance, target: LlamaConfig, texts: Texts
 ) -> Tying:
-    """Return from what the shared table is made, by the loss of the cut model with each."""
+    """Return what the shared table is made of: that with which the cut model stays nearest to its parent."""
     if source.config.tie_embeddings or not target.tie_embeddings:
         return "embeddings"
-    losses: dict[Tying, float] = {}
+    reference, costs = _reference(config, run, source, texts), dict[Tying, float]()
     for tying in TYINGS:
         cut = cut_source(source, choose(importance, source.config, target, tying))
-        losses[tying] = _loss(config, run, cut, texts, f"one table from {tying}")
-    run.log("one table: " + ", ".join(f"{tying} {loss:.3f}" for tying, loss in losses.items()))
-    return min(losses, key=lambda tying: losses[tying])
+        costs[tying] = _read(run, reference, cut, f"one table from {tying}").divergence
+    run.log("one table: " + ", ".join(f"{tying} {cost:.3f}" for tying, cost in costs.items()))
+    return min(costs, key=lambda tying: costs[tying])
 
 
 def _measure_steps(
-    config: Config, run: Run, source: Source, importance: Importance, target: LlamaConfig, tying: Tying, texts: Texts
+    run: Run, reference: Reference, importance: Importance, target: LlamaConfig, tying: Tying
 ) -> Iterator[Step]:
     """Yield the model before and after each kind of cut, each on top of those before it."""
-    yield Step("parent", source.config, _loss(config, run, source, texts, "parent"))
-    for kind, size in cuts(source.config, target):
-        cut = cut_source(source, choose(importance, source.config, size, tying))
-        yield Step(kind, size, _loss(config, run, cut, texts, f"without {kind}"))
+    parent = reference.parent
+    yield Step("parent", parent.config, _read(run, reference, parent, "parent"))
+    for kind, size in cuts(parent.config, target):
+        cut = cut_source(parent, choose(importance, parent.config, size, tying))
+        yield Step(kind, size, _read(run, reference, cut, f"cut: {kind}"))
 
 
 def _refit(config: Config, run: Run, source: Source, kept: Kept, texts: Texts) -> dict[str, torch.Tensor]:
@@ -187,7 +197,9 @@ def _refit(config: Config, run: Run, source: Source, kept: Kept, texts: Texts) -
         return refit(source, kept, texts, config.dtype, bar)
 
 
-def _conclude(config: Config, run: Run, importance: Importance, kept: Kept, steps: list[Step], texts: Texts) -> None:
+def _conclude(
+    config: Config, run: Run, importance: Importance, kept: Kept, steps: list[Step], *, num_counted: int
+) -> None:
     """Write the report and the receipt: what was measured, which stops nothing unless a tolerance was given."""
     if not write_report(run.output, importance, kept, steps):
         run.log("no prune.png: matplotlib is not installed")
@@ -198,16 +210,17 @@ def _conclude(config: Config, run: Run, importance: Importance, kept: Kept, step
         "before": before.perplexity,
         "after": after.perplexity,
         "unit": "share by which the perplexity of the text grew, before any training",
-        "num_tokens": sum(sum(text.mask[1:]) for text in texts),
+        "num_tokens": num_counted,
         "parameters_before": before.config.num_parameters,
         "parameters_after": after.config.num_parameters,
-        "steps": {step.name: step.perplexity for step in steps},
+        "steps": {step.name: asdict(step.reading) for step in steps},
     }
     Receipt("perplexity", config.checkpoint.name, growth, limit, limit is None or growth <= limit, details).save(
         run.output
     )
     for step in steps:
-        run.log(f"{step.name}: {step.config.num_parameters:,} parameters, perplexity {step.perplexity:.4g}")
+        told = f"perplexity {step.perplexity:.4g}, KL {step.reading.divergence:.4f}"
+        run.log(f"{step.name}: {step.config.num_parameters:,} parameters, {told}")
     if limit is not None and growth > limit:
         run.log(
             f"perplexity does not hold: grew by {growth:.4g}, expected at most {limit:.4g}; stages that read this stop"

@@ -6,7 +6,7 @@ an example to be cut. A batch ends where its epoch ends, so that none holds an e
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -112,7 +112,7 @@ class Packer:
         while not (pieces and position.is_start_of_epoch):
             examples = self._read(replace(position, offset=0))
             assert len(examples) == 1 or not self.is_cut, "what stays together is not cut"
-            if not examples or self._is_too_long(examples):
+            if not examples or self.is_too_long(examples):
                 self.num_too_long += bool(examples)
                 position = self._after(position)
                 if not pieces and position.epoch > first.epoch + 1:
@@ -134,7 +134,14 @@ class Packer:
         """Return how many epochs lie before `position`, in whole and parts."""
         return position.epoch + position.index / len(self.dataset)
 
-    def _is_too_long(self, examples: Sequence[Example]) -> bool:
+    def first_rows(self, count: int) -> Iterator[tuple[str, Sequence[Example]]]:
+        """Yield the rows that a run reads first, encoded: each with its place."""
+        for index in range(min(count, len(self.dataset))):
+            examples = self._read(Position(0, index))
+            yield self.dataset.place(int(self._order[index])), examples
+
+    def is_too_long(self, examples: Sequence[Example]) -> bool:
+        """Tell whether what a row became will be passed over."""
         lengths = [example.num_read for example in examples]
         return not self.is_cut and (max(lengths) > self.context or sum(lengths) > self.batch_tokens)
 

@@ -64,9 +64,19 @@ class Record:
         return float(values.sum()) if len(values) else None
 
     def fall(self, name: str, before: tuple[float, float], after: tuple[float, float]) -> tuple[float, float]:
-        """Return by how much `name` fell from one part of the run to another, and the standard error of that."""
+        """Return by how much `name` fell from one part of the run to another, and the standard error of that.
+
+        The noise is taken from the differences of neighbouring steps, so that a trend inside a part does not count as
+        noise.
+        """
         one, other = self.values(name, *before), self.values(name, *after)
         if not (len(one) and len(other)):
             return 0.0, math.inf
-        errors = [values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else math.inf for values in (one, other)]
-        return float(one.mean() - other.mean()), math.hypot(*errors)
+        return float(one.mean() - other.mean()), math.hypot(_error(one), _error(other))
+
+
+def _error(values: np.ndarray) -> float:
+    """Return the standard error of a mean, from the mean square of successive differences (von Neumann, 1941)."""
+    if len(values) < 2:
+        return math.inf
+    return math.sqrt(float((np.diff(values) ** 2).mean()) / 2 / len(values))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from puna.checkpoint.adapter import checkpoint_at, open_adapter, require_runnable
 from puna.checkpoint.checkpoint import GENERATION_NAME, Checkpoint
 from puna.checkpoint.directory import find_file, read_json
 from puna.engine.drafts import PromptLookup
@@ -43,8 +44,9 @@ class LocalSampler:
         *,
         options: EngineOptions = DEFAULTS,
         draft: Llama | PromptLookup | None = None,
+        adapter: str = "",
     ):
-        self.tokenizer = tokenizer
+        self.tokenizer, self.adapter = tokenizer, adapter
         self.engine = Engine(model, tokenizer, options=options, draft=draft)
         self._inboxes: dict[int, _Inbox] = {}
 
@@ -54,16 +56,19 @@ class LocalSampler:
     ) -> "LocalSampler":
         """Load a checkpoint directory, in the dtype of its files unless told otherwise, onto the accelerator if any.
 
-        `draft` is a smaller checkpoint of the same tokenizer whose guesses are checked, or "lookup" to take them from
-        the prompt.
+        An adapter's directory is run beside its base, which lineage or its own settings tell. `draft` is a smaller
+        checkpoint of the same tokenizer whose guesses are checked, or "lookup" to take them from the prompt.
         """
-        checkpoint = Checkpoint.open(path)
+        checkpoint, adapter = Checkpoint.open(checkpoint_at(path)), ""
+        if checkpoint.path != path:
+            require_runnable(open_adapter(path), checkpoint.config)
+            options, adapter = replace(options, adapters=path.resolve().parent), path.resolve().name
         checkpoint.prefetch()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         tokenizer = checkpoint.tokenizer()  # Takes a while, in which much is read.
         model = checkpoint.load(dtype=options.dtype).to(device)
         guesser = _open_draft(draft, tokenizer, device) if draft else None
-        return cls(model, tokenizer, options=options, draft=guesser)
+        return cls(model, tokenizer, options=options, draft=guesser, adapter=adapter)
 
     @property
     def max_context(self) -> int:
@@ -116,7 +121,7 @@ class LocalSampler:
             self._close(inbox)
 
     def _submit(self, prompt: list[int], params: SamplingParams, inbox: _Inbox) -> int:
-        request_id = self.engine.submit(prompt, params)
+        request_id = self.engine.submit(prompt, params, adapter=self.adapter)
         self._inboxes[request_id] = inbox
         inbox.chunks[request_id] = []
         return request_id
@@ -137,7 +142,7 @@ class LocalSampler:
 
 def sampling_defaults(checkpoint: Path, otherwise: SamplingParams) -> SamplingParams:
     """Read generation_config.json, where not to sample is temperature 0; `otherwise` says what it does not."""
-    path = find_file(checkpoint, GENERATION_NAME)
+    path = find_file(checkpoint_at(checkpoint), GENERATION_NAME)
     config = read_json(path) if path else {}
     values: dict[str, Any] = {}
     for name, kind in STATED.items():

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from puna import artifact
 from puna.chat.conversation import Message
 from puna.chat.format import ChatFormat
+from puna.checkpoint.adapter import checkpoint_at
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.config import StageConfig
 from puna.data.shards import read_rows, write_jsonl
@@ -141,7 +142,7 @@ def _ask(config: Config, run: Run, name: str, path: Path, items: list[Item]) -> 
     chat = ChatFormat(sampler.tokenizer)
     prompts = [chat.prompt(item.question.conversation) for item in items]
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < sampler.max_context]
-    stop_ids = tuple(dict.fromkeys(chat.stop_ids + Checkpoint.open(path).stop_ids))
+    stop_ids = tuple(dict.fromkeys(chat.stop_ids + Checkpoint.open(checkpoint_at(path)).stop_ids))
     params = [_params(config, items[i], sampler.max_context - len(prompts[i]), stop_ids) for i in fitting]
     # The first request pays for what later ones find ready; it is no part of the speed.
     sampler.complete(
@@ -241,7 +242,7 @@ def _speed(answers: Answers) -> dict[str, float]:
 
 
 def _num_weight_bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return sum(file.stat().st_size for folder in {path, checkpoint_at(path)} for file in folder.glob("*.safetensors"))
 
 
 def _dump(value: Any) -> str:

@@ -16,13 +16,11 @@ from puna.plan.arithmetic import (
     Service,
     ServicePlan,
     Stored,
-    Training,
-    TrainingPlan,
     count_parameters,
     kv_bytes_per_token,
     plan_service,
-    plan_training,
 )
+from puna.plan.training import Training, TrainingPlan, plan_training
 from puna.plan.units import show_bytes, show_devices
 
 LORA_RANK = 16

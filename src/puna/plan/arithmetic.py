@@ -1,7 +1,7 @@
-"""LlamaConfig of a Llama, a device and a use -> bytes, FLOPs, seconds and dollars: arithmetic alone.
+"""LlamaConfig of a Llama, a device and a service -> bytes, FLOPs, seconds and dollars: arithmetic alone.
 
-Reads no files and prints nothing: plan.py does. What several devices share is divided evenly between them, and
-what their communication costs is left to the assumed share of the peak.
+Training has training.py. Reads no files and prints nothing: plan.py does. What several devices share is divided evenly
+between them, and what their communication costs is left to the assumed share of the peak.
 
 In the formulas: D dim, F hidden_dim, E head_dim, L layers, H query heads, K key/value heads, V vocabulary.
 """
@@ -16,9 +16,6 @@ GIB = 2**30
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "fp8": 1}
 WEIGHT_DTYPES = ("float32", "bfloat16", "int8", "fp8", "int4")
 CACHE_BLOCK = 16  # positions of a page of the engine's cache
-# How model/attend.py computes on a CPU: queries in blocks that keep their probabilities, up to a length.
-BLOCK_LEN, MAX_BLOCKED_LEN = 192, 2048
-CHUNK_VALUES = 2**25  # logits that training holds at once
 
 PRICES_AS_OF = "May 2026"
 
@@ -91,18 +88,6 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Training:
-    """A training run, in the words of the training stages' settings; `lora_rank` freezes the rest in bfloat16."""
-
-    tokens: int
-    context: int
-    batch_tokens: int = 4096
-    accumulate: int = 1
-    precision: str = "bfloat16"
-    lora_rank: int | None = None
-
-
-@dataclass(frozen=True)
 class Stored:
     """The weights of a directory: schemes of those that are quantized, by module, and the dtype of the others."""
 
@@ -142,28 +127,6 @@ class ServicePlan:
     prefill_usd_per_million_tokens: float | None
     decode_tokens_per_second: float | None
     decode_usd_per_million_tokens: float | None
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """What training takes; the parts of the memory do not all stand at once, `peak_bytes` is the most that does."""
-
-    trained_parameters: int
-    weights_bytes: int
-    gradients_bytes: int
-    moments_bytes: int
-    rounded_weights_bytes: int
-    activations_bytes: int
-    logits_bytes: int
-    peak_bytes: int
-    num_devices_needed: int
-    num_devices: int
-    fits: bool
-    flops_per_token: int
-    total_flops: int
-    tokens_per_second: float | None
-    seconds: float | None
-    usd: float | None
 
 
 def count_parameters(widths: LlamaConfig) -> Parameters:
@@ -223,45 +186,11 @@ def forward_flops(widths: LlamaConfig, keys: float, *, has_head: bool = True) ->
     return 2 * (counted.attention + counted.mlp + head) + attention
 
 
-def lora_parameters(widths: LlamaConfig, rank: int) -> int:
-    """Count two matrices of this rank beside each of the seven of a layer."""
-    dim, q_dim, kv_dim = widths.dim, widths.num_heads * widths.head_dim, widths.num_kv_heads * widths.head_dim
-    attention = 2 * (dim + q_dim) + 2 * (dim + kv_dim)
-    return rank * widths.num_layers * (attention + 3 * (dim + widths.hidden_dim))
-
-
-def activation_bytes(widths: LlamaConfig, training: Training, *, is_cpu: bool) -> int:
-    """Return what the forward pass over one batch keeps for the backward pass, without the logits.
-
-    A layer keeps 4 D + 2 H E + 2 K E + 4 F values a token (inputs of the products, both factors of SwiGLU, normalized
-    and scaled residuals, queries, keys, values), the two residuals themselves in float32 for the norms, and of the
-    attention either its probabilities (blocks on a CPU) or its output and a float32 sum a head.
-    """
-    value = FLOAT_BYTES[training.precision]
-    q_dim, kv_dim = widths.num_heads * widths.head_dim, widths.num_kv_heads * widths.head_dim
-    values = 4 * widths.dim + 2 * q_dim + 2 * kv_dim + 4 * widths.hidden_dim
-    if is_cpu and training.context <= MAX_BLOCKED_LEN:
-        attention = value * widths.num_heads * _mean_block_keys(min(training.context, training.batch_tokens))
-    else:
-        attention = value * q_dim + 4 * widths.num_heads
-    layer = value * values + 4 * 2 * widths.dim + attention
-    last = value * 2 * widths.dim + 4 * widths.dim
-    return round(training.batch_tokens * (widths.num_layers * layer + last))
-
-
-def _mean_block_keys(length: int) -> float:
-    """Return how many keys a query is computed with in blocks: short documents share one, long ones take several."""
-    if length <= BLOCK_LEN:
-        return BLOCK_LEN // length * length
-    ends = [min(start + BLOCK_LEN, length) for start in range(0, length, BLOCK_LEN)]
-    return sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False)) / length
-
-
 def plan_service(widths: LlamaConfig, dtype: str | Stored, service: Service, machine: Machine) -> ServicePlan:
     """Compute what serving takes: reading a prompt is bound by FLOPs, writing by the bytes that each step reads."""
     weights, cache = weight_bytes(widths, dtype), cache_bytes(widths, service)
-    needed = _num_devices(weights + cache, machine)
-    count, fits = machine.num_devices or needed, _fits(weights + cache, machine)
+    needed = devices_for(weights + cache, machine)
+    count, fits = machine.num_devices or needed, fits_on(weights + cache, machine)
     prefill = machine.seconds(forward_flops(widths, (service.context + 1) / 2, has_head=False), count)
     decode = _decode_seconds(widths, dtype, service, machine, count)
     if machine.num_devices and not fits:
@@ -281,46 +210,6 @@ def plan_service(widths: LlamaConfig, dtype: str | Stored, service: Service, mac
         prefill_usd_per_million_tokens=_times_million(machine.usd(prefill, count)),
         decode_tokens_per_second=_per_second(decode),
         decode_usd_per_million_tokens=_times_million(machine.usd(decode, count)),
-    )
-
-
-def plan_training(widths: LlamaConfig, training: Training, machine: Machine) -> TrainingPlan:
-    """Compute what training takes: AdamW on float32 weights, or on float32 adapters beside bfloat16 weights."""
-    counted, is_full = count_parameters(widths), training.lora_rank is None
-    trained = counted.total if training.lora_rank is None else lora_parameters(widths, training.lora_rank)
-    weights = 4 * trained + (0 if is_full else 2 * counted.total)
-    products = counted.attention + counted.mlp + counted.norms + widths.vocab_size * widths.dim
-    rounded = 0 if training.precision == "float32" else 2 * (products if is_full else trained)
-    activations = activation_bytes(widths, training, is_cpu=machine.device.is_cpu)
-    # Some tokens' log-probabilities and, where their backward pass begins, the gradients before and after the softmax.
-    logits = 3 * 4 * min(training.batch_tokens, max(1, CHUNK_VALUES // widths.vocab_size)) * widths.vocab_size
-    forward, gradients = rounded + activations + logits, 4 * trained
-    # The gradient of tied embeddings comes in two parts, which stand beside their sum.
-    backward = gradients + (8 * counted.embeddings if is_full and widths.tie_embeddings else 0)
-    peak = weights + 8 * trained + (max(forward, backward) if training.accumulate == 1 else gradients + forward)
-    needed = _num_devices(peak, machine)
-    count = machine.num_devices or needed
-    keys = (min(training.context, training.batch_tokens) + 1) / 2
-    flops = round(forward_flops(widths, keys) * (3 if is_full else 2))
-    fits = _fits(peak, machine)
-    seconds = machine.seconds(flops * training.tokens, count) if fits or not machine.num_devices else None
-    return TrainingPlan(
-        trained_parameters=trained,
-        weights_bytes=weights,
-        gradients_bytes=gradients,
-        moments_bytes=8 * trained,
-        rounded_weights_bytes=rounded,
-        activations_bytes=activations,
-        logits_bytes=logits,
-        peak_bytes=peak,
-        num_devices_needed=needed,
-        num_devices=count,
-        fits=fits,
-        flops_per_token=flops,
-        total_flops=flops * training.tokens,
-        tokens_per_second=training.tokens / seconds if seconds else None,
-        seconds=seconds,
-        usd=machine.usd(seconds, count),
     )
 
 
@@ -347,12 +236,12 @@ def _table_bytes(widths: LlamaConfig, dtype: str | Stored) -> int:
     return widths.vocab_size * widths.dim * {"float32": 4}.get(kept, 2)
 
 
-def _fits(num_bytes: float, machine: Machine) -> bool:
+def fits_on(num_bytes: float, machine: Machine) -> bool:
     """Tell whether so much fits on the devices that were given, or on one."""
     return num_bytes <= (machine.num_devices or 1) * machine.usable_bytes
 
 
-def _num_devices(num_bytes: float, machine: Machine) -> int:
+def devices_for(num_bytes: float, machine: Machine) -> int:
     """Round up to 1, 2, 4 or a multiple of 8, as devices are built into machines."""
     least = -int(-num_bytes // machine.usable_bytes)
     return next((count for count in (1, 2, 4) if least <= count), -(-least // 8) * 8)

@@ -16,15 +16,9 @@ from puna.config import suggestion
 from puna.errors import ConfigError
 from puna.model.config import SIZES, LlamaConfig
 from puna.plan.advice import make_plan
-from puna.plan.arithmetic import (
-    DEVICES,
-    Device,
-    Machine,
-    Service,
-    Stored,
-    Training,
-)
+from puna.plan.arithmetic import DEVICES, Device, Machine, Service, Stored
 from puna.plan.tables import print_plan
+from puna.plan.training import Training
 
 HERE = "here"
 # A CPU process keeps much of what it frees: up to 31 % more than its tensors was measured (docs/plan.md).

@@ -6,11 +6,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from puna.plan.advice import Plan
-from puna.plan.arithmetic import (
-    Machine,
-    ServicePlan,
-    TrainingPlan,
-)
+from puna.plan.arithmetic import Machine, ServicePlan
+from puna.plan.training import TrainingPlan
 from puna.plan.units import show_bytes, show_count, show_devices, show_duration, show_usd
 
 

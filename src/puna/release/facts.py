@@ -18,6 +18,8 @@ from puna.release.terms import Node, Step, walk
 
 MODELS = ("checkpoint", "release")
 BASE_ROLES = ("checkpoint", "start", "base", "source")  # an adapter is a source, what it changes is its base
+DATASETS = ("dataset", "labels")
+DATA_ROLES = ("data", "validation", "calibration", "labels")  # in which a stage may read raw files as a dataset
 # What a release was judged by: it is not made of it.
 JUDGED_BY = ("scores", "general", "base", "teacher", "in_use")
 
@@ -120,8 +122,8 @@ def datasets_read(tree: Node) -> dict[str, list[Step]]:
     """Group the edges of a lineage that lead to data by the data's path: {path: who read it, and in which role}."""
     found: dict[str, list[Step]] = {}
     for step in walk(tree):
-        is_raw_data = step.node["kind"] == "raw" and step.role.split(".")[0] in ("data", "validation")
-        if step.node["kind"] == "dataset" or is_raw_data:
+        is_raw_data = step.node["kind"] == "raw" and step.role.split(".")[0] in DATA_ROLES
+        if step.node["kind"] in DATASETS or is_raw_data:
             found.setdefault(step.node["path"], []).append(step)
     return found
 

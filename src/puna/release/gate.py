@@ -62,6 +62,7 @@ class Decision:
     comparisons: list[Comparison]
     leaks: Leaks | None
     unmeasured: list[str] = field(default_factory=list)
+    failed_claims: list[str] = field(default_factory=list)
 
     @property
     def is_go(self) -> bool:
@@ -98,7 +99,7 @@ class Decision:
     @property
     def receipt(self) -> Receipt:
         """The decision as a receipt: the number of reasons against it, of which there may be none."""
-        details = {"decision": self.headline.split(":")[0], "overrides": self.overrides}
+        details: dict[str, Any] = {"overrides": self.overrides, "passes_over": self.failed_claims}
         if not self.is_go:
             hint = (
                 "The page decision.html beside it says more; what a rule may be overridden with is in docs/release.md"
@@ -175,7 +176,9 @@ def judge(
         Verdict("licences", licence_reasons, "its licences allow it"),
     ]
     given = [replace(each, override=overrides.get(each.rule, "")) for each in verdicts]
-    return Decision(name, settings, given, models, comparisons, leaks, list(_unmeasured(models, suites, settings)))
+    unmeasured = list(_unmeasured(models, suites, settings))
+    failed = sorted({receipt.claim for _, receipt in receipts if not receipt.held})
+    return Decision(name, settings, given, models, comparisons, leaks, unmeasured, failed)
 
 
 def _unmeasured(models: list[Model], suites: list[str], settings: Gate) -> Iterator[str]:

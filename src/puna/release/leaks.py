@@ -11,11 +11,11 @@ from typing import Any
 
 from puna.data.overlap import OverlapReport, Probe, find_overlaps, row_text, split_words
 from puna.data.shards import SUFFIXES, read_rows
-from puna.release.facts import datasets_read, name_of
+from puna.release.facts import DATASETS, datasets_read, name_of
 from puna.release.terms import Node, Step
 
 # What a stage reads under these names it measures on, and learns nothing from; "" is any stage.
-MEASURED = {"": {"validation"}, "quantize": {"data"}}
+MEASURED = {"": {"validation"}, "quantize": {"data"}, "prune": {"data"}, "merge": {"data"}}
 # Files of a dataset that no stage trains on.
 ASIDE = ("rejected", "questions")
 
@@ -43,7 +43,7 @@ def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) 
             unread.append(f"{name_of(path)}, which is {'gone' if 'missing' in states else 'changed'}")
         elif _shards(Path(path)):
             trained.append(Path(path))
-        elif not any(node["kind"] == "dataset" for node in steps[0].node["inputs"].values()):
+        elif not any(node["kind"] in DATASETS for node in steps[0].node["inputs"].values()):
             unread.append(f"{name_of(path)}, which holds no rows of text")
     probes = [probe for row in rows for probe in _probes(row, n)]
     report = find_overlaps(probes, _texts(trained), n=n, threshold=share)

@@ -27,7 +27,7 @@ from puna.release.card import model_card
 from puna.release.compare import Gate
 from puna.release.evaluations import Evaluation, Scores, read_evaluation, scores_of
 from puna.release.facts import Facts, base_of, hub_name, name_of, read_lineage
-from puna.release.gate import OVERRIDABLE, ROLES, Decision, gather, judge, record
+from puna.release.gate import OVERRIDABLE, Decision, gather, judge, record
 from puna.release.leaks import find_leaks
 from puna.release.page import write_page
 from puna.release.terms import Node, applying, find_texts, governing_licence, notice, origin, statement, walk
@@ -111,8 +111,8 @@ def run(config: Config, run: Run) -> None:
         texts = find_texts([*places, *filter(None, [config.licence_files])], inherited, governing)
     except ReleaseError as error:
         licence_reasons.append(str(error))
-    suites = {"task": config.scores, "general": config.general}
-    evaluations = {suite: read_evaluation(path, suite) for suite, path in suites.items() if path}
+    given = {"task": ("scores", config.scores), "general": ("general", config.general)}
+    evaluations = {suite: read_evaluation(path, setting) for suite, (setting, path) in given.items() if path}
     facts = Facts(
         name=config.name,
         checkpoint=Checkpoint.open(config.checkpoint),
@@ -145,7 +145,7 @@ def run(config: Config, run: Run) -> None:
 
 
 def _decide(config: Config, facts: Facts, evaluations: dict[str, Evaluation], licence_reasons: list[str]) -> Decision:
-    others = {role: getattr(config, role) for role in ROLES}
+    others = {"base": config.base, "teacher": config.teacher, "in_use": config.in_use}
     paths = {"candidate": config.checkpoint, **{role: path for role, path in others.items() if path}}
     models, comparisons = gather(evaluations, paths, config.gate)
     rows = [row for answered in (models[0].task, models[0].general) if answered for row in answered.rows]

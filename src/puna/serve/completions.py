@@ -1,6 +1,7 @@
 """POST /v1/completions: prompts as text or token ids -> their continuations, in OpenAI's legacy layout.
 
-With `echo` or `max_tokens` 0 the prompt comes back too, with its log-probabilities. Renders no conversation.
+With `echo` or `max_tokens` 0 the prompt comes back too, with its log-probabilities; `prompt_logprobs` tells them by
+ids, as vLLM does. Renders no conversation.
 """
 
 import asyncio
@@ -38,13 +39,13 @@ async def create_completion(served: Served, body: CompletionRequest, request: Re
             body,
             prompt,
             max_tokens=max_tokens,
-            logprobs=body.logprobs,
-            echo_logprobs=is_echo and body.logprobs is not None,
+            logprobs=body.num_scored,
+            echo_logprobs=(is_echo and body.logprobs is not None) or body.prompt_logprobs is not None,
             grammar=grammar,
         )
         pairs += [(prompt, each) for each in params]
     batch = await served.engine.submit(pairs, tenant=request.state.tenant.name, adapter=adapter)
-    texts = [_CompletionText(served, body.logprobs, prompt if is_echo else None) for prompt, _ in pairs]
+    texts = [_CompletionText(served, body, prompt, is_echo=is_echo) for prompt, _ in pairs]
     answer = _CompletionAnswer(served, body, batch, sum(map(len, prompts)), texts)
     if body.stream:
         return EventStream(answer.events(), batch)
@@ -104,9 +105,10 @@ class _CompletionAnswer:
 class _CompletionText:
     """One choice as it comes in; special tokens are among the tokens, but have no text."""
 
-    def __init__(self, served: Served, num_top: int | None, echoed: list[int] | None):
+    def __init__(self, served: Served, body: CompletionRequest, prompt: list[int], *, is_echo: bool):
         self.num_tokens = 0
-        self._served, self._num_top, self._echoed = served, num_top, echoed
+        self._served, self._num_top, self._echoed = served, body.logprobs, prompt if is_echo else None
+        self._num_prompt_top = body.prompt_logprobs
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._num_chars = 0
 
@@ -118,10 +120,33 @@ class _CompletionText:
         for entry in chunk.logprobs:
             self._place(entry.id, entry, layout)
         logprobs = None if self._num_top is None else layout
-        return {"text": text, "logprobs": logprobs, "finish_reason": chunk.finish_reason}
+        scored = {} if self._num_prompt_top is None else {"prompt_logprobs": self._by_ids(chunk.prompt_logprobs)}
+        return {"text": text, "logprobs": logprobs, "finish_reason": chunk.finish_reason} | scored
+
+    def _by_ids(self, entries: Sequence[TokenLogprob | None]) -> list[dict[str, Any] | None]:
+        """Spell the prompt's log-probabilities as vLLM does: by id, the token itself always among them."""
+        told: list[dict[str, Any] | None] = []
+        for entry in entries:
+            if entry is None:
+                told.append(None)
+                continue
+            ranked = {token: (rank, value) for rank, (token, value) in enumerate(entry.top[: self._num_prompt_top], 1)}
+            known = {entry.id: ranked.get(entry.id, (None, entry.logprob))} | ranked
+            told.append(
+                {
+                    str(token): {
+                        "logprob": logprob_value(value),
+                        "rank": rank,
+                        "decoded_token": self._served.tokenizer.decode([token]),
+                    }
+                    for token, (rank, value) in known.items()
+                }
+            )
+        return told
 
     def _echo(self, entries: Sequence[TokenLogprob | None], layout: dict[str, list[Any]]) -> str:
         echoed, self._echoed = self._echoed or [], None
+        entries = entries if echoed else ()
         text = "".join(
             self._place(token, entry, layout)
             for token, entry in zip(echoed, entries or [None] * len(echoed), strict=True)
@@ -134,7 +159,8 @@ class _CompletionText:
     def _place(self, token: int, entry: TokenLogprob | None, layout: dict[str, list[Any]]) -> str:
         """Enter a token into the layout and return its text."""
         spelled, tokenizer = self._served.token_text, self._served.tokenizer
-        top = {spelled(other): logprob_value(logprob) for other, logprob in entry.top} if entry else {}
+        most_likely = entry.top[: self._num_top] if entry else ()
+        top = {spelled(other): logprob_value(logprob) for other, logprob in most_likely}
         if entry:
             top.setdefault(spelled(token), logprob_value(entry.logprob))
         row = (spelled(token), logprob_value(entry.logprob) if entry else None, top or None, self._num_chars)
@@ -151,4 +177,5 @@ def _join(choice: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     if not choice:
         return more
     layout = more["logprobs"] and {name: choice["logprobs"][name] + more["logprobs"][name] for name in LAYOUT}
-    return more | {"text": choice["text"] + more["text"], "logprobs": layout}
+    scored = {name: choice[name] + more[name] for name in ("prompt_logprobs",) if name in choice}
+    return more | {"text": choice["text"] + more["text"], "logprobs": layout} | scored

@@ -12,7 +12,15 @@ from pydantic_core import PydanticCustomError
 
 from puna.config import suggestion
 from puna.engine.grammar.grammar import MAX_GRAMMAR_CHARS
-from puna.engine.sampler import MAX_BIAS, MAX_BIASES, MAX_PENALTY, MAX_REPETITION_PENALTY, MAX_TOKENS, MAX_TOP_K
+from puna.engine.sampler import (
+    MAX_BIAS,
+    MAX_BIASES,
+    MAX_LOGPROBS,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
+    MAX_TOKENS,
+    MAX_TOP_K,
+)
 
 MAX_DEPTH = 64
 MAX_PROMPTS = 256
@@ -313,9 +321,22 @@ class CompletionRequest(Body):
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     best_of: One | None = None
     suffix: Literal[""] | None = None
+
+    @model_validator(mode="after")
+    def _check_prompt_logprobs(self) -> "CompletionRequest":
+        if self.prompt_logprobs is not None and self.stream:
+            raise refused("prompt_logprobs", "prompt_logprobs: only allowed when stream is not true")
+        return self
+
+    @property
+    def num_scored(self) -> int | None:
+        """How many alternatives the engine is to tell: as many as the layout that wants most."""
+        wanted = [number for number in (self.logprobs, self.prompt_logprobs) if number is not None]
+        return max(wanted, default=None)
 
     def prompts(self) -> list[str] | list[list[int]]:
         """Return the prompts as a list, whichever of the four spellings was used."""

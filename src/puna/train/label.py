@@ -18,6 +18,7 @@ from puna.chat.format import ChatFormat
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.config import StageConfig
 from puna.data.dataset import Dataset
+from puna.data.document import Document
 from puna.data.identifiers import fresh_identifiers
 from puna.data.labels import LabelHeader
 from puna.errors import ChatError, ConfigError, DataError
@@ -152,6 +153,7 @@ class _Rows:
     def _item(self, place: int) -> Item:
         copy, index = divmod(place, len(self._dataset))
         row = self._dataset[index]
+        assert isinstance(row, Document | Conversation)
         source = random.Random(f"{self._config.seed} {copy} {index}")
         try:
             if isinstance(row, Conversation) and self._config.fresh_identifiers:

@@ -5,7 +5,9 @@ What it has learned is measured on held-out pairs, and written beside it with it
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
+
+from pydantic import model_validator
 
 from puna import artifact
 from puna.chat.format import ChatFormat
@@ -23,6 +25,12 @@ from puna.train.preferences.settings import PreferenceConfig, count_pairs
 
 class Config(PreferenceConfig):
     """Train a head that scores, and the network below it, on pairs of answers."""
+
+    @model_validator(mode="after")
+    def _trains_all_weights(self) -> Self:
+        if self.adapter is not None:
+            raise ValueError("no adapter: a reward model is trained and written as a whole")
+        return self
 
 
 class Judged(NamedTuple):

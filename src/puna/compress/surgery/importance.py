@@ -2,8 +2,9 @@
 
 One pass, one layer's weights at a time. What is written into the residual stream is judged by what it adds there, or by
 what would be missing once the rest makes up for it (eliminate.py); a layer by how much it turns the stream (Men et al.
-2024, ShortGPT, arXiv 2403.03853) or by the loss without it; a channel of the stream by what is read of it behind all
-norms (after Muralidharan et al. 2024, Minitron, arXiv 2407.14679, who sum up what the norms give out). Chooses nothing.
+2024, ShortGPT, arXiv 2403.03853) or by how far predictions move without it; a channel of the stream by what is read of
+it behind all norms (after Muralidharan et al. 2024, Minitron, arXiv 2407.14679, who sum up what the norms give out).
+Chooses nothing.
 
 Shapes: T tokens, D model width, L layers, H query heads, K key/value heads, E head width, I hidden channels.
 """
@@ -19,14 +20,14 @@ from torch import nn
 from puna.checkpoint.source import Source
 from puna.compress.calibrate import Batch
 from puna.compress.surgery.eliminate import contributions, losses_by_elimination
-from puna.compress.surgery.layerwise import Texts, first_batches, last_norm, mean_loss, read_block, through
+from puna.compress.surgery.layerwise import Reference, Texts, first_batches, last_norm, read_block, through
 from puna.errors import CheckpointError
 from puna.model.config import LlamaConfig
 from puna.model.llama import Block, RMSNorm
 from puna.progress import Progress
 
 Width = Literal["contribution", "elimination"]
-Depth = Literal["influence", "loss"]
+Depth = Literal["influence", "divergence"]
 # What reads a norm's output, by the norm's name in a layer.
 READERS = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -78,7 +79,7 @@ class Moments:
 def measure_importance(
     source: Source, texts: Texts, dtype: torch.dtype, bar: Progress, *, width: Width, depth: Depth
 ) -> Importance:
-    """Measure all parts on these texts; `bar` has a unit a layer, with depth "loss" two."""
+    """Measure all parts on these texts; `bar` has a unit a layer, with depth "divergence" three."""
     batches, layers = first_batches(source, texts, dtype), list[LayerImportance]()
     energies, reads = dict[str, torch.Tensor](), list[torch.Tensor]()
     for index in range(source.config.num_layers):
@@ -97,24 +98,25 @@ def measure_importance(
     energies["norm"] = last.mean("norm in")
     reads.append(last.mean("norm out"))
     influences_L = torch.tensor([layer.influence for layer in layers])
-    depth_L = influences_L if depth == "influence" else losses_without(source, texts, dtype, bar)
+    depth_L = influences_L if depth == "influence" else divergences_without(source, texts, dtype, bar)
     # Every reader counts alike: what it reads of a channel as a share of all that it reads.
     dim_D = torch.stack([read_D / read_D.sum().clamp(min=1e-30) for read_D in reads]).mean(0)
     return Importance(tuple(layers), depth_L, dim_D, energies)
 
 
 @torch.no_grad()
-def losses_without(source: Source, texts: Texts, dtype: torch.dtype, bar: Progress) -> torch.Tensor:
-    """Return by how much the loss grows without each layer."""
-    before, losses = first_batches(source, texts, dtype), list[float]()
+def divergences_without(source: Source, texts: Texts, dtype: torch.dtype, bar: Progress) -> torch.Tensor:
+    """Return how far the predictions are from the model's own without each layer, in nats a token."""
+    reference, before = Reference(source, texts, dtype, bar), first_batches(source, texts, dtype)
+    divergences: list[float] = []
     for left_out in range(source.config.num_layers):
         batches: Sequence[Batch] = before
         for index in range(left_out + 1, source.config.num_layers):
             batches = through(read_block(source, index), batches)
-        losses.append(mean_loss(source, texts, batches))
+        divergences.append(reference.judge(source, batches).divergence)
         before = through(read_block(source, left_out), before)
         bar.advance()
-    return torch.tensor(losses) - mean_loss(source, texts, before)
+    return torch.tensor(divergences)
 
 
 def _through_watched(block: Block, batches: Sequence[Batch], *, is_square: bool) -> tuple[list[Batch], Moments]:

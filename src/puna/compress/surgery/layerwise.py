@@ -1,10 +1,11 @@
-"""A model and texts -> what flows through it, with one layer's weights at a time, and how well it foresees the texts.
+"""A model and texts -> what flows through it, with one layer's weights at a time, and how well it foresees them.
 
 Shapes: T tokens of a text, M tokens of it that count, C of these at once, D model width, V vocabulary.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -52,35 +53,66 @@ def last_norm(source: Source) -> RMSNorm:
     return _filled(norm, source, "norm.")
 
 
-@torch.no_grad()
-def text_loss(source: Source, texts: Texts, dtype: torch.dtype, bar: Progress) -> float:
-    """Return the mean cross entropy of the tokens that count, in nats, with a unit of `bar` a layer.
+@dataclass(frozen=True)
+class Reading:
+    """How well a model foresees the tokens that count, and KL(parent || model) there: means, in nats a token."""
 
-    Raises CheckpointError if it is no number.
-    """
+    loss: float
+    divergence: float
+
+
+class Reference:
+    """What a parent foresees of texts, which the models that are made of it are compared with."""
+
+    @torch.no_grad()
+    def __init__(self, parent: Source, texts: Texts, dtype: torch.dtype, bar: Progress):
+        self.parent, self.texts, self.dtype = parent, texts, dtype
+        self.targets_M = torch.cat([torch.tensor(text.ids[1:])[_counted(text)] for text in texts])
+        self.hidden_MD = _last_hidden(parent, texts, _through_all(parent, texts, dtype, bar))
+
+    def read(self, source: Source, bar: Progress) -> Reading:
+        """Return how a model does on the texts; `bar` has a unit a layer."""
+        return self.judge(source, _through_all(source, self.texts, self.dtype, bar))
+
+    @torch.no_grad()
+    def judge(self, source: Source, batches: Sequence[Batch]) -> Reading:
+        """Return the same of texts that went through all its layers; CheckpointError if it gives no numbers."""
+        hidden_MD = _last_hidden(source, self.texts, batches)
+        heads = [_head(each).to(self.dtype) for each in (self.parent, source)]
+        loss = divergence = 0.0
+        parts = zip(self.hidden_MD.split(CHUNK), hidden_MD.split(CHUNK), self.targets_M.split(CHUNK), strict=True)
+        for *hidden, targets_C in parts:
+            log_p, log_q = (F.linear(x, head).float().log_softmax(-1) for x, head in zip(hidden, heads, strict=True))
+            loss += F.nll_loss(log_q, targets_C, reduction="sum").item()
+            divergence += F.kl_div(log_q, log_p, reduction="sum", log_target=True).item()
+        if not math.isfinite(loss) or not math.isfinite(divergence):
+            raise CheckpointError("the model gives logits that are not finite", expected="numbers")
+        return Reading(loss / len(self.targets_M), max(0.0, divergence / len(self.targets_M)))
+
+
+@torch.no_grad()
+def _through_all(source: Source, texts: Texts, dtype: torch.dtype, bar: Progress) -> list[Batch]:
     batches = first_batches(source, texts, dtype)
     for index in range(source.config.num_layers):
         batches = through(read_block(source, index), batches)
         bar.advance()
-    return mean_loss(source, texts, batches)
+    return batches
 
 
-def mean_loss(source: Source, texts: Texts, batches: Sequence[Batch]) -> float:
-    """Return the same for texts that went through all layers."""
-    norm, dtype = last_norm(source), batches[0].x_TD.dtype
-    head_VD = source.read(EMBEDDINGS if source.config.tie_embeddings else HEAD).to(dtype)
+def _last_hidden(source: Source, texts: Texts, batches: Sequence[Batch]) -> torch.Tensor:
+    """Return what is behind the last norm where the next token counts."""
+    norm = last_norm(source)
     hidden = [x_TD for batch in batches for x_TD in norm(batch.x_TD).split([len(ids) for ids in batch.texts])]
-    total, count = 0.0, 0
-    for text, hidden_TD in zip(texts, hidden, strict=True):
-        counted_M = torch.tensor(text.mask[1:], dtype=torch.bool).nonzero().flatten()
-        targets_M = torch.tensor(text.ids[1:])[counted_M]
-        for hidden_CD, targets_C in zip(hidden_TD[counted_M].split(CHUNK), targets_M.split(CHUNK), strict=True):
-            total += F.cross_entropy(F.linear(hidden_CD, head_VD).float(), targets_C, reduction="sum").item()
-        count += len(targets_M)
-    loss = total / max(1, count)
-    if not math.isfinite(loss):
-        raise CheckpointError("the model gives logits that are not finite", expected="numbers")
-    return loss
+    return torch.cat([hidden_TD[_counted(text)] for text, hidden_TD in zip(texts, hidden, strict=True)])
+
+
+def _counted(text: Example) -> torch.Tensor:
+    """Return the places whose next token counts."""
+    return torch.tensor(text.mask[1:], dtype=torch.bool).nonzero().flatten()
+
+
+def _head(source: Source) -> torch.Tensor:
+    return source.read(EMBEDDINGS if source.config.tie_embeddings else HEAD)
 
 
 def _filled(module: Module, source: Source, prefix: str) -> Module:

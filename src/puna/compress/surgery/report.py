@@ -15,10 +15,11 @@ import torch
 from puna.artifact import write_text
 from puna.compress.surgery.cut import Kept
 from puna.compress.surgery.importance import Importance
+from puna.compress.surgery.layerwise import Reading
 from puna.model.config import LlamaConfig
 
 HOW = (
-    "Perplexity is that of the tokens that count: of documents all, of conversations what the assistant says. Cuts are "
+    "On held-out text, of documents all tokens, of conversations what the assistant says; KL in nats a token. Cuts are "
     "made one on top of the other, in this order."
 )
 SHARES = "How much of the importance of all parts of a kind lies in those that were kept; kept query heads by number."
@@ -27,15 +28,15 @@ SIZES = ("num_layers", "dim", "hidden_dim", "num_heads", "num_kv_heads", "head_d
 
 @dataclass(frozen=True)
 class Step:
-    """The model after a cut, and its mean loss a token, in nats."""
+    """The model after a cut, and how it foresees held-out text."""
 
     name: str
     config: LlamaConfig
-    loss: float
+    reading: Reading
 
     @property
     def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))
+        return math.exp(min(self.reading.loss, 700.0))
 
 
 def write_report(directory: Path, importance: Importance, kept: Kept, steps: Sequence[Step]) -> bool:
@@ -54,10 +55,11 @@ def _markdown(importance: Importance, kept: Kept, steps: Sequence[Step]) -> str:
     ]
     sizes.append(["parameters", f"{before.num_parameters:,}", f"{after.num_parameters:,}"])
     costs = [
-        [step.name, f"{step.config.num_parameters:,}", f"{step.loss:.4f}", f"{step.perplexity:.4g}"] for step in steps
+        [step.name, f"{step.config.num_parameters:,}", f"{step.perplexity:.4g}", f"{step.reading.divergence:.4f}"]
+        for step in steps
     ]
     sections = ["# What was cut", _table(["", "before", "after"], sizes), "## What it cost", HOW]
-    sections += [_table(["after", "parameters", "loss, nats", "perplexity"], costs)]
+    sections += [_table(["after", "parameters", "perplexity", "KL from the parent"], costs)]
     sections += ["## What was kept of each layer", SHARES, _layers(importance, kept)]
     dim_share = _share(importance.dim_D, kept.dim_D)
     sections.append(f"Of the model's width {len(kept.dim_D):,} of {len(importance.dim_D):,} channels: {dim_share}.")
@@ -127,7 +129,7 @@ def _draw(importance: Importance, kept: Kept, steps: Sequence[Step], path: Path)
         return False
     figure = Figure(figsize=(10, 7), layout="constrained")
     (cost, depth), (hidden, dim) = figure.subplots(2, 2)
-    cost.plot([step.name for step in steps], [step.loss for step in steps], marker="o")
+    cost.plot([step.name for step in steps], [step.reading.loss for step in steps], marker="o")
     cost.set(title="loss of held-out text after each step", ylabel="nats a token")
     cost.tick_params(axis="x", rotation=30)
     chosen = {layer.index for layer in kept.layers}

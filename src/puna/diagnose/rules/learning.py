@@ -88,7 +88,7 @@ def loss_jumps(record: Record) -> Finding | None:
 
 def steps_skipped(record: Record) -> Finding | None:
     """Steps were left out because the loss or its gradient was not finite."""
-    skipped = sum(row.get("loss") is None or row.get("gradient_norm") is None for row in record.rows)
+    skipped = sum(row.get("loss", 0) is None or row.get("gradient_norm", 0) is None for row in record.rows)
     if skipped < 2:
         return None
     seen = f"{skipped:,} of {record.num_steps:,} steps had a loss or gradient that is not finite."

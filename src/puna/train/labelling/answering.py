@@ -85,16 +85,16 @@ class AnsweringTeacher:
         return choices[0]
 
     def _align(self, asked: Conversation, content: Sequence[dict[str, Any]]) -> Labelled:
-        """Find the answer's tokens in our tokenizer; its end, which no server tells, is taken for certain."""
-        tokens = [self._id_of(entry) for entry in content]
-        text = b"".join(self._bytes_of(entry) for entry in content).decode("utf-8", "replace").strip()
+        """Find the answer's tokens in our tokenizer; where no end is told, it is certain."""
+        ends = [self._label(entry) for entry in content[-1:] if self._id_of(entry) in self._chat.stop_ids]
+        spoken = [entry for entry in content[: len(content) - len(ends)] if self._bytes_of(entry)]
+        text = b"".join(self._bytes_of(entry) for entry in spoken).decode("utf-8", "replace").strip()
         answered = asked.with_message(Message("assistant", text))
         ids, mask = self._chat.encode(answered)
         start = len(self._chat.prompt(asked))
-        kept = {at: entry for at, entry in enumerate(content) if self._bytes_of(entry)}
-        if [tokens[at] for at in kept] != ids[start:-1]:
+        if [self._id_of(entry) for entry in spoken] != ids[start:-1]:
             return Labelled(asked, None, OTHER_TOKENS)
-        labels = [self._label(entry) for entry in kept.values()] + [Label([(ids[-1], 0.0)], 0.0)]
+        labels = [self._label(entry) for entry in spoken] + (ends or [Label([(ids[-1], 0.0)], 0.0)])
         # Only the answer is the teacher's own: what the assistant said before it has no labels.
         only_answer = [at >= start and is_trained for at, is_trained in enumerate(mask)]
         return Labelled(answered, labelled_row(ids, only_answer, labels, top_k=self._top_k))
@@ -134,10 +134,9 @@ def _messages(asked: Conversation) -> list[dict[str, Any]]:
 
 
 def _ids_of_bytes(tokenizer: Tokenizer) -> dict[bytes, int]:
+    """Map bytes to ids; a special token by its text, unless that is the text of another."""
     found: dict[bytes, int] = {}
-    for token in range(tokenizer.vocab_size):
-        if tokenizer.is_special(token):
-            continue
+    for token in sorted(range(tokenizer.vocab_size), key=tokenizer.is_special):
         try:
             found.setdefault(tokenizer.decode_bytes([token]), token)
         except TokenizerError:

@@ -17,7 +17,7 @@ from puna.train.labelling.teacher import Item, Label, Labelled, Piece, cut, labe
 BROKEN = "\ufffd"
 ID_PREFIX = "token_id:"
 # Tokens that a server may spell otherwise than we do, before it is taken for another tokenizer's.
-TOLERATED = 0.1
+TOLERATED = 0.02
 
 Way = Callable[[Sequence[int]], "list[Label | None]"]
 

@@ -35,6 +35,7 @@ from puna.train.parallel.apply import join, shard_again
 from puna.train.parallel.gradients import clip_gradients
 from puna.train.parallel.shares import run_shares
 from puna.train.parallel.team import Team
+from puna.train.preview.preview import look_ahead, look_back
 
 SKIPS_THAT_STOP = 3
 VALIDATIONS = 10
@@ -84,10 +85,15 @@ def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tok
     packer = _packer(config, objective, config.data, objective.draw, num_too_long=progress.num_too_long)
     training = Training(config, run, objective, model, optimizer, packer, progress, team, TokenCounter(tokenizer))
     record = open_record(config, run, objective, model, tokenizer, packer.dataset) if team.is_first else {}
+    preview = None
+    if team.size == 1:  # of a network that several processes hold none can try a batch alone
+        preview = look_ahead(config, run, objective, model, tokenizer, packer, lambda batch: _backward(training, batch))
     if progress.step:
         run.log(f"going on after step {progress.step}")
     run.rewind_metrics(progress.step)
     _loop(training)
+    if preview is not None:
+        look_back(preview, run, model)
     if progress.num_too_long:
         run.log(f"passed over conversations longer than {config.context} tokens: {progress.num_too_long} times")
     model.eval()
@@ -190,6 +196,10 @@ def run_batches(training: Training, batches: list[Batch], *, divisor: int) -> di
 
     width = model.config.dim
     return run_shares(training.team, batches, forward, losses, divisor=divisor, width=width, dtype=dtype)
+
+
+def _backward(training: Training, batch: Batch) -> None:
+    run_batches(training, [batch], divisor=1)
 
 
 def _skip(training: Training) -> None:

@@ -1,7 +1,7 @@
 """What every training stage can be told: data, size or start, schedule, optimizer, precision."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -68,6 +68,7 @@ class Adapter(StageConfig):
 class TrainConfig(StageConfig):
     """Settings that pretrain, sft and distill share."""
 
+    has_preview: ClassVar[bool] = True
     data: list[Path] = Field(description="datasets, read as one")
     start: Path | None = Field(default=None, description="checkpoint to go on from")
     size: str | Size | None = Field(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -70,6 +71,32 @@ def token_log_probabilities(model: Llama, hidden_MD: torch.Tensor, targets_M: to
     parts = _chunks(len(hidden_MD), model.config.vocab_size)
     chunks = [checkpoint(known, hidden_MD[part], targets_M[part], use_reentrant=False) for part in parts]
     return torch.cat(chunks)  # type: ignore[arg-type]
+
+
+def surprise(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+    """Return -log p of each target: F.cross_entropy without its three further tensors as large as the logits."""
+    return _Surprise.apply(logits_CV, targets_C)  # type: ignore[return-value]
+
+
+class _Surprise(torch.autograd.Function):
+    """-log p of targets; the backward pass turns the log-probabilities that it kept into their gradient in place."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+        logs_CV = F.log_softmax(logits_CV, dim=-1)
+        ctx.logs_CV, ctx.targets_C1 = logs_CV, targets_C[:, None]
+        return -logs_CV.gather(1, ctx.targets_C1)[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *outputs: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        (output_C,) = outputs
+        gradient_CV, ctx.logs_CV = ctx.logs_CV.exp_(), None
+        gradient_CV.scatter_add_(1, ctx.targets_C1, gradient_CV.new_full((), -1.0).expand_as(ctx.targets_C1))
+        # Sums of losses ask for the gradient as it is: a pass over it less.
+        return gradient_CV if bool((output_C == 1).all()) else gradient_CV.mul_(output_C[:, None]), None
 
 
 class _Head(NamedTuple):

@@ -24,6 +24,8 @@ from puna.train.parallel.team import Team
 
 def join(config: TrainConfig, run: Run, objective: Objective, model: Llama) -> Team:
     """Meet the processes that torchrun started and take this one's part of the network; alone it stays as it is."""
+    if run.is_preview:
+        return Team()
     team = Team.join(config.parallel, run.rank, run.num_ranks, num_restarts())
     team.layout.require_fit(model.config, config)
     if team.size > 1 and model.config.is_reward:

@@ -11,7 +11,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from puna.train.loop.settings import Parallel
 from puna.train.parallel.layout import DIMENSIONS, Layout
@@ -43,9 +45,9 @@ class Team:
         if kind == "cuda":
             torch.cuda.set_device(device)
         if not dist.is_initialized():
-            store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+            store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
             # NOTE: torchrun keeps its store over restarts, and in it the addresses of those that are gone.
-            store = dist.PrefixStore(f"attempt {num_restarts}", store)
+            store = PrefixStore(f"attempt {num_restarts}", store)
             backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=PATIENCE)
             atexit.register(dist.destroy_process_group)

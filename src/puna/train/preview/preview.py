@@ -1,0 +1,113 @@
+"""A run that begins -> its preview, shown and kept in its directory; a run that ends -> the same with what it took.
+
+Changes no weight. A run that goes on after an interruption keeps the preview that it began with.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from puna import artifact
+from puna.data.packing import Batch, Packer, Position
+from puna.errors import DataError
+from puna.model.llama import Llama
+from puna.run import EndOfPreview, Run
+from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.loop.settings import TrainConfig
+from puna.train.objectives.objective import Objective
+from puna.train.preview.forecast import Forecast, forecast, outcome
+from puna.train.preview.process import forget_peak, peak_bytes
+from puna.train.preview.show import (
+    as_json,
+    data_lines,
+    forecast_lines,
+    histogram_lines,
+    markdown,
+    outcome_lines,
+    render_example,
+)
+from puna.train.preview.survey import Piece, PlannedBatch, ShownExample, Survey, survey
+
+PAGE, DATA = "preview.md", "preview.json"
+
+
+class Preview(NamedTuple):
+    """What was seen and foreseen before the first step."""
+
+    found: Survey
+    made: Forecast
+
+
+def look_ahead(
+    config: TrainConfig,
+    run: Run,
+    objective: Objective,
+    model: Llama,
+    tokenizer: Tokenizer,
+    packer: Packer,
+    backward: Callable[[Batch], None],
+) -> Preview:
+    """Show what a run will train on and take; DataError if nothing would be trained.
+
+    `backward` computes a batch forth and back. Raises EndOfPreview where no more was asked for.
+    """
+    kept = _read(run)
+    if kept is not None and not run.is_preview:
+        forget_peak(model.device)
+        return kept
+    found = survey(packer, tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.accumulate)
+    for line in [*data_lines(found), *histogram_lines(found)]:
+        run.console.print(line, markup=False, highlight=False)
+    for example in found.shown:
+        run.console.print(f"\n{example.place}", style="bold", markup=False, highlight=False)
+        run.console.print(render_example(example), soft_wrap=True)
+    _require_trained(found, packer)
+    passed_over = packer.num_too_long
+    batch, _ = packer.next(Position())
+    made = forecast(config, model, objective, found, batch, backward)
+    packer.num_too_long = passed_over
+    run.console.print()
+    for line in forecast_lines(made):
+        run.log(line)
+    artifact.write_text(run.directory / DATA, as_json(found, made))
+    artifact.write_text(run.directory / PAGE, markdown(run.stage, found, made))
+    if run.is_preview:
+        raise EndOfPreview
+    forget_peak(model.device)
+    return Preview(found, made)
+
+
+def look_back(preview: Preview, run: Run, model: Llama) -> None:
+    """Compare with what the run took, in the log and in the artifact: run_preview.md and run_preview.json."""
+    taken = outcome(run.read_metrics(), peak_bytes(model.device))
+    for line in outcome_lines(preview.made, taken):
+        run.log(line)
+    texts = {DATA: as_json(*preview, taken), PAGE: markdown(run.stage, *preview, taken)}
+    for name, text in texts.items():
+        artifact.write_text(run.output / (artifact.RECORD_PREFIX + name), text)
+
+
+def _require_trained(found: Survey, packer: Packer) -> None:
+    if found.num_looked_at and found.num_too_long == found.num_looked_at == found.num_rows:
+        raise DataError("every conversation is longer than the context", expected=f"at most {packer.context} tokens")
+    if not found.num_trained:
+        raise DataError(
+            f"none of {sum(found.lengths):,} tokens in {found.num_looked_at:,} rows would be trained",
+            expected="tokens that count in the loss",
+            hint="The examples above show what is read: look for the part that the model should have learned",
+        )
+
+
+def _read(run: Run) -> Preview | None:
+    path = run.directory / DATA
+    if not path.exists():
+        return None
+    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    surveyed = {field.name: told["survey"][field.name] for field in fields(Survey)}
+    surveyed["lengths"] = tuple(surveyed["lengths"])
+    batch = surveyed["batch"]
+    surveyed["batch"] = PlannedBatch(tuple(batch["lengths"]), batch["num_trained"])
+    shown = [(each["place"], tuple(Piece(**piece) for piece in each["pieces"])) for each in surveyed["shown"]]
+    surveyed["shown"] = tuple(ShownExample(*each) for each in shown)
+    return Preview(Survey(**surveyed), Forecast(**told["forecast"]))

@@ -1,0 +1,164 @@
+"""The preview of a run: it shows what is trained on as it is, foresees steps, memory and time, and can stop there."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from puna.chat.conversation import Conversation
+from puna.chat.format import ChatFormat
+from puna.config import parse_config
+from puna.data.dataset import Dataset
+from puna.data.packing import Batch, Example, Packer, Position
+from puna.errors import DataError
+from puna.model.llama import Llama
+from puna.raising import preview
+from puna.run import Run
+from puna.stages import STAGES
+from puna.tokenizer.tokenizer import Tokenizer
+from puna.train import sft
+from puna.train.loop.loop import train
+from puna.train.loop.start import starting_model
+from puna.train.objectives.next_token import NextToken
+from puna.train.preview.show import render_example
+from puna.train.preview.survey import ShownExample, pieces_of, survey
+
+Perform = Callable[..., bool]
+Settings = dict[str, Any]
+
+pytestmark = pytest.mark.usefixtures("no_picture")
+
+
+def packer_of(dataset_path: Path, tokenizer: Tokenizer, *, every_token: bool, **sizes: int) -> Packer:
+    objective = NextToken(ChatFormat(tokenizer), every_token, False)
+    dataset = Dataset([dataset_path], objective.kinds)
+    return Packer(dataset, objective.draw, seed=0, is_cut=objective.is_cut, **sizes)
+
+
+@pytest.mark.parametrize("every_token", [False, True])
+@pytest.mark.parametrize(("context", "batch_tokens"), [(256, 512), (150, 150), (100, 1000), (40, 64)])
+def test_the_batches_of_an_epoch_are_foreseen(
+    dataset_path: Path, tokenizer_path: Path, every_token: bool, context: int, batch_tokens: int
+):
+    tokenizer = Tokenizer.load(tokenizer_path)
+    packer = packer_of(dataset_path, tokenizer, every_token=every_token, context=context, batch_tokens=batch_tokens)
+    found = survey(packer, tokenizer, steps=None, epochs=1, accumulate=1)
+    if found.num_too_long == found.num_rows:
+        with pytest.raises(DataError):
+            packer.next(Position())
+        return
+    batches, position = list[Batch](), Position()
+    while position.epoch == 0:
+        batch, position = packer.next(position)
+        batches.append(batch)
+    assert found.steps == len(batches)
+    assert found.tokens == sum(len(batch.tokens_T) for batch in batches)
+    most = max(batches, key=lambda batch: len(batch.tokens_T))
+    assert (found.batch.lengths, found.batch.num_trained) == (most.lengths, int(most.trained_T.sum()))
+    assert packer.num_too_long == found.num_too_long
+
+
+def test_counts_are_those_of_the_rows(dataset_path: Path, tokenizer_path: Path):
+    tokenizer = Tokenizer.load(tokenizer_path)
+    packer = packer_of(dataset_path, tokenizer, every_token=False, context=100, batch_tokens=512)
+    rows = [packer.dataset[index] for index in range(len(packer.dataset))]
+    encoded = [ChatFormat(tokenizer).encode(row) for row in rows if isinstance(row, Conversation)]
+    found = survey(packer, tokenizer, steps=8, epochs=None, accumulate=2)
+    assert sorted(found.lengths) == sorted(len(ids) - 1 for ids, _ in encoded)
+    assert found.num_trained == sum(sum(mask[1:]) for _, mask in encoded)
+    assert found.num_too_long == sum(len(ids) - 1 > 100 for ids, _ in encoded)
+    counted = found.histogram()
+    assert sum(count for _, _, count in counted) == len(encoded)
+    assert all(sum(low <= n <= high for n in found.lengths) == count for low, high, count in counted)
+    assert found.steps == 8 and found.is_whole
+
+
+def test_an_example_is_shown_with_every_character_and_its_mask(tokenizer_path: Path):
+    tokenizer = Tokenizer.load(tokenizer_path)
+    chat = ChatFormat(tokenizer)
+    said = [{"role": "user", "content": "Öffnet ihr? 🙂"}, {"role": "assistant", "content": "Ja, 日曜日."}]
+    example = Example(*chat.encode(Conversation.from_json({"messages": said})))
+    text = render_example(ShownExample("row 1", tuple(pieces_of(example, tokenizer)))).plain
+    plain = text.replace("¦", "").replace("↵", "")
+    assert plain.replace("⟦", "").replace("⟧", "") == tokenizer.decode(example.ids)
+    (trained,) = re.findall("⟦(.*?)⟧", plain)
+    assert trained == "Ja, 日曜日.<|eot_id|>"
+    is_learned = zip(example.ids, example.mask, strict=True)
+    assert trained == tokenizer.decode([token for token, is_trained in is_learned if is_trained])
+
+
+def test_long_stretches_are_elided_in_the_middle_and_controls_are_not_printed(tokenizer_path: Path):
+    tokenizer = Tokenizer.load(tokenizer_path)
+    ids = tokenizer.encode("a\x1b[31mb" + " one two" * 300 + " end")
+    text = render_example(ShownExample("row 1", tuple(pieces_of(Example(ids, [True] * len(ids)), tokenizer)))).plain
+    assert "\x1b" not in text and len(text) < 500
+    hidden = re.search(r"… (\d+) tokens …", text)
+    assert hidden and int(hidden[1]) + 40 + 16 == len(ids)
+    assert text.startswith("⟦") and text.endswith("d⟧")
+
+
+def test_a_run_keeps_its_preview_and_what_it_took(perform_stage: Perform, training: Settings, tmp_path: Path):
+    perform_stage("sft", tmp_path / "out", **training)
+    told = json.loads((tmp_path / "out" / "run_preview.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "out" / "run_metrics.jsonl").read_text().splitlines()]
+    assert told["survey"]["steps"] == len(rows)
+    assert told["survey"]["tokens"] == pytest.approx(rows[-1]["tokens"], rel=0.1)
+    assert told["forecast"]["seconds"] > 0
+    assert told["outcome"]["tokens_per_second"] > 0
+    page = (tmp_path / "out" / "run_preview.md").read_text()
+    assert "## What it took" in page and "⟦" in page and "order" in page
+    before = (tmp_path / ".runs" / "out" / "preview.md").read_text()
+    assert before in page.replace(page[page.index("## What it took") : page.index("## The first examples")], "")
+
+
+def test_only_a_preview_trains_nothing_and_leaves_an_interrupted_run_alone(training: Settings, tmp_path: Path):
+    stage = next(stage for stage in STAGES if stage.verb == "sft")
+    kept = tmp_path / ".runs" / "out" / "states" / "kept"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("of another run")
+    directory = preview(stage, parse_config(sft.Config, training, where="sft"), tmp_path / "out", Console(quiet=True))
+    assert kept.exists() and not (tmp_path / "out").exists()
+    assert sorted(path.name for path in directory.glob("preview.*")) == ["preview.json", "preview.md"]
+    assert json.loads((directory / "preview.json").read_text())["outcome"] is None
+    assert not (directory / "metrics.jsonl").exists()
+
+
+def test_a_preview_changes_no_weight_and_no_later_step(perform_stage: Perform, training: Settings, tmp_path: Path):
+    config = parse_config(sft.Config, training, where="sft")
+    model, tokenizer = starting_model(config)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    seen: list[bool] = []
+
+    class Watching(NextToken):
+        def losses(self, model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+            weights = zip(before, model.parameters(), strict=True)
+            seen.append(all(torch.equal(one, other) and other.grad is None for one, other in weights))
+            return super().losses(model, hidden_TD, batch)
+
+    for name in ("run", "out"):
+        (tmp_path / name).mkdir()
+    run = Run("sft", "key", tmp_path / "out", tmp_path / "run", Console(quiet=True))
+    train(config, run, Watching(ChatFormat(tokenizer), False, False), model, tokenizer)
+    assert seen == [True, True, True, False, False, False, False, False]  # two looks ahead, then six steps
+
+
+class Untrained(NextToken):
+    """An objective whose mask forgot everything."""
+
+    def draw(self, row: object, source: object) -> list[Example]:
+        return [Example([1, 2, 3], [False] * 3)]
+
+
+def test_a_run_without_a_trained_token_is_refused(training: Settings, tmp_path: Path):
+    config = parse_config(sft.Config, training, where="sft")
+    model, tokenizer = starting_model(config)
+    for name in ("run", "out"):
+        (tmp_path / name).mkdir()
+    run = Run("sft", "key", tmp_path / "out", tmp_path / "run", Console(quiet=True))
+    with pytest.raises(DataError, match="none of 24 tokens in 12 rows would be trained"):
+        train(config, run, Untrained(ChatFormat(tokenizer), False, False), model, tokenizer)
