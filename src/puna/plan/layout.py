@@ -19,6 +19,8 @@ GPUS_IN_A_MACHINE = 8
 INSIDE_RATE, OUTSIDE_RATE = 450e9, 50e9
 # Batches that each stage of a pipeline computes in a step, for each stage.
 BATCHES_A_STAGE = 4
+# As many tokens a step as the Llama 3 paper's 405B (section 3.4.1); more teach less.
+MOST_STEP_TOKENS = 2**24
 SIZES = (1, 2, 4, 8, 16, 32)
 
 
@@ -64,14 +66,14 @@ class LayoutPlan:
 
 
 def propose_layout(widths: LlamaConfig, training: Training, machine: Machine, num_devices: int) -> LayoutPlan | None:
-    """Return the layout with the least waiting among those that fit; None if none does, or there is nothing to divide."""
+    """Return the layout with the least waiting among those that fit; None if none does, or nothing is divided."""
     rate = machine.device.bfloat16_flops_per_second
     if num_devices < 2 or rate is None or training.lora_rank is not None:
         return None
     fitting = [
         each
         for each in _layouts(widths, training, num_devices, rate * machine.flops_share)
-        if each.total_bytes <= machine.usable_bytes
+        if each.total_bytes <= machine.usable_bytes and each.step_tokens <= MOST_STEP_TOKENS
     ]
     # Of two that wait alike the simpler one: fewer ways to divide.
     return min(fitting, key=lambda x: (round(x.waiting_share, 2), x.tensor * x.context * x.pipeline), default=None)
@@ -86,8 +88,8 @@ def explain_layout(plan: LayoutPlan) -> Iterator[str]:
         )
     if plan.tensor > 1:
         yield (
-            f"tensor {plan.tensor}: divides the matrices and most activations; within a machine of {GPUS_IN_A_MACHINE}, "
-            f"because hidden states are sent four times a layer ({plan.tensor_share:.0%} waiting)"
+            f"tensor {plan.tensor}: divides the matrices and most activations; within a machine of "
+            f"{GPUS_IN_A_MACHINE}, because hidden states are sent four times a layer ({plan.tensor_share:.0%} waiting)"
         )
     if plan.context > 1:
         yield f"context {plan.context}: divides the tokens of a batch, for its activations ({plan.context_share:.0%})"
