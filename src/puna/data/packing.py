@@ -143,7 +143,7 @@ class Packer:
     def is_too_long(self, examples: Sequence[Example]) -> bool:
         """Tell whether what a row became will be passed over."""
         lengths = [example.num_read for example in examples]
-        return not self.is_cut and (max(lengths) > self.context or sum(lengths) > self.batch_tokens)
+        return not self.is_cut and (max(lengths, default=0) > self.context or sum(lengths) > self.batch_tokens)
 
     def _read(self, start: Position) -> Sequence[Example]:
         """Encode the row that begins at `start`; the last one is kept, for the next piece of it."""
