@@ -69,7 +69,8 @@ class OnPolicyTeacher(LiveTeacher):
         return [_marked(example.ids, example.mask, is_own=False) for example in super().encode(row, source)]
 
     def draw(self, row: object, source: random.Random) -> Sequence[Example]:
-        if source.random() < self.share:
+        # Who only looks at the data, before the first step, finds no answers yet.
+        if self.pool.examples and source.random() < self.share:
             return [source.choice(self.pool.examples)]
         return self.encode(row, source)
 
