@@ -65,6 +65,10 @@ class OnPolicyTeacher(LiveTeacher):
     share: float
     pool: Pool
 
+    @property
+    def is_cut(self) -> bool:
+        return False  # Between two pieces of a row the answers may be other ones.
+
     def encode(self, row: object, source: random.Random) -> Sequence[Example]:
         return [_marked(example.ids, example.mask, is_own=False) for example in super().encode(row, source)]
 
