@@ -208,7 +208,8 @@ def classes_below(root: str) -> dict[str, ast.ClassDef]:
 def settings(definition: ast.ClassDef) -> dict[str, ast.expr]:
     """Return a model's fields with their annotations."""
     nodes = [node for node in definition.body if isinstance(node, ast.AnnAssign)]
-    return {ast.unparse(node.target): node.annotation for node in nodes}
+    named = {ast.unparse(node.target): node.annotation for node in nodes}
+    return {name: annotation for name, annotation in named.items() if "ClassVar" not in ast.unparse(annotation)}
 
 
 def attributes_read(node: ast.AST) -> Iterator[str]:
