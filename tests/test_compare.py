@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from puna.cli import build_app
 from puna.errors import ConfigError
 from puna.evaluate.roles import casts
 
@@ -89,6 +90,13 @@ def test_a_comparison_without_a_student_or_with_a_strange_name_is_refused(family
         casts({"foreign": checkpoint_path, "plain": family / "plain"}, {})
     with pytest.raises(ConfigError, match=r"roles.teacher = 'nobody'; expected one of plain"):
         casts({"plain": family / "plain"}, {"teacher": "nobody"})
+
+
+def test_roles_are_flags_of_the_command_line(family: Path, tmp_path: Path):
+    settings = ["--tasks", str(family / "shop_questions"), "--compare", "--roles.teacher", "nobody"]
+    arguments = ["evaluate", "--checkpoints.plain", str(family / "plain"), *settings, "--out", str(tmp_path / "out")]
+    with pytest.raises(ConfigError, match=r"roles\.teacher = 'nobody'"):
+        build_app(arguments)(arguments, print_error=False, exit_on_error=False)
 
 
 def test_general_tasks_are_some_of_the_tasks(perform_stage: Callable[..., bool], family: Path):

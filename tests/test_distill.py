@@ -1,8 +1,10 @@
 """A student learns the probabilities that its teacher gives: the loss is the formula, and falls."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,10 @@ from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.tokenizer.train import train_tokenizer
 from puna.train.distill import Config, live_teacher
-from puna.train.objectives.live_teacher import LiveTeacher
+from puna.train.labelling.local import LocalTeacher
+from puna.train.objectives.imitation.across_tokenizers import AcrossTokenizers, live_knowledge, span_divergence
+from puna.train.objectives.imitation.live_teacher import LiveTeacher
+from puna.train.objectives.imitation.on_policy import Answering, OnPolicyTeacher, Pool
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -237,3 +242,139 @@ def test_labels_of_another_tokenizer_are_refused(
     settings = {**without_data(training), "tokenizer": str(tmp_path / "tokenizer"), "labels": str(labels)}
     with pytest.raises(ConfigError, match="are of another tokenizer than the student's"):
         perform_stage("distill", tmp_path / "out", **settings)
+
+
+def kl_on_data(student: Path, teacher: Path, dataset: Path) -> float:
+    """Return KL(teacher || student) a token on the dataset."""
+    model, objective, batch = objective_for(student, teacher, dataset, teacher_weight=1.0)
+    with torch.no_grad():
+        return objective.losses(model, hidden_of(model, batch), batch)["kl_loss"].item() / batch.trained_T.sum().item()
+
+
+ON_POLICY = {"share": 1.0, "interval": 4, "answers": 8, "max_tokens": 12}
+
+
+def test_a_student_learns_from_its_teacher_on_its_own_answers_alone(
+    perform_stage: Perform, training: Settings, teacher_path: Path, checkpoint_path: Path, tmp_path: Path
+):
+    settings = {name: value for name, value in training.items() if name not in ("size", "tokenizer")}
+    settings |= {"start": str(checkpoint_path), "teacher": str(teacher_path), "steps": 12, "on_policy": ON_POLICY}
+    perform_stage("distill", tmp_path / "out", **settings, teacher_weight=1.0)
+    assert curve(tmp_path / "out", "own_share") == [1.0] * 12
+    assert curve(tmp_path / "out", "token_loss") == [0.0] * 12
+    (data,) = map(Path, training["data"])
+    before, after = (kl_on_data(path, teacher_path, data) for path in (checkpoint_path, tmp_path / "out"))
+    assert after < 0.95 * before
+
+
+def test_on_policy_mixed_in_leaves_the_datas_cross_entropy_as_it_is(
+    checkpoint_path: Path, teacher_path: Path, dataset_path: Path
+):
+    student, objective, batch = objective_for(checkpoint_path, teacher_path, dataset_path, teacher_weight=0.4)
+    told = {each.name: getattr(objective, each.name) for each in fields(objective)}
+    mixed = OnPolicyTeacher(**told, share=0.5, pool=Pool())
+    half_T = torch.arange(len(batch.tokens_T)) % 2 == 0
+    marked = replace(batch, columns={"is_own": half_T})
+    with torch.no_grad():
+        plain = objective.losses(student, hidden_of(student, batch), batch)
+        found = mixed.losses(student, hidden_of(student, batch), marked)
+        logits_MV = logits_of(student, batch)
+    is_own_M, targets_M = half_T[batch.trained_T], batch.targets_T[batch.trained_T]
+    left_out = torch.nn.functional.cross_entropy(logits_MV[is_own_M], targets_M[is_own_M], reduction="sum").item()
+    assert found["kl_loss"].item() == pytest.approx(plain["kl_loss"].item())
+    assert found["token_loss"].item() == pytest.approx(plain["token_loss"].item() - left_out, rel=1e-5)
+    assert found["loss"].item() == pytest.approx(plain["loss"].item() - 0.6 * left_out, rel=1e-5)
+
+
+def test_a_killed_on_policy_run_ends_with_the_same_weights(
+    perform_stage: Perform,
+    training: Settings,
+    teacher_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    settings = {
+        **training,
+        "teacher": str(teacher_path),
+        "on_policy": {**ON_POLICY, "share": 0.5},
+        "save_minutes": 1e-9,
+    }
+    perform_stage("distill", tmp_path / "whole", **settings)
+    answer = Answering.__call__
+
+    def killed(self: Answering, step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+        answer(self, step)
+
+    monkeypatch.setattr(Answering, "__call__", killed)
+    with pytest.raises(KeyboardInterrupt):
+        perform_stage("distill", tmp_path / "out", **settings)
+    monkeypatch.setattr(Answering, "__call__", answer)
+    perform_stage("distill", tmp_path / "out", **settings)
+    whole, out = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(torch.equal(whole[name], out[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"on_policy": {"max_tokens": 256}}, "less than context = 256"),
+        ({"on_policy": {"max_tokens": 250}}, "questions that leave no room"),
+        ({"on_policy": {}, "divergence": {"kind": "spans"}}, "neither on_policy nor"),
+    ],
+)
+def test_on_policy_settings_that_cannot_be_are_refused(
+    perform_stage: Perform, training: Settings, teacher_path: Path, tmp_path: Path, change: Settings, message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        perform_stage("distill", tmp_path / "out", **training, teacher=str(teacher_path), **change)
+
+
+@pytest.fixture(scope="module")
+def other_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that cuts the dataset's text otherwise."""
+    text = "Your parcel is where? Order it, my order is on; parcel your order, where is my parcel. find_order "
+    path = tmp_path_factory.mktemp("other")
+    train_tokenizer([text * 9], vocab_size=540, split_digits=False).save(path)
+    return path
+
+
+def test_span_divergence_is_the_formula():
+    p_S, q_S = torch.tensor([0.9, 0.2, 0.5, 1.0]), torch.tensor([0.3, 0.8, 0.5, 0.7])
+    found = span_divergence(p_S.log(), q_S.log()).item()
+    expected = sum(
+        sum(a * math.log(a / b) for a, b in ((p, q), (1 - p, 1 - q)) if a > 0)
+        for p, q in zip(p_S.tolist(), q_S.tolist(), strict=True)
+    )
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_student_with_another_tokenizer_learns_from_its_teacher_and_alike_from_labels(
+    perform_stage: Perform, training: Settings, teacher_path: Path, other_tokenizer: Path, tmp_path: Path
+):
+    settings = {**training, "tokenizer": str(other_tokenizer), "divergence": {"kind": "spans"}, "steps": 15}
+    perform_stage("distill", tmp_path / "live", **settings, teacher=str(teacher_path), teacher_weight=1.0)
+    losses = curve(tmp_path / "live", "kl_loss")
+    assert losses[-1] < 0.8 * losses[0]
+    (data,) = map(Path, training["data"])
+    labels = label(perform_stage, teacher_path, data, tmp_path / "labels", top_k=1)
+    perform_stage("distill", tmp_path / "stored", **without_data(settings), labels=str(labels), teacher_weight=1.0)
+    assert curve(tmp_path / "stored", "kl_loss")[:3] == pytest.approx(losses[:3], rel=0.01)
+
+
+def test_a_student_with_its_teachers_tokenizer_has_a_span_for_each_token(
+    checkpoint_path: Path, dataset_path: Path, teacher_path: Path
+):
+    chat = ChatFormat(Checkpoint.open(checkpoint_path).tokenizer())
+    teacher = Checkpoint.open(teacher_path).load()
+    asked = LocalTeacher(teacher, dtype=torch.float32, top_k=1, temperature=1.0, context=256, batch_tokens=256)
+    objective = AcrossTokenizers(chat, False, False, chat, live_knowledge(asked), 1.0)
+    rows = Dataset([dataset_path], objective.kinds)
+    packer = Packer(rows, objective.encode, seed=0, batch_tokens=600, context=300, is_cut=objective.is_cut)
+    batch, _ = packer.next(Position())
+    with torch.no_grad():
+        found = objective.losses(teacher, hidden_of(teacher, batch), batch)
+    assert found["teacher_loss"].item() == pytest.approx(found["token_loss"].item(), rel=1e-3)
+    assert abs(found["kl_loss"].item()) < 0.02
+    assert (batch.columns["span"][batch.trained_T] >= 0).all()

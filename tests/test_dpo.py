@@ -210,6 +210,16 @@ def test_weak_pairs_change_nothing(perform_stage: Perform, settings: Settings, t
         torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-6)
 
 
+def test_an_adapters_reference_is_its_base(
+    perform_stage: Perform, settings: Settings, checkpoint_path: Path, pairs_path: Path, tmp_path: Path
+):
+    perform_stage("dpo", tmp_path / "out", **settings, adapter={"rank": 4, "dropout": 0.2})
+    rows = [json.loads(line) for line in (tmp_path / "out" / "run_metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["margin"] == pytest.approx(0, abs=1e-4) and rows[-1]["margin"] > rows[0]["margin"]
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
 # Interruptions
 
 

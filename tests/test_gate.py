@@ -141,7 +141,7 @@ def test_a_model_that_meets_every_demand_goes_out_with_page_card_and_record(hous
     out = house.judge(**told, gate={**gate, **settings})
     page = (out / "decision.md").read_text()
     assert page.startswith(
-        "# GO: 40.0 points better than the base model; 2.0 points below the teacher; 10.0 points better"
+        "# GO: 40.0 points better than the base model; 2.0 points below the teacher (7.0 are allowed); 10.0"
     )
     assert "| this model | mine | 70.0 (60.4 to 78.1) | 50.0 (40.4 to 59.6) | 2.0 MB | 500 | 1.00 USD |" in page
     assert "The cost assumes a machine like that one at 1.80 USD an hour that is always busy." in page

@@ -226,7 +226,7 @@ def test_a_source_or_format_that_is_not_there_is_refused(ingest: Any, tmp_path: 
     write(tmp_path / "raw" / "a.md", "x")
     with pytest.raises(DataError, match="no file in"):
         ingest(include=["b*"])
-    with pytest.raises(ConfigError, match="format = 'pdf'; expected text, records, taskmaster"):
+    with pytest.raises(ConfigError, match="format = 'pdf'; expected text, records, preferences, taskmaster"):
         ingest(format="pdf")
 
 
@@ -237,3 +237,71 @@ def test_the_same_files_give_the_same_bytes(tmp_path: Path, perform_stage: Any):
         perform_stage("ingest", tmp_path / out, source=str(tmp_path / "raw"))
     one, two = ((tmp_path / out / "documents.jsonl").read_bytes() for out in ("one", "two"))
     assert one == two and write_jsonl(tmp_path / "x.jsonl", []) == 0
+
+
+# Preferences
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+ASKED = [said("user", "Hi"), said("assistant", "Hello."), said("user", "Open?")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": ASKED, "chosen": [said("assistant", "Until six.")], "rejected": [said("assistant", "No.")]},
+        {"chosen": [*ASKED, said("assistant", "Until six.")], "rejected": [*ASKED, said("assistant", "No.")]},
+        {
+            "prompt": "Hi",
+            "chosen": [*ASKED, said("assistant", "Until six.")],
+            "rejected": [*ASKED, said("assistant", "No.")],
+        },
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Open?\n\nAssistant: Until six.",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Open?\n\nAssistant: No.",
+        },
+        {
+            "prompt": "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Open?",
+            "chosen": "Until six.",
+            "rejected": "No.",
+        },
+    ],
+)
+def test_pairs_in_any_spelling_become_the_same_preference(perform_stage: Any, tmp_path: Path, row: dict[str, Any]):
+    (tmp_path / "raw.jsonl").write_text(json.dumps({**row, "score_chosen": 9.5, "strength": "better"}) + "\n")
+    perform_stage("ingest", tmp_path / "out", source=str(tmp_path / "raw.jsonl"), format="preferences")
+    (read,) = [json.loads(line) for line in (tmp_path / "out" / "preferences.jsonl").read_text().splitlines()]
+    answers = {"chosen": [said("assistant", "Until six.")], "rejected": [said("assistant", "No.")]}
+    rest = {"strength": "better", "id": "raw.jsonl:1", "metadata": {"score_chosen": 9.5}}
+    assert read == {"prompt": ASKED, **answers, **rest}
+    assert not (tmp_path / "out" / "conversations.jsonl").exists()
+
+
+def test_pairs_that_cannot_be_used_have_a_reason(perform_stage: Any, tmp_path: Path):
+    good = {"prompt": "Open?", "chosen": "Until six.", "rejected": "No."}
+    rows = [
+        good,
+        {"chosen": "a"},
+        {**good, "chosen": "No."},
+        {**good, "rejected": " "},
+        {"chosen": "a", "rejected": "b"},
+    ]
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    perform_stage("ingest", tmp_path / "out", source=str(tmp_path / "raw.jsonl"), format="preferences")
+    rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rejected] == [f"raw.jsonl:{number}" for number in (2, 3, 4, 5)]
+    for row, reason in zip(
+        rejected,
+        [
+            "a row has no 'rejected'",
+            "chosen and rejected are the same",
+            "an answer without words",
+            "an answer in one text",
+        ],
+        strict=True,
+    ):
+        assert row["reason"].startswith(reason)
+    assert len((tmp_path / "out" / "preferences.jsonl").read_text().splitlines()) == 1

@@ -34,7 +34,8 @@ from puna.model.quantized import Quantized
 from puna.model.scheme import FP8, INT8, Scheme
 from puna.plan import arithmetic
 from puna.plan.advice import Plan, make_plan
-from puna.plan.arithmetic import GIB, Device, Machine, Service
+from puna.plan.arithmetic import DEVICES, GIB, Device, Machine, Service, count_parameters
+from puna.plan.layout import explain_layout, propose_layout
 from puna.plan.plan import Hardware, find_machine, plan, read_model
 from puna.plan.tables import print_plan
 from puna.plan.training import BLOCK_LEN, MAX_BLOCKED_LEN, Training, plan_training
@@ -467,3 +468,23 @@ def test_a_gguf_file_is_planned_as_its_directory_is(tmp_path: Path) -> None:
     source = Checkpoint.open(tmp_path / "model").source()
     write_gguf(tmp_path / "model.gguf", source, kind="F32", name="small", template="")
     assert read_model(str(tmp_path / "model.gguf"))[0] == read_model(str(tmp_path / "model"))[0]
+
+
+def test_a_layout_fits_and_uses_every_gpu():
+    machine = Machine(DEVICES["h100"])
+    for size, num_devices in (("8b", 8), ("70b", 64), ("405b", 512), ("405b", 16_384)):
+        training = Training(10**9, 8192, 8192)
+        layout = propose_layout(SIZES[size], training, machine, num_devices)
+        assert layout and layout.num_devices == num_devices and layout.total_bytes <= machine.usable_bytes
+        assert layout.accumulate % layout.data == 0 and SIZES[size].num_kv_heads % layout.tensor == 0
+        kept = layout.weights_bytes + layout.moments_bytes + layout.gradients_bytes
+        assert kept * num_devices >= 16 * count_parameters(SIZES[size]).total * 0.999
+        told = " ".join(explain_layout(layout))
+        assert all(
+            (f"{name} {count}" in told) == (count > 1)
+            for name, count in (("tensor", layout.tensor), ("context", layout.context), ("pipeline", layout.pipeline))
+        )
+
+
+def test_no_layout_where_none_fits():
+    assert propose_layout(SIZES["405b"], Training(10**9, 8192, 8192), Machine(DEVICES["l4"]), 8) is None

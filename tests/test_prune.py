@@ -27,6 +27,7 @@ from puna.compress.surgery.cut import cut_source, keep_all
 from puna.compress.surgery.eliminate import contributions, losses_by_elimination
 from puna.compress.surgery.importance import Importance, LayerImportance, divergences_without, measure_importance
 from puna.compress.surgery.layerwise import Reading, Reference
+from puna.compress.surgery.rotate import rotated
 from puna.compress.surgery.targets import Shape, best_size, counts, parse_count, resized, target_size
 from puna.config import parse_config
 from puna.data.document import Document
@@ -226,6 +227,38 @@ def test_a_narrower_head_keeps_every_other_pair_at_its_own_frequency() -> None:
     torch.testing.assert_close(logits(cut, IDS), logits(model, IDS), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_whose_stream_is_turned_computes_the_same(tied: bool) -> None:
+    model = random_model(replace(BIG, tie_embeddings=tied))
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.copy_(torch.linspace(-0.5, 2.0, len(parameter)))
+    rotation_DD = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(3))).Q
+    turned = load_source(rotated(source_of(model), rotation_DD), F32)
+    torch.testing.assert_close(logits(turned, IDS), logits(model, IDS), rtol=1e-4, atol=1e-4)
+    assert (turned.embed_tokens.weight - model.embed_tokens.weight).abs().max() > 0.1
+
+
+def test_a_stream_that_leaves_directions_empty_is_narrowed_for_nothing_once_it_is_turned(tmp_path: Path) -> None:
+    rotation_DD = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(3))).Q
+    # No channel of this one is empty, but eight directions are.
+    model = load_source(rotated(source_of(planted()), rotation_DD), F32)
+    distances = {}
+    for stream in ("rotation", "channels"):
+        run = pruned(tmp_path / stream, model, size={"dim": 32}, stream=stream, refit=False)
+        cut = Checkpoint.open(run.output)
+        assert cut.config == replace(model.config, dim=32)
+        distances[stream] = (logits(cut.load(), IDS) - logits(model, IDS)).abs().max().item()
+    assert distances["rotation"] < 1e-3 < 1 < distances["channels"]
+
+
+def test_a_tied_model_that_is_narrowed_stays_tied(tmp_path: Path) -> None:
+    model = random_model(replace(BIG, tie_embeddings=True))
+    run = pruned(tmp_path / "a", model, size={"dim": 32})
+    assert Checkpoint.open(run.output).config == replace(model.config, dim=32)
+    assert "one table: embeddings " in (run.directory / "log.txt").read_text()
+
+
 def test_the_stage_writes_a_checkpoint_that_transformers_computes_alike(tmp_path: Path) -> None:
     model = planted()
     run = pruned(tmp_path / "a", model, size=LEFT)
@@ -256,7 +289,7 @@ def test_a_published_size_becomes_the_shape_of_a_smaller_one(parent: str, child:
         random(big.num_kv_heads, big.head_dim),
         random(big.hidden_dim),
     )
-    importance = Importance((layer,) * big.num_layers, random(big.num_layers), random(big.dim), {})
+    importance = Importance((layer,) * big.num_layers, random(big.num_layers), random(big.dim), {}, torch.zeros(()))
     target = target_size(big, child)
     source = Source("a test", big, F32, lambda name: torch.empty(tensor_shapes(big)[name], device="meta"))
     cut = cut_source(source, choose(importance, big, target, "mean"))

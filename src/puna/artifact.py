@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -160,13 +160,16 @@ def is_whole(path: Path, manifest: Manifest) -> bool:
     return all(file.is_file() and file.stat().st_size == size for file, size in files)
 
 
-def verify(path: Path) -> Manifest:
-    """Hash every file of the artifact again; ArtifactError names the first that is missing, differs or is strange."""
+def verify(path: Path, *, part: int = 0, num_parts: int = 1) -> Manifest:
+    """Hash every file of the artifact again; ArtifactError names the first that is missing, differs or is strange.
+
+    Processes that verify together hash one of `num_parts` parts of the files each.
+    """
     manifest = read_manifest(path)
     for name in _visible_files(path):
         if name not in manifest.files:
             raise ArtifactError(f"{path / name} is not part of the artifact", hint="Take it out of the folder")
-    for name, entry in manifest.files.items():
+    for name, entry in list(manifest.files.items())[part::num_parts]:
         file = path / name
         if not file.is_file():
             raise ArtifactError(f"{file} is missing", expected=f"{entry['size']} bytes, as {MANIFEST} lists")
@@ -225,9 +228,15 @@ def writing(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def commit(partial: Path, path: Path, manifest: Manifest) -> Manifest:
-    """Add the manifest to `partial`, fsync everything and rename it to `path`, replacing what stood there."""
-    files = {name: _entry(partial / name) for name in _files(partial)}
+def commit(
+    partial: Path, path: Path, manifest: Manifest, *, hashed: Mapping[str, dict[str, Any]] | None = None
+) -> Manifest:
+    """Add the manifest to `partial`, fsync everything and rename it to `path`, replacing what stood there.
+
+    `hashed` are the entries of files that others wrote, forced to the disk and hashed.
+    """
+    known = hashed or {}
+    files = {name: known.get(name) or entry(partial / name) for name in _files(partial)}
     finished = Manifest(
         **{**asdict(manifest), "files": files, "created": datetime.now(UTC).isoformat(timespec="seconds")}
     )
@@ -277,6 +286,12 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def entry(path: Path) -> dict[str, Any]:
+    """Force a file to the disk and return what a manifest says of it."""
+    fsync(path)
+    return {"size": path.stat().st_size, "sha256": hash_file(path)}
+
+
 def fsync(path: Path) -> None:
     """Make the file or directory at `path` durable."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -293,11 +308,6 @@ def _files(directory: Path) -> list[str]:
 
 def _visible_files(directory: Path) -> list[str]:
     return [name for name in _files(directory) if not any(part.startswith(".") for part in name.split("/"))]
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    fsync(path)
-    return {"size": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def _hash_json(value: Any) -> str:

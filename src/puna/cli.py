@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from puna import __version__, offline
 from puna.errors import ConfigError, PunaError
+from puna.run import ranks
 from puna.stages import STAGES, Stage
 
 FACES = (
@@ -47,7 +48,7 @@ def main() -> None:
     except CycloptsError as error:
         sys.exit(f"puna: {_usage_error(error, arguments[0])}")
     except PunaError as error:
-        sys.exit(f"puna: {error}")
+        sys.exit(f"puna: {error}" if ranks()[0] == 0 else f"puna, process {ranks()[0]}: {error}")
     except KeyboardInterrupt:
         print("puna: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -114,7 +115,8 @@ def raise_(
     from puna.raising import override, raise_recipe, read_recipe
 
     plan = override(read_recipe(recipe), dict(_pairs(settings)))
-    raise_recipe(replace(plan, out=out) if out else plan, Console(), ignore_receipts=ignore_receipts)
+    console = Console(quiet=ranks()[0] > 0)
+    raise_recipe(replace(plan, out=out) if out else plan, console, ignore_receipts=ignore_receipts)
 
 
 def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
@@ -123,18 +125,19 @@ def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", 
     Parameters
     ----------
     path
-        The artifact.
+        The artifact, or a folder that releases were promoted into: then the one in use.
     as_json
         Print JSON instead of a tree.
     """
     from rich.console import Console
 
     from puna.lineage import print_lineage, trace
+    from puna.shelf.shelf import follow
 
     if as_json:
-        print(json.dumps(trace(path), indent=2))
+        print(json.dumps(trace(follow(path)), indent=2))
     else:
-        print_lineage(path, Console())
+        print_lineage(follow(path), Console())
 
 
 def _stage_command(stage: Stage) -> Callable[..., None]:
@@ -161,7 +164,8 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
             print(f"{preview(stage, chosen, out, Console())} keeps this preview; nothing was trained")
             return
         done = perform(stage, chosen, out, Console(), ignore_receipts=ignore_receipts)
-        print(out if done else f"{out} is there already, made from the same settings and inputs")
+        if ranks()[0] == 0:
+            print(out if done else f"{out} is there already, made from the same settings and inputs")
 
     command.__annotations__["settings"] = Annotated[settings_class | None, Parameter(name="*")]
     command.__annotations__["ignore_receipts"] = Annotated[

@@ -25,8 +25,12 @@ from puna import __version__, artifact, licence
 from puna.config import StageConfig, is_named_step, parse_config, suggestion
 from puna.errors import ArtifactError, ConfigError
 from puna.lineage import licences_of
-from puna.run import EndOfPreview, Run, elapsed
+from puna.run import EndOfPreview, Run, elapsed, ranks
 from puna.stages import STAGES, Stage
+
+# The table by which a stage says that processes can divide its work.
+PARALLEL = "parallel"
+SECONDS_BETWEEN_LOOKS = 0.1
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,8 @@ def stage_key(stage: Stage, config: StageConfig, hashes: dict[str, str]) -> str:
     told = {
         "stage": stage.verb,
         "version": __version__,
-        "config": _without_paths(settings, config),
+        # How processes divide the work does not decide what comes out.
+        "config": {name: value for name, value in _without_paths(settings, config).items() if name != PARALLEL},
         "inputs": hashes,
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -168,12 +173,16 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
     """Make the artifact at `path`, unless it is there already with the same key; return whether work was done.
 
     An input that was altered stops it. So does a receipt that did not hold, of an input or of the artifact itself,
-    unless `ignore_receipts`; the artifact stays.
+    unless `ignore_receipts`; the artifact stays. Of several processes one makes it, and the others help it with
+    what can be divided, or wait.
     """
     inputs = config.inputs()
     _require_apart(path, inputs)
     hashes = {role: artifact.content_hash(source) for role, source in inputs.items()}
     key = stage_key(stage, config, hashes)
+    rank, num_ranks = ranks()
+    if rank:
+        return _help(stage, config, path, key)
     if _is_there(stage, path, key):
         _require_receipts(path, ignore_receipts)
         return False
@@ -185,7 +194,7 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
     with _only_run(directory):
         with artifact.writing(path) as output:
             _prepare(directory, key, config)
-            run = Run(stage.verb, key, output, directory, console)
+            run = Run(stage.verb, key, output, directory, console, num_ranks=num_ranks)
             if path.exists():
                 run.log(f"{path} is there, but not what these settings and inputs give; it is replaced at the end")
             import_module(stage.module).run(config, run)
@@ -195,6 +204,22 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
             artifact.commit(output, path, _manifest(stage, config, path, hashes, run))
         _drop_scratch(directory)
     _require_receipts(path, ignore_receipts)
+    return True
+
+
+def _help(stage: Stage, config: StageConfig, path: Path, key: str) -> bool:
+    """Do this process's share of what rank 0 makes, if the stage can be divided; return once it is there."""
+    if _is_there(stage, path, key):
+        return False
+    if hasattr(config, PARALLEL):
+        rank, num_ranks = ranks()
+        directory = path.parent / ".runs" / path.name
+        run = Run(stage.verb, key, path, directory, Console(quiet=True), rank=rank, num_ranks=num_ranks)
+        while not _is_prepared(directory, key):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        import_module(stage.module).run(config, run)
+    while not _is_there(stage, path, key):
+        time.sleep(SECONDS_BETWEEN_LOOKS)
     return True
 
 
@@ -284,13 +309,17 @@ def _licences(config: StageConfig) -> set[str]:
 
 def _prepare(directory: Path, key: str, config: StageConfig) -> None:
     """Keep the run directory for the same key, empty it for another."""
-    marker = directory / "key"
-    if not marker.exists() or marker.read_text() != key:
+    if not _is_prepared(directory, key):
         for entry in directory.iterdir():
             if entry.name != "lock":
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         artifact.write_text(directory / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-        artifact.write_text(marker, key)
+        artifact.write_text(directory / "key", key)
+
+
+def _is_prepared(directory: Path, key: str) -> bool:
+    marker = directory / "key"
+    return marker.is_file() and marker.read_text() == key
 
 
 def _drop_scratch(directory: Path) -> None:

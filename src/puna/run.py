@@ -30,7 +30,9 @@ class Run:
     `licences` are those that the stage finds in what it reads, beside its inputs' own; `kind` is what it writes, where
     that is not what the stage usually writes. `output` becomes the artifact;
     `directory` stays between interrupted executions of the same key and holds
-    metrics.jsonl, log.txt and whatever the stage needs to resume. `is_preview`: only show what would be done.
+    metrics.jsonl, log.txt and whatever the stage needs to resume. Of several processes that run a stage together only
+    the one of rank 0 logs and writes. `is_preview`: only show what would
+    be done.
     """
 
     stage: str
@@ -41,9 +43,13 @@ class Run:
     licences: set[str] = field(default_factory=set)
     kind: str = ""
     is_preview: bool = False
+    rank: int = 0
+    num_ranks: int = 1
 
     def log(self, text: str) -> None:
         """Print a line and append it to the log."""
+        if self.rank:
+            return
         self.console.print(text, markup=False, highlight=False)
         with (self.directory / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
@@ -57,6 +63,8 @@ class Run:
 
     def metrics(self, step: int, **values: float) -> None:
         """Append one row to metrics.jsonl; what is not finite becomes null, since JSON has no NaN."""
+        if self.rank:
+            return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
@@ -69,12 +77,26 @@ class Run:
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the rows after `step`: a resumed stage writes them again."""
+        if self.rank:
+            return
         rows = [json.dumps(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
         artifact.write_text(self.directory / "metrics.jsonl", "".join(rows))
 
     def progress(self, total: int, description: str, *, unit: str = "it", done: int = 0) -> Progress:
         """Open a progress bar with rate and ETA over `total` units, `done` of them already there."""
         return Progress(self.console, total, f"{self.stage}: {description}", unit=unit, done=done)
+
+
+def ranks() -> tuple[int, int]:
+    """Return which of how many processes this is, as torchrun tells them: (0, 1) without it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def num_restarts() -> int:
+    """Return how often torchrun has started this process anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def elapsed(start: float) -> str:

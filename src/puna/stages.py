@@ -88,6 +88,6 @@ STAGES = (
         "puna.release.release",
         "checkpoint, scores",
         "release",
-        "Put a model together to be handed on, with licences and card",
+        "Judge a model against others, GO or NO-GO, and put together what is handed on",
     ),
 )

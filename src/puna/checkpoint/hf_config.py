@@ -81,7 +81,7 @@ def _other_kind(raw: dict[str, Any], path: Path, *, is_reward: bool) -> Checkpoi
         return CheckpointError(
             f"{path}: architectures = {raw.get('architectures')!r}", expected=f"{[REWARD_ARCHITECTURE]}", hint=hint
         )
-    hint = "`puna answer --reward` lets it judge answers"
+    hint = "`puna answer --judge reward --reward PATH` lets it judge answers"
     return CheckpointError(f"{path.parent} is a reward model", expected="a model that writes", hint=hint)
 
 

@@ -5,9 +5,9 @@ what was written. Trains nothing: a pruned model is where a student begins, whic
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -21,6 +21,7 @@ from puna.compress.surgery.importance import Depth, Importance, Width, measure_i
 from puna.compress.surgery.layerwise import Reading, Reference, Texts
 from puna.compress.surgery.refit import refit
 from puna.compress.surgery.report import Step, write_report
+from puna.compress.surgery.rotate import principal_directions, rotated
 from puna.compress.surgery.targets import (
     HeadCut,
     Shape,
@@ -58,6 +59,9 @@ class Config(StageConfig):
     width: Width = Field(
         default="contribution", description="heads and channels by what they add, or what the rest can't make up for"
     )
+    stream: Literal["rotation", "channels"] = Field(
+        default="rotation", description="a narrower model: turn the residual stream first, or keep channels as they are"
+    )
     refit: bool = Field(default=True, description="fit what the layers write to the parent's, by least squares")
     calibration_tokens: int = Field(default=32_768, ge=1, description="tokens to calibrate on, at most")
     num_tokens: int = Field(default=4096, ge=2, description="tokens to measure the loss on")
@@ -87,6 +91,17 @@ class Config(StageConfig):
         return {name: path for name, path in self.inputs().items() if not name.startswith("data")}
 
 
+class Origin(NamedTuple):
+    """What is cut: the parent, or where the width shrinks the parent with its stream turned."""
+
+    source: Source
+    turned: Source
+
+    def of(self, size: LlamaConfig) -> Source:
+        """Return which of them a model of this size is cut from."""
+        return self.turned if size.dim < self.source.config.dim else self.source
+
+
 def run(config: Config, run: Run) -> None:
     """Write the pruned checkpoint, report.md with its picture, importance.json and a receipt of the perplexity."""
     parent = Checkpoint.open(config.checkpoint)
@@ -96,15 +111,16 @@ def run(config: Config, run: Run) -> None:
     target = target_size(parent.config, config.size) if config.size is not None else None
     source = parent.source()
     calibration, data = _texts(config, run, parent)
-    importance = _measure(config, run, source, calibration)
-    target = target or _search(config, run, source, importance, calibration)
-    tying = _choose_tying(config, run, source, importance, target, calibration)
+    is_narrower = target is None or target.dim < parent.config.dim
+    importance, origin = _measure(config, run, source, calibration, is_narrower=is_narrower)
+    target = target or _search(config, run, origin, importance, calibration)
+    tying = _choose_tying(config, run, origin, importance, target, calibration)
     reference = _reference(config, run, source, data)
-    steps = list(_measure_steps(run, reference, importance, target, tying))
+    steps = list(_measure_steps(run, reference, origin, importance, target, tying))
     kept = choose(importance, parent.config, target, tying)
     is_refitted = config.refit and target != parent.config
-    fitted = _refit(config, run, source, kept, calibration) if is_refitted else {}
-    write_checkpoint(run.output, cut_source(source, kept, fitted))
+    fitted = _refit(config, run, origin.of(target), kept, calibration) if is_refitted else {}
+    write_checkpoint(run.output, cut_source(origin.of(target), kept, fitted))
     written = Checkpoint.open(run.output).source()
     name = "refit, as written" if is_refitted else "as written"
     steps.append(Step(name, target, _read(run, reference, written, "what was written")))
@@ -128,12 +144,17 @@ def _texts(config: Config, run: Run, parent: Checkpoint) -> tuple[Texts, Texts]:
     return left, data
 
 
-def _measure(config: Config, run: Run, source: Source, texts: Texts) -> Importance:
-    num_layers = source.config.num_layers
-    with run.progress(
-        num_layers * (3 if config.depth == "divergence" else 1), "measuring what is needed", unit="layers"
-    ) as bar:
-        return measure_importance(source, texts, config.dtype, bar, width=config.width, depth=config.depth)
+def _measure(config: Config, run: Run, source: Source, texts: Texts, *, is_narrower: bool) -> tuple[Importance, Origin]:
+    """Return how much each part is needed and what to cut from; a turned stream has channels of its own."""
+    layers = source.config.num_layers
+    with run.progress(layers * (3 if config.depth == "divergence" else 1), "measuring", unit="layers") as bar:
+        importance = measure_importance(source, texts, config.dtype, bar, width=config.width, depth=config.depth)
+    if not is_narrower or config.stream == "channels":
+        return importance, Origin(source, source)
+    turned = rotated(source, principal_directions(importance.stream_DD))
+    with run.progress(layers, "measuring the turned stream", unit="layers") as bar:
+        found = measure_importance(turned, texts, config.dtype, bar, width="contribution", depth="influence")
+    return replace(importance, dim_D=found.dim_D, energies=found.energies), Origin(source, turned)
 
 
 def _reference(config: Config, run: Run, source: Source, texts: Texts) -> Reference:
@@ -146,15 +167,15 @@ def _read(run: Run, reference: Reference, source: Source, description: str) -> R
         return reference.read(source, bar)
 
 
-def _search(config: Config, run: Run, source: Source, importance: Importance, texts: Texts) -> LlamaConfig:
+def _search(config: Config, run: Run, origin: Origin, importance: Importance, texts: Texts) -> LlamaConfig:
     """Return the least harmful sizes for the number of parameters, by what cuts of one kind alone cost."""
     assert config.parameters is not None
-    most, parent = parse_count(config.parameters), source.config
+    most, parent = parse_count(config.parameters), origin.source.config
     require_reachable(parent, most, config.heads, config.multiple)
-    reference = _reference(config, run, source, texts)
+    reference = _reference(config, run, origin.source, texts)
 
     def cost(size: LlamaConfig) -> float:
-        cut = cut_source(source, choose(importance, parent, size))
+        cut = cut_source(origin.of(size), choose(importance, parent, size))
         return _read(run, reference, cut, f"a cut to {size.num_parameters:,}").divergence
 
     curves = measure_curves(parent, config.heads, config.multiple, cost)
@@ -168,12 +189,13 @@ def _search(config: Config, run: Run, source: Source, importance: Importance, te
 
 
 def _choose_tying(
-    config: Config, run: Run, source: Source, importance: Importance, target: LlamaConfig, texts: Texts
+    config: Config, run: Run, origin: Origin, importance: Importance, target: LlamaConfig, texts: Texts
 ) -> Tying:
     """Return what the shared table is made of: that with which the cut model stays nearest to its parent."""
+    source = origin.of(target)
     if source.config.tie_embeddings or not target.tie_embeddings:
         return "embeddings"
-    reference, costs = _reference(config, run, source, texts), dict[Tying, float]()
+    reference, costs = _reference(config, run, origin.source, texts), dict[Tying, float]()
     for tying in TYINGS:
         cut = cut_source(source, choose(importance, source.config, target, tying))
         costs[tying] = _read(run, reference, cut, f"one table from {tying}").divergence
@@ -182,13 +204,13 @@ def _choose_tying(
 
 
 def _measure_steps(
-    run: Run, reference: Reference, importance: Importance, target: LlamaConfig, tying: Tying
+    run: Run, reference: Reference, origin: Origin, importance: Importance, target: LlamaConfig, tying: Tying
 ) -> Iterator[Step]:
     """Yield the model before and after each kind of cut, each on top of those before it."""
     parent = reference.parent
     yield Step("parent", parent.config, _read(run, reference, parent, "parent"))
     for kind, size in cuts(parent.config, target):
-        cut = cut_source(parent, choose(importance, parent.config, size, tying))
+        cut = cut_source(origin.of(size), choose(importance, parent.config, size, tying))
         yield Step(kind, size, _read(run, reference, cut, f"cut: {kind}"))
 
 

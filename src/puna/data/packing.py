@@ -14,6 +14,8 @@ import torch
 
 from puna.data.dataset import Dataset
 from puna.errors import ChatError, DataError
+from puna.model.attend import packed_attend
+from puna.model.llama import Attend
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,10 @@ class Batch:
     def positions_T(self) -> torch.Tensor:
         """Each token's place in its own example, from 0."""
         return torch.cat([torch.arange(length) for length in self.lengths])
+
+    def attend(self) -> Attend:
+        """Return causal attention within each example."""
+        return packed_attend(self.lengths)
 
 
 class Packer:

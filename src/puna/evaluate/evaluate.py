@@ -28,7 +28,7 @@ from puna.engine.sampler import Completion, SamplingParams
 from puna.errors import ConfigError
 from puna.evaluate.compare import describe_questions, diagnose, lines, section
 from puna.evaluate.report import draw_scores, print_scores, report
-from puna.evaluate.roles import Role, casts
+from puna.evaluate.roles import Roles, casts
 from puna.evaluate.scores import OVERALL, Answers, score
 from puna.run import Run
 from puna.shelf.shelf import follow
@@ -55,7 +55,7 @@ class Config(StageConfig):
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compute in")
     kv_cache: Literal["stored", "int8"] = Field(default="stored", description="what keys and values are kept in")
     compare: bool = Field(default=False, description="say why a student ends below the plain model or its own start")
-    roles: dict[Role, str] = Field(default={}, description="checkpoint in each role, where the lineage does not say it")
+    roles: Roles = Field(default=Roles(), description="who is who, where the lineage does not say it")
     general: list[str] = Field(
         default=[], description="names of tasks that are not the student's own: is it forgotten?"
     )
@@ -91,7 +91,7 @@ class Reply(NamedTuple):
 def run(config: Config, run: Run) -> None:
     """Write scores.json, speed.json, report.md, scores.png and conversations-NAME.jsonl for each checkpoint."""
     items = _items(config)
-    found = casts(config.checkpoints, config.roles) if config.compare else []
+    found = casts(config.checkpoints, config.roles.named()) if config.compare else []
     everyone: list[Answers] = []
     for name, path in config.checkpoints.items():
         answers = _resume(run, name) or _ask(config, run, name, path, items)

@@ -6,19 +6,33 @@ Nothing is measured here. What the lineage does not say, the settings can (`role
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
+
+from pydantic import Field
 
 from puna import artifact
+from puna.config import StageConfig
 from puna.diagnose.comparison import Side
 from puna.diagnose.record import Record
 from puna.errors import ConfigError
 from puna.tokenizer.tokenizer import Tokenizer
 
-Role = Literal["student", "plain", "start", "teacher"]
 # The widths that make two networks the same size, as config.json names them.
 WIDTHS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 # Inputs that a checkpoint is another form of: quantize, prune and merge keep what was trained.
 FORMS = ("checkpoint", "model", "base")
+
+
+class Roles(StageConfig):
+    """Who is who among the checkpoints, where their lineage does not say it."""
+
+    student: str = Field(default="", description="the model that is to be explained")
+    plain: str = Field(default="", description="the same network, trained without the teacher")
+    start: str = Field(default="", description="the model that the student began as")
+    teacher: str = Field(default="", description="the model that the student learned from")
+
+    def named(self) -> dict[str, str]:
+        return {role: name for role, name in self.model_dump().items() if name}
 
 
 class Cast(NamedTuple):
@@ -30,7 +44,7 @@ class Cast(NamedTuple):
     teacher: str | None
 
 
-def casts(checkpoints: Mapping[str, Path], roles: Mapping[Role, str]) -> list[Cast]:
+def casts(checkpoints: Mapping[str, Path], roles: Mapping[str, str]) -> list[Cast]:
     """Find every student with those beside it: all that learned from a teacher, or else from a start model given too.
 
     Raises ConfigError if there is none, or a role names no checkpoint.
@@ -57,7 +71,7 @@ def side(name: str, path: Path) -> Side:
     return Side(name, Record.read(run) if run else None, Tokenizer.load(path).fingerprint, text)
 
 
-def _others(roles: Mapping[Role, str]) -> set[str]:
+def _others(roles: Mapping[str, str]) -> set[str]:
     return {name for role, name in roles.items() if role != "student"}
 
 
@@ -69,7 +83,7 @@ def _students(checkpoints: Mapping[str, Path]) -> list[str]:
     return [name for name in whole if _teacher_hash(trained[name])] or whole
 
 
-def _cast(student: str, checkpoints: Mapping[str, Path], roles: Mapping[Role, str]) -> Cast:
+def _cast(student: str, checkpoints: Mapping[str, Path], roles: Mapping[str, str]) -> Cast:
     run = _run_of(checkpoints[student])
     inputs = artifact.read_manifest(run).inputs if run else {}
     hashes = {name: _hash(path) for name, path in checkpoints.items() if name != student}

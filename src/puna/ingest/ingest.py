@@ -1,4 +1,4 @@
-"""A folder of raw files -> documents.jsonl, conversations.jsonl, and rejected.jsonl with a reason for each record."""
+"""A folder of raw files -> documents, conversations, preferences, and rejected.jsonl with a reason for each record."""
 
 import contextlib
 from collections import Counter
@@ -13,10 +13,13 @@ from puna import licence
 from puna.chat.conversation import Conversation
 from puna.config import StageConfig
 from puna.data.document import Document
+from puna.data.preference import Preference
 from puna.data.shards import encode_row
 from puna.errors import ConfigError, DataError
 from puna.ingest.readers import FORMATS
 from puna.run import Run
+
+SHARDS: dict[type, str] = {Document: "documents", Conversation: "conversations", Preference: "preferences"}
 
 
 class Config(StageConfig):
@@ -34,7 +37,7 @@ def run(config: Config, run: Run) -> None:
     counts, reasons, first_reason = Counter[str](), Counter[str](), ""
     with contextlib.ExitStack() as stack, run.progress(len(files), "reading", unit="files") as bar:
         shards: dict[str, IO[bytes]] = {}
-        for name in ("documents", "conversations", "rejected"):
+        for name in (*SHARDS.values(), "rejected"):
             shards[name] = stack.enter_context((run.output / f"{name}.jsonl").open("wb"))
         for file in files:
             for name, line, reason in _read(config, file, run.licences):
@@ -50,10 +53,11 @@ def run(config: Config, run: Run) -> None:
             expected=f"records of format '{config.format}'",
             hint=f"The first of {counts['rejected']} reasons: {first_reason}",
         )
-    for name in ("documents", "conversations"):
+    for name in SHARDS.values():
         if not counts[name]:
             (run.output / f"{name}.jsonl").unlink()
-    run.log(", ".join(f"{counts[name]:,} {name}" for name in shards))
+    # Where there are no preferences, as mostly, nothing is said of them.
+    run.log(", ".join(f"{counts[name]:,} {name}" for name in shards if counts[name] or name != "preferences"))
     for reason, count in reasons.most_common():
         run.log(f"  rejected {count}: {reason}")
 
@@ -95,7 +99,7 @@ def _read(config: Config, file: Path, licences: set[str]) -> Iterator[tuple[str,
             row = replace(row, licence=row.licence or config.licence)
             licences |= {licence.identify(row.licence)} if row.licence else set()
         try:
-            yield "documents" if isinstance(row, Document) else "conversations", encode_row(row.to_json()), ""
+            yield SHARDS[type(row)], encode_row(row.to_json()), ""
         except DataError as error:
             yield _reject(row.id or source, str(error))
 

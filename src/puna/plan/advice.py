@@ -20,6 +20,7 @@ from puna.plan.arithmetic import (
     kv_bytes_per_token,
     plan_service,
 )
+from puna.plan.layout import LayoutPlan, propose_layout
 from puna.plan.training import Training, TrainingPlan, plan_training
 from puna.plan.units import show_bytes, show_devices
 
@@ -39,6 +40,7 @@ class Plan:
     training: Training
     service_plans: tuple[ServicePlan, ...]
     training_plan: TrainingPlan
+    layout: LayoutPlan | None
     advice: tuple[str, ...]
     assumptions: tuple[str, ...]
 
@@ -65,6 +67,7 @@ def make_plan(
         training,
         service_plans,
         training_plan,
+        propose_layout(config, training, machine, training_plan.num_devices),
         tuple(advice),
         tuple(_assumptions(machine, training)),
     )

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from puna.plan.advice import Plan
 from puna.plan.arithmetic import Machine, ServicePlan
+from puna.plan.layout import LayoutPlan, explain_layout
 from puna.plan.training import TrainingPlan
 from puna.plan.units import show_bytes, show_count, show_devices, show_duration, show_usd
 
@@ -30,6 +31,8 @@ def print_plan(made: Plan, console: Console) -> None:
     batch = f"batches of {training.batch_tokens:,}{examples}"
     console.print(f"\n[bold]Training[/bold] {kind} on {training.tokens:,} tokens, {batch}")
     console.print(_training_table(made))
+    if made.layout:
+        _print_layout(made.layout, console)
     console.print()
     for line in made.advice:
         console.print(f"[yellow]{line}[/yellow]")
@@ -78,6 +81,22 @@ def _training_table(made: Plan) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _print_layout(layout: LayoutPlan, console: Console) -> None:
+    console.print(f"\n[bold]Divided[/bold] between {layout.num_devices:,}: {layout}")
+    parts = {
+        "weights": layout.weights_bytes,
+        "moments": layout.moments_bytes,
+        "gradients": layout.gradients_bytes,
+        "gathered weights": layout.gathered_bytes,
+        "activations": layout.activations_bytes,
+        "logits": layout.logits_bytes,
+    }
+    listed = ", ".join(f"{name} {show_bytes(size)}" for name, size in parts.items())
+    console.print(f"  {show_bytes(layout.total_bytes)} on each: {listed}")
+    for line in explain_layout(layout):
+        console.print(f"  {line}")
 
 
 def _needed(result: ServicePlan | TrainingPlan, machine: Machine) -> str:

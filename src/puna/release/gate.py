@@ -217,8 +217,13 @@ def _judge_comparison(models: list[Model], comparisons: list[Comparison]) -> Ver
     is_missing = len(models) == 1 and models[0].task is not None
     reasons = ["it was compared with no other model: name `base`, `teacher` or `in_use`"] if is_missing else []
     demanded = [each for each in comparisons if each.suite == "task" and each.least is not None]
-    told = "; ".join(f"{_amount(each)} {ROLES[each.role]}" for each in demanded if each.outcome is Outcome.MET)
+    told = "; ".join(_summary(each) for each in demanded if each.outcome is Outcome.MET)
     return Verdict("comparison", reasons, told)
+
+
+def _summary(comparison: Comparison) -> str:
+    allowed = f" ({-POINTS * (comparison.least or 0):.1f} are allowed)" if comparison.difference.mean < 0 else ""
+    return f"{_amount(comparison)} {ROLES[comparison.role]}{allowed}"
 
 
 def _judge_suite(suite: str, comparisons: list[Comparison]) -> Verdict:

@@ -1,8 +1,9 @@
 """A teacher, or what `puna label` kept of one, and conversations -> a student that foresees what the teacher foresees.
 
-Teacher and student share a tokenizer.
+Teacher and student share a tokenizer, unless it is the likelihoods of spans that are compared.
 """
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Self
 
@@ -10,19 +11,23 @@ from pydantic import Field, model_validator
 
 from puna.chat.format import ChatFormat
 from puna.checkpoint.checkpoint import Checkpoint
+from puna.data.dataset import LABELS, Dataset
 from puna.data.labels import LabelHeader, read_header
 from puna.errors import ConfigError
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.labelling.local import LocalTeacher
 from puna.train.loop.loop import train
 from puna.train.loop.settings import TrainConfig
 from puna.train.loop.start import starting_model
-from puna.train.objectives.divergence import Divergence
-from puna.train.objectives.live_teacher import LiveTeacher
-from puna.train.objectives.stored_labels import StoredLabels
+from puna.train.objectives.imitation.across_tokenizers import AcrossTokenizers, Knows, live_knowledge, stored_knowledge
+from puna.train.objectives.imitation.divergence import Divergence
+from puna.train.objectives.imitation.live_teacher import LiveTeacher
+from puna.train.objectives.imitation.on_policy import Answering, OnPolicy, OnPolicyTeacher, Pool
+from puna.train.objectives.imitation.stored_labels import StoredLabels
 
-TOKENIZER_HINT = "Train the student with tokenizer = the teacher's directory"
+TOKENIZER_HINT = "Train the student with tokenizer = the teacher's directory, or give divergence.kind = 'spans'"
 
 
 class Config(TrainConfig):
@@ -35,6 +40,7 @@ class Config(TrainConfig):
     teacher_weight: float = Field(default=0.8, ge=0, le=1, description="share of the teacher in the loss")
     divergence: Divergence = Field(default=Divergence(), description="how far from the teacher the student is")
     every_token: bool = Field(default=False, description="learn all tokens, not only what the assistant says")
+    on_policy: OnPolicy | None = Field(default=None, description="learn from the student's own answers too")
 
     @model_validator(mode="after")
     def _has_one_teacher(self) -> Self:
@@ -42,6 +48,10 @@ class Config(TrainConfig):
             raise ValueError("exactly one of 'teacher' (a checkpoint) and 'labels' (made by `puna label`)")
         if (self.teacher is None) == bool(self.data):
             raise ValueError("'data' beside 'teacher', and only there: labels hold the tokens that they are about")
+        if self.labels and self.on_policy:
+            raise ValueError("no on_policy with labels: the student's own answers are judged by a teacher in memory")
+        if self.divergence.kind == "spans" and (self.on_policy or self.temperature != 1):
+            raise ValueError("neither on_policy nor another temperature than 1 with divergence.kind = 'spans'")
         if self.labels and self.fresh_identifiers:
             raise ValueError("no fresh_identifiers with labels: `puna label` draws them, with copies = 4 four times")
         return self
@@ -54,14 +64,44 @@ def run(config: Config, run: Run) -> None:
         labels = read_header(config.labels)
         require_fit(config, labels, model, tokenizer)
         run.log(_described(labels))
-        train(
-            config.model_copy(update={"data": [config.labels]}), run, stored_labels(config, tokenizer), model, tokenizer
-        )
+        objective = _spans_of_labels if config.divergence.kind == "spans" else stored_labels
+        read = config.model_copy(update={"data": [config.labels]})
+        train(read, run, objective(config, tokenizer), model, tokenizer)
         return
     assert config.teacher
     teacher = Checkpoint.open(config.teacher)
+    if config.divergence.kind == "spans":
+        train(config, run, _spans_of_teacher(config, tokenizer, teacher), model, tokenizer)
+        return
     _require_shared_tokenizer(config.teacher, teacher, model, tokenizer)
-    train(config, run, live_teacher(config, tokenizer, teacher.load(config.dtype)), model, tokenizer)
+    objective = live_teacher(config, tokenizer, teacher.load(config.dtype))
+    if config.on_policy is None:
+        train(config, run, objective, model, tokenizer)
+        return
+    pool = Pool()
+    answering = Answering(config.on_policy, config, run, model, objective.chat, pool)
+    told = {each.name: getattr(objective, each.name) for each in fields(objective)}
+    mixed = OnPolicyTeacher(**told, share=config.on_policy.share, pool=pool)
+    train(config, run, mixed, model, tokenizer, before_step=answering)
+
+
+def _spans_of_teacher(config: Config, tokenizer: Tokenizer, teacher: Checkpoint) -> AcrossTokenizers:
+    context = teacher.config.max_context
+    size = {"top_k": 1, "temperature": 1.0, "context": context, "batch_tokens": context}
+    asked = LocalTeacher(teacher.load(config.dtype), dtype=config.dtype, **size)
+    return _across(config, tokenizer, teacher.tokenizer(), live_knowledge(asked))
+
+
+def _spans_of_labels(config: Config, tokenizer: Tokenizer) -> AcrossTokenizers:
+    assert config.labels
+    known = stored_knowledge(Dataset([config.labels], (LABELS,)))
+    return _across(config, tokenizer, Tokenizer.load(config.labels), known)
+
+
+def _across(config: Config, tokenizer: Tokenizer, other: Tokenizer, knows: Knows) -> AcrossTokenizers:
+    chats = ChatFormat(tokenizer), ChatFormat(other)
+    settings = (config.every_token, config.fresh_identifiers)
+    return AcrossTokenizers(chats[0], *settings, chats[1], knows, config.teacher_weight)
 
 
 def live_teacher(config: Config, tokenizer: Tokenizer, teacher: Llama) -> LiveTeacher:
@@ -92,10 +132,10 @@ def stored_labels(config: Config, tokenizer: Tokenizer) -> StoredLabels:
 
 def require_fit(config: Config, labels: LabelHeader, model: Llama, tokenizer: Tokenizer) -> None:
     """Refuse labels that are about other tokens than the student's, or that were taken otherwise than is asked for."""
-    if labels.tokenizer != tokenizer.fingerprint:
+    if labels.tokenizer != tokenizer.fingerprint and config.divergence.kind != "spans":
         given = f"labels {config.labels} are of another tokenizer than the student's"
         raise ConfigError(given, expected="the same tokenizer.json", hint=TOKENIZER_HINT)
-    if labels.vocab_size > model.config.vocab_size:
+    if labels.vocab_size > model.config.vocab_size and config.divergence.kind != "spans":
         given = f"labels {config.labels} of {labels.vocab_size:,} token ids"
         raise ConfigError(given, expected=f"at most the student's {model.config.vocab_size:,}")
     for name in ("temperature", "every_token"):

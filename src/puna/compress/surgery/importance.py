@@ -49,13 +49,15 @@ class LayerImportance(NamedTuple):
 class Importance:
     """How much the parts of a network are needed: more is more, in units that compare within one kind and one layer.
 
-    `energies` are the mean squares of the channels before each norm, by its path, where the mean over them is 1.
+    `energies` are the mean squares of the channels before each norm, by its path, where the mean over them is 1;
+    `stream_DD` is the mean product of each two of them, summed over the norms.
     """
 
     layers: tuple[LayerImportance, ...]
     depth_L: torch.Tensor
     dim_D: torch.Tensor
     energies: dict[str, torch.Tensor]
+    stream_DD: torch.Tensor
 
 
 @dataclass
@@ -81,7 +83,7 @@ def measure_importance(
 ) -> Importance:
     """Measure all parts on these texts; `bar` has a unit a layer, with depth "divergence" three."""
     batches, layers = first_batches(source, texts, dtype), list[LayerImportance]()
-    energies, reads = dict[str, torch.Tensor](), list[torch.Tensor]()
+    energies, reads, stream_DD = dict[str, torch.Tensor](), list[torch.Tensor](), torch.zeros(())
     for index in range(source.config.num_layers):
         block = read_block(source, index)
         after, moments = _through_watched(block, batches, is_square=width == "elimination")
@@ -90,6 +92,7 @@ def measure_importance(
             energies[f"layers.{index}.{name}"] = moments.mean(f"{name} in")
             weights = [block.get_parameter(f"{part}.weight").float() for part in parts]
             reads.append(sum(weight.square().sum(0) for weight in weights) * moments.mean(f"{name} out"))
+        stream_DD = stream_DD + moments.mean("stream")
         batches = after
         bar.advance()
     norm, last = last_norm(source), Moments(num_tokens=sum(len(text.ids) for text in texts))
@@ -101,7 +104,7 @@ def measure_importance(
     depth_L = influences_L if depth == "influence" else divergences_without(source, texts, dtype, bar)
     # Every reader counts alike: what it reads of a channel as a share of all that it reads.
     dim_D = torch.stack([read_D / read_D.sum().clamp(min=1e-30) for read_D in reads]).mean(0)
-    return Importance(tuple(layers), depth_L, dim_D, energies)
+    return Importance(tuple(layers), depth_L, dim_D, energies, stream_DD + last.mean("stream"))
 
 
 @torch.no_grad()
@@ -148,6 +151,7 @@ def _add_norm(moments: Moments, name: str, x_TD: torch.Tensor, norm: RMSNorm) ->
     """Sum up the squares of a norm's input, scaled to a mean of 1 a token, and of what it gives out."""
     x_TD = F.rms_norm(x_TD.float(), (x_TD.shape[-1],), eps=norm.eps)
     squares_D = x_TD.square().sum(0)
+    moments.add("stream", x_TD.T @ x_TD)
     moments.add(f"{name} in", squares_D)
     moments.add(f"{name} out", squares_D * norm.weight.float().square())
 

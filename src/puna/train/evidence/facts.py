@@ -11,6 +11,7 @@ from typing import Any
 from puna.chat.conversation import Conversation
 from puna.chat.format import ChatFormat
 from puna.data.dataset import Dataset, Document
+from puna.data.labels import LabelledRow
 from puna.errors import PunaError
 from puna.model.llama import Llama
 from puna.tokenizer.tokenizer import Tokenizer
@@ -47,6 +48,8 @@ def copies_share(dataset: Dataset) -> float:
 def _said(row: object) -> str:
     if isinstance(row, Document):
         return row.text
+    if isinstance(row, LabelledRow):
+        return row.ids_T.tobytes().hex()
     return repr(row.messages if isinstance(row, Conversation) else row)
 
 

@@ -29,7 +29,8 @@ def open_record(
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     facts = gather_facts(objective, model, tokenizer, dataset)
-    facts["start_data_loss"] = start_data_loss(config, model, tokenizer)
+    # Of a network that several processes hold none can compute alone.
+    facts["start_data_loss"] = start_data_loss(config, model, tokenizer) if run.num_ranks == 1 else None
     artifact.write_text(path, json.dumps(facts, indent=2) + "\n")
     return facts
 

@@ -9,30 +9,32 @@ Shapes: T tokens of a batch, D model width.
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from puna.checkpoint.checkpoint import save_checkpoint
+from puna.checkpoint.checkpoint import save_checkpoint, write_checkpoint
 from puna.data.dataset import Dataset
-from puna.data.packing import Batch, Encode, Packer
+from puna.data.packing import Batch, Encode, Packer, Position
 from puna.errors import ConfigError, TrainError
-from puna.model.attend import packed_attend
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.evidence.counts import TokenCounter
-from puna.train.evidence.measure import mean_loss
 from puna.train.evidence.record import close_record, open_record
 from puna.train.loop.adapter import describe_training, write_adapter
 from puna.train.loop.optimizer import learning_rate, make_optimizer
 from puna.train.loop.plot import plot_losses
 from puna.train.loop.settings import TrainConfig
-from puna.train.loop.state import TrainState, load_state, save_state
+from puna.train.loop.state import TrainState, load_state, save_state, take_whole, whole_network
 from puna.train.loop.stopping import asked_to_stop
 from puna.train.objectives.objective import Objective
+from puna.train.parallel.apply import join, shard_again
+from puna.train.parallel.gradients import clip_gradients
+from puna.train.parallel.shares import run_shares
+from puna.train.parallel.team import Team
 from puna.train.preview.preview import look_ahead, look_back
 
 SKIPS_THAT_STOP = 3
@@ -51,7 +53,9 @@ class Training:
     optimizer: torch.optim.AdamW
     packer: Packer
     progress: TrainState
+    team: Team
     counter: TokenCounter
+    before_step: Callable[[int], None]
 
     @property
     def done(self) -> float:
@@ -67,35 +71,68 @@ class Training:
         return self.packer.progress(self.progress.position)
 
 
-def train(config: TrainConfig, run: Run, objective: Objective, model: Llama, tokenizer: Tokenizer) -> None:
-    """Train `model` in place and write it as a checkpoint into the run's output."""
+def train(
+    config: TrainConfig,
+    run: Run,
+    objective: Objective,
+    model: Llama,
+    tokenizer: Tokenizer,
+    *,
+    before_step: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Train `model` in place and write it as a checkpoint into the run's output.
+
+    `before_step` is told the number of each step, before its batches are read.
+    """
     if config.context > model.config.max_context:
         raise ConfigError(
             f"context = {config.context}", expected=f"at most {model.config.max_context}, the model's own"
         )
+    team = join(config, run, objective, model)
     if config.adapter is not None:
         run.log(describe_training(model))
     model.train()
     optimizer = make_optimizer(model, config.optim)
-    progress = load_state(run.directory / "states", model, optimizer, run.log)
+    progress = load_state(run.directory / "states", model, optimizer, run.log, team)
     packer = _packer(config, objective, config.data, objective.draw, num_too_long=progress.num_too_long)
-    training = Training(config, run, objective, model, optimizer, packer, progress, TokenCounter(tokenizer))
-    record = open_record(config, run, objective, model, tokenizer, packer.dataset)
-    preview = look_ahead(config, run, objective, model, tokenizer, packer, lambda batch: _backward(training, batch))
+    training = Training(
+        config, run, objective, model, optimizer, packer, progress, team, TokenCounter(tokenizer), before_step
+    )
+    record = open_record(config, run, objective, model, tokenizer, packer.dataset) if team.is_first else {}
+    preview = None
+    if team.size == 1:  # of a network that several processes hold none can try a batch alone
+        preview = look_ahead(config, run, objective, model, tokenizer, packer, lambda batch: _backward(training, batch))
     if progress.step:
         run.log(f"going on after step {progress.step}")
     run.rewind_metrics(progress.step)
     _loop(training)
-    look_back(preview, run, model)
+    if preview is not None:
+        look_back(preview, run, model)
     if progress.num_too_long:
         run.log(f"passed over conversations longer than {config.context} tokens: {progress.num_too_long} times")
     model.eval()
-    if config.adapter is None:
+    save_trained(training, tokenizer)
+    if team.is_first:
+        ended = {"num_too_long": progress.num_too_long, "epochs": training.epochs}
+        close_record(record, config, run, model, tokenizer, **ended)
+        plot_losses(run.read_metrics(), run.output / "loss.png", title=run.stage)
+
+
+def save_trained(training: Training, tokenizer: Tokenizer) -> None:
+    """Write the checkpoint; of many processes the first reads it from the state that all write, tensor by tensor."""
+    run, model, team = training.run, training.model, training.team
+    if team.size > 1:
+        path = save_state(run.directory / "states", model, training.optimizer, training.progress, run.key, team)
+        if not team.is_first:
+            return
+        if training.config.adapter is None:
+            write_checkpoint(run.output, whole_network(path, model.config, tokenizer))
+            return
+        take_whole(path, model)
+    if training.config.adapter is None:
         save_checkpoint(run.output, model, tokenizer)
     else:
-        write_adapter(config, run, model)
-    close_record(record, config, run, model, tokenizer, num_too_long=progress.num_too_long, epochs=training.epochs)
-    plot_losses(run.read_metrics(), run.output / "loss.png", title=run.stage)
+        write_adapter(training.config, run, model)
 
 
 def _loop(training: Training) -> None:
@@ -114,10 +151,14 @@ def _loop(training: Training) -> None:
             note = f"loss {losses['loss']:.3f}  {rate:,.0f} tokens/s"
             bar.advance(int(training.done * 1000) - thousandths, note=note)
             thousandths = int(training.done * 1000)
-            if is_stopping() or time.monotonic() - saved > 60 * config.save_minutes:
-                save_state(run.directory / "states", training.model, training.optimizer, progress, run.key)
+            is_due = training.team.is_first and time.monotonic() - saved > 60 * config.save_minutes
+            is_ending, is_saving = map(bool, training.team.sum(is_stopping(), is_due))
+            if is_ending or is_saving:
+                save_state(
+                    run.directory / "states", training.model, training.optimizer, progress, run.key, training.team
+                )
                 saved = time.monotonic()
-            if is_stopping():
+            if is_ending:
                 raise KeyboardInterrupt
 
 
@@ -125,18 +166,15 @@ def _step(training: Training) -> dict[str, float]:
     """Take one optimizer step and return the mean losses; skip it if anything is not finite."""
     progress, optimizer = training.progress, training.optimizer
     # What a step draws (dropout) depends on its number alone: a run that goes on draws what one without a break does.
-    torch.manual_seed(random.Random(f"{training.config.seed} {progress.step}").getrandbits(63))
+    told = (training.config.seed, progress.step, *training.team.own_seed)
+    torch.manual_seed(random.Random(" ".join(map(str, told))).getrandbits(63))
+    training.before_step(progress.step)
     rate = learning_rate(training.config.optim, progress.step, training.done)
     batches = list(_take(training, training.config.accumulate))
     num_counted = sum(training.objective.num_counted(batch) for batch in batches)
-    sums: dict[str, float] = {}
-    for batch in batches:
-        losses = _losses(training, batch)
-        (losses["loss"] / max(1, num_counted)).backward()
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
-        progress.tokens += len(batch.tokens_T)
-    norm = torch.nn.utils.clip_grad_norm_(training.model.parameters(), training.config.optim.clip).item()
+    sums = run_batches(training, batches, divisor=max(1, num_counted))
+    progress.tokens += sum(len(batch.tokens_T) for batch in batches)
+    norm = clip_gradients(training.model, training.team, training.config.optim.clip)
     if math.isfinite(norm) and all(map(math.isfinite, sums.values())):
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -161,14 +199,22 @@ def _take(training: Training, count: int) -> Iterator[Batch]:
         yield batch
 
 
-def _losses(training: Training, batch: Batch) -> dict[str, torch.Tensor]:
-    attend = packed_attend(batch.lengths)
-    hidden_TD = training.model(batch.tokens_T, batch.positions_T, attend, dtype=training.config.dtype)
-    return training.objective.losses(training.model, hidden_TD, batch)
+def run_batches(training: Training, batches: list[Batch], *, divisor: int) -> dict[str, float]:
+    """Return the sums over batches, of which each process computes its share; gradients are of the loss / divisor."""
+    model, objective, dtype = training.model, training.objective, training.config.dtype
+
+    def forward(batch: Batch, tokens_T: torch.Tensor) -> torch.Tensor:
+        return model(tokens_T, batch.positions_T, batch.attend(), dtype=dtype)
+
+    def losses(batch: Batch, hidden_TD: torch.Tensor) -> dict[str, torch.Tensor]:
+        return objective.losses(model, hidden_TD, batch)
+
+    width = model.config.dim
+    return run_shares(training.team, batches, forward, losses, divisor=divisor, width=width, dtype=dtype)
 
 
 def _backward(training: Training, batch: Batch) -> None:
-    _losses(training, batch)["loss"].backward()
+    run_batches(training, [batch], divisor=1)
 
 
 def _skip(training: Training) -> None:
@@ -184,11 +230,21 @@ def _skip(training: Training) -> None:
         )
 
 
+@torch.no_grad()
 def validation_loss(training: Training) -> float:
     """Mean loss over the first batches of the validation data, the same ones every time."""
     config, objective = training.config, training.objective
     packer = _packer(config, objective, config.validation, objective.encode)
-    return mean_loss(training.model, objective, packer, config.dtype, MAX_VALIDATION_BATCHES)
+    batches, position = list[Batch](), Position()
+    while len(batches) < MAX_VALIDATION_BATCHES and not position.epoch:
+        batch, position = packer.next(position)
+        batches.append(batch)
+    training.model.eval()
+    count = max(1, sum(map(objective.num_counted, batches)))
+    loss = run_batches(training, batches, divisor=count)["loss"] / count
+    shard_again(training.model)
+    training.model.train()
+    return loss
 
 
 def _packer(

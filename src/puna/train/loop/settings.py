@@ -32,6 +32,15 @@ class Optim(StageConfig):
     clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
 
 
+class Parallel(StageConfig):
+    """How the processes that torchrun started divide the work; by default each reads batches of its own."""
+
+    data: int | None = Field(default=None, ge=1, description="ways to divide batches; default: what the others leave")
+    tensor: int = Field(default=1, ge=1, description="ways to divide matrices: heads, MLP, vocabulary")
+    context: int = Field(default=1, ge=1, description="ways to divide the tokens of a batch")
+    pipeline: int = Field(default=1, ge=1, description="ways to divide the layers")
+
+
 Target = Literal[
     "all", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"
 ]  # fmt: skip
@@ -80,6 +89,7 @@ class TrainConfig(StageConfig):
     seed: int = Field(default=0, ge=0, description="of the initial weights and the order of the data")
     save_minutes: float = Field(default=3.0, gt=0, description="minutes between checkpoints to resume from")
     fresh_identifiers: bool = Field(default=False, description="new random digits for identifiers in every epoch")
+    parallel: Parallel = Field(default=Parallel(), description="how many processes share the work")
     validation: list[Path] = Field(default=[], description="datasets for a validation loss, ten times a run")
 
     @model_validator(mode="after")

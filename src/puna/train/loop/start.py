@@ -10,6 +10,7 @@ from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import ConfigError
 from puna.model.config import SIZES, LlamaConfig
 from puna.model.llama import Llama
+from puna.run import ranks
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.loop.adapter import adapted_start
 from puna.train.loop.settings import TrainConfig
@@ -33,7 +34,9 @@ def _start(config: TrainConfig) -> tuple[Llama, Tokenizer]:
         if checkpoint.is_quantized:
             hint = "An adapter can be trained beside it: the table [adapter], or --adapter.rank 16"
             raise ConfigError(f"start = {config.start} is quantized", expected="float weights", hint=hint)
-        return checkpoint.load(torch.float32), checkpoint.tokenizer()
+        # Several processes take in float32 what they keep of it: parallelize.
+        is_alone = ranks()[1] == 1
+        return checkpoint.load(torch.float32 if is_alone else None), checkpoint.tokenizer()
     assert config.tokenizer is not None
     tokenizer = Tokenizer.load(config.tokenizer)
     model = Llama(_size(config, tokenizer.vocab_size))

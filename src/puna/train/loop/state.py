@@ -1,6 +1,7 @@
 """The state of a training run <-> directories that survive a kill at any moment: weights, moments, position, step.
 
-The two newest are kept; one whose hashes do not match is passed over for the one before.
+The two newest are kept; one whose hashes do not match is passed over for the one before. Each process writes the parts
+that it holds, and reads those that it needs, whatever layout wrote them.
 """
 
 import json
@@ -10,14 +11,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from puna import artifact
-from puna.checkpoint.writer import Entry, write_file
+from puna.checkpoint.source import Source
 from puna.data.packing import Position
 from puna.errors import ArtifactError
+from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
+from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.loop.optimizer import trained_parameters
+from puna.train.parallel.parts import Part, box_of, like, local_part, owned_parameters
+from puna.train.parallel.pieces import Pieces, file_name, write_pieces
+from puna.train.parallel.team import Team
 
 KEPT = 2
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -38,51 +43,119 @@ class TrainState:
     num_too_long: int = 0
 
 
-def save_state(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, progress: TrainState, key: str) -> None:
-    """Write the state of this step atomically, then drop all but the two newest."""
+def save_state(
+    directory: Path,
+    model: Llama,
+    optimizer: torch.optim.Optimizer,
+    progress: TrainState,
+    key: str,
+    team: Team = Team(),  # noqa: B008
+) -> Path:
+    """Write the state of this step atomically, then drop all but the two newest; all processes of a team together."""
     path = directory / f"step-{progress.step:08d}"
-    with artifact.writing(path) as partial:
-        write_file(partial / "model.safetensors", _entries(dict(trained_parameters(model))))
-        write_file(partial / "optimizer.safetensors", _entries(_moments(model, optimizer)))
-        artifact.write_text(partial / "progress.json", json.dumps(asdict(progress)))
-        artifact.commit(partial, path, artifact.Manifest("training state", "train", key, {}, {}, {}))
-    for old in [*_states(directory)[KEPT:], *directory.glob(".step-*")]:  # hidden: left by a kill while saving
-        shutil.rmtree(old)
+    if not team.is_first:
+        team.wait()
+        _write_parts(path.parent / f".{path.name}.partial", model, optimizer, team)
+        team.wait()
+    else:
+        with artifact.writing(path) as partial:
+            team.wait()
+            _write_parts(partial, model, optimizer, team)
+            artifact.write_text(partial / "progress.json", json.dumps(asdict(progress)))
+            team.wait()
+            hashed = _collect_hashes(partial)
+            manifest = artifact.Manifest("training state", "train", key, {}, {}, {})
+            artifact.commit(partial, path, manifest, hashed=hashed)
+        for old in [*_states(directory)[KEPT:], *directory.glob(".step-*")]:  # hidden: left by a kill while saving
+            shutil.rmtree(old)
+    team.wait()
+    return path
 
 
 def load_state(
-    directory: Path, model: Llama, optimizer: torch.optim.Optimizer, log: Callable[[str], None]
+    directory: Path,
+    model: Llama,
+    optimizer: torch.optim.Optimizer,
+    log: Callable[[str], None],
+    team: Team = Team(),  # noqa: B008
 ) -> TrainState:
     """Fill model and optimizer from the newest state that is whole; a fresh TrainState if there is none."""
+    team.wait()
     for path in _states(directory):
+        problem = ""
         try:
-            artifact.verify(path)
+            artifact.verify(path, part=team.rank, num_parts=team.size)
         except ArtifactError as error:
-            log(f"passed over a saved state: {error}")
+            problem = str(error)
+        if team.sum(bool(problem))[0]:
+            log(f"passed over a saved state: {problem or f'{path} was altered or cut short'}")
             continue
-        weights, moments = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
-        with torch.no_grad():
-            for name, parameter in trained_parameters(model):
-                parameter.copy_(weights[name])
-                for kind in MOMENTS:
-                    if f"{name}.{kind}" in moments:  # none yet if every step so far was skipped
-                        optimizer.state[parameter][kind] = moments[f"{name}.{kind}"]
+        _read_parts(path, model, optimizer)
         values = json.loads((path / "progress.json").read_text())
         return TrainState(**{**values, "position": Position(**values["position"])})
     return TrainState()
 
 
-def _states(directory: Path) -> list[Path]:
-    return sorted((path for path in directory.glob("step-*") if artifact.is_artifact(path)), reverse=True)
+def whole_network(path: Path, config: LlamaConfig, tokenizer: Tokenizer) -> Source:
+    """Return the network of a state, one tensor at a time, whoever held which part of it."""
+    pieces = Pieces(path, "model")
+
+    def read(name: str) -> torch.Tensor:
+        return pieces.read_all(name.removeprefix("model."))
+
+    return Source("state", config, torch.float32, read, tokenizer)
 
 
-def _entries(tensors: dict[str, torch.Tensor]) -> list[Entry]:
-    return [Entry(name, tensor.dtype, tuple(tensor.shape), tensor.detach) for name, tensor in tensors.items()]
+def take_whole(path: Path, model: Llama) -> None:
+    """Put all that a state holds into `model` as it was before it was divided."""
+    pieces = Pieces(path, "model")
+    for name, _ in list(trained_parameters(model)):
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, torch.nn.Parameter(pieces.read_all(name)))
 
 
-def _moments(model: Llama, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}.{kind}": value
-        for name, parameter in trained_parameters(model)
+def _write_parts(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, team: Team) -> None:
+    owned = {name: each for name, each in owned_parameters(model, team).items() if each.requires_grad}
+    weights = {name: _part(parameter, parameter) for name, parameter in owned.items()}
+    moments = {
+        f"{name}.{kind}": _part(value, parameter)
+        for name, parameter in owned.items()
         for kind, value in optimizer.state[parameter].items()
     }
+    for kind, parts in (("model", weights), ("optimizer", moments)):
+        name = file_name(kind, team.rank, team.size)
+        write_pieces(directory / name, parts)
+        if team.size > 1:
+            artifact.write_text(directory / f".{name}.json", json.dumps(artifact.entry(directory / name)))
+
+
+def _part(value: torch.Tensor, parameter: torch.nn.Parameter) -> Part:
+    """Return what is held of a parameter, or of a moment that lies as it does; the number of steps is one for all."""
+    if not value.dim():
+        return Part(value, (), ())
+    return Part(local_part(value), box_of(parameter), tuple(parameter.shape))
+
+
+def _collect_hashes(directory: Path) -> dict[str, dict[str, object]]:
+    """Take the hashes that each process left of the files it wrote: one alone would read the whole state again."""
+    notes = {path.name[1:].removesuffix(".json"): path for path in directory.glob(".*.safetensors.json")}
+    hashed = {name: json.loads(path.read_text()) for name, path in notes.items()}
+    for path in notes.values():
+        path.unlink()
+    return hashed
+
+
+def _read_parts(path: Path, model: Llama, optimizer: torch.optim.Optimizer) -> None:
+    weights, moments = Pieces(path, "model"), Pieces(path, "optimizer")
+    with torch.no_grad():
+        for name, parameter in trained_parameters(model):
+            box = box_of(parameter)
+            local_part(parameter).copy_(weights.read(name, box))
+            for kind in MOMENTS:
+                if f"{name}.{kind}" in moments:  # none yet if every step so far was skipped
+                    value = moments.read(f"{name}.{kind}", () if kind == "step" else box).to(parameter.device)
+                    optimizer.state[parameter][kind] = value if kind == "step" else like(parameter, value)
+
+
+def _states(directory: Path) -> list[Path]:
+    return sorted((path for path in directory.glob("step-*") if artifact.is_artifact(path)), reverse=True)

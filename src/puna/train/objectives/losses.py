@@ -7,14 +7,17 @@ Shapes: M trained tokens, C of these at once, D model width, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from puna.model.llama import Embedding, Linear, Llama
+from puna.train.parallel import vocabulary
 
 # What is known of each trained token: tensors with a row for each.
 Rows = Mapping[str, torch.Tensor]
@@ -38,11 +41,13 @@ def summed_over_tokens(model: Llama, hidden_MD: torch.Tensor, rows: Rows, terms:
     for part in _chunks(len(hidden_MD), model.config.vocab_size):
         hidden_CD = hidden_MD[part].detach().requires_grad_(hidden_MD.requires_grad)
         with torch.set_grad_enabled(is_differentiated):
-            found = terms(head.logits(hidden_CD), {name: row[part] for name, row in rows.items()})
+            own = {name: row[part][head.share(len(hidden_CD))] for name, row in rows.items()}
+            found = terms(head.logits(hidden_CD), own)
         if is_differentiated:
             _add_gradients(found["loss"], (hidden_CD, *head.leaves), gradients, part)
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + value.detach()
+    sums = head.summed(sums)
     if is_differentiated:
         sums["loss"] = _WithGradients.apply(sums["loss"], gradients, *inputs)  # type: ignore[assignment]
     return sums
@@ -55,7 +60,13 @@ def token_log_probabilities(model: Llama, hidden_MD: torch.Tensor, targets_M: to
     """
 
     def known(hidden_CD: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-        return -F.cross_entropy(model.logits(hidden_CD), targets_C, reduction="none")
+        weight = _weight(model)
+        if weight is None or not vocabulary.is_divided(weight):
+            return -F.cross_entropy(model.logits(hidden_CD), targets_C, reduction="none")
+        logits_CV = vocabulary.logits_of_share(hidden_CD, weight)
+        own = vocabulary.share_of(len(targets_C), weight)
+        losses_C = F.cross_entropy(logits_CV, targets_C[own], reduction="none")
+        return vocabulary.of_all_tokens(-losses_C, len(targets_C), weight)
 
     parts = _chunks(len(hidden_MD), model.config.vocab_size)
     chunks = [checkpoint(known, hidden_MD[part], targets_M[part], use_reentrant=False) for part in parts]
@@ -94,16 +105,34 @@ class _Head(NamedTuple):
     parameters: tuple[torch.Tensor, ...]
     leaves: tuple[torch.Tensor, ...]
     logits: Callable[[torch.Tensor], torch.Tensor]
+    divided: DTensor | None = None
 
     @classmethod
     def of(cls, model: Llama, dtype: torch.dtype) -> "_Head":
-        module = model.embed_tokens if model.lm_head is None else model.lm_head
-        if isinstance(module, Linear | Embedding):
+        module, weight = model.embed_tokens if model.lm_head is None else model.lm_head, _weight(model)
+        if weight is not None:
             # Rounded once, not for each chunk.
-            weight_VD = module.weight.detach().to(dtype).requires_grad_(module.weight.requires_grad)
-            return cls((module.weight,), (weight_VD,), lambda hidden_CD: F.linear(hidden_CD, weight_VD).float())
+            weight_VD = weight.detach().to(dtype).requires_grad_(weight.requires_grad)
+            if vocabulary.is_divided(weight_VD):
+                logits = partial(vocabulary.logits_of_share, weight_VD=weight_VD)
+                return cls((weight,), (weight_VD,), logits, weight_VD)
+            return cls((weight,), (weight_VD,), lambda hidden_CD: F.linear(hidden_CD, weight_VD).float())
         parameters = tuple(parameter for parameter in module.parameters() if parameter.requires_grad)
         return cls(parameters, parameters, model.logits)
+
+    def share(self, count: int) -> slice:
+        """Return which of `count` tokens `logits` gives the logits of: all, or this rank's."""
+        return slice(count) if self.divided is None else vocabulary.share_of(count, self.divided)
+
+    def summed(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the sums over all tokens."""
+        return sums if self.divided is None else vocabulary.summed_over_shares(sums, self.divided)
+
+
+def _weight(model: Llama) -> torch.Tensor | None:
+    """Return the matrix that gives logits, if that is all there is."""
+    module = model.embed_tokens if model.lm_head is None else model.lm_head
+    return module.weight if isinstance(module, Linear | Embedding) else None
 
 
 class _WithGradients(torch.autograd.Function):

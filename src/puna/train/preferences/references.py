@@ -36,7 +36,8 @@ def _compute(
     dataset = Dataset(sources, objective.kinds)
     sizes = {"batch_tokens": config.batch_tokens, "context": config.context}
     packer = Packer(dataset, objective.answers, seed=config.seed, is_cut=False, **sizes)
-    path = run.directory / "references" / f"{name}.jsonl"
+    # Of several processes each asks its own copy of the reference, before the network is divided.
+    path = run.directory / "references" / f"{name}{f'-{run.rank}' if run.rank else ''}.jsonl"
     rows = _resume(path)
     position = Position(**rows[-1]["position"]) if rows else Position()
     model.eval()

@@ -12,10 +12,13 @@ import torch
 
 from puna.checkpoint.memory import machine_memory
 from puna.data.packing import Batch
+from puna.model.adapted import adapted_modules
 from puna.model.llama import Llama
+from puna.model.lora import ADAPTED
 from puna.plan.arithmetic import Device, Machine
 from puna.plan.training import Training, plan_training
 from puna.train.loop.settings import Optim, TrainConfig
+from puna.train.objectives.live_teacher import LiveTeacher
 from puna.train.objectives.objective import Objective
 from puna.train.preview.process import held_bytes
 from puna.train.preview.survey import Survey
@@ -23,6 +26,8 @@ from puna.train.preview.survey import Survey
 # Beyond so many FLOPs a batch is computed once: the first, slower one has to do.
 FLOPS_OF_TWO_PASSES = 5e12
 OPTIMIZER_SAMPLE = 2**22
+# float32 values held for each logit: logits and log-probabilities; with a teacher its own too, and what divides them.
+FLOATS_PLAIN, FLOATS_WITH_TEACHER = 2, 7
 
 
 @dataclass(frozen=True)
@@ -83,15 +88,20 @@ def forecast(
 
 def training_of(config: TrainConfig, model: Llama, objective: Objective, found: Survey) -> Training:
     """Say in the plan's words what a run's largest batch is like, and what of the network is trained."""
+    adapted = adapted_modules(model)
+    parts = {path.split(".", 2)[2] for path in adapted if path.startswith("layers.")}
     return Training(
         tokens=found.tokens,
         context=max(found.batch.lengths, default=config.context),
         batch_tokens=found.batch.num_tokens,
         accumulate=config.accumulate,
         precision=config.precision,
+        lora_rank=max(module.down_RI.shape[0] for module in adapted.values()) if adapted else None,
+        targets=[part for part in ADAPTED if part in parts],
+        checkpoint_activations=config.checkpoint_activations,
         lengths=found.batch.lengths,
         trained_tokens=found.batch.num_trained,
-        values_per_logit=getattr(objective, "values_per_logit", 2),
+        values_per_logit=FLOATS_WITH_TEACHER if isinstance(objective, LiveTeacher) else FLOATS_PLAIN,
     )
 
 

@@ -84,8 +84,12 @@ def survey(packer: Packer, tokenizer: Tokenizer, *, steps: int | None, epochs: f
         if sum(lengths) > MAX_TOKENS:
             break
         num_looked_at += 1
+        if not examples:
+            continue  # The objective learns nothing from this row: dpo from a pair that is too weak.
         lengths += [example.num_read for example in examples]
         trained += [sum(example.mask[1:]) for example in examples]
+        if not examples:
+            continue
         if packer.is_too_long(examples):
             num_too_long += 1
             continue

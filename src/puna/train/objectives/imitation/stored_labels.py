@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from puna.data.dataset import LABELS
 from puna.data.labels import LabelledRow
 from puna.data.packing import Example
-from puna.train.objectives.divergence import NOTHING, Divergence, buckets
+from puna.train.objectives.entropy import entropy_sum
+from puna.train.objectives.imitation.divergence import NOTHING, Divergence, buckets
 from puna.train.objectives.losses import Rows
 from puna.train.objectives.next_token import NextToken
 
@@ -42,10 +43,20 @@ class StoredLabels(NextToken):
         top_CK, targets_C, is_softened = rows["top"].float(), rows["targets"], self.temperature != 1
         softened_CV = logits_CV / self.temperature if is_softened else logits_CV
         student = buckets(softened_CV, rows["top_ids"].long(), top_CK.isfinite(), targets_C)
-        divergence = self.divergence.between(teacher_buckets(top_CK, rows["tail"].float()), student.log_CN)
+        teacher_CN = teacher_buckets(top_CK, rows["tail"].float())
+        divergence = self.divergence.between(teacher_CN, student.log_CN)
         token_loss = F.cross_entropy(logits_CV, targets_C, reduction="sum") if is_softened else -student.target_C.sum()
         loss = self.teacher_weight * self.temperature**2 * divergence + (1 - self.teacher_weight) * token_loss
-        return {"loss": loss, "kl_loss": divergence, "token_loss": token_loss}
+        told = {"loss": loss, "kl_loss": divergence, "token_loss": token_loss, "entropy": entropy_sum(logits_CV)}
+        return told | self.label_sums(teacher_CN, rows["chosen"].float())
+
+    def label_sums(self, teacher_CN: torch.Tensor, chosen_C: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what labels say of their teacher; its entropy is at least this, since the rest is one outcome here."""
+        entropy = -(teacher_CN.exp() * teacher_CN).sum()
+        sums = {"label_entropy": entropy, "tail_mass": teacher_CN[:, -1].exp().sum()}
+        if self.temperature != 1:
+            return sums
+        return sums | {"teacher_entropy": entropy, "teacher_loss": -chosen_C.clamp(min=NOTHING).sum()}
 
 
 def teacher_buckets(top_CK: torch.Tensor, tail_C: torch.Tensor) -> torch.Tensor:

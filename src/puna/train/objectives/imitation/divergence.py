@@ -20,17 +20,20 @@ NOTHING = -87.0
 
 
 class Divergence(StageConfig):
-    """How far the student is from its teacher, summed over tokens.
+    """How far the student is from its teacher, summed over tokens, or spans for a teacher with another tokenizer.
 
     forward_kl, KL(teacher || student), makes it cover all that the teacher may say; reverse_kl, KL(student || teacher),
     lets it choose what it can say well; jsd lies between them (Agarwal et al., 2024, arXiv 2306.13649).
     """
 
-    kind: Literal["forward_kl", "reverse_kl", "jsd"] = Field(default="forward_kl", description="which divergence")
+    kind: Literal["forward_kl", "reverse_kl", "jsd", "spans"] = Field(
+        default="forward_kl", description="which divergence"
+    )
     beta: float = Field(default=0.5, gt=0, lt=1, description="jsd: the teacher's share of the mixture")
 
     def between(self, teacher_CN: torch.Tensor, student_CN: torch.Tensor) -> torch.Tensor:
         """Return the sum over tokens; both are log-probabilities, finite ones."""
+        assert self.kind != "spans", "what compares spans is across_tokenizers.py"
         if self.kind == "forward_kl":
             return _kl(teacher_CN, student_CN)
         if self.kind == "reverse_kl":

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from puna.data.packing import Batch
-from puna.model.attend import packed_attend
 from puna.model.llama import Llama
-from puna.train.objectives.divergence import Divergence
 from puna.train.objectives.entropy import cross_entropy_sum, entropy_sum
+from puna.train.objectives.imitation.divergence import Divergence
 from puna.train.objectives.losses import Rows
 from puna.train.objectives.next_token import NextToken
 
@@ -32,8 +31,7 @@ class LiveTeacher(NextToken):
 
     @torch.no_grad()
     def rows(self, batch: Batch) -> Rows:
-        attend = packed_attend(batch.lengths)
-        hidden_TD = self.teacher(batch.tokens_T, batch.positions_T, attend, dtype=self.dtype)
+        hidden_TD = self.teacher(batch.tokens_T, batch.positions_T, batch.attend(), dtype=self.dtype)
         return {**super().rows(batch), "teacher": hidden_TD[batch.trained_T]}
 
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
