@@ -48,7 +48,7 @@ RATE = 1e-5
 def write_pair(folder: Path, context: int) -> None:
     """Write teacher and student with random weights, unless they are there."""
     text = "The quick brown fox jumps over the lazy dog. "
-    tokenizer = train_tokenizer([text] * 9, vocab_size=600, split_digits=True)
+    tokenizer = train_tokenizer([text] * 9, vocab_size=545, split_digits=True)
     for name, widths in SIZES.items():
         if not (folder / name).exists():
             (folder / name).mkdir(parents=True)

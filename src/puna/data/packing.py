@@ -146,8 +146,11 @@ class Packer:
         return not self.is_cut and (max(lengths, default=0) > self.context or sum(lengths) > self.batch_tokens)
 
     def _read(self, start: Position) -> Sequence[Example]:
-        """Encode the row that begins at `start`; the last one is kept, for the next piece of it."""
-        if self._last is None or self._last[0] != start:
+        """Encode the row that begins at `start`; the last one is kept where the next batch may want a piece of it.
+
+        What is not cut is encoded anew: an objective may draw something else by then, as a run that was resumed would.
+        """
+        if self._last is None or self._last[0] != start or not self.is_cut:
             if start.epoch != self._epoch:
                 self._epoch, self._order = start.epoch, self.dataset.order(self.seed, start.epoch)
             index = int(self._order[start.index])

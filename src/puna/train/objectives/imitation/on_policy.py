@@ -65,11 +65,16 @@ class OnPolicyTeacher(LiveTeacher):
     share: float
     pool: Pool
 
+    @property
+    def is_cut(self) -> bool:
+        return False  # Between two pieces of a row the answers may be other ones.
+
     def encode(self, row: object, source: random.Random) -> Sequence[Example]:
         return [_marked(example.ids, example.mask, is_own=False) for example in super().encode(row, source)]
 
     def draw(self, row: object, source: random.Random) -> Sequence[Example]:
-        if source.random() < self.share:
+        # Who only looks at the data, before the first step, finds no answers yet.
+        if self.pool.examples and source.random() < self.share:
             return [source.choice(self.pool.examples)]
         return self.encode(row, source)
 
