@@ -18,7 +18,7 @@ from puna.model.lora import ADAPTED
 from puna.plan.arithmetic import Device, Machine
 from puna.plan.training import Training, plan_training
 from puna.train.loop.settings import Optim, TrainConfig
-from puna.train.objectives.live_teacher import LiveTeacher
+from puna.train.objectives.imitation.live_teacher import LiveTeacher
 from puna.train.objectives.objective import Objective
 from puna.train.preview.process import held_bytes
 from puna.train.preview.survey import Survey
