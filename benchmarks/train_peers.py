@@ -53,7 +53,6 @@ class Clock:
 def run_puna(told: dict[str, Any]) -> None:
     """Take the steps of `puna sft`, `puna sft --adapter.rank 16` or `puna distill`: the loop's own."""
     from puna.train.objectives.divergence import Divergence
-    from puna.train.objectives.live_teacher import LiveTeacher
 
     from puna.data.packing import Batch
     from puna.model.adapted import AdapterShape, add_adapter
@@ -64,6 +63,7 @@ def run_puna(told: dict[str, Any]) -> None:
     from puna.train.evidence.counts import TokenCounter
     from puna.train.loop import loop
     from puna.train.loop.state import TrainState
+    from puna.train.objectives.imitation.live_teacher import LiveTeacher
     from puna.train.objectives.next_token import NextToken
 
     tokenizer = train_tokenizer(["some words and more words"] * 2, vocab_size=520, split_digits=False)
