@@ -23,7 +23,8 @@ HERE = Path(__file__).parent
 SIZES = {
     "tiny": {"dim": 64, "hidden_dim": 128, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "vocab_size": 640},
     "135m": {"dim": 576, "hidden_dim": 1536, "num_layers": 30, "num_heads": 9, "num_kv_heads": 3, "vocab_size": 49_152},
-    "1b": {"dim": 2048, "hidden_dim": 8192, "num_layers": 16, "num_heads": 32, "num_kv_heads": 8, "vocab_size": 128_256},
+    "1b": {"dim": 2048, "hidden_dim": 8192, "num_layers": 16, "num_heads": 32, "num_kv_heads": 8,
+           "vocab_size": 128_256},
     "8b": {"dim": 4096, "hidden_dim": 14_336, "num_layers": 32, "num_heads": 32, "num_kv_heads": 8,
            "vocab_size": 128_256},
 }  # fmt: skip
