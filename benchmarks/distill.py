@@ -121,6 +121,7 @@ class TrlSteps:
             processing_class=tokenizer,
             train_dataset=Rows.from_list([{"messages": told}] * 4),
         )
+        self.trainer.current_gradient_accumulation_steps = 1  # What `train` sets before the first step.
         self.model = self.trainer.accelerator.prepare_model(self.trainer.model)
         self.optimizer = torch.optim.AdamW(self.trainer.model.parameters(), lr=RATE, fused=True)
         labels = rows.clone()
