@@ -73,7 +73,7 @@ STAGES = (
         "puna.compress.quantize",
         "checkpoint",
         "checkpoint",
-        "Store weights as int8, with a receipt",
+        "Store weights in 8 or 4 bits, with receipts",
     ),
     Stage("evaluate", "puna.evaluate.evaluate", "checkpoints, tasks", "scores", "Score checkpoints side by side"),
     Stage(
