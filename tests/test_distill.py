@@ -357,6 +357,7 @@ def test_a_student_with_another_tokenizer_learns_from_its_teacher_and_alike_from
     perform_stage("distill", tmp_path / "live", **settings, teacher=str(teacher_path), teacher_weight=1.0)
     losses = curve(tmp_path / "live", "kl_loss")
     assert losses[-1] < 0.8 * losses[0]
+    assert all(0.5 < share <= 1 for share in curve(tmp_path / "live", "aligned_share"))
     (data,) = map(Path, training["data"])
     labels = label(perform_stage, teacher_path, data, tmp_path / "labels", top_k=1)
     perform_stage("distill", tmp_path / "stored", **without_data(settings), labels=str(labels), teacher_weight=1.0)
@@ -378,3 +379,4 @@ def test_a_student_with_its_teachers_tokenizer_has_a_span_for_each_token(
     assert found["teacher_loss"].item() == pytest.approx(found["token_loss"].item(), rel=1e-3)
     assert abs(found["kl_loss"].item()) < 0.02
     assert (batch.columns["span"][batch.trained_T] >= 0).all()
+    assert found["aligned_share"].item() == objective.num_counted(batch)

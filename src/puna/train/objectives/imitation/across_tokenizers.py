@@ -90,7 +90,13 @@ class AcrossTokenizers(NextToken):
         teacher_S = tokens_M.new_zeros(num_spans).index_copy(0, places_M, known_M[is_known_M])
         divergence, token_loss = span_divergence(teacher_S, student_S), -tokens_M.sum()
         loss = self.teacher_weight * divergence + (1 - self.teacher_weight) * token_loss
-        return {"loss": loss, "kl_loss": divergence, "token_loss": token_loss, "teacher_loss": -teacher_S.sum()}
+        return {
+            "loss": loss,
+            "kl_loss": divergence,
+            "token_loss": token_loss,
+            "teacher_loss": -teacher_S.sum(),
+            "aligned_share": is_known_M.float().sum(),
+        }
 
 
 def span_divergence(teacher_S: torch.Tensor, student_S: torch.Tensor) -> torch.Tensor:
