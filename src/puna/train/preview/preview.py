@@ -17,7 +17,7 @@ from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.loop.settings import TrainConfig
 from puna.train.objectives.objective import Objective
 from puna.train.preview.forecast import Forecast, forecast, outcome
-from puna.train.preview.process import forget_peak, peak_bytes, return_freed_memory
+from puna.train.preview.process import forget_peak, peak_bytes
 from puna.train.preview.show import (
     as_json,
     data_lines,
@@ -52,7 +52,6 @@ def look_ahead(
 
     `backward` computes a batch forth and back. Raises EndOfPreview where no more was asked for.
     """
-    return_freed_memory()
     kept = _read(run)
     if kept is not None and not run.is_preview:
         forget_peak(model.device)

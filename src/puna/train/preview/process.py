@@ -9,17 +9,8 @@ from pathlib import Path
 
 import torch
 
-M_MMAP_THRESHOLD = -3  # mallopt(3)
-THRESHOLD_BYTES = 2**20
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # proc(5), of clear_refs
-
-
-def return_freed_memory() -> None:
-    """Let the allocator hand large tensors back as they are freed; else it keeps a third more than is used."""
-    option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if option is not None:
-        option(M_MMAP_THRESHOLD, THRESHOLD_BYTES)
 
 
 def held_bytes(device: torch.device) -> int | None:
