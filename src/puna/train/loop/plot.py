@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 PANELS = {
-    "loss per trained token": "loss",
+    "loss": "loss",
     "learning rate": "learning_rate",
     "gradient norm": "gradient_norm",
     "entropy in nats": "entropy",
