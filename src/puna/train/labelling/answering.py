@@ -6,7 +6,6 @@ looked up in our tokenizer by their bytes; an answer that our tokenizer would wr
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -32,16 +31,10 @@ class AnsweringTeacher:
 
     def label(self, items: Sequence[Item], advance: Callable[[int], None]) -> list[Labelled]:
         labelled: list[Labelled] = []
-        with ThreadPoolExecutor(self._endpoint.config.concurrency) as pool:
-            futures = [pool.submit(self._one, item.row) for item in items]
-            try:
-                for future in futures:
-                    labelled.append(future.result())
-                    self._count(labelled[-1])
-                    advance(1)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        for found in self._endpoint.each(self._one, [item.row for item in items]):
+            labelled.append(found)
+            self._count(found)
+            advance(1)
         return labelled
 
     def _count(self, labelled: Labelled) -> None:

@@ -9,15 +9,19 @@ import random
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
 from puna.config import StageConfig
 from puna.errors import ConfigError, RequestError
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 MAX_TRIES = 8
 FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0
@@ -85,6 +89,17 @@ class Endpoint:
             expected="an answer",
             hint="The same command goes on where it stopped",
         )
+
+    def each(self, ask: Callable[[Item], Answer], items: Sequence[Item]) -> Iterator[Answer]:
+        """Ask about items side by side and yield what comes, in their order; after a failure nothing more is asked."""
+        with ThreadPoolExecutor(self.config.concurrency) as pool:
+            futures = [pool.submit(ask, item) for item in items]
+            try:
+                for future in futures:
+                    yield future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _try(self, path: str, body: dict[str, Any]) -> tuple[str, float, dict[str, Any] | None]:
         """Ask once; return why there is no answer, how long the server wants to be left alone, and the answer."""

@@ -5,7 +5,6 @@ the tail. Whether the server reads texts as our tokenizer does is checked agains
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from puna.errors import ConfigError, DataError, TokenizerError
@@ -33,16 +32,10 @@ class ScoringTeacher:
     def label(self, items: Sequence[Item], advance: Callable[[int], None]) -> list[Labelled]:
         if self._way is None:
             self._way = self._find_way(next(iter(cut(0, items[0], self._context))))
-        with ThreadPoolExecutor(self._endpoint.config.concurrency) as pool:
-            futures = [pool.submit(self._one, item) for item in items]
-            labelled: list[Labelled] = []
-            try:
-                for future in futures:
-                    labelled.append(future.result())
-                    advance(1)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        labelled: list[Labelled] = []
+        for found in self._endpoint.each(self._one, items):
+            labelled.append(found)
+            advance(1)
         return labelled
 
     def _one(self, item: Item) -> Labelled:
