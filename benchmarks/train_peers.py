@@ -52,8 +52,6 @@ class Clock:
 
 def run_puna(told: dict[str, Any]) -> None:
     """Take the steps of `puna sft`, `puna sft --adapter.rank 16` or `puna distill`: the loop's own."""
-    from puna.train.objectives.divergence import Divergence
-
     from puna.data.packing import Batch
     from puna.model.adapted import AdapterShape, add_adapter
     from puna.model.config import LlamaConfig
@@ -63,8 +61,10 @@ def run_puna(told: dict[str, Any]) -> None:
     from puna.train.evidence.counts import TokenCounter
     from puna.train.loop import loop
     from puna.train.loop.state import TrainState
+    from puna.train.objectives.imitation.divergence import Divergence
     from puna.train.objectives.imitation.live_teacher import LiveTeacher
     from puna.train.objectives.next_token import NextToken
+    from puna.train.parallel.team import Team
 
     tokenizer = train_tokenizer(["some words and more words"] * 2, vocab_size=520, split_digits=False)
     before, widths, length = memory("VmRSS"), told["widths"], told["context"]
@@ -72,10 +72,10 @@ def run_puna(told: dict[str, Any]) -> None:
         **widths, head_dim=widths["dim"] // widths["num_heads"], max_context=length, tie_embeddings=told["tied"]
     )
 
-    def network(dtype: torch.dtype) -> Llama:
+    def network(dtype: torch.dtype, seed: int = SEED) -> Llama:
         with torch.device(told["device"]):
             model = Llama(shape).to(dtype)
-            model.initialize(SEED)
+            model.initialize(seed)
         return model
 
     model = network(torch.bfloat16 if told["task"] == "lora" else torch.float32)
@@ -97,7 +97,7 @@ def run_puna(told: dict[str, Any]) -> None:
     sizes |= {"optim": {"lr": LEARNING_RATE, "warmup_steps": 0}, "context": length}
     if told["task"] == "distill":
         config = distill.Config(**sizes, teacher=Path())
-        teacher = network(torch.bfloat16).eval().requires_grad_(False)
+        teacher = network(torch.bfloat16, SEED + 1).eval().requires_grad_(False)
         objective: NextToken = LiveTeacher(
             chat=None,  # type: ignore[arg-type]
             is_every_token=True,
@@ -111,10 +111,11 @@ def run_puna(told: dict[str, Any]) -> None:
     else:
         config, objective = sft.Config(**sizes), NextToken(None, True, False)  # type: ignore[arg-type]
     optimizer = loop.make_optimizer(model, config.optim)
-    state = TrainState(position=0)  # type: ignore[arg-type]
     counter = TokenCounter(tokenizer)
     counter._is_formatting = dict.fromkeys(range(widths["vocab_size"]), False)
-    training = loop.Training(config, None, objective, model, optimizer, Packer(), state, counter)  # type: ignore[arg-type]
+    training = loop.Training(
+        config, None, objective, model, optimizer, Packer(), TrainState(position=0), Team(), counter, lambda _: None
+    )  # type: ignore[arg-type]
     model.train()
     clock = Clock(f"torch {torch.__version__}", before)
     while True:
