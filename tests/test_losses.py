@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.train.objectives import losses
-from puna.train.objectives.losses import Rows, summed_over_tokens, surprise, token_log_probabilities
+from puna.train.objectives.losses import Rows, summed_over_tokens, token_log_probabilities
 
 VOCAB = 96
 
 
 @pytest.fixture(autouse=True)
-def seven_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def seven_at_once_and_three_of_these(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CHUNK_VALUES", 7 * VOCAB)
+    monkeypatch.setattr(losses, "TILE_VALUES", 3 * VOCAB)
 
 
 def model_of(*, is_tied: bool) -> Llama:
@@ -26,15 +27,6 @@ def model_of(*, is_tied: bool) -> Llama:
 def terms(logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
     surprise = F.cross_entropy(logits_CV, rows["targets"], reduction="none")
     return {"loss": (surprise * rows["weights"]).sum(), "squares": (logits_CV**2).sum()}
-
-
-@pytest.mark.parametrize("weights_C", [torch.ones(9), torch.rand(9)])
-def test_surprise_is_the_cross_entropy_with_its_gradient(weights_C: torch.Tensor):
-    logits_CV, targets_C = torch.randn(9, VOCAB, requires_grad=True), torch.randint(VOCAB, (9,))
-    found_C, expected_C = surprise(logits_CV, targets_C), F.cross_entropy(logits_CV, targets_C, reduction="none")
-    torch.testing.assert_close(found_C, expected_C)
-    one, other = (torch.autograd.grad((x_C * weights_C).sum(), logits_CV) for x_C in (found_C, expected_C))
-    torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 30])

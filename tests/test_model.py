@@ -8,8 +8,10 @@ import torch
 import transformers
 
 from puna.errors import ConfigError
-from puna.model.attend import attend_causally, attend_in_blocks, packed_attend
+from puna.model.attend import attend_causally, packed_attend
 from puna.model.config import SIZES, LlamaConfig, RopeScaling
+from puna.model.gradients.blocks import attend_in_blocks, causal_spans
+from puna.model.gradients.operations import linear, rms_norm, swiglu
 from puna.model.llama import Llama
 
 TINY = LlamaConfig(
@@ -126,12 +128,33 @@ def test_attention_in_blocks_equals_torchs_own_in_values_and_gradients(length: i
     shapes = [(length, 4, 16), (length, num_kv_heads, 16), (length, num_kv_heads, 16)]
     inputs = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
     upstream = torch.randn(shapes[0], generator=generator)
-    slow, fast = attend_causally(*inputs), attend_in_blocks(*inputs)
+    slow, fast = attend_causally(*inputs), attend_in_blocks(*inputs, causal_spans([length], torch.float32))
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=0)
     for ours, theirs in zip(
         torch.autograd.grad(fast, inputs, upstream), torch.autograd.grad(slow, inputs, upstream), strict=True
     ):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_operations_have_the_gradients_that_autograd_derives_from_their_formulas(dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(shape, generator=generator) for shape in [(9, 16), (9, 16), (24, 16), (16,)]]
+    x, up, matrix, scale = (each.requires_grad_() for each in given)
+    upstream = [torch.randn(shape, generator=generator).to(dtype) for shape in [(9, 24), (9, 16), (9, 16)]]
+    x_T, up_T = x.to(dtype), up.to(dtype)
+    ours = [linear(x_T, matrix), rms_norm(x_T, scale, 1e-5), swiglu(x_T, up_T)]
+    normal = x_T.float() * (x_T.float().square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    theirs = [x_T @ matrix.to(dtype).T, normal.to(dtype) * scale.to(dtype), x_T * x_T.sigmoid() * up_T]
+    tolerance = 1e-5 if dtype == torch.float32 else 0.06
+    for one, other, gradient in zip(ours, theirs, upstream, strict=True):
+        torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
+        found, expected = (
+            torch.autograd.grad(each, given, gradient, allow_unused=True, retain_graph=True) for each in (one, other)
+        )
+        assert [each is None for each in found] == [each is None for each in expected]
+        for value, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(value, wanted, atol=tolerance, rtol=tolerance)
 
 
 def test_short_documents_that_share_a_block_attend_as_if_alone():

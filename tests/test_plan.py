@@ -27,7 +27,7 @@ from puna.engine.runners.torch_runner import TorchRunner
 from puna.engine.sampler import SamplingParams
 from puna.errors import CheckpointError, ConfigError
 from puna.kernels.native import PAGE_LEN
-from puna.model import attend
+from puna.model.attend import packed_attend
 from puna.model.config import SIZES, LlamaConfig, matrix_shapes
 from puna.model.llama import Llama
 from puna.model.quantized import Quantized
@@ -38,9 +38,10 @@ from puna.plan.arithmetic import DEVICES, GIB, Device, Machine, Service, count_p
 from puna.plan.layout import explain_layout, propose_layout
 from puna.plan.plan import Hardware, find_machine, plan, read_model
 from puna.plan.tables import print_plan
-from puna.plan.training import BLOCK_LEN, MAX_BLOCKED_LEN, Training, plan_training
+from puna.plan.training import CHUNK_VALUES, TILE_VALUES, Training, plan_training
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.tokenizer.train import train_tokenizer
+from puna.train.objectives import losses
 
 SMALL = LlamaConfig(
     dim=64, hidden_dim=160, head_dim=8, num_layers=3, num_heads=8, num_kv_heads=2, vocab_size=530, max_context=4096
@@ -270,7 +271,7 @@ def test_activations_are_what_the_network_keeps_for_the_backward_pass(precision:
     positions = torch.cat([torch.arange(length) for length in lengths])
     tokens = torch.arange(num_tokens) % 500
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = model(tokens, positions, attend.packed_attend(lengths), dtype=getattr(torch, precision))
+        hidden = model(tokens, positions, packed_attend(lengths), dtype=getattr(torch, precision))
         F.cross_entropy(model.logits(hidden), tokens)
     training = Training(1, context, num_tokens, precision=precision)
     made = plan_training(SMALL, training, Machine(CPU))
@@ -313,9 +314,8 @@ def test_serving_takes_the_planned_memory(tmp_path: Path) -> None:
     assert made.total_bytes == pytest.approx(measure(SERVES, *paths), rel=0.1)
 
 
-def test_blocks_are_those_of_the_attention_and_the_cache() -> None:
-    theirs = (attend.BLOCK_LEN, attend.MAX_BLOCKED_LEN, PAGE_LEN)
-    assert theirs == (BLOCK_LEN, MAX_BLOCKED_LEN, arithmetic.CACHE_BLOCK)
+def test_what_is_held_at_once_is_what_the_losses_and_the_cache_say() -> None:
+    assert (losses.CHUNK_VALUES, losses.TILE_VALUES, PAGE_LEN) == (CHUNK_VALUES, TILE_VALUES, arithmetic.CACHE_BLOCK)
 
 
 def test_decoding_is_bound_by_the_bytes_read_and_then_by_flops() -> None:

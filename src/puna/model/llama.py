@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from puna.model.config import LlamaConfig
+from puna.model.gradients.operations import linear, rms_norm, swiglu
 from puna.model.rope import apply_rope, rope_frequencies, rope_tables
 
 # (layer, q_THE, k_TKE, v_TKE) -> out_THE; queries and keys come rotated.
@@ -27,7 +28,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_dim, in_dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return linear(x, self.weight)
 
 
 class Embedding(nn.Module):
@@ -41,7 +42,7 @@ class Embedding(nn.Module):
         return F.embedding(tokens_T, self.weight)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return linear(x, self.weight)
 
 
 class RMSNorm(nn.Module):
@@ -53,7 +54,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x_TD, (x_TD.shape[-1],), eps=self.eps) * self.weight.to(x_TD.dtype)
+        return rms_norm(x_TD, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -91,7 +92,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.hidden_dim, config.dim)
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+        return self.down_proj(swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
 
 
 class Block(nn.Module):

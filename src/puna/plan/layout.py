@@ -127,12 +127,18 @@ def _count(
         2 * (num_layers * layer if pipeline > 1 or shards == 1 else 2 * layer) + 2 * tables + 2 * (layer + tables)
     )
     tokens = training.batch_tokens / context
-    kept = activations_of(widths, training, is_cpu=False)
+    kept = activations_of(widths, training)
     # Residuals, their norms and the inputs of products are on every tensor rank.
-    alike = training.batch_tokens * (4 * widths.dim * training.value_bytes + 8 * widths.dim)
+    alike = training.batch_tokens * 4 * widths.dim * training.value_bytes
     one = (alike + (kept.layer - alike) / tensor) / context
     activations = num_layers * kept.entry / context + one if again else num_layers * one
-    logits = 3 * 4 * min(training.batch_tokens, max(1, CHUNK_VALUES // widths.vocab_size)) * widths.vocab_size / tensor
+    logits = (
+        2
+        * training.value_bytes
+        * min(training.batch_tokens, max(1, CHUNK_VALUES // widths.vocab_size))
+        * widths.vocab_size
+        / tensor
+    )
     flops = 3 * forward_flops(widths, training.context / 2) * tokens / pipeline / tensor
     seconds = flops / flops_per_second
     return LayoutPlan(

@@ -14,9 +14,8 @@ from puna.model.config import LlamaConfig, layer_shapes
 from puna.model.lora import ADAPTED
 from puna.plan.arithmetic import FLOAT_BYTES, Machine, count_parameters, devices_for, fits_on, forward_flops
 
-# How model/attend.py computes on a CPU: queries in blocks that keep their probabilities, up to a length.
-BLOCK_LEN, MAX_BLOCKED_LEN = 192, 2048
-CHUNK_VALUES = 2**25  # logits that training holds at once
+# Logits that training holds at once, and of these as float32, with so many values for each of them.
+CHUNK_VALUES, TILE_VALUES, FLOATS_IN_TILE = 2**25, 2**20, 6
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Training:
 
     `lora_rank` freezes all but adapters of the `targets`. `lengths` are the examples of a batch, else all of `context`;
     `trained_tokens` those of a batch that count in the loss, else all. `values_per_logit`: float32 values that an
-    objective holds for each logit.
+    objective holds for each logit beside the logits themselves.
     """
 
     tokens: int
@@ -38,7 +37,7 @@ class Training:
     checkpoint_activations: bool = False
     lengths: tuple[int, ...] = ()
     trained_tokens: int | None = None
-    values_per_logit: int = 2
+    values_per_logit: int = 0
 
     @property
     def value_bytes(self) -> int:
@@ -90,51 +89,28 @@ def lora_parameters(widths: LlamaConfig, rank: int, targets: Collection[str] = A
     return rank * widths.num_layers * sum(sum(shapes[target]) for target in targets)
 
 
-def activations_of(widths: LlamaConfig, training: Training, *, is_cpu: bool) -> Activations:
+def activations_of(widths: LlamaConfig, training: Training) -> Activations:
     """Return what the forward pass over one batch keeps.
 
-    A layer keeps 4 D + 2 H E + 2 K E + 4 F values a token (inputs of the products, both factors of SwiGLU, normalized
-    and scaled residuals, queries, keys, values), the two residuals themselves in float32 for the norms, and of the
-    attention either its probabilities (blocks on a CPU) or its output and a float32 sum a head. Beside frozen
-    weights, normalized residuals and the inputs of products without an adapter are not kept.
+    A layer keeps 4 D + 2 H E + 2 K E + 3 F values a token (both residuals, the inputs of the products, both factors of
+    SwiGLU, queries, keys, values). Beside frozen weights the inputs of products without an adapter are not kept.
     """
     value, tokens, dim = training.value_bytes, sum(training.example_lengths), widths.dim
     q_dim, kv_dim = widths.num_heads * widths.head_dim, widths.num_kv_heads * widths.head_dim
-    values, norm = 4 * dim + 2 * q_dim + 2 * kv_dim + 4 * widths.hidden_dim, 2 * dim
-    is_blocked = is_cpu and max(training.example_lengths) <= MAX_BLOCKED_LEN
+    values = 4 * dim + 2 * q_dim + 2 * kv_dim + 3 * widths.hidden_dim
     if training.lora_rank is not None:
-        values, norm = values - _unread_values(widths, training.targets, is_blocked=is_blocked), dim
-        values += training.lora_rank * len(training.targets)
-    if is_blocked:
-        attention = value * widths.num_heads * _block_keys(training.example_lengths) / tokens
-    else:
-        attention = value * q_dim + 4 * widths.num_heads
-    layer = value * values + 4 * 2 * dim + attention
-    return Activations(tokens * layer, tokens * value * dim, tokens * (value * norm + 4 * dim))
+        values += training.lora_rank * len(training.targets) - _unread_values(widths, training.targets)
+    return Activations(tokens * value * values, tokens * value * dim, tokens * value * 2 * dim)
 
 
-def _unread_values(widths: LlamaConfig, targets: Collection[str], *, is_blocked: bool) -> int:
+def _unread_values(widths: LlamaConfig, targets: Collection[str]) -> int:
     """Return the values a token that no backward pass needs where only adapters are trained."""
     parts = {target.split(".")[1] for target in targets}
-    unread = 2 * widths.dim  # what the norms' weights multiply
+    unread = 0
     for readers in ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}):
         unread += 0 if parts & readers else widths.dim
-    if is_blocked and "o_proj" not in parts:
-        unread += widths.num_heads * widths.head_dim
+    unread += 0 if "o_proj" in parts else widths.num_heads * widths.head_dim
     return unread + (0 if "down_proj" in parts else widths.hidden_dim)
-
-
-def _block_keys(lengths: tuple[int, ...]) -> int:
-    """Return how many keys all queries are computed with: short documents share a block, long ones take several."""
-    groups: list[int] = []
-    for length in lengths:
-        if groups and groups[-1] + length <= BLOCK_LEN:
-            groups[-1] += length
-        else:
-            groups.append(length)
-    starts = [(start, size) for size in groups for start in range(0, size, BLOCK_LEN)]
-    ends = [(start, min(start + BLOCK_LEN, size)) for start, size in starts]
-    return sum((end - start) * end for start, end in ends)
 
 
 class _Step(NamedTuple):
@@ -147,7 +123,7 @@ class _Step(NamedTuple):
     peak: int
 
 
-def _follow_step(widths: LlamaConfig, training: Training, *, is_cpu: bool) -> _Step:
+def _follow_step(widths: LlamaConfig, training: Training) -> _Step:
     """Compare a step's full moments: where the loss is computed, and the backward pass at its beginning and end."""
     counted, is_full = count_parameters(widths), training.lora_rank is None
     trained, head_values = trained_parameters(widths, training), widths.vocab_size * widths.dim
@@ -155,9 +131,10 @@ def _follow_step(widths: LlamaConfig, training: Training, *, is_cpu: bool) -> _S
     # The head's gradient is computed along with the loss.
     head = 4 * head_values if is_full else 0
     is_rounded = training.precision != "float32"
-    rounded = 2 * (counted.attention + counted.mlp + counted.norms if is_full else trained) if is_rounded else 0
+    # The layers' weights are rounded one at a time and not kept.
+    rounded = 2 * trained if is_rounded and not is_full else 0
     head_copy = 2 * head_values if is_full and is_rounded else 0
-    kept = activations_of(widths, training, is_cpu=is_cpu)
+    kept = activations_of(widths, training)
     layers, recomputed = rounded + widths.num_layers * kept.layer, 0.0
     if training.checkpoint_activations:
         layers, recomputed = widths.num_layers * kept.entry, kept.layer + rounded / widths.num_layers
@@ -173,14 +150,15 @@ def _follow_step(widths: LlamaConfig, training: Training, *, is_cpu: bool) -> _S
 def _logits_bytes(widths: LlamaConfig, training: Training, *, is_full: bool) -> int:
     """Return what some tokens' logits take, and the selected tokens' hidden states with their gradients.
 
-    The most is held where log-probabilities are computed, or where their gradient, rounded, is multiplied with the
-    hidden states for the head's.
+    The gradient of logits is written over them, and then multiplied with the hidden states for the head's.
     """
     value = training.value_bytes
     num_trained = training.batch_tokens if training.trained_tokens is None else training.trained_tokens
     num_logits = min(num_trained, max(1, CHUNK_VALUES // widths.vocab_size)) * widths.vocab_size
-    product = (4 + value % 4) * num_logits + (value * widths.vocab_size * widths.dim if is_full else 0)
-    return max(4 * training.values_per_logit * num_logits, product) + 2 * value * num_trained * widths.dim
+    tile = 4 * FLOATS_IN_TILE * min(num_logits, TILE_VALUES)
+    product = value * widths.vocab_size * widths.dim if is_full else 0
+    logits = (value + 4 * training.values_per_logit) * num_logits
+    return logits + max(tile, product) + 2 * value * num_trained * widths.dim
 
 
 def trained_parameters(widths: LlamaConfig, training: Training) -> int:
@@ -194,7 +172,7 @@ def plan_training(widths: LlamaConfig, training: Training, machine: Machine) -> 
     """Compute what training takes: AdamW on float32 weights, or on float32 adapters beside bfloat16 weights."""
     is_full, trained = training.lora_rank is None, trained_parameters(widths, training)
     weights = 4 * trained + (0 if is_full else training.value_bytes * count_parameters(widths).total)
-    step = _follow_step(widths, training, is_cpu=machine.device.is_cpu)
+    step = _follow_step(widths, training)
     peak = weights + 8 * trained + step.peak
     needed = devices_for(peak, machine)
     count = machine.num_devices or needed

@@ -1,6 +1,6 @@
 """Logits -> how sure a model is, for the record of a run: sums over tokens, estimated from some where there are many.
 
-No gradient flows through it. At most a million logits are looked at, or every 16th token's: a small part of what the
+No gradient flows through it. Some ten thousand logits are looked at, or every 16th token's: a small part of what the
 loss costs. The tokens are drawn, since every 16th of a text of equal lines is always the same place in a line.
 
 Shapes: C trained tokens, S of them that are looked at, V vocabulary.
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 ONE_IN = 16
-ALWAYS = 2**20
+ALWAYS = 2**16
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def cross_entropy_sum(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> torch
 def _pick(logits_CV: torch.Tensor) -> torch.Tensor | slice:
     """Draw the tokens to look at; all of them where they are few."""
     num_tokens, vocab_size = logits_CV.shape
-    num_picked = max(num_tokens // ONE_IN, min(num_tokens, ALWAYS // vocab_size))
+    num_picked = max(num_tokens // ONE_IN, min(num_tokens, max(1, ALWAYS // vocab_size)))
     if num_picked == num_tokens:
         return slice(None)
     return torch.randint(num_tokens, (num_picked,)).to(logits_CV.device)

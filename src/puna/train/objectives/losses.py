@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -24,33 +23,61 @@ Rows = Mapping[str, torch.Tensor]
 # Logits of some trained tokens and their rows -> sums over them, "loss" among them.
 Terms = Callable[[torch.Tensor, Rows], dict[str, torch.Tensor]]
 
-# Logits that are held at once.
+# Logits that are held at once, and of these as float32 with what a loss makes of them.
 CHUNK_VALUES = 2**25
+TILE_VALUES = 2**20
 
 
-def summed_over_tokens(model: Llama, hidden_MD: torch.Tensor, rows: Rows, terms: Terms) -> dict[str, torch.Tensor]:
+def summed_over_tokens(
+    model: Llama,
+    hidden_MD: torch.Tensor,
+    rows: Rows,
+    terms: Terms,
+    *,
+    beside: Callable[[Rows], Rows] = lambda rows: rows,
+) -> dict[str, torch.Tensor]:
     """Return the sums of `terms` over all trained tokens.
 
-    The gradient of "loss" is computed along with it, chunk by chunk, so nothing is computed twice.
+    The gradient of "loss" is computed along with it, chunk by chunk, so nothing is computed twice. `beside` is given
+    the rows of a chunk, for what needs larger products than the few tokens that `terms` sees at once.
     """
     head = _Head.of(model, hidden_MD.dtype)
-    is_differentiated = torch.is_grad_enabled()
     inputs = (hidden_MD, *head.parameters)
+    is_differentiated = torch.is_grad_enabled()
     gradients = [torch.zeros_like(x) if is_differentiated and x.requires_grad else None for x in inputs]
     sums: dict[str, torch.Tensor] = {}
     for part in _chunks(len(hidden_MD), model.config.vocab_size):
         hidden_CD = hidden_MD[part].detach().requires_grad_(hidden_MD.requires_grad)
-        with torch.set_grad_enabled(is_differentiated):
-            own = {name: row[part][head.share(len(hidden_CD))] for name, row in rows.items()}
-            found = terms(head.logits(hidden_CD), own)
+        logits_CV = head.logits(hidden_CD)
+        own = beside({name: row[part][head.share(len(hidden_CD))] for name, row in rows.items()})
+        gradient_CV = _summed_over_tiles(logits_CV, own, terms, sums)
         if is_differentiated:
-            _add_gradients(found["loss"], (hidden_CD, *head.leaves), gradients, part)
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + value.detach()
+            _add_gradients(logits_CV, gradient_CV, (hidden_CD, *head.leaves), gradients, part)
     sums = head.summed(sums)
     if is_differentiated:
         sums["loss"] = _WithGradients.apply(sums["loss"], gradients, *inputs)  # type: ignore[assignment]
     return sums
+
+
+def _summed_over_tiles(
+    logits_CV: torch.Tensor, rows: Rows, terms: Terms, sums: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Add the terms of some tokens to `sums`; return the gradient of their loss, which is written over the logits.
+
+    A loss looks at its logits ten times and more: at a few tokens' at a time they come from the processor's cache.
+    """
+    values_CV = logits_CV.detach()
+    size = max(1, TILE_VALUES // values_CV.shape[1])
+    for start in range(0, max(1, len(values_CV)), size):
+        tile = slice(start, start + size)
+        tile_CV = values_CV[tile].float().requires_grad_(torch.is_grad_enabled())
+        found = terms(tile_CV, {name: row[tile] for name, row in rows.items()})
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + value.detach()
+        if torch.is_grad_enabled():
+            (gradient_CV,) = torch.autograd.grad(found["loss"], tile_CV)
+            values_CV[tile] = gradient_CV
+    return values_CV
 
 
 def token_log_probabilities(model: Llama, hidden_MD: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
@@ -73,32 +100,6 @@ def token_log_probabilities(model: Llama, hidden_MD: torch.Tensor, targets_M: to
     return torch.cat(chunks)  # type: ignore[arg-type]
 
 
-def surprise(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-    """Return -log p of each target: F.cross_entropy without its three further tensors as large as the logits."""
-    return _Surprise.apply(logits_CV, targets_C)  # type: ignore[return-value]
-
-
-class _Surprise(torch.autograd.Function):
-    """-log p of targets; the backward pass turns the log-probabilities that it kept into their gradient in place."""
-
-    @staticmethod
-    def forward(ctx: Any, logits_CV: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-        logs_CV = F.log_softmax(logits_CV, dim=-1)
-        ctx.logs_CV, ctx.targets_C1 = logs_CV, targets_C[:, None]
-        return -logs_CV.gather(1, ctx.targets_C1)[:, 0]
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *outputs: torch.Tensor
-    ) -> tuple[torch.Tensor, None]:
-        (output_C,) = outputs
-        gradient_CV, ctx.logs_CV = ctx.logs_CV.exp_(), None
-        gradient_CV.scatter_add_(1, ctx.targets_C1, gradient_CV.new_full((), -1.0).expand_as(ctx.targets_C1))
-        # Sums of losses ask for the gradient as it is: a pass over it less.
-        return gradient_CV if bool((output_C == 1).all()) else gradient_CV.mul_(output_C[:, None]), None
-
-
 class _Head(NamedTuple):
     """The product that gives logits: its trained parameters, and the tensors that stand for them in the product."""
 
@@ -116,7 +117,7 @@ class _Head(NamedTuple):
             if vocabulary.is_divided(weight_VD):
                 logits = partial(vocabulary.logits_of_share, weight_VD=weight_VD)
                 return cls((weight,), (weight_VD,), logits, weight_VD)
-            return cls((weight,), (weight_VD,), lambda hidden_CD: F.linear(hidden_CD, weight_VD).float())
+            return cls((weight,), (weight_VD,), lambda hidden_CD: F.linear(hidden_CD, weight_VD))
         parameters = tuple(parameter for parameter in module.parameters() if parameter.requires_grad)
         return cls(parameters, parameters, model.logits)
 
@@ -151,11 +152,17 @@ class _WithGradients(torch.autograd.Function):
 
 
 def _add_gradients(
-    loss: torch.Tensor, leaves: tuple[torch.Tensor, ...], gradients: list[torch.Tensor | None], part: slice
+    logits_CV: torch.Tensor,
+    gradient_CV: torch.Tensor,
+    leaves: tuple[torch.Tensor, ...],
+    gradients: list[torch.Tensor | None],
+    part: slice,
 ) -> None:
     """Add the gradients of one chunk: the first is about its hidden states, the others about the head."""
     places = [place for place, gradient in enumerate(gradients) if gradient is not None]
-    found = torch.autograd.grad(loss, [leaves[place] for place in places])
+    if not places:
+        return
+    found = torch.autograd.grad(logits_CV, [leaves[place] for place in places], gradient_CV)
     for place, gradient in zip(places, found, strict=True):
         total = gradients[place]
         assert total is not None

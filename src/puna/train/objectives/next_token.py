@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from puna.chat.conversation import Conversation
 from puna.chat.format import ChatFormat
@@ -16,7 +17,7 @@ from puna.data.identifiers import fresh_identifiers
 from puna.data.packing import Batch, Example
 from puna.model.llama import Llama
 from puna.train.objectives.entropy import entropy_sum
-from puna.train.objectives.losses import Rows, summed_over_tokens, surprise
+from puna.train.objectives.losses import Rows, summed_over_tokens
 
 
 @dataclass(frozen=True)
@@ -60,5 +61,5 @@ class NextToken:
 
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
         """Return the sums over some trained tokens, with the rows of these."""
-        loss = surprise(logits_CV, rows["targets"]).sum()
+        loss = F.cross_entropy(logits_CV, rows["targets"], reduction="sum")
         return {"loss": loss, "entropy": entropy_sum(logits_CV)}

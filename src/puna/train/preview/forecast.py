@@ -20,14 +20,15 @@ from puna.plan.training import Training, plan_training
 from puna.train.loop.settings import Optim, TrainConfig
 from puna.train.objectives.imitation.live_teacher import LiveTeacher
 from puna.train.objectives.objective import Objective
+from puna.train.objectives.pairs import Pairs
 from puna.train.preview.process import held_bytes
 from puna.train.preview.survey import Survey
 
 # Beyond so many FLOPs a batch is computed once: the first, slower one has to do.
 FLOPS_OF_TWO_PASSES = 5e12
 OPTIMIZER_SAMPLE = 2**22
-# float32 values held for each logit: logits and log-probabilities; with a teacher its own too, and what divides them.
-FLOATS_PLAIN, FLOATS_WITH_TEACHER = 2, 7
+# float32 values held for each logit beside itself: a teacher's, rounded and not; or log-probabilities and gradients.
+FLOATS_WITH_TEACHER, FLOATS_OF_PAIRS = 2, 3
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,14 @@ def training_of(config: TrainConfig, model: Llama, objective: Objective, found: 
         checkpoint_activations=config.checkpoint_activations,
         lengths=found.batch.lengths,
         trained_tokens=found.batch.num_trained,
-        values_per_logit=FLOATS_WITH_TEACHER if isinstance(objective, LiveTeacher) else FLOATS_PLAIN,
+        values_per_logit=_values_per_logit(objective),
     )
+
+
+def _values_per_logit(objective: Objective) -> int:
+    if isinstance(objective, LiveTeacher):
+        return FLOATS_WITH_TEACHER
+    return FLOATS_OF_PAIRS if isinstance(objective, Pairs) else 0
 
 
 def _time_batch(model: Llama, backward: Callable[[Batch], None], batch: Batch, flops: float) -> float:

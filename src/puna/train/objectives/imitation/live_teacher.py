@@ -12,7 +12,7 @@ from puna.data.packing import Batch
 from puna.model.llama import Llama
 from puna.train.objectives.entropy import cross_entropy_sum, entropy_sum
 from puna.train.objectives.imitation.divergence import Divergence
-from puna.train.objectives.losses import Rows
+from puna.train.objectives.losses import Rows, summed_over_tokens
 from puna.train.objectives.next_token import NextToken
 
 
@@ -29,17 +29,23 @@ class LiveTeacher(NextToken):
     temperature: float
     teacher_weight: float
 
+    def losses(self, model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        hidden_MD = hidden_TD[batch.trained_T]
+        return summed_over_tokens(model, hidden_MD, self.rows(batch), self.terms, beside=self._with_logits)
+
     @torch.no_grad()
     def rows(self, batch: Batch) -> Rows:
         hidden_TD = self.teacher(batch.tokens_T, batch.positions_T, batch.attend(), dtype=self.dtype)
         return {**super().rows(batch), "teacher": hidden_TD[batch.trained_T]}
 
+    @torch.no_grad()
+    def _with_logits(self, rows: Rows) -> Rows:
+        return {**rows, "teacher": self.teacher.logits(rows["teacher"])}
+
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
         plain = super().terms(logits_CV, rows)
-        cross_entropy = plain["loss"]
-        with torch.no_grad():
-            known_CV = self.teacher.logits(rows["teacher"])
-            teacher_CV = F.log_softmax(known_CV / self.temperature, dim=-1)
+        cross_entropy, known_CV = plain["loss"], rows["teacher"]
+        teacher_CV = F.log_softmax(known_CV / self.temperature, dim=-1)
         student_CV = F.log_softmax(logits_CV / self.temperature, dim=-1)
         divergence = self.divergence.between(teacher_CV, student_CV)
         loss = self.teacher_weight * self.temperature**2 * divergence + (1 - self.teacher_weight) * cross_entropy
