@@ -1,6 +1,6 @@
 """Training by Puna beside TRL with peft: tokens/s and memory, on the same weights and tokens, in one run, in turns.
 
-    python benchmarks/train.py --peer PYTHON --tasks full lora distill --write docs/results/train.md
+    python benchmarks/train.py --peer PYTHON --tasks full lora distill labels --write docs/results/train.md
 
 PYTHON is that of an environment with torch, transformers, peft and trl. Each contestant is a process of its own that
 takes a step when it is told to (train_peers.py). All examples are of one length, so that the peer, which needs
@@ -28,7 +28,13 @@ SIZES = {
     "8b": {"dim": 4096, "hidden_dim": 14_336, "num_layers": 32, "num_heads": 32, "num_kv_heads": 8,
            "vocab_size": 128_256},
 }  # fmt: skip
-CONTESTANTS = ("puna", "trl", "trl, recomputing")
+TASKS = {
+    "full": "Fine-tuning all weights",
+    "lora": "LoRA",
+    "distill": "Distillation with the teacher in memory, on both sides",
+    "labels": "Distillation from labels, beside GKD with its teacher in memory",
+}
+CONTESTANTS = ("puna", "trl", "puna, recomputing", "trl, recomputing")
 
 
 class Contestant:
@@ -44,7 +50,7 @@ class Contestant:
             "device": told.device,
             "recomputes": "recomputing" in name,
         }
-        python = sys.executable if name == "puna" else told.peer
+        python = sys.executable if name.startswith("puna") else told.peer
         environment = {**os.environ, "OMP_NUM_THREADS": str(told.threads), "GOMP_SPINCOUNT": "2000"}
         environment["THP_MEM_ALLOC_ENABLE"] = "1"  # as `puna` sets it; the peer gets the same
         command = [python, str(HERE / "train_peers.py"), name.split(",")[0], json.dumps(settings)]
@@ -91,7 +97,7 @@ def measure(task: str, told: argparse.Namespace) -> dict[str, list[dict[str, flo
 def rows(task: str, steps: dict[str, list[dict[str, float]]], told: argparse.Namespace) -> Iterator[str]:
     """Yield a table's lines: medians, and medians of the ratios of neighbouring steps."""
     tokens = told.batch * told.context
-    yield f"\n## {task}\n"
+    yield f"\n## {TASKS[task]}\n"
     yield "| | tokens/s | of processor time | memory | beyond libraries | loss, step 2 |"
     yield "|---|---:|---:|---:|---:|---:|"
     for name, taken in steps.items():
@@ -100,8 +106,10 @@ def rows(task: str, steps: dict[str, list[dict[str, float]]], told: argparse.Nam
         last = taken[-1]
         memory = f"{last['peak'] / 2**20:,.0f} MiB | {(last['peak'] - last['before']) / 2**20:,.0f} MiB"
         yield f"| {name} | {rate:,.1f} | {busy:,.1f} | {memory} | {taken[0]['loss']:.3f} |"
-    for name in [name for name in steps if name != "puna" and "puna" in steps]:
-        pairs = list(zip(steps["puna"], steps[name], strict=True))
+    for name, own in [(name, name.replace("trl", "puna")) for name in steps if name.startswith("trl")]:
+        if own not in steps:
+            continue
+        pairs = list(zip(steps[own], steps[name], strict=True))
         faster = statistics.median(theirs["seconds"] / ours["seconds"] for ours, theirs in pairs)
         busy = statistics.median(theirs["processor"] / ours["processor"] for ours, theirs in pairs)
         ours, theirs = pairs[-1]
@@ -143,7 +151,7 @@ def main() -> None:
     """Measure what is asked for, print the page, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", default=sys.executable, help="the Python that has trl and peft")
-    parser.add_argument("--tasks", nargs="+", default=["full", "lora", "distill"])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
     parser.add_argument("--size", default="135m", choices=list(SIZES))
     parser.add_argument("--context", type=int, default=512, help="tokens of an example")

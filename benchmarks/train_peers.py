@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 SEED, LEARNING_RATE, RANK, MAX_STEPS = 7, 1e-4, 16, 1000
+DISTILLS = ("distill", "labels")
 
 
 def memory(name: str) -> int:
@@ -29,6 +30,15 @@ def memory(name: str) -> int:
 def examples(told: dict[str, Any], count: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(SEED)
     return torch.randint(told["widths"]["vocab_size"], (count, told["context"]), generator=generator)
+
+
+def labels(told: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return labels for one batch's tokens, 64 entries each, as `puna label` keeps them."""
+    num_tokens, vocab_size = told["batch"] * told["context"], told["widths"]["vocab_size"]
+    top = torch.randn(num_tokens, 65).sort(descending=True).values.log_softmax(-1).half()
+    starts = torch.randint(vocab_size, (num_tokens, 1), dtype=torch.int32)
+    ids = (starts + torch.arange(64, dtype=torch.int32) * (vocab_size // 64)) % vocab_size
+    return {"top_ids": ids, "top": top[:, :64], "tail": top[:, 64], "chosen": top[:, 0]}
 
 
 class Clock:
@@ -51,7 +61,7 @@ class Clock:
 
 
 def run_puna(told: dict[str, Any]) -> None:
-    """Take the steps of `puna sft`, `puna sft --adapter.rank 16` or `puna distill`: the loop's own."""
+    """Take the steps of `puna sft`, `puna sft --adapter.rank 16` or `puna distill`, of either kind: the loop's own."""
     from puna.data.packing import Batch
     from puna.model.adapted import AdapterShape, add_adapter
     from puna.model.config import LlamaConfig
@@ -60,9 +70,11 @@ def run_puna(told: dict[str, Any]) -> None:
     from puna.train import distill, sft
     from puna.train.evidence.counts import TokenCounter
     from puna.train.loop import loop
+    from puna.train.loop.start import recompute_blocks
     from puna.train.loop.state import TrainState
     from puna.train.objectives.imitation.divergence import Divergence
     from puna.train.objectives.imitation.live_teacher import LiveTeacher
+    from puna.train.objectives.imitation.stored_labels import StoredLabels
     from puna.train.objectives.next_token import NextToken
     from puna.train.parallel.team import Team
 
@@ -81,6 +93,8 @@ def run_puna(told: dict[str, Any]) -> None:
     model = network(torch.bfloat16 if told["task"] == "lora" else torch.float32)
     if told["task"] == "lora":
         add_adapter(model, AdapterShape(["all"], RANK, 2 * RANK), seed=SEED)
+    if told["recomputes"]:
+        recompute_blocks(model)
     ids = examples(told, told["batch"] * 64).to(told["device"])
 
     class Packer:
@@ -91,8 +105,10 @@ def run_puna(told: dict[str, Any]) -> None:
             tokens, targets = rows.flatten(), rows.roll(-1, 1).flatten()
             trained = torch.ones_like(rows, dtype=torch.bool)
             trained[:, -1] = False  # what stands behind an example is unknown to both
-            return Batch(tokens, targets, trained.flatten(), (length,) * told["batch"]), position + told["batch"]
+            found = Batch(tokens, targets, trained.flatten(), (length,) * told["batch"], columns)
+            return found, position + told["batch"]
 
+    columns = labels(told) if told["task"] == "labels" else {}
     sizes = {"data": [Path()], "start": Path(), "steps": MAX_STEPS, "batch_tokens": ids[0].numel() * told["batch"]}
     sizes |= {"optim": {"lr": LEARNING_RATE, "warmup_steps": 0}, "context": length}
     if told["task"] == "distill":
@@ -108,6 +124,9 @@ def run_puna(told: dict[str, Any]) -> None:
             teacher_weight=1.0,
             divergence=Divergence(),
         )
+    elif told["task"] == "labels":
+        config = distill.Config(**sizes | {"data": []}, labels=Path())
+        objective = StoredLabels(None, True, False, Divergence(), 1.0, 1.0)  # type: ignore[arg-type]
     else:
         config, objective = sft.Config(**sizes), NextToken(None, True, False)  # type: ignore[arg-type]
     optimizer = loop.make_optimizer(model, config.optim)
@@ -144,7 +163,7 @@ def run_trl(told: dict[str, Any]) -> None:
 
     model = network(torch.bfloat16 if told["task"] == "lora" else torch.float32)
     dataset = Dataset.from_dict({"input_ids": examples(told, told["batch"] * 64).tolist()})
-    if told["task"] == "distill":
+    if told["task"] in DISTILLS:
         ids = dataset["input_ids"]
         dataset = dataset.add_column("labels", ids).add_column("attention_mask", [[1] * len(row) for row in ids])
     settings: dict[str, Any] = {
@@ -169,7 +188,7 @@ def run_trl(told: dict[str, Any]) -> None:
     tokenizer = small_tokenizer()
     given: dict[str, Any] = {"model": model, "train_dataset": dataset, "processing_class": tokenizer}
     given |= {"callbacks": [Waiting()]}
-    if told["task"] == "distill":
+    if told["task"] in DISTILLS:
         trainer = distilling(trl, settings, given, network(torch.bfloat16).eval())
     else:
         settings |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "packing": False}

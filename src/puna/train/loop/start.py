@@ -20,10 +20,15 @@ def starting_model(config: TrainConfig) -> tuple[Llama, Tokenizer]:
     """Load the checkpoint to go on from, or initialize a model of the configured size."""
     model, tokenizer = _start(config)
     if config.checkpoint_activations:
-        for block in model.layers:
-            # In the place of the method, not around the block: the names of its parameters stay.
-            block.forward = partial(recomputed, block.forward, use_reentrant=False)
+        recompute_blocks(model)
     return model, tokenizer
+
+
+def recompute_blocks(model: Llama) -> None:
+    """Let each block keep what it reads and nothing else, and compute the rest again in the backward pass."""
+    for block in model.layers:
+        # In the place of the method, not around the block: the names of its parameters stay.
+        block.forward = partial(recomputed, block.forward, use_reentrant=False)
 
 
 def _start(config: TrainConfig) -> tuple[Llama, Tokenizer]:

@@ -43,18 +43,21 @@ class LiveTeacher(NextToken):
         return {**rows, "teacher": self.teacher.logits(rows["teacher"])}
 
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
-        plain = super().terms(logits_CV, rows)
-        cross_entropy, known_CV = plain["loss"], rows["teacher"]
-        teacher_CV = F.log_softmax(known_CV / self.temperature, dim=-1)
-        student_CV = F.log_softmax(logits_CV / self.temperature, dim=-1)
+        known_CV, targets_C, is_softened = rows["teacher"], rows["targets"], self.temperature != 1
+        softened = (known_CV / self.temperature, logits_CV / self.temperature) if is_softened else (known_CV, logits_CV)
+        teacher_CV, student_CV = (F.log_softmax(each_CV, dim=-1) for each_CV in softened)
+        # One look at the vocabulary serves both losses where nothing is softened.
+        cross_entropy = (F.cross_entropy if is_softened else F.nll_loss)(
+            logits_CV if is_softened else student_CV, targets_C, reduction="sum"
+        )
         divergence = self.divergence.between(teacher_CV, student_CV)
         loss = self.teacher_weight * self.temperature**2 * divergence + (1 - self.teacher_weight) * cross_entropy
         return {
             "loss": loss,
             "kl_loss": divergence,
             "token_loss": cross_entropy,
-            "teacher_loss": cross_entropy_sum(known_CV, rows["targets"]),
-            "entropy": plain["entropy"],
+            "teacher_loss": cross_entropy_sum(known_CV, targets_C),
+            "entropy": entropy_sum(logits_CV),
             "teacher_entropy": entropy_sum(known_CV),
             "label_entropy": entropy_sum(known_CV, self.temperature),
         }
