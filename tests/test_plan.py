@@ -73,10 +73,15 @@ TRAINS = (
     MEASURED
     + """
 from puna.data.packing import Batch
+from puna.tokenizer.train import train_tokenizer
 from puna.train import pretrain
+from puna.train.evidence.counts import TokenCounter
 from puna.train.loop import loop
 from puna.train.objectives.next_token import NextToken
 from puna.train.loop.state import TrainState
+from puna.train.parallel.team import Team
+
+TOKENIZER = train_tokenizer(["some words and more words"] * 2, vocab_size=520, split_digits=False)
 
 def train(model, num_tokens, context):
     ids = torch.randint(0, 8192, (num_tokens + 1,))
@@ -90,7 +95,12 @@ def train(model, num_tokens, context):
         data=[], size=widths, tokenizer=Path(), steps=2, precision=sys.argv[1], accumulate=int(sys.argv[2])
     )
     optimizer = loop.make_optimizer(model, config.optim)
-    training = loop.Training(config, None, NextToken(None, True, False), model, optimizer, Packer(), TrainState())
+    counter = TokenCounter(TOKENIZER)
+    counter._is_formatting = dict.fromkeys(range(8192), False)
+    training = loop.Training(
+        config, None, NextToken(None, True, False), model, optimizer, Packer(), TrainState(), Team(), counter,
+        lambda _: None,
+    )
     for _ in range(2):
         loop._step(training)
 
