@@ -242,6 +242,20 @@ def test_data_that_only_measured_is_not_looked_at_and_data_that_is_gone_stops_it
     house.refused("stand in data, which is changed, cannot be told", **told, description="b")
 
 
+def test_what_an_imported_model_learned_from_elsewhere_is_told_and_stops_nothing(house: House):
+    house.dataset("theirs", ["Other lines."])
+    house.model("given", **{"data.0": house.path / "theirs"})
+    house.model("open", stage="import", source=house.path / "given")
+    (house.path / "open" / "origin.json").write_text(json.dumps({"hub": "", "commit": ""}))
+    house.model("mine", **{"start": house.path / "open", "data.0": house.path / "data"})
+    house.scores("scores", base=right(30), mine=right(70))
+    told = {"base": "base", "scores": "scores"}
+    assert "in 6 rows of theirs, data." in (house.judge(**told) / "decision.md").read_text()
+    shutil.rmtree(house.path / "theirs")
+    page = (house.judge(**told, description="a") / "decision.md").read_text()
+    assert page.startswith("# GO") and "an imported model learned from it before it came here: theirs." in page
+
+
 def test_labels_preferences_and_what_a_teacher_learned_from_are_training_data(house: House):
     def fill(at: Path) -> None:
         asked = [{"role": "user", "content": PAGE.format(n=5) + " What does the 5 lamp cost?"}]

@@ -22,12 +22,16 @@ ASIDE = ("rejected", "questions")
 
 @dataclass(frozen=True)
 class Leaks:
-    """What was found in which datasets; `unread` are those of the lineage that are gone, changed or hold no text."""
+    """What was found in which datasets; `unread` are those of the lineage that are gone, changed or hold no text.
+
+    `elsewhere` are those that an imported model had learned from before it came, and that did not come with it.
+    """
 
     report: OverlapReport
     datasets: list[str]
     unread: list[str]
     measured: list[str]
+    elsewhere: list[str]
 
 
 def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) -> Leaks:
@@ -35,10 +39,14 @@ def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) 
     trained: list[Path] = []
     unread: list[str] = []
     measured: list[str] = []
+    elsewhere: list[str] = []
+    own = datasets_read(_since_imports(tree))
     for path, steps in datasets_read(tree).items():
         states = {step.node["state"] for step in steps}
         if all(map(_only_measures, steps)):
             measured.append(name_of(path))
+        elif "held" not in states and path not in own:
+            elsewhere.append(name_of(path))
         elif states != {"held"}:
             unread.append(f"{name_of(path)}, which is {'gone' if 'missing' in states else 'changed'}")
         elif _shards(Path(path)):
@@ -47,7 +55,13 @@ def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) 
             unread.append(f"{name_of(path)}, which holds no rows of text")
     probes = [probe for row in rows for probe in _probes(row, n)]
     report = find_overlaps(probes, _texts(trained), n=n, threshold=share)
-    return Leaks(report, [path.name for path in trained], unread, measured)
+    return Leaks(report, [path.name for path in trained], unread, measured, elsewhere)
+
+
+def _since_imports(node: Node) -> Node:
+    """Return a lineage without what lies behind imported models."""
+    inputs = {} if node.get("stage") == "import" else node["inputs"]
+    return {**node, "inputs": {role: _since_imports(each) for role, each in inputs.items()}}
 
 
 def _only_measures(step: Step) -> bool:

@@ -195,6 +195,9 @@ def _overlap(leaks: Leaks | None, decision: Decision) -> Iterator[Block]:
         f"chance (under {MIN_WORDS} words of their own, or without an answer in words). Paraphrases and translations "
         f"are not found."
     )
+    if leaks.elsewhere:
+        names = ", ".join(leaks.elsewhere)
+        yield Paragraph(f"Not looked at, since an imported model learned from it before it came here: {names}.")
     if leaks.measured:
         yield Paragraph(f"Only measured on, never learned from: {', '.join(leaks.measured)}.")
     if not report.found:

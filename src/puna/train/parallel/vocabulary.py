@@ -26,7 +26,8 @@ def logits_of_share(hidden_CD: torch.Tensor, weight_VD: DTensor) -> torch.Tensor
     mesh = weight_VD.device_mesh
     logits_CV = F.linear(DTensor.from_local(hidden_CD, mesh, [Replicate()], run_check=False), weight_VD)
     assert isinstance(logits_CV, DTensor)
-    return logits_CV.redistribute(placements=[Shard(0)]).to_local().float()
+    # A copy, since the losses write over it.
+    return logits_CV.redistribute(placements=[Shard(0)]).to_local().to(torch.float32, copy=True)
 
 
 def share_of(count: int, weight_VD: DTensor) -> slice:
