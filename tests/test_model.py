@@ -10,7 +10,7 @@ import transformers
 from puna.errors import ConfigError
 from puna.model.attend import attend_causally, packed_attend
 from puna.model.config import SIZES, LlamaConfig, RopeScaling
-from puna.model.gradients.blocks import attend_in_blocks, causal_spans
+from puna.model.gradients.blocks import attend_in_blocks, causal_blocks
 from puna.model.gradients.operations import linear, rms_norm, swiglu
 from puna.model.llama import Llama
 
@@ -128,7 +128,7 @@ def test_attention_in_blocks_equals_torchs_own_in_values_and_gradients(length: i
     shapes = [(length, 4, 16), (length, num_kv_heads, 16), (length, num_kv_heads, 16)]
     inputs = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
     upstream = torch.randn(shapes[0], generator=generator)
-    slow, fast = attend_causally(*inputs), attend_in_blocks(*inputs, causal_spans([length], torch.float32))
+    slow, fast = attend_causally(*inputs), attend_in_blocks(*inputs, causal_blocks([length], torch.float32))
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=0)
     for ours, theirs in zip(
         torch.autograd.grad(fast, inputs, upstream), torch.autograd.grad(slow, inputs, upstream), strict=True

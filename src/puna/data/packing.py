@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 
 from puna.data.dataset import Dataset
 from puna.errors import ChatError, DataError
 from puna.model.attend import packed_attend
-from puna.model.llama import Attend
+from puna.model.gradients.operations import spare_tokens
+from puna.model.llama import Attend, Llama
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,14 @@ class Batch:
     def attend(self) -> Attend:
         """Return causal attention within each example."""
         return packed_attend(self.lengths)
+
+    def hidden_states(self, model: Llama, dtype: torch.dtype) -> torch.Tensor:
+        """Return what a network makes of the batch; on a CPU with padding that nobody sees, so that shapes recur."""
+        spare = spare_tokens(len(self.tokens_T)) if self.tokens_T.device.type == "cpu" else 0
+        if not spare:
+            return model(self.tokens_T, self.positions_T, self.attend(), dtype=dtype)
+        tokens_T, positions_T = (F.pad(x_T, (0, spare)) for x_T in (self.tokens_T, self.positions_T))
+        return model(tokens_T, positions_T, packed_attend([*self.lengths, spare]), dtype=dtype)[:-spare]
 
 
 class Packer:

@@ -9,28 +9,31 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from puna.model.gradients.blocks import Span, attend_in_blocks, causal_spans
+from puna.model.gradients.blocks import Block, attend_in_blocks, causal_blocks
 from puna.model.llama import Attend
 
+# Where no gradient is wanted, torch's own attention is faster beyond this: it leaves out what nobody sees.
+MAX_BLOCKED_LEN = 2048
 # The mask of one call when a long prefix is attended to: what keeps memory from growing with it.
 MASK_ELEMENTS = 2**21
 
 
-def packed_attend(lengths: Sequence[int], *, joins_short: bool = True) -> Attend:
+def packed_attend(lengths: Sequence[int]) -> Attend:
     """Return causal attention over documents of these lengths that lie one behind the other on T.
 
-    `joins_short` computes short neighbours in one block, which is faster; a NaN in one of them then reaches the others.
+    On a CPU documents share blocks: a NaN in one of them reaches its neighbours.
     """
     sizes = list(lengths)
-    spans: dict[torch.dtype, list[Span]] = {}
+    blocks: dict[torch.dtype, list[Block]] = {}
 
     def attend(layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
-        if q_THE.device.type != "cpu":
+        is_long = max(sizes) > MAX_BLOCKED_LEN and not torch.is_grad_enabled()
+        if q_THE.device.type != "cpu" or is_long:
             documents = zip(*(x.split(sizes) for x in (q_THE, k_TKE, v_TKE)), strict=True)
             return torch.cat([attend_causally(q, k, v) for q, k, v in documents])
-        if q_THE.dtype not in spans:
-            spans[q_THE.dtype] = causal_spans(sizes, q_THE.dtype, joins_short=joins_short)
-        return attend_in_blocks(q_THE, k_TKE, v_TKE, spans[q_THE.dtype])
+        if q_THE.dtype not in blocks:
+            blocks[q_THE.dtype] = causal_blocks(sizes, q_THE.dtype)
+        return attend_in_blocks(q_THE, k_TKE, v_TKE, blocks[q_THE.dtype])
 
     return attend
 

@@ -1,77 +1,77 @@
-"""Queries, keys and values of packed documents -> causal attention, whose backward pass goes block by block.
+"""Queries, keys and values of packed documents -> causal attention in blocks of equal size, whatever the documents are.
 
-On a CPU torch's own kernel is twice as fast forward as plain matrix products, but its backward pass doesn't use
-bfloat16 instructions: here that one computes the probabilities of a block of queries again, and none are held.
+Blocks lie on a grid over all tokens; the mask of each says who sees whom. So there are few different shapes: on a CPU
+oneDNN compiles a kernel for each, half a megabyte that takes milliseconds, and documents come in all lengths. Forward
+it is torch's own attention; its backward pass doesn't use bfloat16 instructions, so that one is plain matrix products,
+which compute the probabilities again instead of holding them.
 
 Shapes: T tokens, H query heads, K key/value heads, G query heads of one key/value head, E head width, Q and S the query
 and key tokens of one block, R = G Q the queries of one key/value head.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-BLOCK_LEN = 192
+BLOCK_LEN, KEYS_STEP = 192, 64
+# Larger masks are made anew for each layer.
+MAX_KEPT_KEYS = 4096
 
 
-class Block(NamedTuple):
-    """Queries start .. end - 1 over keys first .. end - 1; the mask is added to the scores of the queries' own keys."""
+@dataclass(frozen=True)
+class Block:
+    """Queries start .. end - 1 over keys first .. end - 1; each query sees its own document's, up to itself."""
 
     first: int
     start: int
     end: int
-    mask_QQ: torch.Tensor
+    documents_Q1: torch.Tensor  # where the document of each query begins
+    kept_QS: torch.Tensor | None = None
 
-
-class Span(NamedTuple):
-    """What is attended to at once: one document, or short ones side by side that share a block."""
-
-    first: int
-    end: int
-    num_documents: int
-    blocks: Sequence[Block]
+    def mask(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return what is added to the scores: [Q, S] of 0 and -inf."""
+        if self.kept_QS is not None:
+            return self.kept_QS
+        keys_S, queries_Q1 = torch.arange(self.first, self.end), torch.arange(self.start, self.end)[:, None]
+        is_hidden_QS = (keys_S < self.documents_Q1) | (keys_S > queries_Q1)
+        return torch.zeros(is_hidden_QS.shape, dtype=dtype).masked_fill_(is_hidden_QS, -torch.inf)
 
 
 def attend_in_blocks(
-    q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, spans: Sequence[Span]
+    q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, blocks: Sequence[Block]
 ) -> torch.Tensor:
     """Return out_THE. Going back, scores are rounded to the activations' dtype."""
-    return _Blocks.apply(q_THE, k_TKE, v_TKE, spans)  # type: ignore[return-value]
+    return _Blocks.apply(q_THE, k_TKE, v_TKE, blocks)  # type: ignore[return-value]
 
 
-def causal_spans(lengths: Sequence[int], dtype: torch.dtype, *, joins_short: bool = True) -> list[Span]:
-    """Divide documents that lie one behind the other; `joins_short` puts short neighbours into one block."""
-    spans: list[Span] = []
-    triangles: dict[int, torch.Tensor] = {}
-    first = 0
-    for group in _group(lengths) if joins_short else [[length] for length in lengths]:
-        end = first + sum(group)
-        starts = range(first, end, BLOCK_LEN)
-        for size in {min(BLOCK_LEN, end - start) for start in starts} - triangles.keys():
-            triangles[size] = _mask([size], dtype)
-        if len(group) > 1:
-            blocks = [Block(first, first, end, _mask(group, dtype))]
-        else:
-            sizes = [min(BLOCK_LEN, end - start) for start in starts]
-            blocks = [
-                Block(first, start, start + size, triangles[size]) for start, size in zip(starts, sizes, strict=True)
-            ]
-        spans.append(Span(first, end, len(group), blocks))
-        first = end
-    return spans
+def causal_blocks(lengths: Sequence[int], dtype: torch.dtype) -> list[Block]:
+    """Divide documents of these lengths that lie one behind the other."""
+    sizes = torch.tensor(lengths)
+    starts_T = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    blocks: list[Block] = []
+    for start in range(0, len(starts_T), BLOCK_LEN):
+        documents_Q1 = starts_T[start : start + BLOCK_LEN, None]
+        end = start + len(documents_Q1)
+        # A whole number of steps from the block's end, where there are so many.
+        steps = -(-(end - int(documents_Q1[0])) // KEYS_STEP)
+        block = Block(max(0, end - steps * KEYS_STEP), start, end, documents_Q1)
+        is_kept = block.end - block.first <= MAX_KEPT_KEYS
+        blocks.append(replace(block, kept_QS=block.mask(dtype)) if is_kept else block)
+    return blocks
 
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, spans: Sequence[Span]
+        ctx: Any, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, blocks: Sequence[Block]
     ) -> torch.Tensor:
         ctx.save_for_backward(q_THE, k_TKE, v_TKE)
-        ctx.blocks = [block for span in spans for block in span.blocks]
-        return torch.cat([_attend(q_THE, k_TKE, v_TKE, span) for span in spans])
+        ctx.blocks = blocks
+        return torch.cat([_attend(q_THE, k_TKE, v_TKE, block) for block in blocks])
 
     @staticmethod
     @once_differentiable
@@ -96,16 +96,14 @@ class _Blocks(torch.autograd.Function):
         return q, k_KTE.transpose(0, 1), v_KTE.transpose(0, 1), None
 
 
-def _attend(q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, span: Span) -> torch.Tensor:
-    q_HTE, k_KTE, v_KTE = (x[span.first : span.end].transpose(0, 1) for x in (q_THE, k_TKE, v_TKE))
-    is_one = span.num_documents == 1
-    out_1HTE = F.scaled_dot_product_attention(
-        *(q_HTE[None], k_KTE[None], v_KTE[None]),
-        attn_mask=None if is_one else span.blocks[0].mask_QQ,
-        is_causal=is_one,
-        enable_gqa=q_HTE.shape[0] != k_KTE.shape[0],
+def _attend(q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, block: Block) -> torch.Tensor:
+    keys = slice(block.first, block.end)
+    q_HQE, k_KSE, v_KSE = (x.transpose(0, 1)[None] for x in (q_THE[block.start : block.end], k_TKE[keys], v_TKE[keys]))
+    is_grouped = q_THE.shape[1] != k_TKE.shape[1]
+    mask_QS = block.mask(q_THE.dtype)
+    return F.scaled_dot_product_attention(q_HQE, k_KSE, v_KSE, attn_mask=mask_QS, enable_gqa=is_grouped)[0].transpose(
+        0, 1
     )
-    return out_1HTE[0].transpose(0, 1)
 
 
 def _grouped(x_THE: torch.Tensor, k_TKE: torch.Tensor, block: Block) -> torch.Tensor:
@@ -127,25 +125,5 @@ def _queries(q_THE: torch.Tensor, k_TKE: torch.Tensor, block: Block) -> torch.Te
 def _weights(q_KRE: torch.Tensor, k_TKE: torch.Tensor, block: Block) -> torch.Tensor:
     """Return what each query attends to: [K, R, S], rows that sum to 1."""
     scores_KRS = torch.bmm(q_KRE, k_TKE[block.first : block.end].permute(1, 2, 0))
-    size = block.end - block.start
-    scores_KRS.unflatten(1, (-1, size))[..., -size:].add_(block.mask_QQ)
+    scores_KRS.unflatten(1, (-1, block.end - block.start)).add_(block.mask(scores_KRS.dtype))
     return scores_KRS.softmax(-1)
-
-
-def _group(lengths: Sequence[int]) -> list[list[int]]:
-    """Join neighbouring documents that fit into one block: many small products cost more than one masked one."""
-    groups: list[list[int]] = []
-    for length in lengths:
-        if groups and sum(groups[-1]) + length <= BLOCK_LEN:
-            groups[-1].append(length)
-        else:
-            groups.append([length])
-    return groups
-
-
-def _mask(lengths: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Hide from each token what stands after it and what belongs to another document."""
-    size = sum(lengths)
-    documents = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    is_seen = (documents[:, None] == documents[None, :]).tril()
-    return torch.zeros(size, size, dtype=dtype).masked_fill_(~is_seen, -torch.inf)

@@ -12,6 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+# Numbers of tokens that products are computed for: oneDNN compiles one for each, and keeps a thousand of them.
+STEP = 128
+
+
+def spare_tokens(count: int) -> int:
+    """Return how many tokens of padding bring `count` to one of few numbers, for which products are compiled once."""
+    return -count % STEP
+
 
 def linear(x_TD: torch.Tensor, weight_OD: torch.Tensor) -> torch.Tensor:
     """Return x W^T in x's dtype, whatever dtype the weight is kept in."""

@@ -10,7 +10,6 @@ from puna.chat.format import ChatFormat
 from puna.data.dataset import Dataset
 from puna.data.packing import Packer, Position
 from puna.errors import PunaError
-from puna.model.attend import packed_attend
 from puna.model.llama import Llama
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.loop.settings import TrainConfig
@@ -27,7 +26,7 @@ def mean_loss(model: Llama, objective: Objective, packer: Packer, dtype: torch.d
     model.eval()
     for _ in range(max_batches):
         batch, position = packer.next(position)
-        hidden_TD = model(batch.tokens_T, batch.positions_T, packed_attend(batch.lengths), dtype=dtype)
+        hidden_TD = batch.hidden_states(model, dtype)
         total += objective.losses(model, hidden_TD, batch)["loss"].item()
         count += objective.num_counted(batch)
         if position.epoch:

@@ -204,6 +204,8 @@ def run_batches(training: Training, batches: list[Batch], *, divisor: int) -> di
     model, objective, dtype = training.model, training.objective, training.config.dtype
 
     def forward(batch: Batch, tokens_T: torch.Tensor) -> torch.Tensor:
+        if training.team.size == 1:
+            return batch.hidden_states(model, dtype)
         return model(tokens_T, batch.positions_T, batch.attend(), dtype=dtype)
 
     def losses(batch: Batch, hidden_TD: torch.Tensor) -> dict[str, torch.Tensor]:

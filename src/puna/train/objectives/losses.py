@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from puna.model.gradients.operations import spare_tokens
 from puna.model.llama import Embedding, Linear, Llama
 from puna.train.parallel import vocabulary
 
 # What is known of each trained token: tensors with a row for each.
 Rows = Mapping[str, torch.Tensor]
-# Logits of some trained tokens and their rows -> sums over them, "loss" among them.
+# Logits of some trained tokens and their rows ("targets" among them) -> sums over them, "loss" among them.
 Terms = Callable[[torch.Tensor, Rows], dict[str, torch.Tensor]]
 
 # Logits that are held at once, and of these as float32 with what a loss makes of them.
@@ -47,9 +48,11 @@ def summed_over_tokens(
     gradients = [torch.zeros_like(x) if is_differentiated and x.requires_grad else None for x in inputs]
     sums: dict[str, torch.Tensor] = {}
     for part in _chunks(len(hidden_MD), model.config.vocab_size):
-        hidden_CD = hidden_MD[part].detach().requires_grad_(hidden_MD.requires_grad)
-        logits_CV = head.logits(hidden_CD)
+        hidden_CD = hidden_MD[part].detach()
         own = beside({name: row[part][head.share(len(hidden_CD))] for name, row in rows.items()})
+        if head.divided is None:
+            hidden_CD = F.pad(hidden_CD, (0, 0, 0, spare_tokens(len(hidden_CD))))
+        logits_CV = head.logits(hidden_CD.requires_grad_(hidden_MD.requires_grad))
         gradient_CV = _summed_over_tiles(logits_CV, own, terms, sums)
         if is_differentiated:
             _add_gradients(logits_CV, gradient_CV, (hidden_CD, *head.leaves), gradients, part)
@@ -67,9 +70,9 @@ def _summed_over_tiles(
     A loss looks at its logits ten times and more: at a few tokens' at a time they come from the processor's cache.
     """
     values_CV = logits_CV.detach()
-    size = max(1, TILE_VALUES // values_CV.shape[1])
-    for start in range(0, max(1, len(values_CV)), size):
-        tile = slice(start, start + size)
+    size, count = max(1, TILE_VALUES // values_CV.shape[1]), len(rows["targets"])
+    for start in range(0, max(1, count), size):
+        tile = slice(start, min(start + size, count))
         tile_CV = values_CV[tile].float().requires_grad_(torch.is_grad_enabled())
         found = terms(tile_CV, {name: row[tile] for name, row in rows.items()})
         for name, value in found.items():
@@ -77,6 +80,7 @@ def _summed_over_tiles(
         if torch.is_grad_enabled():
             (gradient_CV,) = torch.autograd.grad(found["loss"], tile_CV)
             values_CV[tile] = gradient_CV
+    values_CV[count:] = 0.0
     return values_CV
 
 
@@ -166,7 +170,10 @@ def _add_gradients(
     for place, gradient in zip(places, found, strict=True):
         total = gradients[place]
         assert total is not None
-        (total[part] if place == 0 else total).add_(gradient)
+        if place == 0:
+            total[part] = gradient[: len(total[part])]
+        else:
+            total.add_(gradient)
 
 
 def _chunks(num_tokens: int, vocab_size: int) -> list[slice]:

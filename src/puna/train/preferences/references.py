@@ -13,7 +13,6 @@ import torch
 from puna import artifact
 from puna.data.dataset import Dataset
 from puna.data.packing import Packer, Position
-from puna.model.attend import packed_attend
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.train.loop.settings import TrainConfig
@@ -46,7 +45,7 @@ def _compute(
     with path.open("a", encoding="utf-8") as file, bar:
         while not position.epoch:
             batch, after = packer.next(position)
-            hidden_TD = model(batch.tokens_T, batch.positions_T, packed_attend(batch.lengths), dtype=config.dtype)
+            hidden_TD = batch.hidden_states(model, config.dtype)
             values = log_probabilities(model, hidden_TD, batch)[0].tolist()
             reached = {"epoch": after.epoch, "index": after.index}
             rows.append({"position": reached, "values": dict(zip(answer_keys(batch), values, strict=True))})

@@ -35,7 +35,7 @@ class LiveTeacher(NextToken):
 
     @torch.no_grad()
     def rows(self, batch: Batch) -> Rows:
-        hidden_TD = self.teacher(batch.tokens_T, batch.positions_T, batch.attend(), dtype=self.dtype)
+        hidden_TD = batch.hidden_states(self.teacher, self.dtype)
         return {**super().rows(batch), "teacher": hidden_TD[batch.trained_T]}
 
     @torch.no_grad()
