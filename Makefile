@@ -17,7 +17,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/puna raise recipes/demo.toml
 	@echo
-	@$(BIN)/python recipes/demo_conversation.py build/demo/quantize
+	@$(BIN)/python recipes/demo_conversation.py build/demo/release
 
 test: setup
 	$(BIN)/pytest

@@ -32,7 +32,7 @@ def served(checkpoint: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     puna = Path(sys.executable).parent / "puna"
     command = [puna, "serve", checkpoint, "--port", str(port), "--name", "demo"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(PATIENCE_S * 10):
@@ -41,7 +41,7 @@ def served(checkpoint: Path) -> Iterator[str]:
                 break
             except URLError:
                 if server.poll() is not None:
-                    raise SystemExit(server.communicate()[1]) from None
+                    raise SystemExit(server.communicate()[0]) from None
                 time.sleep(0.1)
         yield address
     finally:

@@ -254,6 +254,8 @@ def test_what_an_imported_model_learned_from_elsewhere_is_told_and_stops_nothing
     shutil.rmtree(house.path / "theirs")
     page = (house.judge(**told, description="a") / "decision.md").read_text()
     assert page.startswith("# GO") and "an imported model learned from it before it came here: theirs." in page
+    shutil.rmtree(house.path / "given")  # as if somebody else had published the model
+    assert "given (checkpoint" in (house.judge(**told, description="b") / "README.md").read_text()
 
 
 def test_labels_preferences_and_what_a_teacher_learned_from_are_training_data(house: House):

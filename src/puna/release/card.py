@@ -184,7 +184,7 @@ def _data(facts: Facts) -> list[str]:
 def _settings(facts: Facts) -> list[str]:
     lines: dict[str, None] = {}
     for node, _, _ in walk(facts.tree):
-        if node["kind"] in MODELS:
+        if node["kind"] in MODELS and "stage" in node:  # it has none where it is gone
             settings = ", ".join(
                 f"{key} = {json.dumps(value)}" for key, value in settings_of(Path(node["path"])).items()
             )
