@@ -99,11 +99,9 @@ class _Blocks(torch.autograd.Function):
 def _attend(q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, block: Block) -> torch.Tensor:
     keys = slice(block.first, block.end)
     q_HQE, k_KSE, v_KSE = (x.transpose(0, 1)[None] for x in (q_THE[block.start : block.end], k_TKE[keys], v_TKE[keys]))
-    is_grouped = q_THE.shape[1] != k_TKE.shape[1]
-    mask_QS = block.mask(q_THE.dtype)
-    return F.scaled_dot_product_attention(q_HQE, k_KSE, v_KSE, attn_mask=mask_QS, enable_gqa=is_grouped)[0].transpose(
-        0, 1
-    )
+    is_grouped, mask_QS = q_THE.shape[1] != k_TKE.shape[1], block.mask(q_THE.dtype)
+    out_1HQE = F.scaled_dot_product_attention(q_HQE, k_KSE, v_KSE, attn_mask=mask_QS, enable_gqa=is_grouped)
+    return out_1HQE[0].transpose(0, 1)
 
 
 def _grouped(x_THE: torch.Tensor, k_TKE: torch.Tensor, block: Block) -> torch.Tensor:

@@ -93,7 +93,8 @@ def token_log_probabilities(model: Llama, hidden_MD: torch.Tensor, targets_M: to
     def known(hidden_CD: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
         weight = _weight(model)
         if weight is None or not vocabulary.is_divided(weight):
-            return -F.cross_entropy(model.logits(hidden_CD), targets_C, reduction="none")
+            padded_CD = F.pad(hidden_CD, (0, 0, 0, spare_tokens(len(hidden_CD))))
+            return -F.cross_entropy(model.logits(padded_CD)[: len(hidden_CD)], targets_C, reduction="none")
         logits_CV = vocabulary.logits_of_share(hidden_CD, weight)
         own = vocabulary.share_of(len(targets_C), weight)
         losses_C = F.cross_entropy(logits_CV, targets_C[own], reduction="none")
