@@ -17,6 +17,7 @@ from puna.checkpoint.source import disk_name
 from puna.data.dataset import Dataset
 from puna.data.packing import Batch, Packer, Position
 from puna.data.preference import STRENGTHS, Preference
+from puna.doctor.examine import examine
 from puna.errors import ChatError, CheckpointError, ConfigError
 from puna.model.attend import packed_attend
 from puna.model.llama import Llama
@@ -219,6 +220,10 @@ def test_a_reward_model_is_taken_for_nothing_else_and_nothing_else_for_one(
 def test_an_adapter_is_refused(perform_stage: Perform, settings: Settings, tmp_path: Path):
     with pytest.raises(ConfigError, match="no adapter: a reward model is trained and written as a whole"):
         perform_stage("reward", tmp_path / "out", **settings, adapter={"rank": 4})
+
+
+def test_doctor_finds_nothing_wrong_with_it(reward_path: Path):
+    assert examine(reward_path).findings == []
 
 
 def test_what_cannot_be_scored_is_refused(reward_path: Path):
