@@ -52,7 +52,9 @@ def served(checkpoint: Path) -> Iterator[str]:
 def reply_to(address: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the assistant's next message."""
     asked = {"model": "demo", "messages": messages, "max_tokens": 60, "temperature": 0, "environment": "ipython"}
-    request = Request(f"{address}/v1/chat/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"})
+    request = Request(
+        f"{address}/v1/chat/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+    )
     with urlopen(request) as answer:
         return json.load(answer)["choices"][0]["message"]
 
