@@ -9,7 +9,8 @@ from puna.diagnose.record import Record
 ERRORS = 3
 MOST_RISE = 1.2
 # The first batch's loss alone may lie a third below the usual one.
-MOST_EARLY_RISE = 1.5
+# Nats, too: batches differ by more than half where a student begins nearly as good as its teacher.
+MOST_EARLY_RISE, LEAST_EARLY_RISE = 1.5, 0.2
 LEAST_FALL = 0.01
 MOST_LAST_FALL = 0.1
 MOST_CLIPPED = 0.98
@@ -25,7 +26,7 @@ def loss_diverged(record: Record) -> Finding | None:
     """The loss rose far above where it began, or is at the end well above the best that it had been."""
     losses = record.values("loss")
     highest = float(np.convolve(losses, np.ones(3) / 3, "valid").max()) if len(losses) >= 3 else 0.0
-    if highest > MOST_EARLY_RISE * losses[0]:
+    if highest > max(MOST_EARLY_RISE * losses[0], losses[0] + LEAST_EARLY_RISE):
         seen = f"The loss was {losses[0]:.3f} at the first step and rose to {highest:.3f} (three steps on end)."
         return Finding("loss-diverged", seen, LOWER_RATE)
     tenths = [(tenth / 10, (tenth + 1) / 10) for tenth in range(10)]
