@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from puna.model.gradients.operations import spare_tokens
+from puna.model.gradients.operations import STEP, spare_tokens
 from puna.model.llama import Embedding, Linear, Llama
 from puna.train.parallel import vocabulary
 
@@ -180,4 +180,6 @@ def _add_gradients(
 def _chunks(num_tokens: int, vocab_size: int) -> list[slice]:
     """Cut trained tokens into parts; one, which is empty, if there are none."""
     size = max(1, CHUNK_VALUES // vocab_size)
+    if size > STEP:
+        size -= size % STEP  # a chunk that is full needs no padding
     return [slice(start, start + size) for start in range(0, max(1, num_tokens), size)]
