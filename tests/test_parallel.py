@@ -21,6 +21,8 @@ from puna import artifact
 from puna.config import parse_config
 from puna.errors import ArtifactError, ConfigError
 from puna.model.config import LlamaConfig
+from puna.model.llama import Llama
+from puna.train.parallel.context import OwnBatch
 from puna.train.parallel.layout import Layout
 from puna.train.parallel.parts import Part
 from puna.train.parallel.pieces import Pieces, file_name, write_pieces
@@ -207,6 +209,22 @@ def test_after_a_killed_process_the_run_goes_on_from_its_last_state(settings: Se
     whole, killed = (artifact.hash_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert killed == whole
     assert [row["step"] for row in metrics(tmp_path / "killed")] == [row["step"] for row in metrics(tmp_path / "whole")]
+
+
+def test_a_teacher_reads_a_share_of_a_batch_with_the_attention_of_the_share():
+    model = Llama(LlamaConfig(**WIDTHS, head_dim=8, vocab_size=64, max_context=32))
+    model.initialize(0)
+    tokens, places = torch.arange(8), torch.tensor([0, 1, 6, 7])
+    seen = []
+
+    def attend(layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
+        seen.append(len(q_THE))
+        return q_THE
+
+    own = OwnBatch(tokens[places], tokens[places], tokens[places] > 0, (8,), positions=places, attend_own=attend)
+    hidden_TD = own.hidden_states(model, torch.float32)
+    assert seen == [4] * WIDTHS["num_layers"]
+    assert torch.equal(hidden_TD, model(tokens[places], places, attend, dtype=torch.float32))
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from puna.data.packing import Batch
 from puna.model.attend import attend_behind_prefix
-from puna.model.llama import Attend
+from puna.model.llama import Attend, Llama
 from puna.train.parallel.team import Team
 
 
@@ -34,6 +34,10 @@ class OwnBatch(Batch):
 
     def attend(self) -> Attend:
         return self.attend_own or super().attend()
+
+    def hidden_states(self, model: Llama, dtype: torch.dtype) -> torch.Tensor:
+        # Without padding: what is attended to are other processes' tokens too.
+        return model(self.tokens_T, self.positions_T, self.attend(), dtype=dtype)
 
 
 def own_tokens(batch: Batch, team: Team) -> Batch:
