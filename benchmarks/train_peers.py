@@ -35,10 +35,12 @@ def examples(told: dict[str, Any], count: int) -> torch.Tensor:
 def labels(told: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Return labels for one batch's tokens, 64 entries each, as `puna label` keeps them."""
     num_tokens, vocab_size = told["batch"] * told["context"], told["widths"]["vocab_size"]
-    top = torch.randn(num_tokens, 65).sort(descending=True).values.log_softmax(-1).half()
-    starts = torch.randint(vocab_size, (num_tokens, 1), dtype=torch.int32)
+    generator = torch.Generator().manual_seed(SEED)
+    top = torch.randn(num_tokens, 65, generator=generator).sort(descending=True).values.log_softmax(-1).half()
+    starts = torch.randint(vocab_size, (num_tokens, 1), dtype=torch.int32, generator=generator)
     ids = (starts + torch.arange(64, dtype=torch.int32) * (vocab_size // 64)) % vocab_size
-    return {"top_ids": ids, "top": top[:, :64], "tail": top[:, 64], "chosen": top[:, 0]}
+    columns = {"top_ids": ids, "top": top[:, :64], "tail": top[:, 64], "chosen": top[:, 0]}
+    return {name: rows.to(told["device"]) for name, rows in columns.items()}
 
 
 class Clock:

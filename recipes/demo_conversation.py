@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
-from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 CUSTOMER = (
@@ -21,7 +21,7 @@ CUSTOMER = (
     "Has order TK-48213 been sent?",
 )
 ORDERS = {"TK-48213": {"order_id": "TK-48213", "status": "packed", "leaves": "Wednesday"}}
-PATIENCE_S = 60
+PATIENCE_S, MAX_CALLS = 60, 3
 
 
 @contextmanager
@@ -32,21 +32,31 @@ def served(checkpoint: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     puna = Path(sys.executable).parent / "puna"
     command = [puna, "serve", checkpoint, "--port", str(port), "--name", "demo"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(PATIENCE_S * 10):
-            try:
-                urlopen(f"{address}/health").close()
-                break
-            except URLError:
-                if server.poll() is not None:
-                    raise SystemExit(server.communicate()[0]) from None
-                time.sleep(0.1)
-        yield address
-    finally:
-        server.terminate()
-        server.communicate()
+    with TemporaryFile("w+") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_for(address, server)
+            yield address
+        except OSError:
+            log.seek(0)
+            raise SystemExit(f"the server does not answer; it said:\n{log.read()}") from None
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+    """Return once the server answers; OSError if it ended or does not for a minute."""
+    for _ in range(PATIENCE_S * 10):
+        try:
+            urlopen(f"{address}/health", timeout=PATIENCE_S).close()
+            return
+        except OSError:
+            if server.poll() is not None:
+                raise
+            time.sleep(0.1)
+    raise OSError(f"{address} was not there after {PATIENCE_S} s")
 
 
 def reply_to(address: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -55,8 +65,17 @@ def reply_to(address: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
     request = Request(
         f"{address}/v1/chat/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
     )
-    with urlopen(request) as answer:
+    with urlopen(request, timeout=PATIENCE_S) as answer:
         return json.load(answer)["choices"][0]["message"]
+
+
+def answer_to(call: dict[str, Any]) -> dict[str, Any]:
+    """Do what the assistant asks for, and show it."""
+    name, arguments = call["function"]["name"], call["function"]["arguments"]
+    known = [order for number, order in ORDERS.items() if name == "look_up_order" and number in arguments]
+    result = json.dumps(known[0] if known else {"error": "not found"})
+    print(f"assistant:  calls {name} {arguments}\ntool:       {result}")
+    return {"role": "tool", "tool_call_id": call["id"], "content": result}
 
 
 def main(checkpoint: Path) -> None:
@@ -69,14 +88,11 @@ def main(checkpoint: Path) -> None:
             print(f"customer:   {question}")
             messages.append({"role": "user", "content": question})
             messages.append(reply_to(address, messages))
-            for call in messages[-1].get("tool_calls") or []:
-                name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"])
-                order = ORDERS.get(str(arguments.get("order_id"))) if name == "look_up_order" else None
-                result = json.dumps(order or {"error": "not found"})
-                print(f"assistant:  calls {name} {json.dumps(arguments)}\ntool:       {result}")
-                messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
-            if messages[-1]["role"] == "tool":
-                messages.append(reply_to(address, messages))
+            for _ in range(MAX_CALLS):
+                calls = messages[-1].get("tool_calls") or []
+                messages += [answer_to(call) for call in calls]
+                if calls:
+                    messages.append(reply_to(address, messages))
             print(f"assistant:  {messages[-1]['content']}\n")
 
 

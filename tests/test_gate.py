@@ -244,7 +244,7 @@ def test_data_that_only_measured_is_not_looked_at_and_data_that_is_gone_stops_it
 
 def test_what_an_imported_model_learned_from_elsewhere_is_told_and_stops_nothing(house: House):
     house.dataset("theirs", ["Other lines."])
-    house.model("given", **{"data.0": house.path / "theirs"})
+    house.model("given", stage="release", **{"data.0": house.path / "theirs"})
     house.model("open", stage="import", source=house.path / "given")
     (house.path / "open" / "origin.json").write_text(json.dumps({"hub": "", "commit": ""}))
     house.model("mine", **{"start": house.path / "open", "data.0": house.path / "data"})
@@ -256,6 +256,15 @@ def test_what_an_imported_model_learned_from_elsewhere_is_told_and_stops_nothing
     assert page.startswith("# GO") and "an imported model learned from it before it came here: theirs." in page
     shutil.rmtree(house.path / "given")  # as if somebody else had published the model
     assert "given (checkpoint" in (house.judge(**told, description="b") / "README.md").read_text()
+
+
+def test_an_import_of_ones_own_model_hides_no_data(house: House):
+    house.model("tuned", **{"data.0": house.path / "data"})
+    house.model("mine", stage="import", source=house.path / "tuned")
+    (house.path / "mine" / "origin.json").write_text(json.dumps({"hub": "", "commit": ""}))
+    house.scores("scores", base=right(30), mine=right(70))
+    shutil.rmtree(house.path / "data")
+    house.refused("stand in data, which is gone, cannot be told", base="base", scores="scores")
 
 
 def test_labels_preferences_and_what_a_teacher_learned_from_are_training_data(house: House):

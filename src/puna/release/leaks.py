@@ -45,7 +45,7 @@ def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) 
         states = {step.node["state"] for step in steps}
         if all(map(_only_measures, steps)):
             measured.append(name_of(path))
-        elif "held" not in states and path not in own:
+        elif states == {"missing"} and path not in own:
             elsewhere.append(name_of(path))
         elif states != {"held"}:
             unread.append(f"{name_of(path)}, which is {'gone' if 'missing' in states else 'changed'}")
@@ -59,8 +59,13 @@ def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) 
 
 
 def _since_imports(node: Node) -> Node:
-    """Return a lineage without what lies behind imported models."""
-    inputs = {} if node.get("stage") == "import" else node["inputs"]
+    """Return a lineage without what lies behind models that were imported as they had been released.
+
+    What is imported from a stage's own output, to change its form, is still one's own.
+    """
+    origins = node["inputs"].values()
+    is_border = node.get("stage") == "import" and all(each.get("stage", "release") == "release" for each in origins)
+    inputs = {} if is_border else node["inputs"]
     return {**node, "inputs": {role: _since_imports(each) for role, each in inputs.items()}}
 
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 BLOCK_LEN, KEYS_STEP = 192, 64
-# Larger masks are made anew for each layer.
-MAX_KEPT_KEYS = 4096
+# Masks beyond these, of all blocks together, are made anew for each layer.
+KEPT_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,15 @@ def causal_blocks(lengths: Sequence[int], dtype: torch.dtype) -> list[Block]:
     sizes = torch.tensor(lengths)
     starts_T = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
     blocks: list[Block] = []
+    num_kept = 0
     for start in range(0, len(starts_T), BLOCK_LEN):
         documents_Q1 = starts_T[start : start + BLOCK_LEN, None]
         end = start + len(documents_Q1)
         # A whole number of steps from the block's end, where there are so many.
         steps = -(-(end - int(documents_Q1[0])) // KEYS_STEP)
         block = Block(max(0, end - steps * KEYS_STEP), start, end, documents_Q1)
-        is_kept = block.end - block.first <= MAX_KEPT_KEYS
-        blocks.append(replace(block, kept_QS=block.mask(dtype)) if is_kept else block)
+        num_kept += (block.end - block.start) * (block.end - block.first)
+        blocks.append(replace(block, kept_QS=block.mask(dtype)) if num_kept <= KEPT_ELEMENTS else block)
     return blocks
 
 

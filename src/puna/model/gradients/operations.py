@@ -1,4 +1,4 @@
-"""The network's operations with backward passes written out: the gradients that autograd derives, from fewer tensors.
+"""The network's operations with backward passes written out: autograd's gradients up to rounding, from fewer tensors.
 
 Autograd keeps what each single operation read. A norm's float32 copies, a gate's SiLU and weights rounded to bfloat16
 are cheaper to compute again than to hold. Where no gradient is wanted an operation is its formula and nothing else.

@@ -1,7 +1,8 @@
 """Logits -> how sure a model is, for the record of a run: sums over tokens, estimated from some where there are many.
 
-No gradient flows through it. Some ten thousand logits are looked at, or every 16th token's: a small part of what the
-loss costs. The tokens are drawn, since every 16th of a text of equal lines is always the same place in a line.
+No gradient flows through it. Of the logits given, 65 thousand are looked at and one token's at least, or every 16th
+token's: a small part of what the loss costs. The tokens are drawn, since every 16th of a text of equal lines is always
+the same place in a line.
 
 Shapes: C trained tokens, S of them that are looked at, V vocabulary.
 """

@@ -70,7 +70,9 @@ def _summed_over_tiles(
     A loss looks at its logits ten times and more: at a few tokens' at a time they come from the processor's cache.
     """
     values_CV = logits_CV.detach()
-    size, count = max(1, TILE_VALUES // values_CV.shape[1]), len(rows["targets"])
+    count = len(rows["targets"])
+    is_cached = logits_CV.device.type == "cpu"  # a GPU loses more by many small kernels
+    size = max(1, TILE_VALUES // values_CV.shape[1]) if is_cached else max(1, count)
     for start in range(0, max(1, count), size):
         tile = slice(start, min(start + size, count))
         tile_CV = values_CV[tile].float().requires_grad_(torch.is_grad_enabled())

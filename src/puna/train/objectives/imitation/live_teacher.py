@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from puna.data.packing import Batch
+from puna.model.gradients.operations import spare_tokens
 from puna.model.llama import Llama
 from puna.train.objectives.entropy import cross_entropy_sum, entropy_sum
 from puna.train.objectives.imitation.divergence import Divergence
@@ -40,7 +41,9 @@ class LiveTeacher(NextToken):
 
     @torch.no_grad()
     def _with_logits(self, rows: Rows) -> Rows:
-        return {**rows, "teacher": self.teacher.logits(rows["teacher"])}
+        hidden_CD = rows["teacher"]
+        padded_CD = F.pad(hidden_CD, (0, 0, 0, spare_tokens(len(hidden_CD))))
+        return {**rows, "teacher": self.teacher.logits(padded_CD)[: len(hidden_CD)]}
 
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
         known_CV, targets_C, is_softened = rows["teacher"], rows["targets"], self.temperature != 1
