@@ -260,8 +260,9 @@ def test_what_an_imported_model_learned_from_elsewhere_is_told_and_stops_nothing
 
 def test_an_import_of_ones_own_model_hides_no_data(house: House):
     house.model("tuned", **{"data.0": house.path / "data"})
-    house.model("mine", stage="import", source=house.path / "tuned")
-    (house.path / "mine" / "origin.json").write_text(json.dumps({"hub": "", "commit": ""}))
+    house.model("rounded", stage="import", source=house.path / "tuned")
+    (house.path / "rounded" / "origin.json").write_text(json.dumps({"hub": "", "commit": ""}))
+    house.model("mine", start=house.path / "rounded")
     house.scores("scores", base=right(30), mine=right(70))
     shutil.rmtree(house.path / "data")
     house.refused("stand in data, which is gone, cannot be told", base="base", scores="scores")
