@@ -43,7 +43,7 @@ def parse_config(raw: dict[str, Any], path: Path, *, is_reward: bool = False) ->
     Of a reward model and of a model that writes, the one that is not asked for is refused.
     """
     fields = Fields(raw, path)
-    if (raw.get("architectures") == [REWARD_ARCHITECTURE]) != is_reward:
+    if names_reward_model(raw) != is_reward:
         raise _other_kind(raw, path, is_reward=is_reward)
     raw = raw | ({"architectures": [ARCHITECTURE]} if is_reward else {})
     refuse_code(raw, path)
@@ -73,6 +73,11 @@ def parse_config(raw: dict[str, Any], path: Path, *, is_reward: bool = False) ->
         )
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error.given}", expected=error.expected) from error
+
+
+def names_reward_model(raw: dict[str, Any]) -> bool:
+    """Tell whether a config is that of a model that judges answers in the place of writing them."""
+    return raw.get("architectures") == [REWARD_ARCHITECTURE]
 
 
 def _other_kind(raw: dict[str, Any], path: Path, *, is_reward: bool) -> CheckpointError:

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 
 from puna.data.dataset import Dataset
 from puna.errors import ChatError, DataError
 from puna.model.attend import packed_attend
-from puna.model.gradients.operations import spare_tokens
+from puna.model.gradients.padding import TOKENS_STEP
 from puna.model.llama import Attend, Llama
 
 
@@ -81,11 +80,26 @@ class Batch:
 
     def hidden_states(self, model: Llama, dtype: torch.dtype) -> torch.Tensor:
         """Return what a network makes of the batch; on a CPU with padding that nobody sees, so that shapes recur."""
-        spare = spare_tokens(len(self.tokens_T)) if self.tokens_T.device.type == "cpu" else 0
-        if not spare:
-            return model(self.tokens_T, self.positions_T, self.attend(), dtype=dtype)
-        tokens_T, positions_T = (F.pad(x_T, (0, spare)) for x_T in (self.tokens_T, self.positions_T))
-        return model(tokens_T, positions_T, packed_attend([*self.lengths, spare]), dtype=dtype)[:-spare]
+        read = self.padded(TOKENS_STEP) if self.tokens_T.device.type == "cpu" else self
+        return model(read.tokens_T, read.positions_T, read.attend(), dtype=dtype)[: len(self.tokens_T)]
+
+    def padded(self, divisor: int) -> "Batch":
+        """Add an example that is not trained, so that the tokens can be divided evenly."""
+        missing = -len(self.tokens_T) % divisor
+        if not missing:
+            return self
+
+        def longer(rows: torch.Tensor) -> torch.Tensor:
+            return torch.cat((rows, rows.new_zeros(missing, *rows.shape[1:])))
+
+        return replace(
+            self,
+            tokens_T=longer(self.tokens_T),
+            targets_T=longer(self.targets_T),
+            trained_T=longer(self.trained_T),
+            lengths=(*self.lengths, missing),
+            columns={name: longer(rows) for name, rows in self.columns.items()},
+        )
 
 
 class Packer:

@@ -12,7 +12,7 @@ from itertools import product
 
 from puna.model.config import LlamaConfig
 from puna.plan.arithmetic import Machine, count_parameters, forward_flops
-from puna.plan.training import CHUNK_VALUES, Training, activations_of
+from puna.plan.training import Training, activations_of, logits_at_once
 
 GPUS_IN_A_MACHINE = 8
 # Bytes a second that a GPU sends: within its machine (NVLink of the H100), and beyond (400 Gb/s for each GPU).
@@ -132,13 +132,7 @@ def _count(
     alike = training.batch_tokens * 4 * widths.dim * training.value_bytes
     one = (alike + (kept.layer - alike) / tensor) / context
     activations = num_layers * kept.entry / context + one if again else num_layers * one
-    logits = (
-        2
-        * training.value_bytes
-        * min(training.batch_tokens, max(1, CHUNK_VALUES // widths.vocab_size))
-        * widths.vocab_size
-        / tensor
-    )
+    logits = 2 * training.value_bytes * logits_at_once(widths, training.batch_tokens) / tensor
     flops = 3 * forward_flops(widths, training.context / 2) * tokens / pipeline / tensor
     seconds = flops / flops_per_second
     return LayoutPlan(

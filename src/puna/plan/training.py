@@ -154,11 +154,16 @@ def _logits_bytes(widths: LlamaConfig, training: Training, *, is_full: bool) -> 
     """
     value = training.value_bytes
     num_trained = training.batch_tokens if training.trained_tokens is None else training.trained_tokens
-    num_logits = min(num_trained, max(1, CHUNK_VALUES // widths.vocab_size)) * widths.vocab_size
+    num_logits = logits_at_once(widths, num_trained)
     tile = 4 * FLOATS_IN_TILE * min(num_logits, TILE_VALUES)
     product = value * widths.vocab_size * widths.dim if is_full else 0
     logits = (value + 4 * training.values_per_logit) * num_logits
     return logits + max(tile, product) + 2 * value * num_trained * widths.dim
+
+
+def logits_at_once(widths: LlamaConfig, num_tokens: int) -> int:
+    """Count the logits that are held while the loss of so many tokens is computed."""
+    return min(num_tokens, max(1, CHUNK_VALUES // widths.vocab_size)) * widths.vocab_size
 
 
 def trained_parameters(widths: LlamaConfig, training: Training) -> int:

@@ -64,7 +64,7 @@ def _since_imports(node: Node) -> Node:
     What is imported from a stage's own output, to change its form, is still one's own.
     """
     origins = node["inputs"].values()
-    is_border = node.get("stage") == "import" and all(each.get("stage", "release") == "release" for each in origins)
+    is_border = node.get("stage") == "import" and all(each.get("stage") in (None, "release") for each in origins)
     inputs = {} if is_border else node["inputs"]
     return {**node, "inputs": {role: _since_imports(each) for role, each in inputs.items()}}
 

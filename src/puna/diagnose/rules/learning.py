@@ -9,8 +9,9 @@ from puna.diagnose.record import Record
 ERRORS = 3
 MOST_RISE = 1.2
 # The first batch's loss alone may lie a third below the usual one.
-# Nats, too: batches differ by more than half where a student begins nearly as good as its teacher.
-MOST_EARLY_RISE, LEAST_EARLY_RISE = 1.5, 0.2
+MOST_EARLY_RISE = 1.5
+# In nats: where a student begins nearly as good as its teacher, batches differ by more than half.
+LEAST_EARLY_RISE = 0.2
 LEAST_FALL = 0.01
 MOST_LAST_FALL = 0.1
 MOST_CLIPPED = 0.98

@@ -6,7 +6,7 @@ Where one setting is refused it is reported and put right in a copy, so that the
 from typing import Any
 
 from puna.checkpoint.compressed.config import parse_quantization
-from puna.checkpoint.hf_config import FIXED, REWARD_ARCHITECTURE, parse_config
+from puna.checkpoint.hf_config import FIXED, names_reward_model, parse_config
 from puna.doctor.directory.opened import CONFIG, TOKENIZER_CONFIG, Opened, text_dtype
 from puna.doctor.finding import Report
 from puna.errors import CheckpointError
@@ -17,7 +17,6 @@ LLAMA3_THETA = 500_000.0
 LLAMA3_VOCAB = 128_256
 STORED_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ROPE_KEYS = ("rope_scaling", "rope_parameters")
-KIND = "architectures"
 
 
 def check_settings(opened: Opened) -> None:
@@ -51,16 +50,12 @@ def _mend_fixed(raw: dict[str, Any], report: Report) -> dict[str, Any]:
         report.add("config-unsupported", CONFIG, what, remedy)
         mended["model_type"] = "llama"
     for key, allowed in FIXED.items():
-        if key in raw and not any(raw[key] == value for value in allowed) and not (key == KIND and _is_reward(raw)):
+        is_reward = key == "architectures" and names_reward_model(raw)
+        if key in raw and not is_reward and not any(raw[key] == value for value in allowed):
             what = f"{key} = {raw[key]!a:.100}; expected {allowed[0]!r}"
             report.add("config-unsupported", CONFIG, what, remedy)
             mended.pop(key)
     return mended
-
-
-def _is_reward(raw: dict[str, Any]) -> bool:
-    """Tell whether this is a model that judges answers in the place of writing them."""
-    return raw.get(KIND) == [REWARD_ARCHITECTURE]
 
 
 def _check_spellings(raw: dict[str, Any], report: Report) -> None:
@@ -85,7 +80,7 @@ def _parse(mended: dict[str, Any], opened: Opened, *, without_rope: bool) -> Lla
     elif all(isinstance(mended.get(key), dict) for key in ROPE_KEYS):
         mended = {key: value for key, value in mended.items() if key != "rope_scaling"}
     try:
-        return parse_config(mended, opened.path / CONFIG, is_reward=_is_reward(mended))
+        return parse_config(mended, opened.path / CONFIG, is_reward=names_reward_model(mended))
     except CheckpointError as error:
         if not without_rope:
             opened.report.refuse("config-unsupported", CONFIG, error)

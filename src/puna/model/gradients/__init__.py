@@ -1,1 +1,1 @@
-"""Parts of the network whose backward passes are written out, to hold less and compute faster than autograd would."""
+"""What makes training hold less and compute faster: backward passes that are written out, and shapes that recur."""

@@ -12,14 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-# Numbers of tokens that products are computed for: oneDNN compiles one for each, and keeps a thousand of them.
-STEP = 128
-
-
-def spare_tokens(count: int) -> int:
-    """Return how many tokens of padding bring `count` to one of few numbers, for which products are compiled once."""
-    return -count % STEP
-
 
 def linear(x_TD: torch.Tensor, weight_OD: torch.Tensor) -> torch.Tensor:
     """Return x W^T in x's dtype, whatever dtype the weight is kept in."""
@@ -34,7 +26,7 @@ class _RoundedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: torch.Tensor, weight_OD: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x_TD, weight_OD)
-        return F.linear(x_TD, weight_OD.to(x_TD.dtype))
+        return linear(x_TD, weight_OD)
 
     @staticmethod
     @once_differentiable

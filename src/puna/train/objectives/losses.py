@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from puna.model.gradients.operations import STEP, spare_tokens
+from puna.model.gradients.padding import TOKENS_STEP, padded_rows
 from puna.model.llama import Embedding, Linear, Llama
 from puna.train.parallel import vocabulary
 
@@ -51,7 +51,7 @@ def summed_over_tokens(
         hidden_CD = hidden_MD[part].detach()
         own = beside({name: row[part][head.share(len(hidden_CD))] for name, row in rows.items()})
         if head.divided is None:
-            hidden_CD = F.pad(hidden_CD, (0, 0, 0, spare_tokens(len(hidden_CD))))
+            hidden_CD = padded_rows(hidden_CD)
         logits_CV = head.logits(hidden_CD.requires_grad_(hidden_MD.requires_grad))
         gradient_CV = _summed_over_tiles(logits_CV, own, terms, sums)
         if is_differentiated:
@@ -95,8 +95,8 @@ def token_log_probabilities(model: Llama, hidden_MD: torch.Tensor, targets_M: to
     def known(hidden_CD: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
         weight = _weight(model)
         if weight is None or not vocabulary.is_divided(weight):
-            padded_CD = F.pad(hidden_CD, (0, 0, 0, spare_tokens(len(hidden_CD))))
-            return -F.cross_entropy(model.logits(padded_CD)[: len(hidden_CD)], targets_C, reduction="none")
+            logits_CV = model.logits(padded_rows(hidden_CD))[: len(hidden_CD)]
+            return -F.cross_entropy(logits_CV, targets_C, reduction="none")
         logits_CV = vocabulary.logits_of_share(hidden_CD, weight)
         own = vocabulary.share_of(len(targets_C), weight)
         losses_C = F.cross_entropy(logits_CV, targets_C[own], reduction="none")
@@ -182,6 +182,6 @@ def _add_gradients(
 def _chunks(num_tokens: int, vocab_size: int) -> list[slice]:
     """Cut trained tokens into parts; one, which is empty, if there are none."""
     size = max(1, CHUNK_VALUES // vocab_size)
-    if size > STEP:
-        size -= size % STEP  # a chunk that is full needs no padding
+    if size > TOKENS_STEP:
+        size -= size % TOKENS_STEP  # a chunk that is full needs no padding
     return [slice(start, start + size) for start in range(0, max(1, num_tokens), size)]

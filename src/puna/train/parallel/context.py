@@ -8,7 +8,7 @@ Shapes: T tokens of the batch or of this process, H query heads, K key/value hea
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -47,7 +47,7 @@ def own_tokens(batch: Batch, team: Team) -> Batch:
     count, place = team.layout.context, team.place("context")
     if count == 1:
         return _on(team.device, batch, torch.arange(len(batch.tokens_T)), None)
-    padded = _pad(batch, 2 * count)
+    padded = batch.padded(2 * count)
     places = _places(len(padded.tokens_T), count)
     attend = _attend_gathered(padded.lengths, places, place, team.group("context"), team.device)
     return _on(team.device, padded, torch.tensor(places[place]), attend)
@@ -62,25 +62,6 @@ def _on(device: torch.device, batch: Batch, own: torch.Tensor, attend: Attend | 
         columns={name: rows[own].to(device) for name, rows in batch.columns.items()},
         positions=batch.positions_T[own].to(device),
         attend_own=attend,
-    )
-
-
-def _pad(batch: Batch, divisor: int) -> Batch:
-    """Add an example that is not trained, so that the tokens can be divided evenly."""
-    missing = -len(batch.tokens_T) % divisor
-    if not missing:
-        return batch
-
-    def longer(rows: torch.Tensor) -> torch.Tensor:
-        return torch.cat((rows, rows.new_zeros(missing, *rows.shape[1:])))
-
-    return replace(
-        batch,
-        tokens_T=longer(batch.tokens_T),
-        targets_T=longer(batch.targets_T),
-        trained_T=longer(batch.trained_T),
-        lengths=(*batch.lengths, missing),
-        columns={name: longer(rows) for name, rows in batch.columns.items()},
     )
 
 

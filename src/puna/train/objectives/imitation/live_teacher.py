@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from puna.data.packing import Batch
-from puna.model.gradients.operations import spare_tokens
+from puna.model.gradients.padding import padded_rows
 from puna.model.llama import Llama
 from puna.train.objectives.entropy import cross_entropy_sum, entropy_sum
 from puna.train.objectives.imitation.divergence import Divergence
@@ -42,17 +42,19 @@ class LiveTeacher(NextToken):
     @torch.no_grad()
     def _with_logits(self, rows: Rows) -> Rows:
         hidden_CD = rows["teacher"]
-        padded_CD = F.pad(hidden_CD, (0, 0, 0, spare_tokens(len(hidden_CD))))
-        return {**rows, "teacher": self.teacher.logits(padded_CD)[: len(hidden_CD)]}
+        return {**rows, "teacher": self.teacher.logits(padded_rows(hidden_CD))[: len(hidden_CD)]}
 
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
         known_CV, targets_C, is_softened = rows["teacher"], rows["targets"], self.temperature != 1
-        softened = (known_CV / self.temperature, logits_CV / self.temperature) if is_softened else (known_CV, logits_CV)
-        teacher_CV, student_CV = (F.log_softmax(each_CV, dim=-1) for each_CV in softened)
-        # One look at the vocabulary serves both losses where nothing is softened.
-        cross_entropy = (F.cross_entropy if is_softened else F.nll_loss)(
-            logits_CV if is_softened else student_CV, targets_C, reduction="sum"
-        )
+
+        def log_probabilities(each_CV: torch.Tensor) -> torch.Tensor:
+            return F.log_softmax(each_CV / self.temperature if is_softened else each_CV, dim=-1)
+
+        teacher_CV, student_CV = log_probabilities(known_CV), log_probabilities(logits_CV)
+        if is_softened:
+            cross_entropy = F.cross_entropy(logits_CV, targets_C, reduction="sum")
+        else:  # one look at the vocabulary serves both losses
+            cross_entropy = F.nll_loss(student_CV, targets_C, reduction="sum")
         divergence = self.divergence.between(teacher_CV, student_CV)
         loss = self.teacher_weight * self.temperature**2 * divergence + (1 - self.teacher_weight) * cross_entropy
         return {
