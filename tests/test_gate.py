@@ -74,8 +74,11 @@ class House:
         inputs = inputs or {"data.0": self.path / "data"}
         return write_artifact(self.path / name, "checkpoint", stage, fill, inputs=inputs)
 
-    def scores(self, name: str, **answered: list[float]) -> Path:
-        """Write an evaluation in which each model, by its folder's name, got these scores, a question each."""
+    def scores(self, name: str, nulls: list[float] | None = None, **answered: list[float]) -> Path:
+        """Write an evaluation in which each model, by its folder's name, got these scores, a question each.
+
+        `nulls` are the scores of a null model: all wrong if not stated.
+        """
         everyone = [
             Answers(model, [self.row(n, value) for n, value in enumerate(values)], 2_000_000, 1000, 5000, 2.0)
             for model, values in answered.items()
@@ -85,6 +88,9 @@ class House:
             (at / "scores.json").write_text(json.dumps(score(everyone)))
             speed = {"weight_bytes": 2_000_000, "generated_tokens_per_s": 500.0}
             (at / "speed.json").write_text(json.dumps({answers.name: speed for answers in everyone}))
+            constant = nulls or [0.0] * len(everyone[0].rows)
+            null = {"name": "constant", "description": "answers every question alike", "scores": constant}
+            (at / "null_models.json").write_text(json.dumps({"models": [null]}))
             for answers in everyone:
                 write_jsonl(at / f"conversations-{answers.name}.jsonl", answers.rows)
 

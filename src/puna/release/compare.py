@@ -22,9 +22,20 @@ POINTS = 100  # differences are told in points of 100
 class Gate(StageConfig):
     """What a candidate must show to be let through. Shares are of 1: 0.05 are 5 points of 100."""
 
-    base_gain: float = Field(default=0.0, ge=0, lt=1, description="to be better than the base by more, on the task")
+    base_gain: float = Field(
+        default=0.0,
+        gt=-1,
+        lt=1,
+        description="Lead over the base on the task that must be exceeded; below 0, the largest drop that is allowed",
+    )
     teacher_margin: float = Field(default=0.05, ge=0, lt=1, description="to be at most so much below the teacher")
     in_use_margin: float = Field(default=0.02, ge=0, lt=1, description="to be at most so much below the model in use")
+    null_margin: float = Field(
+        default=0.05, ge=0, lt=1, description="Smallest lead over every model that knows nothing, as a share of 1"
+    )
+    max_unjudged: float = Field(
+        default=0.0, ge=0, le=1, description="Largest share of answers whose content nobody judged"
+    )
     general_margin: float = Field(default=0.03, ge=0, lt=1, description="most to be forgotten of the general suite")
     max_megabytes: float | None = Field(default=None, gt=0, description="most that the weights may take on the disk")
     min_tokens_per_s: float | None = Field(default=None, gt=0, description="least speed, as the evaluation had it")
@@ -57,6 +68,7 @@ class Comparison:
     num_groups: int
     better: int
     worse: int
+    label: str = ""
 
     @property
     def outcome(self) -> Outcome:
@@ -75,7 +87,7 @@ class Comparison:
 
         For the difference that was seen if that is enough, else for a model as good as the other.
         """
-        if self.outcome is not Outcome.UNDECIDED or self.least is None:
+        if self.outcome is not Outcome.UNDECIDED or self.least is None or not self.num_questions:
             return None
         mean = self.difference.mean
         room = mean - self.least if mean > self.least else -self.least
@@ -88,13 +100,17 @@ class Comparison:
         return (self.difference.high - self.difference.low) / 2
 
 
-def compare(candidate: Answered, other: Answered, *, suite: str, role: str, least: float | None) -> Comparison:
-    """Pair the answers of two models by question; both come from one evaluation."""
+def compare(
+    candidate: Answered, other: Answered, *, suite: str, role: str, least: float | None, label: str = ""
+) -> Comparison:
+    """Pair the answers of two models by question, where the content of both was judged; both are of one evaluation."""
     assert candidate.scores.keys() == other.scores.keys()
-    ours = list(candidate.scores.values())
-    theirs = [other.scores[question] for question in candidate.scores]
-    difference = difference_interval(ours, theirs, candidate.groups)
+    is_judged = dict(zip(other.scores, other.judged, strict=True))
+    rows = zip(candidate.scores.items(), candidate.groups, candidate.judged, strict=True)
+    judged = [(question, score, group) for (question, score), group, own in rows if own and is_judged[question]]
+    ours, groups = [score for _, score, _ in judged], [group for _, _, group in judged]
+    theirs = [other.scores[question] for question, _, _ in judged]
+    difference = difference_interval(ours, theirs, groups)
     better = sum(a > b for a, b in zip(ours, theirs, strict=True))
     worse = sum(a < b for a, b in zip(ours, theirs, strict=True))
-    groups = len(set(candidate.groups))
-    return Comparison(suite, role, other.name, difference, least, len(ours), groups, better, worse)
+    return Comparison(suite, role, other.name, difference, least, len(ours), len(set(groups)), better, worse, label)

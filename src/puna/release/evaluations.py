@@ -28,6 +28,11 @@ class Answered:
     tokens_per_s: float
 
     @cached_property
+    def judged(self) -> list[bool]:
+        """Whether the content of each answer was judged; evaluations of older versions judged every one."""
+        return [row.get("judged", True) for row in self.rows]
+
+    @cached_property
     def scores(self) -> dict[tuple[str, str], float]:
         """The score of every question, by its task and id."""
         return {(row["task"], row["id"]): row["score"] for row in self.rows}
@@ -39,8 +44,9 @@ class Answered:
 
     @property
     def interval(self) -> Interval:
-        """The mean score with its interval."""
-        return score_interval([row["score"] for row in self.rows], self.groups)
+        """The mean score of the answers whose content was judged, with its interval."""
+        judged = [index for index, is_judged in enumerate(self.judged) if is_judged]
+        return score_interval([self.rows[i]["score"] for i in judged], [self.groups[i] for i in judged])
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Evaluation:
     checkpoints: dict[str, dict[str, dict[str, float]]]
     differences: list[dict[str, Any]]
     speed: dict[str, dict[str, float]]
+    null_models: list[dict[str, Any]] | None = None
 
     def name_of(self, checkpoint: Path) -> str | None:
         """Return the name under which a checkpoint of this very content was asked."""
@@ -68,6 +75,23 @@ class Evaluation:
         speed = self.speed[name]
         rows = list(read_rows(self.path / f"conversations-{name}.jsonl"))
         return Answered(name, rows, int(speed["weight_bytes"]), speed["generated_tokens_per_s"])
+
+    def null_answers(self, candidate: Answered) -> list[Answered] | None:
+        """Return what the null models scored on the candidate's questions; None for an evaluation without them."""
+        if self.null_models is None:
+            return None
+        return [
+            Answered(
+                model["description"],
+                [
+                    {**row, "score": score or 0.0, "judged": score is not None}
+                    for row, score in zip(candidate.rows, model["scores"], strict=True)
+                ],
+                weight_bytes=0,
+                tokens_per_s=0.0,
+            )
+            for model in self.null_models
+        ]
 
 
 @dataclass(frozen=True)
@@ -110,7 +134,11 @@ def read_evaluation(path: Path, setting: str) -> Evaluation:
         speed = json.loads((path / "speed.json").read_text(encoding="utf-8"))
         tasks = [Path(task).name for task in manifest.config["tasks"]]
         temperature = manifest.config["temperature"]
-        return Evaluation(path, tasks, temperature, hashes, found["checkpoints"], found["differences"], speed)
+        nulls = path / "null_models.json"
+        null_models = json.loads(nulls.read_text(encoding="utf-8"))["models"] if nulls.is_file() else None
+        return Evaluation(
+            path, tasks, temperature, hashes, found["checkpoints"], found["differences"], speed, null_models
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(f"{path / 'scores.json'} ({error})", expected=EXPECTED) from None
 

@@ -21,7 +21,7 @@ BASE_ROLES = ("checkpoint", "start", "base", "source")  # an adapter is a source
 DATASETS = ("dataset", "labels")
 DATA_ROLES = ("data", "validation", "calibration", "labels")  # in which a stage may read raw files as a dataset
 # What a release was judged by: it is not made of it.
-JUDGED_BY = ("scores", "general", "base", "teacher", "in_use")
+JUDGED_BY = ("scores", "general", "base", "start", "teacher", "in_use")
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,30 @@ def hub_name(node: Node | None) -> str:
         if part.startswith("models--") and part.count("--") == 2:
             return part.removeprefix("models--").replace("--", "/")
     return ""
+
+
+class OpenModel(NamedTuple):
+    """The published model that a candidate was made from; `hashes` are the contents of its forms in the lineage."""
+
+    name: str
+    hashes: frozenset[str]
+
+    def is_at(self, checkpoint: Path) -> bool:
+        """Tell whether a checkpoint is this model, as it came or as it was imported."""
+        return artifact.content_hash(checkpoint) in self.hashes
+
+
+def open_model_of(tree: Node) -> OpenModel | None:
+    """Return the model that was brought into the lineage from outside; None for a model from scratch.
+
+    A model that was imported has two forms in the lineage, the original files and the imported checkpoint.
+    """
+    origin = base_of(tree)
+    if origin is None or origin is tree:
+        return None
+    imports = [step.node for step in walk(tree) if step.node.get("stage") == "import"]
+    forms = [node for node in imports if any(each["hash"] == origin["hash"] for each in node["inputs"].values())]
+    return OpenModel(hub_name(origin) or name_of(origin["path"]), frozenset(each["hash"] for each in (origin, *forms)))
 
 
 def datasets_read(tree: Node) -> dict[str, list[Step]]:

@@ -4,7 +4,7 @@ Every rule that applies is judged, whatever the others say. A rule that does not
 with its reason, which stays on record.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,23 @@ from puna.artifact import Receipt
 from puna.release.compare import POINTS, Comparison, Gate, Outcome, compare
 from puna.release.evaluations import Answered, Evaluation
 from puna.release.leaks import Leaks
+from puna.release.rules.exam import Exam, examine, judge_exam
+from puna.release.rules.judged import judge_judged
+from puna.release.rules.verdict import Verdict
 from puna.shelf.shelf import GATE
 
 # Rules that may be overridden. Terms of licences have settings of their own (accepted_terms, allow_...).
-OVERRIDABLE = ("scores", "comparison", "task", "general", "limits", "receipts", "overlap")
-ROLES = {"base": "the base model", "teacher": "the teacher", "in_use": "the model in use"}
+OVERRIDABLE = ("scores", "comparison", "judged", "exam", "task", "general", "limits", "receipts", "overlap")
+ROLES = {
+    "start": "the same model without your data",
+    "base": "the base model",
+    "teacher": "the teacher",
+    "in_use": "the model in use",
+}
+# Comparisons of which nothing is demanded: a small model owes its teacher nothing beyond its task.
+SHOWN_ONLY = {("general", "teacher"), ("general", "start")}
+OPEN_MODEL = "the open model you started from"
 REASONS_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one rule found: it held, or the reasons why not; `override` is why it was passed over nevertheless."""
-
-    rule: str
-    reasons: list[str]
-    told: str = ""
-    override: str = ""
-
-    @property
-    def held(self) -> bool:
-        return not self.reasons
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class Model:
     task: Answered | None
     general: Answered | None
     usd_per_million: float | None = None
+    label: str = "this model"
 
     @property
     def measured(self) -> Answered | None:
@@ -61,6 +59,7 @@ class Decision:
     models: list[Model]
     comparisons: list[Comparison]
     leaks: Leaks | None
+    exams: dict[str, Exam | None] = field(default_factory=dict)
     unmeasured: list[str] = field(default_factory=list)
     failed_claims: list[str] = field(default_factory=list)
 
@@ -109,20 +108,26 @@ class Decision:
 
 
 def gather(
-    evaluations: dict[str, Evaluation], paths: dict[str, Path], settings: Gate
+    evaluations: dict[str, Evaluation], paths: dict[str, Path], settings: Gate, *, open_roles: Collection[str] = ()
 ) -> tuple[list[Model], list[Comparison]]:
-    """Find what each model answered in each suite, and compare the candidate with all others.
+    """Collect the answers of each model in each suite, and compare the candidate with all others.
 
-    `evaluations` are by suite ("task", "general"), `paths` by role, the candidate first.
+    Args:
+        evaluations: Evaluations by suite, "task" and "general".
+        paths: Checkpoints by role, the candidate first.
+        settings: Margins of the comparisons.
+        open_roles: Roles whose checkpoint is the open model that the candidate was made from.
     """
     answered = {
         role: {suite: evaluation.answered(path) for suite, evaluation in evaluations.items()}
         for role, path in paths.items()
     }
+    labels = {role: OPEN_MODEL if role == "base" and role in open_roles else ROLES[role] for role in ROLES}
     models: list[Model] = []
     for role, path in paths.items():
         model = Model(role, path.name, answered[role].get("task"), answered[role].get("general"))
-        models.append(replace(model, usd_per_million=_usd_per_million(model, settings)))
+        usd_per_million = _usd_per_million(model, settings)
+        models.append(replace(model, usd_per_million=usd_per_million, label=labels.get(role, model.label)))
     comparisons: list[Comparison] = []
     for suite in evaluations:
         ours = answered["candidate"][suite]
@@ -130,16 +135,29 @@ def gather(
             theirs = answered.get(role, {}).get(suite)
             if ours and theirs:
                 least = _demands(settings)[suite, role]
-                comparisons.append(compare(ours, theirs, suite=suite, role=role, least=least))
+                comparisons.append(compare(ours, theirs, suite=suite, role=role, least=least, label=labels[role]))
     return models, comparisons
+
+
+def run_exams(evaluations: dict[str, Evaluation], candidate: Model, settings: Gate) -> dict[str, Exam | None]:
+    """Compare the candidate with the null models of each suite that it was asked in; None for a suite without any."""
+    exams: dict[str, Exam | None] = {}
+    for suite, evaluation in evaluations.items():
+        if answered := getattr(candidate, suite):
+            nulls = evaluation.null_answers(answered)
+            is_missing = nulls is None
+            exams[suite] = None if is_missing else examine(answered, nulls, suite=suite, margin=settings.null_margin)
+    return exams
 
 
 def _demands(settings: Gate) -> dict[tuple[str, str], float | None]:
     """Return the least difference by suite and role; a small model owes its teacher nothing beyond its task."""
     return {
+        ("task", "start"): 0.0,
         ("task", "base"): settings.base_gain,
         ("task", "teacher"): -settings.teacher_margin,
         ("task", "in_use"): -settings.in_use_margin,
+        ("general", "start"): None,
         ("general", "base"): -settings.general_margin,
         ("general", "teacher"): None,
         ("general", "in_use"): -settings.general_margin,
@@ -160,15 +178,23 @@ def judge(
     comparisons: list[Comparison],
     *,
     suites: list[str],
+    exams: dict[str, Exam | None],
     receipts: list[tuple[str, Receipt]],
     leaks: Leaks | None,
     licence_reasons: list[str],
     overrides: dict[str, str],
+    missing_open_model: str = "",
 ) -> Decision:
-    """Apply every rule; what was not measured is told beside what did not hold."""
+    """Apply every rule; what was not measured is told beside what did not hold.
+
+    `missing_open_model` names the open model in the candidate's lineage if the candidate was not compared with it.
+    """
+    answers = {suite: _decisive_answers(models, suite) for suite in exams}
     verdicts = [
         _judge_scores(models, suites),
-        _judge_comparison(models, comparisons),
+        _judge_comparison(models, comparisons, missing_open_model),
+        judge_judged({_named(suite): each for suite, each in answers.items()}, settings.max_unjudged),
+        judge_exam({_named(suite): exam for suite, exam in exams.items()}),
         *(_judge_suite(suite, comparisons) for suite in suites),
         _judge_limits(models[0], settings),
         _judge_receipts(receipts),
@@ -178,7 +204,13 @@ def judge(
     given = [replace(each, override=overrides.get(each.rule, "")) for each in verdicts]
     unmeasured = list(_unmeasured(models, suites, settings))
     failed = sorted({receipt.claim for _, receipt in receipts if not receipt.held})
-    return Decision(name, settings, given, models, comparisons, leaks, unmeasured, failed)
+    return Decision(name, settings, given, models, comparisons, leaks, exams, unmeasured, failed)
+
+
+def _decisive_answers(models: list[Model], suite: str) -> list[Answered]:
+    """Return the candidate's answers on a suite, and those of every model that a demand compares it with."""
+    decisive = [model for model in models if model.role == "candidate" or (suite, model.role) not in SHOWN_ONLY]
+    return [answered for model in decisive if (answered := getattr(model, suite))]
 
 
 def _unmeasured(models: list[Model], suites: list[str], settings: Gate) -> Iterator[str]:
@@ -206,16 +238,21 @@ def _judge_scores(models: list[Model], suites: list[str]) -> Verdict:
                 f"{candidate.name}, which is released"
             )
         reasons += [
-            f"{ROLES[other.role]}, {other.name}, was not asked in the evaluation of the {_named(suite)}"
+            f"{other.label}, {other.name}, was not asked in the evaluation of the {_named(suite)}"
             for other in others
-            if getattr(other, suite) is None and not (suite == "general" and other.role == "teacher")
+            if getattr(other, suite) is None and (suite, other.role) not in SHOWN_ONLY
         ]
     return Verdict("scores", reasons, told="" if reasons else "all were asked as they are")
 
 
-def _judge_comparison(models: list[Model], comparisons: list[Comparison]) -> Verdict:
+def _judge_comparison(models: list[Model], comparisons: list[Comparison], missing_open_model: str) -> Verdict:
     is_missing = len(models) == 1 and models[0].task is not None
     reasons = ["it was compared with no other model: name `base`, `teacher` or `in_use`"] if is_missing else []
+    if missing_open_model and models[0].task is not None and not is_missing:
+        reasons.append(
+            f"it was not compared with {OPEN_MODEL}, {missing_open_model}, which one would use otherwise: evaluate it "
+            "too and name it as `base`"
+        )
     demanded = [each for each in comparisons if each.suite == "task" and each.least is not None]
     told = "; ".join(_summary(each) for each in demanded if each.outcome is Outcome.MET)
     return Verdict("comparison", reasons, told)
@@ -223,7 +260,7 @@ def _judge_comparison(models: list[Model], comparisons: list[Comparison]) -> Ver
 
 def _summary(comparison: Comparison) -> str:
     allowed = f" ({-POINTS * (comparison.least or 0):.1f} are allowed)" if comparison.difference.mean < 0 else ""
-    return f"{_amount(comparison)} {ROLES[comparison.role]}{allowed}"
+    return f"{_amount(comparison)} {comparison.label}{allowed}"
 
 
 def _judge_suite(suite: str, comparisons: list[Comparison]) -> Verdict:
@@ -235,9 +272,9 @@ def _judge_suite(suite: str, comparisons: list[Comparison]) -> Verdict:
 def explain(comparison: Comparison) -> str:
     """Say in words what a comparison shows of its demand."""
     low, high = (f"{POINTS * bound:+.1f}" for bound in comparison.difference[1:])
-    seen = (
-        f"{_amount(comparison)} {ROLES[comparison.role]} on the {_named(comparison.suite)} (between {low} and {high})"
-    )
+    seen = f"{_amount(comparison)} {comparison.label} on the {_named(comparison.suite)} (between {low} and {high})"
+    if not comparison.num_questions:
+        return f"nothing is known of {comparison.label} on the {_named(comparison.suite)}: no answer was judged"
     if comparison.least is None:
         return seen
     if comparison.least >= 0:
@@ -333,5 +370,13 @@ def record(decision: Decision) -> dict[str, Any]:
             }
             for each in decision.comparisons
         ],
+        "null_models": {
+            suite: exam
+            and [
+                {"model": each.comparison.name, "score": each.score, **each.comparison.difference._asdict()}
+                for each in exam
+            ]
+            for suite, exam in decision.exams.items()
+        },
         "not_measured": decision.unmeasured,
     }

@@ -9,7 +9,7 @@ from puna.release.blocks import Block, Heading, Items, Lines, Paragraph, Picture
 from puna.release.compare import POINTS, Comparison, Outcome
 from puna.release.evaluations import Answered
 from puna.release.facts import Facts, data_rows, receipt_rows, tree_lines
-from puna.release.gate import ROLES, Decision, Model, explain
+from puna.release.gate import Decision, Model, explain
 from puna.release.leaks import Leaks
 from puna.release.picture import BAD, GOOD, PLAIN, Mark, draw_intervals
 from puna.release.terms import applying
@@ -18,6 +18,8 @@ SUITES = {"task": "the task", "general": "the general suite"}
 RULES = {
     "scores": "Scores of these very models",
     "comparison": "Compared with others",
+    "judged": "Answers judged for what they say",
+    "exam": "The questions tell good from bad",
     "task": "The task",
     "general": "Nothing forgotten",
     "limits": "Size, speed and cost",
@@ -83,7 +85,7 @@ def _blocks(decision: Decision, facts: Facts) -> Iterator[Block]:
 def _models(decision: Decision) -> Iterator[Block]:
     rows = [
         [
-            "this model" if model.role == "candidate" else ROLES[model.role],
+            model.label,
             model.name,
             _score(model.task),
             _score(model.general),
@@ -124,9 +126,7 @@ def _score(answered: Answered | None) -> str:
 def _score_mark(model: Model, suite: str) -> Mark:
     answered: Answered = getattr(model, suite)
     mean, low, high = (POINTS * value for value in answered.interval)
-    is_candidate = model.role == "candidate"
-    label = "this model" if is_candidate else ROLES[model.role]
-    return Mark(label, mean, low, high, color=GOOD if is_candidate else PLAIN)
+    return Mark(model.label, mean, low, high, color=GOOD if model.role == "candidate" else PLAIN)
 
 
 def _differences(decision: Decision) -> Iterator[Block]:
@@ -136,7 +136,7 @@ def _differences(decision: Decision) -> Iterator[Block]:
     rows = [
         [
             SUITES[each.suite],
-            f"{ROLES[each.role]} ({each.name})",
+            f"{each.label} ({each.name})",
             "{:+.1f} ({:+.1f} to {:+.1f})".format(*(POINTS * value for value in each.difference)),
             "" if each.least is None else f"above {POINTS * each.least:+.1f}",
             each.outcome.value,
@@ -159,7 +159,7 @@ def _difference_mark(each: Comparison) -> Mark:
     limit = None if each.least is None else POINTS * each.least
     color = {Outcome.MET: GOOD, Outcome.TOLD: PLAIN}.get(each.outcome, BAD)
     suite = "" if each.suite == "task" else ", general"
-    return Mark(f"than {ROLES[each.role]}{suite}", mean, low, high, limit, color)
+    return Mark(f"than {each.label}{suite}", mean, low, high, limit, color)
 
 
 def _rules(decision: Decision) -> Table:

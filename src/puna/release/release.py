@@ -26,8 +26,8 @@ from puna.lineage import licences_of
 from puna.release.card import model_card
 from puna.release.compare import Gate
 from puna.release.evaluations import Evaluation, Scores, read_evaluation, scores_of
-from puna.release.facts import Facts, base_of, hub_name, name_of, read_lineage
-from puna.release.gate import OVERRIDABLE, Decision, gather, judge, record
+from puna.release.facts import Facts, base_of, hub_name, name_of, open_model_of, read_lineage
+from puna.release.gate import OVERRIDABLE, Decision, gather, judge, record, run_exams
 from puna.release.leaks import find_leaks
 from puna.release.page import write_page
 from puna.release.terms import Node, applying, find_texts, governing_licence, notice, origin, statement, walk
@@ -54,7 +54,10 @@ class Config(StageConfig):
     name: str = Field(description="its name: letters, digits, '.', '_' and '-'")
     scores: Path | None = Field(default=None, description="an evaluation of it, and of the others, on their task")
     general: Path | None = Field(default=None, description="an evaluation on what must not be forgotten")
-    base: Path | None = Field(default=None, description="what it was tuned from: it has to be better")
+    base: Path | None = Field(default=None, description="the open model it was made from: it has to be better")
+    start: Path | None = Field(
+        default=None, description="The same network before it learned from your data, such as the pruned model"
+    )
     teacher: Path | None = Field(default=None, description="what it learned from: it must not be far below")
     in_use: Path | None = Field(default=None, description="what it would replace, or a folder of promoted releases")
     gate: Gate = Gate()
@@ -145,9 +148,11 @@ def run(config: Config, run: Run) -> None:
 
 
 def _decide(config: Config, facts: Facts, evaluations: dict[str, Evaluation], licence_reasons: list[str]) -> Decision:
-    others = {"base": config.base, "teacher": config.teacher, "in_use": config.in_use}
+    others = {"start": config.start, "base": config.base, "teacher": config.teacher, "in_use": config.in_use}
     paths = {"candidate": config.checkpoint, **{role: path for role, path in others.items() if path}}
-    models, comparisons = gather(evaluations, paths, config.gate)
+    open_model = open_model_of(facts.tree)
+    open_roles = [role for role, path in paths.items() if open_model and open_model.is_at(path)]
+    models, comparisons = gather(evaluations, paths, config.gate, open_roles=open_roles)
     rows = [row for answered in (models[0].task, models[0].general) if answered for row in answered.rows]
     settings = config.gate
     leaks = find_leaks(facts.tree, rows, n=settings.overlap_words, share=settings.overlap_share) if rows else None
@@ -157,10 +162,12 @@ def _decide(config: Config, facts: Facts, evaluations: dict[str, Evaluation], li
         models,
         comparisons,
         suites=list(evaluations),
+        exams=run_exams(evaluations, models[0], config.gate),
         receipts=facts.receipts,
         leaks=leaks,
         licence_reasons=licence_reasons,
         overrides=config.override,
+        missing_open_model=open_model.name if open_model and not open_roles else "",
     )
     if base := base_of(facts.tree):
         learned = f"what {name_of(base['path'])} was trained on before it came here"

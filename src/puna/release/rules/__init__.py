@@ -1,0 +1,1 @@
+"""Rules of the release gate, one file each: what was measured -> a verdict with its reasons."""

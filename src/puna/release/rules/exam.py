@@ -1,0 +1,79 @@
+"""Rule `exam`: the questions tell the candidate from models that know nothing of the task.
+
+Each evaluation grades the answers of null models too (tasks/null_models.py). Where one of them comes within the margin
+of the candidate, a GO would mean nothing, whatever the candidate is.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from puna.release.compare import POINTS, Comparison, Outcome, compare
+from puna.release.evaluations import Answered
+from puna.release.rules.verdict import Verdict
+
+HINT = "ask more questions whose right answers differ, and judge what the answers say"
+
+
+class NullResult(NamedTuple):
+    """Score of a null model beside the candidate's on the questions whose answers were judged for both, 0 to 1."""
+
+    score: float
+    candidate_score: float
+    comparison: Comparison
+
+    @property
+    def is_beaten(self) -> bool:
+        """Whether the candidate is shown to lead by more than the margin."""
+        return self.comparison.outcome is Outcome.MET
+
+
+Exam = Sequence[NullResult]
+
+
+def examine(candidate: Answered, nulls: Sequence[Answered], *, suite: str, margin: float) -> list[NullResult]:
+    """Pair the candidate's answers with those of each null model.
+
+    Args:
+        candidate: Graded answers of the model to release.
+        nulls: Graded answers of the null models to the same questions.
+        suite: Name of the suite, "task" or "general".
+        margin: Lead over each null model, as a share of 1, that the whole interval must exceed.
+
+    Example:
+        >>> [result.is_beaten for result in examine(mine, [constant, empty], suite="task", margin=0.05)]
+        [True, True]
+    """
+    results: list[NullResult] = []
+    for null in nulls:
+        comparison = compare(candidate, null, suite=suite, role="null", least=margin)
+        score = null.interval.mean
+        results.append(NullResult(score, score + comparison.difference.mean, comparison))
+    return results
+
+
+def judge_exam(exams: Mapping[str, Exam | None]) -> Verdict:
+    """Demand that the candidate beats every null model by the margin, on every suite.
+
+    Args:
+        exams: Results by suite, named as in a sentence ("task"); None for an evaluation without null models.
+    """
+    reasons = [reason for suite, exam in exams.items() for reason in _reasons(suite, exam)]
+    results = [result for exam in exams.values() for result in exam or ()]
+    if reasons or not results:
+        return Verdict("exam", reasons)
+    lead = min(result.comparison.difference.mean for result in results)
+    return Verdict("exam", [], f"{POINTS * lead:.1f} points better than any model that knows nothing")
+
+
+def _reasons(suite: str, exam: Exam | None) -> Iterator[str]:
+    if exam is None:
+        yield f"exam-too-weak: the evaluation of the {suite} has no null models; evaluate again with this version"
+        return
+    passed = sorted((result for result in exam if not result.is_beaten), key=lambda each: each.comparison.difference)
+    if passed:
+        best, margin = passed[0], POINTS * (passed[0].comparison.least or 0)
+        others = f" (so do {len(passed) - 1} more)" if len(passed) > 1 else ""
+        yield (
+            f"exam-too-weak: on the {suite} a model that {best.comparison.name} scores {POINTS * best.score:.1f} %, "
+            f"this one {POINTS * best.candidate_score:.1f} %, not shown to be {margin:.0f} points more{others}; {HINT}"
+        )

@@ -1,0 +1,50 @@
+"""Rule `judged`: the content of the answers that decide was judged, by a rule, a model or a person.
+
+A question that only checks that the assistant spoke lets any words pass. Such answers decide nothing: they are left out
+of every comparison, and more of them than the stated share make a NO-GO.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from puna.release.evaluations import Answered
+from puna.release.rules.verdict import Verdict
+
+HINT = (
+    "state facts that a right answer has, set [evaluate.judge] or a reward model, have people judge (`puna review`), "
+    "or ask only what can be judged (evaluate.only_judged)"
+)
+
+
+def judge_judged(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) -> Verdict:
+    """Compare the share of answers without a judgement of their content with the allowed share.
+
+    Args:
+        suites: For each suite, the answers of the candidate and of every model that it is compared with. A question
+            counts as judged if the answers of all of them were.
+        max_unjudged: Largest share of questions, 0 to 1, that may go without.
+    """
+    return Verdict("judged", list(_reasons(suites, max_unjudged)), _told(suites))
+
+
+def unjudged_questions(answers: Sequence[Answered]) -> int:
+    """Count the questions to which at least one model's answer was not judged for its content."""
+    return sum(not all(judged) for judged in zip(*(each.judged for each in answers), strict=True))
+
+
+def _reasons(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) -> Iterator[str]:
+    for suite, answers in suites.items():
+        num_questions, num_unjudged = len(answers[0].rows), unjudged_questions(answers)
+        if num_unjudged > max_unjudged * num_questions:
+            allowed = f"{max_unjudged:.0%} may go without" if max_unjudged else "every answer has to be"
+            yield (
+                f"{num_unjudged:,} of {num_questions:,} answers on the {suite} were not judged for what they say "
+                f"({allowed}): {HINT}"
+            )
+
+
+def _told(suites: Mapping[str, Sequence[Answered]]) -> str:
+    numbers = [(len(answers[0].rows), unjudged_questions(answers)) for answers in suites.values()]
+    total, unjudged = (sum(column) for column in zip(*numbers, strict=True)) if numbers else (0, 0)
+    if not unjudged:
+        return f"all {total:,} answers were judged for what they say" if total else ""
+    return f"{total - unjudged:,} of {total:,} answers were judged for what they say"
