@@ -68,19 +68,29 @@ class House:
         def fill(at: Path) -> None:
             shutil.copytree(self.source, at, dirs_exist_ok=True)
             (at / "generation_config.json").write_text(json.dumps({"name": name}))
+            if stage == "import":
+                (at / "origin.json").write_text(json.dumps({"hub": "", "commit": ""}))
             for receipt in receipts:
                 receipt.save(at)
 
         inputs = inputs or {"data.0": self.path / "data"}
         return write_artifact(self.path / name, "checkpoint", stage, fill, inputs=inputs)
 
-    def scores(self, name: str, nulls: list[float] | None = None, **answered: list[float]) -> Path:
+    def scores(self, name: str, nulls: list[float] | None = None, unjudged: int = 0, **answered: list[float]) -> Path:
         """Write an evaluation in which each model, by its folder's name, got these scores, a question each.
 
-        `nulls` are the scores of a null model: all wrong if not stated.
+        `nulls` are the scores of a null model: all wrong if not stated. The content of the first `unjudged` answers was
+        not judged.
         """
         everyone = [
-            Answers(model, [self.row(n, value) for n, value in enumerate(values)], 2_000_000, 1000, 5000, 2.0)
+            Answers(
+                model,
+                [self.row(n, value) | {"judged": n >= unjudged} for n, value in enumerate(values)],
+                2_000_000,
+                1000,
+                5000,
+                2.0,
+            )
             for model, values in answered.items()
         ]
 
@@ -103,7 +113,7 @@ class House:
 
     def judge(self, **settings: Any) -> Path:
         """Release the model "mine"; ReceiptError tells a NO-GO."""
-        roles = ("scores", "general", "base", "teacher", "in_use")
+        roles = ("scores", "general", "base", "start", "teacher", "in_use")
         given = {role: str(self.path / settings.pop(role)) for role in roles if role in settings}
         told = {"checkpoint": str(self.path / "mine"), "name": "Feather", **given, **settings}
         self.perform("release", self.path / "out", **told)
@@ -210,6 +220,66 @@ def test_models_that_were_not_asked_and_lonely_or_missing_scores_stop_it(house: 
     house.refused("how well it does its task was not measured", base="base")
 
 
+def test_a_model_that_was_not_compared_with_the_open_model_it_was_made_from_is_stopped(house: House):
+    house.model("open", stage="import", source=house.model("llama-files", stage="release"))
+    house.model("pruned", stage="prune", checkpoint=house.path / "open")
+    house.model("mine", start=house.path / "pruned")
+    house.scores("scores", pruned=right(10), mine=right(70), open=right(40))
+    house.refused("not compared with the open model you started from, llama-files", base="pruned", scores="scores")
+    out = house.judge(start="pruned", base="open", scores="scores")
+    headline = (out / "decision.md").read_text().splitlines()[0]
+    assert "60.0 points better than the same model without your data" in headline
+    assert "30.0 points better than the open model you started from" in headline
+
+
+def test_a_model_that_is_no_better_than_without_the_data_is_stopped_however_good_it_is(house: House):
+    house.model("untrained")
+    house.scores("scores", base=right(30), untrained=right(70), mine=right(70))
+    house.refused("as good as the same model without your data", start="untrained", base="base", scores="scores")
+
+
+@pytest.mark.parametrize("role", ["base", "teacher"])
+def test_answers_whose_content_nobody_judged_decide_nothing_and_stop_it(house: House, role: str):
+    house.model("other")
+    house.scores("scores", unjudged=30, mine=right(95), other=right(60))
+    told = {role: "other", "scores": "scores"}
+    page = house.refused(r"30 of 100 answers on the task were not judged for what they say", **told)
+    assert "puna review" in page and "70 in 70 groups" in page  # the comparison rests on the others alone
+    house.refused("30 of 100 answers", **told, gate={"max_unjudged": 0.29})
+    out = house.judge(**told, gate={"max_unjudged": 0.3})
+    assert "70 of 100 answers were judged for what they say" in (out / "decision.md").read_text().splitlines()[0]
+
+
+def test_an_exam_of_words_that_nobody_judged_shows_nothing(house: House):
+    house.scores("scores", unjudged=100, base=right(0), mine=right(100))
+    page = house.refused("nothing is known of the base model on the task", base="base", scores="scores")
+    assert "100 of 100 answers on the task were not judged" in page
+
+
+def test_an_exam_that_a_model_that_knows_nothing_passes_stops_even_a_good_model(house: House):
+    house.scores("scores", nulls=right(66), base=right(30), mine=right(70))
+    told = {"base": "base", "scores": "scores"}
+    page = house.refused(r"exam-too-weak: on the task a model that answers every question alike scores 66\.0 %", **told)
+    assert "this one 70.0 %" in page
+    house.scores("scores", nulls=right(40), base=right(30), mine=right(70))
+    assert "30.0 points better than any model that knows nothing" in (house.judge(**told) / "decision.md").read_text()
+    house.refused("not shown to be 29 points more", **told, gate={"null_margin": 0.29})
+
+
+def test_an_evaluation_without_null_models_is_asked_for_again(house: House):
+    house.scores("scores", base=right(30), mine=right(70))
+    with_nulls, manifest = house.path / "scores", artifact.read_manifest(house.path / "scores")
+    copy = house.path / "older"
+    inputs = {role: house.path / role.removeprefix("checkpoints.") for role in manifest.inputs}
+
+    def fill(at: Path) -> None:
+        shutil.copytree(with_nulls, at, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        (at / "null_models.json").unlink()
+
+    write_artifact(copy, "scores", "evaluate", fill, inputs=inputs, config=manifest.config)
+    house.refused("has no null models; evaluate again with this version", base="base", scores="older")
+
+
 def test_a_receipt_that_does_not_hold_anywhere_in_the_lineage_stops_it(house: House):
     house.model("first", receipts=(Receipt("kl", "x", 0.5, 0.02, False),))
     house.model("mine", start=house.path / "first")
@@ -252,10 +322,9 @@ def test_what_an_imported_model_learned_from_elsewhere_is_told_and_stops_nothing
     house.dataset("theirs", ["Other lines."])
     house.model("given", stage="release", **{"data.0": house.path / "theirs"})
     house.model("open", stage="import", source=house.path / "given")
-    (house.path / "open" / "origin.json").write_text(json.dumps({"hub": "", "commit": ""}))
     house.model("mine", **{"start": house.path / "open", "data.0": house.path / "data"})
-    house.scores("scores", base=right(30), mine=right(70))
-    told = {"base": "base", "scores": "scores"}
+    house.scores("scores", open=right(30), mine=right(70))
+    told = {"base": "open", "scores": "scores"}
     assert "in 6 rows of theirs, data." in (house.judge(**told) / "decision.md").read_text()
     shutil.rmtree(house.path / "theirs")
     page = (house.judge(**told, description="a") / "decision.md").read_text()

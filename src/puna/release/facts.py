@@ -132,14 +132,26 @@ class OpenModel(NamedTuple):
 def open_model_of(tree: Node) -> OpenModel | None:
     """Return the model that was brought into the lineage from outside; None for a model from scratch.
 
-    A model that was imported has two forms in the lineage, the original files and the imported checkpoint.
+    An imported model has two forms in the lineage, the original files and the imported checkpoint.
     """
-    origin = base_of(tree)
-    if origin is None or origin is tree:
-        return None
-    imports = [step.node for step in walk(tree) if step.node.get("stage") == "import"]
-    forms = [node for node in imports if any(each["hash"] == origin["hash"] for each in node["inputs"].values())]
-    return OpenModel(hub_name(origin) or name_of(origin["path"]), frozenset(each["hash"] for each in (origin, *forms)))
+    node = tree
+    while node["kind"] in MODELS:
+        if is_border(node):
+            origins = list(node["inputs"].values())
+            name = hub_name(node) or name_of(origins[0]["path"])
+            return OpenModel(name, frozenset(each["hash"] for each in (node, *origins)))
+        below = (node["inputs"].get(role) for role in BASE_ROLES)
+        found = next((each for each in below if each and each["kind"] in (*MODELS, "raw")), None)
+        if found is None:
+            return None
+        node = found
+    return None if node is tree else OpenModel(hub_name(node) or name_of(node["path"]), frozenset([node["hash"]]))
+
+
+def is_border(node: Node) -> bool:
+    """Tell whether a node imports a model from outside: published files or a release, not a stage's own output."""
+    origins = node["inputs"].values()
+    return node.get("stage") == "import" and all(each.get("stage") in (None, "release") for each in origins)
 
 
 def datasets_read(tree: Node) -> dict[str, list[Step]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from puna.data.overlap import OverlapReport, Probe, find_overlaps, row_text, split_words
 from puna.data.shards import SUFFIXES, read_rows
-from puna.release.facts import DATASETS, datasets_read, name_of
+from puna.release.facts import DATASETS, datasets_read, is_border, name_of
 from puna.release.terms import Node, Step
 
 # What a stage reads under these names it measures on, and learns nothing from; "" is any stage.
@@ -63,9 +63,7 @@ def _since_imports(node: Node) -> Node:
 
     What is imported from a stage's own output, to change its form, is still one's own.
     """
-    origins = node["inputs"].values()
-    is_border = node.get("stage") == "import" and all(each.get("stage") in (None, "release") for each in origins)
-    inputs = {} if is_border else node["inputs"]
+    inputs = {} if is_border(node) else node["inputs"]
     return {**node, "inputs": {role: _since_imports(each) for role, each in inputs.items()}}
 
 
