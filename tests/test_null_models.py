@@ -1,0 +1,246 @@
+"""Null models and bad models: what they answer, and that the gate lets none of twenty bad models through."""
+
+import json
+import random
+import re
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from puna.chat.conversation import Conversation, Message, ToolCall, tool_name
+from puna.data.shards import write_jsonl
+from puna.evaluate.exam import mean_score, null_scores
+from puna.release.compare import Gate, compare
+from puna.release.evaluations import Answered
+from puna.release.gate import Decision, Model, judge
+from puna.release.rules.exam import examine
+from puna.tasks import Question, Task, load_task
+from puna.tasks.null_models import null_models, right_answer
+
+TEAMS = ("Card Delivery", "Lost Cards", "Foreign Transfers", "Direct Debits", "Mortgage Advice", "Fraud Watch")
+TROUBLES = (
+    "My new card has not arrived",
+    "I cannot find my card any more",
+    "Money I sent abroad is missing",
+    "A payment left my account twice",
+    "I would like to borrow for a flat",
+    "Somebody paid with my card in Lima",
+)
+DRINKS = ("latte", "mocha", "espresso", "flat white", "cortado")
+ORDER = {"type": "function", "function": {"name": "place_order", "parameters": {"type": "object", "properties": {}}}}
+
+
+def said(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def bank_dialogue(number: int) -> dict[str, Any]:
+    """One customer's trouble; the answer names the team, a phone extension and a person."""
+    kind, source = number % len(TEAMS), random.Random(number)
+    asked = f"{TROUBLES[kind]}, since {source.randint(2, 9)} days. Who helps me?"
+    answer = f"Please ask the {TEAMS[kind]} team, extension {4000 + 37 * kind}, for help."
+    return {"id": f"bank-{number}", "messages": [said("user", asked), said("assistant", answer)]}
+
+
+def order_dialogue(number: int) -> dict[str, Any]:
+    """An order by a tool call, its result read out, and a goodbye."""
+    source = random.Random(number)
+    drink, count, total = source.choice(DRINKS), source.randint(1, 4), f"{source.randint(300, 2900) / 100:.2f}"
+    call = {"type": "function", "function": {"name": "place_order", "arguments": {"drink": drink, "count": count}}}
+    messages = [
+        said("system", "You take orders in a coffee shop."),
+        said("user", f"Could I get {count} {drink}, please?"),
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        said("tool", json.dumps({"total": total})),
+        said("assistant", f"That comes to {total} dollars."),
+        said("user", "Thanks a lot."),
+        said("assistant", "You are welcome, enjoy!"),
+    ]
+    return {"id": f"order-{number}", "tools": [ORDER], "environment": "ipython", "messages": messages}
+
+
+@pytest.fixture(scope="module", params=["shop", "bank", "orders"])
+def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, perform_stage: Any) -> Task:
+    """The demo's own kind of questions, and conversations like those of a bank and of a coffee shop."""
+    path = tmp_path_factory.mktemp("exam") / request.param
+    if request.param == "shop":
+        perform_stage("synthesize", path, split="held_out", num_worlds=10, conversations_per_world=8, pages=False)
+        return load_task(path)
+    path.mkdir()
+    dialogue = bank_dialogue if request.param == "bank" else order_dialogue
+    write_jsonl(path / "conversations.jsonl", [dialogue(number) for number in range(120)])
+    return load_task(path)
+
+
+def words(text: str) -> Callable[[Question], Message]:
+    return lambda _: Message("assistant", text)
+
+
+def prompt(question: Question) -> str:
+    return "\n".join(message.content for message in question.conversation.messages)
+
+
+def last(question: Question) -> str:
+    return question.conversation.messages[-1].content
+
+
+def drawn(question: Question, alphabet: list[str], count: int, glue: str) -> Message:
+    return Message("assistant", glue.join(random.Random(question.id).choices(alphabet, k=count)))
+
+
+def first_tool(question: Question, **arguments: Any) -> Message:
+    names = [tool_name(tool) for tool in question.conversation.tools] or ["look_up_order"]
+    return Message("assistant", tool_calls=(ToolCall(names[0], arguments),))
+
+
+BAD_MODELS: dict[str, Callable[[Question], Message]] = {
+    "Sure.": words("Sure."),
+    "Yes.": words("Yes."),
+    "No.": words("No."),
+    "a greeting": words("Hello! How can I help you today?"),
+    "a refusal": words("I'm sorry, the handbook does not say that."),
+    "a disclaimer": words("As an AI language model, I cannot answer that."),
+    "dots": words("..."),
+    "nothing": words(""),
+    "an empty object": words("{}"),
+    "the question": lambda question: Message("assistant", last(question)),
+    "the question, twice": lambda question: Message("assistant", f"You ask: {last(question)} {last(question)}"),
+    "the whole prompt": lambda question: Message("assistant", prompt(question)),
+    "the first line of the prompt": lambda question: Message("assistant", prompt(question).splitlines()[0]),
+    "all numbers of the prompt": lambda question: Message(
+        "assistant", " ".join(re.findall(r"[\d.,:]+", prompt(question)))
+    ),
+    "random words of the prompt": lambda question: drawn(question, prompt(question).split(), 15, " "),
+    "random letters": lambda question: drawn(question, list(string.ascii_lowercase), 40, ""),
+    "random digits": lambda question: drawn(question, list(string.digits), 12, ""),
+    "a tool without arguments": first_tool,
+    "a tool with a made-up argument": lambda question: first_tool(question, order_id="12345"),
+    "a call in words": lambda question: Message("assistant", "place_order(drink=latte, count=1) look_up_order(12345)"),
+}
+
+
+def graded(name: str, task: Task, answers: list[Message]) -> Answered:
+    rows: list[dict[str, Any]] = []
+    for question, answer in zip(task.questions, answers, strict=True):
+        grade = task.grade(question, answer)
+        row = {"task": task.name, "score": grade.score, "judged": grade.is_judged, "parts": {}, "reason": grade.reason}
+        rows.append({**question.to_json(), **row})
+    return Answered(name, rows, 1_000_000, 100.0)
+
+
+def gate_of(task: Task, answers: list[Message], settings: Gate) -> Decision:
+    """Judge a model with these answers against a base that writes gibberish, with nothing else in its way."""
+    gibberish = [drawn(question, list("xyz"), 9, "") for question in task.questions]
+    candidate, base = graded("candidate", task, answers), graded("base", task, gibberish)
+    nulls = null_scores(task.questions, lambda index, answer: task.grade(task.questions[index], answer), seed=0)
+    null_answers = [
+        Answered(
+            null["description"],
+            [
+                {**row, "score": score or 0.0, "judged": score is not None}
+                for row, score in zip(candidate.rows, null["scores"], strict=True)
+            ],
+            0,
+            0.0,
+        )
+        for null in nulls
+    ]
+    return judge(
+        "candidate",
+        settings,
+        [Model("candidate", "candidate", candidate, None), Model("base", "base", base, None, label="the base model")],
+        [compare(candidate, base, suite="task", role="base", least=0.0, label="the base model")],
+        suites=["task"],
+        exams={"task": examine(candidate, null_answers, suite="task", margin=settings.null_margin)},
+        receipts=[],
+        leaks=None,
+        licence_reasons=[],
+        overrides={},
+    )
+
+
+def test_none_of_twenty_bad_models_passes_the_gate(task: Task) -> None:
+    assert len(BAD_MODELS) == 20
+    # Also where the user lets unjudged answers pass: the exam alone has to stop them.
+    for settings in (Gate(), Gate(max_unjudged=1.0)):
+        passed = [
+            name for name, model in BAD_MODELS.items()
+            if gate_of(task, [model(question) for question in task.questions], settings).is_go
+        ]  # fmt: skip
+        assert not passed
+
+
+def test_a_good_model_passes_once_its_answers_are_judged(task: Task) -> None:
+    answers = [right_answer(question) or Message("assistant", "You are welcome!") for question in task.questions]
+    answers[0] = Message("assistant", "I do not know.")
+    decision = gate_of(task, answers, Gate(max_unjudged=0.4))
+    assert decision.is_go, decision.reasons
+
+
+def test_the_right_answer_of_a_question_is_right_and_random_words_are_not(task: Task) -> None:
+    judged = [question for question in task.questions if task.grade(question, Message("assistant", "x")).is_judged]
+    for question in judged:
+        answer = right_answer(question)
+        assert answer is not None and task.grade(question, answer).score == 1, question
+    by_name = {model.name: model for model in null_models(task.questions, seed=0)}
+    assert not any(
+        task.grade(question, answer).score
+        for question, answer in zip(task.questions, by_name["random"].alternatives[0], strict=True)
+        if question in judged
+    )
+
+
+def exam_of(number: int, answer: Callable[[int], str]) -> list[Question]:
+    def question(index: int) -> Question:
+        conversation = Conversation((Message("user", f"What is number {index}?"),))
+        return Question(str(index), conversation, {"contains": [answer(index)]})
+
+    return [question(index) for index in range(number)]
+
+
+def scores_of(questions: list[Question]) -> dict[str, float]:
+    task = Task("exam", tuple(questions))
+    nulls = null_scores(questions, lambda index, answer: task.grade(questions[index], answer), seed=0)
+    return {null["name"]: mean_score(null["scores"]) for null in nulls}
+
+
+def test_the_best_constant_is_found_among_the_exams_own_answers() -> None:
+    questions = exam_of(100, lambda index: "zebra" if index % 5 else f"answer-{index}x")
+    assert scores_of(questions)["constant"] >= 0.8
+
+
+def test_a_constant_that_joins_many_answers_is_tried_too() -> None:
+    questions = exam_of(100, lambda index: f"colour{'abcdefghij'[index % 10]}")
+    assert scores_of(questions)["constant"] == 1
+
+
+def test_each_null_model_finds_the_exam_that_it_can_pass() -> None:
+    assert scores_of(exam_of(20, lambda index: f"number {index}"))["question"] == 1
+    assert scores_of(exam_of(20, lambda _: "the same"))["other"] == 1
+    hard = scores_of(exam_of(60, lambda index: f"key{index * 7919}"))
+    assert hard["question"] == hard["page"] == hard["empty"] == hard["other"] == hard["random"] == hard["tool"] == 0
+
+
+def test_the_same_exam_has_the_same_null_models(task: Task) -> None:
+    once, again, other = (null_models(task.questions, seed=seed) for seed in (3, 3, 4))
+    assert once == again and once != other
+
+
+def test_another_questions_answer_is_of_another_group() -> None:
+    conversation = Conversation((Message("user", "?"),))
+    questions = [
+        Question(f"{group}/{index}", conversation, {"contains": [f"{group}-{index}"]}, group=group)
+        for group in "abcd"
+        for index in range(5)
+    ]
+    others = next(model for model in null_models(questions, seed=1) if model.name == "other").alternatives[0]
+    assert all(
+        not answer.content.startswith(question.group) for question, answer in zip(questions, others, strict=True)
+    )
+
+
+def test_an_exam_without_questions_has_null_models_without_answers(tmp_path: Path) -> None:
+    assert all(not null["scores"] for null in null_scores([], lambda *_: pytest.fail("nothing to grade"), seed=0))
