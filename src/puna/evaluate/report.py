@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from puna.evaluate.scores import OVERALL, Answers
+from puna.evaluate.scores import OVERALL, UNJUDGED, Answers, is_judged
 
 FAILURES_SHOWN = 3
 HOW = (
@@ -100,7 +100,9 @@ def _summary(scores: dict[str, Any], everyone: Sequence[Answers]) -> list[list[s
 def _extent(scores: dict[str, Any], name: str) -> str:
     overall = scores["checkpoints"][name][OVERALL]
     groups = f" in {overall['groups']:,} groups" if overall["groups"] < overall["n"] else ""
-    return f"{overall['n']:,} questions{groups}"
+    unjudged = scores["checkpoints"][name].get(UNJUDGED, {}).get("n", 0)
+    more = f"; {unjudged:,} more were answered in words that nobody judged, and count nowhere" if unjudged else ""
+    return f"{overall['n']:,} questions judged{groups}{more}"
 
 
 def _slice_names(scores: dict[str, Any], name: str) -> list[str]:
@@ -108,6 +110,8 @@ def _slice_names(scores: dict[str, Any], name: str) -> list[str]:
 
 
 def _interval(entry: dict[str, float], key: str, *, sign: str = "") -> str:
+    if entry.get("n") == 0:
+        return "not judged"
     low, high = (f"{100 * entry[bound]:{sign}.1f}" for bound in ("low", "high"))
     return f"{100 * entry[key]:{sign}.1f} ({low}, {high})"
 
@@ -126,8 +130,9 @@ def _counts(entry: dict[str, float]) -> list[str]:
 
 
 def _failures(answers: Answers) -> list[str]:
-    failed = [row for row in answers.rows if row["score"] < 1]
-    lines = [f"{len(failed):,} of {len(answers.rows):,}; all are in conversations-{answers.name}.jsonl."]
+    judged = [row for row in answers.rows if is_judged(row)]
+    failed = [row for row in judged if row["score"] < 1]
+    lines = [f"{len(failed):,} of {len(judged):,} judged; all are in conversations-{answers.name}.jsonl."]
     for row in failed[:: max(1, len(failed) // FAILURES_SHOWN)][:FAILURES_SHOWN]:
         asked = row["conversation"]["messages"][-1]["content"]
         lines.append(

@@ -89,12 +89,12 @@ class Comparison:
 
 
 def compare(candidate: Answered, other: Answered, *, suite: str, role: str, least: float | None) -> Comparison:
-    """Pair the answers of two models by question; both come from one evaluation."""
-    assert candidate.scores.keys() == other.scores.keys()
-    ours = list(candidate.scores.values())
-    theirs = [other.scores[question] for question in candidate.scores]
-    difference = difference_interval(ours, theirs, candidate.groups)
+    """Pair the answers of two models by question, where both were judged; both come from one evaluation."""
+    questions = [question for question in candidate.scores if question in other.scores]
+    ours = [candidate.scores[question] for question in questions]
+    theirs = [other.scores[question] for question in questions]
+    groups = [candidate.groups[question] for question in questions]
+    difference = difference_interval(ours, theirs, groups)
     better = sum(a > b for a, b in zip(ours, theirs, strict=True))
     worse = sum(a < b for a, b in zip(ours, theirs, strict=True))
-    groups = len(set(candidate.groups))
-    return Comparison(suite, role, other.name, difference, least, len(ours), groups, better, worse)
+    return Comparison(suite, role, other.name, difference, least, len(ours), len(set(groups)), better, worse)
