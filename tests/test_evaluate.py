@@ -105,13 +105,15 @@ class Scripted:
         return [Completion(self.script[tuple(p)], "", "stop", len(p)) for p in prompts]
 
 
-def script(monkeypatch: pytest.MonkeyPatch, answers: dict[str, dict[str, Message]]) -> dict[str, Scripted]:
+def script(
+    monkeypatch: pytest.MonkeyPatch, answers: dict[str, dict[str, Message]], everything: Sequence[Question] = ()
+) -> dict[str, Scripted]:
     """Let the checkpoint in folder NAME answer question ID with the message answers[NAME][ID]."""
     chat = ChatFormat(tokenizer())
     samplers: dict[str, Scripted] = {}
     for name, said in answers.items():
         known: dict[tuple[int, ...], list[int]] = {}
-        for question in questions():
+        for question in everything or questions():
             prompt = chat.prompt(question.conversation)
             whole = chat.encode(question.conversation.with_message(said[question.id])).ids
             known[tuple(prompt)] = whole[len(prompt) :]
@@ -206,6 +208,42 @@ def test_intervals_hold_the_truth_as_often_as_they_say_and_naive_ones_do_not() -
 
 
 # The stage
+
+
+def test_answers_that_nobody_judged_count_in_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_in_words = [asked(n, expected={"no_call": True, "reference": "It costs 7."}, grade="no_call") for n in (8, 9)]
+    everything = [*questions(), *asked_in_words]
+    good = {question.id: right(question) for question in questions()}
+    said = {
+        "one": {**good, "q8": Message("assistant", "Sure."), "q9": Message("assistant", "It costs 7.")},
+        "two": {**good, "q0": Message("assistant", "no"), "q8": Message("assistant", ""), "q9": Message("assistant")},
+    }
+    script(monkeypatch, said, everything)
+    run = new_run(tmp_path)
+    checkpoints = {name: write_model(tmp_path / name, 0) for name in ("one", "two")}
+    evaluate.run(Config(checkpoints=checkpoints, tasks=[write_task(tmp_path / "task", everything)]), run)
+    found = scores(run)
+    one, two = found["checkpoints"]["one"], found["checkpoints"]["two"]
+    assert (one["overall"]["score"], one["overall"]["n"]) == (1, 8)
+    assert (two["overall"]["score"], two["overall"]["n"]) == (7 / 8, 8)
+    unjudged = "answered in words, not judged"
+    assert (one[unjudged]["score"], one[unjudged]["n"], two[unjudged]["score"]) == (1, 2, 0)
+    (pair,) = found["differences"]
+    assert (pair["slices"]["overall"]["difference"], pair["slices"]["overall"]["n"]) == (-1 / 8, 8)
+    rows = list(read_rows(run.output / "conversations-one.jsonl"))
+    assert [(row["judged"], row["judged_by"]) for row in rows] == [(True, "rule")] * 8 + [(False, "")] * 2
+    assert [row["similarity"] for row in rows[6:]] == [None, None, pytest.approx(0, abs=0.1), 1]
+    assert "2 more were answered in words that nobody judged" in (run.output / "report.md").read_text()
+
+
+def test_an_evaluation_in_which_nothing_was_judged_has_no_score(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    task = write_task(tmp_path / "task", [asked(n, expected={"no_call": True}, grade="no_call") for n in range(3)])
+    evaluate.run(Config(checkpoints={"a": write_model(tmp_path / "a", 0)}, tasks=[task], max_tokens=8), run)
+    overall = scores(run)["checkpoints"]["a"]["overall"]
+    assert {name: overall[name] for name in ("score", "low", "high", "n")} == {"score": 0, "low": 0, "high": 1, "n": 0}
+    assert "not judged" in (run.output / "report.md").read_text()
+    assert "no question judged, 3 answers not judged" in (run.directory / "log.txt").read_text()
 
 
 def test_right_answers_in_the_models_format_get_full_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

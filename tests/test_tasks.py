@@ -129,7 +129,9 @@ def test_no_call_two_calls_or_another_name_get_nothing(answer: Message) -> None:
     assert "order" in grade.reason
 
 
-def test_words_are_right_where_no_call_is_expected() -> None:
+def test_words_where_no_call_is_expected_count_as_words_whose_content_nobody_judged() -> None:
+    for answer in (says("Which size?"), says("Sure."), says("  "), calls("order")):
+        assert not judge("no_call", {"no_call": True}, answer).is_judged
     assert judge("no_call", {"no_call": True}, says("Which size?")).score == 1
     assert judge("no_call", {"no_call": True}, says("  ")).score == 0
     assert judge("no_call", {"no_call": True}, says('{"name": "order", "parameters": {')).score == 0
@@ -241,5 +243,6 @@ def test_a_folder_of_conversations_asks_for_every_assistant_turn(tmp_path: Path)
         ("2/1", "tool_call", "2"),
         ("2/3", "no_call", "2"),
     ]
+    assert questions[1].expected == {"no_call": True, "reference": "It is here."}
     assert questions[0].expected == {"name": "find", "arguments": {"id": "17"}}
     assert [message.role for message in questions[1].conversation.messages] == ["user", "assistant", "tool"]

@@ -4,35 +4,30 @@ Each checkpoint is asked in the format that it was trained in, by the sampler th
 is, the tasks say; this stage trains and filters nothing.
 """
 
-import hashlib
 import json
 import re
-import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
 
 from puna import artifact
-from puna.chat.conversation import Message
 from puna.chat.format import ChatFormat
 from puna.checkpoint.adapter import checkpoint_at
-from puna.checkpoint.checkpoint import Checkpoint
 from puna.config import StageConfig
 from puna.data.shards import read_rows, write_jsonl
-from puna.engine.local import LocalSampler
-from puna.engine.options import EngineOptions
-from puna.engine.sampler import Completion, SamplingParams
 from puna.errors import ConfigError
+from puna.evaluate.asking import Asked, How, Reply, ask
 from puna.evaluate.compare import describe_questions, diagnose, lines, section
+from puna.evaluate.exam import describe_null_scores, null_scores
+from puna.evaluate.grading import Grader, Item, Judgement, similarity
 from puna.evaluate.report import draw_scores, print_scores, report
 from puna.evaluate.roles import Roles, casts
-from puna.evaluate.scores import OVERALL, Answers, score
+from puna.evaluate.scores import OVERALL, UNJUDGED, Answers, score
 from puna.run import Run
 from puna.shelf.shelf import follow
-from puna.tasks.question import Grade, Question
 from puna.tasks.task import Task, load_task
 from puna.tokenizer.tokenizer import Tokenizer
 
@@ -68,45 +63,33 @@ class Config(StageConfig):
         return {name: follow(path) for name, path in checkpoints.items()}
 
 
-class Item(NamedTuple):
-    """A question and the task that judges its answer."""
-
-    task: Task
-    question: Question
-
-
-class Reply(NamedTuple):
-    """What came back for one question; `failure` says why there is no answer."""
-
-    message: Message = Message("assistant")
-    num_tokens: int = 0
-    finish_reason: str = ""
-    failure: str = ""
-
-    @property
-    def is_truncated(self) -> bool:
-        return self.finish_reason == "length"
-
-
 def run(config: Config, run: Run) -> None:
     """Write scores.json, speed.json, report.md, scores.png and conversations-NAME.jsonl for each checkpoint."""
     items = _items(config)
     found = casts(config.checkpoints, config.roles.named()) if config.compare else []
+    grader = Grader()
     everyone: list[Answers] = []
     for name, path in config.checkpoints.items():
-        answers = _resume(run, name) or _ask(config, run, name, path, items)
+        asked = _resume(run, name) or _ask(config, run, name, path, items)
+        answers = _grade(grader, name, path, items, asked)
         write_jsonl(run.output / f"conversations-{name}.jsonl", answers.rows)
+        _tell(run, config, answers)
         everyone.append(answers)
+    nulls = null_scores(items, grader, seed=config.seed)
+    artifact.write_text(run.output / "null_models.json", _dump({"models": nulls}))
     scores = score(everyone)
     artifact.write_text(run.output / "scores.json", _dump(scores))
     artifact.write_text(run.output / "speed.json", _dump({answers.name: _speed(answers) for answers in everyone}))
     described = _described(config, items) if found else {}
     diagnoses = diagnose(found, everyone, config.checkpoints, config.general, described)
     sections = [section(each) for each in diagnoses]
-    artifact.write_text(run.output / "report.md", "\n\n".join([report(scores, everyone).rstrip(), *sections]) + "\n")
+    artifact.write_text(
+        run.output / "report.md", "\n\n".join([report(scores, everyone, nulls).rstrip(), *sections]) + "\n"
+    )
     if not draw_scores(scores, run.output / "scores.png"):
         run.log("no scores.png: matplotlib is not installed")
     print_scores(scores, everyone, run.console)
+    run.log(describe_null_scores(nulls))
     if diagnoses:
         artifact.write_text(run.output / "diagnosis.json", _dump([each.to_json() for each in diagnoses]))
     for line in (line for each in diagnoses for line in lines(each)):
@@ -134,100 +117,73 @@ def _items(config: Config) -> list[Item]:
     return [Item(task, question) for task in tasks.values() for question in task.questions]
 
 
-def _ask(config: Config, run: Run, name: str, path: Path, items: list[Item]) -> Answers:
-    """Let one checkpoint answer all questions, grade them, and keep the rows in case the run is interrupted."""
-    dtype, is_int8_cache = getattr(torch, config.precision), config.kv_cache == "int8"
-    options = EngineOptions(max_batch=config.max_batch, dtype=dtype, is_int8_cache=is_int8_cache)
-    sampler = LocalSampler.open(path, options=options)
-    chat = ChatFormat(sampler.tokenizer)
-    prompts = [chat.prompt(item.question.conversation) for item in items]
-    fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < sampler.max_context]
-    stop_ids = tuple(dict.fromkeys(chat.stop_ids + Checkpoint.open(checkpoint_at(path)).stop_ids))
-    params = [_params(config, items[i], sampler.max_context - len(prompts[i]), stop_ids) for i in fitting]
-    # The first request pays for what later ones find ready; it is no part of the speed.
-    sampler.complete(
-        [prompts[i] for i in fitting[:1]], [replace(p, max_tokens=min(2, p.max_tokens)) for p in params[:1]]
+def _ask(config: Config, run: Run, name: str, path: Path, items: list[Item]) -> Asked:
+    """Let one checkpoint answer all questions, and keep the replies in case the run is interrupted."""
+    how = How(
+        config.temperature,
+        config.top_p,
+        config.max_tokens,
+        config.seed,
+        config.max_batch,
+        getattr(torch, config.precision),
+        config.kv_cache == "int8",
     )
-    start = time.monotonic()
-    with run.progress(len(items), name, unit="questions", done=len(items) - len(fitting)) as bar:
-        completions = sampler.complete(
-            [prompts[i] for i in fitting], params, progress=lambda done: bar.advance(bar.first + done - bar.count)
-        )
-    seconds = time.monotonic() - start
-    replies = [Reply(failure=f"the prompt of {len(p)} tokens leaves no room for an answer") for p in prompts]
-    for index, completion in zip(fitting, completions, strict=True):
-        replies[index] = _reply(chat, items[index].question, completion)
-    rows = [_row(item, reply) for item, reply in zip(items, replies, strict=True)]
-    num_prompt_tokens = sum(len(prompts[i]) for i in fitting)
-    num_tokens = sum(reply.num_tokens for reply in replies)
-    answers = Answers(name, rows, _num_weight_bytes(path), num_tokens, num_prompt_tokens, seconds)
-    _keep(run, answers)
-    overall = score([answers])["checkpoints"][name][OVERALL]
-    run.log(f"{name}: {overall['score']:.1%} of {len(rows):,} questions, {answers.tokens_per_s:,.0f} tokens/s")
-    num_cut = sum(reply.is_truncated for reply in replies)
-    if num_cut:
-        run.log(
-            f"{name}: {num_cut:,} answers were cut off at max_tokens = {config.max_tokens}, or where the context ends"
-        )
-    return answers
+    asked = ask(how, run, name, path, items)
+    directory = run.directory / "answers"
+    directory.mkdir(exist_ok=True)
+    write_jsonl(directory / f"{name}.jsonl", (reply.to_json() for reply in asked.replies))
+    # NOTE: written last and as a whole: where it stands, the replies beside it are complete.
+    artifact.write_text(directory / f"{name}.json", _dump(asked._replace(replies=[])._asdict()))
+    return asked
 
 
-def _params(config: Config, item: Item, room: int, stop_ids: tuple[int, ...]) -> SamplingParams:
-    """Seed each question by its id: it is asked alike whatever else is asked, and alike of every checkpoint."""
-    identity = f"{config.seed} {item.task.name} {item.question.id}"
-    return SamplingParams(
-        max_tokens=min(config.max_tokens, room),
-        temperature=config.temperature,
-        top_p=config.top_p,
-        stop_ids=stop_ids,
-        seed=int.from_bytes(hashlib.sha256(identity.encode()).digest()[:6], "big"),
-    )
+def _resume(run: Run, name: str) -> Asked | None:
+    """Return the replies of this checkpoint from before the run was interrupted, if it had answered everything."""
+    summary = run.directory / "answers" / f"{name}.json"
+    if not summary.exists():
+        return None
+    run.log(f"{name}: answered before the interruption")
+    replies = [Reply.from_json(row) for row in read_rows(summary.with_suffix(".jsonl"))]
+    return Asked(**json.loads(summary.read_text()))._replace(replies=replies)
 
 
-def _reply(chat: ChatFormat, question: Question, completion: Completion) -> Reply:
-    if completion.finish_reason == "error":
-        return Reply(finish_reason="error", failure=f"the model failed: {completion.error}")
-    message = chat.parse(completion.ids, question.conversation.tools)
-    return Reply(message, len(completion.ids), completion.finish_reason)
+def _grade(grader: Grader, name: str, path: Path, items: list[Item], asked: Asked) -> Answers:
+    """Judge the replies of one checkpoint."""
+    judgements = grader.grade(items, [reply.message for reply in asked.replies])
+    rows = [_row(*each) for each in zip(items, asked.replies, judgements, strict=True)]
+    num_tokens = sum(reply.num_tokens for reply in asked.replies)
+    return Answers(name, rows, _num_weight_bytes(path), num_tokens, asked.num_prompt_tokens, asked.seconds)
 
 
-def _row(item: Item, reply: Reply) -> dict[str, Any]:
-    """Return the line of conversations-NAME.jsonl: all that one needs to judge the answer again."""
-    task, question = item
+def _row(item: Item, reply: Reply, judgement: Judgement) -> dict[str, Any]:
+    """Return the line of conversations-NAME.jsonl, which has all that judging the answer again takes."""
+    grade = judgement.grade
     # The grade of an empty answer names the parts; a failure has them all at 0.
-    grade = task.grade(question, reply.message)
     if reply.failure:
-        grade = Grade(0.0, reply.failure, dict.fromkeys(grade.parts, 0.0))
+        grade = replace(grade, score=0.0, reason=reply.failure, parts=dict.fromkeys(grade.parts, 0.0))
     elif reply.is_truncated and grade.score < 1:
         grade = replace(grade, reason=f"{grade.reason}; cut off after {reply.num_tokens} tokens")
     return {
-        "task": task.name,
-        **question.to_json(),
+        "task": item.task.name,
+        **item.question.to_json(),
         "answer": reply.message.to_json(),
-        "score": grade.score,
-        "parts": grade.parts,
-        "reason": grade.reason,
+        **judgement._replace(grade=grade).to_json(),
+        "similarity": similarity(item.question, reply.message),
         "finish_reason": reply.finish_reason,
         "num_tokens": reply.num_tokens,
     }
 
 
-def _keep(run: Run, answers: Answers) -> None:
-    directory = run.directory / "answers"
-    directory.mkdir(exist_ok=True)
-    write_jsonl(directory / f"{answers.name}.jsonl", answers.rows)
-    # NOTE: written last and as a whole: where it stands, the rows beside it are complete.
-    artifact.write_text(directory / f"{answers.name}.json", _dump(asdict(replace(answers, rows=[]))))
-
-
-def _resume(run: Run, name: str) -> Answers | None:
-    """Return what this checkpoint answered before the run was interrupted, if it got to the end."""
-    summary = run.directory / "answers" / f"{name}.json"
-    if not summary.exists():
-        return None
-    run.log(f"{name}: answered before the interruption")
-    rows = list(read_rows(summary.with_suffix(".jsonl")))
-    return replace(Answers(**json.loads(summary.read_text())), rows=rows)
+def _tell(run: Run, config: Config, answers: Answers) -> None:
+    slices = score([answers])["checkpoints"][answers.name]
+    overall, num_unjudged = slices[OVERALL], slices.get(UNJUDGED, {}).get("n", 0)
+    unjudged = f", {num_unjudged:,} answers not judged" if num_unjudged else ""
+    right = f"{overall['score']:.1%} of {overall['n']:,} questions" if overall["n"] else "no question judged"
+    run.log(f"{answers.name}: {right}{unjudged}, {answers.tokens_per_s:,.0f} tokens/s")
+    num_cut = sum(row["finish_reason"] == "length" for row in answers.rows)
+    if num_cut:
+        limit = f"max_tokens = {config.max_tokens}, or where the context ends"
+        run.log(f"{answers.name}: {num_cut:,} answers were cut off at {limit}")
 
 
 def _speed(answers: Answers) -> dict[str, float]:

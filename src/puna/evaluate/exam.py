@@ -3,33 +3,38 @@
 A score means something only beside what a model that knows nothing would get (tasks/null_models.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from puna.chat.conversation import Message
+from puna.evaluate.grading import Grader, Item
 from puna.tasks.null_models import null_models
-from puna.tasks.question import Grade, Question
-
-# Grades the answer to one of the questions, by its index.
-GradeAnswer = Callable[[int, Message], Grade]
 
 
-def null_scores(questions: Sequence[Question], grade: GradeAnswer, *, seed: int) -> list[dict[str, Any]]:
+def null_scores(items: Sequence[Item], grader: Grader, *, seed: int) -> list[dict[str, Any]]:
     """Return what null_models.json holds: each null model with its score on every question.
 
     The score is None where the content of the answer was not judged. Of several alternative answers the list with the
     highest mean stands for the model.
 
     Example:
-        >>> null_scores(questions, lambda index, answer: task.grade(questions[index], answer), seed=0)[0]
+        >>> null_scores(items, Grader(), seed=0)[0]
         {'name': 'constant', 'description': 'answers every question alike, ...', 'scores': [0.0, 1.0, 0.0]}
     """
-    rows: list[dict[str, Any]] = []
-    for model in null_models(questions, seed=seed):
-        graded = [[_score(grade(index, answer)) for index, answer in enumerate(each)] for each in model.alternatives]
-        best = max(graded, key=mean_score)
-        rows.append({"name": model.name, "description": model.description, "scores": best})
-    return rows
+
+    def scores(answers: Sequence[Message]) -> list[float | None]:
+        grades = [judgement.grade for judgement in grader.grade(items, answers)]
+        return [grade.score if grade.is_judged else None for grade in grades]
+
+    models = null_models([item.question for item in items], seed=seed)
+    return [
+        {
+            "name": model.name,
+            "description": model.description,
+            "scores": max((scores(answers) for answers in model.alternatives), key=mean_score),
+        }
+        for model in models
+    ]
 
 
 def mean_score(scores: Sequence[float | None]) -> float:
@@ -38,5 +43,12 @@ def mean_score(scores: Sequence[float | None]) -> float:
     return sum(known) / len(known) if known else 0.0
 
 
-def _score(grade: Grade) -> float | None:
-    return grade.score if grade.is_judged else None
+def describe_null_scores(nulls: Sequence[dict[str, Any]]) -> str:
+    """Return one line for the terminal: the scores of all null models, the best first."""
+    means = sorted(((mean_score(null["scores"]), null["name"]) for null in nulls), reverse=True)
+    return "models that know nothing: " + ", ".join(f"{name} {mean:.1%}" for mean, name in means)
+
+
+def null_table(nulls: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return the rows of report.md: what each null model does, and its score in %."""
+    return [[null["description"], f"{100 * mean_score(null['scores']):.1f}"] for null in nulls]

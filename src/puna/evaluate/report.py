@@ -10,13 +10,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from puna.evaluate.scores import OVERALL, Answers
+from puna.evaluate.exam import null_table
+from puna.evaluate.scores import OVERALL, UNJUDGED, Answers, is_judged
 
 FAILURES_SHOWN = 3
 HOW = (
     "Intervals are 95 %: Wilson's for scores, Agresti and Min's for paired differences, both at the effective number "
     "of questions where these come in groups. Size is that of the weights on disk. Tokens/s are generated tokens a "
     "second in this evaluation, many questions at a time, the reading of the prompts included."
+)
+
+NULLS = (
+    "A checkpoint that does not score clearly more than each of these has shown nothing: ask more questions whose "
+    "right answers differ, and judge what the answers say."
 )
 
 
@@ -39,8 +45,8 @@ def print_scores(scores: dict[str, Any], everyone: Sequence[Answers], console: C
         console.print(parts)
 
 
-def report(scores: dict[str, Any], everyone: Sequence[Answers]) -> str:
-    """Return the tables with all intervals, and a few wrong answers of each checkpoint, as Markdown."""
+def report(scores: dict[str, Any], everyone: Sequence[Answers], nulls: Sequence[dict[str, Any]]) -> str:
+    """Return the tables with all intervals, the null models, and wrong answers of each checkpoint, as Markdown."""
     first = everyone[0].name
     columns = ["checkpoint", "score %", *([f"against {first}"] if len(everyone) > 1 else []), "size", "tokens/s"]
     sections = ["# Scores", _extent(scores, first) + ".", _markdown_table(columns, _summary(scores, everyone)), HOW]
@@ -51,6 +57,7 @@ def report(scores: dict[str, Any], everyone: Sequence[Answers]) -> str:
         for name in _slice_names(scores, first)
     ]
     sections += ["## By kind", _markdown_table(["kind", "n", *names], rows)]
+    sections += ["## Models that know nothing", NULLS, _markdown_table(["a model that", "score %"], null_table(nulls))]
     if scores["differences"]:
         sections += ["## Differences in points, paired by question", _differences(scores)]
     for answers in everyone:
@@ -100,7 +107,9 @@ def _summary(scores: dict[str, Any], everyone: Sequence[Answers]) -> list[list[s
 def _extent(scores: dict[str, Any], name: str) -> str:
     overall = scores["checkpoints"][name][OVERALL]
     groups = f" in {overall['groups']:,} groups" if overall["groups"] < overall["n"] else ""
-    return f"{overall['n']:,} questions{groups}"
+    unjudged = scores["checkpoints"][name].get(UNJUDGED, {}).get("n", 0)
+    more = f"; {unjudged:,} more were answered in words that nobody judged, and count nowhere" if unjudged else ""
+    return f"{overall['n']:,} questions judged{groups}{more}"
 
 
 def _slice_names(scores: dict[str, Any], name: str) -> list[str]:
@@ -108,6 +117,8 @@ def _slice_names(scores: dict[str, Any], name: str) -> list[str]:
 
 
 def _interval(entry: dict[str, float], key: str, *, sign: str = "") -> str:
+    if entry.get("n") == 0:
+        return "not judged"
     low, high = (f"{100 * entry[bound]:{sign}.1f}" for bound in ("low", "high"))
     return f"{100 * entry[key]:{sign}.1f} ({low}, {high})"
 
@@ -126,8 +137,9 @@ def _counts(entry: dict[str, float]) -> list[str]:
 
 
 def _failures(answers: Answers) -> list[str]:
-    failed = [row for row in answers.rows if row["score"] < 1]
-    lines = [f"{len(failed):,} of {len(answers.rows):,}; all are in conversations-{answers.name}.jsonl."]
+    judged = [row for row in answers.rows if is_judged(row)]
+    failed = [row for row in judged if row["score"] < 1]
+    lines = [f"{len(failed):,} of {len(judged):,} judged; all are in conversations-{answers.name}.jsonl."]
     for row in failed[:: max(1, len(failed) // FAILURES_SHOWN)][:FAILURES_SHOWN]:
         asked = row["conversation"]["messages"][-1]["content"]
         lines.append(

@@ -1,6 +1,7 @@
 """Graded answers of several checkpoints -> scores with intervals, and the differences between every two of them.
 
-Reads no files and asks no model. A slice is some of the scores: all of them, one grade, one part of a grade, one task.
+Reads no files and asks no model. A slice is some of the scores: all judged answers, one grade, one part of a grade, one
+task, and the answers whose content nobody judged. Those count in no other slice.
 """
 
 import itertools
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 from puna.tasks.intervals import Interval, difference_interval, effective_number, score_interval
 
 OVERALL = "overall"
+UNJUDGED = "answered in words, not judged"
+WORDS = "words, judged"
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Answers:
         return self.num_tokens / self.seconds if self.seconds else 0.0
 
 
+def is_judged(row: dict[str, Any]) -> bool:
+    """Tell whether the content of an answer was judged; evaluations before this field existed judged every answer."""
+    return row.get("judged", True)
+
+
 class Slice(NamedTuple):
     """Some of the rows, and the part of their grade that counts; "" is the score itself."""
 
@@ -38,39 +46,63 @@ class Slice(NamedTuple):
 
 
 def score(everyone: Sequence[Answers]) -> dict[str, Any]:
-    """Return what scores.json holds: for each checkpoint its slices, then each pair's differences (later - earlier)."""
+    """Return what scores.json holds: for each checkpoint its slices, then each pair's differences (later - earlier).
+
+    Every checkpoint and pair has the same slices; one without questions has n = 0 and says nothing: score 0, low 0,
+    high 1.
+    """
+    names = list(dict.fromkeys(name for answers in everyone for name in slices([answers.rows])))
     return {
         "level": 0.95,
-        "checkpoints": {answers.name: _slice_scores(answers.rows) for answers in everyone},
+        "checkpoints": {answers.name: _slice_scores(answers.rows, names) for answers in everyone},
         "differences": [
-            {"checkpoint": later.name, "against": earlier.name, "slices": _slice_differences(later.rows, earlier.rows)}
+            {
+                "checkpoint": later.name,
+                "against": earlier.name,
+                "slices": _slice_differences(later.rows, earlier.rows, names),
+            }
             for earlier, later in itertools.combinations(everyone, 2)
         ],
     }
 
 
 def paired_difference(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> Interval:
-    """Return the difference of the mean scores of two checkpoints' answers to the same questions."""
-    chosen = Slice(list(range(len(rows))))
+    """Return the difference of the mean scores of two checkpoints, over the questions judged for both."""
+    chosen = slices([rows, others])[OVERALL]
     return difference_interval(_values(rows, chosen), _values(others, chosen), _groups(rows, chosen))
 
 
-def slices(rows: Sequence[dict[str, Any]]) -> dict[str, Slice]:
-    """Name the slices of these rows: "overall", each grade and its parts ("tool_call.name"), each of several tasks."""
-    found: dict[str, Slice] = {OVERALL: Slice(list(range(len(rows))))}
-    for index, row in enumerate(rows):
+def slices(sides: Sequence[list[dict[str, Any]]]) -> dict[str, Slice]:
+    """Name the slices of one checkpoint's rows, or of the rows of several that answered the same questions.
+
+    "overall" has the rows judged for all of them, as have each grade with its parts ("tool_call.name") and each of
+    several tasks. UNJUDGED has the rows judged for none of them.
+    """
+    found: dict[str, Slice] = {OVERALL: Slice([])}
+    tasks = list(dict.fromkeys(row["task"] for row in sides[0]))
+    by_task = {task: Slice([]) for task in tasks} if len(tasks) > 1 else {}
+    unjudged: list[int] = []
+    for index, rows in enumerate(zip(*sides, strict=True)):
+        row = rows[0]
+        if not any(is_judged(each) for each in rows):
+            unjudged.append(index)
+        if not all(is_judged(each) for each in rows):
+            continue
+        kind = WORDS if row["grade"] == "no_call" else row["grade"]
+        found[OVERALL].indices.append(index)
         for part in ("", *row["parts"]):
-            name = f"{row['grade']}.{part}" if part else row["grade"]
-            found.setdefault(name, Slice([], part)).indices.append(index)
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    for task in tasks if len(tasks) > 1 else []:
-        found[f"task {task}"] = Slice([index for index, row in enumerate(rows) if row["task"] == task])
-    return found
+            found.setdefault(f"{kind}.{part}" if part else kind, Slice([], part)).indices.append(index)
+        if by_task:
+            by_task[row["task"]].indices.append(index)
+    found |= {f"task {task}": chosen for task, chosen in by_task.items()}
+    return found | ({UNJUDGED: Slice(unjudged)} if unjudged else {})
 
 
-def _slice_scores(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _slice_scores(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, float]]:
     scores: dict[str, dict[str, float]] = {}
-    for name, chosen in slices(rows).items():
+    found = slices([rows])
+    for name in names:
+        chosen = found.get(name, Slice([]))
         values, groups = _values(rows, chosen), _groups(rows, chosen)
         interval = score_interval(values, groups)
         scores[name] = {
@@ -79,21 +111,26 @@ def _slice_scores(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
             "high": interval.high,
             "n": len(values),
             "groups": len(set(groups)),
-            "effective_n": round(effective_number(values, groups), 1),
+            "effective_n": round(effective_number(values, groups), 1) if values else 0.0,
         }
     return scores
 
 
-def _slice_differences(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _slice_differences(
+    rows: list[dict[str, Any]], others: list[dict[str, Any]], names: Sequence[str]
+) -> dict[str, dict[str, float]]:
     assert [(row["task"], row["id"]) for row in rows] == [(row["task"], row["id"]) for row in others]
     differences: dict[str, dict[str, float]] = {}
-    for name, chosen in slices(rows).items():
+    found = slices([rows, others])
+    for name in names:
+        chosen = found.get(name, Slice([]))
         pair = _values(rows, chosen), _values(others, chosen)
         interval = difference_interval(*pair, _groups(rows, chosen))
         differences[name] = {
             "difference": interval.mean,
             "low": interval.low,
             "high": interval.high,
+            "n": len(pair[0]),
             "better": sum(a > b for a, b in zip(*pair, strict=True)),
             "worse": sum(a < b for a, b in zip(*pair, strict=True)),
         }

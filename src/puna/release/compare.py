@@ -103,13 +103,11 @@ class Comparison:
 def compare(
     candidate: Answered, other: Answered, *, suite: str, role: str, least: float | None, label: str = ""
 ) -> Comparison:
-    """Pair the answers of two models by question, where the content of both was judged; both are of one evaluation."""
-    assert candidate.scores.keys() == other.scores.keys()
-    is_judged = dict(zip(other.scores, other.judged, strict=True))
-    rows = zip(candidate.scores.items(), candidate.groups, candidate.judged, strict=True)
-    judged = [(question, score, group) for (question, score), group, own in rows if own and is_judged[question]]
-    ours, groups = [score for _, score, _ in judged], [group for _, _, group in judged]
-    theirs = [other.scores[question] for question, _, _ in judged]
+    """Pair the answers of two models by question, where both were judged; both come from one evaluation."""
+    questions = [question for question in candidate.scores if question in other.scores]
+    ours = [candidate.scores[question] for question in questions]
+    theirs = [other.scores[question] for question in questions]
+    groups = [candidate.groups[question] for question in questions]
     difference = difference_interval(ours, theirs, groups)
     better = sum(a > b for a, b in zip(ours, theirs, strict=True))
     worse = sum(a < b for a, b in zip(ours, theirs, strict=True))

@@ -20,7 +20,10 @@ EXPECTED = "scores as 'evaluate' writes them"
 
 @dataclass(frozen=True)
 class Answered:
-    """One checkpoint's part of an evaluation. `rows` are its graded answers, in the order of the questions."""
+    """One checkpoint's part of an evaluation. `rows` are its answers, in the order of the questions.
+
+    Scores and groups are those of the answers whose content was judged; an older evaluation tells of none that was not.
+    """
 
     name: str
     rows: list[dict[str, Any]]
@@ -28,25 +31,26 @@ class Answered:
     tokens_per_s: float
 
     @cached_property
-    def judged(self) -> list[bool]:
-        """Whether the content of each answer was judged; evaluations of older versions judged every one."""
-        return [row.get("judged", True) for row in self.rows]
+    def judged(self) -> list[dict[str, Any]]:
+        """The rows whose content was judged."""
+        return [row for row in self.rows if row.get("judged", True)]
 
     @cached_property
     def scores(self) -> dict[tuple[str, str], float]:
-        """The score of every question, by its task and id."""
-        return {(row["task"], row["id"]): row["score"] for row in self.rows}
+        """The score of every judged answer, by task and id of its question."""
+        return {(row["task"], row["id"]): row["score"] for row in self.judged}
 
     @cached_property
-    def groups(self) -> list[str]:
-        """The group of every row; a question without one is a group of its own."""
-        return [f"{row['task']} {row['group'] or 'question ' + row['id']}" for row in self.rows]
+    def groups(self) -> dict[tuple[str, str], str]:
+        """The group of every judged answer; a question without one is a group of its own."""
+        return {
+            (row["task"], row["id"]): f"{row['task']} {row['group'] or 'question ' + row['id']}" for row in self.judged
+        }
 
     @property
     def interval(self) -> Interval:
-        """The mean score of the answers whose content was judged, with its interval."""
-        judged = [index for index, is_judged in enumerate(self.judged) if is_judged]
-        return score_interval([self.rows[i]["score"] for i in judged], [self.groups[i] for i in judged])
+        """The mean score with its interval."""
+        return score_interval(list(self.scores.values()), list(self.groups.values()))
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def _probes(row: dict[str, Any], n: int) -> Iterator[Probe]:
 def _answers(expected: dict[str, Any]) -> Iterator[str]:
     """Yield the texts that a right answer has: not what it must not have."""
     for key, value in expected.items():
-        if key != "distractors" and not isinstance(value, bool):
+        if key not in ("distractors", "language") and not isinstance(value, bool):
             for leaf in value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]:
                 if text := row_text(leaf).strip():
                     yield text

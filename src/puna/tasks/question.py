@@ -1,4 +1,4 @@
-"""A question and the grade of its answer, as values. How answers are judged is grades.py."""
+"""A question and the grade of its answer, as values. How answers are judged: grading/."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,11 +28,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A score from 0 to 1 with its reason; `parts` are sub-scores that are reported beside it."""
+    """A score from 0 to 1 with its reason; `parts` are sub-scores that are reported beside it.
+
+    `is_judged` tells whether the content of the answer was looked at. A grade that any words pass judges nothing.
+    """
 
     score: float
     reason: str
     parts: dict[str, float] = field(default_factory=dict)
+    is_judged: bool = True
 
     def __post_init__(self) -> None:
         assert all(0 <= value <= 1 for value in (self.score, *self.parts.values()))

@@ -9,7 +9,7 @@ from typing import Any
 from puna.chat.conversation import Conversation, Message
 from puna.data.shards import find_shards, read_rows
 from puna.errors import ChatError, DataError
-from puna.tasks.grades import EXPECTED, GRADES
+from puna.tasks.grading.table import EXPECTED, GRADES
 from puna.tasks.question import Grade, Question
 from puna.tasks.turns import turn_questions
 

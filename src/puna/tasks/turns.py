@@ -8,9 +8,9 @@ from puna.tasks.question import Question
 
 
 def turn_questions(conversation: Conversation) -> Iterator[Question]:
-    """Ask for each assistant message in turn: the call that was made, or that there was none.
+    """Ask for each assistant message in turn: the call that was made, or words.
 
-    What the assistant said in words is not compared, only that it spoke. A turn with several calls is passed over:
+    No rule judges the content of words; the reference is kept for a judge. A turn with several calls is passed over:
     a question expects one.
     """
     for index, message in enumerate(conversation.messages):
@@ -24,4 +24,5 @@ def _expected(message: Message) -> tuple[str, dict[str, object]]:
     if message.tool_calls:
         call = message.tool_calls[0]
         return "tool_call", {"name": call.name, "arguments": call.arguments}
-    return "no_call", {"no_call": True}
+    reference = {"reference": message.content} if message.content.strip() else {}
+    return "no_call", {"no_call": True, **reference}

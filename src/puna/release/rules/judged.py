@@ -28,7 +28,8 @@ def judge_judged(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) 
 
 def unjudged_questions(answers: Sequence[Answered]) -> int:
     """Count the questions to which at least one model's answer was not judged for its content."""
-    return sum(not all(judged) for judged in zip(*(each.judged for each in answers), strict=True))
+    judged = set(answers[0].scores).intersection(*(each.scores for each in answers))
+    return len(answers[0].rows) - len(judged)
 
 
 def _reasons(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) -> Iterator[str]:

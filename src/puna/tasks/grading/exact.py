@@ -1,0 +1,13 @@
+"""Grade `exact`: the answer equals the expected text."""
+
+from puna.chat.conversation import Message
+from puna.tasks.question import Grade, Question
+
+
+def exact(question: Question, message: Message) -> Grade:
+    """Require the answer to equal `exact`, up to white space."""
+    if message.tool_calls:
+        return Grade(0.0, f"calls {message.tool_calls[0].name} instead of answering")
+    if " ".join(message.content.split()) == " ".join(question.expected["exact"].split()):
+        return Grade(1.0, "is the expected answer")
+    return Grade(0.0, f"is not {question.expected['exact']!r}")

@@ -1,0 +1,11 @@
+"""Grade `refusal`: the answer says that the matter is not known, in the required words."""
+
+from puna.chat.conversation import Message
+from puna.tasks.grading.contains import contains
+from puna.tasks.question import Grade, Question
+
+
+def refusal(question: Question, message: Message) -> Grade:
+    """Judge as `contains` does; a refusal is reported as a kind of its own."""
+    grade = contains(question, message)
+    return Grade(grade.score, grade.reason if grade.score else f"does not refuse: {grade.reason}")

@@ -1,0 +1,31 @@
+"""GRADES: the function behind each grade's name. EXPECTED: the fields that each grade needs in `expected`.
+
+A grade is a pure function of question and answer, asks no model, and returns the same parts for every answer.
+"""
+
+from collections.abc import Callable
+
+from puna.chat.conversation import Message
+from puna.tasks.grading.contains import contains
+from puna.tasks.grading.exact import exact
+from puna.tasks.grading.no_call import no_call
+from puna.tasks.grading.refusal import refusal
+from puna.tasks.grading.tool_call import tool_call
+from puna.tasks.question import Grade, Question
+
+GRADES: dict[str, Callable[[Question, Message], Grade]] = {
+    "contains": contains,
+    "refusal": refusal,
+    "exact": exact,
+    "tool_call": tool_call,
+    "no_call": no_call,
+}
+
+# Required fields of `expected`, then optional fields, with their JSON types.
+EXPECTED: dict[str, tuple[dict[str, type], dict[str, type]]] = {
+    "contains": ({"contains": list}, {"distractors": list}),
+    "refusal": ({"contains": list}, {"distractors": list}),
+    "exact": ({"exact": str}, {}),
+    "tool_call": ({"name": str, "arguments": dict}, {}),
+    "no_call": ({"no_call": bool}, {"reference": str}),
+}
