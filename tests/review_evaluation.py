@@ -44,7 +44,7 @@ def write_evaluation(path: Path, answers: dict[str, list[dict[str, Any]]]) -> Pa
             write_jsonl(partial / f"conversations-{name}.jsonl", rows)
         overall = {name: {"overall": {"score": 0.5, "n": len(rows)}} for name, rows in answers.items()}
         (partial / "scores.json").write_text(json.dumps({"checkpoints": overall, "differences": []}))
-        (partial / "speed.json").write_text(json.dumps(dict.fromkeys(answers, {})))
+        (partial / "speed.json").write_text(json.dumps({name: {} for name in answers}))
         config = {"checkpoints": {name: f"models/{name}" for name in answers}, "tasks": ["data/shop"], "seed": 3}
         inputs = {f"checkpoints.{name}": {"hash": name} for name in answers}
         config |= {"temperature": 0.0, "max_questions": None}
@@ -57,7 +57,7 @@ def plain_evaluation(path: Path, num_questions: int = 12) -> Path:
     answers: dict[str, list[dict[str, Any]]] = {FIRST: [], SECOND: []}
     for number in range(num_questions):
         judged = {"judged": number >= num_questions * 2 // 3, "judged_by": "rule"}
-        texts = (f"At {number}.", f"At {number}." if number % 4 == 0 else f"Perhaps at {number + 1}.")
-        for name, text, score in zip(answers, texts, (1.0, 0.0), strict=True):
-            answers[name].append(row(number, say(text), score=score, **judged))
+        right, wrong = f"At {number}.", f"Perhaps at {number + 1}."
+        for name, text in zip(answers, (right, right if number % 4 == 0 else wrong), strict=True):
+            answers[name].append(row(number, say(text), score=float(text == right), **judged))
     return write_evaluation(path, answers)

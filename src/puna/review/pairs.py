@@ -75,7 +75,9 @@ def _read_answers(evaluation: Path, name: str) -> dict[tuple[str, str], Row]:
             rows[row["task"], row["id"]] = row
             _ = row["answer"]["role"], row["conversation"]["messages"], row["expected"], row["score"]
         except (KeyError, TypeError) as error:
-            raise DataError(f"{path} row {number} lacks {error}", expected="a row as 'puna evaluate' writes it") from None
+            raise DataError(
+                f"{path} row {number} lacks {error}", expected="a row as 'puna evaluate' writes it"
+            ) from None
     if not rows:
         raise DataError(f"{path} is empty", expected="answers as 'puna evaluate' writes them")
     return rows

@@ -46,7 +46,7 @@ def review(
     checkpoints
         Names of the two checkpoints to compare, or of one to judge alone; by default the evaluation's first and last.
     margin
-        Wanted half-width of the 95 % interval of the difference, 0 to 1. A smaller margin takes more pairs; 0 takes all.
+        Wanted half-width of the 95 % interval of the difference, 0 to 1. Smaller margins take more pairs; 0 takes all.
     max_pairs
         Largest number of pairs to judge; the margin is then wider.
     unjudged_only
@@ -113,8 +113,8 @@ def _opening(session: Session, names: tuple[str, ...], total: int, margin: float
     what = f"answers of {names[0]}" if len(names) == 1 else f"{names[0]} against {names[1]}"
     minutes = max(1, round(session.seconds_left / 60))
     resumed = f", {session.num_resumed} of them judged before" if session.num_resumed else ""
-    points = f"a margin of {100 * margin:.2g} points" if margin else "no margin: all are judged"
-    size = f"{len(session.sample):,} of {total:,} pairs{resumed}, for {points}"
+    margin_told = f", for a margin of {100 * margin:.2g} points" if margin else ""
+    size = f"{len(session.sample):,} of {total:,} pairs{margin_told}{resumed}"
     return f"{what}, judged by {session.reviewer}\n{size}, about {minutes} minute{'' if minutes == 1 else 's'}"
 
 

@@ -152,10 +152,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _path(self) -> str:
         """Return the path behind the token."""
-        _, token, *rest = self.path.split("/", 2) + [""]
-        if not secrets.compare_digest(token.encode(), self.server.token.encode()) or not self.path.count("/") >= 2:
+        before, token, rest = [*self.path.split("/", 2), "", ""][:3]
+        is_ours = secrets.compare_digest(token.encode(), self.server.token.encode())
+        if before or not is_ours or self.path.count("/") < 2:
             raise Refused(HTTPStatus.NOT_FOUND, "Not found. The address with its token stands in the terminal.")
-        return rest[0]
+        return rest
 
     def _read_json(self) -> dict[str, Any]:
         length = self.headers.get("Content-Length", "")

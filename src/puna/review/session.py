@@ -72,7 +72,7 @@ class Session:
         self._shown_at = clock()
 
     def _judged_before(self, judged: dict[AnswerKey, Label]) -> list[int]:
-        """Return the numbers of the pairs that the file judges, in the order of their verdicts: undo goes back there."""
+        """Return the numbers of the pairs that the file judges, in the order of their verdicts, for undo."""
         place = {key: place for place, key in enumerate(judged)}
         return sorted(
             self._verdicts,
@@ -83,6 +83,11 @@ class Session:
     def reviewed(self) -> list[Reviewed]:
         """The judged pairs, in the order of the sample."""
         return [Reviewed(self.sample[number], verdict) for number, verdict in sorted(self._verdicts.items())]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every pair is judged or skipped."""
+        return not self._open
 
     @property
     def seconds_left(self) -> float:
@@ -184,6 +189,12 @@ def reference(expected: dict[str, Any]) -> list[dict[str, str]]:
         if name == "no_call" or not value:
             continue
         is_texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
-        text = "\n".join(value) if is_texts else value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+        text = (
+            "\n".join(value)
+            if is_texts
+            else value
+            if isinstance(value, str)
+            else json.dumps(value, indent=2, ensure_ascii=False)
+        )
         shown.append({"caption": captions.get(name, name.replace("_", " ").capitalize()), "text": text})
     return shown

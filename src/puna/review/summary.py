@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from puna.review.sample import sample_difference, sample_share
 from puna.review.session import Reviewed, Session
 from puna.tasks.intervals import Interval
 
-# Settings that say which questions are asked and how; the next evaluation repeats them.
-KEPT_SETTINGS = ("max_questions", "seed", "temperature", "top_p", "max_tokens")
+# Settings that say which questions are asked and judged, and how; the next evaluation repeats them.
+KEPT_SETTINGS = (
+    "checkpoints", "tasks", "max_questions", "seed", "temperature", "top_p", "max_tokens", "judge", "reward",
+)  # fmt: skip
 
 
 def describe(session: Session, pairs: Sequence[Pair], names: Sequence[str]) -> list[str]:
@@ -31,7 +34,7 @@ def describe(session: Session, pairs: Sequence[Pair], names: Sequence[str]) -> l
     lines.append(_counts(reviewed, names))
     parts = [("answers that no rule judged", False), ("answers that a rule judged", True)]
     total = {is_rule: sum(pair.is_judged_by_rule == is_rule for pair in pairs) for _, is_rule in parts}
-    if len(reviewed) == num_sampled or 0 in total.values():
+    if session.is_done or 0 in total.values():
         lines.append(f"all {len(pairs):,} questions: {_compared(reviewed, len(pairs), names)}")
     else:
         lines.append("not finished: the figures are of each kind by itself")
@@ -103,7 +106,7 @@ def describe_blind(session: Session, names: Sequence[str], total: int) -> dict[s
         "none_right": rights.count(0.0),
         "one_right": rights.count(0.5),
     }
-    if len(names) == 2 and len(reviewed) == len(session.sample):
+    if len(names) == 2 and session.is_done and reviewed:
         scores = [[each.score(name) for each in reviewed] for name in names]
         mean, low, high = sample_difference(scores[0], scores[1], total)
         bounds = (mean, low, high) if mean >= 0 else (-mean, -high, -low)
@@ -113,14 +116,17 @@ def describe_blind(session: Session, names: Sequence[str], total: int) -> dict[s
 
 def next_command(evaluation: Path, manifest: Manifest, labels: Path) -> str:
     """Return the command that evaluates the same answers again, with the labels; nothing is generated anew."""
-    config = manifest.config
-    words = ["puna", "evaluate"]
-    for name, path in config["checkpoints"].items():
-        words += [f"--checkpoints.{name}", str(path)]
-    for path in config["tasks"]:
-        words += ["--tasks", str(path)]
-    for setting in KEPT_SETTINGS:
-        if config.get(setting) is not None:
-            words += [f"--{setting.replace('_', '-')}", str(config[setting])]
-    words += ["--answers", str(evaluation), "--labels", str(labels), "--out", f"{evaluation}-judged"]
-    return shlex.join(words)
+    kept = [_flags(f"--{name.replace('_', '-')}", manifest.config.get(name)) for name in KEPT_SETTINGS]
+    added = ["--answers", str(evaluation), "--labels", str(labels), "--out", f"{evaluation}-judged"]
+    return shlex.join(["puna", "evaluate", *chain.from_iterable(kept), *added])
+
+
+def _flags(flag: str, value: Any) -> list[str]:
+    """Return a setting as flags; what is not set has none."""
+    if isinstance(value, dict):
+        return [word for name, part in value.items() for word in _flags(f"{flag}.{name}", part)]
+    if isinstance(value, list):
+        return [word for part in value for word in _flags(flag, part)]
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [] if value is None or value == "" else [flag, str(value)]
