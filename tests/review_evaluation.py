@@ -1,14 +1,23 @@
-"""Evaluations as `puna evaluate` writes them, with answers that a test chooses."""
+"""Evaluations as `puna evaluate` writes them, with answers that a test chooses, and reviews of them."""
 
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from puna import artifact
 from puna.data.shards import write_jsonl
+from puna.review.label_file import LabelFile
+from puna.review.pairs import Pair
+from puna.review.server import ReviewServer
+from puna.review.session import Session
+from puna.review.summary import describe_blind
 
 FIRST, SECOND = "zq-baseline", "zq-candidate"  # names that no text of a page holds by chance
+NAMES = (FIRST, SECOND)
 
 
 def say(text: str, *, calls: Sequence[tuple[str, dict[str, Any]]] = ()) -> dict[str, Any]:
@@ -61,3 +70,15 @@ def plain_evaluation(path: Path, num_questions: int = 12) -> Path:
         for name, text in zip(answers, (right, right if number % 4 == 0 else wrong), strict=True):
             answers[name].append(row(number, say(text), score=float(text == right), **judged))
     return write_evaluation(path, answers)
+
+
+def open_session(pairs: list[Pair], path: Path, *, reviewer: str = "ada", seed: int = 0) -> Session:
+    return Session(pairs, LabelFile(path), reviewer, seed)
+
+
+@contextmanager
+def serving(session: Session, pairs: list[Pair]) -> Iterator[ReviewServer]:
+    server = ReviewServer(session, partial(describe_blind, session, NAMES, len(pairs)), port=0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.end()

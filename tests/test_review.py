@@ -9,19 +9,17 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from review_evaluation import FIRST, SECOND, plain_evaluation, row, say, write_evaluation
+from review_evaluation import FIRST, NAMES, SECOND, open_session, plain_evaluation, row, say, serving, write_evaluation
 
-from puna.errors import ConfigError, DataError
+from puna.errors import ConfigError, DataError, PunaError
 from puna.review.label_file import LabelFile
 from puna.review.pairs import Answer, Pair, choose_names, read_pairs
 from puna.review.review import review
@@ -30,8 +28,6 @@ from puna.review.server import ReviewServer
 from puna.review.session import Session, Verdict, reference
 from puna.review.summary import describe, describe_blind
 from puna.tasks.labels import read_labels
-
-NAMES = (FIRST, SECOND)
 
 
 def pairs_of(num_pairs: int, *, num_equal: int = 0, group_size: int = 1, num_by_rule: int = 0) -> list[Pair]:
@@ -49,18 +45,6 @@ def pairs_of(num_pairs: int, *, num_equal: int = 0, group_size: int = 1, num_by_
 
 def alone(pairs: list[Pair]) -> list[Pair]:
     return [replace(pair, answers=pair.answers[:1]) for pair in pairs]
-
-
-def open_session(pairs: list[Pair], path: Path, *, reviewer: str = "ada", seed: int = 0) -> Session:
-    return Session(pairs, LabelFile(path), reviewer, seed)
-
-
-@contextmanager
-def serving(session: Session, pairs: list[Pair]) -> Iterator[ReviewServer]:
-    server = ReviewServer(session, partial(describe_blind, session, NAMES, len(pairs)), port=0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.end()
 
 
 def ask(
@@ -620,7 +604,7 @@ def test_a_review_that_cannot_be_started_says_what_to_do(tmp_path: Path):
         ("cannot be written|Is a directory", lambda: review(evaluation, out=tmp_path)),
     ]
     for told, start in refused:
-        with pytest.raises((ConfigError, DataError, Exception), match=told):
+        with pytest.raises(PunaError, match=told):
             start()
     with serving(open_session(pairs_of(1), tmp_path / "other.jsonl"), pairs_of(1)) as server:
         port = server.server_address[1]

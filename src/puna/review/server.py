@@ -9,6 +9,7 @@ import json
 import secrets
 import sys
 import threading
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -63,7 +64,7 @@ class ReviewServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, session: Session, summarize: Any, *, port: int):
+    def __init__(self, session: Session, summarize: Callable[[], dict[str, Any]], *, port: int):
         self.session, self.summarize = session, summarize
         self.token = secrets.token_urlsafe(24)
         self.lock, self.finished = threading.Lock(), threading.Event()
@@ -122,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer(self._post)
 
-    def _answer(self, method: Any) -> None:
+    def _answer(self, method: Callable[[str], tuple[bytes, str]]) -> None:
         try:
             self._require_host()
             body, kind = method(self._path())

@@ -124,7 +124,8 @@ function showSummary(summary, isFinished) {
   if (summary.difference) {
     const [mean, low, high] = summary.difference.map((value) => value.toFixed(1));
     told.push(element("p", "",
-      `The two checkpoints lie ${mean} points apart (95 % interval: ${low} to ${high}).`));
+      `The two checkpoints lie ${mean} points apart (95 % interval: ${low} to ${high}).` +
+      (Number(low) > 0 ? "" : " They may be equally good.")));
   }
   told.push(element("p", "", isFinished
     ? "Every verdict is saved. Which checkpoint is which, and the next command, stand in the terminal. " +
