@@ -1,0 +1,1 @@
+"""Judging answers by people, blind and side by side: the verb `puna review`."""

@@ -1,0 +1,100 @@
+"""Verdicts of a reviewer -> a file of labels that survives a crash, and that one review at a time writes.
+
+NOTE: every change is forced to the disk before it is confirmed. A label is added by one append, and taken back by a
+rewrite under another name and a rename: readers see a file without the label or with it, never a part.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from puna import artifact
+from puna.data.shards import encode_row
+from puna.errors import ConfigError, DataError
+from puna.tasks.labels import Label, read_file
+
+
+class LabelFile:
+    """A file of labels that is open for writing. `labels` holds its lines.
+
+    Example:
+        >>> file = LabelFile(Path("labels.jsonl"))
+        >>> file.append([label])
+        >>> file.remove(lambda label: label.reviewer == "ada")
+        >>> file.close()
+    """
+
+    def __init__(self, path: Path):
+        """Open or create a file; a last line that a crash cut off is removed.
+
+        Raises:
+            ConfigError: Another review writes the file, or it cannot be created.
+            DataError: A row of the file is no label.
+        """
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _open_locked(path)
+        except OSError as error:
+            raise ConfigError(f"--out {path}: {error.strerror}", expected="a file that can be written") from None
+        self.labels = read_file(path)
+        if not path.read_bytes().endswith(b"\n") and path.stat().st_size:
+            self._rewrite(self.labels)
+
+    def append(self, labels: Sequence[Label]) -> None:
+        """Add labels in one write; DataError where the disk refuses, and then none is added."""
+        size, lines = os.fstat(self._file.fileno()).st_size, _encode(labels)
+        try:
+            if self._file.write(lines) != len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(size)
+            raise DataError(f"{self.path}: {error.strerror}; the verdict is not saved") from None
+        self.labels += labels
+
+    def remove(self, is_removed: Callable[[Label], bool]) -> None:
+        """Take labels out of the file; DataError where the disk refuses, and then all remain."""
+        kept = [label for label in self.labels if not is_removed(label)]
+        try:
+            self._rewrite(kept)
+        except OSError as error:
+            raise DataError(f"{self.path}: {error.strerror}; the verdict is not taken back") from None
+        self.labels = kept
+
+    def close(self) -> None:
+        """Close the file, so that another review can write it."""
+        self._file.close()
+
+    def _rewrite(self, labels: Sequence[Label]) -> None:
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_bytes(_encode(labels))
+        artifact.fsync(partial)
+        # Locked before the rename: no other review can lock the new file first.
+        file = _open_locked(partial)
+        partial.replace(self.path)
+        artifact.fsync(self.path.parent)
+        self._file.close()
+        self._file = file
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    file = path.open("ab", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_current = os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except BlockingIOError:
+        is_current = False
+    if not is_current:
+        file.close()
+        raise ConfigError(
+            f"{path} is being written by another review", expected="one review at a time", hint="Give another --out"
+        )
+    return file
+
+
+def _encode(labels: Sequence[Label]) -> bytes:
+    return b"".join(encode_row(label.to_json()) for label in labels)

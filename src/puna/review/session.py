@@ -1,0 +1,200 @@
+"""Sampled pairs and a file of labels -> one review: the pair that is shown, and what each key does to it.
+
+Blind: `state` is all that the browser receives, and holds no name of a checkpoint, no score and no id.
+"""
+
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any, Literal, get_args
+
+from puna.errors import DataError
+from puna.review.label_file import LabelFile
+from puna.review.pairs import Answer, Pair
+from puna.review.sample import SECONDS_PER_PAIR
+from puna.tasks.labels import AnswerKey, Label
+
+Verdict = Literal["left", "right", "both", "neither"]
+VERDICTS: tuple[str, ...] = get_args(Verdict)
+MAX_PAUSE_SECONDS = 300.0  # a longer look at one pair is a pause, and no measure of the pace
+PACE_WINDOW = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Reviewed:
+    """A pair of the sample with the reviewer's verdict on each of its answers."""
+
+    pair: Pair
+    is_right: tuple[bool, ...]
+
+    def score(self, checkpoint: str) -> float:
+        """Return 1 where the reviewer would send the answer of a checkpoint, else 0."""
+        both = zip(self.pair.answers, self.is_right, strict=True)
+        return next(float(is_right) for answer, is_right in both if checkpoint in answer.checkpoints)
+
+
+class Session:
+    """One reviewer's way through a sample. Pairs that the file has labels for count as judged.
+
+    Example:
+        >>> session = Session(sample, LabelFile(Path("labels.jsonl")), reviewer="ada", seed=0)
+        >>> session.judge(session.state()["number"], "left")
+        >>> session.undo()
+    """
+
+    def __init__(
+        self,
+        sample: Sequence[Pair],
+        file: LabelFile,
+        reviewer: str,
+        seed: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.sample, self.reviewer = list(sample), reviewer
+        self._file, self._seed, self._clock = file, seed, clock
+        judged = {label.key: label for label in file.labels if label.reviewer == reviewer}
+        self._verdicts: dict[int, tuple[bool, ...]] = {}
+        for number, pair in enumerate(self.sample):
+            labels = [judged.get(pair.key(answer)) for answer in pair.answers]
+            if all(labels):
+                self._verdicts[number] = tuple(label.right for label in labels if label)
+        self.num_resumed = len(self._verdicts)
+        self._open = deque(number for number in range(len(self.sample)) if number not in self._verdicts)
+        self._history = self._judged_before(judged)
+        self.num_skipped = 0
+        self._seconds: list[float] = []
+        self._shown_at = clock()
+
+    def _judged_before(self, judged: dict[AnswerKey, Label]) -> list[int]:
+        """Return the numbers of the pairs that the file judges, in the order of their verdicts, for undo."""
+        place = {key: place for place, key in enumerate(judged)}
+        return sorted(
+            self._verdicts,
+            key=lambda number: max(place[self.sample[number].key(each)] for each in self.sample[number].answers),
+        )
+
+    @property
+    def reviewed(self) -> list[Reviewed]:
+        """The judged pairs, in the order of the sample."""
+        return [Reviewed(self.sample[number], verdict) for number, verdict in sorted(self._verdicts.items())]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every pair is judged or skipped."""
+        return not self._open
+
+    @property
+    def seconds_left(self) -> float:
+        """The time for the pairs that remain, at the reviewer's own pace once five pairs show it."""
+        pace = median(self._seconds[-PACE_WINDOW:]) if len(self._seconds) >= 5 else SECONDS_PER_PAIR
+        return len(self._open) * pace
+
+    def state(self) -> dict[str, Any]:
+        """Return what the page shows."""
+        number = self._open[0] if self._open else None
+        return {
+            "number": number,
+            "place": len(self.sample) - len(self._open) + 1,
+            "total": len(self.sample),
+            "seconds_left": round(self.seconds_left),
+            "can_undo": bool(self._history),
+            "num_skipped": self.num_skipped,
+            "pair": None if number is None else self._shown(self.sample[number]),
+        }
+
+    def _shown(self, pair: Pair) -> dict[str, Any]:
+        conversation = pair.conversation
+        return {
+            "messages": conversation["messages"],
+            "tools": conversation.get("tools", []),
+            "answers": [answer.message for answer in self._in_order(pair)],
+            "reference": reference(pair.expected),
+        }
+
+    def _in_order(self, pair: Pair) -> tuple[Answer, ...]:
+        """Return the answers as they stand from left to right: seeded by the question, so the same at each start."""
+        identity = f"{self._seed} {pair.task} {pair.id} left or right"
+        is_turned = hashlib.sha256(identity.encode()).digest()[0] % 2 == 1
+        return pair.answers[::-1] if is_turned else pair.answers
+
+    def is_shown(self, number: object) -> bool:
+        """Tell whether the pair of this number is the one to judge next."""
+        return bool(self._open) and number == self._open[0]
+
+    def judge(self, number: int, verdict: Verdict) -> None:
+        """Write the labels of the pair that is shown.
+
+        Raises:
+            DataError: The labels cannot be written; the pair remains open.
+        """
+        assert self.is_shown(number)
+        pair = self.sample[number]
+        left, *right = self._in_order(pair)
+        is_right = {id(left): verdict in ("left", "both")} | {id(each): verdict in ("right", "both") for each in right}
+        if not right and verdict in ("left", "right"):
+            raise DataError(f"the verdict '{verdict}' on a single answer", expected="both (yes) or neither (no)")
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._file.append([self._label(pair, answer, is_right[id(answer)], at) for answer in pair.answers])
+        self._verdicts[number] = tuple(is_right[id(answer)] for answer in pair.answers)
+        self._seconds += [seconds for seconds in [self._clock() - self._shown_at] if seconds <= MAX_PAUSE_SECONDS]
+        self._go_on(number)
+
+    def _label(self, pair: Pair, answer: Answer, is_right: bool, at: str) -> Label:
+        others = [each.checkpoints[0] for each in pair.answers if each is not answer]
+        names = answer.checkpoints[0], *others, ""
+        return Label(pair.task, pair.id, answer.message, is_right, self.reviewer, at, names[0], names[1])
+
+    def skip(self, number: int) -> None:
+        """Pass over the pair that is shown; it has no label, and comes back at the next start."""
+        assert self.is_shown(number)
+        self.num_skipped += 1
+        self._go_on(number)
+
+    def _go_on(self, number: int) -> None:
+        self._open.popleft()
+        self._history.append(number)
+        self._shown_at = self._clock()
+
+    def undo(self) -> None:
+        """Show the pair again that was judged or skipped last, and take its labels out of the file.
+
+        Raises:
+            DataError: The file cannot be written; the verdict remains.
+        """
+        if not self._history:
+            return
+        number = self._history[-1]
+        if number in self._verdicts:
+            keys = {self.sample[number].key(answer) for answer in self.sample[number].answers}
+            self._file.remove(lambda label: label.reviewer == self.reviewer and label.key in keys)
+            del self._verdicts[number]
+        else:
+            self.num_skipped -= 1
+        self._history.pop()
+        self._open.appendleft(number)
+        self._shown_at = self._clock()
+
+
+def reference(expected: dict[str, Any]) -> list[dict[str, str]]:
+    """Return what is expected of an answer, as captions and texts."""
+    captions = {"contains": "Must contain", "distractors": "Must not contain", "exact": "Exactly", "name": "Call of"}
+    shown: list[dict[str, str]] = []
+    for name, value in expected.items():
+        if name == "no_call" or not value:
+            continue
+        is_texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+        text = (
+            "\n".join(value)
+            if is_texts
+            else value
+            if isinstance(value, str)
+            else json.dumps(value, indent=2, ensure_ascii=False)
+        )
+        shown.append({"caption": captions.get(name, name.replace("_", " ").capitalize()), "text": text})
+    return shown

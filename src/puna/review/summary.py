@@ -1,0 +1,132 @@
+"""Judged pairs -> counts and a difference with its interval: in words with names, and blind for the page."""
+
+import shlex
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from puna.artifact import Manifest
+from puna.review.pairs import Pair
+from puna.review.sample import sample_difference, sample_share
+from puna.review.session import Reviewed, Session
+from puna.tasks.intervals import Interval
+
+# Settings that say which questions are asked and judged, and how; the next evaluation repeats them.
+KEPT_SETTINGS = (
+    "checkpoints", "tasks", "max_questions", "seed", "temperature", "top_p", "max_tokens", "judge", "reward",
+)  # fmt: skip
+
+
+def describe(session: Session, pairs: Sequence[Pair], names: Sequence[str]) -> list[str]:
+    """Return the lines for the terminal: what was judged, how the checkpoints compare, whether the rules agree.
+
+    Args:
+        session: The review.
+        pairs: All pairs of the evaluation, of which the session has a sample.
+        names: The checkpoints; the difference is of the second to the first.
+    """
+    reviewed, num_sampled = session.reviewed, len(session.sample)
+    skipped = f", {session.num_skipped} skipped" if session.num_skipped else ""
+    lines = [f"{len(reviewed)} of {num_sampled} pairs judged by {session.reviewer}{skipped}"]
+    if not reviewed:
+        return lines
+    lines.append(_counts(reviewed, names))
+    parts = [("answers that no rule judged", False), ("answers that a rule judged", True)]
+    total = {is_rule: sum(pair.is_judged_by_rule == is_rule for pair in pairs) for _, is_rule in parts}
+    if session.is_done or 0 in total.values():
+        lines.append(f"all {len(pairs):,} questions: {_compared(reviewed, len(pairs), names)}")
+    else:
+        lines.append("not finished: the figures are of each kind by itself")
+    if 0 not in total.values():
+        for title, is_rule in parts:
+            part = [each for each in reviewed if each.pair.is_judged_by_rule == is_rule]
+            found = _compared(part, total[is_rule], names) if part else "none judged yet"
+            lines.append(f"{title} ({len(part):,} of {total[is_rule]:,}): {found}")
+    return [*lines, *_agreement(reviewed)]
+
+
+def _counts(reviewed: Sequence[Reviewed], names: Sequence[str]) -> str:
+    def count(*scores: float) -> int:
+        return sum(tuple(each.score(name) for name in names) == scores for each in reviewed)
+
+    if len(names) == 1:
+        return f"right: {count(1)}, wrong: {count(0)}"
+    first, second = names
+    only = f"only {first}: {count(1, 0)}, only {second}: {count(0, 1)}"
+    return f"right: both {count(1, 1)}, {only}, neither {count(0, 0)}"
+
+
+def _compared(reviewed: Sequence[Reviewed], total: int, names: Sequence[str]) -> str:
+    """Return the share of right answers of each checkpoint, and the difference; the intervals are of `total` pairs."""
+    scores = {name: [each.score(name) for each in reviewed] for name in names}
+    shares = {name: sample_share(scores[name], total) for name in names}
+    told = ", ".join(f"{name} {_percent(share)}" for name, share in shares.items())
+    if len(names) == 1:
+        return f"right in {told}"
+    difference = sample_difference(scores[names[1]], scores[names[0]], total)
+    return f"right in {told}; {names[1]} is {_difference(difference)} against {names[0]}"
+
+
+def _percent(share: Interval) -> str:
+    return f"{share.mean:.1%} ({share.low:.1%} to {share.high:.1%})"
+
+
+def _difference(interval: Interval) -> str:
+    mean, low, high = (100 * value for value in interval)
+    return f"{mean:+.1f} points ({low:+.1f} to {high:+.1f})"
+
+
+def _agreement(reviewed: Sequence[Reviewed]) -> list[str]:
+    """Compare the verdicts with those of the rules: a rule that disagrees often asks for the wrong thing."""
+    verdicts = [
+        (answer.rule_score >= 1, is_right)
+        for each in reviewed
+        for answer, is_right in zip(each.pair.answers, each.is_right, strict=True)
+        if answer.rule_score is not None
+    ]
+    if not verdicts:
+        return []
+    num_equal = sum(rule == person for rule, person in verdicts)
+    num_passed = sum(rule and not person for rule, person in verdicts)
+    return [
+        f"the rules agree with {num_equal} of {len(verdicts)} of your verdicts; "
+        f"{num_passed} answers that you call wrong passed a rule"
+    ]
+
+
+def describe_blind(session: Session, names: Sequence[str], total: int) -> dict[str, Any]:
+    """Return the page's summary: counts, and how far the two checkpoints lie apart, not which of them leads."""
+    reviewed = session.reviewed
+    rights = [sum(each.is_right) / len(each.is_right) for each in reviewed]
+    summary: dict[str, Any] = {
+        "judged": len(reviewed),
+        "skipped": session.num_skipped,
+        "all_right": rights.count(1.0),
+        "none_right": rights.count(0.0),
+        "one_right": rights.count(0.5),
+    }
+    if len(names) == 2 and session.is_done and reviewed:
+        scores = [[each.score(name) for each in reviewed] for name in names]
+        mean, low, high = sample_difference(scores[0], scores[1], total)
+        bounds = (mean, low, high) if mean >= 0 else (-mean, -high, -low)
+        summary["difference"] = [round(100 * value, 1) for value in bounds]
+    return summary
+
+
+def next_command(evaluation: Path, manifest: Manifest, labels: Path) -> str:
+    """Return the command that evaluates the same answers again, with the labels; nothing is generated anew."""
+    kept = [_flags(f"--{name.replace('_', '-')}", manifest.config.get(name)) for name in KEPT_SETTINGS]
+    added = ["--answers", str(evaluation), "--labels", str(labels), "--out", f"{evaluation}-judged"]
+    return shlex.join(["puna", "evaluate", *chain.from_iterable(kept), *added])
+
+
+def _flags(flag: str, value: Any) -> list[str]:
+    """Return a setting as flags; what is not set has none."""
+    if isinstance(value, dict):
+        return [word for name, part in value.items() for word in _flags(f"{flag}.{name}", part)]
+    if isinstance(value, list):
+        return [word for part in value for word in _flags(flag, part)]
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [] if value is None or value == "" else [flag, str(value)]
