@@ -11,13 +11,17 @@ from dataclasses import replace
 import httpx2
 import pytest
 from chromium import CHROMIUM, Page, chromium
+from test_adapters import write_adapter
+from test_engine import tiny_model, tiny_tokenizer
 from test_serve import CALL, CHAT, KEY, TOOL, ScriptedEngine, error_of, scripted, serving, wait_until
 
+from puna.checkpoint.checkpoint import save_checkpoint
+from puna.engine.options import EngineOptions
 from puna.errors import ConfigError
 from puna.serve.browser.origins import parse_origins
 from puna.serve.browser.page import FILES, FOLDER
 from puna.serve.gate import Rules, make_rules
-from puna.serve.serve import serve
+from puna.serve.serve import open_served, serve
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.tokenizer.train import train_tokenizer
 
@@ -306,6 +310,35 @@ def test_what_fails_is_said_and_the_message_is_there_to_be_sent_again(page):
     page.wait_for("document.querySelector('#error').innerText.includes('puna serve')")
     assert page.read("document.querySelector('#message').value") == "When do you open?"
     assert page.read("document.querySelectorAll('article').length") == 0
+
+
+@pytest.mark.browser
+def test_an_adapter_can_be_chosen_and_the_licences_notice_is_shown(page, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    save_checkpoint(base, tiny_model(), tiny_tokenizer())
+    (base / "LICENSE").write_text("LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n")
+    write_adapter(tmp_path / "adapters" / "alba", tiny_model(), 1)
+    served = open_served(base, options=EngineOptions(adapters=tmp_path / "adapters"))
+    with serving(served, make_rules("127.0.0.1", None, {})) as url:
+        page.open(url)
+        page.wait_for("document.title === 'base'")
+        assert text_of(page, "#notice") == "Built with Llama"
+        page.read("document.querySelector('#temperature').value = 0")
+        page.read("document.querySelector('#max-tokens').value = 12")
+        shown: list[str] = []
+        for name in ("base", "alba"):
+            page.read(f"document.querySelector('#model').value = {name!r}")
+            page.click("#new-chat")
+            ask(page, "When do you open?")
+            page.wait_for(f"document.querySelector('{ANSWER}')?.ariaBusy === 'false'")
+            assert text_of(page, f"{ANSWER} h2") == name and "12 tokens" in text_of(page, f"{ANSWER} .foot")
+            shown.append(page.read(f"document.querySelector('{ANSWER} .text').textContent"))
+            question = {"role": "user", "content": "When do you open?"}
+            asked = {"model": name, "messages": [question], "temperature": 0, "max_tokens": 12}
+            answer = httpx2.post(f"{url}/v1/chat/completions", json=asked).json()
+            assert shown[-1] == answer["choices"][0]["message"]["content"]
+        assert shown[0] != shown[1] and not page.problems
 
 
 @contextmanager
