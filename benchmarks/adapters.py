@@ -29,8 +29,7 @@ from puna.engine.engine import Engine
 from puna.engine.options import EngineOptions
 from puna.engine.sampler import SamplingParams
 from puna.kernels.threads import cpu_limit
-from puna.model.config import LlamaConfig
-from puna.model.lora import ADAPTED
+from puna.model.config import ADAPTED, LlamaConfig
 
 COUNTS = (0, 1, 8, 64, 256)
 PROMPT_TOKENS = 16

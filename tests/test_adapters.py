@@ -24,8 +24,9 @@ from puna.engine.runners.torch_runner import TorchRunner
 from puna.engine.sampler import Completion, SamplingParams, collect
 from puna.errors import CheckpointError, RequestError
 from puna.kernels.native import Span
+from puna.model.config import ADAPTED
 from puna.model.llama import Llama
-from puna.model.lora import ADAPTED, Lora
+from puna.model.lora import Lora
 from puna.model.quantized import QuantizedLinear, round_linears
 from puna.model.scheme import Scheme
 from puna.serve.gate import make_rules

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from puna import cli
 from puna.agent import terminal
+from puna.agent.command import chat
 from puna.agent.terminal import Dialogue, converse
 from puna.chat import ChatFormat, Conversation, Message, ToolCall
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
@@ -176,7 +177,7 @@ def test_a_file_that_cannot_be_read_is_named_before_anything_is_loaded(tmp_path,
     if content is not None:
         path.write_text(content)
     with pytest.raises((ConfigError, ChatError), match=r"given|tools"):
-        terminal.chat(tmp_path / "no checkpoint", **{flags: path})
+        chat(tmp_path / "no checkpoint", **{flags: path})
 
 
 def test_flags_say_how_the_format_renders_tools_and_dates(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from puna import artifact
-from puna.agent.terminal import chat
+from puna.agent.command import chat
 from puna.artifact import Manifest
 from puna.errors import ArtifactError, PunaError
 from puna.model.config import LlamaConfig

@@ -18,7 +18,7 @@ from puna.run import ranks
 from puna.stages import STAGES, Stage
 
 FACES = (
-    ("chat", "puna.agent.terminal:chat", "Talk with a checkpoint in the terminal"),
+    ("chat", "puna.agent.command:chat", "Talk with a checkpoint in the terminal"),
     ("serve", "puna.serve.serve:serve", "Serve a checkpoint through an OpenAI-compatible API"),
     ("review", "puna.review.review:review", "Judge an evaluation's answers by hand, blind and side by side"),
     ("plan", "puna.plan.plan:plan", "Compute memory, speed and cost before anything is run"),

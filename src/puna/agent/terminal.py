@@ -7,23 +7,21 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from cyclopts import Parameter
 from rich.console import Console
 
 from puna.artifact import verifying
 from puna.chat import ChatFormat, Conversation, Message, ToolCall
-from puna.chat.conversation import CallFormat
 from puna.chat.stream import MessageStream, Part
 from puna.checkpoint.adapter import checkpoint_at
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.engine.local import LocalSampler, sampling_defaults
 from puna.engine.options import EngineOptions
 from puna.engine.sampler import FinishReason, SamplingParams
-from puna.errors import ChatError, ConfigError, PunaError, RequestError
+from puna.errors import ChatError, PunaError, RequestError
 from puna.licence import badges
 from puna.lineage import licences_of
 from puna.progress import printable
@@ -36,43 +34,6 @@ HELP = "/new starts over, /tool TEXT gives a tool's result, /exit or Ctrl-D ends
 METAS = SamplingParams(temperature=0.6, top_p=0.9)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are sampled; what is not told is the checkpoint's own, as of `puna serve`.
-
-    Parameters
-    ----------
-    temperature
-        0 always takes the most likely token.
-    top_p
-        Sample among the most likely tokens that together have this probability.
-    top_k
-        Sample among so many of the most likely tokens; 0 among all.
-    min_p
-        Sample among tokens with at least this share of the greatest probability.
-    repetition_penalty
-        Above 1 avoids what the conversation holds.
-    presence_penalty
-        Above 0 avoids what the answer holds.
-    frequency_penalty
-        Above 0 avoids what the answer holds, the more the more often.
-    max_tokens
-        The most tokens an answer may have.
-    seed
-        The same seed, words and checkpoint give the same answers.
-    """
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    max_tokens: int = 512
-    seed: int | None = None
-
-
 class Answer(NamedTuple):
     """What was streamed, and is on the screen. `reason` None: stopped from the keyboard."""
 
@@ -82,53 +43,11 @@ class Answer(NamedTuple):
     error: str
 
 
-def chat(
-    checkpoint: Path,
-    /,
-    *,
-    system: str = "",
-    system_file: Path | None = None,
-    tools_file: Path | None = None,
-    environment: str = "",
-    builtin_tools: Annotated[list[str] | None, Parameter(name="--builtin-tool", negative="")] = None,
-    call_format: CallFormat = "json",
-    today: str = "",
-    sampling: Annotated[Sampling, Parameter(name="*")] = Sampling(),
-) -> None:
-    """Talk with a checkpoint. From a pipe, each line gets one answer.
-
-    Parameters
-    ----------
-    checkpoint
-        The checkpoint directory, or one that releases were promoted into: then the release in use.
-    system
-        The system message.
-    system_file
-        A file with the system message.
-    tools_file
-        A JSON list of the tools that the model may call, as in OpenAI's API. Their results are typed in.
-    environment
-        "ipython" turns the code interpreter on: calls are marked with python_tag.
-    builtin_tools
-        A tool that the model knows without a schema: brave_search or wolfram_alpha; may be repeated. It takes
-        "ipython" along.
-    call_format
-        How the model is asked to call the tools of the file: in JSON, or in <function=NAME> tags.
-    today
-        The date that the system message tells, as DD Month YYYY.
-    """
-    start = Conversation(
-        _read_system(system, system_file),
-        _read_tools(tools_file),
-        environment=environment or ("ipython" if builtin_tools else ""),
-        today=today,
-        builtin_tools=tuple(builtin_tools or ()),
-        call_format=call_format,
-    )
-    told = {name: value for name, value in asdict(sampling).items() if value is not None}
-    SamplingParams(**told)  # What is out of bounds is refused before a model is loaded.
+def talk(checkpoint: Path, start: Conversation, overrides: dict[str, Any]) -> None:
+    """Open a checkpoint and converse; `overrides` replace the checkpoint's own sampling defaults."""
+    SamplingParams(**overrides)  # Out of bounds: refused before a model is loaded.
     checkpoint = follow(checkpoint)
-    dialogue = _open(checkpoint, start, told)
+    dialogue = _open(checkpoint, start, overrides)
     if badge := ", ".join(badges(licences_of(checkpoint))):
         print(badge, file=sys.stderr)
     converse(dialogue)
@@ -257,27 +176,3 @@ def _typed_lines(console: Console) -> Iterator[str]:
     with suppress(EOFError, KeyboardInterrupt):
         while True:
             yield input("> ")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"{path} ({error})", expected="a text file in UTF-8") from None
-
-
-def _read_system(text: str, path: Path | None) -> tuple[Message, ...]:
-    if text and path:
-        raise ConfigError("both --system and --system-file", expected="one of them")
-    text = _read(path).strip() if path else text
-    return (Message("system", text),) if text else ()
-
-
-def _read_tools(path: Path | None) -> tuple[dict[str, Any], ...]:
-    if path is None:
-        return ()
-    try:
-        tools = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} ({error})", expected="JSON") from None
-    return Conversation.from_json({"messages": [], "tools": tools}).tools

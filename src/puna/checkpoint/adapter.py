@@ -24,9 +24,9 @@ from puna.checkpoint.weights import FLOATS, read_float, read_floats
 from puna.checkpoint.writer import Entry, write_file
 from puna.errors import CheckpointError
 from puna.model.adapted import HEAD, AdaptedLinear, adapted_modules
-from puna.model.config import LlamaConfig
+from puna.model.config import ADAPTED, LlamaConfig
 from puna.model.llama import Llama
-from puna.model.lora import ADAPTED, Lora, LowRank
+from puna.model.lora import Lora, LowRank
 
 ADAPTER_HINT = (
     "`puna merge` makes a checkpoint of it and its base, `puna serve BASE --adapters FOLDER` runs it beside its base, "

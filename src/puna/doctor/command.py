@@ -9,7 +9,6 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from puna.doctor.examine import examine
 from puna.doctor.finding import Report
 from puna.progress import printable
 
@@ -39,6 +38,8 @@ def doctor(
     as_json
         Print JSON instead of text.
     """
+    from puna.doctor.examine import examine
+
     report = examine(path, quick=quick, base=base, console=Console(stderr=True))
     if as_json:
         print(json.dumps(report.to_json(), indent=2))

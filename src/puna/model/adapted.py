@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from puna.errors import ConfigError
+from puna.model.config import ADAPTED
 from puna.model.llama import Linear, Llama
-from puna.model.lora import ADAPTED, LowRank
+from puna.model.lora import LowRank
 from puna.model.quantized import QuantizedLinear
 
 # Values of a weight that are floats at once while its rows are measured.

@@ -10,12 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-# The matrices of a layer that adapters change, in the order of the computation.
-ADAPTED = (
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-)  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class LowRank:

@@ -10,8 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from puna.model.config import LlamaConfig, layer_shapes
-from puna.model.lora import ADAPTED
+from puna.model.config import ADAPTED, LlamaConfig, layer_shapes
 from puna.plan.arithmetic import FLOAT_BYTES, Machine, count_parameters, devices_for, fits_on, forward_flops
 
 # Logits that training holds at once, and of these as float32, with so many values for each of them.

@@ -1,6 +1,7 @@
 """A served checkpoint and the gate's rules -> the web application and its server. The routes are the table at its head.
 
-Serves no pages: FastAPI's documentation loads scripts from elsewhere, so only /openapi.json is there, behind the key.
+FastAPI's pages of documentation load scripts from elsewhere, so only /openapi.json is there, behind the key. The chat
+page (browser/page.py) is static and open.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from puna import __version__
+from puna.serve.browser.page import page_routes
 from puna.serve.chat_completions import create_chat_completion
 from puna.serve.completions import create_completion
 from puna.serve.engine_thread import EngineThread
@@ -76,6 +78,7 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
     )
     for method, path, handler in ROUTES:
         app.add_api_route(path, partial(handler, served), methods=[method], name=handler.__name__)
+    app.router.routes.extend(page_routes())
     app.add_middleware(Gate, rules=rules)
     add_error_handlers(app)
     return app

@@ -1,12 +1,14 @@
 """Every HTTP request -> refused, or handed on with its whole body: key, Host header, size and number are judged here.
 
-Default deny: a route is open only if it is named in OPEN_PATHS. Does not look into bodies.
+Default deny: a route is open only if it is named in OPEN_PATHS, the chat page's files among them. Does not look into
+bodies.
 """
 
 import asyncio
 import hashlib
 import hmac
 import ipaddress
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,13 +18,17 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from puna.errors import ConfigError
+from puna.serve.browser.page import FILES
 from puna.serve.refusals import Refusal, overloaded
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", *FILES})
 KEY_VARIABLE = "PUNA_API_KEY"
 MIN_KEY_LEN = 32
-KEY_HINT = 'python -c "import secrets; print(secrets.token_urlsafe(32))" makes a good one'
+MAKE_KEY = 'python -c "import secrets; print(secrets.token_urlsafe(32))"'
+KEY_HINT = f"{MAKE_KEY} makes a good one"
+SERVE_WITH_KEY = "puna serve CHECKPOINT --host 0.0.0.0 --api-key-file keys.txt"
 DRAIN_SECONDS = 2.0
+MAX_HOST_SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +41,14 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the gate holds requests to. No `tenants`: no key is asked for; no `hosts`: any Host header will do."""
+    """What the gate holds requests to. No `tenants`: no key is asked for; no `hosts`: any Host header will do.
+
+    Web pages of `origins` may read the answers (browser/origins.py); the keys hold for them too.
+    """
 
     tenants: Mapping[bytes, Tenant] = field(default_factory=dict)  # by the hashes of their keys
     hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
     max_body_bytes: int = 4 * 2**20
     body_seconds: float = 30.0
     max_requests: int = 1024
@@ -70,7 +80,7 @@ def make_rules(host: str, key_file: Path | None, environment: Mapping[str, str])
         raise ConfigError(
             f"--host {host} can be reached from other machines and no key is set",
             expected=f"--api-key-file or {KEY_VARIABLE}, or a host such as 127.0.0.1",
-            hint=KEY_HINT,
+            hint=f"{MAKE_KEY} > keys.txt, then: {SERVE_WITH_KEY.replace('0.0.0.0', shlex.quote(host))}",
         )
     # A web page can point its own name at 127.0.0.1 (DNS rebinding); without a key only the Host header tells.
     own = f"[{host}]" if ":" in host else host
@@ -107,14 +117,17 @@ class Gate:
     def _judge(self, path: str, headers: Headers) -> Tenant:
         """Return the tenant whose key was given; where none is asked for all are one."""
         hosts = self.rules.hosts
-        if hosts and _host_name(headers.get("host", "")) not in hosts:
-            raise Refusal(403, "This Host header does not name this server.", code="host_not_allowed")
+        if hosts and (name := _host_name(headers.get("host", ""))) not in hosts:
+            raise Refusal(403, _explain_host(name), code="host_not_allowed")
         if path in OPEN_PATHS:
             return Tenant()
         tenant = self._find_tenant(headers) if self.rules.tenants else Tenant()
         if tenant is None:
             challenge = {"www-authenticate": "Bearer"}
-            message = "A valid key is needed: Authorization: Bearer KEY."
+            message = (
+                "A valid key is needed: Authorization: Bearer KEY. "
+                f"Keys are the lines of the server's --api-key-file, and its variable {KEY_VARIABLE}."
+            )
             raise Refusal(401, message, code="invalid_api_key", headers=challenge)
         if self._num_requests > self.rules.max_requests:
             raise overloaded(f"The server is answering {self.rules.max_requests} requests already.")
@@ -188,6 +201,18 @@ def _hash(key: bytes) -> bytes:
 def _host_name(header: str) -> str:
     name, colon, port = header.rpartition(":")
     return (name if colon and port.isdecimal() else header).lower()
+
+
+def _explain_host(name: str) -> str:
+    """Say why a request for another host is refused, and how containers and other machines are let in.
+
+    NOTE: a page that rebinds its name can read this message: it tells nothing of the checkpoint.
+    """
+    return (
+        f"Without a key this server answers requests for localhost and 127.0.0.1 only, and this one is for "
+        f"{name[:MAX_HOST_SHOWN]!a}. Containers and other machines need a key. Make one: {MAKE_KEY} > keys.txt. "
+        f"Serve with it: {SERVE_WITH_KEY}. Send it as Authorization: Bearer KEY."
+    )
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

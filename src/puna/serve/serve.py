@@ -1,4 +1,4 @@
-"""A checkpoint directory -> a server with an OpenAI-compatible API: the verb `puna serve`.
+"""A checkpoint directory -> a server with an OpenAI-compatible API and a chat page: the verb `puna serve`.
 
 Speaks plain HTTP; beyond this machine put a proxy with TLS before it.
 """
@@ -6,9 +6,12 @@ Speaks plain HTTP; beyond this machine put a proxy with TLS before it.
 import os
 import socket
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from puna.engine.options import DEFAULTS, EngineOptions
 from puna.errors import ConfigError
@@ -31,6 +34,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8321,
     api_key_file: Path | None = None,
+    allow_origin: Annotated[list[str] | None, Parameter(negative="")] = None,
     name: str | None = None,
     max_batch: int = 32,
     max_queue: int = 256,
@@ -41,7 +45,7 @@ def serve(
     adapters: Path | None = None,
     adapter_mib: int = 4096,
 ) -> None:
-    """Serve a checkpoint through an OpenAI-compatible API.
+    """Serve a checkpoint through an OpenAI-compatible API, and a chat page for browsers at /.
 
     Parameters
     ----------
@@ -54,6 +58,8 @@ def serve(
     api_key_file
         A file with one key a line, of 32 characters or more, and the models it is for, if not for all. The variable
         PUNA_API_KEY holds one too.
+    allow_origin
+        Origin of web pages whose scripts may call the API (CORS), such as https://shop.example; may be repeated.
     name
         What clients call the model, instead of the directory's name.
     max_batch
@@ -74,7 +80,7 @@ def serve(
         How many MiB adapters may take in memory; what is not in use makes room for what is asked for.
     """
     _require_bounds(port=port, max_batch=max_batch, max_queue=max_queue, adapter_mib=adapter_mib)
-    rules = _read_rules(host, api_key_file)
+    rules = _read_rules(host, api_key_file, allow_origin or [])
     _require_free(host, port)
     is_int8 = kv_cache == "int8"
     options = EngineOptions(max_batch, max_context, None, _dtype_of(dtype), is_int8, adapters, adapter_mib << 20)
@@ -90,14 +96,15 @@ def _require_bounds(**flags: int) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {value}", expected=f"{least} to {most}")
 
 
-def _read_rules(host: str, api_key_file: Path | None) -> "Rules":
+def _read_rules(host: str, api_key_file: Path | None, origins: list[str]) -> "Rules":
     """Collect what the gate holds requests to; before all else, whether what serving needs is installed."""
     try:
         import_module("llguidance")
+        from puna.serve.browser.origins import parse_origins
         from puna.serve.gate import make_rules
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}", hint="pip install 'puna[serve]'") from None
-    return make_rules(host, api_key_file, os.environ)
+    return replace(make_rules(host, api_key_file, os.environ), origins=parse_origins(origins))
 
 
 def _require_free(host: str, port: int) -> None:
@@ -164,9 +171,10 @@ def make_server(served: "Served", rules: "Rules", *, host: str, port: int) -> "u
     import uvicorn
 
     from puna.serve.app import JsonProtocol, Server, build_app
+    from puna.serve.browser.origins import share_with
 
     config = uvicorn.Config(
-        build_app(served, rules),
+        share_with(build_app(served, rules), rules.origins),
         host=host,
         port=port,
         http=JsonProtocol,

@@ -27,9 +27,9 @@ from puna.kernels.native import (
     shared_kernels,
     unpacked,
 )
-from puna.model.config import LlamaConfig
+from puna.model.config import ADAPTED, LlamaConfig
 from puna.model.llama import Block, Embedding, Linear, Llama
-from puna.model.lora import ADAPTED, Lora
+from puna.model.lora import Lora
 from puna.model.quantized import PackedWeight, QuantizedLinear
 
 

@@ -13,8 +13,8 @@ import torch
 from puna.checkpoint.memory import machine_memory
 from puna.data.packing import Batch
 from puna.model.adapted import adapted_modules
+from puna.model.config import ADAPTED
 from puna.model.llama import Llama
-from puna.model.lora import ADAPTED
 from puna.plan.arithmetic import Device, Machine
 from puna.plan.training import Training, plan_training
 from puna.train.loop.settings import Optim, TrainConfig

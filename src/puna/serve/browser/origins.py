@@ -1,0 +1,57 @@
+"""The origins of --allow-origin -> Cross-Origin Resource Sharing (CORS) for exactly these web pages.
+
+Starlette's middleware does the protocol. It stands around the whole application, so that refusals of the gate and
+unforeseen errors carry the headers too: without them a browser shows a page "CORS error" in the place of a 401.
+"""
+
+import re
+from collections.abc import Iterable
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from puna.errors import ConfigError
+
+# RFC 6454, section 6.2, in the spelling that browsers send: lower case, the scheme's own port left out.
+_ORIGIN = re.compile(r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
+_OWN_PORT = re.compile(r"http://.*[^:\]]:80|https://.*[^:\]]:443")
+FOR_MINUTES = 10
+
+
+def parse_origins(origins: Iterable[str]) -> frozenset[str]:
+    """Check the values of --allow-origin.
+
+    Raises:
+        ConfigError: For "*" and "null", which stand for pages of anybody, and for spellings that no browser sends.
+    """
+    checked = frozenset(origins)
+    for origin in checked:
+        if origin == "*":
+            hint = "Repeat --allow-origin for each web page; programs other than browsers need none"
+            raise ConfigError("--allow-origin *", expected="the origins by name", hint=hint)
+        if origin == "null":
+            hint = "Files and sandboxed frames of any website are 'null': serve the page over HTTP, and name its origin"
+            raise ConfigError("--allow-origin null", expected="an origin such as http://localhost:3000", hint=hint)
+        if not _ORIGIN.fullmatch(origin) or _OWN_PORT.fullmatch(origin):
+            expected = "scheme://host or scheme://host:port as browsers send it"
+            hint = "Lower case; no path, no slash at the end, no default port: https://shop.example"
+            raise ConfigError(f"--allow-origin {origin}", expected=expected, hint=hint)
+    return checked
+
+
+def share_with(app: ASGIApp, origins: frozenset[str]) -> ASGIApp:
+    """Let web pages of `origins` read answers; keys travel in the Authorization header, cookies never.
+
+    Every requested header is allowed: OpenAI's own client for browsers sends a dozen of its own.
+    """
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        allow_private_network=True,
+        expose_headers=("Retry-After", "WWW-Authenticate"),
+        max_age=FOR_MINUTES * 60,
+    )
