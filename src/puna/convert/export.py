@@ -6,7 +6,7 @@ far the files have moved from the checkpoint. Tensors are written one at a time;
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -23,6 +23,7 @@ from puna.checkpoint.source import Source
 from puna.checkpoint.weights import load_source
 from puna.config import FlagNumber, StageConfig
 from puna.convert.carry import carry_licences, watched
+from puna.convert.fidelity import peer_receipts, peer_tolerance, reread_receipt
 from puna.convert.peers import PEERS, Pieces, peer_logits
 from puna.data.pieces import cut_pieces, probe_pieces
 from puna.errors import CheckpointError, ConfigError
@@ -32,25 +33,6 @@ from puna.run import Run
 from puna.tokenizer import Tokenizer
 
 GGUF_NAME = "model.gguf"
-
-
-class Tolerance(NamedTuple):
-    """How far another program may be from us on the same files: it rounds elsewhere than we do."""
-
-    difference: float  # greatest, of a log-probability
-    kl: float  # mean, in nats a token
-    agreement: float  # least share of equal first choices
-
-    def widened(self, other: "Tolerance") -> "Tolerance":
-        """Return what both allow together."""
-        differences, kls = (self.difference, other.difference), (self.kl, other.kl)
-        return Tolerance(max(differences), max(kls), min(self.agreement, other.agreement))
-
-
-# llama.cpp rounds activations: to float16 before products with float16 weights, to int8 before those with blocks.
-SAME_PRECISION = {"float32": Tolerance(1e-2, 1e-6, 0.999), "bfloat16": Tolerance(0.5, 2e-3, 0.97)}
-LLAMA_CPP = {"F32": Tolerance(0.05, 1e-5, 0.995), "F16": Tolerance(0.1, 1e-4, 0.99), "BF16": Tolerance(0.5, 2e-3, 0.97)}
-LLAMA_CPP |= {"Q8_0": Tolerance(0.5, 2e-3, 0.97), "Q4_0": Tolerance(0.5, 5e-3, 0.95)}
 
 
 class Config(StageConfig):
@@ -107,7 +89,9 @@ def run(config: Config, run: Run) -> None:
     pieces = list(_pieces(config, source.tokenizer, source.config.max_context))
     run.log(f"{_num_bytes(run.output) / 1e6:,.1f} MB written; comparing on {sum(map(len, pieces)):,} tokens")
     dtype = getattr(torch, config.precision)
-    ours = _logits(open_source(path).source, pieces, path, dtype)
+    written = open_source(path).source
+    _save(run, reread_receipt(config.checkpoint.name, source, written))
+    ours = _logits(written, pieces, path, dtype)
     _keep(run, _compare(_logits(source, pieces, config.checkpoint, dtype), ours), config)
     if peer.is_installed:
         _prove(run, _compare(ours, peer_logits(config.peer, path, pieces, dtype)), config)
@@ -175,16 +159,11 @@ def _keep(run: Run, comparison: Comparison, config: Config) -> None:
 
 def _prove(run: Run, comparison: Comparison, config: Config) -> None:
     """Say how far the other program is from us on the same files."""
-    is_gguf, name = config.peer == "gguf", PEERS[config.peer].name
-    most = SAME_PRECISION[config.precision]
-    most = most.widened(LLAMA_CPP[config.kind]) if is_gguf else most
-    kl, agreement, difference = comparison.kl(), comparison.agreement(), comparison.max_difference()
-    details = {"read_by": name, "precision": config.kind if is_gguf else config.precision}
-    for claim, value, limit in (("max_difference", difference, most.difference), ("kl", kl["mean"], most.kl)):
-        _save(run, Receipt(f"peer_{claim}", f"{name} against Puna", value, limit, value <= limit, details))
-    held = agreement >= most.agreement
-    parent = f"{name} against Puna"
-    _save(run, Receipt("peer_top1_agreement", parent, agreement, most.agreement, held, details, is_least=True))
+    kind = config.kind if config.peer == "gguf" else None
+    name, tolerance = PEERS[config.peer].name, peer_tolerance(config.precision, kind)
+    details = {"read_by": name, "precision": kind or config.precision}
+    for receipt in peer_receipts(comparison, name, tolerance, details):
+        _save(run, receipt)
 
 
 def _save(run: Run, receipt: Receipt) -> None:

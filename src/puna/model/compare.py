@@ -29,6 +29,8 @@ class Comparison:
     agreements: list[torch.Tensor] = field(default_factory=list)
     differences: list[torch.Tensor] = field(default_factory=list)
     losses: list[torch.Tensor] = field(default_factory=list)
+    # Mean squares over the vocabulary of centred logits: the parent's, and of the difference.
+    squares: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, parent_NV: torch.Tensor, other_NV: torch.Tensor, *, ids: Sequence[int] = ()) -> None:
         """Take in the logits of some tokens; with `ids`, the text that they read, also how well both foresee it."""
@@ -42,6 +44,8 @@ class Comparison:
             self.divergences.append(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).clamp(min=0))
             self.agreements.append(parent.argmax(-1) == other.argmax(-1))
             self.differences.append((log_p - log_q).abs().amax(-1))
+            variances = [x.var(-1, correction=0) for x in (log_p, log_p - log_q)]
+            self.squares.append(torch.stack(variances, dim=-1))
 
     def kl(self) -> dict[str, float]:
         """Return mean, 99th percentile and greatest KL(parent || other), in nats a token."""
@@ -61,6 +65,19 @@ class Comparison:
     def max_difference(self) -> float:
         """Return the greatest difference of a log-probability, which adding a constant to all logits doesn't change."""
         return torch.cat(self.differences).max().item()
+
+    def deviation(self) -> float:
+        """Return the standard deviation of the parent's logits over the vocabulary, as a root mean square of tokens."""
+        return torch.cat(self.squares)[:, 0].mean().sqrt().item()
+
+    def difference(self) -> float:
+        """Return the root mean square difference of logits, as a share of the parent's `deviation`.
+
+        Adding a constant to all logits of a token changes neither. Rounding errors grow with the logits; this share
+        doesn't.
+        """
+        parent, between = torch.cat(self.squares).mean(0).tolist()
+        return (between / max(parent, 1e-300)) ** 0.5
 
     def receipts(
         self,
