@@ -137,13 +137,6 @@ def test_the_interval_of_independent_questions_is_wilsons() -> None:
     assert (round(interval.low, 4), round(interval.high, 4)) == (0.2553, 0.3662)
 
 
-def test_the_interval_of_independent_pairs_is_agrestis_and_mins() -> None:
-    # 160 pairs, 20 better and 40 worse: the example of diffpropci.mp in the R package PropCIs, with the sign turned.
-    first, second = [1.0] * 40 + [0.0] * 120, [0.0] * 40 + [1.0] * 20 + [0.0] * 100
-    interval = difference_interval(second, first, [str(n) for n in range(160)])
-    assert interval == pytest.approx((-0.125, -0.21601726, -0.03089632), abs=1e-7)
-
-
 @pytest.mark.parametrize(("freedom", "value"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (10, 2.22814), (60, 2.00030)])
 def test_quantiles_of_students_t_are_those_of_the_tables(freedom: int, value: float) -> None:
     assert t_quantile(freedom) == pytest.approx(value, rel=2e-3)
@@ -165,7 +158,7 @@ def test_one_question_gives_a_wide_interval_and_none_gives_all_there_is() -> Non
     assert difference_interval([], [], []) == (0, -1, 1)
     one = score_interval([1.0], ["a"])
     assert one.low < 0.25 and one.high == 1
-    assert score_interval([0.0] * 100, [str(n % 5) for n in range(100)]).high == pytest.approx(0.4345, abs=1e-4)
+    assert score_interval([0.0] * 100, [str(n % 5) for n in range(100)]).high == pytest.approx(1 - 0.025**0.2, abs=1e-4)
     same_group = score_interval([1.0] * 50, ["a"] * 50)
     assert same_group.low < 0.25
     difference = difference_interval([1.0], [0.0], ["a"])

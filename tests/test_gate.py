@@ -152,12 +152,12 @@ def test_a_model_that_meets_every_demand_goes_out_with_page_card_and_record(hous
     house.scores("scores", base=right(30), mine=right(70), teacher=right(72), old=right(60))
     house.scores("general", base=right(50), mine=right(50), old=right(50))
     gate = {"usd_per_hour": 1.8, "max_megabytes": 2.0, "min_tokens_per_s": 500, "max_usd_per_million": 1.0}
-    settings = {"teacher_margin": 0.07, "general_margin": 0.04}
+    settings = {"teacher_margin": 0.08, "general_margin": 0.04}
     told = {"scores": "scores", "general": "general", "base": "base", "teacher": "teacher", "in_use": "old"}
     out = house.judge(**told, gate={**gate, **settings})
     page = (out / "decision.md").read_text()
     assert page.startswith(
-        "# GO: 40.0 points better than the base model; 2.0 points below the teacher (7.0 are allowed); 10.0"
+        "# GO: 40.0 points better than the base model; 2.0 points below the teacher (8.0 are allowed); 10.0"
     )
     assert "| this model | mine | 70.0 (60.4 to 78.1) | 50.0 (40.4 to 59.6) | 2.0 MB | 500 | 1.00 USD |" in page
     assert "The cost assumes a machine like that one at 1.80 USD an hour that is always busy." in page

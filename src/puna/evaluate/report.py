@@ -15,9 +15,9 @@ from puna.evaluate.scores import OVERALL, UNJUDGED, Answers, is_judged
 
 FAILURES_SHOWN = 3
 HOW = (
-    "Intervals are 95 %: Wilson's for scores, Agresti and Min's for paired differences, both at the effective number "
-    "of questions where these come in groups. Size is that of the weights on disk. Tokens/s are generated tokens a "
-    "second in this evaluation, many questions at a time, the reading of the prompts included."
+    "Intervals are 95 %, at the effective number of questions where these come in groups: exact for up to 60, for more "
+    "Wilson's for scores and Tango's for paired differences. Size is that of the weights on disk. Tokens/s are "
+    "generated tokens a second in this evaluation, many questions at a time, the reading of the prompts included."
 )
 
 NULLS = (

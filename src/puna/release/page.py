@@ -30,9 +30,10 @@ RULES = {
 OVERLAPS_SHOWN = 20
 HOW = (
     "All models answered the same questions, and every difference is paired: question by question. The intervals are "
-    "95 %: Wilson's for scores, Agresti and Min's for paired differences, both at the effective number of questions "
-    "where these come in groups. A demand is met when the whole interval lies above its limit, so a model that does "
-    "not deserve it passes one in 2.5 of 100 cases at most. A GO needs every demand at once, which makes the error of "
+    "95 %, at the effective number of questions where these come in groups. For up to 60 questions they are exact, and "
+    "for more they approximate the same test; no model counts as better where McNemar's exact test does not say so. "
+    "A demand is met when the whole interval lies above its limit, so a model that does not deserve it passes one in "
+    "2.5 of 100 cases at most (2.9 by the approximation). A GO needs every demand at once, which makes the error of "
     "the whole no greater than that of one: nothing has to be corrected for their number. Intervals that nothing was "
     "demanded of are there to look at, several at a time and uncorrected: from those alone no model is better."
 )
