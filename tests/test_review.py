@@ -242,7 +242,7 @@ def test_a_second_start_goes_on_where_the_first_ended(tmp_path: Path):
     session.skip(session.state()["number"])
     judge_next(session)
     before = session.state()
-    session._file.close()
+    session.file.close()
     again = open_session(pairs, path)
     assert (again.num_resumed, again.state()["place"], again.state()["total"]) == (2, 3, 10)
     # The skipped pair comes back first, then the one that was open.
@@ -267,7 +267,7 @@ def test_undo_takes_the_label_back_also_after_a_restart(tmp_path: Path):
     session.undo()
     assert session.state()["number"] == 2 and session.num_skipped == 0
     judge_next(session)
-    session._file.close()
+    session.file.close()
     again = open_session(pairs, path)
     for count in (2, 1, 0):
         again.undo()
@@ -281,7 +281,7 @@ def test_undo_leaves_the_labels_of_others(tmp_path: Path):
     for reviewer in ("bob", "ada"):
         session = open_session(pairs, path, reviewer=reviewer)
         judge_next(session)
-        session._file.close()
+        session.file.close()
     session = open_session(pairs, path, reviewer="bob")
     session.undo()
     assert {label.reviewer for label in read_labels([path])} == {"ada"}
@@ -307,7 +307,7 @@ def test_a_second_review_of_the_same_file_is_refused_until_the_first_has_ended(t
     first.undo()  # which puts a new file in the place of the old
     with pytest.raises(ConfigError, match="another review"):
         LabelFile(path)
-    first._file.close()
+    first.file.close()
     LabelFile(path).close()
 
 
@@ -317,7 +317,7 @@ def test_a_label_that_a_crash_cut_off_is_judged_again(tmp_path: Path):
     judge_next(session)
     whole = path.read_bytes()
     judge_next(session)
-    session._file.close()
+    session.file.close()
     first_line = path.read_bytes()[len(whole) :].index(b"\n") + 1
     for kept in (1, first_line - 1, first_line, first_line + 9):
         torn = path.with_name(f"torn {kept}.jsonl")
@@ -387,7 +387,7 @@ def test_the_sides_change_at_random_and_only_with_the_seed(tmp_path: Path):
 
     def sides(seed: int) -> list[bool]:
         session = open_session(pairs, tmp_path / f"labels {random.random()}.jsonl", seed=seed)
-        return [session._in_order(pair)[0].checkpoints == (FIRST,) for pair in pairs]
+        return [session.in_order(pair)[0].checkpoints == (FIRST,) for pair in pairs]
 
     first = sides(0)
     assert 70 <= sum(first) <= 130
@@ -439,7 +439,7 @@ def test_who_may_not_write_labels_is_refused(
     assert found == status and open_server.token not in answer.decode()
     assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self'")
     assert open_server.session.state()["number"] == 0
-    assert not open_server.session._file.path.read_bytes()
+    assert not open_server.session.file.path.read_bytes()
 
 
 def test_a_pair_that_another_window_judged_is_not_judged_twice(tmp_path: Path):

@@ -20,6 +20,10 @@ class Answer:
         message: The assistant message in JSON.
         checkpoints: Names of the checkpoints under which the evaluation asked them.
         rule_score: Score from 0 to 1 that a rule gave; None where no rule judged the content.
+
+    Example:
+        >>> Answer({"role": "assistant", "content": "At nine."}, ("mine",), None).rule_score is None
+        True
     """
 
     message: Row

@@ -84,7 +84,7 @@ def _require_bounds(margin: float, max_pairs: int | None, port: int, out: Path) 
         raise ConfigError(f"--max-pairs {max_pairs}", expected="1 or more")
     if not 0 <= port <= 65_535:
         raise ConfigError(f"--port {port}", expected="0 to 65535")
-    if artifact.is_artifact(out.absolute().parent):
+    if any(artifact.is_artifact(folder) for folder in out.absolute().parents):
         raise ConfigError(f"--out {out} lies in an artifact", expected="a file beside it: artifacts do not change")
 
 

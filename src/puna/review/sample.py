@@ -16,7 +16,12 @@ SECONDS_PER_PAIR = 10.0  # until the reviewer's own pace is known
 
 
 class Plan(NamedTuple):
-    """A sample size with its margin: the half-width of the 95 % interval, 0..1."""
+    """A sample size with its margin: the half-width of the 95 % interval, 0..1.
+
+    Example:
+        >>> Plan(num_pairs=235, margin=0.05).num_pairs
+        235
+    """
 
     num_pairs: int
     margin: float

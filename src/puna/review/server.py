@@ -13,6 +13,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
+from socketserver import TCPServer
 from typing import Any, cast
 
 from puna.errors import ConfigError, PunaError
@@ -42,7 +43,11 @@ HEADERS = {
 
 
 class Refused(Exception):
-    """A request that is answered with an error status."""
+    """A request that is answered with an error status.
+
+    Example:
+        >>> raise Refused(HTTPStatus.NOT_FOUND, "Not found.")
+    """
 
     def __init__(self, status: HTTPStatus, message: str):
         super().__init__(message)
@@ -76,6 +81,10 @@ class ReviewServer(ThreadingHTTPServer):
             reason = f"--port {port}: {error.strerror or error}"
             raise ConfigError(reason, expected="a free port; 0 takes any") from None
         self.url = f"http://{HOST}:{self.server_address[1]}/{self.token}/"
+
+    def server_bind(self) -> None:
+        """Bind without the look-up of a host name that HTTPServer adds, which can ask the network."""
+        TCPServer.server_bind(self)
 
     def act(self, action: str, request: dict[str, Any]) -> dict[str, Any]:
         """Do what a key asks for, and return the state after it."""

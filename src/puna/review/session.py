@@ -27,7 +27,12 @@ PACE_WINDOW = 20
 
 @dataclass(frozen=True, slots=True)
 class Reviewed:
-    """A pair of the sample with the reviewer's verdict on each of its answers."""
+    """A pair of the sample with the reviewer's verdict on each of its answers.
+
+    Example:
+        >>> Reviewed(pair, (True, False)).score("mine")
+        0.0
+    """
 
     pair: Pair
     is_right: tuple[bool, ...]
@@ -39,7 +44,7 @@ class Reviewed:
 
 
 class Session:
-    """One reviewer's way through a sample. Pairs that the file has labels for count as judged.
+    """One reviewer's way through a sample. Pairs that `file` has labels for count as judged.
 
     Example:
         >>> session = Session(sample, LabelFile(Path("labels.jsonl")), reviewer="ada", seed=0)
@@ -57,7 +62,7 @@ class Session:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.sample, self.reviewer = list(sample), reviewer
-        self._file, self._seed, self._clock = file, seed, clock
+        self.file, self._seed, self._clock = file, seed, clock
         judged = {label.key: label for label in file.labels if label.reviewer == reviewer}
         self._verdicts: dict[int, tuple[bool, ...]] = {}
         for number, pair in enumerate(self.sample):
@@ -113,11 +118,11 @@ class Session:
         return {
             "messages": conversation["messages"],
             "tools": conversation.get("tools", []),
-            "answers": [answer.message for answer in self._in_order(pair)],
+            "answers": [answer.message for answer in self.in_order(pair)],
             "reference": reference(pair.expected),
         }
 
-    def _in_order(self, pair: Pair) -> tuple[Answer, ...]:
+    def in_order(self, pair: Pair) -> tuple[Answer, ...]:
         """Return the answers as they stand from left to right: seeded by the question, so the same at each start."""
         identity = f"{self._seed} {pair.task} {pair.id} left or right"
         is_turned = hashlib.sha256(identity.encode()).digest()[0] % 2 == 1
@@ -135,12 +140,12 @@ class Session:
         """
         assert self.is_shown(number)
         pair = self.sample[number]
-        left, *right = self._in_order(pair)
+        left, *right = self.in_order(pair)
         is_right = {id(left): verdict in ("left", "both")} | {id(each): verdict in ("right", "both") for each in right}
         if not right and verdict in ("left", "right"):
             raise DataError(f"the verdict '{verdict}' on a single answer", expected="both (yes) or neither (no)")
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        self._file.append([self._label(pair, answer, is_right[id(answer)], at) for answer in pair.answers])
+        self.file.append([self._label(pair, answer, is_right[id(answer)], at) for answer in pair.answers])
         self._verdicts[number] = tuple(is_right[id(answer)] for answer in pair.answers)
         self._seconds += [seconds for seconds in [self._clock() - self._shown_at] if seconds <= MAX_PAUSE_SECONDS]
         self._go_on(number)
@@ -172,7 +177,7 @@ class Session:
         number = self._history[-1]
         if number in self._verdicts:
             keys = {self.sample[number].key(answer) for answer in self.sample[number].answers}
-            self._file.remove(lambda label: label.reviewer == self.reviewer and label.key in keys)
+            self.file.remove(lambda label: label.reviewer == self.reviewer and label.key in keys)
             del self._verdicts[number]
         else:
             self.num_skipped -= 1
@@ -186,15 +191,9 @@ def reference(expected: dict[str, Any]) -> list[dict[str, str]]:
     captions = {"contains": "Must contain", "distractors": "Must not contain", "exact": "Exactly", "name": "Call of"}
     shown: list[dict[str, str]] = []
     for name, value in expected.items():
-        if name == "no_call" or not value:
+        if name in ("no_call", "language") or not value:
             continue
-        is_texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
-        text = (
-            "\n".join(value)
-            if is_texts
-            else value
-            if isinstance(value, str)
-            else json.dumps(value, indent=2, ensure_ascii=False)
-        )
-        shown.append({"caption": captions.get(name, name.replace("_", " ").capitalize()), "text": text})
+        texts = value if isinstance(value, list) else [value]
+        lines = [each if isinstance(each, str) else json.dumps(each, indent=2, ensure_ascii=False) for each in texts]
+        shown.append({"caption": captions.get(name, name.replace("_", " ").capitalize()), "text": "\n".join(lines)})
     return shown
