@@ -9,6 +9,7 @@ from typing import Any
 from puna.chat.conversation import Conversation, Message
 from puna.data.shards import find_shards, read_rows
 from puna.errors import ChatError, DataError
+from puna.tasks.grading.facts import required_facts
 from puna.tasks.grading.table import EXPECTED, GRADES
 from puna.tasks.question import Grade, Question
 from puna.tasks.turns import turn_questions
@@ -90,7 +91,14 @@ def _read_question(row: dict[str, Any], where: str) -> Question:
     if not conversation.messages or conversation.messages[-1].role == "assistant":
         raise DataError(f"{where}: conversation", expected="one that does not end with what the assistant says")
     _require_expected(row["expected"], row["grade"], where)
-    return Question(**{**row, "conversation": conversation})
+    question = Question(**{**row, "conversation": conversation})
+    if question.grade == "facts" and not required_facts(question).required:
+        raise DataError(
+            f"{where}: the reference states no fact that is new: {question.expected['reference'][:80]!r}",
+            expected="a number, date, time, address, id or name that the user's last message does not have",
+            hint="Give `facts`, the texts that an answer must have, or another grade",
+        )
+    return question
 
 
 def _require_expected(expected: dict[str, Any], grade: str, where: str) -> None:

@@ -4,25 +4,43 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from puna.chat.conversation import Conversation, Message
+from puna.tasks.grading.extraction.extract import normalize
+from puna.tasks.grading.facts import required_facts
 from puna.tasks.question import Question
+
+# A longer reference, or one with more new facts, is an essay or a list: another right answer has other facts.
+MAX_FACTS = 6
+MAX_CHARACTERS = 400
 
 
 def turn_questions(conversation: Conversation) -> Iterator[Question]:
-    """Ask for each assistant message in turn: the call that was made, or words.
+    """Ask for each assistant message in turn: the call that was made, the facts that it stated, or words.
 
-    No rule judges the content of words; the reference is kept for a judge. A turn with several calls is passed over:
-    a question expects one.
+    The grade `facts` judges a short turn that states something new, with names only from what was said before: what
+    people say freely has many right forms. Other words are judged by no rule, and their reference is kept for a
+    judge. A turn with several calls is passed over, since a question expects one.
     """
     for index, message in enumerate(conversation.messages):
         if message.role == "assistant" and index and len(message.tool_calls) < 2:
-            grade, expected = _expected(message)
             prompt = replace(conversation, messages=conversation.messages[:index])
-            yield Question(f"{conversation.id}/{index}", prompt, expected, grade, group=conversation.id)
+            yield _question(f"{conversation.id}/{index}", prompt, message)
 
 
-def _expected(message: Message) -> tuple[str, dict[str, object]]:
-    if message.tool_calls:
-        call = message.tool_calls[0]
-        return "tool_call", {"name": call.name, "arguments": call.arguments}
-    reference = {"reference": message.content} if message.content.strip() else {}
-    return "no_call", {"no_call": True, **reference}
+def _question(id: str, prompt: Conversation, answer: Message) -> Question:
+    if answer.tool_calls:
+        call = answer.tool_calls[0]
+        return Question(id, prompt, {"name": call.name, "arguments": call.arguments}, "tool_call", prompt.id)
+    reference = {"reference": answer.content} if answer.content.strip() else {}
+    question = Question(id, prompt, reference, "facts", prompt.id)
+    if reference and _has_settled_facts(question):
+        return question
+    return replace(question, expected={"no_call": True, **reference}, grade="no_call")
+
+
+def _has_settled_facts(question: Question) -> bool:
+    """Tell whether a right answer has just the facts of the reference."""
+    if len(question.expected["reference"]) > MAX_CHARACTERS:
+        return False
+    wanted = required_facts(question).required
+    said = normalize("\n".join(message.content for message in question.conversation.messages))
+    return 1 <= len(wanted) <= MAX_FACTS and all(fact.kind != "name" or fact.text in said for fact in wanted)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from puna.chat.conversation import Message
 from puna.tasks.grading.contains import contains
 from puna.tasks.grading.exact import exact
+from puna.tasks.grading.facts import facts
 from puna.tasks.grading.no_call import no_call
 from puna.tasks.grading.refusal import refusal
 from puna.tasks.grading.tool_call import tool_call
@@ -17,6 +18,7 @@ GRADES: dict[str, Callable[[Question, Message], Grade]] = {
     "contains": contains,
     "refusal": refusal,
     "exact": exact,
+    "facts": facts,
     "tool_call": tool_call,
     "no_call": no_call,
 }
@@ -26,6 +28,7 @@ EXPECTED: dict[str, tuple[dict[str, type], dict[str, type]]] = {
     "contains": ({"contains": list}, {"distractors": list}),
     "refusal": ({"contains": list}, {"distractors": list}),
     "exact": ({"exact": str}, {}),
+    "facts": ({"reference": str}, {"facts": list, "language": str}),
     "tool_call": ({"name": str, "arguments": dict}, {}),
     "no_call": ({"no_call": bool}, {"reference": str}),
 }

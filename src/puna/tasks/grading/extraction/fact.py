@@ -1,0 +1,80 @@
+"""A fact of a text with its normalized readings, and the comparison of two facts."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+# A kind and its parts: ("number", "EUR", Decimal("24.9")), ("date", 2026, 3, 3), ("code", "ab-48213").
+Reading = tuple[Any, ...]
+
+
+class Fact(NamedTuple):
+    """A piece of text that stands for a value.
+
+    `readings` has every value that the text can stand for: "1.234" is 1234 and 1.234. `loose` has values that the
+    text can stand for beside a clearer one: the "9" of "from 9 to 5" for 9:00. A part of a reading is None where the
+    text leaves it open. The first part is the unit, the country code or the year, which an answer may leave out.
+    `is_required` tells whether an answer must have a fact of the reference, `is_exclusive` whether a fact of the
+    answer must stand in the reference.
+    """
+
+    kind: str
+    text: str
+    readings: frozenset[Reading]
+    loose: frozenset[Reading] = frozenset()
+    is_required: bool = True
+    is_exclusive: bool = True
+
+
+def covers(answer: Fact, required: Fact) -> bool:
+    """Tell whether a fact of an answer states a required fact.
+
+    Example:
+        >>> covers(fact_of("1.234,56 €"), fact_of("€1,234.56"))
+        True
+    """
+    return any(_is_stated(wanted, read) for wanted in required.readings for read in answer.readings | answer.loose)
+
+
+def is_compatible(answer: Fact, known: Iterable[Fact]) -> bool:
+    """Tell whether a fact of an answer can be one of the known facts."""
+    readings = answer.readings | answer.loose
+    return any(_can_be_equal(a, b) for a in readings for fact in known for b in fact.readings | fact.loose)
+
+
+def _is_stated(wanted: Reading, read: Reading) -> bool:
+    if wanted[0] != read[0]:
+        return False
+    pairs = list(zip(wanted[1:], read[1:], strict=True))
+    return all(a is None or a == b or (b is None and at == 0 and len(pairs) > 1) for at, (a, b) in enumerate(pairs))
+
+
+def _can_be_equal(a: Reading, b: Reading) -> bool:
+    return a[0] == b[0] and all(x is None or y is None or x == y for x, y in zip(a[1:], b[1:], strict=True))
+
+
+class Scan:
+    """A text under extraction: `take` blanks out the characters that a fact has used, so that no fact is read twice."""
+
+    def __init__(self, text: str, language: str):
+        self.text, self.language = text, language
+        self._found: list[tuple[int, Fact]] = []
+
+    def take(self, span: tuple[int, int], *facts: Fact) -> None:
+        """Keep facts that stand at `span`, and blank it out."""
+        start, end = span
+        self._found += [(start, fact) for fact in facts]
+        self.text = f"{self.text[:start]}{BLANK * (end - start)}{self.text[end:]}"
+
+    def before(self, start: int) -> str:
+        """Return the characters before a place, as many as any pattern looks back at."""
+        return self.text[max(0, start - LOOK_BACK) : start]
+
+    @property
+    def facts(self) -> Sequence[Fact]:
+        """The facts in the order of the text."""
+        return [fact for _, fact in sorted(self._found, key=lambda each: each[0])]
+
+
+LOOK_BACK = 40
+# Stands for characters that belong to a fact: no letter, no digit, no space, no punctuation of a sentence.
+BLANK = "\x00"

@@ -1,0 +1,123 @@
+"""Text -> numbers, amounts and shares. A separator that stays open keeps both readings: "1.234" is 1234 and 1.234."""
+
+import re
+from decimal import Decimal
+from itertools import pairwise
+
+from puna.tasks.grading.extraction.fact import Fact, Reading, Scan
+from puna.tasks.grading.extraction.tables import (
+    AFTER_ONLY,
+    AMBIGUOUS_NUMBERS,
+    CURRENCIES,
+    LETTER,
+    MAGNITUDES,
+    NUMBER_WORDS,
+    PERCENT,
+    UNITS,
+    any_of,
+)
+
+SIGN = r"(?:(?<![^\s(\[:])[-+])?"
+DIGITS = r"\d{1,3}(?:[ ]\d{3})+(?:[.,]\d+)?(?![\d]|[.,]\d)|\d+(?:[.,']\d+)*|[.,]\d+"
+NUMBER = re.compile(rf"{SIGN}(?<![A-Za-zÀ-ɏ\d])(?<!\d[.,'])(?<!\d/)(?:{DIGITS})(?!\d)")
+FRACTION = re.compile(r"(?<![\w./-])\d{1,3}/\d{1,3}(?![\w/])")
+BEFORE = re.compile(rf"(?:{any_of(CURRENCIES.keys() - AFTER_ONLY)})\s?$", re.IGNORECASE)
+ALL_UNITS = PERCENT | CURRENCIES | UNITS
+AFTER = re.compile(
+    rf"(?:[\s-]?(?P<magnitude>{any_of(MAGNITUDES)}|k(?![{LETTER}])))?(?:\s?(?:de|d'|di)\s)?(?:[\s-]?(?P<unit>{any_of(ALL_UNITS)}))?",
+    re.IGNORECASE,
+)
+LIST_MARK = re.compile(r"^[ \t]*(?:\(?\d{1,2}[.)](?=\s)|#{1,6}\s)", re.MULTILINE)
+HOURS_OF_A_DAY = 24
+
+
+def read_numbers(scan: Scan) -> None:
+    """Take fractions, then numbers with their units."""
+    for match in LIST_MARK.finditer(scan.text):
+        scan.take(match.span())
+    for match in FRACTION.finditer(scan.text):
+        scan.take(match.span(), Fact("fraction", match[0], frozenset([("code", match[0])])))
+    for match in NUMBER.finditer(scan.text):
+        after = AFTER.match(scan.text, match.end())
+        before = BEFORE.search(scan.before(match.start()))
+        assert after is not None
+        unit = after["unit"] or (before[0].strip() if before else "")
+        start = match.start() - len(before[0]) if before else match.start()
+        end = after.end() if after["unit"] else match.end()
+        values = {value * _factor(after["magnitude"]) for value in read_number(match[0])}
+        if after["magnitude"]:
+            end = max(end, after.end("magnitude"))
+        text = scan.text[start:end].strip()
+        scan.take((start, end), _fact(text, values, unit) if values else _code(match[0]))
+
+
+def read_number_words(scan: Scan) -> None:
+    """Take number words of the text's language. "one" is an article or a pronoun as well, and is never required."""
+    words = NUMBER_WORDS.get(scan.language, {})
+    if not words:
+        return
+    for match in re.finditer(any_of(words), scan.text, re.IGNORECASE):
+        value = words[match[0].casefold()]
+        after = AFTER.match(scan.text, match.end())
+        unit = after["unit"] if after and after["unit"] else ""
+        end = after.end() if after and unit else match.end()
+        is_clear = value > 1 and (unit != "" or match[0].casefold() not in AMBIGUOUS_NUMBERS)
+        fact = _fact(scan.text[match.start() : end], {Decimal(value)}, unit)
+        scan.take((match.start(), end), fact._replace(is_required=is_clear, is_exclusive=value > 1 and unit != ""))
+
+
+def read_number(text: str) -> set[Decimal]:
+    """Return the values that a number in digits can stand for; none for digits that are no number ("3.11.2").
+
+    Example:
+        >>> read_number("1.234,50")
+        {Decimal('1234.50')}
+    """
+    sign, digits = (-1 if text[0] == "-" else 1), text.lstrip("+-").replace(" ", "'")
+    if digits[0] in ".,":
+        return {sign * Decimal(f"0.{digits[1:]}")}
+    groups, marks = re.split(r"[.,']", digits), re.findall(r"[.,']", digits)
+    values: set[Decimal] = set()
+    if _are_groups(groups, marks):
+        values.add(Decimal("".join(groups)))
+    decimals, mark = groups[-1], marks[-1] if marks else ""
+    if decimals == "000" and values:
+        return {sign * value for value in values}  # "12.000" is no 12.
+    if mark in (".", ",") and mark not in marks[:-1] and _are_groups(groups[:-1], marks[:-1]):
+        values.add(Decimal(f"{''.join(groups[:-1])}.{decimals}"))
+    return {sign * value for value in values}
+
+
+def _are_groups(groups: list[str], marks: list[str]) -> bool:
+    """Tell whether digits are grouped by thousands, or by lakh and crore as in India."""
+    if not marks:
+        return True
+    if any(a != b for a, b in pairwise(marks)) or groups[0].startswith("0") or len(groups[-1]) != 3:
+        return False
+    middle = {len(group) for group in groups[1:-1]}
+    return (middle <= {3} and len(groups[0]) <= 3) or (middle == {2} and len(groups[0]) <= 2 and marks[0] == ",")
+
+
+def _fact(text: str, values: set[Decimal], word: str) -> Fact:
+    word = word.casefold()
+    unit = PERCENT.get(word) or CURRENCIES.get(word) or UNITS.get(word)
+    if unit == "%":
+        return Fact("percentage", text, frozenset(("percentage", value) for value in values))
+    readings: set[Reading] = {("number", unit, value) for value in values}
+    hours = {value for value in values if value == int(value) and 0 < value <= HOURS_OF_A_DAY}
+    loose: set[Reading] = set()
+    if unit is None:
+        loose = {("time", 60 * int(hour) % 1440) for hour in hours} | {
+            ("time", 60 * int(hour) + 720) for hour in hours if hour < 12
+        }
+    elif unit == "hour" and word in ("h", "heure", "heures", "ore", "horas", "hora"):
+        readings |= {("time", 60 * int(hour) % 1440) for hour in hours}
+    return Fact("amount" if word in CURRENCIES else "number", text, frozenset(readings), frozenset(loose))
+
+
+def _code(text: str) -> Fact:
+    return Fact("number", text, frozenset([("code", text)]))
+
+
+def _factor(word: str | None) -> int:
+    return 1 if not word else 1000 if word.casefold() == "k" else MAGNITUDES[word.casefold()]

@@ -1,0 +1,88 @@
+"""Grade `facts`: the answer states the facts of the reference, and no number, date or address of its own.
+
+A required fact is new: it does not stand in the last message of the user, so that a repeated question states none. A
+fact of the answer that stands neither in the reference nor in that message is a contradiction: "24.90 or 4.90" is wrong
+where the price is 24.90, and so is a whole page. What a sentence says about its facts, such as "not", is not read.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from puna.chat.conversation import Conversation, Message
+from puna.tasks.grading.extraction.extract import extract, normalize
+from puna.tasks.grading.extraction.fact import Fact, covers, is_compatible
+from puna.tasks.grading.extraction.tables import LETTER, guess_language
+from puna.tasks.question import Grade, Question
+
+
+class Required(NamedTuple):
+    """The facts that an answer must state, and those that it may."""
+
+    required: list[Fact]
+    known: list[Fact]
+
+
+def facts(question: Question, message: Message) -> Grade:
+    """Require every new fact of the reference, or those of `facts`, and forbid facts from elsewhere."""
+    if message.tool_calls:
+        return Grade(0.0, f"calls {message.tool_calls[0].name} instead of answering")
+    language = _language(question)
+    wanted = required_facts(question)
+    answer = normalize(message.content)
+    stated = extract(answer, language)
+    missing = [fact.text for fact in wanted.required if not _is_in(fact, answer, stated)]
+    wrong = [fact.text for fact in stated if fact.is_exclusive and not is_compatible(fact, wanted.known)]
+    complaints = [f"lacks {text!r}" for text in dict.fromkeys(missing)]
+    complaints += [f"has {text!r}, which the reference does not have" for text in dict.fromkeys(wrong)]
+    return Grade(0.0, ", ".join(complaints)) if complaints else Grade(1.0, "has the facts of the reference")
+
+
+def required_facts(question: Question) -> Required:
+    """Draw the facts of a question's reference.
+
+    Explicit `facts` are all required, but at least one of them must be new; of a reference every new fact is.
+
+    Returns:
+        The required facts, empty where nothing new is required, and the facts that an answer may have.
+    """
+    language = _language(question)
+    asked = normalize(_last_user_message(question.conversation))
+    asked_facts = extract(asked, language)
+    drawn = extract(question.expected["reference"], language)
+    explicit = [fact for text in question.expected.get("facts", []) for fact in _explicit(text, language)]
+    wanted = explicit or [fact for fact in drawn if fact.is_required]
+    new = [fact for fact in wanted if not _is_in(fact, asked, asked_facts)]
+    required = explicit if explicit and new else new
+    return Required(_distinct(required), [*drawn, *explicit, *asked_facts])
+
+
+def _language(question: Question) -> str:
+    reference = question.expected["reference"]
+    asked = _last_user_message(question.conversation)
+    return question.expected.get("language") or guess_language(f"{reference} {asked}")
+
+
+def _last_user_message(conversation: Conversation) -> str:
+    return next((message.content for message in reversed(conversation.messages) if message.role == "user"), "")
+
+
+def _explicit(text: str, language: str) -> Sequence[Fact]:
+    """Return the facts of an explicit text; a text without any is a phrase that must stand in the answer."""
+    drawn = [fact._replace(is_required=True) for fact in extract(text, language) if fact.kind != "name"]
+    phrase = " ".join(normalize(text).casefold().split())
+    return drawn or [Fact("phrase", text, frozenset([("phrase", phrase)]), is_exclusive=False)]
+
+
+def _is_in(fact: Fact, text: str, stated: Sequence[Fact]) -> bool:
+    """Tell whether a text with the facts `stated` has a fact; names and phrases are sought as words."""
+    if fact.kind not in ("name", "phrase"):
+        return any(covers(each, fact) for each in stated)
+    folded = " ".join(text.casefold().split())
+    return any(
+        re.search(rf"(?<![{LETTER}\d]){re.escape(words)}(?:'s)?(?![{LETTER}\d])", folded) for _, words in fact.readings
+    )
+
+
+def _distinct(wanted: Sequence[Fact]) -> list[Fact]:
+    return list({fact.readings: fact for fact in wanted}.values())
