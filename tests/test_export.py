@@ -117,6 +117,15 @@ def test_an_export_that_another_program_reads_differently_fails(
         perform_stage("export", tmp_path / "out", checkpoint=str(checkpoint), format="huggingface")
 
 
+def test_a_shape_that_transformers_refuses_is_told_in_one_message(tmp_path: Path, perform_stage: Callable[..., bool]):
+    model = Llama(LlamaConfig(64, 96, 16, 1, 6, 3, tokenizer().vocab_size, 512))
+    model.initialize(0)
+    (tmp_path / "checkpoint").mkdir()
+    save_checkpoint(tmp_path / "checkpoint", model, tokenizer())
+    with pytest.raises(CheckpointError, match=r"transformers cannot read .* not a multiple of the number of attention"):
+        perform_stage("export", tmp_path / "out", checkpoint=str(tmp_path / "checkpoint"), format="huggingface")
+
+
 def set_in_config(name: str, value: float) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         raw = json.loads((path / "config.json").read_text())

@@ -57,7 +57,11 @@ def _transformers(path: Path, pieces: Pieces, dtype: torch.dtype) -> Iterator[to
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.LlamaForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True).eval()
+    try:
+        model = transformers.LlamaForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True).eval()
+    except Exception as error:  # huggingface_hub raises classes of its own for a config that transformers refuses
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"transformers cannot read {path}: {reason}", expected="a Llama it accepts") from None
     for ids in pieces:
         with torch.inference_mode():
             yield model(torch.tensor([ids])).logits[0].float()

@@ -136,14 +136,22 @@ def best_size(
     """Return the sizes with at most so many parameters whose cuts cost least together, and what they cost.
 
     A cost between two measured ones is read off the line between them, and the costs of several kinds are added up.
+    Model widths that are no multiple of the number of heads are left out if possible: transformers refuses them,
+    whatever head_dim says.
     """
     possible = counts(parent, heads, multiple)
     costs = {kind: {count: _cost(curves[kind], count) for count in steps} for kind, steps in possible.items()}
+    fitting = list(_fitting(parent, most, heads, possible))
+    loadable = [count for count in fitting if _is_loadable(resized(parent, heads, count))]
     best = min(
-        _fitting(parent, most, heads, possible),
+        loadable or fitting,
         key=lambda count: (sum(costs[kind][number] for kind, number in count.items()), *(-n for n in count.values())),
     )
     return resized(parent, heads, best), sum(costs[kind][number] for kind, number in best.items())
+
+
+def _is_loadable(size: LlamaConfig) -> bool:
+    return size.dim % size.num_heads == 0
 
 
 def _fitting(
