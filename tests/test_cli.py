@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from puna import artifact, cli, raising
+from puna import artifact, cli
+from puna.raising import executor
 from puna.stages import STAGES
 
 PAGE = "We open at nine and we close at six. " * 2
@@ -63,7 +64,7 @@ def settings_of_sft(puna: Puna, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Return a function that gives the settings with which `puna sft` would train."""
     (tmp_path / "my.toml").write_text(SFT)
     seen: list[Any] = []
-    monkeypatch.setattr(raising, "perform", lambda stage, config, *rest, **options: bool(seen.append(config)) or True)
+    monkeypatch.setattr(executor, "perform", lambda stage, config, *rest, **options: bool(seen.append(config)) or True)
 
     def settings(*arguments: object) -> Any:
         output = puna("sft", "--config", tmp_path / "my.toml", "--out", "x", *arguments)
@@ -180,7 +181,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     def interrupt(*_: object, **__: object) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(raising, "perform", interrupt)
+    monkeypatch.setattr(executor, "perform", interrupt)
     assert puna("ingest", "--source", pages, "--out", tmp_path / "out") == "130"
     assert capsys.readouterr().err.startswith("puna: interrupted; the same command goes on")
 

@@ -112,7 +112,8 @@ def raise_(
 
     from rich.console import Console
 
-    from puna.raising import override, raise_recipe, read_recipe
+    from puna.raising.executor import raise_recipe
+    from puna.raising.recipe import override, read_recipe
 
     plan = override(read_recipe(recipe), dict(_pairs(settings)))
     console = Console(quiet=ranks()[0] > 0)
@@ -142,7 +143,7 @@ def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", 
 
 def _stage_command(stage: Stage) -> Callable[..., None]:
     from puna.config import parse_config
-    from puna.raising import config_class
+    from puna.raising.recipe import config_class
 
     settings_class = config_class(stage)
 
@@ -157,7 +158,7 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     ) -> None:
         from rich.console import Console
 
-        from puna.raising import perform, preview
+        from puna.raising.executor import perform, preview
 
         chosen = settings or parse_config(settings_class, {}, where=stage.verb)
         if preview_only:
@@ -183,7 +184,7 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
 
 def _file_values(stage: Stage, arguments: list[str]) -> cyclopts.config.Dict:
     """Read the table that --config and --table name, as the values that flags win over."""
-    from puna.raising import read_recipe, resolve
+    from puna.raising.recipe import read_recipe, resolve
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
@@ -209,7 +210,7 @@ def _usage_error(error: CycloptsError, verb: str) -> str:
     from pydantic import ValidationError
 
     from puna.config import explain
-    from puna.raising import config_class
+    from puna.raising.recipe import config_class
 
     for stage in STAGES:
         if stage.verb == verb and isinstance(error.__cause__, ValidationError):
