@@ -18,6 +18,7 @@ from puna.model.llama import Llama
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.labelling.local import LocalTeacher
+from puna.train.loop.defaults import adapt
 from puna.train.loop.loop import train
 from puna.train.loop.settings import TrainConfig
 from puna.train.loop.start import starting_model
@@ -26,6 +27,7 @@ from puna.train.objectives.imitation.divergence import Divergence
 from puna.train.objectives.imitation.live_teacher import LiveTeacher
 from puna.train.objectives.imitation.on_policy import Answering, OnPolicy, OnPolicyTeacher, Pool
 from puna.train.objectives.imitation.stored_labels import StoredLabels
+from puna.train.objectives.next_token import NextToken
 
 TOKENIZER_HINT = "Train the student with tokenizer = the teacher's directory, or give divergence.kind = 'spans'"
 
@@ -70,18 +72,23 @@ def run(config: Config, run: Run) -> None:
         return
     assert config.teacher
     teacher = Checkpoint.open(config.teacher)
+    plain = NextToken(ChatFormat(tokenizer), config.every_token, config.fresh_identifiers)
     if config.divergence.kind == "spans":
+        # The lengths are those of the text: the teacher need not be asked for them.
+        config = adapt(config, run, plain, model)
         train(config, run, _spans_of_teacher(config, tokenizer, teacher), model, tokenizer)
         return
     _require_shared_tokenizer(config.teacher, teacher, model, tokenizer)
     objective = live_teacher(config, tokenizer, teacher.load(config.dtype))
-    if config.on_policy is None:
+    on_policy = config.on_policy
+    if on_policy is None:
         train(config, run, objective, model, tokenizer)
         return
+    config = adapt(config, run, plain, model, room_for_answer=on_policy.max_tokens)
     pool = Pool()
-    answering = Answering(config.on_policy, config, run, model, objective.chat, pool)
+    answering = Answering(on_policy, config, run, model, objective.chat, pool)
     told = {each.name: getattr(objective, each.name) for each in fields(objective)}
-    mixed = OnPolicyTeacher(**told, share=config.on_policy.share, pool=pool)
+    mixed = OnPolicyTeacher(**told, share=on_policy.share, pool=pool)
     train(config, run, mixed, model, tokenizer, before_step=answering)
 
 

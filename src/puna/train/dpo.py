@@ -10,6 +10,7 @@ from pydantic import Field
 
 from puna.chat.format import ChatFormat
 from puna.run import Run
+from puna.train.loop.defaults import adapt
 from puna.train.loop.loop import train
 from puna.train.loop.start import starting_model
 from puna.train.objectives.dpo import Dpo
@@ -29,5 +30,6 @@ def run(config: Config, run: Run) -> None:
     count_pairs(config, run)
     model, tokenizer = starting_model(config)
     objective = Dpo(ChatFormat(tokenizer), frozenset(config.strengths), {}, config.beta, config.nll_weight)
+    config = adapt(config, run, objective, model)
     references = reference_log_probabilities(config, run, objective, model)
     train(config, run, replace(objective, references=references), model, tokenizer)

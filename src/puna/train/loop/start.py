@@ -15,6 +15,9 @@ from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.loop.adapter import adapted_start
 from puna.train.loop.settings import TrainConfig
 
+# Of a model trained from scratch, whose context the recipe leaves open: what it is trained on is at most as long.
+DEFAULT_CONTEXT = 1024
+
 
 def starting_model(config: TrainConfig) -> tuple[Llama, Tokenizer]:
     """Load the checkpoint to go on from, or initialize a model of the configured size."""
@@ -61,4 +64,6 @@ def _size(config: TrainConfig, vocab_size: int) -> LlamaConfig:
         raise ConfigError(
             f"size.dim = {config.size.dim}", expected=f"a multiple of num_heads = {config.size.num_heads}"
         )
-    return LlamaConfig(**widths, head_dim=head_dim, vocab_size=vocab_size, max_context=config.context)
+    return LlamaConfig(
+        **widths, head_dim=head_dim, vocab_size=vocab_size, max_context=config.context or DEFAULT_CONTEXT
+    )

@@ -93,7 +93,7 @@ def training_of(config: TrainConfig, model: Llama, objective: Objective, found: 
     parts = {path.split(".", 2)[2] for path in adapted if path.startswith("layers.")}
     return Training(
         tokens=found.tokens,
-        context=max(found.batch.lengths, default=config.context),
+        context=max(found.batch.lengths, default=config.max_length),
         batch_tokens=found.batch.num_tokens,
         accumulate=config.accumulate,
         precision=config.precision,
