@@ -83,7 +83,7 @@ def test_help_takes_less_than_half_a_second():
 
 def test_the_help_of_a_verb_describes_every_setting(puna: Puna):
     text = puna("sft", "--help")
-    assert "--optim.warmup-steps" in text and "steps of linear warm-up" in text and "[default: 4096]" in text
+    assert "--optim.warmup-steps" in text and "steps of linear warm-up" in text and "4096, fewer where an epoch is" in text
 
 
 def test_settings_come_from_the_file_where_no_flag_is_given(settings_of_sft: Callable[..., Any]):
@@ -113,7 +113,7 @@ def test_a_reference_in_the_file_is_a_path_for_one_stage_too(settings_of_sft: Ca
         (["--optim.lr", "2"], "[sft] optim.lr = '2'; expected less than or equal to 1"),
         (["--epochs", "2"], "expected exactly one of 'steps' and 'epochs'"),
         (["--start", "x"], "expected exactly one of 'start' (a checkpoint) and 'size' (from scratch)"),
-        (["--context", "8192"], "batch_tokens (4096) of at least context (8192)"),
+        (["--context", "8192", "--batch-tokens", "4096"], "batch_tokens (4096) of at least context (8192)"),
         (["--optim.lrr", "1"], "Did you mean --optim.lr?"),
         (["--size.dimm", "1"], "Did you mean --size.dim?"),
         (["--steps"], "requires an argument"),

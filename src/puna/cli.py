@@ -93,6 +93,9 @@ def raise_(
     /,
     *settings: Annotated[str, Parameter(allow_leading_hyphen=True)],
     out: Path | None = None,
+    until: str = "",
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     ignore_receipts: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Run a recipe's whole path, reusing what is there and resuming what was interrupted.
@@ -103,6 +106,12 @@ def raise_(
         The TOML file; one table a stage.
     out
         Where the artifacts go, instead of the recipe's `out`.
+    until
+        The last step to run, such as distill or sft.teacher.
+    dry_run
+        Run and write nothing: print what would run, its time and memory, and settings that do not fit the data.
+    as_json
+        Print the dry run as JSON.
     ignore_receipts
         Go on although a receipt did not hold.
     settings
@@ -112,12 +121,17 @@ def raise_(
 
     from rich.console import Console
 
-    from puna.raising.executor import raise_recipe
+    from puna.raising import walk
     from puna.raising.recipe import override, read_recipe
 
     plan = override(read_recipe(recipe), dict(_pairs(settings)))
-    console = Console(quiet=ranks()[0] > 0)
-    raise_recipe(replace(plan, out=out) if out else plan, console, ignore_receipts=ignore_receipts)
+    plan = replace(plan, out=out) if out else plan
+    if as_json and not dry_run:
+        raise ConfigError("--json without --dry-run", expected="both", hint="Only the dry run prints JSON")
+    if dry_run:
+        walk.dry_run(plan, Console(), until=until, is_json=as_json)
+        return
+    walk.raise_recipe(plan, Console(quiet=ranks()[0] > 0), ignore_receipts=ignore_receipts, until=until)
 
 
 def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:

@@ -26,7 +26,9 @@ from puna.engine.local import LocalSampler
 from puna.engine.options import EngineOptions
 from puna.engine.sampler import Completion, SamplingParams
 from puna.errors import ConfigError
+from puna.estimate import Estimate, Known
 from puna.evaluate.compare import describe_questions, diagnose, lines, section
+from puna.evaluate.cost import estimate_evaluation
 from puna.evaluate.report import draw_scores, print_scores, report
 from puna.evaluate.roles import Roles, casts
 from puna.evaluate.scores import OVERALL, Answers, score
@@ -66,6 +68,11 @@ class Config(StageConfig):
         if not all(NAME.fullmatch(name) for name in checkpoints):
             raise ValueError("names of letters, digits, '.', '_' and '-'")
         return {name: follow(path) for name, path in checkpoints.items()}
+
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee the answers of all checkpoints (evaluate/cost.py)."""
+        limits = {"max_questions": self.max_questions, "max_tokens": self.max_tokens}
+        return estimate_evaluation(known, self.checkpoints, self.tasks, precision=self.precision, **limits)
 
 
 class Item(NamedTuple):

@@ -1,4 +1,4 @@
-"""Make artifacts from configs: one stage at a time, or a whole recipe from top to bottom.
+"""A stage's config -> its artifact, made once, under a key that hashes all that decides it.
 
 A stage runs when no artifact with its key is there; what was interrupted is resumed by the stage itself.
 """
@@ -16,33 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from puna import __version__, artifact, licence
-from puna.config import StageConfig, parse_config
+from puna.config import StageConfig
 from puna.errors import ArtifactError, ConfigError
 from puna.lineage import licences_of
-from puna.raising.recipe import Recipe, config_class, resolve
-from puna.run import EndOfPreview, Run, elapsed, ranks
+from puna.run import EndOfPreview, Run, ranks
 from puna.stages import Stage
 
 # The table by which a stage says that processes can divide its work.
 PARALLEL = "parallel"
+# What a run took, beside its artifact; the seconds of an interrupted run, in its directory.
+COST = f"{artifact.RECORD_PREFIX}cost.json"
+SECONDS = "seconds"
 SECONDS_BETWEEN_LOOKS = 0.1
-
-
-def raise_recipe(recipe: Recipe, console: Console, *, ignore_receipts: bool = False) -> None:
-    """Run every step that is not already there, in order, and end with a table of what stands where."""
-    configs = [parse_config(config_class(step.stage), resolve(step, recipe), where=step.name) for step in recipe.steps]
-    table = Table("step", "time", "artifact", title=f"{recipe.path.name}")
-    start = time.monotonic()
-    for step, config in zip(recipe.steps, configs, strict=True):
-        begun = time.monotonic()
-        path = recipe.out / step.name
-        done = perform(step.stage, config, path, console, ignore_receipts=ignore_receipts)
-        table.add_row(step.name, elapsed(begun) if done else "there already", str(path))
-    table.caption = f"{elapsed(start)} in all"
-    console.print(table)
 
 
 def stage_key(stage: Stage, config: StageConfig, hashes: dict[str, str]) -> str:
@@ -58,12 +45,20 @@ def stage_key(stage: Stage, config: StageConfig, hashes: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, ignore_receipts: bool = False) -> bool:
+def perform(
+    stage: Stage,
+    config: StageConfig,
+    path: Path,
+    console: Console,
+    *,
+    ignore_receipts: bool = False,
+    foreseen_seconds: float | None = None,
+) -> bool:
     """Make the artifact at `path`, unless it is there already with the same key; return whether work was done.
 
     An input that was altered stops it. So does a receipt that did not hold, of an input or of the artifact itself,
     unless `ignore_receipts`; the artifact stays. Of several processes one makes it, and the others help it with
-    what can be divided, or wait.
+    what can be divided, or wait. `foreseen_seconds` stands beside the time that it took in run_cost.json.
     """
     inputs = config.inputs()
     _require_apart(path, inputs)
@@ -72,7 +67,7 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
     rank, num_ranks = ranks()
     if rank:
         return _help(stage, config, path, key)
-    if _is_there(stage, path, key):
+    if is_there(stage, path, key):
         _require_receipts(path, ignore_receipts)
         return False
     for parent in filter(None, map(artifact.find_artifact, inputs.values())):
@@ -86,7 +81,10 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
             run = Run(stage.verb, key, output, directory, console, num_ranks=num_ranks)
             if path.exists():
                 run.log(f"{path} is there, but not what these settings and inputs give; it is replaced at the end")
-            import_module(stage.module).run(config, run)
+            with _timed(directory):
+                import_module(stage.module).run(config, run)
+            cost = {"seconds": read_seconds(directory), "foreseen_seconds": foreseen_seconds}
+            artifact.write_text(output / COST, json.dumps(cost) + "\n")
             for record in ("metrics.jsonl", "config.json"):
                 if (directory / record).exists():
                     shutil.copy(directory / record, output / (artifact.RECORD_PREFIX + record))
@@ -98,16 +96,16 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
 
 def _help(stage: Stage, config: StageConfig, path: Path, key: str) -> bool:
     """Do this process's share of what rank 0 makes, if the stage can be divided; return once it is there."""
-    if _is_there(stage, path, key):
+    if is_there(stage, path, key):
         return False
     if hasattr(config, PARALLEL):
         rank, num_ranks = ranks()
         directory = path.parent / ".runs" / path.name
         run = Run(stage.verb, key, path, directory, Console(quiet=True), rank=rank, num_ranks=num_ranks)
-        while not _is_prepared(directory, key):
+        while not is_prepared(directory, key):
             time.sleep(SECONDS_BETWEEN_LOOKS)
         import_module(stage.module).run(config, run)
-    while not _is_there(stage, path, key):
+    while not is_there(stage, path, key):
         time.sleep(SECONDS_BETWEEN_LOOKS)
     return True
 
@@ -146,7 +144,7 @@ def _require_apart(path: Path, inputs: dict[str, Path]) -> None:
             )
 
 
-def _is_there(stage: Stage, path: Path, key: str) -> bool:
+def is_there(stage: Stage, path: Path, key: str) -> bool:
     """Tell whether `path` holds what this key gives; ArtifactError if it holds what is not this stage's to replace."""
     if not path.exists():
         return False
@@ -198,7 +196,7 @@ def _licences(config: StageConfig) -> set[str]:
 
 def _prepare(directory: Path, key: str, config: StageConfig) -> None:
     """Keep the run directory for the same key, empty it for another."""
-    if not _is_prepared(directory, key):
+    if not is_prepared(directory, key):
         for entry in directory.iterdir():
             if entry.name != "lock":
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -206,9 +204,26 @@ def _prepare(directory: Path, key: str, config: StageConfig) -> None:
         artifact.write_text(directory / "key", key)
 
 
-def _is_prepared(directory: Path, key: str) -> bool:
+def is_prepared(directory: Path, key: str) -> bool:
+    """Tell whether a run directory belongs to a run with this key that has not finished."""
     marker = directory / "key"
     return marker.is_file() and marker.read_text() == key
+
+
+@contextlib.contextmanager
+def _timed(directory: Path) -> Iterator[None]:
+    """Add the seconds of the block to those of the interrupted executions before it."""
+    start, before = time.monotonic(), read_seconds(directory)
+    try:
+        yield
+    finally:
+        artifact.write_text(directory / SECONDS, f"{before + time.monotonic() - start:.3f}")
+
+
+def read_seconds(directory: Path) -> float:
+    """Return how long the executions of a run took that are over; a killed one does not count."""
+    path = directory / SECONDS
+    return float(path.read_text()) if path.is_file() else 0.0
 
 
 def _drop_scratch(directory: Path) -> None:
@@ -216,7 +231,8 @@ def _drop_scratch(directory: Path) -> None:
     for entry in directory.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
-    (directory / "key").unlink(missing_ok=True)
+    for name in ("key", SECONDS):
+        (directory / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

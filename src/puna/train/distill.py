@@ -14,7 +14,11 @@ from puna.checkpoint.checkpoint import Checkpoint
 from puna.data.dataset import LABELS, Dataset
 from puna.data.labels import LabelHeader, read_header
 from puna.errors import ConfigError
+from puna.estimate import Estimate, Known
 from puna.model.llama import Llama
+from puna.plan.arithmetic import FLOAT_BYTES
+from puna.plan.steps.facts import network_of
+from puna.plan.steps.speed import Lengths, forward_seconds
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.labelling.local import LocalTeacher
@@ -28,6 +32,7 @@ from puna.train.objectives.imitation.live_teacher import LiveTeacher
 from puna.train.objectives.imitation.on_policy import Answering, OnPolicy, OnPolicyTeacher, Pool
 from puna.train.objectives.imitation.stored_labels import StoredLabels
 from puna.train.objectives.next_token import NextToken
+from puna.train.preview.dry_run import estimate_training, starting_tokenizer
 
 TOKENIZER_HINT = "Train the student with tokenizer = the teacher's directory, or give divergence.kind = 'spans'"
 
@@ -57,6 +62,23 @@ class Config(TrainConfig):
         if self.labels and self.fresh_identifiers:
             raise ValueError("no fresh_identifiers with labels: `puna label` draws them, with copies = 4 four times")
         return self
+
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee a run of these settings (train/preview/dry_run.py); a live teacher reads each batch too."""
+        tokenizer = starting_tokenizer(self, known)
+        objective = NextToken(ChatFormat(tokenizer), self.every_token, False)
+        if self.labels is not None:
+            return estimate_training(self, known, objective, tokenizer, sources=[self.labels])
+        assert self.teacher is not None
+        widths = network_of(known, self.teacher)
+        extra_bytes = FLOAT_BYTES[self.precision] * widths.num_parameters
+
+        def read_by_teacher(lengths: Lengths) -> float:
+            return forward_seconds(widths, lengths, self.precision)
+
+        return estimate_training(
+            self, known, objective, tokenizer, extra_seconds=read_by_teacher, extra_bytes=extra_bytes
+        )
 
 
 def run(config: Config, run: Run) -> None:

@@ -24,12 +24,17 @@ from puna.data.identifiers import fresh_identifiers
 from puna.data.labels import LabelHeader
 from puna.data.packing import Packer
 from puna.errors import ChatError, ConfigError, DataError
+from puna.estimate import Estimate, Known, Sketch
+from puna.plan.arithmetic import FLOAT_BYTES
+from puna.plan.steps.facts import MAX_SAMPLE, dataset_of, network_of, tokenizer_path
+from puna.plan.steps.speed import PROCESS_BYTES, STAGE_SECONDS, weight_seconds
 from puna.progress import Progress
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.labelling.answering import AnsweringTeacher
 from puna.train.labelling.endpoint import Endpoint, EndpointConfig
 from puna.train.labelling.local import LocalTeacher
+from puna.train.labelling.rate import LOGITS_BYTES, reading_rate
 from puna.train.labelling.scoring import ScoringTeacher
 from puna.train.labelling.shards import Note, ShardDirectory
 from puna.train.labelling.teacher import Item, Labelled, Teacher
@@ -70,6 +75,27 @@ class Config(StageConfig):
         if self.endpoint and self.endpoint.answers and (self.every_token or self.fresh_identifiers):
             raise ValueError("neither every_token nor fresh_identifiers with endpoint.answers, which are new text")
         return self
+
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee the labelling: the teacher reads each row once. An endpoint's speed is not known."""
+        if self.teacher is None:
+            return Estimate()
+        widths, where = network_of(known, self.teacher), tokenizer_path(known, self.teacher)
+        plain = NextToken(ChatFormat(Tokenizer.load(where)), self.every_token, False)
+        dataset = dataset_of(known, self.data, plain.kinds)
+        sizes = {"batch_tokens": MAX_CONTEXT, "context": MAX_CONTEXT}
+        found = RowLengths.read(Packer(dataset, plain.encode, seed=self.seed, is_cut=plain.is_cut, **sizes))
+        tokens = round(self.copies * sum(map(sum, found.rows)) * found.num_rows / max(1, len(found.rows)))
+        rate = reading_rate(widths, self.precision, min(self.top_k, widths.vocab_size))
+        memory = PROCESS_BYTES + FLOAT_BYTES[self.precision] * widths.num_parameters
+        memory += LOGITS_BYTES + self.batch_tokens * widths.dim * 40
+        rows = [dataset[index] for index in range(min(len(dataset), MAX_SAMPLE))]
+        kinds = {"documents": Document, "conversations": Conversation}
+        samples = {kind: [row for row in rows if isinstance(row, each)] for kind, each in kinds.items()}
+        counts = {kind: self.copies * len(dataset) * len(some) // len(rows) for kind, some in samples.items()}
+        sketch = Sketch(None, where, samples, counts)
+        seconds = STAGE_SECONDS + tokens / rate + weight_seconds(widths)
+        return Estimate(seconds, memory, sketch, note=f"{tokens:,} tokens read by the teacher")
 
     @property
     def max_length(self) -> int:

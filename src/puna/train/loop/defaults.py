@@ -23,8 +23,9 @@ Config = TypeVar("Config", bound=TrainConfig)
 
 CHOSEN = "chosen.json"
 MAX_ROWS, MAX_TOKENS = 1000, 2**20
-# The context covers this share of the rows, is a multiple of the step, and ends where memory becomes the question.
-COVERED_SHARE, CONTEXT_STEP, MAX_CONTEXT = 0.995, 64, 8192
+# The context covers all rows, or this share of them where the longest row is so many times as long. It is a multiple
+# of the step, and ends where memory becomes the question.
+COVERED_SHARE, OUTLIER, CONTEXT_STEP, MAX_CONTEXT = 0.995, 2, 64, 8192
 # Pieces of documents that are cut anyway.
 PIECE_CONTEXT = 1024
 BATCH_TOKENS, LEAST_BATCH_TOKENS = 4096, 512
@@ -56,17 +57,19 @@ class RowLengths:
         return cls(len(packer.dataset), tuple(rows), packer.is_cut)
 
     def covered(self, lengths: Sequence[int]) -> int:
-        """Return the length that 99.5 % of `lengths` do not exceed; the longest of fewer than 200."""
-        return sorted(lengths)[math.ceil(COVERED_SHARE * len(lengths)) - 1] if lengths else 0
+        """Return the longest; where it is an outlier, the length that 99.5 % of `lengths` do not exceed."""
+        usual = sorted(lengths)[math.ceil(COVERED_SHARE * len(lengths)) - 1] if lengths else 0
+        longest = max(lengths, default=0)
+        return longest if longest <= OUTLIER * usual else usual
 
     @property
     def context(self) -> int:
-        """The longest example of a row, at the 99.5th percentile over the rows."""
+        """The longest example of a row, outliers among the rows aside."""
         return self.covered([max(row) for row in self.rows if row])
 
     @property
     def together(self) -> int:
-        """The tokens of a row whose examples stay in one batch, at the 99.5th percentile over the rows."""
+        """The tokens of a row whose examples stay in one batch, outliers among the rows aside."""
         return self.covered([sum(row) for row in self.rows if row])
 
     def batches_an_epoch(self, context: int, batch_tokens: int) -> float:
@@ -146,7 +149,7 @@ def open_settings(config: TrainConfig) -> list[str]:
 def choose(config: Config, found: RowLengths, *, longest: int, max_context: int) -> Choice[Config]:
     """Choose the open settings for rows of these lengths.
 
-    The context covers 99.5 % of the rows. The batch is halved from 4,096 tokens until an epoch has 32 steps. The
+    The context covers all rows but outliers. The batch is halved from 4,096 tokens until an epoch has 32 steps. The
     warm-up is a tenth of the steps, at most 50.
     """
     is_open, values, reasons = open_settings(config), dict[str, int](), list[str]()

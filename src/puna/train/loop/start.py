@@ -47,12 +47,13 @@ def _start(config: TrainConfig) -> tuple[Llama, Tokenizer]:
         return checkpoint.load(torch.float32 if is_alone else None), checkpoint.tokenizer()
     assert config.tokenizer is not None
     tokenizer = Tokenizer.load(config.tokenizer)
-    model = Llama(_size(config, tokenizer.vocab_size))
+    model = Llama(size_of(config, tokenizer.vocab_size))
     model.initialize(config.seed)
     return model, tokenizer
 
 
-def _size(config: TrainConfig, vocab_size: int) -> LlamaConfig:
+def size_of(config: TrainConfig, vocab_size: int) -> LlamaConfig:
+    """Return the sizes of a model from scratch; ConfigError for a name that is none or heads that do not divide."""
     if isinstance(config.size, str):
         if config.size not in SIZES:
             raise ConfigError(f"size = '{config.size}'", expected=f"{', '.join(SIZES)}, or a table of widths")
