@@ -80,7 +80,8 @@ def perform_stage() -> Callable[..., bool]:
     from rich.console import Console
 
     from puna.config import parse_config
-    from puna.raising import config_class, perform
+    from puna.raising.executor import perform
+    from puna.raising.recipe import config_class
     from puna.stages import STAGES
 
     def perform_one(verb: str, out: Path, *, ignore_receipts: bool = False, **settings: Any) -> bool:

@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 
 from puna.config import parse_config
-from puna.raising import config_class, perform
+from puna.raising.executor import perform
+from puna.raising.recipe import config_class
 from puna.run import ranks
 from puna.stages import STAGES
 from puna.train.loop import loop

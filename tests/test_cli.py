@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from puna import artifact, cli, raising
+from puna import artifact, cli
+from puna.raising import executor
 from puna.stages import STAGES
 
 PAGE = "We open at nine and we close at six. " * 2
@@ -63,7 +64,7 @@ def settings_of_sft(puna: Puna, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Return a function that gives the settings with which `puna sft` would train."""
     (tmp_path / "my.toml").write_text(SFT)
     seen: list[Any] = []
-    monkeypatch.setattr(raising, "perform", lambda stage, config, *rest, **options: bool(seen.append(config)) or True)
+    monkeypatch.setattr(executor, "perform", lambda stage, config, *rest, **options: bool(seen.append(config)) or True)
 
     def settings(*arguments: object) -> Any:
         output = puna("sft", "--config", tmp_path / "my.toml", "--out", "x", *arguments)
@@ -97,7 +98,9 @@ def test_the_help_of_a_face_imports_neither_torch_nor_transformers():
 
 def test_the_help_of_a_verb_describes_every_setting(puna: Puna):
     text = puna("sft", "--help")
-    assert "--optim.warmup-steps" in text and "steps of linear warm-up" in text and "[default: 4096]" in text
+    assert (
+        "--optim.warmup-steps" in text and "steps of linear warm-up" in text and "4096, fewer where an epoch is" in text
+    )
 
 
 def test_settings_come_from_the_file_where_no_flag_is_given(settings_of_sft: Callable[..., Any]):
@@ -127,7 +130,7 @@ def test_a_reference_in_the_file_is_a_path_for_one_stage_too(settings_of_sft: Ca
         (["--optim.lr", "2"], "[sft] optim.lr = '2'; expected less than or equal to 1"),
         (["--epochs", "2"], "expected exactly one of 'steps' and 'epochs'"),
         (["--start", "x"], "expected exactly one of 'start' (a checkpoint) and 'size' (from scratch)"),
-        (["--context", "8192"], "batch_tokens (4096) of at least context (8192)"),
+        (["--context", "8192", "--batch-tokens", "4096"], "batch_tokens (4096) of at least context (8192)"),
         (["--optim.lrr", "1"], "Did you mean --optim.lr?"),
         (["--size.dimm", "1"], "Did you mean --size.dim?"),
         (["--steps"], "requires an argument"),
@@ -195,7 +198,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     def interrupt(*_: object, **__: object) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(raising, "perform", interrupt)
+    monkeypatch.setattr(executor, "perform", interrupt)
     assert puna("ingest", "--source", pages, "--out", tmp_path / "out") == "130"
     assert capsys.readouterr().err.startswith("puna: interrupted; the same command goes on")
 

@@ -17,7 +17,7 @@ from puna.data.dataset import Dataset
 from puna.data.packing import Batch, Example, Packer, Position
 from puna.errors import DataError
 from puna.model.llama import Llama
-from puna.raising import preview
+from puna.raising.executor import preview
 from puna.run import Run
 from puna.stages import STAGES
 from puna.tokenizer.tokenizer import Tokenizer

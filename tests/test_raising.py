@@ -12,7 +12,8 @@ from puna import artifact
 from puna.artifact import Manifest, Receipt
 from puna.errors import ArtifactError, ConfigError, DataError, ReceiptError
 from puna.ingest import ingest
-from puna.raising import Recipe, override, raise_recipe, read_recipe, resolve
+from puna.raising.recipe import Recipe, override, read_recipe, resolve
+from puna.raising.walk import raise_recipe
 
 RECIPE = """
 out = "{folder}/out"

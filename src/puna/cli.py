@@ -94,6 +94,9 @@ def raise_(
     /,
     *settings: Annotated[str, Parameter(allow_leading_hyphen=True)],
     out: Path | None = None,
+    until: str = "",
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     ignore_receipts: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Run a recipe's whole path, reusing what is there and resuming what was interrupted.
@@ -104,6 +107,12 @@ def raise_(
         The TOML file; one table a stage.
     out
         Where the artifacts go, instead of the recipe's `out`.
+    until
+        The last step to run, such as distill or sft.teacher.
+    dry_run
+        Run and write nothing: print what would run, its time and memory, and settings that do not fit the data.
+    as_json
+        Print the dry run as JSON.
     ignore_receipts
         Go on although a receipt did not hold.
     settings
@@ -113,11 +122,17 @@ def raise_(
 
     from rich.console import Console
 
-    from puna.raising import override, raise_recipe, read_recipe
+    from puna.raising import walk
+    from puna.raising.recipe import override, read_recipe
 
     plan = override(read_recipe(recipe), dict(_pairs(settings)))
-    console = Console(quiet=ranks()[0] > 0)
-    raise_recipe(replace(plan, out=out) if out else plan, console, ignore_receipts=ignore_receipts)
+    plan = replace(plan, out=out) if out else plan
+    if as_json and not dry_run:
+        raise ConfigError("--json without --dry-run", expected="both", hint="Only the dry run prints JSON")
+    if dry_run:
+        walk.dry_run(plan, Console(), until=until, is_json=as_json)
+        return
+    walk.raise_recipe(plan, Console(quiet=ranks()[0] > 0), ignore_receipts=ignore_receipts, until=until)
 
 
 def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
@@ -143,7 +158,7 @@ def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", 
 
 def _stage_command(stage: Stage) -> Callable[..., None]:
     from puna.config import parse_config
-    from puna.raising import config_class
+    from puna.raising.recipe import config_class
 
     settings_class = config_class(stage)
 
@@ -158,7 +173,7 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     ) -> None:
         from rich.console import Console
 
-        from puna.raising import perform, preview
+        from puna.raising.executor import perform, preview
 
         chosen = settings or parse_config(settings_class, {}, where=stage.verb)
         if preview_only:
@@ -184,7 +199,7 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
 
 def _file_values(stage: Stage, arguments: list[str]) -> cyclopts.config.Dict:
     """Read the table that --config and --table name, as the values that flags win over."""
-    from puna.raising import read_recipe, resolve
+    from puna.raising.recipe import read_recipe, resolve
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
@@ -210,7 +225,7 @@ def _usage_error(error: CycloptsError, verb: str) -> str:
     from pydantic import ValidationError
 
     from puna.config import explain
-    from puna.raising import config_class
+    from puna.raising.recipe import config_class
 
     for stage in STAGES:
         if stage.verb == verb and isinstance(error.__cause__, ValidationError):

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 
 from puna.errors import ConfigError
+from puna.estimate import Estimate, Known
 
 
 class StageConfig(BaseModel):
@@ -29,6 +30,10 @@ class StageConfig(BaseModel):
     def requires_receipts(self) -> bool:
         """Tell whether a receipt of an input that did not hold stops this stage; what judges them itself says no."""
         return True
+
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee cost and output for `puna raise --dry-run`; writes nothing. A stage without an estimate says so."""
+        return Estimate()
 
 
 Config = TypeVar("Config", bound=StageConfig)

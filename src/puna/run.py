@@ -1,6 +1,6 @@
 """One execution of a stage: what it is given beside its config, and what it leaves for people to look at.
 
-Keeps metrics.jsonl, a log and progress. How an execution becomes an artifact is `raising.py`.
+Keeps metrics.jsonl, a log and progress. How an execution becomes an artifact is `raising/`.
 """
 
 import json

@@ -23,9 +23,11 @@ from puna.checkpoint.adapter import (
     run_path,
 )
 from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
+from puna.compress.cost import estimate_merging
 from puna.config import StageConfig
 from puna.data.pieces import cut_pieces, probe_pieces
 from puna.errors import ConfigError
+from puna.estimate import Estimate, Known
 from puna.model.adapted import adapters_off, attach
 from puna.model.compare import Comparison, logits_of
 from puna.model.llama import Llama
@@ -49,6 +51,10 @@ class Config(StageConfig):
     num_tokens: int = Field(default=4096, ge=2, description="tokens to compare, at most")
     context: int = Field(default=1024, ge=2, description="tokens of a text that are read together, at most")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compare in")
+
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee the merge and the comparison (compress/cost.py)."""
+        return estimate_merging(known, self.base, num_tokens=self.num_tokens, precision=self.precision)
 
     def made_of(self) -> dict[str, Path]:
         """Name the inputs whose licences it inherits: the texts are only compared on."""

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from puna.artifact import Receipt
 from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.checkpoint.source import Source
+from puna.compress.cost import estimate_pruning, likely_size
 from puna.compress.surgery.choice import choose, cuts
 from puna.compress.surgery.cut import Kept, Tying, cut_source
 from puna.compress.surgery.importance import Depth, Importance, Width, measure_importance
@@ -34,7 +35,9 @@ from puna.compress.surgery.targets import (
 from puna.config import StageConfig
 from puna.data.pieces import cut_examples
 from puna.errors import ConfigError
+from puna.estimate import Estimate, Known
 from puna.model.config import LlamaConfig
+from puna.plan.steps.facts import network_of
 from puna.run import Run
 
 TYINGS: tuple[Tying, ...] = ("embeddings", "head", "mean")
@@ -85,6 +88,26 @@ class Config(StageConfig):
     def dtype(self) -> torch.dtype:
         """The dtype that `precision` names."""
         return getattr(torch, self.precision)
+
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee the passes over the texts (compress/cost.py)."""
+        parent = network_of(known, self.checkpoint)
+        if self.parameters is not None:
+            target = likely_size(parent, self.parameters, self.heads, self.multiple)
+        else:
+            assert self.size is not None
+            target = target_size(parent, self.size)
+        return estimate_pruning(
+            known,
+            self.checkpoint,
+            target,
+            calibration_tokens=self.calibration_tokens,
+            num_tokens=self.num_tokens,
+            precision=self.precision,
+            is_by_divergence=self.depth == "divergence",
+            is_search=self.parameters is not None,
+            is_refitted=self.refit,
+        )
 
     def made_of(self) -> dict[str, Path]:
         """Name the inputs whose licences it inherits: on `data` it is only measured."""

@@ -14,11 +14,13 @@ from pydantic import Field, model_validator
 
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.compress.calibrate import round_by_calibration
+from puna.compress.cost import estimate_quantizing
 from puna.compress.kv_cache import compare_caches
 from puna.compress.rounding import nearest
 from puna.config import StageConfig
 from puna.data.pieces import cut_pieces
 from puna.errors import ConfigError
+from puna.estimate import Estimate, Known
 from puna.model.compare import Comparison, logits_of
 from puna.model.config import LlamaConfig, layer_shapes, matrix_shapes
 from puna.model.llama import Embedding, Linear, Llama
@@ -101,6 +103,16 @@ class Config(StageConfig):
         """What the receipts must show: as told, otherwise as usual."""
         told = (self.tolerance_kl, self.min_agreement, self.tolerance_perplexity)
         return Tolerances(*(default if value is None else value for value, default in zip(told, usual, strict=True)))
+
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee the calibration and the comparison (compress/cost.py)."""
+        return estimate_quantizing(
+            known,
+            self.checkpoint,
+            calibration_tokens=self.calibration_tokens if self.method == "gptq" else 0,
+            num_tokens=self.num_tokens * (2 if self.kv_cache == "int8" else 1),
+            precision=self.precision,
+        )
 
     def made_of(self) -> dict[str, Path]:
         """Name the inputs whose licences it inherits: `data` is only compared on."""

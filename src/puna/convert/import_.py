@@ -20,7 +20,10 @@ from puna.config import StageConfig
 from puna.convert.carry import carry_licences, watched
 from puna.convert.hub import download
 from puna.errors import CheckpointError
+from puna.estimate import Estimate, Known, Sketch
 from puna.lineage import licences_of
+from puna.plan.steps.facts import holds_tokenizer, network_of, tokenizer_path
+from puna.plan.steps.speed import PROCESS_BYTES, STAGE_SECONDS, weight_seconds
 from puna.run import Run
 
 # Values of a tensor that are compared at once.
@@ -43,6 +46,19 @@ class Config(StageConfig):
         if (self.source is None) == (self.hub is None):
             raise ValueError("either source or hub")
         return self
+
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee the conversion; a model on the hub is known once it is downloaded."""
+        if self.source is None:
+            return Estimate()
+        if known.sketch(self.source) is not None:
+            widths, where = network_of(known, self.source), tokenizer_path(known, self.source)
+        else:
+            widths = open_source(self.source, base=self.base)[0].config
+            where = next((path for path in (self.source, self.base) if path and holds_tokenizer(path)), None)
+        seconds = STAGE_SECONDS + weight_seconds(widths, 4, 2)
+        largest = 4 * widths.vocab_size * widths.dim
+        return Estimate(seconds, PROCESS_BYTES + 3 * largest, Sketch(widths, where))
 
 
 def run(config: Config, run: Run) -> None:

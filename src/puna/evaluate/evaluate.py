@@ -19,8 +19,10 @@ from puna.checkpoint.adapter import checkpoint_at
 from puna.config import StageConfig
 from puna.data.shards import read_rows, write_jsonl
 from puna.errors import ConfigError
+from puna.estimate import Estimate, Known
 from puna.evaluate.asking import Asked, How, Reply, ask
 from puna.evaluate.compare import describe_questions, diagnose, lines, section
+from puna.evaluate.cost import estimate_evaluation
 from puna.evaluate.exam import describe_null_scores, null_scores
 from puna.evaluate.grading import Grader, Item, Judgement, similarity
 from puna.evaluate.report import draw_scores, print_scores, report
@@ -61,6 +63,11 @@ class Config(StageConfig):
         if not all(NAME.fullmatch(name) for name in checkpoints):
             raise ValueError("names of letters, digits, '.', '_' and '-'")
         return {name: follow(path) for name, path in checkpoints.items()}
+
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee the answers of all checkpoints (evaluate/cost.py)."""
+        limits = {"max_questions": self.max_questions, "max_tokens": self.max_tokens}
+        return estimate_evaluation(known, self.checkpoints, self.tasks, precision=self.precision, **limits)
 
 
 def run(config: Config, run: Run) -> None:

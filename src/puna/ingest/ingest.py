@@ -16,7 +16,9 @@ from puna.data.document import Document
 from puna.data.preference import Preference
 from puna.data.shards import encode_row
 from puna.errors import ConfigError, DataError
+from puna.estimate import Estimate, Known
 from puna.ingest.readers import FORMATS
+from puna.ingest.sketch import estimate_reading
 from puna.run import Run
 
 SHARDS: dict[type, str] = {Document: "documents", Conversation: "conversations", Preference: "preferences"}
@@ -29,6 +31,10 @@ class Config(StageConfig):
     format: str = Field(default="text", description=f"how to read it: {', '.join(FORMATS)}")
     include: list[str] = Field(default=["*"], description="file names to take, as shell patterns")
     licence: str = Field(default="", description="terms that every artifact made from this inherits")
+
+    def estimate(self, known: Known) -> Estimate:
+        """Read the first rows of the files, so that later steps of a dry run know what comes."""
+        return estimate_reading(_files(self), self.format)
 
 
 def run(config: Config, run: Run) -> None:

@@ -4,6 +4,7 @@ The held-out split also writes questions.jsonl, by which models are scored. No t
 is right because the same fact wrote the page.
 """
 
+import time
 from collections.abc import Iterator
 from random import Random
 from typing import Any
@@ -13,10 +14,15 @@ from pydantic import Field
 from puna.config import StageConfig
 from puna.data.document import Document
 from puna.data.shards import write_jsonl
+from puna.estimate import Estimate, Known, Sketch
+from puna.plan.steps.speed import PROCESS_BYTES, STAGE_SECONDS
 from puna.run import Run
 from puna.synthesize.conversations import Scene, draw_conversation, questions
 from puna.synthesize.pages import ask, draw_page
 from puna.synthesize.worlds import TOPICS, Split, World, make_world
+
+# Worlds that a dry run writes to know the rest by.
+SKETCHED_WORLDS = 30
 
 
 class Config(StageConfig):
@@ -31,6 +37,22 @@ class Config(StageConfig):
     schemas: bool = Field(default=False, description="give the tools' JSON schemas, beside their names in the prompt")
     pages: bool = Field(default=True, description="write each world's pages as documents")
     questions_per_page: int = Field(default=4, ge=0, description="questions with answers below each document's page")
+
+    def estimate(self, known: Known) -> Estimate:
+        """Write the first few worlds, so that later steps of a dry run know what comes."""
+        start, num_seen = time.perf_counter(), min(self.num_worlds, SKETCHED_WORLDS)
+        worlds = [make_world(self.seed, self.split, index) for index in range(num_seen)]
+        scenes = [scene for world in worlds for scene in make_scenes(world, self)]
+        samples: dict[str, list[Any]] = {"conversations": [scene.conversation for scene in scenes]}
+        if self.pages:
+            samples["documents"] = [page for world in worlds for page in make_documents(world, self)]
+        if self.split == "held_out":
+            samples["questions"] = [question for scene in scenes for question in questions(scene)]
+        share = num_seen / self.num_worlds
+        num_rows = {kind: round(len(rows) / share) for kind, rows in samples.items()}
+        seconds = STAGE_SECONDS + 2 * (time.perf_counter() - start) / share
+        note = ", ".join(f"{count:,} {kind}" for kind, count in num_rows.items())
+        return Estimate(seconds, PROCESS_BYTES, Sketch(samples=samples, num_rows=num_rows), note=note)
 
 
 def run(config: Config, run: Run) -> None:

@@ -14,10 +14,15 @@ from puna.checkpoint.checkpoint import Checkpoint
 from puna.data.dataset import LABELS, Dataset
 from puna.data.labels import LabelHeader, read_header
 from puna.errors import ConfigError
+from puna.estimate import Estimate, Known
 from puna.model.llama import Llama
+from puna.plan.arithmetic import FLOAT_BYTES
+from puna.plan.steps.facts import network_of
+from puna.plan.steps.speed import Lengths, forward_seconds
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.labelling.local import LocalTeacher
+from puna.train.loop.defaults import adapt
 from puna.train.loop.loop import train
 from puna.train.loop.settings import TrainConfig
 from puna.train.loop.start import starting_model
@@ -26,6 +31,8 @@ from puna.train.objectives.imitation.divergence import Divergence
 from puna.train.objectives.imitation.live_teacher import LiveTeacher
 from puna.train.objectives.imitation.on_policy import Answering, OnPolicy, OnPolicyTeacher, Pool
 from puna.train.objectives.imitation.stored_labels import StoredLabels
+from puna.train.objectives.next_token import NextToken
+from puna.train.preview.dry_run import estimate_training, starting_tokenizer
 
 TOKENIZER_HINT = "Train the student with tokenizer = the teacher's directory, or give divergence.kind = 'spans'"
 
@@ -56,6 +63,23 @@ class Config(TrainConfig):
             raise ValueError("no fresh_identifiers with labels: `puna label` draws them, with copies = 4 four times")
         return self
 
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee a run of these settings (train/preview/dry_run.py); a live teacher reads each batch too."""
+        tokenizer = starting_tokenizer(self, known)
+        objective = NextToken(ChatFormat(tokenizer), self.every_token, False)
+        if self.labels is not None:
+            return estimate_training(self, known, objective, tokenizer, sources=[self.labels])
+        assert self.teacher is not None
+        widths = network_of(known, self.teacher)
+        extra_bytes = FLOAT_BYTES[self.precision] * widths.num_parameters
+
+        def read_by_teacher(lengths: Lengths) -> float:
+            return forward_seconds(widths, lengths, self.precision)
+
+        return estimate_training(
+            self, known, objective, tokenizer, extra_seconds=read_by_teacher, extra_bytes=extra_bytes
+        )
+
 
 def run(config: Config, run: Run) -> None:
     """Write a student checkpoint distilled from `config.teacher` or `config.labels`."""
@@ -70,18 +94,23 @@ def run(config: Config, run: Run) -> None:
         return
     assert config.teacher
     teacher = Checkpoint.open(config.teacher)
+    plain = NextToken(ChatFormat(tokenizer), config.every_token, config.fresh_identifiers)
     if config.divergence.kind == "spans":
+        # The lengths are those of the text: the teacher need not be asked for them.
+        config = adapt(config, run, plain, model)
         train(config, run, _spans_of_teacher(config, tokenizer, teacher), model, tokenizer)
         return
     _require_shared_tokenizer(config.teacher, teacher, model, tokenizer)
     objective = live_teacher(config, tokenizer, teacher.load(config.dtype))
-    if config.on_policy is None:
+    on_policy = config.on_policy
+    if on_policy is None:
         train(config, run, objective, model, tokenizer)
         return
+    config = adapt(config, run, plain, model, room_for_answer=on_policy.max_tokens)
     pool = Pool()
-    answering = Answering(config.on_policy, config, run, model, objective.chat, pool)
+    answering = Answering(on_policy, config, run, model, objective.chat, pool)
     told = {each.name: getattr(objective, each.name) for each in fields(objective)}
-    mixed = OnPolicyTeacher(**told, share=config.on_policy.share, pool=pool)
+    mixed = OnPolicyTeacher(**told, share=on_policy.share, pool=pool)
     train(config, run, mixed, model, tokenizer, before_step=answering)
 
 

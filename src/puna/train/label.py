@@ -3,6 +3,7 @@
 The result is a dataset too: its rows stand beside the labels, so that every other stage can read it. Trains nothing.
 """
 
+import json
 import random
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from puna import licence
+from puna import artifact, licence
 from puna.chat.conversation import Conversation
 from puna.chat.format import ChatFormat
 from puna.checkpoint.checkpoint import Checkpoint
@@ -21,16 +22,23 @@ from puna.data.dataset import Dataset
 from puna.data.document import Document
 from puna.data.identifiers import fresh_identifiers
 from puna.data.labels import LabelHeader
+from puna.data.packing import Packer
 from puna.errors import ChatError, ConfigError, DataError
+from puna.estimate import Estimate, Known, Sketch
+from puna.plan.arithmetic import FLOAT_BYTES
+from puna.plan.steps.facts import MAX_SAMPLE, dataset_of, network_of, tokenizer_path
+from puna.plan.steps.speed import PROCESS_BYTES, STAGE_SECONDS, weight_seconds
 from puna.progress import Progress
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.labelling.answering import AnsweringTeacher
 from puna.train.labelling.endpoint import Endpoint, EndpointConfig
 from puna.train.labelling.local import LocalTeacher
+from puna.train.labelling.rate import LOGITS_BYTES, reading_rate
 from puna.train.labelling.scoring import ScoringTeacher
 from puna.train.labelling.shards import Note, ShardDirectory
 from puna.train.labelling.teacher import Item, Labelled, Teacher
+from puna.train.loop.defaults import MAX_CONTEXT, RowLengths, choose_context, context_reason
 from puna.train.objectives.next_token import NextToken
 
 
@@ -45,7 +53,9 @@ class Config(StageConfig):
     every_token: bool = Field(default=False, description="label all tokens, not only what the assistant says")
     copies: int = Field(default=1, ge=1, le=1000, description="of each row, each with identifiers of its own")
     fresh_identifiers: bool = Field(default=False, description="new random digits for identifiers in every copy")
-    context: int = Field(default=1024, ge=16, le=131_072, description="tokens of a row that are read together, at most")
+    context: int | None = Field(
+        default=None, ge=16, le=131_072, description="longest row in tokens; default: from the data's lengths"
+    )
     batch_tokens: int = Field(default=8192, ge=16, description="tokens that are read at once")
     shard_tokens: int = Field(
         default=65_536, ge=16, description="tokens in a file; a killed run goes on after the last"
@@ -66,10 +76,37 @@ class Config(StageConfig):
             raise ValueError("neither every_token nor fresh_identifiers with endpoint.answers, which are new text")
         return self
 
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee the labelling: the teacher reads each row once. An endpoint's speed is not known."""
+        if self.teacher is None:
+            return Estimate()
+        widths, where = network_of(known, self.teacher), tokenizer_path(known, self.teacher)
+        plain = NextToken(ChatFormat(Tokenizer.load(where)), self.every_token, False)
+        dataset = dataset_of(known, self.data, plain.kinds)
+        sizes = {"batch_tokens": MAX_CONTEXT, "context": MAX_CONTEXT}
+        found = RowLengths.read(Packer(dataset, plain.encode, seed=self.seed, is_cut=plain.is_cut, **sizes))
+        tokens = round(self.copies * sum(map(sum, found.rows)) * found.num_rows / max(1, len(found.rows)))
+        rate = reading_rate(widths, self.precision, min(self.top_k, widths.vocab_size))
+        memory = PROCESS_BYTES + FLOAT_BYTES[self.precision] * widths.num_parameters
+        memory += LOGITS_BYTES + self.batch_tokens * widths.dim * 40
+        rows = [dataset[index] for index in range(min(len(dataset), MAX_SAMPLE))]
+        kinds = {"documents": Document, "conversations": Conversation}
+        samples = {kind: [row for row in rows if isinstance(row, each)] for kind, each in kinds.items()}
+        counts = {kind: self.copies * len(dataset) * len(some) // len(rows) for kind, some in samples.items()}
+        sketch = Sketch(None, where, samples, counts)
+        seconds = STAGE_SECONDS + tokens / rate + weight_seconds(widths)
+        return Estimate(seconds, memory, sketch, note=f"{tokens:,} tokens read by the teacher")
+
+    @property
+    def max_length(self) -> int:
+        """The context in tokens, once it is set or chosen."""
+        assert self.context is not None, "an open context is chosen before the first row"
+        return self.context
+
 
 def run(config: Config, run: Run) -> None:
     """Write the labels, their header, the rows that they are about and the tokenizer."""
-    tokenizer, vocab_size, teacher = _open_teacher(config, run)
+    config, tokenizer, vocab_size, teacher = _open_teacher(config, run)
     rows = _Rows(config, tokenizer)
     shards = ShardDirectory(run.directory / "shards", vocab_size=vocab_size)
     if shards.end:
@@ -97,18 +134,23 @@ def run(config: Config, run: Run) -> None:
     ).save(run.output)
 
 
-def _open_teacher(config: Config, run: Run) -> tuple[Tokenizer, int, Teacher]:
-    if config.endpoint:
-        tokenizer = Tokenizer.load(config.endpoint.tokenizer)
+def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, int, Teacher]:
+    """Return the teacher, its tokenizer and number of token ids; and the config with the context chosen."""
+    if endpoint := config.endpoint:
+        tokenizer = Tokenizer.load(endpoint.tokenizer)
         run.licences.add(licence.identify(config.licence) if config.licence else licence.UNKNOWN)
-        key = run.secret(config.endpoint.key_variable) if config.endpoint.key_variable else ""
-        server = Endpoint(config.endpoint, key, run.log)
-        if config.endpoint.answers:
-            return tokenizer, tokenizer.vocab_size, AnsweringTeacher(server, tokenizer, config.top_k, config.seed)
-        return tokenizer, tokenizer.vocab_size, ScoringTeacher(server, tokenizer, config.top_k, config.context)
+        key = run.secret(endpoint.key_variable) if endpoint.key_variable else ""
+        server = Endpoint(endpoint, key, run.log)
+        config = _with_context(config, run, tokenizer, MAX_CONTEXT)
+        size = tokenizer.vocab_size
+        if endpoint.answers:
+            return config, tokenizer, size, AnsweringTeacher(server, tokenizer, config.top_k, config.seed)
+        return config, tokenizer, size, ScoringTeacher(server, tokenizer, config.top_k, config.max_length)
     assert config.teacher
     checkpoint = Checkpoint.open(config.teacher)
-    if config.context > checkpoint.config.max_context:
+    tokenizer = checkpoint.tokenizer()
+    config = _with_context(config, run, tokenizer, checkpoint.config.max_context)
+    if config.max_length > checkpoint.config.max_context:
         expected = f"at most the teacher's {checkpoint.config.max_context}"
         raise ConfigError(f"context = {config.context}", expected=expected)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
@@ -118,10 +160,25 @@ def _open_teacher(config: Config, run: Run) -> tuple[Tokenizer, int, Teacher]:
         dtype=dtype,
         top_k=config.top_k,
         temperature=config.temperature,
-        context=config.context,
+        context=config.max_length,
         batch_tokens=config.batch_tokens,
     )
-    return checkpoint.tokenizer(), checkpoint.config.vocab_size, teacher
+    return config, tokenizer, checkpoint.config.vocab_size, teacher
+
+
+def _with_context(config: Config, run: Run, tokenizer: Tokenizer, bound: int) -> Config:
+    """Choose an open context as the training stages do: the same data gives the same."""
+    if config.context is not None:
+        return config
+    plain = NextToken(ChatFormat(tokenizer), config.every_token, False)
+    dataset = Dataset(config.data, plain.kinds)
+    sizes = {"batch_tokens": MAX_CONTEXT, "context": MAX_CONTEXT}
+    found = RowLengths.read(Packer(dataset, plain.encode, seed=config.seed, is_cut=plain.is_cut, **sizes))
+    context = choose_context(found, found.context, bound)
+    run.log(f"chosen for this data: context = {context:,} ({context_reason(found, found.context, context)})")
+    chosen = config.model_copy(update={"context": context})
+    artifact.write_text(run.directory / "config.json", json.dumps(chosen.model_dump(mode="json"), indent=2) + "\n")
+    return chosen
 
 
 class _Rows:
@@ -143,8 +200,8 @@ class _Rows:
             if items and type(item.row) is not type(items[0].row):
                 break
             end += 1
-            if isinstance(item.row, Conversation) and len(item.ids) - 1 > self._config.context:
-                too_long.append(Labelled(item.row, None, f"longer than {self._config.context} tokens"))
+            if isinstance(item.row, Conversation) and len(item.ids) - 1 > self._config.max_length:
+                too_long.append(Labelled(item.row, None, f"longer than {self._config.max_length} tokens"))
                 continue
             items.append(item)
             num_tokens += len(item.ids)

@@ -9,17 +9,25 @@ from pydantic import Field
 from puna.chat.format import ChatFormat
 from puna.data.drills import draw_drill
 from puna.data.packing import Example
+from puna.estimate import Estimate, Known
 from puna.run import Run
 from puna.train.loop.loop import train
 from puna.train.loop.settings import TrainConfig
 from puna.train.loop.start import starting_model
 from puna.train.objectives.next_token import NextToken
+from puna.train.preview.dry_run import estimate_training, starting_tokenizer
 
 
 class Config(TrainConfig):
     """Train on every token of the text; long documents are cut into pieces of the context."""
 
     drill_share: float = Field(default=0.0, ge=0, le=1, description="share of rows that give way to copying drills")
+
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee a run of these settings (train/preview/dry_run.py)."""
+        tokenizer = starting_tokenizer(self, known)
+        objective = Pretraining(ChatFormat(tokenizer), True, False, self.drill_share)
+        return estimate_training(self, known, objective, tokenizer)
 
 
 @dataclass(frozen=True)

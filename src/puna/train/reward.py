@@ -13,6 +13,7 @@ from puna import artifact
 from puna.chat.format import ChatFormat
 from puna.data.dataset import Dataset
 from puna.data.preference import Preference
+from puna.estimate import Estimate, Known
 from puna.model.reward import become_reward_model
 from puna.run import Run
 from puna.tasks.intervals import score_interval
@@ -21,6 +22,7 @@ from puna.train.loop.loop import train
 from puna.train.loop.start import starting_model
 from puna.train.objectives.reward import Reward
 from puna.train.preferences.settings import PreferenceConfig, count_pairs
+from puna.train.preview.dry_run import estimate_training, starting_tokenizer
 
 
 class Config(PreferenceConfig):
@@ -31,6 +33,12 @@ class Config(PreferenceConfig):
         if self.adapter is not None:
             raise ValueError("no adapter: a reward model is trained and written as a whole")
         return self
+
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee a run of these settings (train/preview/dry_run.py)."""
+        tokenizer = starting_tokenizer(self, known)
+        objective = Reward(ChatFormat(tokenizer), frozenset(self.strengths))
+        return estimate_training(self, known, objective, tokenizer)
 
 
 class Judged(NamedTuple):

@@ -1,15 +1,22 @@
 """Conversations -> a checkpoint that has learned what the assistant says in them."""
 
 from puna.chat.format import ChatFormat
+from puna.estimate import Estimate, Known
 from puna.run import Run
 from puna.train.loop.loop import train
 from puna.train.loop.settings import TrainConfig
 from puna.train.loop.start import starting_model
 from puna.train.objectives.next_token import NextToken
+from puna.train.preview.dry_run import estimate_training, starting_tokenizer
 
 
 class Config(TrainConfig):
     """Train on the assistant's words and calls alone; conversations are never cut."""
+
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee a run of these settings (train/preview/dry_run.py)."""
+        tokenizer = starting_tokenizer(self, known)
+        return estimate_training(self, known, NextToken(ChatFormat(tokenizer), False, False), tokenizer)
 
 
 def run(config: Config, run: Run) -> None:

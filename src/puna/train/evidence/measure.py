@@ -46,7 +46,7 @@ def start_data_loss(config: TrainConfig, model: Llama, tokenizer: Tokenizer) -> 
     assert config.start is not None
     is_every_token = artifact.read_manifest(config.start).stage == "pretrain"
     objective = NextToken(ChatFormat(tokenizer), is_every_token, False)
-    size = {"batch_tokens": config.batch_tokens, "context": config.context}
+    size = {"batch_tokens": config.max_batch_tokens, "context": config.max_length}
     try:
         dataset = Dataset(sources, objective.kinds)
         packer = Packer(dataset, objective.encode, seed=0, is_cut=objective.is_cut, **size)

@@ -25,6 +25,7 @@ from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.evidence.counts import TokenCounter
 from puna.train.evidence.record import close_record, open_record
 from puna.train.loop.adapter import describe_training, write_adapter
+from puna.train.loop.defaults import adapt, chosen_values
 from puna.train.loop.optimizer import learning_rate, make_optimizer
 from puna.train.loop.plot import plot_losses
 from puna.train.loop.settings import TrainConfig
@@ -84,7 +85,8 @@ def train(
 
     `before_step` is told the number of each step, before its batches are read.
     """
-    if config.context > model.config.max_context:
+    config = adapt(config, run, objective, model)
+    if config.max_length > model.config.max_context:
         raise ConfigError(
             f"context = {config.context}", expected=f"at most {model.config.max_context}, the model's own"
         )
@@ -109,10 +111,11 @@ def train(
     if preview is not None:
         look_back(preview, run, model)
     if progress.num_too_long:
-        run.log(f"passed over conversations longer than {config.context} tokens: {progress.num_too_long} times")
+        run.log(f"passed over conversations longer than {config.max_length} tokens: {progress.num_too_long} times")
     model.eval()
     save_trained(training, tokenizer)
     if team.is_first:
+        record |= {"chosen": chosen_values(run)}
         ended = {"num_too_long": progress.num_too_long, "epochs": training.epochs}
         close_record(record, config, run, model, tokenizer, **ended)
         plot_losses(run.read_metrics(), run.output / "loss.png", title=run.stage)
@@ -256,8 +259,8 @@ def _packer(
         Dataset(sources, objective.kinds),
         encode,
         seed=config.seed,
-        batch_tokens=config.batch_tokens,
-        context=config.context,
+        batch_tokens=config.max_batch_tokens,
+        context=config.max_length,
         is_cut=objective.is_cut,
         num_too_long=num_too_long,
     )

@@ -25,6 +25,6 @@ def make_optimizer(model: Llama, optim: Optim) -> torch.optim.AdamW:
 
 def learning_rate(optim: Optim, step: int, done: float) -> float:
     """Return the rate of `step` (from 0): linear warm-up by steps, cosine by the share of the run that is done."""
-    warmup = min(1.0, (step + 1) / (optim.warmup_steps + 1))
+    warmup = min(1.0, (step + 1) / (optim.num_warmup_steps + 1))
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     return optim.lr * warmup * (optim.final_lr_share + (1 - optim.final_lr_share) * cosine)

@@ -25,11 +25,19 @@ class Optim(StageConfig):
 
     lr: float = Field(default=1e-3, gt=0, le=1, description="peak learning rate")
     final_lr_share: float = Field(default=0.05, ge=0, le=1, description="learning rate at the end, as a share of lr")
-    warmup_steps: int = Field(default=50, ge=0, description="steps of linear warm-up")
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="steps of linear warm-up; default: a tenth of all steps, at most 50"
+    )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="decay of the second moment")
     weight_decay: float = Field(default=0.1, ge=0, description="decoupled decay of matrices; norms have none")
     clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """Steps of warm-up, once they are set or chosen (train/loop/defaults.py)."""
+        assert self.warmup_steps is not None, "open settings are chosen before the first step"
+        return self.warmup_steps
 
 
 class Parallel(StageConfig):
@@ -76,8 +84,12 @@ class TrainConfig(StageConfig):
     )
     tokenizer: Path | None = Field(default=None, description="tokenizer of a model trained from scratch")
     adapter: Adapter | None = Field(default=None, description="train an adapter (LoRA) instead of all weights")
-    context: int = Field(default=1024, ge=16, le=131_072, description="longest example in tokens")
-    batch_tokens: int = Field(default=4096, ge=16, description="tokens in one packed batch")
+    context: int | None = Field(
+        default=None, ge=16, le=131_072, description="longest example in tokens; default: from the data's lengths"
+    )
+    batch_tokens: int | None = Field(
+        default=None, ge=16, description="tokens in one packed batch; default: 4096, fewer where an epoch is short"
+    )
     accumulate: int = Field(default=1, ge=1, description="batches whose gradients make one step")
     steps: int | None = Field(default=None, ge=1, description="optimizer steps; either steps or epochs")
     epochs: float | None = Field(default=None, gt=0, description="passes over the data; either steps or epochs")
@@ -102,9 +114,21 @@ class TrainConfig(StageConfig):
             raise ValueError("'tokenizer' beside 'size', and only there: a checkpoint has its own")
         if self.adapter is not None and self.start is None:
             raise ValueError("'adapter' beside 'start': without a trained model there is nothing to adapt")
-        if self.batch_tokens < self.context:
+        if self.batch_tokens is not None and self.context is not None and self.batch_tokens < self.context:
             raise ValueError(f"batch_tokens ({self.batch_tokens}) of at least context ({self.context})")
         return self
+
+    @property
+    def max_length(self) -> int:
+        """The context in tokens, once it is set or chosen (train/loop/defaults.py)."""
+        assert self.context is not None, "open settings are chosen before the first step"
+        return self.context
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """The tokens of a batch, once they are set or chosen (train/loop/defaults.py)."""
+        assert self.batch_tokens is not None, "open settings are chosen before the first step"
+        return self.batch_tokens
 
     @property
     def dtype(self) -> torch.dtype:

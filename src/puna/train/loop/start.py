@@ -15,6 +15,9 @@ from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.loop.adapter import adapted_start
 from puna.train.loop.settings import TrainConfig
 
+# Of a model trained from scratch, whose context the recipe leaves open: what it is trained on is at most as long.
+DEFAULT_CONTEXT = 1024
+
 
 def starting_model(config: TrainConfig) -> tuple[Llama, Tokenizer]:
     """Load the checkpoint to go on from, or initialize a model of the configured size."""
@@ -44,12 +47,13 @@ def _start(config: TrainConfig) -> tuple[Llama, Tokenizer]:
         return checkpoint.load(torch.float32 if is_alone else None), checkpoint.tokenizer()
     assert config.tokenizer is not None
     tokenizer = Tokenizer.load(config.tokenizer)
-    model = Llama(_size(config, tokenizer.vocab_size))
+    model = Llama(size_of(config, tokenizer.vocab_size))
     model.initialize(config.seed)
     return model, tokenizer
 
 
-def _size(config: TrainConfig, vocab_size: int) -> LlamaConfig:
+def size_of(config: TrainConfig, vocab_size: int) -> LlamaConfig:
+    """Return the sizes of a model from scratch; ConfigError for a name that is none or heads that do not divide."""
     if isinstance(config.size, str):
         if config.size not in SIZES:
             raise ConfigError(f"size = '{config.size}'", expected=f"{', '.join(SIZES)}, or a table of widths")
@@ -61,4 +65,6 @@ def _size(config: TrainConfig, vocab_size: int) -> LlamaConfig:
         raise ConfigError(
             f"size.dim = {config.size.dim}", expected=f"a multiple of num_heads = {config.size.num_heads}"
         )
-    return LlamaConfig(**widths, head_dim=head_dim, vocab_size=vocab_size, max_context=config.context)
+    return LlamaConfig(
+        **widths, head_dim=head_dim, vocab_size=vocab_size, max_context=config.context or DEFAULT_CONTEXT
+    )

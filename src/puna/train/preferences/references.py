@@ -33,7 +33,7 @@ def _compute(
     config: TrainConfig, run: Run, objective: Dpo, model: Llama, name: str, sources: list[Path]
 ) -> dict[str, float]:
     dataset = Dataset(sources, objective.kinds)
-    sizes = {"batch_tokens": config.batch_tokens, "context": config.context}
+    sizes = {"batch_tokens": config.max_batch_tokens, "context": config.max_length}
     packer = Packer(dataset, objective.answers, seed=config.seed, is_cut=False, **sizes)
     # Of several processes each asks its own copy of the reference, before the network is divided.
     path = run.directory / "references" / f"{name}{f'-{run.rank}' if run.rank else ''}.jsonl"

@@ -67,7 +67,7 @@ def forecast(
     seconds = _time_batch(model, backward, batch, made.flops_per_token * len(batch.tokens_T))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     num_trained = sum(parameter.numel() for parameter in trained)
-    step = _time_optimizer(config.optim, model.device) * num_trained
+    step = time_optimizer(config.optim, model.device) * num_trained
     tokens_a_step = max(1.0, found.tokens / max(1, found.steps))
     step += seconds * tokens_a_step / len(batch.tokens_T)
     held = held_bytes(model.device)
@@ -93,7 +93,7 @@ def training_of(config: TrainConfig, model: Llama, objective: Objective, found: 
     parts = {path.split(".", 2)[2] for path in adapted if path.startswith("layers.")}
     return Training(
         tokens=found.tokens,
-        context=max(found.batch.lengths, default=config.context),
+        context=max(found.batch.lengths, default=config.max_length),
         batch_tokens=found.batch.num_tokens,
         accumulate=config.accumulate,
         precision=config.precision,
@@ -124,7 +124,7 @@ def _time_batch(model: Llama, backward: Callable[[Batch], None], batch: Batch, f
     return seconds
 
 
-def _time_optimizer(optim: Optim, device: torch.device) -> float:
+def time_optimizer(optim: Optim, device: torch.device) -> float:
     """Return the seconds that clipping and AdamW take for one parameter."""
     sample = torch.nn.Parameter(torch.zeros(OPTIMIZER_SAMPLE, device=device))
     optimizer = torch.optim.AdamW([sample], fused=True)

@@ -96,9 +96,9 @@ class Answering:
         self._settings, self._config, self._run, self._model, self._chat = settings, config, run, model, chat
         self._pool, self._dataset = pool, Dataset(config.data, ("conversations",))
         self._directory = run.directory / "on_policy"
-        if settings.max_tokens >= config.context:
+        if settings.max_tokens >= config.max_length:
             given = f"on_policy.max_tokens = {settings.max_tokens}"
-            raise ConfigError(given, expected=f"less than context = {config.context}, with room for a question")
+            raise ConfigError(given, expected=f"less than context = {config.max_length}, with room for a question")
 
     def __call__(self, step: int) -> None:
         """Make the pool that of this step."""
@@ -129,7 +129,7 @@ class Answering:
             for _ in prompts
         ]
         self._model.eval()
-        num_together, context = min(MAX_BATCH, settings.answers), self._config.context
+        num_together, context = min(MAX_BATCH, settings.answers), self._config.max_length
         options = EngineOptions(max_batch=num_together, max_context=context, dtype=self._config.dtype)
         completions = LocalSampler(self._model, self._chat.tokenizer, options=options).complete(prompts, params)
         self._model.train()
@@ -154,14 +154,14 @@ class Answering:
             if not turns:
                 continue
             prompt = self._chat.prompt(replace(row, messages=row.messages[: source.choice(turns)]))
-            if len(prompt) + self._settings.max_tokens <= self._config.context:
+            if len(prompt) + self._settings.max_tokens <= self._config.max_length:
                 num_found += 1
                 yield prompt
             if num_found == self._settings.answers:
                 return
         if not num_found:
             given = f"questions that leave no room for on_policy.max_tokens = {self._settings.max_tokens}"
-            raise ConfigError(given, expected=f"both within context = {self._config.context}")
+            raise ConfigError(given, expected=f"both within context = {self._config.max_length}")
 
 
 def _marked(ids: Sequence[int], mask: Sequence[bool], *, is_own: bool) -> Example:

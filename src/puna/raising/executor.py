@@ -1,159 +1,35 @@
-"""Make artifacts from configs: one stage at a time, or a whole recipe from top to bottom.
+"""A stage's config -> its artifact, made once, under a key that hashes all that decides it.
 
 A stage runs when no artifact with its key is there; what was interrupted is resumed by the stage itself.
 """
 
 import contextlib
-import copy
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from puna import __version__, artifact, licence
-from puna.config import StageConfig, is_named_step, parse_config, suggestion
+from puna.config import StageConfig
 from puna.errors import ArtifactError, ConfigError
 from puna.lineage import licences_of
-from puna.run import EndOfPreview, Run, elapsed, ranks
-from puna.stages import STAGES, Stage
+from puna.run import EndOfPreview, Run, ranks
+from puna.stages import Stage
 
 # The table by which a stage says that processes can divide its work.
 PARALLEL = "parallel"
+# What a run took, beside its artifact; the seconds of an interrupted run, in its directory.
+COST = f"{artifact.RECORD_PREFIX}cost.json"
+SECONDS = "seconds"
 SECONDS_BETWEEN_LOOKS = 0.1
-
-
-@dataclass(frozen=True)
-class Step:
-    """One table of a recipe: `[sft]`, or `[sft.teacher]` where a stage appears more than once."""
-
-    name: str
-    stage: Stage
-    table: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A TOML file read: where to write, and the steps in the file's order."""
-
-    path: Path
-    out: Path
-    steps: tuple[Step, ...]
-
-
-def read_recipe(path: Path) -> Recipe:
-    """Read a recipe; ConfigError for what is not TOML or not a stage. Relative paths start at the current directory."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        tables = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"recipe {path} cannot be read ({error})", expected="a TOML file") from None
-    out = tables.pop("out", f"build/{path.stem}")
-    if not isinstance(out, str):
-        raise ConfigError(f"{path} has out = {out!r}", expected="a directory, as a string")
-    verbs = {stage.verb: stage for stage in STAGES}
-    steps: list[Step] = []
-    for verb, table in tables.items():
-        if verb not in verbs or not isinstance(table, dict):
-            raise ConfigError(
-                f"{path} has '{verb}'",
-                expected=f"a table named {', '.join(verbs)}",
-                hint=suggestion(verb, list(verbs)),
-            )
-        if is_named_step(config_class(verbs[verb]), table):
-            steps += [Step(f"{verb}.{name}", verbs[verb], settings) for name, settings in table.items()]
-        else:
-            steps.append(Step(verb, verbs[verb], table))
-    return Recipe(path, Path(out), tuple(_in_file_order(text, steps)))
-
-
-def override(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    """Set `{"sft.teacher.optim.lr": 1e-4}` over what the file says."""
-    steps = [replace(step, table=copy.deepcopy(step.table)) for step in recipe.steps]
-    for key, value in settings.items():
-        step = next((step for step in steps if key.startswith(step.name + ".")), None)
-        if step is None:
-            names = [step.name for step in steps]
-            raise ConfigError(
-                f"--{key} names no step of {recipe.path}",
-                expected=f"--STEP.KEY with {', '.join(names)}",
-                hint=suggestion(key, names),
-            )
-        *parents, last = key.removeprefix(step.name + ".").split(".")
-        table = step.table
-        for parent in parents:
-            if not isinstance(table.setdefault(parent, {}), dict):
-                raise ConfigError(f"--{key} = {value!r}, but {recipe.path} has {parent} = {table[parent]!r}")
-            table = table[parent]
-        table[last] = value
-    return replace(recipe, steps=tuple(steps))
-
-
-def config_class(stage: Stage) -> type[StageConfig]:
-    """Import a stage's module and return its Config."""
-    return import_module(stage.module).Config
-
-
-def resolve(step: Step, recipe: Recipe) -> dict[str, Any]:
-    """Return a step's table with "@name" replaced by the path of that artifact, in any depth.
-
-    Raises ConfigError unless the step named stands above: below it would be read before it is made.
-    """
-    names = [each.name for each in recipe.steps]
-    above = names[: names.index(step.name)]
-
-    def replaced(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: replaced(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [replaced(item) for item in value]
-        if not (isinstance(value, str) and value.startswith("@")):
-            return value
-        name, _, inside = value[1:].partition("/")
-        if name not in above:
-            raise ConfigError(
-                f"'{value}' in [{step.name}] refers to no step above it in {recipe.path}",
-                expected=", ".join(f"@{each}" for each in above) or "a path, since it is the first step",
-                hint=suggestion(name, above),
-            )
-        return str(recipe.out / name / inside)
-
-    return {key: replaced(value) for key, value in step.table.items()}
-
-
-def raise_recipe(recipe: Recipe, console: Console, *, ignore_receipts: bool = False) -> None:
-    """Run every step that is not already there, in order, and end with a table of what stands where."""
-    configs = [parse_config(config_class(step.stage), resolve(step, recipe), where=step.name) for step in recipe.steps]
-    table = Table("step", "time", "artifact", title=f"{recipe.path.name}")
-    start = time.monotonic()
-    for step, config in zip(recipe.steps, configs, strict=True):
-        begun = time.monotonic()
-        path = recipe.out / step.name
-        done = perform(step.stage, config, path, console, ignore_receipts=ignore_receipts)
-        table.add_row(step.name, elapsed(begun) if done else "there already", str(path))
-    table.caption = f"{elapsed(start)} in all"
-    console.print(table)
-
-
-def _in_file_order(text: str, steps: list[Step]) -> Iterator[Step]:
-    """Order steps as their headers stand in the file: tomllib groups `[a.x] [b] [a.y]` by first key."""
-    headers = [line.strip() for line in text.splitlines()]
-
-    def place(step: Step) -> int:
-        openings = (i for i, line in enumerate(headers) if line.startswith((f"[{step.name}]", f"[{step.name}.")))
-        return next(openings, len(headers))
-
-    yield from sorted(steps, key=place)
 
 
 def stage_key(stage: Stage, config: StageConfig, hashes: dict[str, str]) -> str:
@@ -169,12 +45,20 @@ def stage_key(stage: Stage, config: StageConfig, hashes: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, ignore_receipts: bool = False) -> bool:
+def perform(
+    stage: Stage,
+    config: StageConfig,
+    path: Path,
+    console: Console,
+    *,
+    ignore_receipts: bool = False,
+    foreseen_seconds: float | None = None,
+) -> bool:
     """Make the artifact at `path`, unless it is there already with the same key; return whether work was done.
 
     An input that was altered stops it. So does a receipt that did not hold, of an input or of the artifact itself,
     unless `ignore_receipts`; the artifact stays. Of several processes one makes it, and the others help it with
-    what can be divided, or wait.
+    what can be divided, or wait. `foreseen_seconds` stands beside the time that it took in run_cost.json.
     """
     inputs = config.inputs()
     _require_apart(path, inputs)
@@ -183,7 +67,7 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
     rank, num_ranks = ranks()
     if rank:
         return _help(stage, config, path, key)
-    if _is_there(stage, path, key):
+    if is_there(stage, path, key):
         _require_receipts(path, ignore_receipts)
         return False
     for parent in filter(None, map(artifact.find_artifact, inputs.values())):
@@ -197,7 +81,10 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
             run = Run(stage.verb, key, output, directory, console, num_ranks=num_ranks)
             if path.exists():
                 run.log(f"{path} is there, but not what these settings and inputs give; it is replaced at the end")
-            import_module(stage.module).run(config, run)
+            with _timed(directory):
+                import_module(stage.module).run(config, run)
+            cost = {"seconds": read_seconds(directory), "foreseen_seconds": foreseen_seconds}
+            artifact.write_text(output / COST, json.dumps(cost) + "\n")
             for record in ("metrics.jsonl", "config.json"):
                 if (directory / record).exists():
                     shutil.copy(directory / record, output / (artifact.RECORD_PREFIX + record))
@@ -209,16 +96,16 @@ def perform(stage: Stage, config: StageConfig, path: Path, console: Console, *, 
 
 def _help(stage: Stage, config: StageConfig, path: Path, key: str) -> bool:
     """Do this process's share of what rank 0 makes, if the stage can be divided; return once it is there."""
-    if _is_there(stage, path, key):
+    if is_there(stage, path, key):
         return False
     if hasattr(config, PARALLEL):
         rank, num_ranks = ranks()
         directory = path.parent / ".runs" / path.name
         run = Run(stage.verb, key, path, directory, Console(quiet=True), rank=rank, num_ranks=num_ranks)
-        while not _is_prepared(directory, key):
+        while not is_prepared(directory, key):
             time.sleep(SECONDS_BETWEEN_LOOKS)
         import_module(stage.module).run(config, run)
-    while not _is_there(stage, path, key):
+    while not is_there(stage, path, key):
         time.sleep(SECONDS_BETWEEN_LOOKS)
     return True
 
@@ -257,7 +144,7 @@ def _require_apart(path: Path, inputs: dict[str, Path]) -> None:
             )
 
 
-def _is_there(stage: Stage, path: Path, key: str) -> bool:
+def is_there(stage: Stage, path: Path, key: str) -> bool:
     """Tell whether `path` holds what this key gives; ArtifactError if it holds what is not this stage's to replace."""
     if not path.exists():
         return False
@@ -309,7 +196,7 @@ def _licences(config: StageConfig) -> set[str]:
 
 def _prepare(directory: Path, key: str, config: StageConfig) -> None:
     """Keep the run directory for the same key, empty it for another."""
-    if not _is_prepared(directory, key):
+    if not is_prepared(directory, key):
         for entry in directory.iterdir():
             if entry.name != "lock":
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -317,9 +204,26 @@ def _prepare(directory: Path, key: str, config: StageConfig) -> None:
         artifact.write_text(directory / "key", key)
 
 
-def _is_prepared(directory: Path, key: str) -> bool:
+def is_prepared(directory: Path, key: str) -> bool:
+    """Tell whether a run directory belongs to a run with this key that has not finished."""
     marker = directory / "key"
     return marker.is_file() and marker.read_text() == key
+
+
+@contextlib.contextmanager
+def _timed(directory: Path) -> Iterator[None]:
+    """Add the seconds of the block to those of the interrupted executions before it."""
+    start, before = time.monotonic(), read_seconds(directory)
+    try:
+        yield
+    finally:
+        artifact.write_text(directory / SECONDS, f"{before + time.monotonic() - start:.3f}")
+
+
+def read_seconds(directory: Path) -> float:
+    """Return how long the executions of a run took that are over; a killed one does not count."""
+    path = directory / SECONDS
+    return float(path.read_text()) if path.is_file() else 0.0
 
 
 def _drop_scratch(directory: Path) -> None:
@@ -327,7 +231,8 @@ def _drop_scratch(directory: Path) -> None:
     for entry in directory.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
-    (directory / "key").unlink(missing_ok=True)
+    for name in ("key", SECONDS):
+        (directory / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,51 @@
+"""Raw files that are not ingested yet -> some of their rows, how many there are, and how long reading them takes."""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from puna.chat.conversation import Conversation
+from puna.data.document import Document
+from puna.data.preference import Preference
+from puna.data.shards import encode_row
+from puna.errors import DataError
+from puna.estimate import Estimate, Sketch
+from puna.ingest.readers import FORMATS
+from puna.plan.steps.speed import PROCESS_BYTES, STAGE_SECONDS
+
+KINDS: dict[type, str] = {Document: "documents", Conversation: "conversations", Preference: "preferences"}
+MAX_ROWS = 1000
+# Bytes of a row after reading for one of its compressed file.
+COMPRESSION = 4.0
+
+Row = Document | Conversation | Preference
+
+
+def estimate_reading(files: Sequence[Path], format_name: str) -> Estimate:
+    """Read up to 1,000 rows and scale by bytes; DataError where the first files hold no readable row."""
+    start, taken, num_bytes = time.perf_counter(), list[Row](), 0
+    for row in itertools.islice(_rows(files, format_name), MAX_ROWS + 1):
+        taken.append(row)
+        num_bytes += len(encode_row(row.to_json()))
+    seconds = time.perf_counter() - start
+    if not taken:
+        raise DataError(f"no row of format '{format_name}' in {files[0].parent}", expected="rows to train on")
+    whole = sum(_num_bytes(file) for file in files) / num_bytes if len(taken) > MAX_ROWS else 1.0
+    samples = {kind: [row for row in taken[:MAX_ROWS] if type(row) is each] for each, kind in KINDS.items()}
+    counts = {kind: round(len(rows) * max(1.0, whole)) for kind, rows in samples.items()}
+    note = ", ".join(f"{'about ' if whole > 1 else ''}{count:,} {kind}" for kind, count in counts.items() if count)
+    sketch = Sketch(samples=samples, num_rows=counts)
+    return Estimate(STAGE_SECONDS + 2 * seconds * max(1.0, whole), PROCESS_BYTES, sketch, note=note)
+
+
+def _rows(files: Sequence[Path], format_name: str) -> Iterator[Row]:
+    """Yield the rows that a reader takes; what it rejects is the ingest step's to report."""
+    found = FORMATS[format_name]
+    for file in files:
+        if file.name.lower().endswith(found.suffixes):
+            yield from (row for row in found.read(file, file.name) if not isinstance(row, tuple))
+
+
+def _num_bytes(file: Path) -> float:
+    return file.stat().st_size * (COMPRESSION if file.suffix in {".gz", ".parquet"} else 1.0)

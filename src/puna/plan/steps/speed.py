@@ -1,0 +1,82 @@
+"""Sizes of a network and of a batch -> seconds that this machine takes for it, measured on a reduced network.
+
+The reduced network has the same widths, but fewer layers and tokens, so that a probe takes about a second for any
+Llama. Its FLOP/s hold for the whole one. Measured on two cores for 0.5 to 5 million parameters: within a factor of two.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import torch
+
+from puna.model.attend import packed_attend
+from puna.model.config import LlamaConfig
+from puna.model.llama import Llama
+from puna.plan.arithmetic import forward_flops
+
+# FLOPs of a probe's forward pass, and the tokens that it keeps at least.
+PROBE_FLOPS, LEAST_TOKENS, MAX_VOCABULARY = 1e10, 256, 16_384
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Interpreter and libraries, resident before a stage loads anything: measured with torch 2.13 on Linux.
+PROCESS_BYTES = 450 << 20
+# Reading, hashing, writing and reading back: a byte of weights that passes through a stage.
+BYTES_PER_SECOND = 150e6
+STAGE_SECONDS = 1.5
+
+Lengths = tuple[int, ...]
+
+
+def flops_of(widths: LlamaConfig, lengths: Lengths) -> float:
+    """Return the FLOPs of a forward pass over examples of these lengths."""
+    return sum(length * forward_flops(widths, (length + 1) / 2) for length in lengths)
+
+
+def reduced(widths: LlamaConfig, lengths: Lengths) -> tuple[LlamaConfig, Lengths]:
+    """Take layers and examples away until a forward pass has at most `PROBE_FLOPS`, if that is possible."""
+    small = replace(widths, vocab_size=min(widths.vocab_size, MAX_VOCABULARY))
+    while flops_of(small, lengths) > PROBE_FLOPS and small.num_layers > 2:
+        small = replace(small, num_layers=small.num_layers // 2)
+    while flops_of(small, lengths) > PROBE_FLOPS and sum(lengths) > LEAST_TOKENS:
+        lengths = lengths[: len(lengths) // 2] if len(lengths) > 1 else (max(LEAST_TOKENS, sum(lengths) // 2),)
+    return small, lengths
+
+
+def probe_network(widths: LlamaConfig, dtype: torch.dtype = torch.float32) -> Llama:
+    """Return a network of these sizes with constant weights: values do not change the speed of a product."""
+    model = Llama(widths).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0 if parameter.dim() == 1 else 0.01)
+    return model
+
+
+def time_passes(compute: Callable[[], object]) -> float:
+    """Return the seconds of the faster of two calls; the first one warms up."""
+    seconds = list[float]()
+    for _ in range(2):
+        start = time.perf_counter()
+        compute()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+@cache
+def forward_seconds(widths: LlamaConfig, lengths: Lengths, precision: str) -> float:
+    """Return the seconds of one forward pass over a batch in torch, logits included."""
+    small, few = reduced(widths, lengths)
+    model, dtype = probe_network(small), DTYPES[precision]
+    tokens_T = torch.arange(sum(few)) % small.vocab_size
+    positions_T = torch.cat([torch.arange(length) for length in few])
+
+    @torch.inference_mode()
+    def compute() -> None:
+        model.logits(model(tokens_T, positions_T, packed_attend(few), dtype=dtype))
+
+    return time_passes(compute) * flops_of(widths, lengths) / flops_of(small, few)
+
+
+def weight_seconds(widths: LlamaConfig, passes: float = 1.0, value_bytes: int = 4) -> float:
+    """Return the seconds in which the weights are read or written so many times."""
+    return passes * widths.num_parameters * value_bytes / BYTES_PER_SECOND

@@ -1,0 +1,1 @@
+"""Recipes, and how their steps become artifacts."""

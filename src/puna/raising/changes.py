@@ -1,0 +1,103 @@
+"""A step's config and the artifact at its path -> whether the step would run, and why."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from puna import __version__, artifact
+from puna.config import StageConfig
+from puna.errors import PunaError
+from puna.raising.executor import PARALLEL, is_prepared, is_there, stage_key
+from puna.stages import Stage
+
+State = Literal["there already", "would run", "would go on", "may run"]
+MAX_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `puna raise` would do with a step; `reasons` are phrases, `problems` sentences about what would stop it."""
+
+    state: State
+    reasons: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def status_of(stage: Stage, config: StageConfig, path: Path, pending: dict[str, str]) -> Status:
+    """Compare a step with the artifact at its path.
+
+    Args:
+        pending: Roles of inputs that earlier steps would make anew, with the names of these steps.
+    """
+    inputs = config.inputs()
+    missing = [
+        f"{role} = {source} does not exist"
+        for role, source in inputs.items()
+        if not _can_be_read(role, source, pending)
+    ]
+    if missing:
+        return Status("would run", problems=tuple(missing))
+    try:
+        if not path.exists():
+            return Status("would run") if pending else _status_of_first(stage, config, path)
+        hashes = {role: artifact.content_hash(source) for role, source in inputs.items() if role not in pending}
+        if not pending and is_there(stage, path, stage_key(stage, config, hashes)):
+            artifact.require_receipts(path)
+            return Status("there already")
+        manifest = artifact.read_manifest(path)
+    except PunaError as error:
+        return Status("would run", problems=(f"would stop: {error}",))
+    reasons = list(_changes(manifest, config, hashes))
+    names = ", ".join(dict.fromkeys(pending.values()))
+    if pending and not reasons:
+        return Status("may run", (f"unless {names} comes out as before",))
+    return Status("would run", tuple(reasons or ["a file of it is missing"]))
+
+
+def _can_be_read(role: str, source: Path, pending: dict[str, str]) -> bool:
+    return role in pending or source.exists()
+
+
+def _status_of_first(stage: Stage, config: StageConfig, path: Path) -> Status:
+    """Tell an interrupted run from a step that never ran; hash the inputs only where there is a run to compare with."""
+    directory = path.parent / ".runs" / path.name
+    if not (directory / "key").is_file():
+        return Status("would run")
+    hashes = {role: artifact.content_hash(source) for role, source in config.inputs().items()}
+    if is_prepared(directory, stage_key(stage, config, hashes)):
+        return Status("would go on", ("it was interrupted",))
+    return Status("would run", ("the interrupted run had other settings or inputs",))
+
+
+def _changes(manifest: artifact.Manifest, config: StageConfig, hashes: dict[str, str]) -> Iterator[str]:
+    """Name what differs from the run that made an artifact: version, settings, inputs."""
+    if manifest.version != __version__:
+        yield f"Puna was {manifest.version}, and is {__version__}"
+    paths = config.inputs()
+    before, after = (dict(_flat("", each)) for each in (manifest.config, config.model_dump(mode="json")))
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    told = [name for name in changed if name not in {*paths, *manifest.inputs} and not name.startswith(PARALLEL)]
+    for name in told[:MAX_SHOWN]:
+        yield f"{name} was {_shown(before.get(name))}, and is {_shown(after.get(name))}"
+    if len(told) > MAX_SHOWN:
+        yield f"{len(told) - MAX_SHOWN} more settings changed"
+    for role in {**manifest.inputs, **paths}:
+        if role not in manifest.inputs or role not in paths:
+            yield f"{role} {'is new' if role in paths else 'is gone'}"
+        elif role in hashes and hashes[role] != manifest.inputs[role]["hash"]:
+            yield f"{role} changed: {paths[role]}"
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield settings with dotted names, as `StageConfig.inputs` spells them."""
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in pairs:
+            yield from _flat(f"{name}.{key}" if name else str(key), item)
+    else:
+        yield name, value
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else repr(value)

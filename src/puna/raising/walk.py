@@ -1,0 +1,154 @@
+"""A recipe -> all its artifacts, step by step, with the time that is left; or a table of what that would be."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table
+
+from puna.checkpoint.memory import machine_memory
+from puna.config import StageConfig, parse_config, suggestion
+from puna.errors import ConfigError
+from puna.plan.units import show_bytes, show_duration
+from puna.raising.executor import perform
+from puna.raising.forecast import ForeseenStep, Pace, as_json, foresee, pace_of, read_cost, total_of
+from puna.raising.recipe import Recipe, config_class, resolve
+from puna.run import elapsed, ranks
+
+
+def configs_of(recipe: Recipe) -> list[StageConfig]:
+    """Return the config of every step; ConfigError for the first setting that cannot be."""
+    return [parse_config(config_class(step.stage), resolve(step, recipe), where=step.name) for step in recipe.steps]
+
+
+def end_at(recipe: Recipe, until: str) -> Recipe:
+    """Return the recipe up to the step of this name; ConfigError with a suggestion where there is none."""
+    names = [step.name for step in recipe.steps]
+    if until not in names:
+        raise ConfigError(
+            f"--until {until} names no step of {recipe.path}",
+            expected=", ".join(names),
+            hint=suggestion(until, names),
+        )
+    return replace(recipe, steps=recipe.steps[: names.index(until) + 1])
+
+
+def raise_recipe(recipe: Recipe, console: Console, *, ignore_receipts: bool = False, until: str = "") -> None:
+    """Run every step that is not already there, in order, and end with a table of what stands where.
+
+    Args:
+        until: The last step to run; all of them if empty. The file is checked as a whole all the same.
+    """
+    configs = configs_of(recipe)
+    part = end_at(recipe, until) if until else recipe
+    clock = _Clock(part, configs[: len(part.steps)])
+    table = Table("step", "time", "artifact", title=f"{recipe.path.name}")
+    start = time.monotonic()
+    for index, (step, config) in enumerate(zip(part.steps, configs, strict=False)):
+        begun = time.monotonic()
+        path = part.out / step.name
+        console.print(
+            f"Step {index + 1} of {len(part.steps)}: {step.name}{clock.left(index)}",
+            style="bold",
+            markup=False,
+            highlight=False,
+        )
+        options = {"ignore_receipts": ignore_receipts, "foreseen_seconds": clock.foreseen_seconds(index)}
+        done = perform(step.stage, config, path, console, **options)
+        clock.finish(index, done)
+        table.add_row(step.name, elapsed(begun) if done else "there already", str(path))
+    table.caption = f"{elapsed(start)} in all"
+    console.print(table)
+
+
+class _Clock:
+    """Forecasts of the steps, corrected by what finished ones took; what was not known is estimated once it can be.
+
+    Several processes divide a step's work, and the forecasts are for one: then there are none.
+    """
+
+    def __init__(self, recipe: Recipe, configs: Sequence[StageConfig]):
+        self._recipe, self._configs = recipe, configs
+        self._steps = foresee(recipe, configs) if ranks() == (0, 1) else []
+        self._pace = pace_of(self._steps)
+
+    def foreseen_seconds(self, index: int) -> float | None:
+        """Return the forecast of a step by itself, without the pace."""
+        return self._steps[index].estimate.seconds if self._steps else None
+
+    def left(self, index: int) -> str:
+        """Say how much time the steps from this one on take together: " (about 3.1 min left)"."""
+        if not self._steps:
+            return ""
+        if not self._steps[index].runs:
+            return ", there already"
+        remaining = self._steps[index:]
+        return f" ({time_of(remaining, self._pace)} left)"
+
+    def finish(self, index: int, done: bool) -> None:
+        """Count what a step took; estimate again what waited for it."""
+        if not self._steps or not done:
+            return
+        step = self._recipe.steps[index]
+        cost = read_cost(self._recipe.out / step.name)
+        if cost:
+            self._pace.add(step.stage.verb, cost)
+        if any(each.unknown.startswith("known once") for each in self._steps[index + 1 :]):
+            self._steps = foresee(self._recipe, self._configs)
+
+
+def time_of(steps: Sequence[ForeseenStep], pace: Pace) -> str:
+    """Say the time of some steps, and how many of them it leaves out: "about 3.1 min, without 2 steps"."""
+    total = total_of(steps, pace)
+    without = len(total["without_estimate"])
+    named = f", without {without} step{'s' if without > 1 else ''}" if without else ""
+    return f"about {show_duration(total['seconds'])}{named}"
+
+
+def dry_run(recipe: Recipe, console: Console, *, until: str = "", is_json: bool = False) -> None:
+    """Print what `raise_recipe` would do: steps, time, memory, settings that do not fit. Writes nothing."""
+    configs = configs_of(recipe)
+    part = end_at(recipe, until) if until else recipe
+    found = foresee(part, configs[: len(part.steps)])
+    pace, memory = pace_of(found), machine_memory()
+    if is_json:
+        print(json.dumps(as_json(part, found, pace, memory), indent=2, ensure_ascii=False))
+        return
+    console.print(_table(recipe, found, pace))
+    for each in found:
+        for problem in each.problems:
+            console.print(f"{each.step.name}: {problem}", markup=False, highlight=False)
+    console.print(_summary(found, pace, memory), markup=False, highlight=False)
+
+
+def _table(recipe: Recipe, found: Sequence[ForeseenStep], pace: Pace) -> Table:
+    table = Table("step", "state", "time", "memory", "why, and how much", title=f"{recipe.path.name}: nothing is run")
+    for each in found:
+        seconds, memory = pace.seconds(each), each.estimate.memory_bytes
+        reason = f"{'because ' if each.status.state == 'would run' else ''}{'; '.join(each.status.reasons)}"
+        told = [reason if each.status.reasons else "", each.estimate.note, each.unknown]
+        table.add_row(
+            each.step.name,
+            each.status.state,
+            "" if not each.runs else "?" if seconds is None else show_duration(seconds),
+            show_bytes(memory) if memory else "" if not each.runs else "?",
+            ". ".join(filter(None, told)),
+        )
+    return table
+
+
+def _summary(found: Sequence[ForeseenStep], pace: Pace, machine_bytes: int) -> str:
+    total = total_of(found, pace)
+    running = [each for each in found if each.runs]
+    if not running:
+        return "all steps are there already"
+    memory = f"at most {show_bytes(total['memory_bytes'])}" if total["memory_bytes"] else "memory not known"
+    lines = [
+        f"{len(running)} of {len(found)} steps would run: about {show_duration(total['seconds'])}, {memory} of "
+        f"this machine's {show_bytes(machine_bytes)}. Times are right within a factor of two where nothing else runs."
+    ]
+    if total["without_estimate"]:
+        lines.append(f"Without an estimate: {', '.join(total['without_estimate'])}.")
+    return " ".join(lines)

@@ -1,0 +1,41 @@
+"""Sizes of a teacher -> tokens that it labels in a second on this machine, measured on a reduced network."""
+
+import time
+from functools import cache
+
+from puna.chat.conversation import Conversation
+from puna.model.config import LlamaConfig
+from puna.plan.steps.speed import DTYPES, flops_of, probe_network, reduced
+from puna.train.labelling.local import CHUNK_VALUES, LocalTeacher
+from puna.train.labelling.teacher import Item
+
+# Logits, their exponentials and the sorted ones, in float32.
+LOGITS_BYTES = 3 * 4 * CHUNK_VALUES
+LENGTHS = (256,) * 8
+
+
+@cache
+def reading_rate(widths: LlamaConfig, precision: str, top_k: int) -> float:
+    """Return tokens a second of a teacher in memory that labels half of what it reads."""
+    small, lengths = reduced(widths, LENGTHS)
+    teacher = LocalTeacher(
+        probe_network(small, DTYPES[precision]),
+        dtype=DTYPES[precision],
+        top_k=min(top_k, small.vocab_size),
+        temperature=1.0,
+        context=max(lengths),
+        batch_tokens=sum(lengths),
+    )
+    rows = [
+        Item(Conversation(()), [token % small.vocab_size for token in range(length + 1)], _second_half(length))
+        for length in lengths
+    ]
+    teacher.label(rows, lambda _: None)
+    start = time.perf_counter()
+    teacher.label(rows, lambda _: None)
+    seconds = (time.perf_counter() - start) * flops_of(widths, lengths) / flops_of(small, lengths)
+    return sum(lengths) / seconds
+
+
+def _second_half(length: int) -> list[bool]:
+    return [at > length // 2 for at in range(length + 1)]
