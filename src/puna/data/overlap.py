@@ -93,6 +93,33 @@ def find_overlaps(
     return OverlapReport([best[index] for index in sorted(best)], too_short, len(probes), num_rows)
 
 
+def find_rows(
+    probes: Sequence[Probe], rows: Iterable[tuple[str, str]], *, n: int = 13, threshold: float = 0.5
+) -> Iterator[Overlap]:
+    """Yield every row that holds a probe, once, under the row's place and with the first probe found in it.
+
+    find_overlaps answers which probes are known, this function which rows have to go.
+
+    Example:
+        probe = Probe("held-out row 1", "where is my parcel with the green ribbon", answers=("at the station",))
+        list(find_rows([probe], [("row 1", "Where is my parcel with the green ribbon? At the station.")], n=5))
+    """
+    sought = _Sought(probes, n)
+    for batch in _batches(rows):
+        known = set[int]()
+        for row, index, share in sought.shares(batch, threshold):
+            place, words = batch[row]
+            if row not in known and sought.is_held(index, words, threshold):
+                known.add(row)
+                yield Overlap(probes[index].name, share, place)
+
+
+def too_short(probes: Sequence[Probe], *, n: int = 13) -> list[str]:
+    """Name the probes that are too short to be told from chance by their n-grams: find_rows finds none of these."""
+    sought = _Sought(probes, n)
+    return [probe.name for index, probe in enumerate(probes) if sought.is_too_short(index)]
+
+
 def _batches(rows: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, list[str]]]]:
     batch: list[tuple[str, list[str]]] = []
     size = 0

@@ -1,28 +1,34 @@
 """A folder of raw files -> documents, conversations, preferences, and rejected.jsonl with a reason for each record."""
 
 import contextlib
+import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from pydantic import Field
 
-from puna import licence
+from puna import artifact, licence
 from puna.chat.conversation import Conversation
-from puna.config import StageConfig
 from puna.data.document import Document
 from puna.data.preference import Preference
 from puna.data.shards import encode_row
 from puna.errors import ConfigError, DataError
+from puna.ingest.checks.findings import EXAMPLES, DataFinding, find
+from puna.ingest.checks.held_out import HeldOut
+from puna.ingest.checks.selection import Selection, leave_out
+from puna.ingest.checks.table import Places, Table
 from puna.ingest.readers import FORMATS
 from puna.run import Run
 
 SHARDS: dict[type, str] = {Document: "documents", Conversation: "conversations", Preference: "preferences"}
+# A record of the run: it does not count in the content hash, and stages that read the data do not run again for it.
+FINDINGS = artifact.RECORD_PREFIX + "findings.json"
 
 
-class Config(StageConfig):
+class Config(Selection):
     """Read every file of a folder that the format takes, in the order of their names, but no hidden ones."""
 
     source: Path = Field(description="a file, or a folder that is read with its sub-folders")
@@ -30,36 +36,119 @@ class Config(StageConfig):
     include: list[str] = Field(default=["*"], description="file names to take, as shell patterns")
     licence: str = Field(default="", description="terms that every artifact made from this inherits")
 
+    def made_of(self) -> dict[str, Path]:
+        """Name the inputs whose licences are inherited: held-out data only decides which rows stay away."""
+        return {role: path for role, path in self.inputs().items() if not role.startswith("apart_from")}
+
+
+@dataclass
+class Reading:
+    """What was read so far: where the rows of each shard stood, and how many records have which reason."""
+
+    places: dict[str, Places] = field(default_factory=lambda: {name: Places() for name in SHARDS.values()})
+    reasons: Counter[str] = field(default_factory=Counter[str])
+    rejected: list[dict[str, str]] = field(default_factory=list)
+
+    def reject(self, place: str, reason: str) -> None:
+        """Count a record that goes to rejected.jsonl, and keep the first few."""
+        self.reasons[reason.partition(":")[0]] += 1
+        if len(self.rejected) < EXAMPLES:
+            self.rejected.append({"place": place, "text": reason})
+
 
 def run(config: Config, run: Run) -> None:
-    """Write the dataset; DataError if nothing could be read."""
-    files = _files(config)
-    counts, reasons, first_reason = Counter[str](), Counter[str](), ""
+    """Write the dataset and run_findings.json; DataError if nothing could be read, or nothing is left."""
+    reading = _read_all(config, run)
+    num_unread = reading.reasons.total()
+    shards = {name: run.output / f"{name}.jsonl" for name in SHARDS.values()}
+    with run.progress(len(shards), "comparing rows", unit="shards") as bar:
+        tables: list[Table] = []
+        for name, path in shards.items():
+            if path.stat().st_size:
+                tables.append(Table.read(name, path, reading.places[name]))
+            bar.advance()
+        held_out = leave_out(config, tables)
+    found = find(tables, reading.rejected, num_unread)
+    for table in tables:
+        _drop_rows(table, shards[table.kind], run.output / "rejected.jsonl", reading)
+    num_kept = {table.kind: table.num_kept for table in tables}
+    if not sum(num_kept.values()):
+        raise DataError(
+            f"none of {sum(len(table.rows) for table in tables):,} rows is left",
+            expected="rows that the settings of ingest keep",
+            hint=f"The most frequent reason: {reading.reasons.most_common(1)[0][0]}",
+        )
+    for name, path in shards.items():
+        if not num_kept.get(name):
+            path.unlink()
+    _log(run, num_kept, reading, held_out, found)
+    rows = {name: num_kept.get(name, 0) for name in SHARDS.values()} | {"rejected": reading.reasons.total()}
+    told = {
+        "rows": rows,
+        "reasons": dict(reading.reasons.most_common()),
+        "findings": [each.to_json() for each in found],
+    }
+    artifact.write_text(run.output / FINDINGS, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+
+
+def _read_all(config: Config, run: Run) -> Reading:
+    """Write what the files hold, before any row is left out; DataError if they hold nothing of the format."""
+    files, reading = _files(config), Reading()
+    num_rows = 0
     with contextlib.ExitStack() as stack, run.progress(len(files), "reading", unit="files") as bar:
         shards: dict[str, IO[bytes]] = {}
         for name in (*SHARDS.values(), "rejected"):
             shards[name] = stack.enter_context((run.output / f"{name}.jsonl").open("wb"))
+        first_reason = ""
         for file in files:
-            for name, line, reason in _read(config, file, run.licences):
+            source = _source_of(config, file)
+            for number, (name, line, reason) in enumerate(_read(config, file, source, run.licences), start=1):
                 shards[name].write(line)
-                counts[name] += 1
                 if reason:
-                    reasons[reason.partition(":")[0]] += 1
+                    reading.reject(json.loads(line)["id"], reason)
                     first_reason = first_reason or reason
+                else:
+                    reading.places[name].add(source, number)
+                    num_rows += 1
             bar.advance()
-    if counts["rejected"] == counts.total():
+    if not num_rows:
         raise DataError(
             f"nothing in {config.source} could be read",
             expected=f"records of format '{config.format}'",
-            hint=f"The first of {counts['rejected']} reasons: {first_reason}",
+            hint=f"The first of {reading.reasons.total()} reasons: {first_reason}",
         )
-    for name in SHARDS.values():
-        if not counts[name]:
-            (run.output / f"{name}.jsonl").unlink()
+    return reading
+
+
+def _drop_rows(table: Table, shard: Path, rejected: Path, reading: Reading) -> None:
+    """Move the rows that are left out from a shard to rejected.jsonl, each with its place and reason."""
+    if not table.left_out:
+        return
+    kept = shard.with_suffix(".kept")
+    with kept.open("wb") as staying, rejected.open("ab") as leaving:
+        for index, row in enumerate(table.rows):
+            if index not in table.left_out:
+                staying.write(encode_row(row))
+                continue
+            place, reason = table.places[index], table.left_out[index]
+            reading.reject(place, reason)
+            leaving.write(encode_row({"id": row.get("id") or place, "reason": reason, "place": place, "row": row}))
+    kept.replace(shard)
+
+
+def _log(
+    run: Run, num_kept: dict[str, int], reading: Reading, held_out: HeldOut | None, found: Sequence[DataFinding]
+) -> None:
+    """Say how many rows there are, why others are not among them, and what the checks found."""
+    counts = {name: num_kept.get(name, 0) for name in SHARDS.values()} | {"rejected": reading.reasons.total()}
     # Where there are no preferences, as mostly, nothing is said of them.
-    run.log(", ".join(f"{counts[name]:,} {name}" for name in shards if counts[name] or name != "preferences"))
-    for reason, count in reasons.most_common():
+    run.log(", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name != "preferences"))
+    for reason, count in reading.reasons.most_common():
         run.log(f"  rejected {count}: {reason}")
+    if held_out is not None:
+        run.log(f"  {held_out.summary}")
+    for each in found:
+        run.log(f"{each.finding.code}: {each.finding.seen} {each.finding.remedy}")
 
 
 def _files(config: Config) -> list[Path]:
@@ -78,12 +167,15 @@ def _files(config: Config) -> list[Path]:
     return files
 
 
-def _read(config: Config, file: Path, licences: set[str]) -> Iterator[tuple[str, bytes, str]]:
+def _source_of(config: Config, file: Path) -> str:
+    return file.relative_to(config.source).as_posix() if file != config.source else file.name
+
+
+def _read(config: Config, file: Path, source: str, licences: set[str]) -> Iterator[tuple[str, bytes, str]]:
     """Yield (shard, line, reason) for every record of a file; only a rejected one has a reason.
 
     The licences that records name are added to `licences`: what is made of them inherits those too.
     """
-    source = file.relative_to(config.source).as_posix() if file != config.source else file.name
     suffixes = FORMATS[config.format].suffixes
     if not file.name.lower().endswith(suffixes):
         yield _reject(source, f"not a file of format '{config.format}' ({', '.join(suffixes)}): {file.suffix}")
