@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -12,13 +12,14 @@ from pydantic import Field
 
 from puna import artifact, licence
 from puna.chat.conversation import Conversation
+from puna.config import StageConfig
 from puna.data.document import Document
 from puna.data.preference import Preference
 from puna.data.shards import encode_row
 from puna.errors import ConfigError, DataError
-from puna.ingest.checks.findings import EXAMPLES, DataFinding, find
+from puna.ingest.checks.findings import EXAMPLES, DataFinding, find, frequent_answer
 from puna.ingest.checks.held_out import HeldOut
-from puna.ingest.checks.selection import Selection, leave_out
+from puna.ingest.checks.selection import Duplicates, Selection, leave_out
 from puna.ingest.checks.table import Places, Table
 from puna.ingest.readers import FORMATS
 from puna.run import Run
@@ -28,13 +29,24 @@ SHARDS: dict[type, str] = {Document: "documents", Conversation: "conversations",
 FINDINGS = artifact.RECORD_PREFIX + "findings.json"
 
 
-class Config(Selection):
+class Config(StageConfig):
     """Read every file of a folder that the format takes, in the order of their names, but no hidden ones."""
 
     source: Path = Field(description="a file, or a folder that is read with its sub-folders")
     format: str = Field(default="text", description=f"how to read it: {', '.join(FORMATS)}")
     include: list[str] = Field(default=["*"], description="file names to take, as shell patterns")
     licence: str = Field(default="", description="terms that every artifact made from this inherits")
+    apart_from: list[Path] = Field(
+        default=[],
+        description="datasets, such as a held-out set, whose questions no row may hold: such rows are left out",
+    )
+    drop_duplicates: Duplicates = Field(
+        default="none", description="keep one of several equal rows; near: also one of several nearly equal rows"
+    )
+    drop_empty: bool = Field(default=False, description="leave out rows with an answer that has no words and no call")
+    max_equal_answers: int | None = Field(
+        default=None, ge=1, description="keep at most so many rows with the same answer, the first ones; default: all"
+    )
 
     def made_of(self) -> dict[str, Path]:
         """Name the inputs whose licences are inherited: held-out data only decides which rows stay away."""
@@ -51,7 +63,7 @@ class Reading:
 
     def reject(self, place: str, reason: str) -> None:
         """Count a record that goes to rejected.jsonl, and keep the first few."""
-        self.reasons[reason.partition(":")[0]] += 1
+        self.reasons[_kind_of(reason)] += 1
         if len(self.rejected) < EXAMPLES:
             self.rejected.append({"place": place, "text": reason})
 
@@ -59,7 +71,6 @@ class Reading:
 def run(config: Config, run: Run) -> None:
     """Write the dataset and run_findings.json; DataError if nothing could be read, or nothing is left."""
     reading = _read_all(config, run)
-    num_unread = reading.reasons.total()
     shards = {name: run.output / f"{name}.jsonl" for name in SHARDS.values()}
     with run.progress(len(shards), "comparing rows", unit="shards") as bar:
         tables: list[Table] = []
@@ -67,28 +78,27 @@ def run(config: Config, run: Run) -> None:
             if path.stat().st_size:
                 tables.append(Table.read(name, path, reading.places[name]))
             bar.advance()
-        held_out = leave_out(config, tables)
-    found = find(tables, reading.rejected, num_unread)
+        settings = (config.apart_from, config.drop_duplicates, config.drop_empty, config.max_equal_answers)
+        held_out = leave_out(Selection(*settings), tables)
+    found = find(tables, reading.rejected, reading.reasons.total())
     for table in tables:
-        _drop_rows(table, shards[table.kind], run.output / "rejected.jsonl", reading)
-    num_kept = {table.kind: table.num_kept for table in tables}
-    if not sum(num_kept.values()):
+        _drop_rows(table, shards[table.kind], run.output / "rejected.jsonl", reading.reasons)
+    counts = dict.fromkeys(SHARDS.values(), 0) | {table.kind: table.num_kept for table in tables}
+    if not any(counts.values()):
         raise DataError(
             f"none of {sum(len(table.rows) for table in tables):,} rows is left",
             expected="rows that the settings of ingest keep",
             hint=f"The most frequent reason: {reading.reasons.most_common(1)[0][0]}",
         )
-    for name, path in shards.items():
-        if not num_kept.get(name):
-            path.unlink()
-    _log(run, num_kept, reading, held_out, found)
-    rows = {name: num_kept.get(name, 0) for name in SHARDS.values()} | {"rejected": reading.reasons.total()}
-    told = {
-        "rows": rows,
-        "reasons": dict(reading.reasons.most_common()),
-        "findings": [each.to_json() for each in found],
-    }
-    artifact.write_text(run.output / FINDINGS, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    for name in SHARDS.values():
+        if not counts[name]:
+            shards[name].unlink()
+    _report(run, counts | {"rejected": reading.reasons.total()}, reading.reasons, tables, held_out, found)
+
+
+def _kind_of(reason: str) -> str:
+    """Return the part of a reason that other records share: what stands before the colon."""
+    return reason.partition(":")[0]
 
 
 def _read_all(config: Config, run: Run) -> Reading:
@@ -120,7 +130,7 @@ def _read_all(config: Config, run: Run) -> Reading:
     return reading
 
 
-def _drop_rows(table: Table, shard: Path, rejected: Path, reading: Reading) -> None:
+def _drop_rows(table: Table, shard: Path, rejected: Path, reasons: Counter[str]) -> None:
     """Move the rows that are left out from a shard to rejected.jsonl, each with its place and reason."""
     if not table.left_out:
         return
@@ -131,24 +141,42 @@ def _drop_rows(table: Table, shard: Path, rejected: Path, reading: Reading) -> N
                 staying.write(encode_row(row))
                 continue
             place, reason = table.places[index], table.left_out[index]
-            reading.reject(place, reason)
+            reasons[_kind_of(reason)] += 1
             leaving.write(encode_row({"id": row.get("id") or place, "reason": reason, "place": place, "row": row}))
     kept.replace(shard)
 
 
-def _log(
-    run: Run, num_kept: dict[str, int], reading: Reading, held_out: HeldOut | None, found: Sequence[DataFinding]
+def _report(
+    run: Run,
+    counts: Mapping[str, int],
+    reasons: Counter[str],
+    tables: Sequence[Table],
+    held_out: HeldOut | None,
+    found: Sequence[DataFinding],
 ) -> None:
-    """Say how many rows there are, why others are not among them, and what the checks found."""
-    counts = {name: num_kept.get(name, 0) for name in SHARDS.values()} | {"rejected": reading.reasons.total()}
+    """Say how many rows there are, why others are not among them, and what the checks found; keep it as a file."""
     # Where there are no preferences, as mostly, nothing is said of them.
     run.log(", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name != "preferences"))
-    for reason, count in reading.reasons.most_common():
+    for reason, count in reasons.most_common():
         run.log(f"  rejected {count}: {reason}")
     if held_out is not None:
         run.log(f"  {held_out.summary}")
+    frequent = {table.kind: answer for table in tables if (answer := frequent_answer(table))}
+    for answer in frequent.values():
+        run.log(f"  most frequent answer: {answer.text!r}, {answer.count:,} of {answer.total:,} ({answer.share:.1%})")
     for each in found:
         run.log(f"{each.finding.code}: {each.finding.seen} {each.finding.remedy}")
+    told = {
+        "rows": counts,
+        "reasons": dict(reasons.most_common()),
+        "held_out": held_out.summary if held_out else "",
+        "most_frequent_answers": {
+            kind: {"text": answer.text, "count": answer.count, "total": answer.total, "share": answer.share}
+            for kind, answer in frequent.items()
+        },
+        "findings": [each.to_json() for each in found],
+    }
+    artifact.write_text(run.output / FINDINGS, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
 
 
 def _files(config: Config) -> list[Path]:

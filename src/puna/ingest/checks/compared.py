@@ -18,8 +18,8 @@ class Compared:
     """The digests of one row.
 
     `whole` covers every field that is trained on. `prompt` covers the words before the last answer, the system message
-    included, and is None where nobody asks. `answers` has one digest for each answer in words. `only_answer` is the digest of the row's answer where
-    all its answers are equal and none is a tool call. `words` are those of the row without its system message.
+    included, and is None where nobody asks. `answers` has one digest for each answer in words. `only_answer` is the
+    digest of the answer where a row has no other answer and no tool call. `words` leave the system message out.
     """
 
     whole: int

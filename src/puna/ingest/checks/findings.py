@@ -1,7 +1,7 @@
 """Tables of rows -> findings about the rows that are kept, with numbers, examples and the setting that removes them."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,26 @@ class DataFinding:
         return {**self.finding.to_json(), **counts, "examples": list(self.examples)}
 
 
+@dataclass(frozen=True)
+class FrequentAnswer:
+    """The most frequent answer in words of a table: `count` of `total` answers, in these rows."""
+
+    text: str
+    count: int
+    total: int
+    rows: Sequence[int]
+
+    @property
+    def share(self) -> float:
+        return self.count / self.total
+
+
 def find(tables: Sequence[Table], rejected: Sequence[dict[str, str]], num_rejected: int) -> list[DataFinding]:
-    """Return the findings about kept rows, and about records that could not be read, the most important first."""
-    found = [finding for table in tables for finding in _of_table(table)]
+    """Return the findings about kept rows, and about records that could not be read, the most important first.
+
+    `rejected` are the places and reasons of the first of `num_rejected` records.
+    """
+    found = [finding for table in tables if table.num_kept for finding in _of_table(table)]
     if num_rejected:
         total = num_rejected + sum(len(table.rows) for table in tables)
         seen = f"{_share(num_rejected, total, 'records')} could not be read, first {rejected[0]['place']}: "
@@ -43,58 +60,61 @@ def find(tables: Sequence[Table], rejected: Sequence[dict[str, str]], num_reject
     return sorted(found, key=lambda each: place_of(each.finding.code))
 
 
-def _of_table(table: Table) -> Iterator[DataFinding]:
-    if not table.num_kept:
-        return
-    yield from _equal_answers(table)
-    empty = [index for index in table.kept() if table.has_empty[index]]
-    if empty:
-        seen = f"{_share(len(empty), table.num_kept, table.kind)} have an empty answer, first {table.places[empty[0]]}."
-        yield _finding(table, "answers-empty", seen, "Set drop_empty = true, or write the answers.", empty)
-    copies = table.copies()
-    if copies:
-        seen = (
-            f"{_share(len(copies), table.num_kept, table.kind)} are a copy of an earlier row, {_first(table, copies)}."
-        )
-        yield _finding(
-            table, "data-duplicated", seen, 'Set drop_duplicates = "exact" to keep one of each.', list(copies)
-        )
-    near = table.near_copies()
-    if near:
-        seen = f"{_share(len(near), table.num_kept, table.kind)} are nearly a copy of an earlier row, "
-        remedy = 'Look at the examples; set drop_duplicates = "near" to keep one of each.'
-        yield _finding(table, "data-near-duplicated", f"{seen}{_first(table, near)}.", remedy, list(near))
-    again = _asked_again(table, {*copies, *near})
-    if again:
-        seen = f"{_share(len(again), table.num_kept, table.kind)} ask what an earlier row asks and answer otherwise, "
-        remedy = "Keep the right answer of each question, unless several are right."
-        yield _finding(table, "answers-differ", f"{seen}{_first(table, again)}.", remedy, list(again))
-
-
-def _equal_answers(table: Table) -> Iterator[DataFinding]:
+def frequent_answer(table: Table) -> FrequentAnswer | None:
+    """Find the most frequent answer in words; None for fewer than ten answers."""
     counts = Counter(answer for index in table.kept() for answer in table.answers[index])
-    total = counts.total()
-    if total < LEAST_ANSWERS:
-        return
+    if counts.total() < LEAST_ANSWERS:
+        return None
     answer, count = counts.most_common(1)[0]
-    if count <= MOST_EQUAL * total:
+    rows = [index for index in table.kept() if answer in table.answers[index]]
+    first = table.rows[rows[0]]
+    messages, _ = dialogue_of(first)
+    texts = [messages[place]["content"] for place in answer_places(first, messages)
+             if messages[place]["content"].strip() and not messages[place].get("tool_calls")]  # fmt: skip
+    return FrequentAnswer(_shown(texts[compare_row(first).answers.index(answer)]), count, counts.total(), rows)
+
+
+def _of_table(table: Table) -> Iterator[DataFinding]:
+    frequent = frequent_answer(table)
+    if frequent is not None and frequent.share > MOST_EQUAL:
+        seen = f"{_share(frequent.count, frequent.total, 'answers')} are {frequent.text!r}"
+        most = max(LEAST_ANSWERS, table.num_kept // 100)
+        remedy = (
+            f"Set max_equal_answers = {most}, or correct the answers; leave them if so few different ones are meant."
+        )
+        finding = Finding("answers-equal", f"{seen}, first {table.places[frequent.rows[0]]}.", remedy)
+        examples = [_example(table, index) for index in frequent.rows[:EXAMPLES]]
+        yield DataFinding(finding, frequent.count, frequent.total, examples)
+    empty = {index: index for index in table.kept() if table.has_empty[index]}
+    yield from _rows(
+        table, "answers-empty", "have an empty answer", "Set drop_empty = true, or write the answers.", empty
+    )
+    copies, near = table.copies(), table.near_copies()
+    remedy = 'Set drop_duplicates = "exact" to keep one of each.'
+    yield from _rows(table, "data-duplicated", "are a copy of an earlier row", remedy, copies)
+    remedy = 'Look at the examples; set drop_duplicates = "near" to keep one of each.'
+    yield from _rows(table, "data-near-duplicated", "are nearly a copy of an earlier row", remedy, near)
+    again = _asked_again(table, copies.keys() | near.keys())
+    remedy = "Keep the right answer of each question, unless several are right."
+    yield from _rows(table, "answers-differ", "ask what an earlier row asks and answer otherwise", remedy, again)
+
+
+def _rows(table: Table, code: str, what: str, remedy: str, found: Mapping[int, int]) -> Iterator[DataFinding]:
+    """Yield the finding about these rows, each mapped to the earlier row that it is like, or to itself."""
+    if not found:
         return
-    places = [index for index in table.kept() if answer in table.answers[index]]
-    seen = f"{_share(count, total, 'answers')} are {most_frequent_answer(table, answer)!r}, first {table.places[places[0]]}."
-    most = max(LEAST_ANSWERS, table.num_kept // 100)
-    remedy = f"Set max_equal_answers = {most}, or correct the answers; leave them if so few different ones are meant."
-    yield _finding(table, "answers-equal", seen, remedy, places, count=count, total=total)
+    examples = [_example(table, *pair) for pair in list(found.items())[:EXAMPLES]]
+    first = examples[0]["place"] + (f" (earlier: {examples[0]['earlier']})" if "earlier" in examples[0] else "")
+    seen = f"{_share(len(found), table.num_kept, table.kind)} {what}, first {first}: {examples[0]['text']!r}."
+    yield DataFinding(Finding(code, seen, remedy), len(found), table.num_kept, examples)
 
 
-def most_frequent_answer(table: Table, answer: int) -> str:
-    """Return the beginning of the first answer with this digest, as it was written."""
-    for index in table.kept():
-        if answer in table.answers[index]:
-            messages, _ = dialogue_of(table.rows[index])
-            spoken = [messages[place]["content"] for place in answer_places(table.rows[index], messages)
-                      if messages[place]["content"].strip() and not messages[place].get("tool_calls")]  # fmt: skip
-            return _shown(spoken[compare_row(table.rows[index]).answers.index(answer)])
-    raise AssertionError("the digest of an answer of this table")
+def _example(table: Table, index: int, earlier: int | None = None) -> dict[str, str]:
+    row = table.rows[index]
+    messages, _ = dialogue_of(row)
+    text = _shown(row_text(messages) if messages else row["text"])
+    example = {"place": table.places[index], "id": str(row.get("id", "")), "text": text}
+    return example if earlier in (None, index) else {**example, "earlier": table.places[earlier]}
 
 
 def _asked_again(table: Table, copies: set[int]) -> dict[int, int]:
@@ -111,26 +131,6 @@ def _asked_again(table: Table, copies: set[int]) -> dict[int, int]:
         if earlier < index and table.answers[index] != table.answers[earlier]:
             found[index] = earlier
     return found
-
-
-def _finding(
-    table: Table, code: str, seen: str, remedy: str, rows: Sequence[int], *, count: int = 0, total: int = 0
-) -> DataFinding:
-    examples = [
-        {"place": table.places[index], "id": str(table.rows[index].get("id", "")), "text": _text(table.rows[index])}
-        for index in rows[:EXAMPLES]
-    ]
-    return DataFinding(Finding(code, seen, remedy), count or len(rows), total or table.num_kept, examples)
-
-
-def _first(table: Table, found: dict[int, int]) -> str:
-    index, earlier = next(iter(found.items()))
-    return f"first {table.places[index]} ({table.places[earlier]}): {_text(table.rows[index])!r}"
-
-
-def _text(row: dict[str, Any]) -> str:
-    messages, _ = dialogue_of(row)
-    return _shown(row_text(messages) if messages else row["text"])
 
 
 def _shown(text: str) -> str:

@@ -7,7 +7,7 @@ prompt is the same word for word. Paraphrases and translations are not found.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from puna.chat.conversation import Conversation
 from puna.data.overlap import Probe, find_rows, row_text, split_words, too_short
@@ -22,7 +22,8 @@ N, SHARE = 13, 0.5
 ASIDE = ("rejected", "run_", ".")
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Row:
     """A row that is searched for held-out questions: its index, its fields, the digest of its prompt."""
 
     index: int
@@ -62,8 +63,8 @@ class HeldOut:
         """How many questions were looked for, and in which way."""
         long = len(self.probes) - self.num_short
         return (
-            f"looked for {len(self.probes):,} held-out questions: {long:,} by their {N}-grams of words, "
-            f"{self.num_short:,} shorter ones only as whole prompts"
+            f"looked for {len(self.probes):,} held-out questions: {long:,} by their {N}-grams of words, or all their words, "
+            f"{self.num_short:,} of too few words only where the whole prompt is the same"
         )
 
     def overlapping(self, rows: Iterable[Row]) -> dict[int, str]:

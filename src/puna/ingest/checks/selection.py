@@ -2,31 +2,24 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
-from puna.config import StageConfig
 from puna.ingest.checks.held_out import HeldOut, Row
 from puna.ingest.checks.table import Table
 
 Duplicates = Literal["none", "exact", "near"]
 
 
-class Selection(StageConfig):
-    """Settings that leave rows out. A row that is left out stands in rejected.jsonl with its reason."""
+@dataclass(frozen=True)
+class Selection:
+    """The settings of ingest that leave rows out. A row that is left out stands in rejected.jsonl with its reason."""
 
-    apart_from: list[Path] = Field(
-        default=[], description="datasets, such as a held-out set, that no row may overlap with"
-    )
-    drop_duplicates: Duplicates = Field(
-        default="none", description="keep one of several equal rows; near: also of nearly equal ones"
-    )
-    drop_empty: bool = Field(default=False, description="leave out rows in which an answer has no words and no call")
-    max_equal_answers: int | None = Field(
-        default=None, ge=1, description="most rows with the same answer that are kept, the first ones; default: all"
-    )
+    apart_from: Sequence[Path]
+    drop_duplicates: Duplicates
+    drop_empty: bool
+    max_equal_answers: int | None
 
 
 def leave_out(settings: Selection, tables: Sequence[Table]) -> HeldOut | None:
