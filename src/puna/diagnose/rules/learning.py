@@ -53,8 +53,9 @@ def rate_high(record: Record) -> Finding | None:
         return None
     if fall <= LEAST_ANNEALED * before:
         return None
-    seen = f"From a quarter to three quarters of the run the loss fell by {middle:.3f}, and by {fall:.3f} after that, "
-    seen += f"as the rate went down (lr = {optim.get('lr')})."
+    before_that = f"fell by {middle:.3f}" if middle >= 0 else f"rose by {-middle:.3f}"
+    seen = f"From a quarter to three quarters of the run the loss {before_that}; after that, as the rate went down, it "
+    seen += f"fell by {fall:.3f} (lr = {optim.get('lr')})."
     return Finding("rate-high", seen, LOWER_RATE, ("lower rate",))
 
 
