@@ -27,7 +27,7 @@ from puna.diagnose.rules import fit, forgetting, labels, learning, masks, sides
 from puna.diagnose.rules.table import COMPARISON_RULES, RUN_RULES, START_RULES, examine, explain
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
-from puna.train.evidence.chat import measure_chat
+from puna.train.evidence.chat import PROBES, measure_chat
 from puna.train.evidence.record import open_record
 from puna.train.loop.loop import train
 from puna.train.loop.start import starting_model
@@ -332,7 +332,12 @@ TOO_FAST = (
 def test_a_loss_that_falls_only_as_the_rate_does_is_told():
     rows = [{"loss": loss + noise} for loss in TOO_FAST for noise in (-0.1, 0.1, 0.0)]
     record = Record("sft", {"optim": {"lr": 0.3, "final_lr_share": 0.05}}, rows)
-    assert [finding.code for finding in examine(record)] == ["rate-high"]
+    (finding,) = examine(record)
+    assert finding.code == "rate-high" and "the loss rose by 0." not in finding.seen
+    slower = [loss + 0.04 * step for step, loss in enumerate(TOO_FAST[:15])]
+    risen = [{"loss": loss + noise} for loss in (*slower, *TOO_FAST[15:]) for noise in (-0.1, 0.1, 0.0)]
+    finding = learning.rate_high(Record("sft", record.config, risen))
+    assert finding is not None and "the loss rose by 0." in finding.seen and "fell by -" not in finding.seen
     steady = Record("sft", {"optim": {"lr": 0.3, "final_lr_share": 1.0}}, rows)
     assert learning.rate_high(steady) is None
 
@@ -427,27 +432,36 @@ def log_of(path: Path) -> str:
     return (path.parent / ".runs" / path.name / "log.txt").read_text()
 
 
+def small_talk() -> list[dict[str, Any]]:
+    return [conversation(n, answer + " ") for n, (_, answer) in enumerate(PROBES * 20)]
+
+
+@pytest.fixture(scope="module")
+def talker(run_of: Callable[..., Path], room: Path) -> Path:
+    """A model that ends its answers, whatever it is asked."""
+    return run_of("sft", "talker", data=[str(write_rows(room / "small talk", small_talk()))])
+
+
 def test_chat_that_pages_overwrite_is_told_before_the_first_step_and_after_the_last(
-    run_of: Callable[..., Path], room: Path, plain: Path
+    run_of: Callable[..., Path], room: Path, talker: Path
 ):
     pages = write_pages(room / "pages", 200)
-    path = run_of("pretrain", "only pages", start=str(plain), data=[str(pages)], steps=40)
+    path = run_of("pretrain", "only pages", start=str(talker), data=[str(pages)], steps=40)
     before, after = (read(path).facts[name]["end"] for name in ("chat", "chat_after"))
-    assert before > 0.1 and after < before / 5
+    assert before > 0.3 and after < 0.01
     assert "before the first step: chat-at-risk: The start model ends its answers" in log_of(path)
     assert "puna sft on conversations" in log_of(path) and "**chat-lost.**" in (path / "run_report.md").read_text()
     assert f"{before:.2g} before this run and {after:.2g} after it" in log_of(path)
 
 
 def test_conversations_among_the_pages_keep_chat_and_nothing_is_said(
-    run_of: Callable[..., Path], room: Path, plain: Path
+    run_of: Callable[..., Path], room: Path, talker: Path
 ):
     mixed = write_pages(room / "mixed", 40)
-    rows = [conversation(n) for n in range(40_000, 40_100)]
-    (mixed / "conversations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = run_of("pretrain", "mixed pages", start=str(plain), data=[str(mixed)], steps=10)
+    (mixed / "conversations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in small_talk()))
+    path = run_of("pretrain", "mixed pages", start=str(talker), data=[str(mixed)], steps=20)
     before, after = (read(path).facts[name]["end"] for name in ("chat", "chat_after"))
-    assert before > 0.1 and after > before / 2 and "chat-" not in log_of(path)
+    assert after > before / 3 and "chat-" not in log_of(path)
 
 
 def test_a_model_without_chat_cannot_lose_it(run_of: Callable[..., Path], room: Path):

@@ -63,7 +63,7 @@ class HeldOut:
         """How many questions were looked for, and in which way."""
         long = len(self.probes) - self.num_short
         return (
-            f"looked for {len(self.probes):,} held-out questions: {long:,} by their words, {N} in a row or all of them, "
+            f"looked for {len(self.probes):,} held-out questions: {long:,} by their words ({N} in a row, or all), "
             f"{self.num_short:,} of too few words only where the whole prompt is the same"
         )
 
