@@ -16,13 +16,13 @@ OPTIM = {"lr": 0.01, "final_lr_share": 0.05, "clip": 1.0}
 EQUAL = {"num_spoken": 600, "num_equal": 600, "num_empty": 0, "most_frequent": "Sure."}
 
 
-def record(losses: list[float], facts: Row | None = None, optim: Row | None = None, **columns: list[Any]) -> Record:
+def record(losses: list[float], facts: Row | None = None, columns: dict[str, list[Any]] | None = None) -> Record:
     """A run of these losses, with further columns of the same length."""
     rows: list[Row] = [{"step": step, "loss": loss, "tokens": 100 * step} for step, loss in enumerate(losses, start=1)]
-    for name, values in columns.items():
+    for name, values in (columns or {}).items():
         for row, value in zip(rows, values, strict=True):
             row[name] = value
-    return Record("sft", {"optim": {**OPTIM, **(optim or {})}}, rows, facts or {})
+    return Record("sft", {"optim": OPTIM}, rows, facts or {})
 
 
 def falling(first: float, last: float, steps: int = 100) -> list[float]:
@@ -36,10 +36,10 @@ def codes(found: Record) -> list[str]:
 
 def test_a_run_that_overfits_is_not_told_to_train_longer():
     """The training loss still falls, so that more steps would look right; the validation loss says fewer."""
-    validation = [None] * 100
+    validation: list[float | None] = [None] * 100
     for step, loss in zip(range(9, 100, 10), (3.0, 2.5, 2.2, 2.1, 2.2, 2.4, 2.6, 2.8, 3.0, 3.2), strict=True):
-        validation[step] = loss  # type: ignore[call-overload]
-    found = record(falling(3, 1), validation_loss=validation)
+        validation[step] = loss
+    found = record(falling(3, 1), columns={"validation_loss": validation})
     assert fit.overfitting(found) and learning.steps_few(found), "both rules speak"
     assert codes(found) == ["overfitting"]
 
@@ -80,13 +80,13 @@ def test_the_teachers_weight_is_not_to_be_raised_and_lowered_at_once():
     columns = {
         name: [value] * 100 for name, value in (("entropy", 0.1), ("teacher_entropy", 2.0), ("teacher_loss", 3.0))
     }
-    found = record(falling(3, 1), **columns)
+    found = record(falling(3, 1), columns=columns)
     assert labels.entropy_gap(found) and labels.teacher_foresees_worse(found)
     assert "teacher-foresees-worse" in codes(found) and "entropy-gap" not in codes(found)
 
 
 def test_no_trained_token_accounts_for_a_loss_that_stands_still():
-    found = record([2.0 + 0.01 * (-1) ** step for step in range(100)], trained=[0] * 60 + [1] * 40)
+    found = record([2.0 + 0.01 * (-1) ** step for step in range(100)], columns={"trained": [0] * 60 + [1] * 40})
     assert masks.mask_empty(found) and learning.loss_stuck(found) and masks.mask_thin(found)
     assert codes(found) == ["mask-empty"]
 

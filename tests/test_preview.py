@@ -117,22 +117,22 @@ def test_a_run_keeps_its_preview_and_what_it_took(perform_stage: Perform, traini
     assert before in page.replace(page[page.index("## What it took") : page.index("## The first examples")], "")
 
 
-BEFORE = Forecast(1, 1, 1, 1, 1, 1, 1, 1, 1, peak_bytes=1000, tokens_per_second=100.0, seconds=60.0)
+BEFORE = Forecast(1, 1, 1, 1, 1, 1, 1, 1, 1, peak_bytes=500, tokens_per_second=100.0, seconds=60.0)
 
 
 @pytest.mark.parametrize(
     ("taken", "words"),
     [
-        (Outcome(1400, 60.0, 84.0), ("40% more", "40% longer", "40% fewer")),
-        (Outcome(750, 125.0, 48.0), ("25% less", "20% shorter", "25% more")),
-        (Outcome(1004, 100.3, 59.9), ("as foreseen",) * 3),
+        (Outcome(700, 60.0, 84.0), ("40% more", "40% longer", "40% fewer")),
+        (Outcome(375, 125.0, 48.0), ("25% less", "20% shorter", "25% more")),
+        (Outcome(502, 100.3, 59.9), ("as foreseen",) * 3),
     ],
 )
 def test_an_outcome_is_compared_with_its_forecast_in_words(taken: Outcome, words: tuple[str, str, str]):
-    """1,400 bytes where 1,000 were foreseen are 40 % more; "-29 %" would be true of the forecast, not of the run."""
+    """700 bytes where 500 were foreseen are 40 % more; "-29 %" would be true of the forecast, not of the run."""
     memory, time, rate = outcome_lines(BEFORE, taken)
     told = [word if word == "as foreseen" else f"{word} than foreseen" for word in words]
-    assert memory == f"memory: 1,000 B foreseen, {taken.peak_bytes:,} B taken, {told[0]}"
+    assert memory == f"memory: 500 B foreseen, {taken.peak_bytes} B taken, {told[0]}"
     assert time.startswith("time: 60.0 s foreseen, ") and time.endswith(f"taken, {told[1]}")
     assert rate.startswith("tokens/s: 100 foreseen, ") and rate.endswith(f"reached, {told[2]}")
 
