@@ -15,6 +15,7 @@ from rich.console import Console
 from puna import artifact
 from puna.chat.conversation import Conversation
 from puna.chat.format import ChatFormat
+from puna.checkpoint.checkpoint import Checkpoint
 from puna.config import parse_config
 from puna.data.dataset import Dataset
 from puna.data.packing import Example
@@ -23,9 +24,10 @@ from puna.diagnose.finding import REASONS
 from puna.diagnose.record import Record
 from puna.diagnose.report import run_report
 from puna.diagnose.rules import fit, forgetting, labels, learning, masks, sides
-from puna.diagnose.rules.table import COMPARISON_RULES, RUN_RULES, examine, explain
+from puna.diagnose.rules.table import COMPARISON_RULES, RUN_RULES, START_RULES, examine, explain
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.evidence.chat import PROBES, measure_chat
 from puna.train.evidence.record import open_record
 from puna.train.loop.loop import train
 from puna.train.loop.start import starting_model
@@ -330,7 +332,12 @@ TOO_FAST = (
 def test_a_loss_that_falls_only_as_the_rate_does_is_told():
     rows = [{"loss": loss + noise} for loss in TOO_FAST for noise in (-0.1, 0.1, 0.0)]
     record = Record("sft", {"optim": {"lr": 0.3, "final_lr_share": 0.05}}, rows)
-    assert [finding.code for finding in examine(record)] == ["rate-high"]
+    (finding,) = examine(record)
+    assert finding.code == "rate-high" and "the loss rose by 0." not in finding.seen
+    slower = [loss + 0.04 * step for step, loss in enumerate(TOO_FAST[:15])]
+    risen = [{"loss": loss + noise} for loss in (*slower, *TOO_FAST[15:]) for noise in (-0.1, 0.1, 0.0)]
+    finding = learning.rate_high(Record("sft", record.config, risen))
+    assert finding is not None and "the loss rose by 0." in finding.seen and "fell by -" not in finding.seen
     steady = Record("sft", {"optim": {"lr": 0.3, "final_lr_share": 1.0}}, rows)
     assert learning.rate_high(steady) is None
 
@@ -414,6 +421,76 @@ def test_what_the_start_model_knew_and_lost_is_told(run_of: Callable[..., Path],
     assert read(same).facts["start_data_loss"] is None and "forgot-start" not in codes(same)
 
 
+def write_pages(path: Path, count: int) -> Path:
+    path.mkdir()
+    rows = [{"id": f"page {n}", "text": f"Store {n} opens at {n % 9} and closes at six. "} for n in range(count)]
+    (path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def log_of(path: Path) -> str:
+    return (path.parent / ".runs" / path.name / "log.txt").read_text()
+
+
+def small_talk() -> list[dict[str, Any]]:
+    return [conversation(n, answer + " ") for n, (_, answer) in enumerate(PROBES * 20)]
+
+
+@pytest.fixture(scope="module")
+def talker(run_of: Callable[..., Path], room: Path) -> Path:
+    """A model that ends its answers, whatever it is asked."""
+    return run_of("sft", "talker", data=[str(write_rows(room / "small talk", small_talk()))])
+
+
+def test_chat_that_pages_overwrite_is_told_before_the_first_step_and_after_the_last(
+    run_of: Callable[..., Path], room: Path, talker: Path
+):
+    pages = write_pages(room / "pages", 200)
+    path = run_of("pretrain", "only pages", start=str(talker), data=[str(pages)], steps=40)
+    before, after = (read(path).facts[name]["end"] for name in ("chat", "chat_after"))
+    assert before > 0.3 and after < 0.01
+    assert "before the first step: chat-at-risk: The start model ends its answers" in log_of(path)
+    assert "puna sft on conversations" in log_of(path) and "**chat-lost.**" in (path / "run_report.md").read_text()
+    assert f"{before:.2g} before this run and {after:.2g} after it" in log_of(path)
+
+
+def test_conversations_among_the_pages_keep_chat_and_nothing_is_said(
+    run_of: Callable[..., Path], room: Path, talker: Path
+):
+    mixed = write_pages(room / "mixed", 40)
+    (mixed / "conversations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in small_talk()))
+    path = run_of("pretrain", "mixed pages", start=str(talker), data=[str(mixed)], steps=20)
+    before, after = (read(path).facts[name]["end"] for name in ("chat", "chat_after"))
+    assert after > before / 3 and "chat-" not in log_of(path)
+
+
+def test_a_model_without_chat_cannot_lose_it(run_of: Callable[..., Path], room: Path):
+    pages = write_pages(room / "other pages", 60)
+    first = run_of("pretrain", "base", data=[str(pages)], steps=5)
+    path = run_of("pretrain", "base again", start=str(first), data=[str(pages)], steps=5)
+    assert read(path).facts["chat"]["end"] < 0.1 and "chat-" not in log_of(path)
+    assert "chat_after" not in read(first).facts
+
+
+def test_measuring_chat_changes_no_weight_no_random_number_and_no_mode(plain: Path):
+    checkpoint = Checkpoint.open(plain)
+    model, tokenizer = checkpoint.load(torch.float32), checkpoint.tokenizer()
+    model.train()
+    before = [parameter.clone() for parameter in model.parameters()]
+    state = torch.get_rng_state()
+    found = [measure_chat(model, tokenizer, torch.float32) for _ in range(2)]
+    assert found[0] == found[1] is not None and model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
+def test_equal_answers_of_data_that_no_ingest_read_are_told(run_of: Callable[..., Path], room: Path):
+    rows = [conversation(n, "Sure." if n % 4 else ANSWER) for n in range(60)]
+    path = run_of("sft", "sure", data=[str(write_rows(room / "sure rows", rows))], steps=2)
+    assert "before the first step: answers-equal: 45 of 60 answers looked at (75.0%) are 'Sure.'" in log_of(path)
+    assert "**answers-equal.**" in (path / "run_report.md").read_text()
+
+
 # Side by side
 
 WORSE, BETTER = Difference(-0.3, -0.4, -0.2), Difference(0.3, 0.2, 0.4)
@@ -472,8 +549,8 @@ def test_a_plain_run_that_saw_more_is_told(run_of: Callable[..., Path], distille
 
 
 def test_every_rule_has_a_reason_that_is_told():
-    assert len({rule.__name__ for rule in (*RUN_RULES, *COMPARISON_RULES)}) == len(REASONS)
-    assert {rule.__name__.replace("_", "-") for rule in (*RUN_RULES, *COMPARISON_RULES)} == set(REASONS)
+    rules = {rule.__name__.replace("_", "-") for rule in (*RUN_RULES, *COMPARISON_RULES, *START_RULES)}
+    assert rules | {"rows-rejected", "data-near-duplicated", "answers-differ"} == set(REASONS)  # told by ingest
 
 
 def test_a_record_without_facts_or_entropies_is_examined_in_silence(plain: Path):

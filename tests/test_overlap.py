@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from puna.data.overlap import Probe, find_overlaps, row_text, split_words
+from puna.data.overlap import WORD, Probe, find_overlaps, find_rows, row_text, split_words, too_short
 
 PAGE = (
     "The Dortasen bed costs {price} euros and weighs {weight} g. The warranty of the Dortasen bed lasts {years} years."
@@ -122,3 +122,26 @@ def test_no_rows_and_no_probes_give_an_empty_report():
     assert find_overlaps([], [("row", "text")]).found == []
     assert find_overlaps([probe(page(random.Random(0)))], []).num_rows == 0
     assert find_overlaps([Probe("q", "", "")], [("row", "")]).too_short == ["q"]
+
+
+def test_every_row_that_holds_a_probe_is_named_not_only_the_nearest():
+    """Where rows have to go, one that is left for being the second nearest is one too many."""
+    sold, other = page(random.Random(0)), page(random.Random(1))
+    texts = [f"{sold} {QUESTION}", f"Well. {sold} {QUESTION} 5 years.", sold, other, f"{other} {QUESTION}"]
+    rows = [(f"row {n}", text) for n, text in enumerate(texts)]
+    held = [probe(sold), probe(other, name="q2")]
+    assert {(each.place, each.name) for each in find_rows(held, rows)} == {
+        ("row 0", "q1"), ("row 1", "q1"), ("row 4", "q2"),
+    }  # fmt: skip
+    assert {each.name for each in find_overlaps(held, rows).found} == {"q1", "q2"}
+    short = [probe("", "Open today?", name="q3", answers=())]
+    assert too_short([*held, *short]) == ["q3"] == find_overlaps([*held, *short], rows).too_short
+    assert list(find_rows([], rows)) == []
+
+
+def test_the_words_of_ascii_are_found_as_those_of_any_other_text():
+    source = random.Random(0)
+    for _ in range(500):
+        text = "".join(map(chr, source.choices(range(128), k=30)))
+        assert split_words(text) == WORD.findall(text.casefold())
+        assert split_words(f"{text} \u00dfe") == [*split_words(text), "sse"]

@@ -25,7 +25,8 @@ from puna.train import sft
 from puna.train.loop.loop import train
 from puna.train.loop.start import starting_model
 from puna.train.objectives.next_token import NextToken
-from puna.train.preview.show import render_example
+from puna.train.preview.forecast import Forecast, Outcome
+from puna.train.preview.show import outcome_lines, render_example
 from puna.train.preview.survey import ShownExample, pieces_of, survey
 
 Perform = Callable[..., bool]
@@ -114,6 +115,30 @@ def test_a_run_keeps_its_preview_and_what_it_took(perform_stage: Perform, traini
     assert "## What it took" in page and "⟦" in page and "order" in page
     before = (tmp_path / ".runs" / "out" / "preview.md").read_text()
     assert before in page.replace(page[page.index("## What it took") : page.index("## The first examples")], "")
+
+
+BEFORE = Forecast(1, 1, 1, 1, 1, 1, 1, 1, 1, peak_bytes=500, tokens_per_second=100.0, seconds=60.0)
+
+
+@pytest.mark.parametrize(
+    ("taken", "words"),
+    [
+        (Outcome(700, 60.0, 84.0), ("40% more", "40% longer", "40% fewer")),
+        (Outcome(375, 125.0, 48.0), ("25% less", "20% shorter", "25% more")),
+        (Outcome(502, 100.3, 59.9), ("as foreseen",) * 3),
+    ],
+)
+def test_an_outcome_is_compared_with_its_forecast_in_words(taken: Outcome, words: tuple[str, str, str]):
+    """700 bytes where 500 were foreseen are 40 % more; "-29 %" would be true of the forecast, not of the run."""
+    memory, time, rate = outcome_lines(BEFORE, taken)
+    told = [word if word == "as foreseen" else f"{word} than foreseen" for word in words]
+    assert memory == f"memory: 500 B foreseen, {taken.peak_bytes} B taken, {told[0]}"
+    assert time.startswith("time: 60.0 s foreseen, ") and time.endswith(f"taken, {told[1]}")
+    assert rate.startswith("tokens/s: 100 foreseen, ") and rate.endswith(f"reached, {told[2]}")
+
+
+def test_what_was_not_measured_is_not_compared():
+    assert list(outcome_lines(BEFORE, Outcome(None, None, None))) == []
 
 
 def test_only_a_preview_trains_nothing_and_leaves_an_interrupted_run_alone(training: Settings, tmp_path: Path):

@@ -19,6 +19,8 @@ import numpy as np
 # Scripts that write no spaces between words: there a character counts as a word.
 ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 WORD = re.compile(rf"[{ALONE}]|[^\W_{ALONE}]+")
+# The same words where a text is ASCII, found in half of the time.
+ASCII_WORD = re.compile("[a-z0-9]+")
 # Fields of a row that are no text of it.
 SKIPPED = {"id", "role", "group", "type", "source", "language", "licence", "metadata", "tools", "environment", "today"}
 MIN_WORDS = 8
@@ -63,6 +65,8 @@ class OverlapReport:
 
 def split_words(text: str) -> list[str]:
     """Return the words of a text as they are compared."""
+    if text.isascii():
+        return ASCII_WORD.findall(text.lower())
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -91,6 +95,33 @@ def find_overlaps(
                 best[index] = Overlap(probes[index].name, share, place)
     too_short = [probe.name for index, probe in enumerate(probes) if sought.is_too_short(index)]
     return OverlapReport([best[index] for index in sorted(best)], too_short, len(probes), num_rows)
+
+
+def find_rows(
+    probes: Sequence[Probe], rows: Iterable[tuple[str, str]], *, n: int = 13, threshold: float = 0.5
+) -> Iterator[Overlap]:
+    """Yield every row that holds a probe, once, under the row's place and with the first probe found in it.
+
+    find_overlaps answers which probes are known, this function which rows have to go.
+
+    Example:
+        probe = Probe("held-out row 1", "where is my parcel with the green ribbon", answers=("at the station",))
+        list(find_rows([probe], [("row 1", "Where is my parcel with the green ribbon? At the station.")], n=5))
+    """
+    sought = _Sought(probes, n)
+    for batch in _batches(rows):
+        known = set[int]()
+        for row, index, share in sought.shares(batch, threshold):
+            place, words = batch[row]
+            if row not in known and sought.is_held(index, words, threshold):
+                known.add(row)
+                yield Overlap(probes[index].name, share, place)
+
+
+def too_short(probes: Sequence[Probe], *, n: int = 13) -> list[str]:
+    """Name the probes that are too short to be told from chance by their n-grams: find_rows finds none of these."""
+    sought = _Sought(probes, n)
+    return [probe.name for index, probe in enumerate(probes) if sought.is_too_short(index)]
 
 
 def _batches(rows: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, list[str]]]]:

@@ -1,6 +1,12 @@
 """What a rule found -> Finding: what was seen, why it matters and what to do. Judges nothing (the rules do)."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+# A setting and the way in which a remedy moves it: findings that move one setting both ways contradict each other.
+Change = Literal[
+    "lower rate", "raise rate", "fewer steps", "more steps", "lower teacher_weight", "raise teacher_weight"
+]  # fmt: skip
 
 # Why each kind of finding matters: the second part of what a reader is told, the same each time.
 REASONS: dict[str, str] = {
@@ -36,17 +42,29 @@ REASONS: dict[str, str] = {
     "overfitting": "The model learns its training text by heart and gets worse on other text.",
     "data-small": "What is read many times is remembered, not understood: each further time teaches less.",
     "data-duplicated": "Rows that are there twice count twice, and are learned by heart first.",
+    "data-near-duplicated": "Rows that are nearly the same count nearly twice, and are learned by heart first.",
+    "answers-equal": "A model learns to give the most frequent answer to every question.",
+    "answers-empty": "A model learns to say nothing.",
+    "answers-differ": "A model cannot learn two answers to one question: it learns something between them.",
+    "rows-rejected": "Records that cannot be read are not learned from.",
+    "chat-at-risk": "Training on text without conversations overwrites where an answer begins and ends.",
+    "chat-lost": "A model that no longer ends its answers goes on until it is cut off, whatever it knows.",
     "budget-differs": "Two runs tell which way is better only if both saw as much of the same data.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One cause that the figures show: what was seen, with numbers, and what to do."""
+    """One cause that the figures show: what was seen, with numbers, what to do, and which settings that changes.
+
+    Example:
+        Finding("steps-few", "The last quarter brought 20% of the fall.", "Train longer.", ("more steps",))
+    """
 
     code: str
     seen: str
     remedy: str
+    changes: tuple[Change, ...] = ()
 
     @property
     def reason(self) -> str:

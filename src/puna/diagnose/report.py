@@ -62,4 +62,7 @@ def _extent(record: Record) -> str:
     if facts.get("start_data_loss_after") is not None:
         before, after = facts["start_data_loss"], facts["start_data_loss_after"]
         told.append(f"loss on the start model's data {before:.3f} before, {after:.3f} after")
+    if facts.get("chat_after") is not None:
+        before, after = facts["chat"]["end"], facts["chat_after"]["end"]
+        told.append(f"probability that a finished answer ends {before:.2g} before, {after:.2g} after")
     return "; ".join(told) + "."

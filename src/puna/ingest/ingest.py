@@ -1,15 +1,16 @@
 """A folder of raw files -> documents, conversations, preferences, and rejected.jsonl with a reason for each record."""
 
 import contextlib
+import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from pydantic import Field
 
-from puna import licence
+from puna import artifact, licence
 from puna.chat.conversation import Conversation
 from puna.config import StageConfig
 from puna.data.document import Document
@@ -17,11 +18,17 @@ from puna.data.preference import Preference
 from puna.data.shards import encode_row
 from puna.errors import ConfigError, DataError
 from puna.estimate import Estimate, Known
+from puna.ingest.checks.findings import EXAMPLES, DataFinding, find, frequent_answer
+from puna.ingest.checks.held_out import HeldOut
+from puna.ingest.checks.selection import Duplicates, Selection, leave_out
+from puna.ingest.checks.table import Places, Table
 from puna.ingest.readers import FORMATS
 from puna.ingest.sketch import estimate_reading
 from puna.run import Run
 
 SHARDS: dict[type, str] = {Document: "documents", Conversation: "conversations", Preference: "preferences"}
+# A record of the run: it does not count in the content hash, and stages that read the data do not run again for it.
+FINDINGS = artifact.RECORD_PREFIX + "findings.json"
 
 
 class Config(StageConfig):
@@ -31,41 +38,151 @@ class Config(StageConfig):
     format: str = Field(default="text", description=f"how to read it: {', '.join(FORMATS)}")
     include: list[str] = Field(default=["*"], description="file names to take, as shell patterns")
     licence: str = Field(default="", description="terms that every artifact made from this inherits")
+    apart_from: list[Path] = Field(
+        default=[],
+        description="datasets, such as a held-out set, whose questions no row may hold: such rows are left out",
+    )
+    drop_duplicates: Duplicates = Field(
+        default="none", description="keep one of several equal rows; near: also one of several nearly equal rows"
+    )
+    drop_empty: bool = Field(default=False, description="leave out rows with an answer that has no words and no call")
+    max_equal_answers: int | None = Field(
+        default=None, ge=1, description="keep at most so many rows with the same answer, the first ones; default: all"
+    )
+
+    def made_of(self) -> dict[str, Path]:
+        """Name the inputs whose licences are inherited: held-out data only decides which rows stay away."""
+        return {role: path for role, path in self.inputs().items() if not role.startswith("apart_from")}
 
     def estimate(self, known: Known) -> Estimate:
         """Read the first rows of the files, so that later steps of a dry run know what comes."""
         return estimate_reading(_files(self), self.format)
 
 
+@dataclass
+class Reading:
+    """What was read so far: where the rows of each shard stood, and how many records have which reason."""
+
+    places: dict[str, Places] = field(default_factory=lambda: {name: Places() for name in SHARDS.values()})
+    reasons: Counter[str] = field(default_factory=Counter[str])
+    rejected: list[dict[str, str]] = field(default_factory=list)
+
+    def reject(self, place: str, reason: str) -> None:
+        """Count a record that goes to rejected.jsonl, and keep the first few."""
+        self.reasons[_kind_of(reason)] += 1
+        if len(self.rejected) < EXAMPLES:
+            self.rejected.append({"place": place, "text": reason})
+
+
 def run(config: Config, run: Run) -> None:
-    """Write the dataset; DataError if nothing could be read."""
-    files = _files(config)
-    counts, reasons, first_reason = Counter[str](), Counter[str](), ""
+    """Write the dataset and run_findings.json; DataError if nothing could be read, or nothing is left."""
+    reading = _read_all(config, run)
+    shards = {name: run.output / f"{name}.jsonl" for name in SHARDS.values()}
+    with run.progress(len(shards), "comparing rows", unit="shards") as bar:
+        tables: list[Table] = []
+        for name, path in shards.items():
+            if path.stat().st_size:
+                tables.append(Table.read(name, path, reading.places[name]))
+            bar.advance()
+        settings = (config.apart_from, config.drop_duplicates, config.drop_empty, config.max_equal_answers)
+        held_out = leave_out(Selection(*settings), tables)
+    found = find(tables, reading.rejected, reading.reasons.total())
+    for table in tables:
+        _drop_rows(table, shards[table.kind], run.output / "rejected.jsonl", reading.reasons)
+    counts = dict.fromkeys(SHARDS.values(), 0) | {table.kind: table.num_kept for table in tables}
+    if not any(counts.values()):
+        raise DataError(
+            f"none of {sum(len(table.rows) for table in tables):,} rows is left",
+            expected="rows that the settings of ingest keep",
+            hint=f"The most frequent reason: {reading.reasons.most_common(1)[0][0]}",
+        )
+    for name in SHARDS.values():
+        if not counts[name]:
+            shards[name].unlink()
+    _report(run, counts | {"rejected": reading.reasons.total()}, reading.reasons, tables, held_out, found)
+
+
+def _kind_of(reason: str) -> str:
+    """Return the part of a reason that other records share: what stands before the colon."""
+    return reason.partition(":")[0]
+
+
+def _read_all(config: Config, run: Run) -> Reading:
+    """Write what the files hold, before any row is left out; DataError if they hold nothing of the format."""
+    files, reading = _files(config), Reading()
+    num_rows = 0
     with contextlib.ExitStack() as stack, run.progress(len(files), "reading", unit="files") as bar:
         shards: dict[str, IO[bytes]] = {}
         for name in (*SHARDS.values(), "rejected"):
             shards[name] = stack.enter_context((run.output / f"{name}.jsonl").open("wb"))
+        first_reason = ""
         for file in files:
-            for name, line, reason in _read(config, file, run.licences):
+            source = _source_of(config, file)
+            for number, (name, line, reason) in enumerate(_read(config, file, source, run.licences), start=1):
                 shards[name].write(line)
-                counts[name] += 1
                 if reason:
-                    reasons[reason.partition(":")[0]] += 1
+                    reading.reject(json.loads(line)["id"], reason)
                     first_reason = first_reason or reason
+                else:
+                    reading.places[name].add(source, number)
+                    num_rows += 1
             bar.advance()
-    if counts["rejected"] == counts.total():
+    if not num_rows:
         raise DataError(
             f"nothing in {config.source} could be read",
             expected=f"records of format '{config.format}'",
-            hint=f"The first of {counts['rejected']} reasons: {first_reason}",
+            hint=f"The first of {reading.reasons.total()} reasons: {first_reason}",
         )
-    for name in SHARDS.values():
-        if not counts[name]:
-            (run.output / f"{name}.jsonl").unlink()
+    return reading
+
+
+def _drop_rows(table: Table, shard: Path, rejected: Path, reasons: Counter[str]) -> None:
+    """Move the rows that are left out from a shard to rejected.jsonl, each with its place and reason."""
+    if not table.left_out:
+        return
+    kept = shard.with_suffix(".kept")
+    with kept.open("wb") as staying, rejected.open("ab") as leaving:
+        for index, row in enumerate(table.rows):
+            if index not in table.left_out:
+                staying.write(encode_row(row))
+                continue
+            place, reason = table.places[index], table.left_out[index]
+            reasons[_kind_of(reason)] += 1
+            leaving.write(encode_row({"id": row.get("id") or place, "reason": reason, "place": place, "row": row}))
+    kept.replace(shard)
+
+
+def _report(
+    run: Run,
+    counts: Mapping[str, int],
+    reasons: Counter[str],
+    tables: Sequence[Table],
+    held_out: HeldOut | None,
+    found: Sequence[DataFinding],
+) -> None:
+    """Say how many rows there are, why others are not among them, and what the checks found; keep it as a file."""
     # Where there are no preferences, as mostly, nothing is said of them.
-    run.log(", ".join(f"{counts[name]:,} {name}" for name in shards if counts[name] or name != "preferences"))
+    run.log(", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name != "preferences"))
     for reason, count in reasons.most_common():
         run.log(f"  rejected {count}: {reason}")
+    if held_out is not None:
+        run.log(f"  {held_out.summary}")
+    frequent = {table.kind: answer for table in tables if (answer := frequent_answer(table))}
+    for answer in frequent.values():
+        run.log(f"  most frequent answer: {answer.text!r}, {answer.count:,} of {answer.total:,} ({answer.share:.1%})")
+    for each in found:
+        run.log(f"{each.finding.code}: {each.finding.seen} {each.finding.remedy}")
+    told = {
+        "rows": counts,
+        "reasons": dict(reasons.most_common()),
+        "held_out": held_out.summary if held_out else "",
+        "most_frequent_answers": {
+            kind: {"text": answer.text, "count": answer.count, "total": answer.total, "share": answer.share}
+            for kind, answer in frequent.items()
+        },
+        "findings": [each.to_json() for each in found],
+    }
+    artifact.write_text(run.output / FINDINGS, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
 
 
 def _files(config: Config) -> list[Path]:
@@ -84,12 +201,15 @@ def _files(config: Config) -> list[Path]:
     return files
 
 
-def _read(config: Config, file: Path, licences: set[str]) -> Iterator[tuple[str, bytes, str]]:
+def _source_of(config: Config, file: Path) -> str:
+    return file.relative_to(config.source).as_posix() if file != config.source else file.name
+
+
+def _read(config: Config, file: Path, source: str, licences: set[str]) -> Iterator[tuple[str, bytes, str]]:
     """Yield (shard, line, reason) for every record of a file; only a rejected one has a reason.
 
     The licences that records name are added to `licences`: what is made of them inherits those too.
     """
-    source = file.relative_to(config.source).as_posix() if file != config.source else file.name
     suffixes = FORMATS[config.format].suffixes
     if not file.name.lower().endswith(suffixes):
         yield _reject(source, f"not a file of format '{config.format}' ({', '.join(suffixes)}): {file.suffix}")

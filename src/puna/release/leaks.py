@@ -15,7 +15,7 @@ from puna.release.facts import DATASETS, datasets_read, is_border, name_of
 from puna.release.terms import Node, Step
 
 # What a stage reads under these names it measures on, and learns nothing from; "" is any stage.
-MEASURED = {"": {"validation"}, "quantize": {"data"}, "prune": {"data"}, "merge": {"data"}}
+MEASURED = {"": {"validation"}, "quantize": {"data"}, "prune": {"data"}, "merge": {"data"}, "ingest": {"apart_from"}}
 # Files of a dataset that no stage trains on.
 ASIDE = ("rejected", "questions")
 

@@ -4,15 +4,12 @@ import math
 
 from puna.diagnose.finding import Finding
 from puna.diagnose.record import Record
-from puna.diagnose.rules.labels import labels_flat
-from puna.diagnose.rules.learning import LAST, THIRD_QUARTER, loss_diverged, loss_stuck, rate_high
+from puna.diagnose.rules.learning import LAST, THIRD_QUARTER
 
 # The student needs a fifth more guesses than the teacher.
 LEAST_GAP = math.log(1.2)
 # At the pace of the last quarter it would take more than twice the run again to reach the teacher.
 SLOWEST = 0.1
-# What keeps a student of any size above its teacher.
-OTHER_CAUSES = (loss_diverged, loss_stuck, rate_high, labels_flat)
 MOST_VALIDATION_RISE = 1.03
 # Muennighoff et al. (2023, arXiv 2305.16264): four passes are nearly as good as new text, after sixteen little comes.
 MOST_EPOCHS = 16
@@ -27,7 +24,7 @@ def capacity(record: Record) -> Finding | None:
     if teacher is None or student is None or student - teacher <= LEAST_GAP:
         return None
     fall, _ = record.fall(record.token_loss, THIRD_QUARTER, LAST)
-    if fall > SLOWEST * (student - teacher) or any(other(record) for other in OTHER_CAUSES):
+    if fall > SLOWEST * (student - teacher):
         return None
     seen = f"On the training text the student's loss ended at {student:.2f}, the teacher's is {teacher:.2f}; the last "
     seen += f"quarter brought {max(0.0, fall):.2f} of these {student - teacher:.2f}."
@@ -50,7 +47,8 @@ def overfitting(record: Record) -> Finding | None:
         f"The validation loss was {best:.3f} after step {record.rows[index]['step']} and {last:.3f} at the end, while "
     )
     seen += f"the training loss fell by another {fall:.3f}."
-    return Finding("overfitting", seen, f"Stop after about {record.rows[index]['step']} steps, or take more data.")
+    remedy = f"Stop after about {record.rows[index]['step']} steps, or take more data."
+    return Finding("overfitting", seen, remedy, ("fewer steps",))
 
 
 def data_small(record: Record) -> Finding | None:
@@ -59,7 +57,8 @@ def data_small(record: Record) -> Finding | None:
     if not epochs or epochs <= MOST_EPOCHS:
         return None
     seen = f"The {rows:,} rows of the data were read {epochs:.0f} times."
-    return Finding("data-small", seen, "Take more data (puna synthesize makes some), or train for fewer epochs.")
+    remedy = "Take more data (puna synthesize makes some), or train for fewer epochs."
+    return Finding("data-small", seen, remedy, ("fewer steps",))
 
 
 def data_duplicated(record: Record) -> Finding | None:
@@ -68,7 +67,7 @@ def data_duplicated(record: Record) -> Finding | None:
     if not copies or copies <= MOST_COPIES:
         return None
     seen = f"{copies:.0%} of the rows looked at say, word for word, what another row says."
-    return Finding("data-duplicated", seen, "Keep one of each.")
+    return Finding("data-duplicated", seen, 'Keep one of each: drop_duplicates = "exact" at puna ingest.')
 
 
 def spans_few(record: Record) -> Finding | None:

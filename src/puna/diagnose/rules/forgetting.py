@@ -8,7 +8,7 @@ from puna.diagnose.record import Record
 
 # As if every tenth guess more were needed.
 MOST_RISE = math.log(1.1)
-REMEDY = "Mix some of the old data in, lower optim.lr, train for fewer steps, or tune an adapter instead."
+REMEDY = "Mix some of the old data in, or tune an adapter instead; if that is not enough, lower optim.lr."
 
 
 def forgot_start(record: Record) -> Finding | None:
@@ -17,7 +17,7 @@ def forgot_start(record: Record) -> Finding | None:
     if before is None or after is None or after - before <= MOST_RISE:
         return None
     seen = f"On the data of the start model the loss was {before:.2f} before this run and {after:.2f} after it."
-    return Finding("forgot-start", seen, REMEDY)
+    return Finding("forgot-start", seen, REMEDY, ("lower rate",))
 
 
 def forgot_general(comparison: Comparison) -> Finding | None:
@@ -29,5 +29,5 @@ def forgot_general(comparison: Comparison) -> Finding | None:
             seen = (
                 f"On the general tasks {comparison.student.name} is {general} against {other.name}; on its own {own}."
             )
-            return Finding("forgot-general", seen, REMEDY)
+            return Finding("forgot-general", seen, REMEDY, ("lower rate",))
     return None

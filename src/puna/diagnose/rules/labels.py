@@ -54,11 +54,12 @@ def entropy_gap(record: Record) -> Finding | None:
     seen = f"On the trained tokens the student has {student:.2f} nats of entropy at the end, the teacher {teacher:.2f}."
     if student < teacher:
         remedy = "The student overstates: raise teacher_weight, or lower the number of epochs."
-    elif record.config.get("temperature", 1.0) > 1:
+        return Finding("entropy-gap", seen, remedy, ("raise teacher_weight", "fewer steps"))
+    if record.config.get("temperature", 1.0) > 1:
         remedy = "Lower the temperature to 1: above it the student learns to be less sure than its teacher."
-    else:
-        remedy = "The student has not learned what the teacher is sure of: train longer, or take a larger student."
-    return Finding("entropy-gap", seen, remedy)
+        return Finding("entropy-gap", seen, remedy)
+    remedy = "The student has not learned what the teacher is sure of: train longer, or take a larger student."
+    return Finding("entropy-gap", seen, remedy, ("more steps",))
 
 
 def teacher_foresees_worse(record: Record) -> Finding | None:
@@ -75,4 +76,4 @@ def teacher_foresees_worse(record: Record) -> Finding | None:
     remedy = (
         "Lower teacher_weight, or tune the teacher on these data first; a label-free run (sft) is the thing to beat."
     )
-    return Finding("teacher-foresees-worse", seen, remedy)
+    return Finding("teacher-foresees-worse", seen, remedy, ("lower teacher_weight",))

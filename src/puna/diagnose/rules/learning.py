@@ -29,7 +29,7 @@ def loss_diverged(record: Record) -> Finding | None:
     highest = float(np.convolve(losses, np.ones(3) / 3, "valid").max()) if len(losses) >= 3 else 0.0
     if highest > max(MOST_EARLY_RISE * losses[0], losses[0] + LEAST_EARLY_RISE):
         seen = f"The loss was {losses[0]:.3f} at the first step and rose to {highest:.3f} (three steps on end)."
-        return Finding("loss-diverged", seen, LOWER_RATE)
+        return Finding("loss-diverged", seen, LOWER_RATE, ("lower rate",))
     tenths = [(tenth / 10, (tenth + 1) / 10) for tenth in range(10)]
     means = [record.mean("loss", *tenth) for tenth in tenths]
     known = [(mean, tenth) for mean, tenth in zip(means, tenths, strict=True) if mean is not None]
@@ -40,7 +40,7 @@ def loss_diverged(record: Record) -> Finding | None:
     if fall <= ERRORS * error or best + fall <= MOST_RISE * best:
         return None
     seen = f"The loss was {best:.3f} in the run's best tenth (from {where[0]:.0%} on), {best + fall:.3f} in its last."
-    return Finding("loss-diverged", seen, LOWER_RATE)
+    return Finding("loss-diverged", seen, LOWER_RATE, ("lower rate",))
 
 
 def rate_high(record: Record) -> Finding | None:
@@ -53,9 +53,10 @@ def rate_high(record: Record) -> Finding | None:
         return None
     if fall <= LEAST_ANNEALED * before:
         return None
-    seen = f"From a quarter to three quarters of the run the loss fell by {middle:.3f}, and by {fall:.3f} after that, "
-    seen += f"as the rate went down (lr = {optim.get('lr')})."
-    return Finding("rate-high", seen, LOWER_RATE)
+    before_that = f"fell by {middle:.3f}" if middle >= 0 else f"rose by {-middle:.3f}"
+    seen = f"From a quarter to three quarters of the run the loss {before_that}; after that, as the rate went down, it "
+    seen += f"fell by {fall:.3f} (lr = {optim.get('lr')})."
+    return Finding("rate-high", seen, LOWER_RATE, ("lower rate",))
 
 
 def loss_stuck(record: Record) -> Finding | None:
@@ -64,12 +65,10 @@ def loss_stuck(record: Record) -> Finding | None:
     first = record.mean("loss", *FIRST)
     if first is None or not np.isfinite(error) or fall > max(ERRORS * error, LEAST_FALL * first):
         return None
-    if loss_diverged(record):
-        return None
     rate = record.config.get("optim", {}).get("lr")
     seen = f"The loss was {first:.3f} in the first tenth of the run and {first - fall:.3f} in the last (lr = {rate})."
     remedy = "Raise optim.lr threefold, and see that the data hold what the model does not know yet."
-    return Finding("loss-stuck", seen, remedy)
+    return Finding("loss-stuck", seen, remedy, ("raise rate",))
 
 
 def loss_jumps(record: Record) -> Finding | None:
@@ -85,7 +84,8 @@ def loss_jumps(record: Record) -> Finding | None:
     if jumps < JUMPS:
         return None
     seen = f"In {jumps} steps the loss rose by more than half of all that had been learned."
-    return Finding("loss-jumps", seen, "Lower optim.lr or optim.clip, or look for broken rows.")
+    remedy = "Look for broken rows, then lower optim.lr or optim.clip."
+    return Finding("loss-jumps", seen, remedy, ("lower rate",))
 
 
 def steps_skipped(record: Record) -> Finding | None:
@@ -94,7 +94,7 @@ def steps_skipped(record: Record) -> Finding | None:
     if skipped < 2:
         return None
     seen = f"{skipped:,} of {record.num_steps:,} steps had a loss or gradient that is not finite."
-    return Finding("steps-skipped", seen, LOWER_RATE)
+    return Finding("steps-skipped", seen, LOWER_RATE, ("lower rate",))
 
 
 def gradient_clipped(record: Record) -> Finding | None:
@@ -108,7 +108,7 @@ def gradient_clipped(record: Record) -> Finding | None:
     )
     seen += f"longer than {np.median(norms):.1f}."
     remedy = "Lower optim.lr, or raise accumulate: gradients of more tokens are shorter. Is the start model broken?"
-    return Finding("gradient-clipped", seen, remedy)
+    return Finding("gradient-clipped", seen, remedy, ("lower rate",))
 
 
 def warmup_long(record: Record) -> Finding | None:
@@ -119,14 +119,14 @@ def warmup_long(record: Record) -> Finding | None:
     seen = f"The warm-up of {warmup} steps is more than half of the {steps} steps that were made."
     if steps <= warmup:
         seen = f"The run ended after step {steps} of {warmup} steps of warm-up, below its learning rate."
-    return Finding("warmup-long", seen, "Lower optim.warmup_steps, or train longer.")
+    return Finding("warmup-long", seen, "Lower optim.warmup_steps to a tenth of the steps.")
 
 
 def steps_few(record: Record) -> Finding | None:
     """The loss was still falling steeply when the run ended."""
     fall, error = record.fall("loss", THIRD_QUARTER, LAST)
     whole, _ = record.fall("loss", FIRST, LAST)
-    if rate_high(record) or not whole > 0 or fall <= ERRORS * error or fall / whole <= MOST_LAST_FALL:
+    if not whole > 0 or fall <= ERRORS * error or fall / whole <= MOST_LAST_FALL:
         return None
     seen = f"The last quarter of the {record.num_steps} steps brought {fall / whole:.0%} of all that the loss fell."
-    return Finding("steps-few", seen, "Train longer: twice the steps, and look again.")
+    return Finding("steps-few", seen, "Train longer: twice the steps, and look again.", ("more steps",))

@@ -1,11 +1,12 @@
-"""THE RULES, in the order in which causes are told: what was trained on, what was shown, how it was learned."""
+"""THE RULES, a function each. In which order findings are told, and which are left out, order.py says."""
 
 from collections.abc import Callable
 
 from puna.diagnose.comparison import Comparison
 from puna.diagnose.finding import Finding
+from puna.diagnose.order import in_order
 from puna.diagnose.record import Record
-from puna.diagnose.rules import fit, forgetting, labels, learning, masks, sides
+from puna.diagnose.rules import answers, chat, fit, forgetting, labels, learning, masks, sides
 
 # On what one training run recorded.
 RUN_RULES: tuple[Callable[[Record], Finding | None], ...] = (
@@ -15,6 +16,8 @@ RUN_RULES: tuple[Callable[[Record], Finding | None], ...] = (
     masks.mask_no_end,
     masks.prompt_differs,
     masks.rows_dropped,
+    answers.answers_equal,
+    answers.answers_empty,
     labels.labels_cut,
     labels.labels_flat,
     labels.teacher_foresees_worse,
@@ -33,6 +36,16 @@ RUN_RULES: tuple[Callable[[Record], Finding | None], ...] = (
     fit.data_duplicated,
     fit.spans_few,
     forgetting.forgot_start,
+    chat.chat_lost,
+)
+
+# On the facts that are known before the first step: what a run would learn from, and what it would lose.
+START_RULES: tuple[Callable[[Record], Finding | None], ...] = (
+    answers.answers_equal,
+    answers.answers_empty,
+    masks.prompt_differs,
+    fit.data_duplicated,
+    chat.chat_at_risk,
 )
 
 # On scores and records of several checkpoints.
@@ -46,12 +59,21 @@ COMPARISON_RULES: tuple[Callable[[Comparison], Finding | None], ...] = (
 )
 
 
+def warn(record: Record) -> list[Finding]:
+    """Apply the rules that need no step to the facts of a run that begins."""
+    return in_order(finding for rule in START_RULES if (finding := rule(record)))
+
+
 def examine(record: Record) -> list[Finding]:
-    """Apply every rule about a run to its record."""
-    return [finding for rule in RUN_RULES if record.has("loss") and (finding := rule(record))]
+    """Apply every rule about a run to its record; what to try first comes first."""
+    return in_order(_of_run(record))
 
 
 def explain(comparison: Comparison) -> list[Finding]:
-    """Apply every rule to a student and those beside it: first what the scores show, then its run's record."""
+    """Apply every rule to a student, those beside it and the record of its run; what to try first comes first."""
     found = [finding for rule in COMPARISON_RULES if (finding := rule(comparison))]
-    return [*found, *(examine(comparison.student.record) if comparison.student.record else [])]
+    return in_order([*found, *(_of_run(comparison.student.record) if comparison.student.record else [])])
+
+
+def _of_run(record: Record) -> list[Finding]:
+    return [finding for rule in RUN_RULES if record.has("loss") and (finding := rule(record))]

@@ -1,7 +1,5 @@
 """The data, model and tokenizer of a run -> facts that its record keeps beside the metrics. No network runs here."""
 
-import contextlib
-import hashlib
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -10,47 +8,28 @@ from typing import Any
 
 from puna.chat.conversation import Conversation
 from puna.chat.format import ChatFormat
-from puna.data.dataset import Dataset, Document
-from puna.data.labels import LabelledRow
+from puna.data.dataset import Dataset
 from puna.errors import PunaError
 from puna.model.llama import Llama
 from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.evidence.rows import describe_rows
 from puna.train.objectives.objective import Objective
 
-MAX_COMPARED = 5_000
 MAX_ENCODED = 64
 DIGIT = re.compile(r"\d")
 
 
 def gather_facts(objective: Objective, model: Llama, tokenizer: Tokenizer, dataset: Dataset) -> dict[str, Any]:
-    """Look at the model, at up to 5,000 rows for copies, and at 64 conversations as they are trained on."""
+    """Look at the model, at up to 5,000 rows, and at 64 conversations as they are trained on."""
     return {
         "num_parameters": model.config.num_parameters,
         "vocab_size": model.config.vocab_size,
         "tokenizer": tokenizer.fingerprint,
         "is_every_token": objective.is_cut,
         "num_rows": len(dataset),
-        "copies_share": copies_share(dataset),
+        **describe_rows(dataset),
         "conversations": describe_conversations(objective, tokenizer, dataset),
     }
-
-
-def copies_share(dataset: Dataset) -> float:
-    """Return the share of rows that say what another row before them says, ids aside."""
-    seen: set[bytes] = set()
-    indices = range(0, len(dataset), -(-len(dataset) // MAX_COMPARED))
-    for index in indices:
-        with contextlib.suppress(PunaError):  # a row that cannot be read is refused where it is read for training
-            seen.add(hashlib.sha256(_said(dataset[index]).encode("utf-8", "replace")).digest())
-    return 1 - len(seen) / len(indices)
-
-
-def _said(row: object) -> str:
-    if isinstance(row, Document):
-        return row.text
-    if isinstance(row, LabelledRow):
-        return row.ids_T.tobytes().hex()
-    return repr(row.messages if isinstance(row, Conversation) else row)
 
 
 def describe_conversations(objective: Objective, tokenizer: Tokenizer, dataset: Dataset) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from puna import artifact
 from puna.data.dataset import Dataset
 from puna.diagnose.record import FACTS, Record
 from puna.diagnose.report import REPORT, run_report
-from puna.diagnose.rules.table import examine
+from puna.diagnose.rules.table import examine, warn
 from puna.model.llama import Llama
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
+from puna.train.evidence.chat import measure_chat
 from puna.train.evidence.facts import gather_facts
 from puna.train.evidence.measure import start_data_loss
 from puna.train.loop.settings import TrainConfig
@@ -30,7 +31,11 @@ def open_record(
         return json.loads(path.read_text(encoding="utf-8"))
     facts = gather_facts(objective, model, tokenizer, dataset)
     # Of a network that several processes hold none can compute alone.
-    facts["start_data_loss"] = start_data_loss(config, model, tokenizer) if run.num_ranks == 1 else None
+    is_alone = run.num_ranks == 1
+    facts["start_data_loss"] = start_data_loss(config, model, tokenizer) if is_alone else None
+    facts["chat"] = measure_chat(model, tokenizer, config.dtype) if is_alone and config.start is not None else None
+    for finding in warn(Record(run.stage, config.model_dump(mode="json"), [], facts)):
+        run.log(f"before the first step: {finding.code}: {finding.seen} {finding.remedy}")
     artifact.write_text(path, json.dumps(facts, indent=2) + "\n")
     return facts
 
@@ -41,6 +46,8 @@ def close_record(
     """Add how the run ended, write its report and say in the log what the rules found."""
     if facts["start_data_loss"] is not None:
         facts["start_data_loss_after"] = start_data_loss(config, model, tokenizer)
+    if facts.get("chat") is not None:
+        facts["chat_after"] = measure_chat(model, tokenizer, config.dtype)
     facts |= ended
     artifact.write_text(run.output / FACTS, json.dumps(facts, indent=2) + "\n")
     record = Record(run.stage, config.model_dump(mode="json"), run.read_metrics(), facts)

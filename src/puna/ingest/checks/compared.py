@@ -1,0 +1,104 @@
+"""A row of a dataset -> the digests and words by which rows are compared. Judges no row."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from puna.data.overlap import row_text, split_words
+
+# Fields that describe a row and teach nothing: rows that differ in these alone are the same row.
+DESCRIPTIVE = {"id", "metadata", "source", "licence", "language"}
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The digests of one row.
+
+    `whole` covers every field that is trained on. `prompt` covers the words before the last answer, the system message
+    included, and is None where nobody asks. `answers` has one digest for each answer in words. `only_answer` is the
+    digest of the answer where a row has no other answer and no tool call. `words` leave the system message out.
+    """
+
+    whole: int
+    prompt: int | None
+    answers: tuple[int, ...]
+    only_answer: int | None
+    has_empty_answer: bool
+    words: list[str]
+
+
+def compare_row(row: dict[str, Any]) -> Compared:
+    """Compute the digests of a row as it stands in a shard.
+
+    Example:
+        compare_row({"messages": [{"role": "user", "content": "Open?"}, {"role": "assistant", "content": "Yes."}]})
+    """
+    taught = {name: value for name, value in row.items() if name not in DESCRIPTIVE}
+    whole = digest(json.dumps(taught, sort_keys=True))
+    messages, num_prompt = dialogue_of(row)
+    if not messages:
+        return Compared(whole, None, (), None, False, split_words(row_text(row)))
+    words = [split_words(said(message)) for message in messages]
+    answers = [index for index in answer_places(row, messages) if not messages[index].get("tool_calls")]
+    spoken = [index for index in answers if messages[index]["content"].strip()]
+    digests = tuple(digest(" ".join(words[index]) or messages[index]["content"].strip()) for index in spoken)
+    is_one = len(set(digests)) == 1 and len(digests) == len(answer_places(row, messages))
+    rejected = [split_words(said(message)) for message in row.get("rejected", [])]
+    return Compared(
+        whole,
+        prompt_digest(row, words[:num_prompt]),
+        digests,
+        digests[0] if is_one else None,
+        len(spoken) < len(answers),
+        [word for part in (*words, *rejected) for word in part],
+    )
+
+
+def dialogue_of(row: dict[str, Any]) -> tuple[list[Message], int]:
+    """Return the messages without the system message, and how many stand before the last answer.
+
+    The chosen answer of a preference counts as its last answer. A document has no message.
+    """
+    if "chosen" in row:
+        prompt = _without_system(row["prompt"])
+        return [*prompt, *row["chosen"]], len(prompt)
+    messages = _without_system(row.get("messages", []))
+    places = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    return messages, places[-1] if places else 0
+
+
+def answer_places(row: dict[str, Any], messages: list[Message]) -> list[int]:
+    """Return the indices of the assistant's messages that a model learns from."""
+    first = len(messages) - len(row["chosen"]) if "chosen" in row else 0
+    return [index for index in range(first, len(messages)) if messages[index]["role"] == "assistant"]
+
+
+def said(message: Message) -> str:
+    """Return the text of a message with the names and arguments of its tool calls."""
+    return row_text({name: message[name] for name in ("content", "tool_calls") if name in message})
+
+
+def prompt_digest(row: dict[str, Any], words: Sequence[Sequence[str]]) -> int | None:
+    """Return the digest of the words before an answer, behind the row's system message; None for no words."""
+    if not any(words):
+        return None
+    system = [split_words(text) for text in system_texts(row)]
+    return digest("\n".join(" ".join(part) for part in (*system, *words)))
+
+
+def system_texts(row: dict[str, Any]) -> list[str]:
+    """Return the system messages of a row."""
+    messages = row.get("messages") or row.get("prompt") or []
+    return [message["content"] for message in messages if message["role"] == "system"]
+
+
+def digest(text: str) -> int:
+    """Return 64 bits of a text's BLAKE2b hash: equal in every run, unlike hash()."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest())
+
+
+def _without_system(messages: list[Message]) -> list[Message]:
+    return [message for message in messages if message["role"] != "system"]

@@ -1,0 +1,134 @@
+"""Held-out datasets and the rows of another dataset -> which of these rows hold a held-out question.
+
+Long questions are found by their n-grams (data/overlap.py, as the gate of a release does it), the others where a whole
+prompt is the same word for word. Paraphrases and translations are not found.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from puna.chat.conversation import Conversation
+from puna.data.overlap import Probe, find_rows, row_text, split_words, too_short
+from puna.data.preference import Preference
+from puna.data.shards import SUFFIXES, read_rows
+from puna.errors import ChatError, DataError
+from puna.ingest.checks.compared import answer_places, dialogue_of, prompt_digest, said, system_texts
+
+# The n-gram length and the share of a question's n-grams that the gate of a release uses.
+N, SHARE = 13, 0.5
+# Files of a dataset that hold no question of it.
+ASIDE = ("rejected", "run_", ".")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row that is searched for held-out questions: its index, its fields, the digest of its prompt."""
+
+    index: int
+    fields: dict[str, Any]
+    prompt: int | None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The questions of held-out datasets. `prompts` maps the digest of a whole prompt to the place of its row.
+
+    `num_short` questions are too short for n-grams and compared as whole prompts only.
+
+    Example:
+        held_out = HeldOut.read([Path("build/held_out")])
+    """
+
+    probes: Sequence[Probe]
+    prompts: dict[int, str]
+    num_short: int
+
+    @classmethod
+    def read(cls, paths: Sequence[Path]) -> "HeldOut":
+        """Read the questions of datasets: directories with JSONL or Parquet shards, or such files."""
+        probes: list[Probe] = []
+        prompts: dict[int, str] = {}
+        for path in paths:
+            for place, row in _rows(path):
+                for probe, prompt in _questions(place, _as_shard(row)):
+                    probes.append(probe)
+                    if prompt is not None:
+                        prompts.setdefault(prompt, place)
+        return cls(probes, prompts, len(too_short(probes, n=N)))
+
+    @property
+    def summary(self) -> str:
+        """How many questions were looked for, and in which way."""
+        long = len(self.probes) - self.num_short
+        return (
+            f"looked for {len(self.probes):,} held-out questions: {long:,} by their words ({N} in a row, or all), "
+            f"{self.num_short:,} of too few words only where the whole prompt is the same"
+        )
+
+    def overlapping(self, rows: Iterable[Row]) -> dict[int, str]:
+        """Map the index of each row that overlaps to the place of the held-out row in which the question stands."""
+        found: dict[int, str] = {}
+
+        def others() -> Iterator[tuple[str, str]]:
+            for row in rows:
+                if row.prompt is not None and row.prompt in self.prompts:
+                    found[row.index] = self.prompts[row.prompt]
+                else:
+                    yield str(row.index), row_text(row.fields)
+
+        for overlap in find_rows(self.probes, others(), n=N, threshold=SHARE):
+            found[int(overlap.place)] = overlap.name
+        return found
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a dataset with their places."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [file for file in files if file.suffix in SUFFIXES and not file.name.startswith(ASIDE)]
+    if not files:
+        raise DataError(f"apart_from has {path}", expected="a dataset, or a .jsonl or .parquet file with rows")
+    for file in files:
+        name = f"{path.name}/{file.name}" if path.is_dir() else file.name
+        for number, row in enumerate(read_rows(file), start=1):
+            yield f"{name} row {number}", row
+
+
+def _as_shard(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row as Puna's shards spell it; a row of no known form becomes a text."""
+    known = {each.name for each in fields(Conversation)}
+    try:
+        if "messages" in row:
+            return Conversation.from_json({name: row[name] for name in known & row.keys()}).to_json()
+        if "chosen" in row:
+            return Preference.from_json(row).to_json()
+        if isinstance(row.get("conversation"), dict):
+            return {**row, "conversation": Conversation.from_json(row["conversation"]).to_json()}
+    except ChatError:
+        pass
+    return {"text": row_text(row)}
+
+
+def _questions(place: str, row: dict[str, Any]) -> Iterator[tuple[Probe, int | None]]:
+    """Yield each question of a row with the digest of its prompt: one for each answer of the assistant."""
+    if "conversation" in row:  # a question of a task: its conversation waits for the answer
+        messages, _ = dialogue_of(row["conversation"])
+        yield _question(place, row["conversation"], messages, row_text(row.get("expected")), row.get("group") or place)
+        return
+    messages, _ = dialogue_of(row)
+    for index in answer_places(row, messages):
+        if index:
+            yield _question(place, row, messages[:index], said(messages[index]), place)
+    if not messages:
+        yield Probe(place, row["text"]), None
+
+
+def _question(
+    place: str, row: dict[str, Any], messages: list[dict[str, Any]], answer: str, group: str
+) -> tuple[Probe, int | None]:
+    users = [message["content"] for message in messages if message["role"] == "user"]
+    text = "\n".join([*system_texts(row), *map(said, messages)])
+    prompt = prompt_digest(row, [split_words(said(message)) for message in messages])
+    answers = (answer,) if answer.strip() else ()
+    return Probe(place, text, users[-1] if users else "", answers, group), prompt

@@ -1,0 +1,57 @@
+"""Tables of rows and settings -> the rows that are left out of the dataset, each with its reason."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from puna.ingest.checks.held_out import HeldOut, Row
+from puna.ingest.checks.table import Table
+
+Duplicates = Literal["none", "exact", "near"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The settings of ingest that leave rows out. A row that is left out stands in rejected.jsonl with its reason."""
+
+    apart_from: Sequence[Path]
+    drop_duplicates: Duplicates
+    drop_empty: bool
+    max_equal_answers: int | None
+
+
+def leave_out(settings: Selection, tables: Sequence[Table]) -> HeldOut | None:
+    """Mark the rows that settings leave out, in the order of these checks; return the held-out questions.
+
+    Duplicates are looked for among the rows that remain, so that the first of two is never lost with its copy.
+    """
+    held_out = HeldOut.read(settings.apart_from) if settings.apart_from else None
+    for table in tables:
+        if settings.drop_empty:
+            table.left_out |= {index: "an answer is empty" for index in table.kept() if table.has_empty[index]}
+        if held_out is not None:
+            rows = (Row(index, table.rows[index], table.prompts[index]) for index in table.kept())
+            found = held_out.overlapping(rows)
+            table.left_out |= {index: f"overlaps with held-out data: {place}" for index, place in found.items()}
+        if settings.drop_duplicates != "none":
+            table.left_out |= {index: f"a copy of an earlier row: {table.places[earlier]}"
+                               for index, earlier in table.copies().items()}  # fmt: skip
+        if settings.drop_duplicates == "near":
+            table.left_out |= {index: f"nearly a copy of an earlier row: {table.places[earlier]}"
+                               for index, earlier in table.near_copies().items()}  # fmt: skip
+        if settings.max_equal_answers is not None:
+            _cap_answers(table, settings.max_equal_answers)
+    return held_out
+
+
+def _cap_answers(table: Table, most: int) -> None:
+    """Leave out the rows beyond the first `most` whose answers are all the same one."""
+    counts = Counter[int]()
+    for index in list(table.kept()):
+        answer = table.only_answers[index]
+        if answer is not None:
+            counts[answer] += 1
+            if counts[answer] > most:
+                table.left_out[index] = f"more than max_equal_answers = {most} rows have this answer"

@@ -1,0 +1,57 @@
+"""The rows of a dataset -> how many of them repeat another, and how many of their answers are equal or empty."""
+
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from puna.chat.conversation import Conversation, Message
+from puna.data.dataset import Dataset, Document
+from puna.data.labels import LabelledRow
+from puna.data.overlap import split_words
+from puna.data.preference import Preference
+from puna.errors import PunaError
+
+MAX_COMPARED = 5_000
+MAX_SHOWN = 80
+
+
+def describe_rows(dataset: Dataset) -> dict[str, Any]:
+    """Return the share of rows that repeat an earlier one, ids aside, and what their answers are like."""
+    seen: set[bytes] = set()
+    spoken: Counter[str] = Counter()
+    shown: dict[str, str] = {}
+    num_empty = 0
+    indices = range(0, len(dataset), -(-len(dataset) // MAX_COMPARED))
+    for index in indices:
+        with contextlib.suppress(PunaError):  # a row that cannot be read is refused where it is read for training
+            row = dataset[index]
+            seen.add(hashlib.sha256(_said(row).encode("utf-8", "replace")).digest())
+            for message in _answers(row):
+                text = message.content.strip()
+                if text:
+                    key = " ".join(split_words(text)) or text
+                    spoken[key] += 1
+                    shown.setdefault(key, text)
+                num_empty += not text
+    key, count = spoken.most_common(1)[0] if spoken else ("", 0)
+    answers = {"num_spoken": spoken.total(), "num_equal": count, "num_empty": num_empty}
+    return {
+        "copies_share": 1 - len(seen) / len(indices),
+        "answers": {**answers, "most_frequent": shown.get(key, "")[:MAX_SHOWN]},
+    }
+
+
+def _answers(row: object) -> Iterator[Message]:
+    """Yield the messages without a tool call that a model learns to say."""
+    messages = row.messages if isinstance(row, Conversation) else row.chosen if isinstance(row, Preference) else ()
+    yield from (message for message in messages if message.role == "assistant" and not message.tool_calls)
+
+
+def _said(row: object) -> str:
+    if isinstance(row, Document):
+        return row.text
+    if isinstance(row, LabelledRow):
+        return row.ids_T.tobytes().hex()
+    return repr(row.messages if isinstance(row, Conversation) else row)
