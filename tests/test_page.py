@@ -204,7 +204,14 @@ def test_a_message_gets_its_answer_while_it_comes_and_hostile_text_stays_text(pa
         page.wait_for("document.title === 'tiny'")
         page.click("#system")
         page.type("Be brief.")
-        ask(page, "When do you\nopen?")
+        page.click("#message")
+        page.type("When do you")
+        page.press_enter(with_shift=True)
+        composed = "new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true, cancelable: true})"
+        assert page.read(f"document.activeElement.dispatchEvent({composed})")
+        assert page.read("document.querySelectorAll('article').length") == 0
+        page.type("open?")
+        page.press_enter()
         page.wait_for(f"document.querySelector('{ANSWER} .text')?.innerText.includes('<img')")
         assert not page.read(DONE) and "end</b>" not in text_of(page, ANSWER)
         page.wait_for(DONE)

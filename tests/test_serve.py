@@ -645,6 +645,7 @@ def test_the_command_serves_as_it_is_told_until_it_is_told_to_stop(checkpoint, c
     finally:
         process.send_signal(signal.SIGTERM)
         log += process.communicate(timeout=20)[1]
+    assert f"The chat page is at {found[1]}/" in log
     assert "shutdown complete" in log and "Traceback" not in log
 
 

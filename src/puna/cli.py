@@ -19,7 +19,7 @@ from puna.stages import STAGES, Stage
 
 FACES = (
     ("chat", "puna.agent.command:chat", "Talk with a checkpoint in the terminal"),
-    ("serve", "puna.serve.serve:serve", "Serve a checkpoint through an OpenAI-compatible API"),
+    ("serve", "puna.serve.serve:serve", "Serve a checkpoint through an OpenAI-compatible API, with a chat page"),
     ("review", "puna.review.review:review", "Judge an evaluation's answers by hand, blind and side by side"),
     ("plan", "puna.plan.plan:plan", "Compute memory, speed and cost before anything is run"),
     ("promote", "puna.shelf.command:promote", "Put a release that passed the gate into use"),

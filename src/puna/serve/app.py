@@ -5,6 +5,7 @@ page (browser/page.py) is static and open.
 """
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,9 @@ from puna.serve.refusals import Refusal, add_error_handlers, encode_json, json_r
 from puna.serve.served import Served
 
 LAST_SECONDS = 2.0
+ANY_ADDRESS = ("0.0.0.0", "::", "")
+
+logger = logging.getLogger("uvicorn.error")  # where uvicorn says that it runs
 
 
 async def check_health(served: Served) -> Response:
@@ -97,6 +101,14 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, engine: EngineThread):
         super().__init__(config)
         self._engine = engine
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where the chat page is."""
+        await super().startup(sockets)
+        for server in self.servers[:1]:
+            port = server.sockets[0].getsockname()[1]
+            host = "localhost" if self.config.host in ANY_ADDRESS else self.config.host
+            logger.info("The chat page is at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         patience = max(0.0, (self.config.timeout_graceful_shutdown or 0) - LAST_SECONDS)

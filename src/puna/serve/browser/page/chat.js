@@ -227,9 +227,18 @@ function newChat() {
   at("message").focus();
 }
 
+// A browser that blocks cookies blocks sessionStorage too: then a reload forgets the settings.
+function tabStorage() {
+  try {
+    return sessionStorage;
+  } catch {
+    return null;
+  }
+}
+
 for (const id of KEPT) {
-  at(id).value = sessionStorage.getItem(id) ?? "";
-  at(id).addEventListener("change", () => sessionStorage.setItem(id, at(id).value));
+  at(id).value = tabStorage()?.getItem(id) ?? "";
+  at(id).addEventListener("change", () => tabStorage()?.setItem(id, at(id).value));
 }
 at("key-field").hidden = !at("key").value;
 at("key").addEventListener("change", loadModels);
@@ -238,8 +247,8 @@ at("composer").addEventListener("submit", (event) => {
   sendMessage();
 });
 at("message").addEventListener("keydown", (event) => {
-  // NOTE: while an input method composes a word (Thai, Hindi, Japanese), Enter belongs to it.
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  // NOTE: while an input method composes a word (Hindi, Japanese), Enter belongs to it; Safari says so by key code 229.
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
   event.preventDefault();
   sendMessage();
 });
