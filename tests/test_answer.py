@@ -15,14 +15,17 @@ from test_serve import KEY, serving
 from puna import artifact
 from puna.chat.conversation import Conversation, Message, ToolCall
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.completer.completer import Completer, Sampling
+from puna.completer.endpoint import FIRST_WAIT, EndpointCompleter
+from puna.completer.local import LocalCompleter
 from puna.data.dataset import Dataset
 from puna.data.preference import Preference
+from puna.engine.options import EngineOptions
 from puna.errors import ConfigError, DataError, RequestError
 from puna.model.reward import become_reward_model
 from puna.serve.gate import make_rules
 from puna.serve.serve import open_served
-from puna.synthesize.asking import Ask, How, LocalModel, Reply
-from puna.synthesize.endpoint import FIRST_WAIT, EndpointModel
+from puna.synthesize.asking import Ask, Asker, Reply
 from puna.synthesize.picking import Candidate, Rule
 from puna.tasks import Question
 from puna.tasks.reward_model import RewardModel
@@ -30,7 +33,11 @@ from puna.tasks.reward_model import RewardModel
 Perform = Callable[..., bool]
 Settings = dict[str, Any]
 NINE, SIX = "We open at nine.", "We close at six."
-HOW = How(temperature=1.0, top_p=1.0, max_tokens=24, seed=0)
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=24)
+
+
+def asker(model: Completer) -> Asker:
+    return Asker(model, SAMPLING, seed=0)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -109,14 +116,15 @@ def test_one_answer_without_a_judge_is_taken_as_it_is(
 
 
 def test_an_answer_does_not_depend_on_what_else_is_asked(model_path: Path):
-    model = LocalModel.open(model_path, HOW, max_batch=4, precision="float32")
+    model = asker(LocalCompleter.open(model_path, EngineOptions(max_batch=4)))
     questions = [Question(f"q{n}", Conversation((Message("user", f"Open {n}?"),)), {}) for n in range(3)]
     asks = [Ask(question, number) for question in questions for number in range(3)]
     together = model.reply(asks, lambda done: None)
     alone = [model.reply([ask], lambda done: None)[0] for ask in reversed(asks)]
     assert together == alone[::-1]
     assert len({reply.message.content for reply in together}) > 1
-    more = LocalModel.open(model_path, HOW, max_batch=1, precision="float32").reply(asks[4:6], lambda done: None)
+    single = asker(LocalCompleter.open(model_path, EngineOptions(max_batch=1)))
+    more = single.reply(asks[4:6], lambda done: None)
     assert more == together[4:6]
 
 
@@ -126,15 +134,15 @@ def test_an_interrupted_run_asks_nothing_twice_and_ends_the_same(
     monkeypatch.setattr("puna.synthesize.answer.ROUNDS", 1)
     settings = {**settings, "max_batch": 5, "preferences": True}
     perform_stage("answer", tmp_path / "whole", **settings)
-    answer, asked = LocalModel.reply, list[Ask]()
+    answer, asked = Asker.reply, list[Ask]()
 
-    def fail_at_third(self: LocalModel, asks: list[Ask], tell: Any) -> list[Reply]:
+    def fail_at_third(self: Asker, asks: list[Ask], tell: Any) -> list[Reply]:
         if len(asked) == 10:
             raise KeyboardInterrupt
         asked.extend(asks)
         return answer(self, asks, tell)
 
-    monkeypatch.setattr(LocalModel, "reply", fail_at_third)
+    monkeypatch.setattr(Asker, "reply", fail_at_third)
     with pytest.raises(KeyboardInterrupt):
         perform_stage("answer", tmp_path / "out", **settings)
     path = tmp_path / ".runs" / "out" / "done" / "answering.jsonl"
@@ -142,7 +150,7 @@ def test_an_interrupted_run_asks_nothing_twice_and_ends_the_same(
     assert len(lines) == 10
     path.write_bytes(b"".join(lines[:9]) + lines[9][:20])  # cut short by a kill
     again = list[Ask]()
-    monkeypatch.setattr(LocalModel, "reply", lambda self, asks, tell: again.extend(asks) or answer(self, asks, tell))
+    monkeypatch.setattr(Asker, "reply", lambda self, asks, tell: again.extend(asks) or answer(self, asks, tell))
     perform_stage("answer", tmp_path / "out", **settings)
     assert len(again) == 24 - 9
     assert artifact.content_hash(tmp_path / "out") == artifact.content_hash(tmp_path / "whole")
@@ -251,8 +259,8 @@ def says(content: str | None, finish_reason: str = "stop", **more: Any) -> dict[
 
 def ask(url: str, waits: list[float] | None = None, question: Question = QUESTION, number: int = 0) -> Reply:
     slept = [] if waits is None else waits
-    model = EndpointModel(url, "m", "secret", HOW, 2, wait=slept.append)
-    return model.reply([Ask(question, number)], lambda done: None)[0]
+    model = EndpointCompleter(url, "m", "secret", 2, wait=slept.append)
+    return asker(model).reply([Ask(question, number)], lambda done: None)[0]
 
 
 def test_a_server_of_ours_answers_as_the_checkpoint_itself(

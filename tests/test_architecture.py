@@ -27,13 +27,14 @@ FLOORS = (
     {"model", "chat"},
     {"data", "checkpoint"},
     {"engine", "tasks", "guard", "retrieve", "sandbox", "doctor", "diagnose", "plan"},
+    {"completer"},
     {"ingest", "convert", "curate", "synthesize", "train", "compress", "evaluate", "release"},
     {"raising"},
     {"serve", "agent", "studio", "review"},
     {"cli"},
 )
 GROUND = FLOORS[0] | FLOORS[1] | FLOORS[2] | {"raising", "cli"}
-STAGE_ROOMS = FLOORS[7]
+STAGE_ROOMS = FLOORS[8]
 HEAVY = {"torch", "numpy", "tokenizers", "safetensors", "transformers", "pyarrow"}
 
 MAX_FILE_LINES = 400

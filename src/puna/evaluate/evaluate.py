@@ -6,30 +6,37 @@ is, the tasks say; this stage trains and filters nothing.
 
 import json
 import re
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from puna import artifact
 from puna.chat.format import ChatFormat
 from puna.checkpoint.adapter import checkpoint_at
+from puna.completer.completer import Completer, Reply, Sampling
+from puna.completer.endpoint import EndpointCompleter
+from puna.completer.local import LocalCompleter
 from puna.config import StageConfig
 from puna.data.shards import read_rows, write_jsonl
+from puna.engine.options import EngineOptions
 from puna.errors import ConfigError
 from puna.estimate import Estimate, Known
-from puna.evaluate.asking import Asked, How, Reply, ask
+from puna.evaluate.asking import Asked, ask, from_json, to_json
 from puna.evaluate.compare import describe_questions, diagnose, lines, section
 from puna.evaluate.cost import estimate_evaluation
+from puna.evaluate.earlier import read_earlier, read_measured
 from puna.evaluate.exam import describe_null_scores, null_scores
-from puna.evaluate.grading import Grader, Item, Judgement, similarity
-from puna.evaluate.report import draw_scores, print_scores, report
+from puna.evaluate.grading import Item, calibrate, grade_replies, is_judged_by_rule, num_undecided
+from puna.evaluate.judging import Judge, JudgeSettings, RewardJudge
+from puna.evaluate.report import draw_scores, judge_section, print_scores, report
 from puna.evaluate.roles import Roles, casts
 from puna.evaluate.scores import OVERALL, UNJUDGED, Answers, score
 from puna.run import Run
 from puna.shelf.shelf import follow
+from puna.tasks.labels import Labels, read_labels
 from puna.tasks.task import Task, load_task
 from puna.tokenizer.tokenizer import Tokenizer
 
@@ -57,12 +64,29 @@ class Config(StageConfig):
         default=[], description="names of tasks that are not the student's own: is it forgotten?"
     )
 
+    judge: JudgeSettings | None = Field(default=None, description="model that judges words which no rule judges")
+    reward: Path | None = Field(
+        default=None,
+        description="reward model that judges these words, right where they score as high as the reference",
+    )
+    labels: list[Path] = Field(default=[], description="files of human labels; they win over every other verdict")
+    answers: Path | None = Field(
+        default=None, description="earlier evaluation whose answers are taken over and only graded anew"
+    )
+    only_judged: bool = Field(default=False, description="leave out questions whose answers nothing here can judge")
+
     @field_validator("checkpoints")
     @classmethod
     def _names_are_file_names(cls, checkpoints: dict[str, Path]) -> dict[str, Path]:
         if not all(NAME.fullmatch(name) for name in checkpoints):
             raise ValueError("names of letters, digits, '.', '_' and '-'")
         return {name: follow(path) for name, path in checkpoints.items()}
+
+    @model_validator(mode="after")
+    def _has_one_judge(self) -> Self:
+        if self.judge is not None and self.reward is not None:
+            raise ValueError("'judge' or 'reward', not both: each would judge the same answers")
+        return self
 
     def estimate(self, known: Known) -> Estimate:
         """Foresee the answers of all checkpoints (evaluate/cost.py)."""
@@ -71,28 +95,35 @@ class Config(StageConfig):
 
 
 def run(config: Config, run: Run) -> None:
-    """Write scores.json, speed.json, report.md, scores.png and conversations-NAME.jsonl for each checkpoint."""
-    items = _items(config)
+    """Write scores.json, speed.json, report.md, scores.png and conversations-NAME.jsonl for each checkpoint.
+
+    With a judge or a reward model also judge.json; with `compare` also diagnosis.json.
+    """
+    tasks = _load_tasks(config)
+    labels = read_labels(config.labels)
+    grader, judged_by = calibrate(_judge(config, run), labels, tasks, run)
+    items = _items(config, run, tasks, labels)
     found = casts(config.checkpoints, config.roles.named()) if config.compare else []
-    grader = Grader()
+    asked = {name: _resume(run, name) or _ask(config, run, name, items) for name in config.checkpoints}
     everyone: list[Answers] = []
     for name, path in config.checkpoints.items():
-        asked = _resume(run, name) or _ask(config, run, name, path, items)
-        answers = _grade(grader, name, path, items, asked)
-        write_jsonl(run.output / f"conversations-{name}.jsonl", answers.rows)
-        _tell(run, config, answers)
-        everyone.append(answers)
+        rows = grade_replies(grader, labels, items, asked[name].replies)
+        everyone.append(Answers(name, rows, _num_weight_bytes(path), *asked[name][1:]))
+        write_jsonl(run.output / f"conversations-{name}.jsonl", everyone[-1].rows)
+        _tell(run, config, everyone[-1])
     nulls = null_scores(items, grader, seed=config.seed)
     artifact.write_text(run.output / "null_models.json", _dump({"models": nulls}))
+    if judged_by:
+        judged_by["undecided"] = {answers.name: num_undecided(answers.rows) for answers in everyone}
+        artifact.write_text(run.output / "judge.json", _dump(judged_by))
     scores = score(everyone)
     artifact.write_text(run.output / "scores.json", _dump(scores))
     artifact.write_text(run.output / "speed.json", _dump({answers.name: _speed(answers) for answers in everyone}))
     described = _described(config, items) if found else {}
     diagnoses = diagnose(found, everyone, config.checkpoints, config.general, described)
-    sections = [section(each) for each in diagnoses]
-    artifact.write_text(
-        run.output / "report.md", "\n\n".join([report(scores, everyone, nulls).rstrip(), *sections]) + "\n"
-    )
+    first = report(scores, everyone, nulls, judge_section(judged_by)).rstrip()
+    sections = [first, *(section(each) for each in diagnoses)]
+    artifact.write_text(run.output / "report.md", "\n\n".join(sections) + "\n")
     if not draw_scores(scores, run.output / "scores.png"):
         run.log("no scores.png: matplotlib is not installed")
     print_scores(scores, everyone, run.console)
@@ -103,6 +134,27 @@ def run(config: Config, run: Run) -> None:
         run.log(line)
 
 
+def _judge(config: Config, run: Run) -> Judge | RewardJudge | None:
+    if config.reward is not None:
+        return RewardJudge(config.reward)
+    settings = config.judge
+    if settings is None:
+        return None
+    return Judge(settings, lambda: _open_judge(config, run, settings), run, run.directory / "verdicts.jsonl")
+
+
+def _open_judge(config: Config, run: Run, settings: JudgeSettings) -> Completer:
+    if settings.checkpoint is not None:
+        return LocalCompleter.open(settings.checkpoint, _options(config))
+    key = run.secret(settings.key_variable) if settings.key_variable else ""
+    return EndpointCompleter(settings.endpoint, settings.model, key, config.max_batch)
+
+
+def _options(config: Config) -> EngineOptions:
+    dtype, is_int8_cache = getattr(torch, config.precision), config.kv_cache == "int8"
+    return EngineOptions(max_batch=config.max_batch, dtype=dtype, is_int8_cache=is_int8_cache)
+
+
 def _described(config: Config, items: list[Item]) -> dict[str, float]:
     """Describe the questions of the students' own task, as long as the first checkpoint's tokenizer makes them."""
     own = [item.question.conversation for item in items if item.task.name not in config.general]
@@ -110,35 +162,54 @@ def _described(config: Config, items: list[Item]) -> dict[str, float]:
     return describe_questions(own, [len(chat.prompt(each)) for each in own])
 
 
-def _items(config: Config) -> list[Item]:
+def _load_tasks(config: Config) -> list[Task]:
     tasks: dict[str, Task] = {}
     for path in config.tasks:
         task = load_task(path)
         if task.name in tasks:
             raise ConfigError(f"tasks has '{task.name}' twice", expected="tasks with names of their own")
-        tasks[task.name] = task.sample(config.max_questions, config.seed) if config.max_questions else task
+        tasks[task.name] = task
     if not set(config.general) < set(tasks):
         raise ConfigError(
             f"general = {', '.join(config.general)}", expected=f"some, but not all, of the tasks {', '.join(tasks)}"
         )
-    return [Item(task, question) for task in tasks.values() for question in task.questions]
+    return list(tasks.values())
 
 
-def _ask(config: Config, run: Run, name: str, path: Path, items: list[Item]) -> Asked:
-    """Let one checkpoint answer all questions, and keep the replies in case the run is interrupted."""
-    how = How(
-        config.temperature,
-        config.top_p,
-        config.max_tokens,
-        config.seed,
-        config.max_batch,
-        getattr(torch, config.precision),
-        config.kv_cache == "int8",
-    )
-    asked = ask(how, run, name, path, items)
+def _items(config: Config, run: Run, tasks: Sequence[Task], labels: Labels) -> list[Item]:
+    """Draw the questions, of `only_judged` those whose answers a rule, a model or a label can judge."""
+    drawn = [task.sample(config.max_questions, config.seed) if config.max_questions else task for task in tasks]
+    items = [Item(task, question) for task in drawn for question in task.questions]
+    if not config.only_judged or config.judge or config.reward:
+        return items
+    labelled = {(label.task, label.id) for label in labels}
+    kept = [item for item in items if is_judged_by_rule(item) or (item.task.name, item.question.id) in labelled]
+    run.log(f"left out {len(items) - len(kept):,} of {len(items):,} questions whose answers nothing here can judge")
+    if not kept:
+        hint = "Name a judge, a reward model or labels, or leave out only_judged"
+        raise ConfigError("only_judged where no question can be judged", expected="at least one", hint=hint)
+    return kept
+
+
+def _ask(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
+    """Let one checkpoint answer what it did not answer earlier, and keep the replies in case of an interruption."""
+    path = config.checkpoints[name]
+    known: list[Reply | None] = [None] * len(items)
+    if config.answers is not None:
+        known = read_earlier(config.answers, config.model_dump(mode="json"), path, items)
+        run.log(f"{name}: took over {sum(each is not None for each in known):,} of {len(items):,} answers")
+    new = [at for at, reply in enumerate(known) if reply is None]
+    if config.answers is not None and not new:
+        asked = read_measured(config.answers, path, [reply for reply in known if reply])
+    else:
+        sampling = Sampling(config.temperature, config.top_p, config.max_tokens)
+        model = LocalCompleter.open(path, _options(config))
+        asked = ask(model, sampling, config.seed, run, name, [items[at] for at in new])
+        answered = dict(zip(new, asked.replies, strict=True))
+        asked = asked._replace(replies=[reply or answered[at] for at, reply in enumerate(known)])
     directory = run.directory / "answers"
     directory.mkdir(exist_ok=True)
-    write_jsonl(directory / f"{name}.jsonl", (reply.to_json() for reply in asked.replies))
+    write_jsonl(directory / f"{name}.jsonl", map(to_json, asked.replies))
     # NOTE: written last and as a whole: where it stands, the replies beside it are complete.
     artifact.write_text(directory / f"{name}.json", _dump(asked._replace(replies=[])._asdict()))
     return asked
@@ -150,35 +221,8 @@ def _resume(run: Run, name: str) -> Asked | None:
     if not summary.exists():
         return None
     run.log(f"{name}: answered before the interruption")
-    replies = [Reply.from_json(row) for row in read_rows(summary.with_suffix(".jsonl"))]
+    replies = [from_json(row) for row in read_rows(summary.with_suffix(".jsonl"))]
     return Asked(**json.loads(summary.read_text()))._replace(replies=replies)
-
-
-def _grade(grader: Grader, name: str, path: Path, items: list[Item], asked: Asked) -> Answers:
-    """Judge the replies of one checkpoint."""
-    judgements = grader.grade(items, [reply.message for reply in asked.replies])
-    rows = [_row(*each) for each in zip(items, asked.replies, judgements, strict=True)]
-    num_tokens = sum(reply.num_tokens for reply in asked.replies)
-    return Answers(name, rows, _num_weight_bytes(path), num_tokens, asked.num_prompt_tokens, asked.seconds)
-
-
-def _row(item: Item, reply: Reply, judgement: Judgement) -> dict[str, Any]:
-    """Return the line of conversations-NAME.jsonl, which has all that judging the answer again takes."""
-    grade = judgement.grade
-    # The grade of an empty answer names the parts; a failure has them all at 0.
-    if reply.failure:
-        grade = replace(grade, score=0.0, reason=reply.failure, parts=dict.fromkeys(grade.parts, 0.0))
-    elif reply.is_truncated and grade.score < 1:
-        grade = replace(grade, reason=f"{grade.reason}; cut off after {reply.num_tokens} tokens")
-    return {
-        "task": item.task.name,
-        **item.question.to_json(),
-        "answer": reply.message.to_json(),
-        **judgement._replace(grade=grade).to_json(),
-        "similarity": similarity(item.question, reply.message),
-        "finish_reason": reply.finish_reason,
-        "num_tokens": reply.num_tokens,
-    }
 
 
 def _tell(run: Run, config: Config, answers: Answers) -> None:
@@ -187,6 +231,9 @@ def _tell(run: Run, config: Config, answers: Answers) -> None:
     unjudged = f", {num_unjudged:,} answers not judged" if num_unjudged else ""
     right = f"{overall['score']:.1%} of {overall['n']:,} questions" if overall["n"] else "no question judged"
     run.log(f"{answers.name}: {right}{unjudged}, {answers.tokens_per_s:,.0f} tokens/s")
+    undecided = num_undecided(answers.rows)
+    if undecided:
+        run.log(f"{answers.name}: the judge left {undecided:,} of {len(answers.rows):,} answers undecided: wrong")
     num_cut = sum(row["finish_reason"] == "length" for row in answers.rows)
     if num_cut:
         limit = f"max_tokens = {config.max_tokens}, or where the context ends"

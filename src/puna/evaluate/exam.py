@@ -7,34 +7,49 @@ from collections.abc import Sequence
 from typing import Any
 
 from puna.chat.conversation import Message
-from puna.evaluate.grading import Grader, Item
-from puna.tasks.null_models import null_models
+from puna.evaluate.grading import Grader, Item, is_judged_by_rule
+from puna.tasks.null_models import NullModel, null_models
+
+# Answers of each null model that a judge or reward model reads: enough to see whether it lets anything pass.
+MAX_JUDGED = 40
 
 
 def null_scores(items: Sequence[Item], grader: Grader, *, seed: int) -> list[dict[str, Any]]:
     """Return what null_models.json holds: each null model with its score on every question.
 
-    The score is None where the content of the answer was not judged. Of several alternative answers the list with the
-    highest mean stands for the model.
+    The score is None where the content of the answer was not judged. Rules judge every answer, a judge or reward model
+    at most MAX_JUDGED of each null model. Of several alternative answers those that score best by rules are taken.
 
     Example:
         >>> null_scores(items, Grader(), seed=0)[0]
         {'name': 'constant', 'description': 'answers every question alike, ...', 'scores': [0.0, 1.0, 0.0]}
     """
-
-    def scores(answers: Sequence[Message]) -> list[float | None]:
-        grades = [judgement.grade for judgement in grader.grade(items, answers)]
-        return [grade.score if grade.is_judged else None for grade in grades]
-
+    by_rule = [index for index, item in enumerate(items) if is_judged_by_rule(item)]
+    rest = sorted(set(range(len(items))) - set(by_rule)) if grader.judge else []
+    chosen = by_rule + rest[:: max(1, -(-len(rest) // MAX_JUDGED))]
     models = null_models([item.question for item in items], seed=seed)
     return [
-        {
-            "name": model.name,
-            "description": model.description,
-            "scores": max((scores(answers) for answers in model.alternatives), key=mean_score),
-        }
+        {"name": model.name, "description": model.description, "scores": _scores(items, grader, answers, chosen)}
         for model in models
+        for answers in [_best_by_rules(items, model, by_rule)]
     ]
+
+
+def _best_by_rules(items: Sequence[Item], model: NullModel, by_rule: Sequence[int]) -> list[Message]:
+    if len(model.alternatives) == 1:
+        return model.alternatives[0]
+    return max(model.alternatives, key=lambda answers: mean_score(_scores(items, Grader(), answers, by_rule)))
+
+
+def _scores(
+    items: Sequence[Item], grader: Grader, answers: Sequence[Message], chosen: Sequence[int]
+) -> list[float | None]:
+    """Grade the answers to the chosen questions; None for the others, and where nothing judged the content."""
+    scores: list[float | None] = [None] * len(items)
+    judgements = grader.grade([items[index] for index in chosen], [answers[index] for index in chosen])
+    for index, judgement in zip(chosen, judgements, strict=True):
+        scores[index] = judgement.grade.score if judgement.grade.is_judged else None
+    return scores
 
 
 def mean_score(scores: Sequence[float | None]) -> float:

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from puna.evaluate.agreement import Agreement
 from puna.evaluate.exam import null_table
 from puna.evaluate.scores import OVERALL, UNJUDGED, Answers, is_judged
 
@@ -45,11 +46,31 @@ def print_scores(scores: dict[str, Any], everyone: Sequence[Answers], console: C
         console.print(parts)
 
 
-def report(scores: dict[str, Any], everyone: Sequence[Answers], nulls: Sequence[dict[str, Any]]) -> str:
+def judge_section(judged_by: dict[str, Any]) -> str:
+    """Return the part of report.md about a judge or reward model, as judge.json has it; "" where there was none."""
+    if not judged_by:
+        return ""
+    is_judge = judged_by["judged_by"] == "judge"
+    name = f"{'The judge' if is_judge else 'The reward model'} {_quote(judged_by['judge'])}"
+    agreement = judged_by["agreement"] and Agreement(**judged_by["agreement"])
+    said = [f"{name} {agreement}." if agreement else f"{name} was compared with no human label."]
+    if is_judge:
+        said.append(f"At least {judged_by['min_agreement']:.0%} is demanded.")
+        undecided = [f"{count:,} of {name}" for name, count in judged_by["undecided"].items() if count]
+        said += [f"Undecided, and so wrong: {', '.join(undecided)}."] if undecided else []
+        said.append(f"Its rubric: {judged_by['rubric']}")
+    return " ".join(said)
+
+
+def report(
+    scores: dict[str, Any], everyone: Sequence[Answers], nulls: Sequence[dict[str, Any]], judge: str = ""
+) -> str:
     """Return the tables with all intervals, the null models, and wrong answers of each checkpoint, as Markdown."""
     first = everyone[0].name
     columns = ["checkpoint", "score %", *([f"against {first}"] if len(everyone) > 1 else []), "size", "tokens/s"]
     sections = ["# Scores", _extent(scores, first) + ".", _markdown_table(columns, _summary(scores, everyone)), HOW]
+    if judge:
+        sections += ["## Who judged the words", judge]
     names = [answers.name for answers in everyone]
     rows = [
         [name, f"{scores['checkpoints'][first][name]['n']:,}"]
@@ -60,6 +81,9 @@ def report(scores: dict[str, Any], everyone: Sequence[Answers], nulls: Sequence[
     sections += ["## Models that know nothing", NULLS, _markdown_table(["a model that", "score %"], null_table(nulls))]
     if scores["differences"]:
         sections += ["## Differences in points, paired by question", _differences(scores)]
+    if scores["similarity"]:
+        told = [f"{name} {entry['mean']:.2f} (n = {entry['n']:,})" for name, entry in scores["similarity"].items()]
+        sections += ["## Similarity to the references", f"chrF, 0 to 1, a figure to look at: {', '.join(told)}."]
     for answers in everyone:
         sections += [f"## Wrong answers of {answers.name}", *_failures(answers)]
     return "\n\n".join(sections) + "\n"

@@ -52,8 +52,10 @@ def score(everyone: Sequence[Answers]) -> dict[str, Any]:
     high 1.
     """
     names = list(dict.fromkeys(name for answers in everyone for name in slices([answers.rows])))
+    similarities = {answers.name: _similarity(answers.rows) for answers in everyone}
     return {
         "level": 0.95,
+        "similarity": {name: each for name, each in similarities.items() if each["n"]},
         "checkpoints": {answers.name: _slice_scores(answers.rows, names) for answers in everyone},
         "differences": [
             {
@@ -96,6 +98,12 @@ def slices(sides: Sequence[list[dict[str, Any]]]) -> dict[str, Slice]:
             by_task[row["task"]].indices.append(index)
     found |= {f"task {task}": chosen for task, chosen in by_task.items()}
     return found | ({UNJUDGED: Slice(unjudged)} if unjudged else {})
+
+
+def _similarity(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the mean chrF of the answers to questions with a reference."""
+    values = [row["similarity"] for row in rows if row.get("similarity") is not None]
+    return {"mean": round(sum(values) / len(values), 4) if values else 0.0, "n": len(values)}
 
 
 def _slice_scores(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -12,18 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 
 from puna import artifact
 from puna.chat.conversation import Conversation
+from puna.completer.completer import Completer, Sampling
+from puna.completer.endpoint import EndpointCompleter
+from puna.completer.local import LocalCompleter
 from puna.config import StageConfig
 from puna.data.dataset import Dataset
 from puna.data.shards import encode_row, find_shards, write_jsonl
+from puna.engine.options import EngineOptions
 from puna.errors import DataError
 from puna.progress import Progress
 from puna.run import Run
-from puna.synthesize.asking import Ask, How, LocalModel, Model, Reply
-from puna.synthesize.endpoint import EndpointModel
+from puna.synthesize.asking import Ask, Asker, Reply
 from puna.synthesize.picking import Candidate, Picked, Rule
 from puna.tasks import GRADES, Question, Task, load_task
 from puna.tasks.reward_model import RewardModel
@@ -158,22 +162,23 @@ def _turns(path: Path) -> Iterator[Question]:
 
 
 def _answer(config: Config, run: Run, asks: list[Ask]) -> list[dict[str, Any]]:
-    how = How(config.temperature, config.top_p, config.max_tokens, config.seed)
-    opened: list[Model] = []
+    sampling = Sampling(config.temperature, config.top_p, config.max_tokens)
+    opened: list[Asker] = []
 
     def answer(chunk: Sequence[Ask], tell: Callable[[int], None]) -> list[dict[str, Any]]:
         if not opened:
-            opened.append(_open(config, run, how))
+            opened.append(Asker(_open(config, run), sampling, config.seed))
         return [reply.to_json() for reply in opened[0].reply(chunk, tell)]
 
     return _in_chunks(run, "answering", asks, config.max_batch * ROUNDS, answer)
 
 
-def _open(config: Config, run: Run, how: How) -> Model:
+def _open(config: Config, run: Run) -> Completer:
     if config.checkpoint is not None:
-        return LocalModel.open(config.checkpoint, how, max_batch=config.max_batch, precision=config.precision)
+        options = EngineOptions(max_batch=config.max_batch, dtype=getattr(torch, config.precision))
+        return LocalCompleter.open(config.checkpoint, options)
     key = run.secret(config.key_variable) if config.key_variable else ""
-    return EndpointModel(config.endpoint, config.model, key, how, config.max_batch)
+    return EndpointCompleter(config.endpoint, config.model, key, config.max_batch)
 
 
 def _judge(config: Config, run: Run, asks: list[Ask], replies: list[Reply]) -> list[dict[str, Any]]:

@@ -31,7 +31,9 @@ Exam = Sequence[NullResult]
 
 
 def examine(candidate: Answered, nulls: Sequence[Answered], *, suite: str, margin: float) -> list[NullResult]:
-    """Pair the candidate's answers with those of each null model.
+    """Pair the candidate's answers with those of each null model, where both were judged.
+
+    Empty where people judged every answer: they read what null models would be caught at, and read no null model.
 
     Args:
         candidate: Graded answers of the model to release.
@@ -43,10 +45,13 @@ def examine(candidate: Answered, nulls: Sequence[Answered], *, suite: str, margi
         >>> [result.is_beaten for result in examine(mine, [constant, empty], suite="task", margin=0.05)]
         [True, True]
     """
+    if candidate.judged and all(row.get("judged_by") == "person" for row in candidate.judged):
+        return []
     results: list[NullResult] = []
     for null in nulls:
         comparison = compare(candidate, null, suite=suite, role="null", least=margin)
-        score = null.interval.mean
+        paired = [score for question, score in null.scores.items() if question in candidate.scores]
+        score = sum(paired) / len(paired) if paired else 0.0
         results.append(NullResult(score, score + comparison.difference.mean, comparison))
     return results
 
@@ -59,8 +64,10 @@ def judge_exam(exams: Mapping[str, Exam | None]) -> Verdict:
     """
     reasons = [reason for suite, exam in exams.items() for reason in _reasons(suite, exam)]
     results = [result for exam in exams.values() for result in exam or ()]
-    if reasons or not results:
+    if reasons or not exams:
         return Verdict("exam", reasons)
+    if not results:
+        return Verdict("exam", [], "people judged every answer")
     lead = min(result.comparison.difference.mean for result in results)
     return Verdict("exam", [], f"{POINTS * lead:.1f} points better than any model that knows nothing")
 

@@ -1,7 +1,7 @@
-"""Questions -> replies of a model behind an OpenAI-compatible endpoint, several at a time.
+"""Conversations -> replies of a model behind an OpenAI-compatible endpoint, several requests at a time.
 
-What may pass (too many requests, a server's error, no connection) is tried again. What a single question causes is that
-question's failure; what every question would meet, such as a wrong key, ends the run, which goes on when called again.
+Too many requests, a server's error and a lost connection are retried. A refusal of one prompt is the failure of that
+prompt; an error that every prompt would meet, such as a wrong key, ends the run, which resumes when called again.
 """
 
 import http.client
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from puna.chat.conversation import Conversation, Message
+from puna.completer.completer import Prompt, Reply, Sampling, ignore
 from puna.errors import ChatError, ConfigError, RequestError
-from puna.synthesize.asking import Ask, How, Reply
 
 TRIES = 6
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
@@ -35,19 +35,26 @@ _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 @dataclass(frozen=True)
-class EndpointModel:
-    """`url` is what stands before /chat/completions; `wait` sleeps."""
+class EndpointCompleter:
+    """A model behind an API. `url` is the address before /chat/completions; `wait` sleeps for so many seconds."""
 
     url: str
     model: str
     key: str
-    how: How
     max_batch: int
     wait: Callable[[float], None] = time.sleep
 
-    def reply(self, asks: Sequence[Ask], tell: Callable[[int], None]) -> list[Reply]:
+    def complete(
+        self, prompts: Sequence[Prompt], sampling: Sampling, tell: Callable[[int], None] = ignore
+    ) -> list[Reply]:
+        """Answer every prompt.
+
+        Raises:
+            ConfigError: The endpoint answers no request as it is asked, such as with a wrong key.
+            RequestError: The endpoint does not answer after all retries.
+        """
         with ThreadPoolExecutor(self.max_batch) as threads:
-            futures = [threads.submit(self._ask, ask) for ask in asks]
+            futures = [threads.submit(self._ask, prompt, sampling) for prompt in prompts]
             try:
                 for done, future in enumerate(as_completed(futures), 1):
                     future.result()
@@ -57,10 +64,10 @@ class EndpointModel:
                 raise
         return [future.result() for future in futures]
 
-    def _ask(self, ask: Ask) -> Reply:
+    def _ask(self, prompt: Prompt, sampling: Sampling) -> Reply:
         request = urllib.request.Request(
             f"{self.url.rstrip('/')}/chat/completions",
-            data=json.dumps(self._body(ask)).encode(),
+            data=json.dumps(self._body(prompt, sampling)).encode(),
             headers={"Content-Type": "application/json"}
             | ({"Authorization": f"Bearer {self.key}"} if self.key else {}),
         )
@@ -76,7 +83,7 @@ class EndpointModel:
                     hint = "Look at endpoint, model and the key"
                     raise ConfigError(f"{self.url} answers {problem}", expected="an answer", hint=hint) from None
                 if error.code not in PASSING:
-                    return Reply(Message("assistant"), failure=f"the endpoint refuses: {problem}")
+                    return Reply(failure=f"the endpoint refuses: {problem}")
                 delay = _delay(error, delay)
             except (OSError, http.client.HTTPException) as error:
                 problem = str(error) or type(error).__name__
@@ -85,15 +92,15 @@ class EndpointModel:
         hint = "What was answered is kept: the same command goes on"
         raise RequestError(f"{self.url} does not answer ({problem})", expected=f"it within {TRIES} tries", hint=hint)
 
-    def _body(self, ask: Ask) -> dict[str, Any]:
-        conversation = ask.question.conversation
+    def _body(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+        conversation = prompt.conversation
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [_spelled(message) for message in conversation.messages],
-            "temperature": self.how.temperature,
-            "top_p": self.how.top_p,
-            "max_tokens": self.how.max_tokens,
-            "seed": ask.seed(self.how.seed),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "seed": prompt.seed,
         }
         return body | ({"tools": list(conversation.tools)} if conversation.tools else {})
 
@@ -116,10 +123,11 @@ def _read(body: bytes) -> Reply:
         said = {name: choice["message"].get(name) for name in ("content", "tool_calls")}
         (message,) = Conversation.from_json({"messages": [{"role": "assistant", **said}]}).messages
         num_tokens = int((data.get("usage") or {}).get("completion_tokens") or 0)
-        failure = "cut off before its end" if choice.get("finish_reason") == "length" else ""
-        return Reply(message, num_tokens, failure)
+        num_prompt_tokens = int((data.get("usage") or {}).get("prompt_tokens") or 0)
+        finish_reason = "length" if choice.get("finish_reason") == "length" else "stop"
+        return Reply(message, num_tokens, "", finish_reason, num_prompt_tokens)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, ChatError) as error:
-        return Reply(Message("assistant"), failure=f"the endpoint's answer cannot be read: {error}")
+        return Reply(failure=f"the endpoint's answer cannot be read: {error}")
 
 
 def _explanation(error: urllib.error.HTTPError) -> str:

@@ -1,0 +1,71 @@
+"""An earlier evaluation -> the replies in it that a checkpoint would give again, so that they are only graded anew."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from puna import artifact
+from puna.chat.conversation import Conversation
+from puna.completer.completer import Reply
+from puna.data.shards import read_rows
+from puna.errors import ArtifactError, ConfigError
+from puna.evaluate.asking import Asked
+from puna.evaluate.grading import Item
+
+# Settings on which an answer depends.
+SETTINGS = ("temperature", "top_p", "max_tokens", "precision", "kv_cache")
+WHOLE = ("stop", "length")
+
+
+def read_earlier(path: Path, settings: dict[str, Any], checkpoint: Path, items: Sequence[Item]) -> list[Reply | None]:
+    """Return for each item the earlier reply of a checkpoint of this very content, None where there is none.
+
+    A question is the same where task, id and conversation are. What failed is asked again.
+
+    Raises:
+        ConfigError: The earlier evaluation asked with other settings, or is no evaluation.
+    """
+    manifest = artifact.read_manifest(path)
+    if manifest.kind != "scores":
+        raise ConfigError(f"answers = {path} is an artifact of kind '{manifest.kind}'", expected="one of 'evaluate'")
+    names = SETTINGS if settings["temperature"] == 0 else (*SETTINGS, "seed")
+    for name in names:
+        if manifest.config.get(name) != settings[name]:
+            given = f"answers = {path} with {name} = {manifest.config.get(name)}, and {name} = {settings[name]} here"
+            raise ConfigError(given, expected="the same settings of asking", hint=f"Set {name} alike, or ask anew")
+    name = _name_of(manifest.inputs, artifact.content_hash(checkpoint))
+    rows = read_rows(path / f"conversations-{name}.jsonl") if name else ()
+    known = {_key(row["task"], row["id"], row["conversation"]): row for row in rows}
+    found = [known.get(_key(task.name, question.id, question.conversation.to_json())) for task, question in items]
+    return [_reply(row) if row and row["finish_reason"] in WHOLE else None for row in found]
+
+
+def read_measured(path: Path, checkpoint: Path, replies: list[Reply]) -> Asked:
+    """Return replies that were all given earlier, with what they took then."""
+    name = _name_of(artifact.read_manifest(path).inputs, artifact.content_hash(checkpoint))
+    try:
+        speed = json.loads((path / "speed.json").read_text(encoding="utf-8"))[name]
+        return Asked(replies, speed["generated_tokens"], speed["prompt_tokens"], speed["seconds"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"{path / 'speed.json'} ({error})", expected="speeds as 'evaluate' writes them") from None
+
+
+def _name_of(inputs: dict[str, dict[str, Any]], content: str) -> str:
+    """Return the name under which a checkpoint of this content was asked, "" if it was not."""
+    prefix = "checkpoints."
+    asked = (
+        role.removeprefix(prefix)
+        for role, entry in inputs.items()
+        if role.startswith(prefix) and entry["hash"] == content
+    )
+    return next(asked, "")
+
+
+def _key(task: str, id: str, conversation: dict[str, Any]) -> tuple[str, str, str]:
+    return task, id, json.dumps(conversation, sort_keys=True, ensure_ascii=False)
+
+
+def _reply(row: dict[str, Any]) -> Reply:
+    (message,) = Conversation.from_json({"messages": [row["answer"]]}).messages
+    return Reply(message, row["num_tokens"], finish_reason=row["finish_reason"])

@@ -1,0 +1,206 @@
+"""Answers and a judging model or a reward model -> verdicts on their content.
+
+A judge is asked in two orders, once more where its reply is invalid, and never twice about one answer. An answer that
+it does not decide counts as wrong.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from puna import artifact
+from puna.chat.conversation import Conversation, Message
+from puna.completer.completer import Completer, Prompt, Sampling
+from puna.config import StageConfig
+from puna.data.shards import encode_row, read_rows
+from puna.run import Run
+from puna.tasks.grading.judge import DEFAULT_RUBRIC, Verdict, ask_again, judge_prompt, read_verdict
+from puna.tasks.grading.similarity import reference_of
+from puna.tasks.labels import answer_key
+from puna.tasks.question import Question
+from puna.tasks.reward_model import RewardModel
+
+UNDECIDED = "undecided"
+CHUNK = 64  # Answers between two saves of the verdicts.
+
+
+class JudgeSettings(StageConfig):
+    """A model that judges words, and what it must show before its verdicts count."""
+
+    checkpoint: Path | None = Field(default=None, description="checkpoint of the judge, which runs in this process")
+    endpoint: str = Field(default="", description="or an OpenAI-compatible address of the judge, up to /v1")
+    model: str = Field(default="", description="name of the judge at the endpoint")
+    key_variable: str = Field(default="", description="environment variable that holds the endpoint's key")
+    rubric: str = Field(default=DEFAULT_RUBRIC, min_length=1, description="when an answer is right, in words")
+    min_agreement: float = Field(
+        default=0.8, gt=0.5, le=1, description="least share of human labels that the judge must agree with"
+    )
+    min_labels: int = Field(default=30, ge=5, description="least number of human labels to measure agreement on")
+    max_tokens: int = Field(default=256, ge=16, description="longest reply of the judge, in tokens")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.checkpoint is None) == (not self.endpoint):
+            raise ValueError("exactly one of judge.checkpoint and judge.endpoint")
+        if bool(self.endpoint) != bool(self.model):
+            raise ValueError("judge.model beside judge.endpoint, and only there")
+        if self.key_variable and not self.endpoint:
+            raise ValueError("judge.key_variable beside judge.endpoint only")
+        if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError("a judge.endpoint that begins with http:// or https://")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The judge as reports name it."""
+        return self.model or (self.checkpoint.name if self.checkpoint else "")
+
+
+class Case(NamedTuple):
+    """An answer to judge, and the task of its question."""
+
+    task: str
+    question: Question
+    answer: Message
+
+
+class Ruling(NamedTuple):
+    """What a judge or reward model found. `is_right` is None where it decided nothing."""
+
+    is_right: bool | None
+    reason: str
+    evidence: str = ""
+
+
+@dataclass
+class Judge:
+    """A judging model with its verdicts so far; `kept` is the file that keeps them over an interruption."""
+
+    settings: JudgeSettings
+    open: Callable[[], Completer]
+    run: Run
+    kept: Path
+    _model: Completer | None = None
+    _rulings: dict[str, Ruling] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        whole = self.kept.read_bytes().rpartition(b"\n")[0] + b"\n" if self.kept.exists() else b""
+        if len(whole) > 1:
+            self.kept.write_bytes(whole)  # Without a row that a kill cut short.
+            self._rulings = {row.pop("key"): Ruling(**row) for row in read_rows(self.kept)}
+
+    @property
+    def name(self) -> str:
+        return f"the judge {self.settings.name}"
+
+    def close(self) -> None:
+        """Free the memory of the model; the next answer opens it again."""
+        self._model = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what judge.json holds of the judge itself."""
+        kept = ("rubric", "min_agreement", "min_labels")
+        settings = {name: getattr(self.settings, name) for name in kept}
+        return {"judged_by": "judge", "judge": self.settings.name, **settings}
+
+    def rule(self, cases: Sequence[Case]) -> list[Ruling]:
+        """Judge every answer, in the order given."""
+        keys = [_key(case) for case in cases]
+        new = list({key: case for key, case in zip(keys, cases, strict=True) if key not in self._rulings}.items())
+        with self.run.progress(len(new), "judging", unit="answers") as bar, self.kept.open("ab") as file:
+            for start in range(0, len(new), CHUNK):
+                chunk = new[start : start + CHUNK]
+                found = self._rule([case for _, case in chunk])
+                for (key, _), ruling in zip(chunk, found, strict=True):
+                    self._rulings[key] = ruling
+                    file.write(encode_row({"key": key, **ruling._asdict()}))
+                file.flush()
+                artifact.fsync(self.kept)
+                bar.advance(len(chunk))
+        return [self._rulings[key] for key in keys]
+
+    def _rule(self, cases: Sequence[Case]) -> list[Ruling]:
+        rubric = self.settings.rubric
+        orders = [
+            (case, judge_prompt(case.question, case.answer, rubric, is_answer_first=is_first))
+            for case in cases
+            for is_first in (False, True)
+        ]
+        verdicts = self._ask(orders)
+        return [_combine(*verdicts[at : at + 2]) for at in range(0, len(verdicts), 2)]
+
+    def _ask(self, asked: Sequence[tuple[Case, Conversation]]) -> list[Verdict]:
+        """Ask about each, and once more with the problem of the reply where that was invalid."""
+        replies = self._complete([prompt for _, prompt in asked])
+        verdicts = [_read(reply, case) for reply, (case, _) in zip(replies, asked, strict=True)]
+        invalid = [at for at, verdict in enumerate(verdicts) if verdict.is_right is None]
+        again = [ask_again(asked[at][1], replies[at], verdicts[at].reason) for at in invalid]
+        for at, reply in zip(invalid, self._complete(again), strict=True):
+            verdicts[at] = _read(reply, asked[at][0])
+        return verdicts
+
+    def _complete(self, conversations: Sequence[Conversation]) -> list[Message]:
+        if not conversations:
+            return []
+        self._model = self._model or self.open()
+        sampling = Sampling(temperature=0.0, max_tokens=self.settings.max_tokens)
+        replies = self._model.complete([Prompt(each) for each in conversations], sampling)
+        return [Message("assistant", reply.failure or reply.message.content) for reply in replies]
+
+
+@dataclass
+class RewardJudge:
+    """A reward model that finds an answer right where it scores at least as high as the reference."""
+
+    path: Path
+    _model: RewardModel | None = None
+
+    @property
+    def name(self) -> str:
+        return f"the reward model {self.path.name}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what judge.json holds of the reward model itself."""
+        return {"judged_by": "reward", "judge": self.path.name}
+
+    def close(self) -> None:
+        """Free the memory of the model; the next answer opens it again."""
+        self._model = None
+
+    def rule(self, cases: Sequence[Case]) -> list[Ruling]:
+        """Judge every answer, in the order given; one without a reference is not decided."""
+        return [self._rule(case) for case in cases]
+
+    def _rule(self, case: Case) -> Ruling:
+        reference = reference_of(case.question)
+        if not reference:
+            return Ruling(None, "no reference to compare the reward with")
+        self._model = self._model or RewardModel.open(self.path)
+        asked = case.question.conversation
+        both = [asked.with_message(case.answer), asked.with_message(Message("assistant", reference))]
+        if not all(map(self._model.can_read, both)):
+            return Ruling(None, "longer than the reward model's context")
+        answer, wanted = self._model.score(both)
+        return Ruling(answer >= wanted, f"reward {answer:.4g}, that of the reference is {wanted:.4g}")
+
+
+def _key(case: Case) -> str:
+    return json.dumps(answer_key(case.task, case.question.id, case.answer.to_json()))
+
+
+def _read(reply: Message, case: Case) -> Verdict:
+    return read_verdict(reply.content, case.question, case.answer)
+
+
+def _combine(first: Verdict, second: Verdict) -> Ruling:
+    """Decide where both orders give the same valid verdict."""
+    for verdict in (first, second):
+        if verdict.is_right is None:
+            return Ruling(None, f"{UNDECIDED}: the judge's reply is invalid, {verdict.reason}")
+    if first.is_right != second.is_right:
+        return Ruling(None, f"{UNDECIDED}: the judge's two orders disagree", first.quote)
+    return Ruling(first.is_right, first.reason, first.quote)
