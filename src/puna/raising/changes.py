@@ -52,7 +52,7 @@ def status_of(stage: Stage, config: StageConfig, path: Path, pending: dict[str, 
     names = ", ".join(dict.fromkeys(pending.values()))
     if pending and not reasons:
         return Status("may run", (f"unless {names} comes out as before",))
-    return Status("would run", tuple(reasons or ["a file of it is missing"]))
+    return Status("would run", tuple(reasons or ["a file of it is missing or was cut"]))
 
 
 def _can_be_read(role: str, source: Path, pending: dict[str, str]) -> bool:
