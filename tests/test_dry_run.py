@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from preference_rows import row, write
 from rich.console import Console
 
 from puna import cli
+from puna.config import parse_config
 from puna.estimate import Estimate, Known, NotKnownYetError, Sketch
 from puna.raising.executor import COST
 from puna.raising.forecast import Cost, ForeseenStep, Pace, foresee
-from puna.raising.recipe import Recipe, override, read_recipe
+from puna.raising.recipe import Recipe, config_class, override, read_recipe
 from puna.raising.walk import configs_of, dry_run, raise_recipe
+from puna.stages import STAGES
 
 STEPS = """
 out = "{folder}/out"
@@ -143,7 +146,9 @@ def test_a_failed_receipt_of_an_artifact_is_a_problem(recipe: Recipe):
     raise_recipe(recipe, Console(quiet=True), until="import")
     path = recipe.out / "import" / "receipts" / "weights_kept.json"
     path.write_text(path.read_text().replace('"held": true', '"held":false'))
-    (problem,) = foreseen(recipe)["import"].problems
+    found = foreseen(recipe)["import"]
+    assert found.status.state == "there already"
+    (problem,) = found.problems
     assert problem.startswith("would stop: ") and "weights_kept" in problem
 
 
@@ -254,9 +259,9 @@ def test_the_command_line_prints_json_alone(
     flags = ["--dry-run", "--json", "--until", "sft.teacher", "--sft.teacher.epochs", "1"]
     puna(monkeypatch, str(recipe.path), *flags)
     told = json.loads(capsys.readouterr().out)
-    assert [row["step"] for row in told["steps"]] == NAMES[:4] and told["without_estimate"] == []
-    assert told["seconds"] == pytest.approx(sum(row["seconds"] for row in told["steps"]))
-    assert told["memory_bytes"] == max(row["memory_bytes"] for row in told["steps"])
+    assert [each["step"] for each in told["steps"]] == NAMES[:4] and told["without_estimate"] == []
+    assert told["seconds"] == pytest.approx(sum(each["seconds"] for each in told["steps"]))
+    assert told["memory_bytes"] == max(each["memory_bytes"] for each in told["steps"])
     assert not recipe.out.exists()
 
 
@@ -278,3 +283,36 @@ def test_the_table_names_steps_states_totals_and_problems(recipe: Recipe, tmp_pa
     assert all(name in said for name in NAMES)
     assert "sft.teacher: optim.warmup_steps = 50" in said
     assert "8 of 8 steps would run: about" in said and "of this machine's" in said
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings"),
+    [
+        ("pretrain", {"size": {"dim": 16, "hidden_dim": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}}),
+        ("pretrain", {"start": "checkpoint", "drill_share": 0.5}),
+        ("sft", {"start": "checkpoint", "adapter": {"rank": 4}, "checkpoint_activations": True}),
+        ("distill", {"start": "checkpoint", "teacher": "checkpoint", "validation": ["dataset"]}),
+        ("dpo", {"start": "checkpoint", "data": ["preferences"]}),
+        ("reward", {"start": "checkpoint", "data": ["preferences"]}),
+    ],
+)
+def test_every_way_to_train_is_estimated(
+    verb: str,
+    settings: dict[str, Any],
+    checkpoint_path: Path,
+    dataset_path: Path,
+    tokenizer_path: Path,
+    tmp_path: Path,
+):
+    write(tmp_path / "preferences", [row(n) for n in range(12)])
+    paths = {"checkpoint": checkpoint_path, "dataset": dataset_path, "preferences": tmp_path / "preferences"}
+    table = json.dumps({"data": ["dataset"], "epochs": 1, **settings})
+    for name, path in paths.items():
+        table = table.replace(f'"{name}"', json.dumps(str(path)))
+    table = json.loads(table)
+    if "size" in table:
+        table["tokenizer"] = str(tokenizer_path)
+    stage = next(stage for stage in STAGES if stage.verb == verb)
+    estimate = parse_config(config_class(stage), table, where=verb).estimate(Known())
+    assert estimate.seconds and estimate.memory_bytes and " steps, " in estimate.note
+    assert estimate.sketch and estimate.sketch.network.dim == 16

@@ -23,7 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROCESS_BYTES = 450 << 20
 # Reading, hashing, writing and reading back: a byte of weights that passes through a stage.
 BYTES_PER_SECOND = 150e6
-STAGE_SECONDS = 1.5
+STAGE_SECONDS = 0.5
 
 Lengths = tuple[int, ...]
 
