@@ -81,26 +81,9 @@ def test_help_takes_less_than_half_a_second():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
-def test_the_help_of_a_face_imports_neither_torch_nor_transformers():
-    faces = [face[0] for face in cli.FACES]
-    program = (
-        "import contextlib, io, sys\n"
-        "from puna.cli import main\n"
-        f"for verb in {faces!r}:\n"
-        "    sys.argv, shown = ['puna', verb, '--help'], io.StringIO()\n"
-        "    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit): main()\n"
-        "    assert f'Usage: puna {verb}' in shown.getvalue(), verb\n"
-        "    print(verb, sorted({'torch', 'transformers'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [f"{verb} []" for verb in faces]
-
-
 def test_the_help_of_a_verb_describes_every_setting(puna: Puna):
     text = puna("sft", "--help")
-    assert (
-        "--optim.warmup-steps" in text and "steps of linear warm-up" in text and "4096, fewer where an epoch is" in text
-    )
+    assert "--optim.warmup-steps" in text and "steps of linear warm-up" in text and "[default: 0.1]" in text
 
 
 def test_settings_come_from_the_file_where_no_flag_is_given(settings_of_sft: Callable[..., Any]):

@@ -27,6 +27,10 @@ class Sketch:
         tokenizer: Path where the tokenizer lies already.
         samples: Some rows of a dataset by kind ("conversations"), as objects.
         num_rows: Number of all rows by kind; a few percent off where files are large.
+
+    Example:
+        >>> Sketch(num_rows={"conversations": 600}).num_rows["conversations"]
+        600
     """
 
     network: Any = None
@@ -45,6 +49,10 @@ class Estimate:
         sketch: Description of the output; None where only the step itself can tell.
         misfits: Settings that do not fit the data, a sentence each, with what to change.
         note: Size of the work in a few words: "1,200 steps of 4,096 tokens".
+
+    Example:
+        >>> Estimate(seconds=90.0, memory_bytes=2**30, note="480 steps").misfits
+        ()
     """
 
     seconds: float | None = None

@@ -6,7 +6,8 @@ from puna.compress.surgery.targets import HeadCut, best_size, counts, parse_coun
 from puna.estimate import Estimate, Known, Sketch
 from puna.model.config import LlamaConfig
 from puna.plan.steps.facts import network_of, tokenizer_path
-from puna.plan.steps.speed import PROCESS_BYTES, STAGE_SECONDS, forward_seconds, weight_seconds
+from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
+from puna.plan.steps.speed import forward_seconds, weight_seconds
 
 # Texts are read together in batches of about so many tokens.
 BATCH = (256,) * 8

@@ -23,7 +23,8 @@ from puna.errors import CheckpointError
 from puna.estimate import Estimate, Known, Sketch
 from puna.lineage import licences_of
 from puna.plan.steps.facts import holds_tokenizer, network_of, tokenizer_path
-from puna.plan.steps.speed import PROCESS_BYTES, STAGE_SECONDS, weight_seconds
+from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
+from puna.plan.steps.speed import weight_seconds
 from puna.run import Run
 
 # Values of a tensor that are compared at once.

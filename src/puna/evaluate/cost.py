@@ -15,7 +15,8 @@ from puna.estimate import Estimate, Known
 from puna.model.config import LlamaConfig
 from puna.plan.arithmetic import FLOAT_BYTES
 from puna.plan.steps.facts import dataset_of, network_of, tokenizer_path
-from puna.plan.steps.speed import DTYPES, PROCESS_BYTES, STAGE_SECONDS, flops_of, probe_network, reduced, weight_seconds
+from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
+from puna.plan.steps.speed import DTYPES, flops_of, probe_network, reduced, weight_seconds
 from puna.tasks.question import Question
 from puna.tasks.task import load_task
 from puna.tasks.turns import turn_questions

@@ -12,7 +12,7 @@ from puna.data.shards import encode_row
 from puna.errors import DataError
 from puna.estimate import Estimate, Sketch
 from puna.ingest.readers import FORMATS
-from puna.plan.steps.speed import PROCESS_BYTES, STAGE_SECONDS
+from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 
 KINDS: dict[type, str] = {Document: "documents", Conversation: "conversations", Preference: "preferences"}
 MAX_ROWS = 1000

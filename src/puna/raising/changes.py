@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from puna import __version__, artifact
 from puna.config import StageConfig
-from puna.errors import PunaError
+from puna.errors import PunaError, ReceiptError
 from puna.raising.executor import PARALLEL, is_prepared, is_there, stage_key
 from puna.stages import Stage
 
@@ -34,7 +34,7 @@ def status_of(stage: Stage, config: StageConfig, path: Path, pending: dict[str, 
     missing = [
         f"{role} = {source} does not exist"
         for role, source in inputs.items()
-        if not _can_be_read(role, source, pending)
+        if role not in pending and not source.exists()
     ]
     if missing:
         return Status("would run", problems=tuple(missing))
@@ -43,8 +43,7 @@ def status_of(stage: Stage, config: StageConfig, path: Path, pending: dict[str, 
             return Status("would run") if pending else _status_of_first(stage, config, path)
         hashes = {role: artifact.content_hash(source) for role, source in inputs.items() if role not in pending}
         if not pending and is_there(stage, path, stage_key(stage, config, hashes)):
-            artifact.require_receipts(path)
-            return Status("there already")
+            return Status("there already", problems=tuple(_failed_receipt(path)))
         manifest = artifact.read_manifest(path)
     except PunaError as error:
         return Status("would run", problems=(f"would stop: {error}",))
@@ -52,11 +51,14 @@ def status_of(stage: Stage, config: StageConfig, path: Path, pending: dict[str, 
     names = ", ".join(dict.fromkeys(pending.values()))
     if pending and not reasons:
         return Status("may run", (f"unless {names} comes out as before",))
-    return Status("would run", tuple(reasons or ["a file of it is missing"]))
+    return Status("would run", tuple(reasons or ["a file of it is missing or was cut"]))
 
 
-def _can_be_read(role: str, source: Path, pending: dict[str, str]) -> bool:
-    return role in pending or source.exists()
+def _failed_receipt(path: Path) -> Iterator[str]:
+    try:
+        artifact.require_receipts(path)
+    except ReceiptError as error:
+        yield f"would stop: {error}"
 
 
 def _status_of_first(stage: Stage, config: StageConfig, path: Path) -> Status:
@@ -66,7 +68,7 @@ def _status_of_first(stage: Stage, config: StageConfig, path: Path) -> Status:
         return Status("would run")
     hashes = {role: artifact.content_hash(source) for role, source in config.inputs().items()}
     if is_prepared(directory, stage_key(stage, config, hashes)):
-        return Status("would go on", ("it was interrupted",))
+        return Status("would go on", ("it was interrupted; the time is that of the whole step",))
     return Status("would run", ("the interrupted run had other settings or inputs",))
 
 
@@ -77,7 +79,7 @@ def _changes(manifest: artifact.Manifest, config: StageConfig, hashes: dict[str,
     paths = config.inputs()
     before, after = (dict(_flat("", each)) for each in (manifest.config, config.model_dump(mode="json")))
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    told = [name for name in changed if name not in {*paths, *manifest.inputs} and not name.startswith(PARALLEL)]
+    told = [name for name in changed if name not in {*paths, *manifest.inputs} and name.split(".")[0] != PARALLEL]
     for name in told[:MAX_SHOWN]:
         yield f"{name} was {_shown(before.get(name))}, and is {_shown(after.get(name))}"
     if len(told) > MAX_SHOWN:

@@ -56,6 +56,12 @@ class Pace:
 
     The factor of a stage is the time that its finished steps took over the time foreseen. A stage without finished
     steps takes the factor of all of them together once these were a minute long, else 1.
+
+    Example:
+        >>> pace = Pace()
+        >>> pace.add("sft", Cost(seconds=300.0, foreseen_seconds=100.0))
+        >>> pace.factor("sft")
+        3.0
     """
 
     def __init__(self) -> None:

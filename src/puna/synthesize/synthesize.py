@@ -15,7 +15,7 @@ from puna.config import StageConfig
 from puna.data.document import Document
 from puna.data.shards import write_jsonl
 from puna.estimate import Estimate, Known, Sketch
-from puna.plan.steps.speed import PROCESS_BYTES, STAGE_SECONDS
+from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 from puna.run import Run
 from puna.synthesize.conversations import Scene, draw_conversation, questions
 from puna.synthesize.pages import ask, draw_page

@@ -27,7 +27,8 @@ from puna.errors import ChatError, ConfigError, DataError
 from puna.estimate import Estimate, Known, Sketch
 from puna.plan.arithmetic import FLOAT_BYTES
 from puna.plan.steps.facts import MAX_SAMPLE, dataset_of, network_of, tokenizer_path
-from puna.plan.steps.speed import PROCESS_BYTES, STAGE_SECONDS, weight_seconds
+from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
+from puna.plan.steps.speed import weight_seconds
 from puna.progress import Progress
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer

@@ -19,11 +19,8 @@ from puna.plan.arithmetic import forward_flops
 # FLOPs of a probe's forward pass, and the tokens that it keeps at least.
 PROBE_FLOPS, LEAST_TOKENS, MAX_VOCABULARY = 1e10, 256, 16_384
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Interpreter and libraries, resident before a stage loads anything: measured with torch 2.13 on Linux.
-PROCESS_BYTES = 450 << 20
 # Reading, hashing, writing and reading back: a byte of weights that passes through a stage.
 BYTES_PER_SECOND = 150e6
-STAGE_SECONDS = 1.5
 
 Lengths = tuple[int, ...]
 

@@ -39,6 +39,10 @@ class RowLengths:
 
     Attributes:
         is_cut: Whether a long row is cut into pieces of the context instead of being passed over.
+
+    Example:
+        >>> RowLengths(num_rows=3, rows=((90,), (120,), (100,)), is_cut=False).context
+        120
     """
 
     num_rows: int

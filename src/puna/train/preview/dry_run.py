@@ -20,10 +20,9 @@ from puna.model.adapted import AdapterShape, add_adapter
 from puna.model.config import ADAPTED, LlamaConfig
 from puna.plan.arithmetic import Device, Machine
 from puna.plan.steps.facts import dataset_of, network_of, tokenizer_of, tokenizer_path
+from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 from puna.plan.steps.speed import (
     DTYPES,
-    PROCESS_BYTES,
-    STAGE_SECONDS,
     Lengths,
     flops_of,
     probe_network,
