@@ -139,6 +139,9 @@ CASES: dict[str, tuple[str, list[str], list[str]]] = {
     "th Buddhist year": ("วันที่ 3 มีนาคม 2569", ["3 มีนาคม พ.ศ. 2569", "3 มีนาคม 2026"], ["3 มีนาคม 2568", "3 พฤษภาคม 2569"]),
     "th weekday": ("ปิดวันจันทร์ค่ะ", ["วันจันทร์"], ["วันอังคาร", "วันจันทร์และวันอาทิตย์"]),
     "th days": ("ใช้เวลา 3 วันทำการ", ["3 วันทำการ", "๓ วันทำการ", "สามวันทำการ"], ["3 เดือน", "5 วันทำการ"]),
+    "th pieces of words": ("ใช้เวลา 3 วัน", ["สามวัน"], ["สามารถทำได้", "ห้ามทำ"]),
+    "en megabytes": ("At most 2 MB.", ["2 megabytes"], ["2 GB"]),
+    "en file names": ("See page 4.", ["page 4"], ["4SSMS.png"]),
     "th phone": ("โทร 02-123-4567", ["021234567", "+66 2 123 4567"], ["02-123-4568", "02-123-456"]),
     "th names in Latin letters": ("ติดต่อคุณ Somchai ได้เลย", ["คุณ Somchai"], ["คุณ Somsak"]),
 }  # fmt: skip
@@ -268,12 +271,18 @@ def test_turns_of_people_are_judged_by_their_facts_where_these_are_settled(tmp_p
             "messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)],
         }
 
+    shop = "What do you sell?", "We have a Cortado."
     rows = [
         talk("price", "What does it cost?", "It costs 24.90."),
         talk("thanks", "Thank you!", "You are welcome."),
         talk("echo", "At 9:00?", "Yes, at 9:00."),
         talk("pun", "Bye!", "Have a Brew-tiful day!"),
-        talk("copied", "I want a Flat White.", "Which size?", "Small.", "One small Flat White, then."),
+        talk("idiom", "When?", "In a minute or two."),
+        talk("said", "I want a Flat White.", "Which size?", "Small.", "One small Flat White, then."),
+        {
+            "id": "copied",
+            "messages": [{"role": "system", "content": "We sell: Cortado."}, *talk("", *shop)["messages"]],
+        },
         talk("essay", "Tell me all.", "It is 1, 22, 33, 44, 55, 66 and 77."),
     ]
     write_jsonl(tmp_path / "conversations.jsonl", rows)
@@ -283,7 +292,9 @@ def test_turns_of_people_are_judged_by_their_facts_where_these_are_settled(tmp_p
         "thanks/1": "no_call",
         "echo/1": "no_call",
         "pun/1": "no_call",
-        "copied/1": "no_call",
-        "copied/3": "facts",
+        "idiom/1": "no_call",
+        "said/1": "no_call",
+        "said/3": "no_call",
+        "copied/2": "facts",
         "essay/1": "no_call",
     }

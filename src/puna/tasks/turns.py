@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from puna.chat.conversation import Conversation, Message
 from puna.tasks.grading.extraction.extract import normalize
+from puna.tasks.grading.extraction.fact import Fact
 from puna.tasks.grading.facts import required_facts
 from puna.tasks.question import Question
 
@@ -16,9 +17,9 @@ MAX_CHARACTERS = 400
 def turn_questions(conversation: Conversation) -> Iterator[Question]:
     """Ask for each assistant message in turn: the call that was made, the facts that it stated, or words.
 
-    The grade `facts` judges a short turn that states something new, with names only from what was said before: what
-    people say freely has many right forms. Other words are judged by no rule, and their reference is kept for a
-    judge. A turn with several calls is passed over, since a question expects one.
+    The grade `facts` judges a short turn that states something new, with names only from a system message or a tool's
+    result: what people say freely has many right forms. Other words are judged by no rule, and their reference is
+    kept for a judge. A turn with several calls is passed over, since a question expects one.
     """
     for index, message in enumerate(conversation.messages):
         if message.role == "assistant" and index and len(message.tool_calls) < 2:
@@ -41,6 +42,15 @@ def _has_settled_facts(question: Question) -> bool:
     """Tell whether a right answer has just the facts of the reference."""
     if len(question.expected["reference"]) > MAX_CHARACTERS:
         return False
+    sources = [each.content for each in question.conversation.messages if each.role in ("system", "tool")]
+    source = normalize("\n".join(sources))
     wanted = required_facts(question).required
-    said = normalize("\n".join(message.content for message in question.conversation.messages))
-    return 1 <= len(wanted) <= MAX_FACTS and all(fact.kind != "name" or fact.text in said for fact in wanted)
+    return 1 <= len(wanted) <= MAX_FACTS and all(_is_settled(fact, source) for fact in wanted)
+
+
+def _is_settled(fact: Fact, source: str) -> bool:
+    """Leave out names that come from nowhere, and number words without a unit, as in "a minute or two"."""
+    if fact.kind == "name":
+        return fact.text in source
+    has_unit = any(reading[0] == "number" and reading[1] for reading in fact.readings)
+    return fact.kind != "number" or has_unit or any(char.isdigit() for char in fact.text)

@@ -27,6 +27,8 @@ AFTER = re.compile(
     rf"(?:[\s-]?(?P<magnitude>{any_of(MAGNITUDES)}|k(?![{LETTER}])))?(?:\s?(?:de|d'|di)\s)?(?:[\s-]?(?P<unit>{any_of(ALL_UNITS)}))?",
     re.IGNORECASE,
 )
+# Letters right after a number, but for ordinals and plurals: "3rd", "1980s", "2x".
+PART_OF_WORD = re.compile(rf"(?!(?:st|nd|rd|th|er|ère|ème|e|º|ª|s|x)(?![{LETTER}]))[A-Za-zÀ-ɏ]", re.IGNORECASE)
 LIST_MARK = re.compile(r"^[ \t]*(?:\(?\d{1,2}[.)](?=\s)|#{1,6}\s)", re.MULTILINE)
 HOURS_OF_A_DAY = 24
 
@@ -41,6 +43,8 @@ def read_numbers(scan: Scan) -> None:
         after = AFTER.match(scan.text, match.end())
         before = BEFORE.search(scan.before(match.start()))
         assert after is not None
+        if not (after["unit"] or after["magnitude"]) and PART_OF_WORD.match(scan.text, match.end()):
+            continue
         unit = after["unit"] or (before[0].strip() if before else "")
         start = match.start() - len(before[0]) if before else match.start()
         end = after.end() if after["unit"] else match.end()
@@ -60,6 +64,8 @@ def read_number_words(scan: Scan) -> None:
         value = words[match[0].casefold()]
         after = AFTER.match(scan.text, match.end())
         unit = after["unit"] if after and after["unit"] else ""
+        if scan.language == "th" and not unit:
+            continue  # The word may be a piece of another: three (สาม) of can (สามารถ).
         end = after.end() if after and unit else match.end()
         is_clear = value > 1 and (unit != "" or match[0].casefold() not in AMBIGUOUS_NUMBERS)
         fact = _fact(scan.text[match.start() : end], {Decimal(value)}, unit)
