@@ -95,6 +95,15 @@ def test_the_help_of_a_face_imports_neither_torch_nor_transformers():
     assert done.stdout.splitlines() == [f"{verb} []" for verb in faces]
 
 
+def test_no_verb_loads_torchs_compiler_before_it_compiles():
+    program = (
+        "import sys, puna.agent.terminal, puna.evaluate.evaluate, puna.train.sft\n"
+        "print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
 def test_the_help_of_a_verb_describes_every_setting(puna: Puna):
     text = puna("sft", "--help")
     assert "--optim.warmup-steps" in text and "steps of linear warm-up" in text and "[default: 4096]" in text
