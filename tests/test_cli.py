@@ -81,6 +81,30 @@ def test_help_takes_less_than_half_a_second():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
+def test_the_help_of_a_face_imports_neither_torch_nor_transformers():
+    faces = [face[0] for face in cli.FACES]
+    program = (
+        "import contextlib, io, sys\n"
+        "from puna.cli import main\n"
+        f"for verb in {faces!r}:\n"
+        "    sys.argv, shown = ['puna', verb, '--help'], io.StringIO()\n"
+        "    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit): main()\n"
+        "    assert f'Usage: puna {verb}' in shown.getvalue(), verb\n"
+        "    print(verb, sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{verb} []" for verb in faces]
+
+
+def test_no_verb_loads_torchs_compiler_before_it_compiles():
+    program = (
+        "import sys, puna.agent.terminal, puna.evaluate.evaluate, puna.train.sft\n"
+        "print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
 def test_the_help_of_a_verb_describes_every_setting(puna: Puna):
     text = puna("sft", "--help")
     assert "--optim.warmup-steps" in text and "steps of linear warm-up" in text and "[default: 0.1]" in text

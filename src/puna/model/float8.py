@@ -62,9 +62,8 @@ class Float8Linear(nn.Module):
         return self.in_dim % TILE == 0 and self.out_dim % TILE == 0
 
 
-@torch.compiler.assume_constant_result
 def multiplies_float8(device: torch.device) -> bool:
-    """Whether a device multiplies float8 numbers itself."""
+    """Whether a device multiplies float8 numbers itself; a constant for a compiler (engine/runners/decode_step.py)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 

@@ -17,6 +17,7 @@ from puna.engine.runners.replay import Recorded, compiled, vary
 from puna.engine.runners.torch_pages import TorchPages
 from puna.kernels.native import PAGE_LEN, Span
 from puna.model.attend import attend_singly
+from puna.model.float8 import multiplies_float8
 from puna.model.llama import Block, Llama
 from puna.model.rope import rope_tables
 
@@ -45,6 +46,9 @@ class DecodeStep:
     ):
         self._model, self._keys, self._values, self._dtype = model, keys, values, dtype
         self._device, self._spare_page = model.device, keys[0].num_pages - 1
+        if backend:
+            # NOTE: not as a decorator, which imports torch._dynamo: a third of the time that every verb takes to start.
+            torch.compiler.assume_constant_result(multiplies_float8)
         # One layer, not all: they share the program, and thirty would take minutes to compile.
         self._advance, self._is_compiled = compiled(_advance, backend) if backend else _advance, bool(backend)
         self.run = Recorded(self._compute, self._device) if self._device.type == "cuda" else self._compute
