@@ -163,7 +163,7 @@ def _report(
         run.log(f"  {held_out.summary}")
     frequent = {table.kind: answer for table in tables if (answer := frequent_answer(table))}
     for answer in frequent.values():
-        run.log(f"  most frequent answer: {answer.text!r}, {answer.count:,} of {answer.total:,} ({answer.share:.1%})")
+        run.log(f"  {answer.summary}")
     for each in found:
         run.log(f"{each.finding.code}: {each.finding.seen} {each.finding.remedy}")
     told = {
