@@ -20,7 +20,7 @@ from puna.errors import ConfigError, DataError
 from puna.ingest.checks.findings import EXAMPLES, DataFinding, find, frequent_answer
 from puna.ingest.checks.held_out import HeldOut
 from puna.ingest.checks.selection import Duplicates, Selection, leave_out
-from puna.ingest.checks.table import Places, Table
+from puna.ingest.checks.table import MAX_NEAR_ROWS, Places, Table
 from puna.ingest.readers import FORMATS
 from puna.run import Run
 
@@ -164,6 +164,9 @@ def _report(
     frequent = {table.kind: answer for table in tables if (answer := frequent_answer(table))}
     for answer in frequent.values():
         run.log(f"  {answer.summary}")
+    for table in tables:
+        if len(table.rows) > MAX_NEAR_ROWS:
+            run.log(f"  near duplicates: looked for among {MAX_NEAR_ROWS:,} of {len(table.rows):,} {table.kind}")
     for each in found:
         run.log(f"{each.finding.code}: {each.finding.seen} {each.finding.remedy}")
     told = {

@@ -131,7 +131,7 @@ def _asked_again(table: Table, copies: set[int]) -> dict[int, int]:
     found: dict[int, int] = {}
     for index in table.kept():
         prompt = table.prompts[index]
-        if prompt is None or index in copies:
+        if not prompt or index in copies:
             continue
         earlier = first.setdefault(prompt, index)
         if earlier < index and table.answers[index] != table.answers[earlier]:
