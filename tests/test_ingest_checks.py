@@ -77,7 +77,8 @@ def various(count: int) -> list[Row]:
 def test_data_without_a_fault_have_no_finding(ingest: Callable[..., Ingested]):
     found = ingest(various(40))
     assert found.codes() == [] and not found.rejected and len(found.rows) == 40
-    assert "most frequent answer: " in found.log and "1 of 40 (2.5%)" in found.log
+    assert "  no two of 40 answers are equal" in found.log
+    assert found.told["most_frequent_answers"]["conversations"]["share"] == 1 / 40
 
 
 # Equal answers
@@ -100,6 +101,7 @@ def test_the_cap_on_equal_answers_keeps_the_first_and_rejects_the_others_by_name
     assert [row["place"] for row in found.rejected] == [f"train.jsonl row {2 * n}" for n in range(6, 61)]
     assert found.rejected[0]["row"]["messages"] == rows[11]["messages"]
     assert {row["reason"] for row in found.rejected} == {"more than max_equal_answers = 5 rows have this answer"}
+    assert "  most frequent answer: 'Sure.', 5 of 65 (7.7%)" in found.log
     assert "65 conversations, 55 rejected" in found.log and "rejected 55: more than max_equal_answers = 5" in found.log
 
 
@@ -321,5 +323,5 @@ def test_what_could_not_be_read_is_a_finding_behind_graver_ones(ingest: Callable
     assert found.codes() == ["answers-equal", "rows-rejected"]
     finding = found.finding("rows-rejected")
     assert (finding["count"], finding["total"]) == (2, 22)
-    assert "2 of 22 records (9.1%) could not be read, first train.jsonl:21: a row has neither" in finding["seen"]
+    assert "2 of 22 records (9.1%) could not be used, first train.jsonl:21: a row has neither" in finding["seen"]
     assert found.told["reasons"]["more than max_equal_answers = 15 rows have this answer"] == 5

@@ -21,7 +21,7 @@ from puna.estimate import Estimate, Known
 from puna.ingest.checks.findings import EXAMPLES, DataFinding, find, frequent_answer
 from puna.ingest.checks.held_out import HeldOut
 from puna.ingest.checks.selection import Duplicates, Selection, leave_out
-from puna.ingest.checks.table import Places, Table
+from puna.ingest.checks.table import MAX_NEAR_ROWS, Places, Table
 from puna.ingest.readers import FORMATS
 from puna.ingest.sketch import estimate_reading
 from puna.run import Run
@@ -169,7 +169,10 @@ def _report(
         run.log(f"  {held_out.summary}")
     frequent = {table.kind: answer for table in tables if (answer := frequent_answer(table))}
     for answer in frequent.values():
-        run.log(f"  most frequent answer: {answer.text!r}, {answer.count:,} of {answer.total:,} ({answer.share:.1%})")
+        run.log(f"  {answer.summary}")
+    for table in tables:
+        if len(table.rows) > MAX_NEAR_ROWS:
+            run.log(f"  near duplicates: looked for among {MAX_NEAR_ROWS:,} of {len(table.rows):,} {table.kind}")
     for each in found:
         run.log(f"{each.finding.code}: {each.finding.seen} {each.finding.remedy}")
     told = {

@@ -19,7 +19,7 @@ def chat_at_risk(record: Record) -> Finding | None:
     before = record.facts.get("chat")
     if before is None or before["end"] < LEAST_END or not record.facts.get("is_every_token"):
         return None
-    if record.facts.get("conversations", {}).get("num_looked_at"):
+    if record.facts.get("num_conversations"):
         return None
     seen = f"The start model ends its answers (probability {before['end']:.2f}), and the data hold no conversation."
     return Finding("chat-at-risk", seen, REMEDY, ("lower rate",))

@@ -44,16 +44,22 @@ class FrequentAnswer:
     def share(self) -> float:
         return self.count / self.total
 
+    @property
+    def summary(self) -> str:
+        if self.count == 1:
+            return f"no two of {self.total:,} answers are equal"
+        return f"most frequent answer: {self.text!r}, {self.count:,} of {self.total:,} ({self.share:.1%})"
+
 
 def find(tables: Sequence[Table], rejected: Sequence[dict[str, str]], num_rejected: int) -> list[DataFinding]:
-    """Return the findings about kept rows, and about records that could not be read, the most important first.
+    """Return the findings about kept rows, and about records that could not be used, the most important first.
 
     `rejected` are the places and reasons of the first of `num_rejected` records.
     """
     found = [finding for table in tables if table.num_kept for finding in _of_table(table)]
     if num_rejected:
         total = num_rejected + sum(len(table.rows) for table in tables)
-        seen = f"{_share(num_rejected, total, 'records')} could not be read, first {rejected[0]['place']}: "
+        seen = f"{_share(num_rejected, total, 'records')} could not be used, first {rejected[0]['place']}: "
         remedy = "Correct the records that rejected.jsonl names, or the setting format."
         finding = Finding("rows-rejected", f"{seen}{rejected[0]['text']}.", remedy)
         found.append(DataFinding(finding, num_rejected, total, rejected))
@@ -125,7 +131,7 @@ def _asked_again(table: Table, copies: set[int]) -> dict[int, int]:
     found: dict[int, int] = {}
     for index in table.kept():
         prompt = table.prompts[index]
-        if prompt is None or index in copies:
+        if not prompt or index in copies:
             continue
         earlier = first.setdefault(prompt, index)
         if earlier < index and table.answers[index] != table.answers[earlier]:

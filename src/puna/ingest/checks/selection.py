@@ -32,7 +32,7 @@ def leave_out(settings: Selection, tables: Sequence[Table]) -> HeldOut | None:
         if settings.drop_empty:
             table.left_out |= {index: "an answer is empty" for index in table.kept() if table.has_empty[index]}
         if held_out is not None:
-            rows = (Row(index, table.rows[index], table.prompts[index]) for index in table.kept())
+            rows = (Row(index, table.rows[index], table.prompts[index] or None) for index in table.kept())
             found = held_out.overlapping(rows)
             table.left_out |= {index: f"overlaps with held-out data: {place}" for index, place in found.items()}
         if settings.drop_duplicates != "none":
@@ -51,7 +51,7 @@ def _cap_answers(table: Table, most: int) -> None:
     counts = Counter[int]()
     for index in list(table.kept()):
         answer = table.only_answers[index]
-        if answer is not None:
+        if answer:
             counts[answer] += 1
             if counts[answer] > most:
                 table.left_out[index] = f"more than max_equal_answers = {most} rows have this answer"

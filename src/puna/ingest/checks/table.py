@@ -42,18 +42,18 @@ class Places:
 class Table:
     """The rows of one shard and what the checks know of them; `left_out` maps an index to the reason.
 
-    `prompts`, `answers`, `only_answers` and `has_empty` hold one entry a row (Compared says of what).
+    `wholes`, `prompts`, `answers`, `only_answers` and `has_empty` hold an entry a row, as Compared does; 0 is none.
     """
 
     kind: str
     rows: Sequence[dict[str, Any]]
     places: Places
     left_out: dict[int, str] = field(default_factory=dict)
-    wholes: list[int] = field(default_factory=list)
-    prompts: list[int | None] = field(default_factory=list)
+    wholes: "array[int]" = field(default_factory=lambda: array("Q"))
+    prompts: "array[int]" = field(default_factory=lambda: array("Q"))
     answers: list[tuple[int, ...]] = field(default_factory=list)
-    only_answers: list[int | None] = field(default_factory=list)
-    has_empty: list[bool] = field(default_factory=list)
+    only_answers: "array[int]" = field(default_factory=lambda: array("Q"))
+    has_empty: bytearray = field(default_factory=bytearray)
     near: NearDuplicates = field(default_factory=NearDuplicates)
 
     @classmethod
@@ -63,9 +63,9 @@ class Table:
         for index, row in enumerate(table.rows):
             compared = compare_row(row)
             table.wholes.append(compared.whole)
-            table.prompts.append(compared.prompt)
+            table.prompts.append(compared.prompt or 0)
             table.answers.append(compared.answers)
-            table.only_answers.append(compared.only_answer)
+            table.only_answers.append(compared.only_answer or 0)
             table.has_empty.append(compared.has_empty_answer)
             if compared.whole not in seen and index < MAX_NEAR_ROWS:
                 table.near.add(index, compared.words)

@@ -37,17 +37,17 @@ def measure_chat(model: Llama, tokenizer: Tokenizer, dtype: torch.dtype) -> dict
     """
     if model.config.is_reward:
         return None
-    was_training = model.training
+    chat, was_training = ChatFormat(tokenizer), model.training
+    rows = [chat.encode(Conversation((Message("user", asked), Message("assistant", said)))) for asked, said in PROBES]
+    ids, trained = [torch.tensor(row.ids) for row in rows], [torch.tensor(row.mask[1:]) for row in rows]
+    tokens_T, targets_T = torch.cat([row[:-1] for row in ids]), torch.cat([row[1:] for row in ids])
+    batch = Batch(tokens_T, targets_T, torch.cat(trained), tuple(len(row) - 1 for row in ids))
     model.eval()
-    chat, ends, losses = ChatFormat(tokenizer), list[float](), list[torch.Tensor]()
-    for asked, answered in PROBES:
-        ids, mask = chat.encode(Conversation((Message("user", asked), Message("assistant", answered))))
-        tokens, trained_T = torch.tensor(ids), torch.tensor(mask[1:])
-        batch = Batch(tokens[:-1], tokens[1:], trained_T, (len(ids) - 1,))
-        hidden_MD = batch.hidden_states(model, dtype)[trained_T]
-        logs_MV = torch.log_softmax(model.logits(hidden_MD).float(), dim=-1)
-        targets_M = batch.targets_T[trained_T].to(logs_MV.device)
-        losses.append(-logs_MV.gather(1, targets_M[:, None])[:, 0].cpu())
-        ends.append(float(logs_MV[-1, targets_M[-1]].exp()))
+    hidden_MD = batch.hidden_states(model, dtype)[batch.trained_T]
     model.train(was_training)
-    return {"end": sum(ends) / len(ends), "loss": float(torch.cat(losses).mean())}
+    logs_MV = torch.log_softmax(model.logits(hidden_MD).float(), dim=-1)
+    targets_M = targets_T[batch.trained_T].to(logs_MV.device)
+    found_M = logs_MV.gather(1, targets_M[:, None])[:, 0].cpu()
+    # The last trained token of a conversation is the end of its answer.
+    ends = torch.cumsum(torch.tensor([int(row.sum()) for row in trained]), 0) - 1
+    return {"end": float(found_M[ends].exp().mean()), "loss": float(-found_M.mean())}

@@ -27,6 +27,7 @@ def gather_facts(objective: Objective, model: Llama, tokenizer: Tokenizer, datas
         "tokenizer": tokenizer.fingerprint,
         "is_every_token": objective.is_cut,
         "num_rows": len(dataset),
+        "num_conversations": sum(len(rows) for kind, _, rows in dataset.parts if kind == "conversations"),
         **describe_rows(dataset),
         "conversations": describe_conversations(objective, tokenizer, dataset),
     }
