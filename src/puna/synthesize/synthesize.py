@@ -6,7 +6,7 @@ is right because the same fact wrote the page.
 
 from collections.abc import Iterator
 from random import Random
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -15,8 +15,7 @@ from puna.data.document import Document
 from puna.data.shards import write_jsonl
 from puna.run import Run
 from puna.synthesize.conversations import draw_conversation, questions
-from puna.synthesize.matter.basics_others import LANGUAGES
-from puna.synthesize.matter.languages import draw_language_scene
+from puna.synthesize.languages.scenes import draw_language_scene
 from puna.synthesize.matter.names import Split
 from puna.synthesize.matter.organizations import draw_organization_scene
 from puna.synthesize.matter.prose import draw_bare_scene, draw_prose_scene
@@ -48,7 +47,9 @@ class Config(StageConfig):
     )
     bare_share: float = Field(default=0.0, ge=0, le=1, description="share of conversations without a page or a name")
     languages: list[Language] = Field(
-        default=list(LANGUAGES), min_length=1, description="languages of the conversations that language_share draws"
+        default=[*get_args(Language)],
+        min_length=1,
+        description="languages of the conversations that language_share draws",
     )
     schemas: bool = Field(default=False, description="give the tools' JSON schemas, beside their names in the prompt")
     pages: bool = Field(default=True, description="write each world's pages as documents")

@@ -1,1 +1,1 @@
-"""What imagined pages and conversations are made of: values, words, layouts, small talk, eight languages."""
+"""Material of imagined pages: values, words, layouts and small talk; organizations and prose made of it."""

@@ -47,7 +47,8 @@ OBJECTS = (
 MODALS = ("must", "can", "should", "may", "have to")
 LEADS = ("", "", "", "", "As a rule, ", "In most cases, ", "Since last year, ", "From now on, ", "By agreement, ")
 TAILS = (
-    "", "", "", "", "", " unless a manager agrees otherwise", " and nobody else", ", also on holidays", " at no extra cost",
+    "", "", "", "", "", " unless a manager agrees otherwise", " and nobody else", ", also on holidays",
+    " at no extra cost",
 )
 
 # What a record is about, by the kind of its value.

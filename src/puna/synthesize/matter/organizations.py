@@ -47,7 +47,8 @@ class Source:
     """Draws items of one page, none of which repeats a subject or a value."""
 
     def __init__(self, rng: Random, split: Split) -> None:
-        self._rng, self._split = rng, split
+        self._rng = rng
+        self._split: Split = split
         self._subjects: set[str] = set()
         self._values: list[str] = []
 

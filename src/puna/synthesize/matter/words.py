@@ -76,7 +76,8 @@ LINKS = (
     "because", "although", "and", "while", "so that", "but", "until", "when", "if", "as", "since", "which means that",
 )
 PLACES = (
-    "in", "near", "behind", "under", "with", "without", "for", "from", "beside", "above", "through", "of", "on", "after",
+    "in", "near", "behind", "under", "with", "without", "for", "from", "beside", "above", "through",
+    "of", "on", "after",
 )
 ARTICLES = ("the", "the", "the", "a", "this", "our", "your", "their", "every", "each", "any", "another", "one", "some")
 # The kind of a value, and how a sentence gives it.

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
+from puna.synthesize.languages.basics import Basics
+from puna.synthesize.languages.others import LANGUAGES
 from puna.synthesize.matter import values
-from puna.synthesize.matter.basics import Basics
-from puna.synthesize.matter.basics_others import LANGUAGES
 from puna.synthesize.matter.layouts import LAYOUTS, Line, frame_page
 from puna.synthesize.matter.names import Split, draw_name
 from puna.synthesize.matter.scenes import Asked, Scene, Turn, make_scene, make_turn

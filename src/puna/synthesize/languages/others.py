@@ -1,7 +1,7 @@
 """The basics in Hindi and Thai, and all eight languages by their codes. Data."""
 
-from puna.synthesize.matter.basics import Basics, Said
-from puna.synthesize.matter.basics_european import ENGLISH, FRENCH, GERMAN, ITALIAN, PORTUGUESE, SPANISH
+from puna.synthesize.languages.basics import Basics, Said
+from puna.synthesize.languages.european import ENGLISH, FRENCH, GERMAN, ITALIAN, PORTUGUESE, SPANISH
 
 HINDI = Basics(
     role="आप {name} के सहायक हैं। इस पृष्ठ से उत्तर दें।",

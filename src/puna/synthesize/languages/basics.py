@@ -1,6 +1,6 @@
 """The shape of the basics in one language: greetings, opening hours, phone, price, e-mail, refusals.
 
-The data are in basics_european.py and basics_others.py.
+The data are in european.py and others.py.
 """
 
 from typing import NamedTuple

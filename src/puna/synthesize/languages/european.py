@@ -1,6 +1,6 @@
 """The basics in English, German, French, Italian, Portuguese and Spanish. Data."""
 
-from puna.synthesize.matter.basics import Basics, Said
+from puna.synthesize.languages.basics import Basics, Said
 
 ENGLISH = Basics(
     role="You are the assistant of {name}. Answer from this page.",
