@@ -1,4 +1,7 @@
-"""An encoded row -> a copying drill: some of the row's tokens, then the same tokens in shuffled pieces.
+"""An encoded row -> a copying drill: tokens of the row, then the same tokens in shuffled pieces.
+
+In the pieces of draw_drill no token comes twice. draw_run_drill repeats keys with strings of few different tokens, as
+in "0182 555 0182": there the token before does not say which one follows, only the whole string since its key does.
 
 A small model learns to copy what it never saw (identifiers, names, prices) only once it has formed induction heads
 (Olsson et al., 2022, arXiv 2209.11895). Text teaches that late, because little of it has to be copied; a drill is
@@ -12,6 +15,10 @@ from puna.chat.format import Encoded
 
 MIN_LEN, MAX_LEN = 4, 16
 MIN_PIECE, MAX_PIECE = 3, 8
+MIN_KEYS, MAX_KEYS = 2, 4
+MIN_STRING, MAX_STRING = 3, 10
+MAX_ALPHABET = 10
+REPEAT = 0.4  # probability that a token of a string equals the one before it
 
 
 def draw_drill(ids: Sequence[int], source: random.Random) -> Encoded:
@@ -26,3 +33,28 @@ def draw_drill(ids: Sequence[int], source: random.Random) -> Encoded:
     for piece in pieces:
         mask += [False] + [True] * (len(piece) - 1)
     return Encoded([first, *drawn, *(token for piece in pieces for token in piece)], mask)
+
+
+def draw_run_drill(ids: Sequence[int], source: random.Random) -> Encoded:
+    """Return keys with strings of few different tokens, then the same in another order, where the strings are trained."""
+    first, *rest = ids
+    known = sorted(set(rest))
+    num_keys = min(source.randint(MIN_KEYS, MAX_KEYS), max(1, len(known) - 1))
+    drawn = source.sample(known, min(len(known), num_keys + source.randint(1, MAX_ALPHABET)))
+    keys, alphabet = drawn[:num_keys], drawn[num_keys:] or drawn
+    strings = [_draw_string(alphabet, source) for _ in keys]
+    pairs = list(zip(keys, strings, strict=True))
+    tokens = [first, *(token for key, string in pairs for token in (key, *string))]
+    mask = [False] * len(tokens)
+    source.shuffle(pairs)
+    for key, string in pairs:
+        tokens += [key, *string]
+        mask += [False] + [True] * len(string)
+    return Encoded(tokens, mask)
+
+
+def _draw_string(alphabet: Sequence[int], source: random.Random) -> list[int]:
+    string = [source.choice(alphabet)]
+    for _ in range(source.randint(MIN_STRING, MAX_STRING) - 1):
+        string.append(string[-1] if source.random() < REPEAT else source.choice(alphabet))
+    return string

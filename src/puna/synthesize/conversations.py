@@ -7,42 +7,43 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-from puna.chat.conversation import Conversation, Message, ToolCall
-from puna.synthesize.pages import Asked, Page, ask, ask_in_vain, draw_page
-from puna.synthesize.phrases import CAN_CALL, FROM_PAGE, GREETINGS, ROLE, THANKS
+from puna.chat.conversation import Message, ToolCall
+from puna.synthesize.matter.names import draw_name, draw_of_split
+from puna.synthesize.matter.scenes import Asked, Expected, Scene, Turn, add_talk, join_asked, make_scene, make_turn
+from puna.synthesize.matter.talk import NOT_SAID, refuse
+from puna.synthesize.matter.values import draw_identifier, draw_price
+from puna.synthesize.pages import Page, ask, ask_in_vain, draw_page
+from puna.synthesize.phrases import CAN_CALL, FROM_PAGES, GREETINGS, ROLES, THANKS
 from puna.synthesize.tools import FOLLOWED_BY, TOOLS, Outcome, schema, signature
-from puna.synthesize.worlds import TOPICS, WEEKDAYS, World, draw_amount, draw_code, draw_name
+from puna.synthesize.worlds import TOPICS, WEEKDAYS, World
 from puna.tasks import Question
 
-Turn = Literal["page", "tool"]
+Step = Literal["page", "tool"]
 
 # Turns and their weights: with a tool, without one.
-TOOL_PLANS: dict[tuple[Turn, ...], int] = {("tool",): 6, ("tool", "tool"): 2, ("page", "tool"): 2, ("tool", "page"): 1}
-PAGE_PLANS: dict[tuple[Turn, ...], int] = {("page",): 4, ("page", "page"): 4, ("page", "page", "page"): 2}
+TOOL_PLANS: dict[tuple[Step, ...], int] = {("tool",): 6, ("tool", "tool"): 2, ("page", "tool"): 2, ("tool", "page"): 1}
+PAGE_PLANS: dict[tuple[Step, ...], int] = {("page",): 2, ("page", "page"): 4, ("page", "page", "page"): 4}
+# How many facts one question asks for, and the weights.
+NUM_FACTS = {1: 80, 2: 15, 3: 5}
 PAGE_WITH_TOOLS_ONLY = 0.1
+TOOLS_IN_VAIN = 0.25
+TOOL_MISSING = 0.2  # share of the questions in vain that would need a tool
+CODES = ("order_id", "return_number", "ticket", "code", "card_number")
 # Several products on a page are the harder reading, so they come up twice as often.
 PAGES = ("products", *TOPICS)
 
 
-class Expected(NamedTuple):
-    """How one assistant message is judged: the kind of turn, the name of a grade, what the grade needs."""
-
-    kind: str
-    grade: Literal["contains", "tool_call", "refusal"]
-    values: dict[str, Any]  # becomes Question.expected
-
-
-class Scene(NamedTuple):
-    """A conversation, and one expectation for each of its assistant messages, in order."""
-
-    conversation: Conversation
-    expected: tuple[Expected, ...]
-
-
 def draw_conversation(
-    world: World, seed: int, number: int, *, tool_share: float, refusal_share: float, schemas: bool = False
+    world: World,
+    seed: int,
+    number: int,
+    *,
+    tool_share: float,
+    refusal_share: float,
+    talk_share: float = 0.0,
+    schemas: bool = False,
 ) -> Scene:
     """Draw conversation `number` of a world, without the ones before it."""
     rng = Random(f"{seed}/{world.id}/{number}")
@@ -51,18 +52,18 @@ def draw_conversation(
     with_page = "page" in plan or rng.random() < PAGE_WITH_TOOLS_ONLY
     page = draw_page(world, rng.choice(PAGES), rng) if with_page else None
     called = rng.sample(tuple(TOOLS), plan.count("tool"))
-    offered = _offer(called, rng) if called else []
-    turns = _turns(world, page, plan, called, refusal_share, rng)
-    system = Message("system", _system(world, page, offered))
-    expected = tuple(e for messages, expectations in turns for e in expectations)
-    conversation = Conversation(
-        (system, *(message for messages, _ in turns for message in messages)),
-        tools=tuple(schema(name) for name in offered) if schemas else (),
-        environment="ipython" if called else "",
-        id=f"{world.id}/{number}",
-        metadata={"kind": "+".join(dict.fromkeys(e.kind for e in expected)), "world": world.id, "split": world.split},
+    # A page without calls may name tools, too, so that their presence alone makes nobody call.
+    offered = _offer(called, rng) if called or rng.random() < TOOLS_IN_VAIN else []
+    turns = add_talk(_turns(world, page, plan, called, offered, refusal_share, rng), world.name, talk_share, rng)
+    scene = make_scene(
+        _system(world, page, offered, rng),
+        turns,
+        environment="ipython" if offered else "",
+        identifier=f"{world.id}/{number}",
+        metadata={"world": world.id, "split": world.split, "topic": "shop"},
     )
-    return Scene(conversation, expected)
+    tools = tuple(schema(name) for name in offered) if schemas else ()
+    return scene._replace(conversation=replace(scene.conversation, tools=tools))
 
 
 def questions(scene: Scene) -> Iterator[Question]:
@@ -77,31 +78,40 @@ def questions(scene: Scene) -> Iterator[Question]:
 
 
 def _turns(
-    world: World, page: Page | None, plan: tuple[Turn, ...], called: list[str], refusal_share: float, rng: Random
-) -> list[tuple[list[Message], list[Expected]]]:
-    facts = rng.sample(page.facts, len(plan)) if page else []
+    world: World,
+    page: Page | None,
+    plan: tuple[Step, ...],
+    called: list[str],
+    offered: list[str],
+    refusal_share: float,
+    rng: Random,
+) -> list[Turn]:
+    facts = rng.sample(page.facts, len(page.facts)) if page else []
     names = iter(called)
-    turns: list[tuple[list[Message], list[Expected]]] = []
-    for place, turn in enumerate(plan):
-        if turn == "tool":
+    turns: list[Turn] = []
+    for step in plan:
+        if step == "tool":
             turns.append(_tool_turn(world, next(names), rng))
+            continue
+        assert page
+        if not facts or rng.random() < refusal_share:
+            needs_tool = not offered and rng.random() < TOOL_MISSING
+            asked = _ask_for_tool_in_vain(world, rng) if needs_tool else ask_in_vain(world, page, rng)
         else:
-            assert page
-            in_vain = rng.random() < refusal_share
-            turns.append(_page_turn(ask_in_vain(world, page, rng) if in_vain else ask(page, facts[place], rng), rng))
+            count = rng.choices(tuple(NUM_FACTS), tuple(NUM_FACTS.values()))[0]
+            several = [ask(page, facts.pop(), rng) for _ in range(min(count, len(facts)))]
+            asked = join_asked(several, rng) if len(several) > 1 else several[0]
+        turns.append(make_turn(asked, question=_politely(asked.question, rng)))
     return turns
 
 
-def _page_turn(asked: Asked, rng: Random) -> tuple[list[Message], list[Expected]]:
-    values: dict[str, Any] = {"contains": list(asked.needles)}
-    if asked.distractors:
-        values["distractors"] = list(asked.distractors)
-    grade = "refusal" if asked.kind == "refusal" else "contains"
-    messages = [Message("user", _politely(asked.question, rng)), Message("assistant", asked.answer)]
-    return messages, [Expected(asked.kind, grade, values)]
+def _ask_for_tool_in_vain(world: World, rng: Random) -> Asked:
+    """Ask for what would need a tool where none is offered."""
+    request = rng.choice(TOOLS[rng.choice(tuple(TOOLS))].requests).format(**_draw_slots(world, rng))
+    return Asked("refusal", request, refuse(rng), (NOT_SAID,))
 
 
-def _tool_turn(world: World, name: str, rng: Random) -> tuple[list[Message], list[Expected]]:
+def _tool_turn(world: World, name: str, rng: Random) -> Turn:
     slots = _draw_slots(world, rng)
     messages = [Message("user", _politely(rng.choice(TOOLS[name].requests).format(**slots), rng))]
     expected: list[Expected] = []
@@ -118,23 +128,20 @@ def _tool_turn(world: World, name: str, rng: Random) -> tuple[list[Message], lis
     assert outcome
     messages.append(Message("assistant", outcome.answer.format(**slots)))
     needles = [needle.format(**slots) for needle in outcome.needles]
-    return messages, [*expected, Expected(name, "contains", {"contains": needles})]
+    expected.append(Expected(name, "contains", {"contains": needles}))
+    return Turn(tuple(messages), tuple(expected))
 
 
 def _draw_slots(world: World, rng: Random) -> dict[str, str]:
     person, host = draw_name(rng, world.split), draw_name(rng, world.split)
     return {
-        "order_id": draw_code(rng, world.split, world.order_prefix, 5),
-        "return_number": draw_code(rng, world.split, "RT", 4),
-        "ticket": draw_code(rng, world.split, "R", 4),
-        "code": draw_code(rng, world.split, "K", 4),
-        "card_number": draw_code(rng, world.split, "GC", 6),
+        **{name: draw_of_split(lambda: draw_identifier(rng), world.split) for name in CODES},
         "email": f"{person}@{host}.example".lower(),
         "product": rng.choice(world.products),
         "quantity": str(rng.randrange(2, 10)),
         "count": str(rng.randrange(11, 99)),
         "day": rng.choice(WEEKDAYS),
-        "amount": world.currency.format(draw_amount(rng, 5, 300)),
+        "amount": world.currency.format(draw_price(rng, 5, 300)),
     }
 
 
@@ -147,10 +154,10 @@ def _offer(called: list[str], rng: Random) -> list[str]:
     return offered
 
 
-def _system(world: World, page: Page | None, offered: list[str]) -> str:
-    lines = [ROLE.format(name=world.name)]
+def _system(world: World, page: Page | None, offered: list[str], rng: Random) -> str:
+    lines = [rng.choice(ROLES).format(name=world.name)]
     if page:
-        lines.append(FROM_PAGE)
+        lines.append(rng.choice(FROM_PAGES))
     if offered:
         lines.append(CAN_CALL.format(tools=", ".join(signature(name) for name in offered)))
     return " ".join(lines) + (f"\n\n{page.text}" if page else "")

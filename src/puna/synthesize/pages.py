@@ -3,17 +3,19 @@
 A page says a part of what is true in its world; the rest is what a question can ask in vain.
 """
 
-from collections.abc import Callable, Sequence
 from random import Random
 from typing import NamedTuple
 
-from puna.synthesize.phrases import CLOSINGS, OPENINGS, PHRASES, REFUSAL, TITLES
+from puna.synthesize.matter.layouts import LAYOUTS, MAX_LINES, Line, frame_page
+from puna.synthesize.matter.scenes import Asked, draw_spelling
+from puna.synthesize.matter.talk import NOT_SAID, OFF_TOPIC, refuse
+from puna.synthesize.phrases import CLOSINGS, OPENINGS, PHRASES, TITLES
 from puna.synthesize.questions import QUESTIONS
 from puna.synthesize.worlds import TOPICS, Fact, World
 
 # What a page of its topic never leaves out: beside express, a question about shipping would be ambiguous without it.
 ALWAYS = ("hours", "closed", "shipping_cost")
-MAX_FACTS = {"bullets": 9, "prose": 8, "sections": 7, "answers": 5}
+OFF_TOPIC_SHARE = 0.2  # of the questions in vain
 # Kinds whose values a careless answer mixes up.
 FAMILIES = {"closed": "hours", "express_cost": "shipping_cost", "engraving_cost": "repair_cost"}
 
@@ -26,24 +28,16 @@ class Page(NamedTuple):
     facts: tuple[Fact, ...]
 
 
-class Asked(NamedTuple):
-    """A question with its answer; `needles` stand in a right answer, `distractors` do not."""
-
-    kind: str
-    question: str
-    answer: str
-    needles: tuple[str, ...]
-    distractors: tuple[str, ...] = ()
-
-
 def draw_page(world: World, topic: str, rng: Random) -> Page:
     """Choose what the page says and how it looks."""
     layout = rng.choice(tuple(LAYOUTS))
-    facts = _shorten(_choose_facts(world, topic, rng), MAX_FACTS[layout], rng)
-    title = f"# {world.name}: {rng.choice(TITLES[topic])}"
-    openings = rng.sample(OPENINGS, 2 if layout == "bullets" else 1)
-    parts = [title, " ".join(openings).format(name=world.name), LAYOUTS[layout](facts, rng), rng.choice(CLOSINGS)]
-    return Page(topic, "\n\n".join(parts), tuple(facts))
+    facts = _shorten(_choose_facts(world, topic, rng), MAX_LINES[layout], rng)
+    openings = rng.sample(OPENINGS, 2 if layout in ("bullets", "pairs", "plain") else rng.choice((0, 1, 1)))
+    body = LAYOUTS[layout]([_line(fact, rng) for fact in facts], rng)
+    parts = [" ".join(openings).format(name=world.name), body, rng.choice(CLOSINGS) if rng.random() < 0.7 else ""]
+    title = f"{world.name}: {rng.choice(TITLES[topic])}"
+    text = frame_page(title, [part for part in parts if part], world.name, rng)
+    return Page(topic, text, tuple(facts))
 
 
 def ask(page: Page, fact: Fact, rng: Random) -> Asked:
@@ -52,16 +46,20 @@ def ask(page: Page, fact: Fact, rng: Random) -> Asked:
     answer = PHRASES[fact.kind].answer.format(**slots)
     others = {other.needle for other in page.facts if _family(other) == _family(fact)}
     distractors = tuple(sorted(other for other in others if other not in answer))
-    return Asked(fact.kind, rng.choice(QUESTIONS[fact.kind]).format(**slots), answer, (fact.needle,), distractors)
+    question = draw_spelling(rng.choice(QUESTIONS[fact.kind]).format(**slots), rng)
+    return Asked(fact.kind, question, answer, (fact.needle,), distractors)
 
 
 def ask_in_vain(world: World, page: Page, rng: Random) -> Asked:
     """Ask about something that the page does not say."""
+    if rng.random() < OFF_TOPIC_SHARE:
+        return Asked("refusal", rng.choice(OFF_TOPIC), refuse(rng), (NOT_SAID,))
     silent = [fact for fact in world.facts if fact not in page.facts]
     kind = rng.choice(sorted({fact.kind for fact in silent}))
     fact = rng.choice([fact for fact in silent if fact.kind == kind])
-    question = rng.choice(QUESTIONS[kind]).format(**_slots(fact, rng))
-    return Asked("refusal", question, REFUSAL, ("does not say",))
+    slots = _slots(fact, rng)
+    about = PHRASES[fact.kind].about.format(**slots)
+    return Asked("refusal", rng.choice(QUESTIONS[kind]).format(**slots), refuse(rng, about), (NOT_SAID,))
 
 
 def _slots(fact: Fact, rng: Random | None = None) -> dict[str, str]:
@@ -95,40 +93,12 @@ def _shorten(facts: list[Fact], limit: int, rng: Random) -> list[Fact]:
     return [fact for fact in facts if fact not in gone]
 
 
-def _sentence(fact: Fact, rng: Random) -> str:
-    return rng.choice(PHRASES[fact.kind].sentences).format(**_slots(fact))
-
-
-def _label(fact: Fact) -> str:
-    return PHRASES[fact.kind].label.format(**fact.slots)
-
-
-def _bullets(facts: Sequence[Fact], rng: Random) -> str:
-    return "\n".join(f"- {_label(fact)}: {fact.value}" for fact in facts)
-
-
-def _prose(facts: Sequence[Fact], rng: Random) -> str:
-    sentences = [_sentence(fact, rng) for fact in facts]
-    half = (len(sentences) + 1) // 2
-    return " ".join(sentences[:half]) + "\n\n" + " ".join(sentences[half:])
-
-
-def _sections(facts: Sequence[Fact], rng: Random) -> str:
-    return "\n\n".join(f"## {_label(fact)}\n{_sentence(fact, rng)}" for fact in facts)
-
-
-def _answers(facts: Sequence[Fact], rng: Random) -> str:
-    def pair(fact: Fact) -> str:
-        slots = _slots(fact)
-        question = rng.choice(QUESTIONS[fact.kind]).format(**slots)
-        return f"Q: {question}\nA: {PHRASES[fact.kind].answer.format(**slots)}"
-
-    return "\n\n".join(pair(fact) for fact in facts)
-
-
-LAYOUTS: dict[str, Callable[[Sequence[Fact], Random], str]] = {
-    "bullets": _bullets,
-    "prose": _prose,
-    "sections": _sections,
-    "answers": _answers,
-}
+def _line(fact: Fact, rng: Random) -> Line:
+    phrases, slots = PHRASES[fact.kind], _slots(fact)
+    return Line(
+        phrases.label.format(**fact.slots),
+        fact.value,
+        rng.choice(phrases.sentences).format(**slots),
+        rng.choice(QUESTIONS[fact.kind]).format(**slots),
+        phrases.answer.format(**slots),
+    )

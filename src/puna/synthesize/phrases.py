@@ -5,15 +5,14 @@
 
 from typing import NamedTuple
 
-REFUSAL = "I'm sorry, the handbook does not say that."
-
 
 class Phrases(NamedTuple):
-    """A label for lists, sentences for prose, and the one form of the answer."""
+    """A label for lists, sentences for prose, the one form of the answer, and the subject as a refusal names it."""
 
     label: str
     sentences: tuple[str, ...]
     answer: str
+    about: str
 
 
 PHRASES: dict[str, Phrases] = {
@@ -25,6 +24,7 @@ PHRASES: dict[str, Phrases] = {
             "The price of the {product} is {value}.",
         ),
         "The {product} costs {value}.",
+        "what the {product} costs",
     ),
     "colour": Phrases(
         "{product}, colour",
@@ -34,6 +34,7 @@ PHRASES: dict[str, Phrases] = {
             "We make the {product} in {value}.",
         ),
         "The {product} comes in {value}.",
+        "the colour of the {product}",
     ),
     "weight": Phrases(
         "{product}, weight",
@@ -43,6 +44,7 @@ PHRASES: dict[str, Phrases] = {
             "On the scale the {product} shows {value}.",
         ),
         "The {product} weighs {value}.",
+        "how heavy the {product} is",
     ),
     "warranty": Phrases(
         "{product}, warranty",
@@ -52,6 +54,7 @@ PHRASES: dict[str, Phrases] = {
             "The warranty of the {product} lasts {value}.",
         ),
         "The {product} has a warranty of {value}.",
+        "a warranty of the {product}",
     ),
     "material": Phrases(
         "{product}, material",
@@ -61,6 +64,7 @@ PHRASES: dict[str, Phrases] = {
             "We use {value} for the {product}.",
         ),
         "The {product} is made of {value}.",
+        "the material of the {product}",
     ),
     "origin": Phrases(
         "{product}, origin",
@@ -70,6 +74,7 @@ PHRASES: dict[str, Phrases] = {
             "A workshop in {value} makes the {product}.",
         ),
         "The {product} is made in {value}.",
+        "where the {product} is from",
     ),
     "hours": Phrases(
         "Open on {days}",
@@ -79,51 +84,61 @@ PHRASES: dict[str, Phrases] = {
             "On {days} the doors are open from {value}.",
         ),
         "On {asked} we are open from {value}.",
+        "the hours on {asked}",
     ),
     "closed": Phrases(
         "Open on {days}",
         ("On {days} we are {value}.", "The shop is {value} on {days}.", "On {days} the doors stay {value}."),
         "On {asked} we are {value}.",
+        "the hours on {asked}",
     ),
     "phone": Phrases(
         "Phone",
         ("Our phone number is {value}.", "Call us at {value}.", "By phone you reach us at {value}."),
         "Our phone number is {value}.",
+        "a phone number",
     ),
     "address": Phrases(
         "Address",
         ("You find us at {value}.", "Our address is {value}.", "The shop stands at {value}."),
         "You find us at {value}.",
+        "the address",
     ),
     "manager": Phrases(
         "Manager",
         ("The manager is {value}.", "Our manager is called {value}.", "{value} manages the shop."),
         "The manager is {value}.",
+        "who manages the shop",
     ),
     "founded": Phrases(
         "Founded in",
         ("The shop opened in {value}.", "We have been here since {value}.", "It all began in {value}."),
         "The shop opened in {value}.",
+        "the year of our beginning",
     ),
     "email": Phrases(
         "E-mail",
         ("Our e-mail address is {value}.", "Write to us at {value}.", "Send an e-mail to {value}."),
         "Our e-mail address is {value}.",
+        "an e-mail address",
     ),
     "shipping_cost": Phrases(
         "Shipping, cost",
         ("Shipping costs {value}.", "We charge {value} for shipping.", "The shipping of a parcel costs {value}."),
         "The cost of shipping is {value}.",
+        "the price of shipping",
     ),
     "shipping_days": Phrases(
         "Shipping, time",
         ("Shipping takes {value}.", "A parcel is with you in {value}.", "The parcel arrives after {value}."),
         "Shipping takes {value}.",
+        "the time of shipping",
     ),
     "express_cost": Phrases(
         "Express, cost",
         ("Express costs {value}.", "We charge {value} for express.", "For a parcel by express we charge {value}."),
         "The cost of express is {value}.",
+        "the price of express",
     ),
     "free_shipping": Phrases(
         "Shipping, free from",
@@ -133,6 +148,7 @@ PHRASES: dict[str, Phrases] = {
             "Orders from {value} are shipped for free.",
         ),
         "Shipping is free from {value}.",
+        "free shipping",
     ),
     "return_days": Phrases(
         "Returns, time",
@@ -142,41 +158,49 @@ PHRASES: dict[str, Phrases] = {
             "Returns are possible for {value}.",
         ),
         "You can return goods within {value}.",
+        "the time for returns",
     ),
     "invoice_days": Phrases(
         "Invoices, time",
         ("Please pay invoices within {value}.", "Invoices are due within {value}.", "An invoice can wait for {value}."),
         "Please pay invoices within {value}.",
+        "the time for paying invoices",
     ),
     "repair_days": Phrases(
         "Repair, time",
         ("A repair takes {value}.", "Repairs are ready after {value}.", "Our workshop needs {value} for a repair."),
         "A repair takes {value}.",
+        "how long repairs take",
     ),
     "repair_cost": Phrases(
         "Repair, cost",
         ("A repair costs {value}.", "We charge {value} for a repair.", "The price of a repair is {value}."),
         "A repair costs {value}.",
+        "the price of repairs",
     ),
     "engraving_cost": Phrases(
         "Engraving, cost",
         ("An engraving costs {value}.", "We charge {value} for an engraving.", "The price of an engraving is {value}."),
         "An engraving costs {value}.",
+        "the price of engravings",
     ),
     "gift_card": Phrases(
         "Gift card, valid for",
         ("A gift card is valid for {value}.", "Gift cards can be used for {value}.", "Use a gift card within {value}."),
         "A gift card is valid for {value}.",
+        "how long gift cards are valid",
     ),
     "discount": Phrases(
         "Club members, discount",
         ("Club members get {value} off.", "Members of our club save {value}.", "We give club members {value} off."),
         "Club members get {value} off.",
+        "a discount for club members",
     ),
     "course": Phrases(
         "Course, time",
         ("Our course is on {value}.", "The course takes place on {value}.", "Come to our course on {value}."),
         "The course is on {value}.",
+        "the time of the course",
     ),
 }
 
@@ -203,8 +227,19 @@ CLOSINGS = (
     "We wish you a good day.",
 )
 
-ROLE = "You are the assistant of {name}."
-FROM_PAGE = "Answer from this page."
+ROLES = (
+    "You are the assistant of {name}.",
+    "You are the assistant of {name}.",
+    "You are the assistant of {name}.",
+    "You help the customers of {name}.",
+    "You are a helpful assistant of {name}.",
+)
+FROM_PAGES = (
+    "Answer from this page.",
+    "Answer from this page.",
+    "Answer from the page below.",
+    "Use this page to answer.",
+)
 CAN_CALL = "You can call: {tools}."
 GREETINGS = ("Hello. ", "Hi! ", "Good morning. ", "Good evening. ", "Excuse me. ")
 THANKS = (" Thank you.", " Thanks!", " Please tell me.", " I am curious.")

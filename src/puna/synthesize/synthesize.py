@@ -7,9 +7,9 @@ is right because the same fact wrote the page.
 import time
 from collections.abc import Iterator
 from random import Random
-from typing import Any
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from puna.config import StageConfig
 from puna.data.document import Document
@@ -17,9 +17,16 @@ from puna.data.shards import write_jsonl
 from puna.estimate import Estimate, Known, Sketch
 from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 from puna.run import Run
-from puna.synthesize.conversations import Scene, draw_conversation, questions
+from puna.synthesize.conversations import draw_conversation, questions
+from puna.synthesize.languages.scenes import draw_language_scene
+from puna.synthesize.matter.names import Split
+from puna.synthesize.matter.organizations import draw_organization_scene
+from puna.synthesize.matter.prose import draw_bare_scene, draw_prose_scene
+from puna.synthesize.matter.scenes import Scene
 from puna.synthesize.pages import ask, draw_page
-from puna.synthesize.worlds import TOPICS, Split, World, make_world
+from puna.synthesize.worlds import TOPICS, World, make_world
+
+Language = Literal["en", "de", "fr", "it", "pt", "hi", "es", "th"]
 
 # Worlds that a dry run writes to know the rest by.
 SKETCHED_WORLDS = 30
@@ -34,9 +41,40 @@ class Config(StageConfig):
     conversations_per_world: int = Field(default=10, ge=0, description="conversations about each")
     tool_share: float = Field(default=0.4, ge=0, le=1, description="share of conversations with tool calls")
     refusal_share: float = Field(default=0.1, ge=0, le=1, description="share of questions the page does not answer")
+    talk_share: float = Field(
+        default=0.2, ge=0, le=1, description="probability of small talk before and after questions"
+    )
+    organization_share: float = Field(
+        default=0.25, ge=0, le=1, description="share of conversations about clinics, clubs, policies and the like"
+    )
+    language_share: float = Field(default=0.15, ge=0, le=1, description="share of conversations in one of `languages`")
+    prose_share: float = Field(
+        default=0.0, ge=0, le=1, description="share of conversations about pages of long sentences that mean nothing"
+    )
+    bare_share: float = Field(default=0.0, ge=0, le=1, description="share of conversations without a page or a name")
+    languages: list[Language] = Field(
+        default=[*get_args(Language)],
+        min_length=1,
+        description="languages of the conversations that language_share draws",
+    )
     schemas: bool = Field(default=False, description="give the tools' JSON schemas, beside their names in the prompt")
     pages: bool = Field(default=True, description="write each world's pages as documents")
     questions_per_page: int = Field(default=4, ge=0, description="questions with answers below each document's page")
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> Self:
+        if sum(self.shares().values()) > 1:
+            raise ValueError("shares of kinds of conversations that add up to 1 at most")
+        return self
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of each kind of conversation that is not about a shop."""
+        return {
+            "organization": self.organization_share,
+            "language": self.language_share,
+            "prose": self.prose_share,
+            "bare": self.bare_share,
+        }
 
     def estimate(self, known: Known) -> Estimate:
         """Write the first few worlds, so that later steps of a dry run know what comes."""
@@ -92,13 +130,46 @@ def make_documents(world: World, config: Config) -> Iterator[Document]:
 
 
 def make_scenes(world: World, config: Config) -> Iterator[Scene]:
-    """Draw the conversations about a world."""
+    """Draw the conversations that belong to a world: about its shop, and about whatever else the shares say."""
     for number in range(config.conversations_per_world):
-        yield draw_conversation(
-            world,
-            config.seed,
-            number,
-            tool_share=config.tool_share,
-            refusal_share=config.refusal_share,
-            schemas=config.schemas,
-        )
+        rng = Random(f"{config.seed}/{world.id}/{number}/kind")
+        kind = _draw_kind(config, rng)
+        if kind == "shop":
+            yield draw_conversation(
+                world,
+                config.seed,
+                number,
+                tool_share=config.tool_share,
+                refusal_share=config.refusal_share,
+                talk_share=config.talk_share,
+                schemas=config.schemas,
+            )
+        else:
+            yield _make_other_scene(kind, f"{world.id}/{number}", world, config, rng)
+
+
+def _draw_kind(config: Config, rng: Random) -> str:
+    place = rng.random()
+    for kind, share in config.shares().items():
+        if place < share:
+            return kind
+        place -= share
+    return "shop"
+
+
+def _make_other_scene(kind: str, identifier: str, world: World, config: Config, rng: Random) -> Scene:
+    refusal_share, split = config.refusal_share, world.split
+    if kind == "bare":
+        return draw_bare_scene(rng, split, identifier=identifier, world=world.id)
+    if kind == "language":
+        code = rng.choice(config.languages)
+        return draw_language_scene(rng, split, code, refusal_share=refusal_share, identifier=identifier, world=world.id)
+    draw = draw_organization_scene if kind == "organization" else draw_prose_scene
+    return draw(
+        rng,
+        split,
+        refusal_share=refusal_share,
+        talk_share=config.talk_share,
+        identifier=identifier,
+        world=world.id,
+    )

@@ -1,36 +1,20 @@
 """(seed, split, index) -> one imaginary business with its products and facts.
 
-A name, a product and an order number belong to one split for ever, by a stable hash of themselves. Nothing here
-writes text beyond the values of facts.
+Nothing here writes text beyond the values of facts.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Split = Literal["train", "held_out"]
+from puna.synthesize.matter.names import Split, draw_name
+from puna.synthesize.matter.values import draw_phone, draw_price
 
-HELD_OUT_ONE_IN = 8
 NUM_PRODUCTS = 4
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
 
 # fmt: off
-STARTS = (
-    "ba", "bel", "bran", "cal", "cor", "dal", "del", "dor", "fen", "fil", "gal", "gor", "hal", "har", "il", "jor",
-    "kal", "kel", "lan", "lor", "mar", "mel", "mir", "nar", "nel", "nor", "o", "pel", "per", "quin", "ral", "ren",
-    "ros", "sal", "sel", "sor", "tal", "tam", "tor", "tur", "ul", "val", "ven", "vin", "wel", "wil", "yar", "zan",
-    "zel",
-)
-MIDDLES = (
-    "a", "be", "da", "do", "e", "ga", "go", "i", "ka", "ki", "la", "li", "ma", "mo", "na", "ni", "o", "ra", "ri", "sa",
-    "ta", "ti", "va", "vi",
-)
-ENDS = (
-    "bry", "con", "den", "der", "dis", "fa", "gan", "gris", "ka", "lan", "len", "lis", "lo", "min", "mond", "na", "nor",
-    "ra", "rin", "ros", "sen", "ta", "tan", "thas", "vey", "wen", "zo",
-)
 COLOURS = (
     "crimson", "navy", "olive", "ivory", "amber", "violet", "charcoal", "turquoise", "copper", "beige", "scarlet",
     "lilac",
@@ -87,7 +71,6 @@ class World:
     name: str
     products: tuple[str, ...]
     facts: tuple[Fact, ...]
-    order_prefix: str
     currency: str
 
 
@@ -105,45 +88,12 @@ def make_world(seed: int, split: Split, index: int) -> World:
     products = tuple(f"{kind} {noun}" for kind, noun in zip(kinds, nouns, strict=True))
     currency = rng.choice(CURRENCIES)
     facts = (*_product_facts(rng, split, products, currency), *_business_facts(rng, split, name, currency))
-    prefix = "".join(rng.choices("BCDFGHKLMNPRSTVWZ", k=2))
-    return World(f"{split}-{seed}-{index:05d}", split, f"{name} {shop}", products, facts, prefix, currency)
-
-
-def split_of(name: str) -> Split:
-    """Say to which split a name or code belongs, now and in every later version."""
-    digest = hashlib.sha256(name.lower().encode()).digest()
-    return "held_out" if int.from_bytes(digest[:8]) % HELD_OUT_ONE_IN == 0 else "train"
-
-
-def draw_name(rng: Random, split: Split) -> str:
-    """Draw a pronounceable name of the split."""
-
-    def draw() -> str:
-        middle = rng.choice(MIDDLES) if rng.random() < 0.6 else ""
-        return (rng.choice(STARTS) + middle + rng.choice(ENDS)).capitalize()
-
-    return _of_split(draw, split)
-
-
-def draw_code(rng: Random, split: Split, prefix: str, num_digits: int) -> str:
-    """Draw a code of the split: "TK-48213"."""
-    return _of_split(lambda: f"{prefix}-{''.join(rng.choices('0123456789', k=num_digits))}", split)
-
-
-def draw_amount(rng: Random, low: int, high: int) -> str:
-    """Draw an amount of money without currency: "24.90"."""
-    return f"{rng.randrange(low, high)}.{rng.randrange(10)}{rng.choice('059')}"
-
-
-def _of_split(draw: Callable[[], str], split: Split) -> str:
-    while split_of(name := draw()) != split:
-        pass
-    return name
+    return World(f"{split}-{seed}-{index:05d}", split, f"{name} {shop}", products, facts, currency)
 
 
 def _product_facts(rng: Random, split: Split, products: Sequence[str], currency: str) -> list[Fact]:
     draws: dict[str, Callable[[], str]] = {
-        "price": lambda: draw_amount(rng, 3, 300),
+        "price": lambda: draw_price(rng, 3, 300),
         "colour": lambda: rng.choice(COLOURS),
         "weight": lambda: f"{rng.randrange(21, 200) * 5} g",
         "warranty": lambda: rng.choice((f"{rng.randrange(2, 10)} years", f"{rng.choice((15, 18, 30, 42))} months")),
@@ -162,11 +112,11 @@ def _product_facts(rng: Random, split: Split, products: Sequence[str], currency:
 def _business_facts(rng: Random, split: Split, name: str, currency: str) -> list[Fact]:
     costs = ("shipping_cost", "express_cost", "repair_cost", "engraving_cost")
     amounts = {"free_shipping": str(rng.randrange(4, 40) * 5)}
-    amounts |= dict(zip(costs, _distinct(lambda: draw_amount(rng, 2, 60), len(costs)), strict=True))
+    amounts |= dict(zip(costs, _distinct(lambda: draw_price(rng, 2, 60), len(costs)), strict=True))
     first, last = draw_name(rng, split), draw_name(rng, split)
     course_hour = f"{rng.randrange(16, 20)}:{rng.choice(('00', '15', '30', '45'))}"
     texts = {
-        "phone": f"0{rng.randrange(100, 1000)} 555 {rng.randrange(1000, 10000)}",
+        "phone": draw_phone(rng),
         "address": f"{rng.randrange(1, 99)} {draw_name(rng, split)} {rng.choice(STREETS)}",
         "manager": f"{first} {last}",
         "founded": str(rng.randrange(1880, 2021)),

@@ -1,0 +1,1 @@
+"""The basics in eight languages: pages and conversations in each."""

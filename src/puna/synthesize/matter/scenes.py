@@ -1,0 +1,94 @@
+"""Questions with answers -> turns of a conversation, each with what is expected of the assistant."""
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any, Literal, NamedTuple
+
+from puna.chat.conversation import Conversation, Message
+from puna.synthesize.matter.talk import CLOSERS, NOT_SAID, OPENERS, TALK
+
+JOINED = ("{} {}", "{} And: {}", "{} I also want to know: {}", "Two questions: {} {}", "{} Also: {}")
+
+
+class Asked(NamedTuple):
+    """A question with its answer; `needles` stand in a right answer, `distractors` do not."""
+
+    kind: str
+    question: str
+    answer: str
+    needles: tuple[str, ...]
+    distractors: tuple[str, ...] = ()
+
+
+class Expected(NamedTuple):
+    """How one assistant message is judged: the kind of turn, the name of a grade, what the grade needs."""
+
+    kind: str
+    grade: Literal["contains", "tool_call", "refusal"]
+    values: dict[str, Any]  # becomes Question.expected
+
+
+class Scene(NamedTuple):
+    """A conversation, and one expectation for each of its assistant messages, in order."""
+
+    conversation: Conversation
+    expected: tuple[Expected, ...]
+
+
+class Turn(NamedTuple):
+    """What a customer says and what follows until the next thing that the customer says."""
+
+    messages: tuple[Message, ...]
+    expected: tuple[Expected, ...]
+
+
+def make_turn(asked: Asked, *, question: str = "") -> Turn:
+    """Return the turn of a question; `question` replaces its words."""
+    values: dict[str, Any] = {"contains": list(asked.needles)}
+    if asked.distractors:
+        values["distractors"] = list(asked.distractors)
+    messages = (Message("user", question or asked.question), Message("assistant", asked.answer))
+    return Turn(messages, (Expected(asked.kind, "refusal" if asked.kind == "refusal" else "contains", values),))
+
+
+def join_asked(several: Sequence[Asked], rng: Random) -> Asked:
+    """Ask two or three things at once; the answer has a sentence for each."""
+    question = several[0].question
+    for asked in several[1:]:
+        question = rng.choice(JOINED).format(question, asked.question)
+    answer = " ".join(asked.answer for asked in several)
+    others = {other for asked in several for other in asked.distractors if other not in answer}
+    needles = tuple(dict.fromkeys(needle for asked in several for needle in asked.needles))
+    return Asked(f"{len(several)} facts", question, answer, needles, tuple(sorted(others)))
+
+
+def draw_spelling(question: str, rng: Random) -> str:
+    """Spell one question of twelve as people do in a hurry: small letters, no punctuation at its end."""
+    return question.lower().rstrip("?.!") if rng.random() < 1 / 12 else question
+
+
+def draw_talk(kind: str, name: str, rng: Random) -> Asked:
+    """Draw what a person says without a question about the page, and the reply."""
+    talk = TALK[kind]
+    needles = tuple(needle.format(name=name) for needle in talk.needles)
+    return Asked("talk", rng.choice(talk.said), rng.choice(talk.replies).format(name=name), needles, (NOT_SAID,))
+
+
+def add_talk(turns: Sequence[Turn], name: str, talk_share: float, rng: Random) -> list[Turn]:
+    """Put small talk before and after turns, each with the probability `talk_share`."""
+    before = [make_turn(draw_talk(rng.choice(OPENERS), name, rng))] if rng.random() < talk_share else []
+    after = [make_turn(draw_talk(rng.choice(CLOSERS), name, rng))] if rng.random() < talk_share else []
+    return [*before, *turns, *after]
+
+
+def make_scene(
+    system: str, turns: Sequence[Turn], *, identifier: str, metadata: dict[str, Any], environment: str = ""
+) -> Scene:
+    """Join turns to a conversation below a system message."""
+    expected = tuple(each for turn in turns for each in turn.expected)
+    messages = tuple(message for turn in turns for message in turn.messages)
+    kind = "+".join(dict.fromkeys(each.kind for each in expected))
+    if system:
+        messages = (Message("system", system), *messages)
+    conversation = Conversation(messages, environment=environment, id=identifier, metadata={"kind": kind, **metadata})
+    return Scene(conversation, expected)
