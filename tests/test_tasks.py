@@ -246,3 +246,19 @@ def test_a_folder_of_conversations_asks_for_every_assistant_turn(tmp_path: Path)
     assert questions[1].expected == {"no_call": True, "reference": "It is here."}
     assert questions[0].expected == {"name": "find", "arguments": {"id": "17"}}
     assert [message.role for message in questions[1].conversation.messages] == ["user", "assistant", "tool"]
+
+
+def test_a_name_that_recurs_in_the_task_is_a_fact_and_a_name_that_is_said_once_is_none(tmp_path: Path) -> None:
+    teams = ["Card Delivery"] * 3 + ["Lost Cards"] * 2
+    rows = [
+        {"id": f"c{number}", "messages": [
+            {"role": "user", "content": "Who can help me with it?"},
+            {"role": "assistant", "content": f"Please ask the {team} team about it."},
+        ]}
+        for number, team in enumerate(teams)
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "conversations.jsonl", rows)
+    task = load_task(tmp_path)
+    assert [question.grade for question in task.questions] == ["facts"] * 3 + ["no_call"] * 2
+    right, wrong = (Message("assistant", f"The {team} team will do it.") for team in ("Card Delivery", "Lost Cards"))
+    assert [task.grade(task.questions[0], each).score for each in (right, wrong)] == [1, 0]

@@ -19,7 +19,7 @@ from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 from puna.plan.steps.speed import DTYPES, flops_of, probe_network, reduced, weight_seconds
 from puna.tasks.question import Question
 from puna.tasks.task import load_task
-from puna.tasks.turns import turn_questions
+from puna.tasks.turns import recurring_names, turn_questions
 from puna.tokenizer.tokenizer import Tokenizer
 
 # Tokens of a usual answer; questions whose prompts are measured; fewer questions than this decide little.
@@ -73,7 +73,9 @@ def _questions(known: Known, task: Path, max_questions: int | None) -> tuple[lis
     if not questions:
         dataset = dataset_of(known, [task], ("conversations",))
         rows = [dataset[index] for index in range(min(len(dataset), MAX_SAMPLE))]
-        questions = [each for row in rows if isinstance(row, Conversation) for each in turn_questions(row)]
+        conversations = [row for row in rows if isinstance(row, Conversation)]
+        names = recurring_names(conversations)
+        questions = [question for each in conversations for question in turn_questions(each, names)]
         count = round(len(questions) * len(dataset) / len(rows))
     return questions, min(count, max_questions or count)
 

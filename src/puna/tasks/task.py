@@ -12,7 +12,7 @@ from puna.errors import ChatError, DataError
 from puna.tasks.grading.facts import required_facts
 from puna.tasks.grading.table import EXPECTED, GRADES
 from puna.tasks.question import Grade, Question
-from puna.tasks.turns import turn_questions
+from puna.tasks.turns import recurring_names, turn_questions
 
 REQUIRED = {"id": str, "conversation": dict, "expected": dict, "grade": str}
 OPTIONAL = {"group": str}
@@ -66,14 +66,18 @@ def load_task(path: Path) -> Task:
 def _questions(path: Path) -> Iterator[tuple[str, Question]]:
     """Yield each question with the place it stands at."""
     files = find_shards(path, "questions") if path.is_dir() else [path]
+    conversations: list[tuple[str, Conversation]] = []
     for file in files or find_shards(path, "conversations"):
         for line, row in enumerate(read_rows(file), 1):
             where = f"{file} row {line}"
             if "messages" in row:
                 conversation = replace(_read_conversation(row, where), id=str(row.get("id") or line))
-                yield from ((where, question) for question in turn_questions(conversation))
+                conversations.append((where, conversation))
             else:
                 yield where, _read_question(row, where)
+    names = recurring_names(conversation for _, conversation in conversations)
+    for where, conversation in conversations:
+        yield from ((where, question) for question in turn_questions(conversation, names))
 
 
 def _read_conversation(row: dict[str, Any], where: str) -> Conversation:
