@@ -131,52 +131,59 @@ def graded(name: str, task: Task, answers: list[Message]) -> Answered:
     return Answered(name, rows, 1_000_000, 100.0)
 
 
-def gate_of(task: Task, answers: list[Message], settings: Gate) -> Decision:
-    """Judge a model with these answers against a base that writes gibberish, with nothing else in its way."""
-    gibberish = [drawn(question, list("xyz"), 9, "") for question in task.questions]
-    candidate, base = graded("candidate", task, answers), graded("base", task, gibberish)
+@pytest.fixture(scope="module")
+def gate_of(task: Task) -> Callable[[list[Message], Gate], Decision]:
+    """Return a gate that judges answers against a base that writes gibberish, with nothing else in the way."""
+    base = graded("base", task, [drawn(question, list("xyz"), 9, "") for question in task.questions])
     nulls = null_scores([Item(task, question) for question in task.questions], Grader(), seed=0)
     null_answers = [
         Answered(
             null["description"],
             [
                 {**row, "score": score or 0.0, "judged": score is not None}
-                for row, score in zip(candidate.rows, null["scores"], strict=True)
+                for row, score in zip(base.rows, null["scores"], strict=True)
             ],
             0,
             0.0,
         )
         for null in nulls
     ]
-    return judge(
-        "candidate",
-        settings,
-        [Model("candidate", "candidate", candidate, None), Model("base", "base", base, None, label="the base model")],
-        [compare(candidate, base, suite="task", role="base", least=0.0, label="the base model")],
-        suites=["task"],
-        exams={"task": examine(candidate, null_answers, suite="task", margin=settings.null_margin)},
-        receipts=[],
-        leaks=None,
-        licence_reasons=[],
-        overrides={},
-    )
+
+    def decide(answers: list[Message], settings: Gate) -> Decision:
+        candidate = graded("candidate", task, answers)
+        label = "the base model"
+        return judge(
+            "candidate",
+            settings,
+            [Model("candidate", "candidate", candidate, None), Model("base", "base", base, None, label=label)],
+            [compare(candidate, base, suite="task", role="base", least=0.0, label=label)],
+            suites=["task"],
+            exams={"task": examine(candidate, null_answers, suite="task", margin=settings.null_margin)},
+            receipts=[],
+            leaks=None,
+            licence_reasons=[],
+            overrides={},
+        )
+
+    return decide
 
 
-def test_none_of_twenty_bad_models_passes_the_gate(task: Task) -> None:
-    assert len(BAD_MODELS) == 20
-    # Also where the user lets unjudged answers pass: the exam alone has to stop them.
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_no_bad_model_passes_the_gate(gate_of: Callable[..., Decision], task: Task, name: str) -> None:
+    answers = [BAD_MODELS[name](question) for question in task.questions]
+    # Also where the user lets unjudged answers pass: the exam alone has to stop it.
     for settings in (Gate(), Gate(max_unjudged=1.0)):
-        passed = [
-            name for name, model in BAD_MODELS.items()
-            if gate_of(task, [model(question) for question in task.questions], settings).is_go
-        ]  # fmt: skip
-        assert not passed
+        assert not gate_of(answers, settings).is_go
 
 
-def test_a_good_model_passes_once_its_answers_are_judged(task: Task) -> None:
+def test_there_are_twenty_bad_models() -> None:
+    assert len(BAD_MODELS) == 20
+
+
+def test_a_good_model_passes_once_its_answers_are_judged(gate_of: Callable[..., Decision], task: Task) -> None:
     answers = [right_answer(question) or Message("assistant", "You are welcome!") for question in task.questions]
     answers[0] = Message("assistant", "I do not know.")
-    decision = gate_of(task, answers, Gate(max_unjudged=0.4))
+    decision = gate_of(answers, Gate(max_unjudged=0.4))
     assert decision.is_go, decision.reasons
 
 

@@ -12,6 +12,8 @@ from puna.tasks.null_models import NullModel, null_models
 
 # Answers of each null model that a judge or reward model reads: enough to see whether it lets anything pass.
 MAX_JUDGED = 40
+# Questions on which the best of several alternative answers is searched.
+MAX_SEARCHED = 200
 
 
 def null_scores(items: Sequence[Item], grader: Grader, *, seed: int) -> list[dict[str, Any]]:
@@ -26,13 +28,18 @@ def null_scores(items: Sequence[Item], grader: Grader, *, seed: int) -> list[dic
     """
     by_rule = [index for index, item in enumerate(items) if is_judged_by_rule(item)]
     rest = sorted(set(range(len(items))) - set(by_rule)) if grader.judge else []
-    chosen = by_rule + rest[:: max(1, -(-len(rest) // MAX_JUDGED))]
+    chosen = by_rule + _spread(rest, MAX_JUDGED)
     models = null_models([item.question for item in items], seed=seed)
     return [
         {"name": model.name, "description": model.description, "scores": _scores(items, grader, answers, chosen)}
         for model in models
-        for answers in [_best_by_rules(items, model, by_rule)]
+        for answers in [_best_by_rules(items, model, _spread(by_rule, MAX_SEARCHED))]
     ]
+
+
+def _spread(indices: Sequence[int], most: int) -> list[int]:
+    """Return at most so many of the indices, evenly spread."""
+    return list(indices[:: max(1, -(-len(indices) // most))])
 
 
 def _best_by_rules(items: Sequence[Item], model: NullModel, by_rule: Sequence[int]) -> list[Message]:
