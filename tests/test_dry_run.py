@@ -239,6 +239,7 @@ def test_raising_counts_its_steps_and_ends_at_the_step_asked_for(recipe: Recipe,
         raise_recipe(recipe, Console(file=file, width=200), until="ingest.held_out")
         raise_recipe(recipe, Console(file=file, width=200), until="sft.teacher")
     said = (tmp_path / "log").read_text()
+    assert said.index(" steps: a model learns little") < said.index("Step 1 of 4")
     assert "Step 3 of 3: ingest.held_out (about" in said and " left)" in said
     assert "Step 3 of 4: ingest.held_out, there already" in said and "Step 4 of 4: sft.teacher (about" in said
     assert sorted(path.name for path in recipe.out.iterdir()) == [".runs", *sorted(NAMES[:4])]

@@ -44,6 +44,7 @@ def raise_recipe(recipe: Recipe, console: Console, *, ignore_receipts: bool = Fa
     configs = configs_of(recipe)
     part = end_at(recipe, until) if until else recipe
     clock = _Clock(part, configs[: len(part.steps)])
+    _print_problems(clock.steps, console)
     table = Table("step", "time", "artifact", title=f"{recipe.path.name}")
     start = time.monotonic()
     for index, (step, config) in enumerate(zip(part.steps, configs, strict=False)):
@@ -71,40 +72,39 @@ class _Clock:
 
     def __init__(self, recipe: Recipe, configs: Sequence[StageConfig]):
         self._recipe, self._configs = recipe, configs
-        self._steps = foresee(recipe, configs) if ranks() == (0, 1) else []
-        self._pace = pace_of(self._steps)
+        self.steps = foresee(recipe, configs) if ranks() == (0, 1) else []
+        self._pace = pace_of(self.steps)
 
     def foreseen_seconds(self, index: int) -> float | None:
         """Return the forecast of a step by itself, without the pace."""
-        return self._steps[index].estimate.seconds if self._steps else None
+        return self.steps[index].estimate.seconds if self.steps else None
 
     def left(self, index: int) -> str:
         """Say how much time the steps from this one on take together: " (about 3.1 min left)"."""
-        if not self._steps:
+        if not self.steps:
             return ""
-        if not self._steps[index].runs:
+        if not self.steps[index].runs:
             return ", there already"
-        remaining = self._steps[index:]
-        return f" ({time_of(remaining, self._pace)} left)"
+        return f" ({time_left(self.steps[index:], self._pace)})"
 
     def finish(self, index: int, done: bool) -> None:
         """Count what a step took; estimate again what waited for it."""
-        if not self._steps or not done:
+        if not self.steps or not done:
             return
         step = self._recipe.steps[index]
         cost = read_cost(self._recipe.out / step.name)
         if cost:
             self._pace.add(step.stage.verb, cost)
-        if any(each.unknown.startswith("known once") for each in self._steps[index + 1 :]):
-            self._steps = foresee(self._recipe, self._configs)
+        if any(each.unknown.startswith("known once") for each in self.steps[index + 1 :]):
+            self.steps = foresee(self._recipe, self._configs)
 
 
-def time_of(steps: Sequence[ForeseenStep], pace: Pace) -> str:
-    """Say the time of some steps, and how many of them it leaves out: "about 3.1 min, without 2 steps"."""
+def time_left(steps: Sequence[ForeseenStep], pace: Pace) -> str:
+    """Say the time of some steps, and how many of them have no estimate: "about 3.1 min left, 2 steps not counted"."""
     total = total_of(steps, pace)
     without = len(total["without_estimate"])
-    named = f", without {without} step{'s' if without > 1 else ''}" if without else ""
-    return f"about {show_duration(total['seconds'])}{named}"
+    named = f", {without} step{'s' if without > 1 else ''} not counted" if without else ""
+    return f"about {show_duration(total['seconds'])} left{named}"
 
 
 def dry_run(recipe: Recipe, console: Console, *, until: str = "", is_json: bool = False) -> None:
@@ -117,10 +117,14 @@ def dry_run(recipe: Recipe, console: Console, *, until: str = "", is_json: bool 
         print(json.dumps(as_json(part, found, pace, memory), indent=2, ensure_ascii=False))
         return
     console.print(_table(recipe, found, pace))
+    _print_problems(found, console)
+    console.print(_summary(found, pace, memory), markup=False, highlight=False)
+
+
+def _print_problems(found: Sequence[ForeseenStep], console: Console) -> None:
     for each in found:
         for problem in each.problems:
-            console.print(f"{each.step.name}: {problem}", markup=False, highlight=False)
-    console.print(_summary(found, pace, memory), markup=False, highlight=False)
+            console.print(f"{each.step.name}: {problem}", style="yellow", markup=False, highlight=False)
 
 
 def _table(recipe: Recipe, found: Sequence[ForeseenStep], pace: Pace) -> Table:

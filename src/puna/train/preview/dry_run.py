@@ -45,6 +45,8 @@ from puna.train.preview.survey import Survey, survey
 MOST_WARMUP, MOST_TOO_LONG, FEWEST_STEPS, MOST_EPOCHS = 0.1, 0.02, 20, 10
 # Batches beside the steps: two that the preview times, and losses on the start's data; a validation's.
 EXTRA_BATCHES, VALIDATION_BATCHES = 4, 27
+# Products that oneDNN compiles for the shapes of a run: 80 to 250 MiB in three runs on a CPU.
+COMPILED_BYTES = 120 << 20
 
 
 def estimate_training(
@@ -83,7 +85,7 @@ def estimate_training(
     training = _training(chosen, found)
     machine = Machine(Device("here", machine_memory(), None, None, None, is_cpu=True), 1)
     plan = plan_training(widths, training, machine)
-    peak = PROCESS_BYTES + plan.peak_bytes + extra_bytes
+    peak = PROCESS_BYTES + COMPILED_BYTES + plan.peak_bytes + extra_bytes
     misfits = [*_misfits(chosen, found, lengths, widths), *_memory_misfit(peak)]
     seconds = _seconds(chosen, found, widths, plan.trained_parameters, extra_seconds)
     where = start or config.tokenizer
