@@ -115,6 +115,15 @@ def test_one_answer_without_a_judge_is_taken_as_it_is(
     assert {row["reason"] for row in rejected} <= {"cut off before its end", "empty"}
 
 
+def test_words_that_no_rule_judges_are_taken_and_counted(perform_stage: Perform, model_path: Path, tmp_path: Path):
+    messages = [{"role": "user", "content": "Open 1?"}, {"role": "assistant", "content": "Yes, we are."}]
+    (tmp_path / "conversations.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    told = {"questions": [str(tmp_path / "conversations.jsonl")], "checkpoint": str(model_path), "max_tokens": 24}
+    perform_stage("answer", tmp_path / "out", **told, judge="grade")
+    log = (tmp_path / ".runs" / "out" / "log.txt").read_text()
+    assert "1 answers are good for being words: no rule judges what they say" in log
+
+
 def test_an_answer_does_not_depend_on_what_else_is_asked(model_path: Path):
     model = asker(LocalCompleter.open(model_path, EngineOptions(max_batch=4)))
     questions = [Question(f"q{n}", Conversation((Message("user", f"Open {n}?"),)), {}) for n in range(3)]

@@ -36,6 +36,7 @@ from puna.evaluate.roles import Roles, casts
 from puna.evaluate.scores import OVERALL, UNJUDGED, Answers, score
 from puna.run import Run
 from puna.shelf.shelf import follow
+from puna.tasks.grading.similarity import reference_of
 from puna.tasks.labels import Labels, read_labels
 from puna.tasks.task import Task, load_task
 from puna.tokenizer.tokenizer import Tokenizer
@@ -180,10 +181,16 @@ def _items(config: Config, run: Run, tasks: Sequence[Task], labels: Labels) -> l
     """Draw the questions, of `only_judged` those whose answers a rule, a model or a label can judge."""
     drawn = [task.sample(config.max_questions, config.seed) if config.max_questions else task for task in tasks]
     items = [Item(task, question) for task in drawn for question in task.questions]
-    if not config.only_judged or config.judge or config.reward:
+    if not config.only_judged or config.judge:
         return items
     labelled = {(label.task, label.id) for label in labels}
-    kept = [item for item in items if is_judged_by_rule(item) or (item.task.name, item.question.id) in labelled]
+    kept = [
+        item
+        for item in items
+        if is_judged_by_rule(item)
+        or (item.task.name, item.question.id) in labelled
+        or (config.reward and reference_of(item.question))
+    ]
     run.log(f"left out {len(items) - len(kept):,} of {len(items):,} questions whose answers nothing here can judge")
     if not kept:
         hint = "Name a judge, a reward model or labels, or leave out only_judged"

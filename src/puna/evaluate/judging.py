@@ -88,9 +88,10 @@ class Judge:
     _rulings: dict[str, Ruling] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        whole = self.kept.read_bytes().rpartition(b"\n")[0] + b"\n" if self.kept.exists() else b""
-        if len(whole) > 1:
-            self.kept.write_bytes(whole)  # Without a row that a kill cut short.
+        if self.kept.exists():
+            lines = self.kept.read_bytes().splitlines(keepends=True)
+            # A kill may have cut the last row short.
+            self.kept.write_bytes(b"".join(line for line in lines if line.endswith(b"\n")))
             self._rulings = {row.pop("key"): Ruling(**row) for row in read_rows(self.kept)}
 
     @property

@@ -75,15 +75,17 @@ def read_verdict(reply: str, question: Question, answer: Message) -> Verdict:
 
     A reply with two different verdicts, or without a quote from the texts, is invalid.
     """
-    fields = _read_json(reply) or _read_lines(reply)
-    found = {word for text in fields.get("verdict", []) for word in re.findall(r"\w+", text.casefold())[:1]}
-    known = {VERDICTS[word] for word in found if word in VERDICTS}
-    if len(found) != 1 or len(known) != 1:
+    # Lines come first: JSON in a reply of lines may be a quote of the answer, and no verdict of the judge.
+    lines = _read_lines(reply)
+    fields = lines if "verdict" in lines else _read_json(reply)
+    found = {VERDICTS.get(text.casefold().strip(" \t.!*_\"'`")) for text in fields.get("verdict", [])}
+    if found not in ({True}, {False}):
         return Verdict(None, "it has no line 'VERDICT: right' or 'VERDICT: wrong', or both")
-    is_right = known.pop()
+    (is_right,) = found
     quote = " ".join(fields.get("quote", [])).strip()
     reason = " ".join(fields.get("reason", [])).strip()
     texts = [answer.content] if is_right else [answer.content, reference_of(question)]
+    assert is_right is not None
     if not any(_stands_in(quote, text) for text in texts):
         where = "the answer" if is_right else "the answer or the reference"
         return Verdict(None, f"its quote {quote[:80]!r} does not stand in {where}")
