@@ -472,6 +472,34 @@ def test_a_model_without_chat_cannot_lose_it(run_of: Callable[..., Path], room: 
     assert "chat_after" not in read(first).facts
 
 
+class PowerFailure(BaseException):
+    """Ends a run between two steps, as nothing inside it can catch."""
+
+
+def test_a_run_that_was_killed_ends_with_the_weights_and_the_chat_of_one_that_was_not(
+    run_of: Callable[..., Path], room: Path, talker: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = {"start": str(talker), "data": [str(room / "small talk")], "steps": 8, "save_minutes": 1e-9}
+    whole = run_of("pretrain", "whole", **settings)
+    write = Run.metrics
+
+    def write_or_fail(self: Run, step: int, **values: float) -> None:
+        write(self, step, **values)
+        if step == 5:
+            raise PowerFailure
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "metrics", write_or_fail)
+        with pytest.raises(PowerFailure):
+            run_of("pretrain", "killed", **settings)
+    killed = run_of("pretrain", "killed", **settings)
+    assert log_of(killed).count("going on after step 4") == 1
+    one, other = ((path / "model.safetensors").read_bytes() for path in (whole, killed))
+    assert one == other
+    for name in ("chat", "chat_after"):
+        assert read(killed).facts[name] == read(whole).facts[name] is not None
+
+
 def test_measuring_chat_changes_no_weight_no_random_number_and_no_mode(plain: Path):
     checkpoint = Checkpoint.open(plain)
     model, tokenizer = checkpoint.load(torch.float32), checkpoint.tokenizer()

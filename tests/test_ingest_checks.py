@@ -266,7 +266,7 @@ def test_held_out_rows_may_stand_in_a_raw_file_or_as_questions_of_a_task(
     question = {"id": "1", "group": "", "conversation": asked, "expected": {"contains": "harbour"}, "grade": "contains"}
     odd = {"prompt": 7, "messages": "none", "note": [LONG]}
     row = dialogue(f"{LONG}?", "The one at the harbour.")
-    for name, held in (("questions", question), ("raw", row), ("odd", odd)):
+    for name, held in (("questions", question), ("raw", row), ("odd", odd), ("unanswered", asked)):
         path = write_rows(tmp_path / f"{name}.jsonl", [held])
         found = ingest([*various(3), row], apart_from=[str(path)])
         assert [each["place"] for each in found.rejected] == ["train.jsonl row 4"], name

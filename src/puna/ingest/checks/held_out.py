@@ -111,17 +111,22 @@ def _as_shard(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _questions(place: str, row: dict[str, Any]) -> Iterator[tuple[Probe, int | None]]:
-    """Yield each question of a row with the digest of its prompt: one for each answer of the assistant."""
+    """Yield each question of a row with the digest of its prompt: one for each answer of the assistant.
+
+    A conversation that nobody has answered is one question, and so is a text.
+    """
     if "conversation" in row:  # a question of a task: its conversation waits for the answer
         messages, _ = dialogue_of(row["conversation"])
         yield _question(place, row["conversation"], messages, row_text(row.get("expected")), row.get("group") or place)
         return
     messages, _ = dialogue_of(row)
-    for index in answer_places(row, messages):
-        if index:
-            yield _question(place, row, messages[:index], said(messages[index]), place)
+    places = [index for index in answer_places(row, messages) if index]
+    for index in places:
+        yield _question(place, row, messages[:index], said(messages[index]), place)
+    if messages and not places:
+        yield _question(place, row, messages, "", place)
     if not messages:
-        yield Probe(place, row["text"]), None
+        yield Probe(place, row_text(row)), None
 
 
 def _question(

@@ -13,6 +13,7 @@ from puna.ingest.checks.near_duplicates import THRESHOLD, NearDuplicates, simila
 
 # Near duplicates are looked for among so many rows: their signatures lie in memory.
 MAX_NEAR_ROWS = 500_000
+MAX_CACHED = 10_000
 
 
 class Places:
@@ -95,6 +96,8 @@ class Table:
         for index, earlier in self.near.pairs():
             if index in found or index in self.left_out or earlier in self.left_out:
                 continue
+            if len(words) > MAX_CACHED:
+                words.clear()
             parts = (words.setdefault(each, _parts(self.rows[each])) for each in (index, earlier))
             if all(similarity(one, other) >= THRESHOLD for one, other in zip(*parts, strict=True)):
                 found[index] = earlier
