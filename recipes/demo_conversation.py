@@ -15,12 +15,14 @@ from tempfile import TemporaryFile
 from typing import Any
 from urllib.request import Request, urlopen
 
-CUSTOMER = (
-    "When are you open on Saturday?",
-    "Which number do I have to dial to reach you?",
-    "Has order TK-48213 been sent?",
-)
-ORDERS = {"TK-48213": {"order_id": "TK-48213", "status": "packed", "leaves": "Wednesday"}}
+# What the customer says, and what a right reply contains.
+CUSTOMER = {
+    "Hello!": ("Tarnkestrel",),
+    "When are you open on Saturday?": ("9:00", "17:00"),
+    "Which number do I have to dial to reach you?": ("0431 555 0182",),
+    "Has order AB-48213 been sent?": ("packed", "Wednesday"),
+}
+ORDERS = {"AB-48213": {"order_id": "AB-48213", "status": "packed", "leaves": "Wednesday"}}
 PATIENCE_S, MAX_CALLS = 60, 3
 
 
@@ -79,12 +81,13 @@ def answer_to(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(checkpoint: Path) -> None:
-    """Let the customer ask, and answer each call of look_up_order from ORDERS."""
+    """Let the customer ask, answer each call of look_up_order from ORDERS, and say which replies are right."""
     page = (Path(__file__).parent / "demo_page.md").read_text(encoding="utf-8").strip()
     print(page + "\n")
     messages: list[dict[str, Any]] = [{"role": "system", "content": page}]
+    num_right = 0
     with served(checkpoint) as address:
-        for question in CUSTOMER:
+        for question, needles in CUSTOMER.items():
             print(f"customer:   {question}")
             messages.append({"role": "user", "content": question})
             messages.append(reply_to(address, messages))
@@ -93,7 +96,13 @@ def main(checkpoint: Path) -> None:
                 messages += [answer_to(call) for call in calls]
                 if calls:
                     messages.append(reply_to(address, messages))
-            print(f"assistant:  {messages[-1]['content']}\n")
+            reply = messages[-1]["content"] or ""
+            is_right = all(needle in reply for needle in needles)
+            num_right += is_right
+            print(
+                f"assistant:  {reply}\n" + ("" if is_right else f"            (wrong: it lacks {', '.join(needles)})\n")
+            )
+    print(f"{num_right} of {len(CUSTOMER)} replies are right.")
 
 
 if __name__ == "__main__":
