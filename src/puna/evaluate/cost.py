@@ -16,7 +16,7 @@ from puna.model.config import LlamaConfig
 from puna.plan.arithmetic import FLOAT_BYTES
 from puna.plan.steps.facts import dataset_of, network_of, tokenizer_path
 from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
-from puna.plan.steps.speed import DTYPES, flops_of, probe_network, reduced, weight_seconds
+from puna.plan.steps.speed import DTYPES, PROBE_FLOPS, flops_of, probe_network, reduced, weight_seconds
 from puna.tasks.question import Question
 from puna.tasks.task import load_task
 from puna.tasks.turns import recurring_names, turn_questions
@@ -25,7 +25,7 @@ from puna.tokenizer.tokenizer import Tokenizer
 # Tokens of a usual answer; questions whose prompts are measured; fewer questions than this decide little.
 ANSWER_TOKENS, MAX_SAMPLE, FEW_QUESTIONS = 40, 100, 100
 # Requests of a probe, and the tokens that each writes.
-REQUESTS, WRITTEN = 8, 8
+REQUESTS, FEW_REQUESTS, WRITTEN = 8, 2, 8
 
 
 def estimate_evaluation(
@@ -84,14 +84,16 @@ def _questions(known: Known, task: Path, max_questions: int | None) -> tuple[lis
 def answer_seconds(widths: LlamaConfig, prompt_tokens: int, precision: str, where: Path) -> tuple[float, float]:
     """Return the seconds of one prompt and of one written token, of requests side by side in the engine."""
     small, _ = reduced(widths, (prompt_tokens,) * REQUESTS)
-    options = EngineOptions(max_batch=REQUESTS, max_context=prompt_tokens + WRITTEN + 1, dtype=DTYPES[precision])
+    is_large = flops_of(small, (prompt_tokens,) * REQUESTS) > 4 * PROBE_FLOPS
+    count = FEW_REQUESTS if is_large else REQUESTS
+    options = EngineOptions(max_batch=count, max_context=prompt_tokens + WRITTEN + 1, dtype=DTYPES[precision])
     sampler = LocalSampler(probe_network(small, DTYPES[precision]), Tokenizer.load(where), options=options)
-    prompts = [[(7 * at + number) % small.vocab_size for at in range(prompt_tokens)] for number in range(REQUESTS)]
+    prompts = [[(7 * at + number) % small.vocab_size for at in range(prompt_tokens)] for number in range(count)]
 
     def seconds(max_tokens: int) -> float:
         start = time.perf_counter()
         sampler.complete(prompts, SamplingParams(max_tokens=max_tokens))
-        return (time.perf_counter() - start) / REQUESTS
+        return (time.perf_counter() - start) / count
 
     seconds(1)
     reading, both = seconds(1), seconds(1 + WRITTEN)
