@@ -27,7 +27,7 @@ from puna.evaluate.asking import Asked, ask, from_json, to_json
 from puna.evaluate.compare import describe_questions, diagnose, lines, section
 from puna.evaluate.earlier import read_earlier, read_measured
 from puna.evaluate.grading import Item, calibrate, grade_replies, is_judged_by_rule, num_undecided
-from puna.evaluate.judging import Judge, JudgeSettings, RewardJudge
+from puna.evaluate.judges.judging import Judge, JudgeSettings, RewardJudge
 from puna.evaluate.report import draw_scores, judge_section, print_scores, report
 from puna.evaluate.roles import Roles, casts
 from puna.evaluate.scores import OVERALL, UNJUDGED, Answers, score

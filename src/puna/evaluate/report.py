@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from puna.evaluate.agreement import Agreement
+from puna.evaluate.judges.agreement import Agreement
 from puna.evaluate.scores import OVERALL, UNJUDGED, Answers, is_judged
 
 FAILURES_SHOWN = 3
