@@ -121,7 +121,7 @@ def test_words_that_no_rule_judges_are_taken_and_counted(perform_stage: Perform,
     told = {"questions": [str(tmp_path / "conversations.jsonl")], "checkpoint": str(model_path), "max_tokens": 24}
     perform_stage("answer", tmp_path / "out", **told, judge="grade")
     log = (tmp_path / ".runs" / "out" / "log.txt").read_text()
-    assert "1 answers are good for being words: no rule judges what they say" in log
+    assert "answers that no rule judges, taken for being words: 1" in log
 
 
 def test_an_answer_does_not_depend_on_what_else_is_asked(model_path: Path):

@@ -30,7 +30,7 @@ from puna.evaluate.cost import estimate_evaluation
 from puna.evaluate.earlier import read_earlier, read_measured
 from puna.evaluate.exam import describe_null_scores, null_scores
 from puna.evaluate.grading import Item, calibrate, grade_replies, is_judged_by_rule, num_undecided
-from puna.evaluate.judging import Judge, JudgeSettings, RewardJudge
+from puna.evaluate.judges.judging import Judge, JudgeSettings, RewardJudge
 from puna.evaluate.report import draw_scores, judge_section, print_scores, report
 from puna.evaluate.roles import Roles, casts
 from puna.evaluate.scores import OVERALL, UNJUDGED, Answers, score

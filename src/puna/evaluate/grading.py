@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 from puna.chat.conversation import Conversation, Message
 from puna.completer.completer import Reply
 from puna.errors import ConfigError
-from puna.evaluate.agreement import Agreement, measure_agreement
-from puna.evaluate.judging import UNDECIDED, Case, Judge, RewardJudge, Ruling
+from puna.evaluate.judges.agreement import Agreement, measure_agreement
+from puna.evaluate.judges.judging import UNDECIDED, Case, Judge, RewardJudge, Ruling
 from puna.run import Run
 from puna.tasks.grading.similarity import chrf, reference_of
 from puna.tasks.labels import Labels, answer_key

@@ -10,8 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from puna.evaluate.agreement import Agreement
 from puna.evaluate.exam import null_table
+from puna.evaluate.judges.agreement import Agreement
 from puna.evaluate.scores import OVERALL, UNJUDGED, Answers, is_judged
 
 FAILURES_SHOWN = 3

@@ -189,7 +189,7 @@ def _judge(config: Config, run: Run, asks: list[Ask], replies: list[Reply]) -> l
         grades = [GRADES[ask.question.grade](ask.question, reply.message) for ask, reply in answered]
         num_unjudged = sum(not grade.is_judged and grade.score > 0 for grade in grades)
         if num_unjudged:
-            run.log(f"{num_unjudged:,} answers are good for being words: no rule judges what they say")
+            run.log(f"answers that no rule judges, taken for being words: {num_unjudged:,}")
         judged = zip(grades, replies, strict=True)
         return [{"score": grade.score, "reason": grade.reason, "failure": reply.failure} for grade, reply in judged]
     opened: list[RewardModel] = []
