@@ -19,6 +19,8 @@ from puna.shelf.shelf import GATE
 # Rules that may be overridden. Terms of licences have settings of their own (accepted_terms, allow_...).
 OVERRIDABLE = ("scores", "comparison", "task", "general", "limits", "receipts", "overlap")
 ROLES = {"base": "the base model", "teacher": "the teacher", "in_use": "the model in use"}
+# Rules whose result the first line of a GO tells; all others are told below it.
+HEADLINE_RULES = ("comparison", "judged", "exam", "limits", "overlap")
 REASONS_SHOWN = 5
 
 
@@ -97,9 +99,7 @@ class Decision:
         if self.overrides:
             rules = ", ".join(f"'{each.rule}'" for each in self.verdicts if each.override and not each.held)
             return f"GO, on somebody's word: {rules} did not hold and was overridden"
-        return (
-            f"GO: {'; '.join(verdict.told for verdict in self.verdicts if verdict.told and verdict.rule != 'scores')}"
-        )
+        return f"GO: {'; '.join(each.told for each in self.verdicts if each.told and each.rule in HEADLINE_RULES)}"
 
     @property
     def receipt(self) -> Receipt:

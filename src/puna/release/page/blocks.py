@@ -144,7 +144,9 @@ def _markdown(block: Block) -> str:
         case Details(summary, inner, is_open):
             tag = "<details open>" if is_open else "<details>"
             body = "\n\n".join(map(_markdown, inner))
-            return f"{tag}<summary>{escape(_clean(' '.join(summary.split())))}</summary>\n\n{body}\n\n</details>"
+            # HTML inside Markdown: backslashes would be shown, so entities take the meaning from what could be markup.
+            line = re.sub(r"[\\`*\[\]_]", lambda match: f"&#{ord(match[0])};", _text(" ".join(summary.split())))
+            return f"{tag}<summary>{line}</summary>\n\n{body}\n\n</details>"
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -92,7 +92,9 @@ def _conversation(number: int, pick: Pick, is_open: bool) -> Details:
         for who, row in pick.rows.items()
     ]
     question = next((message_text(each) for each in asked), "")
-    verdicts = "; ".join(f"{each.who}: {each.verdict}" for each in answers)
+    mine, *others = answers
+    num_right = sum(each.verdict == "right" for each in others)
+    verdicts = f"{mine.who}: {mine.verdict}{f'; {num_right} of {len(others)} others right' if others else ''}"
     return Details(
         f"{number}. {pick.why}: “{_shorten(question)}” ({verdicts})",
         [

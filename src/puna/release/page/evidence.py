@@ -82,7 +82,8 @@ def overlap_summary(leaks: Leaks | None) -> str:
         return "Not looked for: there are no questions of an evaluation of this model."
     if not leaks.datasets:
         return "Not looked for: no training data of this model is at hand."
-    sought = f"{leaks.num_sought:,} of {leaks.num_questions:,} questions were long enough to be looked for"
+    share = "All" if leaks.num_sought == leaks.num_questions else f"{leaks.num_sought:,} of"
+    sought = f"{share} {leaks.num_questions:,} questions were long enough to be looked for"
     number = len(leaks.report.found)
     found = f"{number:,} of them, or of the expected answers, were found" if number else "none was found"
     if not leaks.num_sought and not number:

@@ -19,11 +19,11 @@ class NullScore(NamedTuple):
     is_beaten: bool
 
 
-def explain_exam(rows: Sequence[NullScore]) -> list[Block]:
+def explain_exam(rows: Sequence[NullScore], suite: str) -> list[Block]:
     """Return a sentence with the conclusion and a row for each null model; nothing where none was asked.
 
     Example:
-        >>> explain_exam([NullScore("says nothing", 0.0, 0.9, 0.05, True)])[1].rows
+        >>> explain_exam([NullScore("says nothing", 0.0, 0.9, 0.05, True)], "the task")[1].rows
         [['says nothing', '0.0 %', '90.0 %', 'yes']]
     """
     if not rows:
@@ -45,8 +45,8 @@ def explain_exam(rows: Sequence[NullScore]) -> list[Block]:
     ]
     return [
         Paragraph(
-            "The same questions were put to models that know nothing. A good model has to be better than each by more "
-            f"than {100 * rows[0].least:.0f} points. This one is shown to be better than {result}."
+            f"The questions of {suite} were put to models that know nothing, too. A good model has to be better than "
+            f"each by more than {100 * rows[0].least:.0f} points. This one is shown to be better than {result}."
         ),
         Table(["a model that ...", "scores", "this model", "told apart"], cells),
     ]

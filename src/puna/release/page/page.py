@@ -31,18 +31,15 @@ from puna.release.page.plain import shorten_ids
 
 SUITES = {"task": "the task", "general": "the general suite"}
 NOTES = {
-    "candidate": "the one to decide about",
-    "start": "what it was before it learned from your data",
-    "base": "what it was made from",
-    "teacher": "the larger model that it learned from",
-    "in_use": "what it would replace",
+    "teacher": "The teacher is the model that this one learned from.",
+    "in_use": "The model in use is the one that it would replace.",
 }
 RULES = {
     "scores": "Scores of these very models",
     "comparison": "Compared with others",
     "judged": "Answers judged for what they say",
     "exam": "The questions tell good from bad",
-    "task": "The task",
+    "task": "Good enough at the task",
     "general": "Nothing forgotten",
     "limits": "Size, speed and cost",
     "receipts": "Measurements of every step",
@@ -96,7 +93,6 @@ def _models(decision: Decision) -> Iterator[Block]:
     rows = [
         [
             _label(model),
-            NOTES.get(model.role, ""),
             _score(model.task),
             *([_score(model.general)] if has_general else []),
             f"{model.measured.weight_bytes / 1e6:,.1f} MB" if model.measured else "not measured",
@@ -104,9 +100,11 @@ def _models(decision: Decision) -> Iterator[Block]:
         ]
         for model in decision.models
     ]
-    general = ["general questions, right"] if has_general else []
-    yield Table(["model", "which is", "task, right", *general, "size", "speed"], rows)
-    yield Paragraph("The true share lies in the range in brackets in 95 of 100 cases.")
+    general = ["right on general questions"] if has_general else []
+    yield Table(["model", "right on the task", *general, "size", "speed"], rows)
+    notes = [NOTES[model.role] for model in decision.models if model.role in NOTES]
+    ranges = "The true share lies in the range in brackets in 95 of 100 cases. A point is one of 100 questions."
+    yield Paragraph(" ".join([*notes, ranges]))
     for suite in SUITES:
         marks = [_score_mark(model, suite) for model in decision.models if getattr(model, suite)]
         if marks:
@@ -160,7 +158,7 @@ def _rules(decision: Decision) -> Table:
     rows = [
         [
             RULES[each.rule],
-            "holds" if each.held else "overridden" if each.override else "does not hold",
+            "passed" if each.held else "overridden" if each.override else "not passed",
             shorten_ids("; ".join(each.reasons) or each.told or _met(decision, each.rule) or "nothing was demanded"),
         ]
         for each in decision.verdicts

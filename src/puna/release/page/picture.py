@@ -58,7 +58,7 @@ def _line(mark: Mark, y: float, place: Callable[[float], float]) -> list[str]:
         f'<line x1="{limit_x}" y1="{y - 8}" x2="{limit_x}" y2="{y + 16}" stroke="#101828" stroke-width="2" {DASHES}/>'
     )
     return [
-        f'<text x="{LEFT}" y="{y - 6}" fill="#101828">{escape(label)}</text>',
+        f'<text x="{LEFT + 5}" y="{y - 6}" fill="#101828">{escape(label)}</text>',
         f'<line x1="{low}" y1="{y + 6}" x2="{high}" y2="{y + 6}" stroke="{mark.color}" stroke-width="3"/>',
         f'<circle cx="{x}" cy="{y + 6}" r="5" fill="{mark.color}"/>',
         *(f'<line x1="{end}" y1="{y}" x2="{end}" y2="{y + 12}" stroke="{mark.color}"/>' for end in (low, high)),
