@@ -19,8 +19,6 @@ from puna.shelf.shelf import GATE
 # Rules that may be overridden. Terms of licences have settings of their own (accepted_terms, allow_...).
 OVERRIDABLE = ("scores", "comparison", "task", "general", "limits", "receipts", "overlap")
 ROLES = {"base": "the base model", "teacher": "the teacher", "in_use": "the model in use"}
-# Rules whose result the first line of a GO tells; all others are told below it.
-HEADLINE_RULES = ("comparison", "judged", "exam", "limits", "overlap")
 REASONS_SHOWN = 5
 
 
@@ -52,6 +50,10 @@ class Model:
     def measured(self) -> Answered | None:
         """Where size and speed were measured."""
         return self.task or self.general
+
+
+# Rules whose result the first line of a GO tells; all others are told below it.
+HEADLINE_RULES = ("comparison", "judged", "exam", "limits", "overlap")
 
 
 @dataclass(frozen=True)
