@@ -35,7 +35,7 @@ NOTES = {
     "in_use": "The model in use is the one that it would replace.",
 }
 RULES = {
-    "scores": "Scores of these very models",
+    "scores": "These very models were asked",
     "comparison": "Compared with others",
     "judged": "Answers judged for what they say",
     "exam": "The questions tell good from bad",

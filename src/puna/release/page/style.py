@@ -6,7 +6,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #101828; max-width: 64rem; margin: 1.5rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; line-height: 1.4; padding: 1rem 1.25rem; border-radius: .5rem; color: #fff; }
 h1.go { background: #1a7f37; } h1.no-go { background: #b42318; }
-h1, p, li, td, summary { overflow-wrap: anywhere; }
+h1, p, li, summary { overflow-wrap: anywhere; } td { overflow-wrap: break-word; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; border-top: 1px solid #e4e7ec; padding-top: 1.2rem; }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .8rem; min-width: 5rem; }
