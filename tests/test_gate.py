@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -159,8 +160,9 @@ def test_a_model_that_meets_every_demand_goes_out_with_page_card_and_record(hous
     assert page.startswith(
         "# GO: 40.0 points better than the base model; 2.0 points below the teacher (8.0 are allowed); 10.0"
     )
-    assert "| this model | mine | 70.0 (60.4 to 78.1) | 50.0 (40.4 to 59.6) | 2.0 MB | 500 | 1.00 USD |" in page
-    assert "The cost assumes a machine like that one at 1.80 USD an hour that is always busy." in page
+    row = "| this model | 70.0 % (60.4 to 78.1) of 100 | 50.0 % (40.4 to 59.6) of 100 | 2.0 MB | 500 tokens/s |"
+    assert row in page and "| this model | 1.00 USD |" in page and "at 1.80 USD an hour" in page
+    assert "usd_per_hour" not in page
     assert (out / "model.safetensors").exists() and "`GO: 40.0 points" in (out / "README.md").read_text()
     record = json.loads((out / "release.json").read_text())["gate"]
     assert record["decision"] == "GO" and not record["reasons"] and len(record["comparisons"]) == 5
@@ -172,7 +174,7 @@ def test_a_model_that_is_not_better_than_its_base_is_stopped(house: House):
     page = house.refused(
         r"as good as the base model on the task .*has to be better by more than 0\.0", base="base", scores="scores"
     )
-    assert "| The task | task | does not hold |" in page
+    assert "| Good enough at the task | not passed |" in page
     house.scores("scores", base=right(70), mine=right(80))
     house.refused(r"better by more than 10\.0", base="base", scores="scores", gate={"base_gain": 0.1})
     house.judge(base="base", scores="scores")
@@ -405,7 +407,7 @@ def test_an_override_stays_on_page_card_record_and_receipt(house: House):
     page, card = ((out / name).read_text() for name in ("decision.md", "README.md"))
     assert page.startswith("# GO, on somebody's word: 'task' did not hold and was overridden")
     assert f"overridden: {reason}" in page and f"overridden: {reason}" in card
-    assert "| The task | task | overridden |" in page and "not needed" not in page
+    assert "| Good enough at the task | overridden |" in page and "not needed" not in page
     record = json.loads((out / "release.json").read_text())
     assert reason in record["gate"]["overrides"][0] and reason in record["exceptions"][0]
     receipt = next(each for each in artifact.read_receipts(out) if each.claim == "gate")
@@ -507,6 +509,62 @@ def test_the_html_stands_alone_has_its_pictures_and_tells_what_the_markdown_tell
     assert headings == page.texts["h2"] and "What was not measured" in headings and "Licences" in headings
     assert "<script>alert(1)</script> & `code` | [a](b)" in page.texts["p"][0]
     assert "\\<script\\>" in markdown and "\\[a\\](b)" in markdown
+
+
+SNAPSHOT = "0e9e39f249a16976918f6564b8830bc894c89659"
+
+
+def outside_folds(page: str) -> str:
+    """Return the Markdown of a page without its folds."""
+    shown, depth = [], 0
+    for line in page.splitlines():
+        depth += line.startswith("<details")
+        shown += [] if depth else [line]
+        depth -= line == "</details>"
+    assert depth == 0
+    return "\n".join(shown)
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_no_hash_stands_outside_the_folds_nor_in_the_headline(house: House, is_asked: bool):
+    house.model(SNAPSHOT)
+    others = {SNAPSHOT: right(30)} if is_asked else {"base": right(30)}
+    house.scores("scores", mine=right(70), **others)
+    if is_asked:
+        page = (house.judge(scores="scores", base=SNAPSHOT) / "decision.md").read_text()
+    else:
+        page = house.refused("the base model, 0e9e39f2.*, was not asked", scores="scores", base=SNAPSHOT)
+        assert page.startswith("# NO-GO: the base model, 0e9e39…, was not asked")
+    assert SNAPSHOT in page and not re.search("[0-9a-f]{12}", outside_folds(page))
+    receipt = next(each for each in artifact.read_receipts(house.path / "out") if each.claim == "gate")
+    assert receipt.held == is_asked
+
+
+def test_the_page_says_how_many_questions_could_be_looked_for_and_no_more(house: House):
+    house.scores("scores", base=right(30), mine=right(70))
+    page = (house.judge(scores="scores", base="base") / "decision.md").read_text()
+    assert page.splitlines()[0].endswith("all 100 questions were looked for in the training data; none was found")
+    short = [question(n) for n in range(100)]
+    for each in short[30:]:
+        each["conversation"]["messages"] = [{"role": "user", "content": f"What does it cost? {each['id']}"}]
+    rows = {each["id"]: {**house.row(0, 1.0), **each} for each in short}
+    house.row = lambda n, value: {**rows[f"q{n}"], "score": value}  # pyright: ignore[reportAttributeAccessIssue]
+    house.scores("scores", base=right(30), mine=right(70))
+    page = (house.judge(scores="scores", base="base", description="b") / "decision.md").read_text()
+    told = "30 of 100 questions were long enough to be looked for in the training data; none was found"
+    assert page.splitlines()[0].endswith(told)
+    assert "30 of 100 questions were long enough to be looked for in the 5 rows" in outside_folds(page)
+    for each in rows.values():
+        each["conversation"]["messages"] = [{"role": "user", "content": f"What does it cost? {each['id']}"}]
+    house.scores("scores", base=right(30), mine=right(70))
+    page = (house.judge(scores="scores", base="base", description="c") / "decision.md").read_text()
+    assert "none of 100 questions was long enough" in page.splitlines()[0]
+    assert "none was found" not in outside_folds(page)
+
+
+def test_a_page_without_a_price_asks_for_it(house: House):
+    page = outside_folds((house.judge(scores="scores", base="base") / "decision.md").read_text())
+    assert "usd_per_hour = 1.80" in page and "| this model | 0.56 USD |" in page  # 500 tokens/s: 1e6 / 500 / 3600 h
 
 
 def test_the_tables_of_the_markdown_are_whole_and_its_pictures_are_there(house: House):

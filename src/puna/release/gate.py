@@ -13,6 +13,7 @@ from puna.artifact import Receipt
 from puna.release.compare import POINTS, Comparison, Gate, Outcome, compare
 from puna.release.evaluations import Answered, Evaluation
 from puna.release.leaks import Leaks
+from puna.release.page.plain import shorten_ids
 from puna.release.rules.exam import Exam, examine, judge_exam
 from puna.release.rules.judged import judge_judged
 from puna.release.rules.verdict import Verdict
@@ -49,6 +50,10 @@ class Model:
         return self.task or self.general
 
 
+# Rules whose result the first line of a GO tells; all others are told below it.
+HEADLINE_RULES = ("comparison", "judged", "exam", "limits", "overlap")
+
+
 @dataclass(frozen=True)
 class Decision:
     """GO or NO-GO, and all that it rests on."""
@@ -83,7 +88,11 @@ class Decision:
 
     @property
     def headline(self) -> str:
-        """One line: GO or NO-GO, and why."""
+        """One line: GO or NO-GO, and why, without hashes and other ids."""
+        return shorten_ids(self._headline)
+
+    @property
+    def _headline(self) -> str:
         if not self.is_go:
             more = len(self.reasons) - REASONS_SHOWN
             told = [*self.reasons[:REASONS_SHOWN], *([f"and {more} more"] if more > 0 else [])]
@@ -91,9 +100,7 @@ class Decision:
         if self.overrides:
             rules = ", ".join(f"'{each.rule}'" for each in self.verdicts if each.override and not each.held)
             return f"GO, on somebody's word: {rules} did not hold and was overridden"
-        return (
-            f"GO: {'; '.join(verdict.told for verdict in self.verdicts if verdict.told and verdict.rule != 'scores')}"
-        )
+        return f"GO: {'; '.join(each.told for each in self.verdicts if each.told and each.rule in HEADLINE_RULES)}"
 
     @property
     def receipt(self) -> Receipt:
@@ -327,7 +334,7 @@ def _judge_receipts(receipts: list[tuple[str, Receipt]]) -> Verdict:
         for of, receipt in receipts
         if not receipt.held
     ]
-    told = f"{_count(len(receipts), 'receipt')} {'hold' if len(receipts) > 1 else 'holds'}" if receipts else ""
+    told = f"every measurement while it was made held ({len(receipts):,})" if receipts else ""
     return Verdict("receipts", reasons, told)
 
 
@@ -339,11 +346,21 @@ def _judge_overlap(leaks: Leaks, settings: Gate) -> Verdict:
         number = f"{len(report.found):,} of {report.num_probes:,} test questions and expected answers"
         example = f"as '{first.name}' in {first.place}"
         reasons.append(f"{number} stand in the training data, {example}; {settings.max_overlaps:,} are allowed")
-    return Verdict("overlap", reasons, "no test question stands in its training data" if not report.found else "")
+    return Verdict("overlap", reasons, _looked_for(leaks, settings.max_overlaps))
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def _looked_for(leaks: Leaks, allowed: int) -> str:
+    """Say how many questions could be looked for in the training data, and that none was found; no more than that."""
+    number, sought, num_found = leaks.num_questions, leaks.num_sought, len(leaks.report.found)
+    if num_found:
+        return f"{num_found:,} test questions or answers were found in the training data; {allowed:,} are allowed"
+    if not leaks.datasets:
+        return "no training data is at hand in which test questions could be looked for"
+    if not sought:
+        return f"none of {number:,} questions was long enough to be looked for in the training data"
+    if sought == number:
+        return f"all {number:,} questions were looked for in the training data; none was found"
+    return f"{sought:,} of {number:,} questions were long enough to be looked for in the training data; none was found"
 
 
 def record(decision: Decision) -> dict[str, Any]:

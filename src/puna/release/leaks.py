@@ -24,7 +24,8 @@ ASIDE = ("rejected", "questions")
 class Leaks:
     """What was found in which datasets; `unread` are those of the lineage that are gone, changed or hold no text.
 
-    `elsewhere` are those that an imported model had learned from before it came, and that did not come with it.
+    `elsewhere` are those that an imported model had learned from before it came, and that did not come with it. Of
+    `num_questions` only `num_sought` were long enough to be told from chance.
     """
 
     report: OverlapReport
@@ -32,6 +33,8 @@ class Leaks:
     unread: list[str]
     measured: list[str]
     elsewhere: list[str]
+    num_questions: int
+    num_sought: int
 
 
 def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) -> Leaks:
@@ -55,7 +58,9 @@ def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) 
             unread.append(f"{name_of(path)}, which holds no rows of text")
     probes = [probe for row in rows for probe in _probes(row, n)]
     report = find_overlaps(probes, _texts(trained), n=n, threshold=share)
-    return Leaks(report, [path.name for path in trained], unread, measured, elsewhere)
+    too_short = set(report.too_short)
+    num_sought = sum(_name(row) not in too_short for row in rows)
+    return Leaks(report, [path.name for path in trained], unread, measured, elsewhere, len(rows), num_sought)
 
 
 def _since_imports(node: Node) -> Node:
@@ -87,7 +92,7 @@ def _texts(datasets: list[Path]) -> Iterator[tuple[str, str]]:
 
 def _probes(row: dict[str, Any], n: int) -> Iterator[Probe]:
     """Yield a question as it was asked, and every expected answer that is long enough to be known by itself."""
-    name = f"{row['task']} {row['id']}"
+    name = _name(row)
     asked = [message for message in row["conversation"]["messages"] if message["role"] == "user"]
     answers = tuple(_answers(row["expected"]))
     group = f"{row['task']} {row['group']}" if row["group"] else ""
@@ -96,6 +101,10 @@ def _probes(row: dict[str, Any], n: int) -> Iterator[Probe]:
     for number, answer in enumerate(answers, start=1):
         if len(split_words(answer)) >= n:
             yield Probe(f"{name}, expected answer {number}", answer, group=group)
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['task']} {row['id']}"
 
 
 def _answers(expected: dict[str, Any]) -> Iterator[str]:

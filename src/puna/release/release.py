@@ -29,7 +29,7 @@ from puna.release.evaluations import Evaluation, Scores, read_evaluation, scores
 from puna.release.facts import Facts, base_of, hub_name, name_of, open_model_of, read_lineage
 from puna.release.gate import OVERRIDABLE, Decision, gather, judge, record, run_exams
 from puna.release.leaks import find_leaks
-from puna.release.page import write_page
+from puna.release.page.page import write_page
 from puna.release.terms import Node, applying, find_texts, governing_licence, notice, origin, statement, walk
 from puna.run import Run
 from puna.shelf.shelf import follow

@@ -91,7 +91,7 @@ def _exact_bound(pairs: Pairs) -> float:
     Outcomes rank by Tango's bound; the probability is the supremum over the nuisance parameter p01. It grows with
     delta, since more wins or fewer losses never lower a rank. Sources: Buehler (1957), JASA 52, 482-493; for pairs
     Lloyd and Moldovan (2007), Statistics in Medicine 26. Inverting the test at each delta instead (Berger and Sidik,
-    2003, Statistical Methods in Medical Research 12, 91-108) takes ten times as long, and its p-value is not monotone.
+    2003, Statistical Methods in Medical Research 12, 91-108) takes longer, and its p-value is not monotone.
     """
     outcomes = _outcomes(int(pairs.n))
     own = (outcomes.wins_K == pairs.wins) & (outcomes.losses_K == pairs.losses)

@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH, ROW_HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 30, 210, 24, 30, 34
+WIDTH, ROW_HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 46, 14, 14, 30, 40
 GOOD, BAD, PLAIN = "#1a7f37", "#b42318", "#475467"
+MAX_LABEL = 60
+DASHES = 'stroke-dasharray="3 2"'
 
 
 class Mark(NamedTuple):
@@ -48,19 +50,20 @@ def draw_intervals(marks: Sequence[Mark], *, title: str, axis: str, span: tuple[
 
 
 def _line(mark: Mark, y: float, place: Callable[[float], float]) -> list[str]:
+    """Draw the label over its line, so that both are read on a narrow screen."""
     x, low, high = place(mark.mean), place(mark.low), place(mark.high)
-    label = mark.label if len(mark.label) <= 30 else f"{mark.label[:29]}…"
-    parts = [
-        f'<text x="{LEFT - 12}" y="{y + 4}" text-anchor="end">{escape(label)}</text>',
-        f'<line x1="{low}" y1="{y}" x2="{high}" y2="{y}" stroke="{mark.color}" stroke-width="2"/>',
-        f'<circle cx="{x}" cy="{y}" r="5" fill="{mark.color}"/>',
+    label = mark.label if len(mark.label) <= MAX_LABEL else f"{mark.label[: MAX_LABEL - 1]}…"
+    limit_x = None if mark.limit is None else place(mark.limit)
+    limit = (
+        f'<line x1="{limit_x}" y1="{y - 8}" x2="{limit_x}" y2="{y + 16}" stroke="#101828" stroke-width="2" {DASHES}/>'
+    )
+    return [
+        f'<text x="{LEFT + 5}" y="{y - 6}" fill="#101828">{escape(label)}</text>',
+        f'<line x1="{low}" y1="{y + 6}" x2="{high}" y2="{y + 6}" stroke="{mark.color}" stroke-width="3"/>',
+        f'<circle cx="{x}" cy="{y + 6}" r="5" fill="{mark.color}"/>',
+        *(f'<line x1="{end}" y1="{y}" x2="{end}" y2="{y + 12}" stroke="{mark.color}"/>' for end in (low, high)),
+        *([] if limit_x is None else [limit]),
     ]
-    parts += [f'<line x1="{e}" y1="{y - 5}" x2="{e}" y2="{y + 5}" stroke="{mark.color}"/>' for e in (low, high)]
-    if mark.limit is not None:
-        e = place(mark.limit)
-        line = f'<line x1="{e}" y1="{y - 12}" x2="{e}" y2="{y + 12}" stroke="#101828" stroke-width="2"'
-        parts.append(f'{line} stroke-dasharray="3 2"/>')
-    return parts
 
 
 def _ticks(low: float, high: float) -> list[float]:

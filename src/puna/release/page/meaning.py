@@ -1,0 +1,62 @@
+"""Graded answers -> a table of what "right" means: each kind of question, its rule, and how many answers it judged."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from puna.release.page.blocks import Block, Paragraph, Table
+from puna.release.page.conversations import Row, is_judged
+
+
+class Kind(NamedTuple):
+    """A kind of question in plain words, and when the rule of its grade calls an answer right."""
+
+    title: str
+    right: str
+
+
+KINDS = {
+    "contains": Kind("Facts to be named", "it has every expected word and number, and none of the wrong ones"),
+    "facts": Kind(
+        "Words with facts",
+        "it has the numbers, dates, names and the like that the reference answer has, and none that contradicts them; "
+        "its other words were not looked at",
+    ),
+    "exact": Kind("One exact answer", "it is the expected text, up to spaces"),
+    "refusal": Kind("Questions without an answer", "it has the expected words of a refusal"),
+    "tool_call": Kind("Actions (tool calls)", "it is exactly the expected call, with every argument equal"),
+    "no_call": Kind("Free words", "it is in words"),
+}
+UNJUDGED = "any words would pass, so these answers count in no figure"
+JUDGES = {"rule": "a rule", "judge": "a judge model", "reward": "a reward model", "person": "people"}
+
+
+def explain_right(rows: Sequence[Row], suite: str) -> list[Block]:
+    """Return the table, one row for each kind of question and judge, and how many answers nobody judged.
+
+    Args:
+        rows: Graded answers of the candidate.
+        suite: The questions in words, such as "the task".
+    """
+    counts = Counter((row.get("grade", ""), judged_by(row)) for row in rows)
+    totals = Counter(row.get("grade", "") for row in rows)
+    cells: list[list[str]] = []
+    for (grade, judge), number in sorted(counts.items(), key=lambda item: (-totals[item[0][0]], item[0])):
+        kind = KINDS.get(grade, Kind(grade, "its own rule says so"))
+        who = JUDGES.get(judge, judge) or "nobody"
+        right = {"rule": kind.right, "": UNJUDGED}.get(judge, f"{who} found it right")
+        cells.append([kind.title, f"{number:,} of {totals[grade]:,}", who, right])
+    num_unjudged = sum(not is_judged(row) for row in rows)
+    summary = f"The content of all {len(rows):,} was judged."
+    if num_unjudged:
+        judged = len(rows) - num_unjudged
+        summary = f"The content of {judged:,} of {len(rows):,} was judged, that of {num_unjudged:,} was not."
+    return [
+        Paragraph(f"This model's answers on {suite}: {summary}"),
+        Table(["kind of question", "questions", "judged by", "an answer is right when"], cells),
+    ]
+
+
+def judged_by(row: Row) -> str:
+    """Return who judged the content of an answer, "" for nobody; a rule did before evaluations said so."""
+    return row.get("judged_by") or "rule" if is_judged(row) else ""
