@@ -22,6 +22,11 @@ from puna.release.terms import find_texts, governing_licence
 AGREEMENT = "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n\nLlama 3.1 Version Release Date: July 23, 2024\n\n(its text)\n"
 POLICY = "# Acceptable Use Policy\n"
 UNMEASURED = {"scores": "licences alone are looked at here", "comparison": "as above", "task": "as above"}
+UNTRAINED = {
+    "exam": "the models are random here",
+    "judged": "as above",
+    "overlap": "the same rows are data and task here",
+}
 MEASURE = {"num_tokens": 50, "tolerance_kl": 9, "min_agreement": 0}
 
 Perform = Callable[..., bool]
@@ -121,7 +126,15 @@ def test_only_the_files_of_a_checkpoint_go_along(
     assert kept == {
         *("config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"),
         *("tokenizer.json", "tokenizer_config.json", "README.md", "LICENSE", "NOTICE", "USE_POLICY.md"),
-        *("manifest.json", "release.json", "run_config.json", "decision.md", "decision.html", "receipts"),
+        *(
+            "manifest.json",
+            "release.json",
+            "run_config.json",
+            "run_cost.json",
+            "decision.md",
+            "decision.html",
+            "receipts",
+        ),
     }
     assert front_matter(tmp_path / "out")["base_model"] == "acme/base"
 
@@ -151,7 +164,7 @@ def test_where_files_cannot_be_linked_they_are_copied(release: Callable[..., Pat
 
 
 def test_the_card_tells_scores_receipts_data_and_lineage(release: Callable[..., Path], made: Path):
-    override = {**UNMEASURED, "overlap": "the same rows are data and task here"}
+    override = {**UNMEASURED, **UNTRAINED}
     out = release("int8", "Llama-Acme-1B", scores=str(made / "scores"), languages=["en", "de"], override=override)
     card = read(out, "README.md")
     found = json.loads(read(made / "scores", "scores.json"))["checkpoints"]
@@ -197,7 +210,7 @@ def test_scores_with_a_llama_do_not_bind_a_model_that_is_not_made_from_it(
         checkpoint=str(made / "scratch"),
         name="Feather",
         scores=str(tmp_path / "scores"),
-        override={"comparison": "it is about licences", "overlap": "the same rows are data and task here"},
+        override={"comparison": "it is about licences", **UNTRAINED},
     )
     assert read_manifest(tmp_path / "out").licences == ["apache-2.0"]
     assert "Built with" not in read(tmp_path / "out", "README.md")

@@ -24,7 +24,7 @@ def null_scores(items: Sequence[Item], grader: Grader, *, seed: int) -> list[dic
 
     Example:
         >>> null_scores(items, Grader(), seed=0)[0]
-        {'name': 'constant', 'description': 'answers every question alike, ...', 'scores': [0.0, 1.0, 0.0]}
+        {'name': 'constant', 'description': 'gives every question the same answer, ...', 'scores': [0.0, 1.0, 0.0]}
     """
     by_rule = [index for index, item in enumerate(items) if is_judged_by_rule(item)]
     rest = sorted(set(range(len(items))) - set(by_rule)) if grader.judge else []
