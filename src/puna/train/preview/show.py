@@ -93,7 +93,6 @@ def forecast_lines(made: Forecast) -> Iterator[str]:
     yield f"{made.trained_parameters:,} parameters trained ({share:.2%} beside {made.parameters:,})"
     if made.held_bytes is not None and made.peak_bytes is not None:
         parts = {
-            "moments": made.moments_bytes,
             "gradients": made.gradients_bytes,
             "rounded weights": made.rounded_weights_bytes,
             "activations": made.activations_bytes,
@@ -103,7 +102,10 @@ def forecast_lines(made: Forecast) -> Iterator[str]:
         yield f"memory: at most {show_bytes(made.peak_bytes)}"
         weights = f"the weights' {show_bytes(made.weights_bytes)} among it"
         yield f"  held before the first step {show_bytes(made.held_bytes)}, {weights}"
-        yield f"  on top, not all at once: {named}"
+        yield f"  moments of the optimizer {show_bytes(made.moments_bytes)}"
+        yield f"  a batch {show_bytes(made.batch_bytes)}; in it, not all at once: {named}"
+        if made.kernel_bytes:
+            yield f"  products that oneDNN will compile for other shapes of a batch {show_bytes(made.kernel_bytes)}"
     rate = f"{show_count(made.tokens_per_second)} tokens/s"
     yield f"time: {show_duration(made.seconds)} at {rate}, as the first batch took on this machine"
 
@@ -111,13 +113,17 @@ def forecast_lines(made: Forecast) -> Iterator[str]:
 def outcome_lines(made: Forecast, taken: Outcome) -> Iterator[str]:
     """Compare what was said before with what came."""
     if made.peak_bytes and taken.peak_bytes:
-        difference = made.peak_bytes / taken.peak_bytes - 1
         said = f"{show_bytes(made.peak_bytes)} foreseen, {show_bytes(taken.peak_bytes)} taken"
-        yield f"memory: {said} ({difference:+.0%})"
+        yield f"memory: {said} ({_more_or_less(taken.peak_bytes / made.peak_bytes)} than foreseen)"
     if taken.tokens_per_second:
-        difference = made.tokens_per_second / taken.tokens_per_second - 1
         said = f"{show_count(made.tokens_per_second)} foreseen, {show_count(taken.tokens_per_second)} reached"
-        yield f"tokens/s: {said} ({difference:+.0%})"
+        faster = _more_or_less(taken.tokens_per_second / made.tokens_per_second, ("faster", "slower"))
+        yield f"tokens/s: {said} ({faster} than foreseen)"
+
+
+def _more_or_less(ratio: float, words: tuple[str, str] = ("more", "less")) -> str:
+    """Return "12 % more" for 1.12, "30 % less" for 0.7."""
+    return f"{abs(ratio - 1):.0%} {words[0] if ratio >= 1 else words[1]}".replace("%", " %")
 
 
 def markdown(stage: str, found: Survey, made: Forecast, taken: Outcome | None = None) -> str:
