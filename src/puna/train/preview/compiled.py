@@ -9,6 +9,8 @@ In the formulas: M rows, I inputs, O outputs, R rank, Q and S the queries and ke
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import torch
+
 from puna.model.config import LlamaConfig, layer_shapes
 from puna.model.gradients.blocks import block_spans
 from puna.model.gradients.padding import TOKENS_STEP
@@ -20,6 +22,11 @@ KERNEL_BYTES = 550_000
 Product = tuple[str, int, int, int]
 # (lengths of the examples, number of trained tokens) of a batch.
 BatchShape = tuple[Sequence[int], int]
+
+
+def compiles_products(device: torch.device) -> bool:
+    """Whether bfloat16 products on this device are oneDNN's."""
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def compiled_products(widths: LlamaConfig, training: Training, batches: Iterable[BatchShape]) -> set[Product]:

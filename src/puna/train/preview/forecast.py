@@ -22,7 +22,7 @@ from puna.train.loop.settings import Optim, TrainConfig
 from puna.train.objectives.imitation.live_teacher import LiveTeacher
 from puna.train.objectives.objective import Objective
 from puna.train.objectives.pairs import Pairs
-from puna.train.preview.compiled import KERNEL_BYTES, compiled_products
+from puna.train.preview.compiled import KERNEL_BYTES, compiled_products, compiles_products
 from puna.train.preview.process import forget_peak, held_bytes, peak_bytes
 from puna.train.preview.survey import Survey
 
@@ -77,15 +77,14 @@ def forecast(
     is_measured = forget_peak(device)
     seconds = _time_batch(model, backward, batch, made.flops_per_token * len(batch.tokens_T))
     most = peak_bytes(device) if is_measured else None
-    step = _time_optimizer(config.optim, device) * made.trained_parameters
+    step = time_optimizer(config.optim, device) * made.trained_parameters
     tokens_a_step = max(1.0, found.tokens / max(1, found.steps))
     step += seconds * tokens_a_step / len(batch.tokens_T)
     held = held_bytes(device)
     first = replace(training, lengths=batch.lengths, batch_tokens=len(batch.tokens_T), trained_tokens=_trained(batch))
     taken = None if most is None or held is None else max(0, most - held)
     batch_bytes = _batch_bytes(model, training, first, taken)
-    is_compiled = device.type == "cpu"
-    kernels = KERNEL_BYTES * _num_new_kernels(model, training, batch, found) if is_compiled else 0
+    kernels = KERNEL_BYTES * _num_new_kernels(model, training, batch, found) if compiles_products(device) else 0
     on_top = made.moments_bytes + batch_bytes + kernels
     return Forecast(
         trained_parameters=sum(each.numel() for each in model.parameters() if each.requires_grad),
@@ -165,7 +164,7 @@ def _time_batch(model: Llama, backward: Callable[[Batch], None], batch: Batch, f
     return seconds
 
 
-def _time_optimizer(optim: Optim, device: torch.device) -> float:
+def time_optimizer(optim: Optim, device: torch.device) -> float:
     """Return the seconds that clipping and AdamW take for one parameter."""
     sample = torch.nn.Parameter(torch.zeros(OPTIMIZER_SAMPLE, device=device))
     optimizer = torch.optim.AdamW([sample], fused=True)

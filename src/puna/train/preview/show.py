@@ -114,16 +114,19 @@ def outcome_lines(made: Forecast, taken: Outcome) -> Iterator[str]:
     """Compare what was said before with what came."""
     if made.peak_bytes and taken.peak_bytes:
         said = f"{show_bytes(made.peak_bytes)} foreseen, {show_bytes(taken.peak_bytes)} taken"
-        yield f"memory: {said} ({_more_or_less(taken.peak_bytes / made.peak_bytes)} than foreseen)"
-    if taken.tokens_per_second:
+        yield f"memory: {said}, {_deviation(made.peak_bytes, taken.peak_bytes, 'more', 'less')}"
+    if made.seconds and taken.seconds:
+        said = f"{show_duration(made.seconds)} foreseen, {show_duration(taken.seconds)} taken"
+        yield f"time: {said}, {_deviation(made.seconds, taken.seconds, 'longer', 'shorter')}"
+    if made.tokens_per_second and taken.tokens_per_second:
         said = f"{show_count(made.tokens_per_second)} foreseen, {show_count(taken.tokens_per_second)} reached"
-        faster = _more_or_less(taken.tokens_per_second / made.tokens_per_second, ("faster", "slower"))
-        yield f"tokens/s: {said} ({faster} than foreseen)"
+        yield f"tokens/s: {said}, {_deviation(made.tokens_per_second, taken.tokens_per_second, 'more', 'fewer')}"
 
 
-def _more_or_less(ratio: float, words: tuple[str, str] = ("more", "less")) -> str:
-    """Return "12 % more" for 1.12, "30 % less" for 0.7."""
-    return f"{abs(ratio - 1):.0%} {words[0] if ratio >= 1 else words[1]}".replace("%", " %")
+def _deviation(foreseen: float, taken: float, above: str, below: str) -> str:
+    """Say in words by which share of the forecast the outcome lies above or below it: "40% more than foreseen"."""
+    share = taken / foreseen - 1
+    return f"{abs(share):.0%} {above if share > 0 else below} than foreseen" if round(share, 2) else "as foreseen"
 
 
 def markdown(stage: str, found: Survey, made: Forecast, taken: Outcome | None = None) -> str:
