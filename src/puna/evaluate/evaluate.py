@@ -30,6 +30,7 @@ from puna.evaluate.compare import describe_questions, diagnose, lines, section
 from puna.evaluate.report import draw_scores, print_scores, report
 from puna.evaluate.roles import Roles, casts
 from puna.evaluate.scores import OVERALL, Answers, score
+from puna.kernels.device import DeviceName
 from puna.run import Run
 from puna.shelf.shelf import follow
 from puna.tasks.question import Grade, Question
@@ -53,6 +54,7 @@ class Config(StageConfig):
     seed: int = Field(default=0, ge=0, description="of the draw of questions and of sampling")
     max_batch: int = Field(default=32, ge=1, description="questions answered at the same time")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compute in")
+    device: DeviceName = Field(default="auto", description="where to compute; auto: the GPU where there is one")
     kv_cache: Literal["stored", "int8"] = Field(default="stored", description="what keys and values are kept in")
     compare: bool = Field(default=False, description="say why a student ends below the plain model or its own start")
     roles: Roles = Field(default=Roles(), description="who is who, where the lineage does not say it")
@@ -138,7 +140,7 @@ def _ask(config: Config, run: Run, name: str, path: Path, items: list[Item]) -> 
     """Let one checkpoint answer all questions, grade them, and keep the rows in case the run is interrupted."""
     dtype, is_int8_cache = getattr(torch, config.precision), config.kv_cache == "int8"
     options = EngineOptions(max_batch=config.max_batch, dtype=dtype, is_int8_cache=is_int8_cache)
-    sampler = LocalSampler.open(path, options=options)
+    sampler = LocalSampler.open(path, options=options, device=config.device)
     chat = ChatFormat(sampler.tokenizer)
     prompts = [chat.prompt(item.question.conversation) for item in items]
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) < sampler.max_context]

@@ -22,6 +22,7 @@ from puna.data.document import Document
 from puna.data.identifiers import fresh_identifiers
 from puna.data.labels import LabelHeader
 from puna.errors import ChatError, ConfigError, DataError
+from puna.kernels.device import DeviceName, choose_device
 from puna.progress import Progress
 from puna.run import Run
 from puna.tokenizer.tokenizer import Tokenizer
@@ -51,6 +52,7 @@ class Config(StageConfig):
         default=65_536, ge=16, description="tokens in a file; a killed run goes on after the last"
     )
     precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="dtype to compute in")
+    device: DeviceName = Field(default="auto", description="where to compute; auto: the GPU where there is one")
     seed: int = Field(default=0, ge=0, description="of the identifiers, and of what an endpoint samples")
     licence: str = Field(default="", description="of the endpoint's model, and of raw data")
 
@@ -112,7 +114,7 @@ def _open_teacher(config: Config, run: Run) -> tuple[Tokenizer, int, Teacher]:
         expected = f"at most the teacher's {checkpoint.config.max_context}"
         raise ConfigError(f"context = {config.context}", expected=expected)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(config.device)
     teacher = LocalTeacher(
         checkpoint.load(dtype).to(device),
         dtype=dtype,
