@@ -1,7 +1,10 @@
 """The preview of a run: it shows what is trained on as it is, foresees steps, memory and time, and can stop there."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from puna.train import sft
 from puna.train.loop.loop import train
 from puna.train.loop.start import starting_model
 from puna.train.objectives.next_token import NextToken
+from puna.train.preview.compiled import compiles_products
 from puna.train.preview.show import render_example
 from puna.train.preview.survey import ShownExample, pieces_of, survey
 
@@ -162,3 +166,60 @@ def test_a_run_without_a_trained_token_is_refused(training: Settings, tmp_path: 
     run = Run("sft", "key", tmp_path / "out", tmp_path / "run", Console(quiet=True))
     with pytest.raises(DataError, match="none of 24 tokens in 12 rows would be trained"):
         train(config, run, Untrained(ChatFormat(tokenizer), False, False), model, tokenizer)
+
+
+KERNELS = """
+import sys
+import torch
+from puna.data.packing import Batch
+from puna.model.adapted import AdapterShape, add_adapter
+from puna.model.config import LlamaConfig
+from puna.model.llama import Llama
+from puna.model.lora import ADAPTED
+from puna.plan.training import Training
+from puna.train.objectives.next_token import NextToken
+from puna.train.preview.compiled import compiled_products
+
+torch.set_num_threads(1)
+rank = int(sys.argv[1])
+model = Llama(LlamaConfig(96, 224, 32, 2, 6, 3, 1056, 512, tie_embeddings=True))
+model.initialize(0)
+if rank:
+    add_adapter(model, AdapterShape(["all"], rank, 1.0), seed=0)
+shapes = [((100, 60), 40), ((300, 20, 250), 333), ((256,), 256)]
+for lengths, num_trained in shapes:
+    ids = torch.arange(sum(lengths)) % 1056
+    batch = Batch(ids, ids, torch.arange(len(ids)) < num_trained, lengths)
+    loss = NextToken(None, True, False).losses(model, batch.hidden_states(model, torch.bfloat16), batch)["loss"]
+    loss.backward()
+training = Training(1, 512, lora_rank=rank or None)
+print("foreseen", len(compiled_products(model.config, training, shapes)))
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 16], ids=["all weights", "adapter"])
+def test_the_products_that_onednn_compiles_are_foreseen_one_by_one(rank: int):
+    if not compiles_products(torch.device("cpu")):
+        pytest.skip("oneDNN multiplies no bfloat16 on this processor")
+    environment = {**os.environ, "ONEDNN_VERBOSE": "profile_create"}
+    command = [sys.executable, "-c", KERNELS, str(rank)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    lines = done.stdout.splitlines()
+    assert int(lines[-1].removeprefix("foreseen ")) == sum("create:cache_miss" in line for line in lines) > 30
+
+
+def test_later_batches_of_other_shapes_are_part_of_the_forecast(
+    perform_stage: Perform, training: Settings, tmp_path: Path
+):
+    # The last batch of the epoch is shorter than the others.
+    perform_stage("pretrain", tmp_path / "out", **training | {"precision": "bfloat16"})
+    told = json.loads((tmp_path / "out" / "run_preview.json").read_text())
+    made, batches = told["forecast"], told["survey"]["batches"]
+    assert len({sum(batch["lengths"]) for batch in batches}) > 1
+    assert (made["kernel_bytes"] > 0) == compiles_products(torch.device("cpu"))
+    on_top = made["moments_bytes"] + made["batch_bytes"] + made["kernel_bytes"]
+    assert made["peak_bytes"] == made["held_bytes"] + on_top
+    page = (tmp_path / "out" / "run_preview.md").read_text()
+    assert ("products that oneDNN will compile" in page) == (made["kernel_bytes"] > 0)
+    # A network of 0.1 MB: what is foreseen are the process and the kernels, and both come so.
+    assert told["outcome"]["peak_bytes"] == pytest.approx(made["peak_bytes"], rel=0.15)
