@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -223,3 +224,49 @@ def test_later_batches_of_other_shapes_are_part_of_the_forecast(
     assert ("products that oneDNN will compile" in page) == (made["kernel_bytes"] > 0)
     # A network of 0.1 MB: what is foreseen are the process and the kernels, and both come so.
     assert told["outcome"]["peak_bytes"] == pytest.approx(made["peak_bytes"], rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"start": "recipes/teacher", "adapter": {"rank": 16, "alpha": 32.0}, "checkpoint_activations": True},
+        {"start": "recipes/teacher", "context": 512, "batch_tokens": 1024},
+    ],
+    ids=["adapter", "all weights"],
+)
+def test_the_memory_of_a_run_of_its_own_is_foreseen_within_15_percent(table: Settings, tmp_path: Path):
+    """The runs of docs/afternoon.md, as processes: conversations of many lengths, the shipped teacher."""
+    source, words = random.Random(0), ["the", "order", "parcel", "shop", "opens", "at", "nine", "today"]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with (folder / "conversations.jsonl").open("w") as file:
+        for _ in range(300):
+            asked, said = (" ".join(source.choices(words, k=source.randint(5, 120))) for _ in range(2))
+            messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    start = str(Path(__file__).parents[1] / table["start"])
+    settings = {**table, "start": start, "data": [str(folder)], "epochs": 1}
+    program = "from puna.cli import main; main()"
+    lines = [f"{name} = {_toml(value)}" for name, value in settings.items()]
+    (tmp_path / "run.toml").write_text("\n".join(["[sft]", *lines]) + "\n")
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "sft",
+        "--config",
+        str(tmp_path / "run.toml"),
+        "--out",
+        str(tmp_path / "a"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    told = json.loads((tmp_path / "a" / "run_preview.json").read_text())
+    assert told["outcome"]["peak_bytes"] == pytest.approx(told["forecast"]["peak_bytes"], rel=0.15)
+
+
+def _toml(value: Any) -> str:
+    """Write a setting as TOML has it."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_toml(each)}" for name, each in value.items()) + " }"
+    return json.dumps(value)

@@ -464,7 +464,9 @@ def test_the_least_harmful_sizes_are_those_that_trying_all_finds(heads: Any) -> 
 
     every = [dict(zip(possible, numbers, strict=True)) for numbers in product(*possible.values())]
     sizes = [(resized(BIG, heads, count), count) for count in every]
-    least = min(cost_of(count) for size, count in sizes if size.num_parameters <= most and not size.dim % size.num_heads)
+    least = min(
+        cost_of(count) for size, count in sizes if size.num_parameters <= most and not size.dim % size.num_heads
+    )
     assert cost == pytest.approx(least)
     # transformers refuses other widths.
     assert found.dim % found.num_heads == 0
