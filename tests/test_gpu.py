@@ -1,13 +1,17 @@
-"""The engine on a CUDA device: what a CPU computes. Run them with `pytest -m gpu` on a machine that has one."""
+"""The engine and training on a CUDA device: what a CPU computes. Run them with `pytest -m gpu` where there is one."""
 
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import test_engine
 import torch
 from test_decode_step import SCHEMES, quantized_model
 
+from puna.checkpoint.checkpoint import Checkpoint
 from puna.engine.engine import Engine
 from puna.engine.runners.replay import Recorded
 from puna.engine.runners.torch_runner import TorchRunner
@@ -18,6 +22,7 @@ from puna.model.float8 import Float8Linear
 from puna.model.llama import Llama
 from puna.model.quantized import round_linears
 from puna.model.scheme import FP8, Scheme
+from puna.run import Run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -110,3 +115,76 @@ def test_float8_products_are_those_of_the_rounded_numbers(monkeypatch: pytest.Mo
             patch.setattr("puna.model.float8.multiplies_float8", lambda device: False)
             plain = layer(x)
         torch.testing.assert_close(fast, plain, rtol=0.02, atol=0.01 * plain.abs().max().item())
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "sft"])
+def test_training_in_one_process_is_that_of_the_cpu(
+    verb: str, perform_stage: Callable[..., bool], training: dict[str, Any], tmp_path: Path
+):
+    for device in ("cpu", "cuda"):
+        perform_stage(verb, tmp_path / device, **training, parallel={"device": device})
+    rows = [read_metrics(tmp_path / device) for device in ("cpu", "cuda")]
+    for one, other in zip(*rows, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-3) and other["tokens"] == one["tokens"]
+    models = [Checkpoint.open(tmp_path / device).load() for device in ("cpu", "cuda")]
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(other, one, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("adapter", [None, {"rank": 4}], ids=["all weights", "adapter"])
+def test_an_interrupted_run_goes_on_on_the_device(
+    adapter: dict[str, Any] | None,
+    perform_stage: Callable[..., bool],
+    training: dict[str, Any],
+    checkpoint_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    settings = {**training, "save_minutes": 1e-9}
+    if adapter:
+        for name in ("size", "tokenizer"):
+            del settings[name]
+        settings |= {"start": str(checkpoint_path), "adapter": adapter}
+    perform_stage("sft", tmp_path / "whole", **settings)
+    write = Run.metrics
+
+    def interrupted(self: Run, step: int, **values: float) -> None:
+        write(self, step, **values)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "metrics", interrupted)
+        perform_stage("sft", tmp_path / "out", **settings)
+    perform_stage("sft", tmp_path / "out", **settings)
+    whole, out = (read_metrics(tmp_path / name) for name in ("whole", "out"))
+    assert [row["loss"] for row in out] == pytest.approx([row["loss"] for row in whole], rel=1e-4)
+    progress = json.loads((tmp_path / "out" / "run_preview.json").read_text())
+    assert progress["forecast"]["peak_bytes"] > progress["forecast"]["weights_bytes"]
+
+
+@pytest.mark.parametrize("teacher", ["teacher", "labels"])
+def test_a_student_learns_on_the_device_from_a_teacher_or_its_labels(
+    teacher: str,
+    perform_stage: Callable[..., bool],
+    training: dict[str, Any],
+    checkpoint_path: Path,
+    dataset_path: Path,
+    tmp_path: Path,
+):
+    settings: dict[str, Any] = {**training, "teacher": str(checkpoint_path)}
+    if teacher == "labels":
+        told = {"data": [str(dataset_path)], "teacher": str(checkpoint_path), "context": 256, "precision": "float32"}
+        for device in ("cpu", "cuda"):
+            perform_stage("label", tmp_path / f"labels {device}", **told, device=device)
+        settings |= {"labels": str(tmp_path / "labels cuda")}
+        del settings["teacher"], settings["data"]
+    losses = []
+    for device in ("cpu", "cuda"):
+        perform_stage("distill", tmp_path / device, **settings, parallel={"device": device})
+        losses.append([row["loss"] for row in read_metrics(tmp_path / device)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "run_metrics.jsonl").read_text().splitlines()]

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.checkpoint.gguf.writer import write_gguf
 from puna.checkpoint.hf_config import render_config
 from puna.checkpoint.weights import build_empty
+from puna.config import parse_config as parse_settings
 from puna.engine.engine import Engine
 from puna.engine.options import EngineOptions
 from puna.engine.runners.torch_runner import TorchRunner
@@ -33,7 +35,9 @@ from puna.model.llama import Llama
 from puna.model.quantized import Quantized
 from puna.model.scheme import FP8, INT8, Scheme
 from puna.plan import arithmetic
+from puna.plan import measure as speed
 from puna.plan.advice import Plan, make_plan
+from puna.plan.answer import ADAPTER, RECIPE, Answer
 from puna.plan.arithmetic import DEVICES, GIB, Device, Machine, Service, count_parameters
 from puna.plan.layout import explain_layout, propose_layout
 from puna.plan.plan import Hardware, find_machine, plan, read_model
@@ -41,6 +45,7 @@ from puna.plan.tables import print_plan
 from puna.plan.training import CHUNK_VALUES, TILE_VALUES, Training, plan_training
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.tokenizer.train import train_tokenizer
+from puna.train import sft
 from puna.train.objectives import losses
 
 SMALL = LlamaConfig(
@@ -387,20 +392,78 @@ def test_a_model_too_large_for_training_may_fit_with_adapters() -> None:
     assert planned("8b", devices=4).advice == ()
 
 
-def test_this_machine_has_its_memory_and_speeds_only_if_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machine_has_its_memory_and_the_speed_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "LIMITS", ())
+    monkeypatch.setattr(speed, "measured_flops", lambda: 1e12)
     total = Path("/proc/meminfo").read_text().split()[1]
     made = planned("1b", hardware="here", context=1024)
     assert made.machine.device.memory_bytes == int(total) * 1024
-    assert made.training_plan.seconds is made.service_plans[0].decode_tokens_per_second is None
-    assert "give --tflops" in shown(made)
+    assert made.service_plans[0].decode_tokens_per_second is None
+    assert made.answer.adapter.seconds == pytest.approx(made.answer.adapter.total_flops / 0.4e12)
+    assert "40% of 1 TFLOP/s measured here" in shown(made) and "give --bandwidth" in shown(made)
     told = planned("1b", hardware="here", context=1024, tflops=0.5, bandwidth=20.0, price=0.1)
     assert all(each.decode_usd_per_million_tokens for each in told.service_plans if each.fits)
+
+
+def answered(name: str, gib: float) -> Answer:
+    """Ask about a machine with so much usable memory, which reaches 1 TFLOP/s."""
+    device = Device("here", round(gib * GIB), None, 2.5e12, None, is_cpu=True, reserve_share=0.0, is_measured=True)
+    config, stored = read_model(name)
+    return make_plan(name, config, stored, Machine(device, 1), Service(8192), Training(10**9, 4096)).answer
+
+
+def test_the_first_line_says_whether_it_fits_and_the_largest_context() -> None:
+    found = answered("8b", 20)
+    assert found.lines[0] == (
+        "8b fits on this machine for serving at 8,192 tokens: 16.0 GiB needed in bfloat16, 20.0 GiB usable."
+    )
+    assert found.lines[1] == f"The largest context that fits is {found.serving.max_context:,} tokens."
+    # One block of positions more would not fit, this many does.
+    config, machine = SIZES["8b"], Machine(replace(CPU, memory_bytes=20 * GIB), 1)
+    sizes = [found.serving.max_context, found.serving.max_context + 16]
+    assert [arithmetic.plan_service(config, "bfloat16", Service(size), machine).fits for size in sizes] == [True, False]
+    assert answered("1b", 20).lines[1].endswith("131,072 tokens, all that the model can read.")
+
+
+def test_what_does_not_fit_is_answered_with_what_does() -> None:
+    found = answered("8b", 10)
+    assert found.lines[0].startswith("8b does not fit on this machine for serving at 8,192 tokens: 16.0 GiB needed")
+    assert found.lines[1].startswith("It fits with weights in int8 (") and "or int4 (" in found.lines[1]
+    assert found.lines[2].endswith("does not fit: 17.0 GiB needed.")
+    # Of the published sizes the largest whose adapter run fits; and the same model over a quantized base.
+    assert found.smaller_model == "3b" and "3b in its place (7.3 GiB)" in found.lines[3]
+    assert f"over an int4 base ({found.adapter_int4_bytes / GIB:.1f} GiB" in found.lines[3]
+    assert answered("70b", 10).lines[1] == "Take a smaller model, or a machine with more memory."
+    assert answered("1b", 1).lines[3] == "What would do: a machine with more memory."
+    # Weights that fit with a smaller cache alone.
+    short = answered("8b", 15.2)
+    assert not short.serving.fits and "It fits with weights in int8" in short.lines[1]
+
+
+def test_the_adapter_run_is_the_recipes() -> None:
+    recipe = tomllib.loads((Path(__file__).parents[1] / RECIPE).read_text())["sft"]
+    config = parse_settings(sft.Config, {**recipe, "start": "x", "data": ["y"]}, where="sft")
+    assert config.adapter is not None
+    assert (config.adapter.rank, config.checkpoint_activations) == (ADAPTER.lora_rank, ADAPTER.checkpoint_activations)
+    same = (config.context, config.batch_tokens, config.accumulate, config.precision)
+    assert same == (ADAPTER.context, ADAPTER.batch_tokens, ADAPTER.accumulate, ADAPTER.precision)
+
+
+def test_time_of_an_adapter_counts_the_forward_pass_twice() -> None:
+    found = answered("8b", 20)
+    # Forward, again for the activations, and back through frozen weights: 2 FLOPs a parameter each.
+    assert found.adapter.flops_per_token == pytest.approx(6 * 7.5e9, rel=0.05)
+    assert found.lines[2].endswith("1,000 conversations of 500 tokens take 6.4 h, at 40% of 2.5 TFLOP/s measured here.")
+
+
+def test_a_product_is_measured_on_this_machine() -> None:
+    assert 1e8 < speed.measured_flops() < 1e16
 
 
 def test_a_container_has_the_memory_that_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "limit").write_text("1073741824\n")
     monkeypatch.setattr(memory, "LIMITS", (tmp_path / "limit",))
+    monkeypatch.setattr(speed, "measured_flops", lambda: 1e12)
     assert find_machine(Hardware("here")).device.memory_bytes == 2**30
 
 
@@ -418,11 +481,12 @@ def test_given_numbers_replace_the_data_sheet() -> None:
 
 def test_json_holds_what_was_computed(capsys: pytest.CaptureFixture[str]) -> None:
     read = json.loads(run_plan(capsys, "8b", "--json", "--devices", "2", "--tokens", "2e9", "--batch", "3"))
-    service = Service(131_072, 3)
+    service = Service(8192, 3)
     config = SIZES["8b"]
     made = make_plan("8b", config, None, find_machine(Hardware(devices=2)), service, Training(2 * 10**9, 4096))
     assert read == json.loads(json.dumps(asdict(made)))
-    assert read["service_plans"][1]["kv_cache_bytes"] == 3 * 16 * GIB
+    assert read["service_plans"][1]["kv_cache_bytes"] == 3 * GIB
+    assert read["answer"]["lines"][0].startswith("8b fits on 2 x h100 for serving at 8,192 tokens: 18.0 GiB needed")
 
 
 def test_the_tables_show_sizes_in_human_units(capsys: pytest.CaptureFixture[str]) -> None:

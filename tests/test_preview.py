@@ -1,7 +1,11 @@
 """The preview of a run: it shows what is trained on as it is, foresees steps, memory and time, and can stop there."""
 
 import json
+import os
+import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from puna.train import sft
 from puna.train.loop.loop import train
 from puna.train.loop.start import starting_model
 from puna.train.objectives.next_token import NextToken
+from puna.train.preview.compiled import compiles_products
 from puna.train.preview.forecast import Forecast, Outcome
 from puna.train.preview.show import outcome_lines, render_example
 from puna.train.preview.survey import ShownExample, pieces_of, survey
@@ -187,3 +192,106 @@ def test_a_run_without_a_trained_token_is_refused(training: Settings, tmp_path: 
     run = Run("sft", "key", tmp_path / "out", tmp_path / "run", Console(quiet=True))
     with pytest.raises(DataError, match="none of 24 tokens in 12 rows would be trained"):
         train(config, run, Untrained(ChatFormat(tokenizer), False, False), model, tokenizer)
+
+
+KERNELS = """
+import sys
+import torch
+from puna.data.packing import Batch
+from puna.model.adapted import AdapterShape, add_adapter
+from puna.model.config import LlamaConfig
+from puna.model.llama import Llama
+from puna.model.lora import ADAPTED
+from puna.plan.training import Training
+from puna.train.objectives.next_token import NextToken
+from puna.train.preview.compiled import compiled_products
+
+torch.set_num_threads(1)
+rank = int(sys.argv[1])
+model = Llama(LlamaConfig(96, 224, 32, 2, 6, 3, 1056, 512, tie_embeddings=True))
+model.initialize(0)
+if rank:
+    add_adapter(model, AdapterShape(["all"], rank, 1.0), seed=0)
+shapes = [((100, 60), 40), ((300, 20, 250), 333), ((256,), 256)]
+for lengths, num_trained in shapes:
+    ids = torch.arange(sum(lengths)) % 1056
+    batch = Batch(ids, ids, torch.arange(len(ids)) < num_trained, lengths)
+    loss = NextToken(None, True, False).losses(model, batch.hidden_states(model, torch.bfloat16), batch)["loss"]
+    loss.backward()
+training = Training(1, 512, lora_rank=rank or None)
+print("foreseen", len(compiled_products(model.config, training, shapes)))
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 16], ids=["all weights", "adapter"])
+def test_the_products_that_onednn_compiles_are_foreseen_one_by_one(rank: int):
+    if not compiles_products(torch.device("cpu")):
+        pytest.skip("oneDNN multiplies no bfloat16 on this processor")
+    environment = {**os.environ, "ONEDNN_VERBOSE": "profile_create"}
+    command = [sys.executable, "-c", KERNELS, str(rank)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    lines = done.stdout.splitlines()
+    assert int(lines[-1].removeprefix("foreseen ")) == sum("create:cache_miss" in line for line in lines) > 30
+
+
+def test_later_batches_of_other_shapes_are_part_of_the_forecast(
+    perform_stage: Perform, training: Settings, tmp_path: Path
+):
+    # The last batch of the epoch is shorter than the others.
+    perform_stage("pretrain", tmp_path / "out", **training | {"precision": "bfloat16"})
+    told = json.loads((tmp_path / "out" / "run_preview.json").read_text())
+    made, batches = told["forecast"], told["survey"]["batches"]
+    assert len({sum(batch["lengths"]) for batch in batches}) > 1
+    assert (made["kernel_bytes"] > 0) == compiles_products(torch.device("cpu"))
+    on_top = made["moments_bytes"] + made["batch_bytes"] + made["kernel_bytes"]
+    assert made["peak_bytes"] == made["held_bytes"] + on_top
+    page = (tmp_path / "out" / "run_preview.md").read_text()
+    assert ("products that oneDNN will compile" in page) == (made["kernel_bytes"] > 0)
+    # A network of 0.1 MB: what is foreseen are the process and the kernels, and both come so.
+    assert told["outcome"]["peak_bytes"] == pytest.approx(made["peak_bytes"], rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"start": "recipes/teacher", "adapter": {"rank": 16, "alpha": 32.0}, "checkpoint_activations": True},
+        {"start": "recipes/teacher", "context": 512, "batch_tokens": 1024},
+    ],
+    ids=["adapter", "all weights"],
+)
+def test_the_memory_of_a_run_of_its_own_is_foreseen_within_15_percent(table: Settings, tmp_path: Path):
+    """The runs of docs/afternoon.md, as processes: conversations of many lengths, the shipped teacher."""
+    source, words = random.Random(0), ["the", "order", "parcel", "shop", "opens", "at", "nine", "today"]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with (folder / "conversations.jsonl").open("w") as file:
+        for _ in range(300):
+            asked, said = (" ".join(source.choices(words, k=source.randint(5, 120))) for _ in range(2))
+            messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    start = str(Path(__file__).parents[1] / table["start"])
+    settings = {**table, "start": start, "data": [str(folder)], "epochs": 1}
+    program = "from puna.cli import main; main()"
+    lines = [f"{name} = {_toml(value)}" for name, value in settings.items()]
+    (tmp_path / "run.toml").write_text("\n".join(["[sft]", *lines]) + "\n")
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "sft",
+        "--config",
+        str(tmp_path / "run.toml"),
+        "--out",
+        str(tmp_path / "a"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    told = json.loads((tmp_path / "a" / "run_preview.json").read_text())
+    assert told["outcome"]["peak_bytes"] == pytest.approx(told["forecast"]["peak_bytes"], rel=0.15)
+
+
+def _toml(value: Any) -> str:
+    """Write a setting as TOML has it."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_toml(each)}" for name, each in value.items()) + " }"
+    return json.dumps(value)

@@ -12,6 +12,7 @@ from puna.completer.completer import Prompt, Reply, Sampling, ignore
 from puna.engine.local import LocalSampler
 from puna.engine.options import DEFAULTS, EngineOptions
 from puna.engine.sampler import Completion, SamplingParams
+from puna.kernels.device import DeviceName
 
 NO_ROOM = "the prompt leaves no room for an answer"
 
@@ -25,9 +26,9 @@ class LocalCompleter:
     stop_ids: tuple[int, ...]
 
     @classmethod
-    def open(cls, path: Path, options: EngineOptions = DEFAULTS) -> "LocalCompleter":
-        """Load a checkpoint onto the accelerator if there is one."""
-        sampler = LocalSampler.open(path, options=options)
+    def open(cls, path: Path, options: EngineOptions = DEFAULTS, device: DeviceName = "auto") -> "LocalCompleter":
+        """Load a checkpoint onto a device, by default the accelerator if there is one."""
+        sampler = LocalSampler.open(path, options=options, device=device)
         chat = ChatFormat(sampler.tokenizer)
         stop_ids = chat.stop_ids + Checkpoint.open(checkpoint_at(path)).stop_ids
         return cls(sampler, chat, tuple(dict.fromkeys(stop_ids)))

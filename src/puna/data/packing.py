@@ -72,7 +72,7 @@ class Batch:
     @cached_property
     def positions_T(self) -> torch.Tensor:
         """Each token's place in its own example, from 0."""
-        return torch.cat([torch.arange(length) for length in self.lengths])
+        return torch.cat([torch.arange(length, device=self.tokens_T.device) for length in self.lengths])
 
     def attend(self) -> Attend:
         """Return causal attention within each example."""
@@ -82,6 +82,18 @@ class Batch:
         """Return what a network makes of the batch; on a CPU with padding that nobody sees, so that shapes recur."""
         read = self.padded(TOKENS_STEP) if self.tokens_T.device.type == "cpu" else self
         return model(read.tokens_T, read.positions_T, read.attend(), dtype=dtype)[: len(self.tokens_T)]
+
+    def on(self, device: torch.device) -> "Batch":
+        """Return the batch with its tensors on a device; itself if they are there."""
+        if self.tokens_T.device.type == device.type:
+            return self
+        return replace(
+            self,
+            tokens_T=self.tokens_T.to(device),
+            targets_T=self.targets_T.to(device),
+            trained_T=self.trained_T.to(device),
+            columns={name: rows.to(device) for name, rows in self.columns.items()},
+        )
 
     def padded(self, divisor: int) -> "Batch":
         """Add an example that is not trained, so that the tokens can be divided evenly."""

@@ -18,6 +18,7 @@ from puna.engine.engine import Engine
 from puna.engine.options import DEFAULTS, EngineOptions
 from puna.engine.sampler import Chunk, Completion, SamplingParams, collect
 from puna.errors import CheckpointError, ConfigError, RequestError
+from puna.kernels.device import DeviceName, choose_device
 from puna.model.llama import Llama
 from puna.tokenizer import Tokenizer
 
@@ -52,7 +53,7 @@ class LocalSampler:
 
     @classmethod
     def open(
-        cls, path: Path, *, options: EngineOptions = DEFAULTS, device: str = "", draft: str = ""
+        cls, path: Path, *, options: EngineOptions = DEFAULTS, device: DeviceName = "auto", draft: str = ""
     ) -> "LocalSampler":
         """Load a checkpoint directory, in the dtype of its files unless told otherwise, onto the accelerator if any.
 
@@ -64,10 +65,10 @@ class LocalSampler:
             require_runnable(open_adapter(path), checkpoint.config)
             options, adapter = replace(options, adapters=path.resolve().parent), path.resolve().name
         checkpoint.prefetch()
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        place = choose_device(device)
         tokenizer = checkpoint.tokenizer()  # Takes a while, in which much is read.
-        model = checkpoint.load(dtype=options.dtype).to(device)
-        guesser = _open_draft(draft, tokenizer, device) if draft else None
+        model = checkpoint.load(dtype=options.dtype).to(place)
+        guesser = _open_draft(draft, tokenizer, place) if draft else None
         return cls(model, tokenizer, options=options, draft=guesser, adapter=adapter)
 
     @property
@@ -160,7 +161,7 @@ def sampling_defaults(checkpoint: Path, otherwise: SamplingParams) -> SamplingPa
         raise CheckpointError(f"{path}: {error.given}", expected=error.expected) from None
 
 
-def _open_draft(draft: str, tokenizer: Tokenizer, device: str) -> Llama | PromptLookup:
+def _open_draft(draft: str, tokenizer: Tokenizer, device: torch.device) -> Llama | PromptLookup:
     if draft == LOOKUP:
         return PromptLookup()
     checkpoint = Checkpoint.open(Path(draft))

@@ -34,6 +34,7 @@ from puna.evaluate.judges.judging import Judge, JudgeSettings, RewardJudge
 from puna.evaluate.report import draw_scores, judge_section, print_scores, report
 from puna.evaluate.roles import Roles, casts
 from puna.evaluate.scores import OVERALL, UNJUDGED, Answers, score
+from puna.kernels.device import DeviceName
 from puna.run import Run
 from puna.shelf.shelf import follow
 from puna.tasks.grading.similarity import reference_of
@@ -58,6 +59,7 @@ class Config(StageConfig):
     seed: int = Field(default=0, ge=0, description="of the draw of questions and of sampling")
     max_batch: int = Field(default=32, ge=1, description="questions answered at the same time")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compute in")
+    device: DeviceName = Field(default="auto", description="where to compute; auto: the GPU where there is one")
     kv_cache: Literal["stored", "int8"] = Field(default="stored", description="what keys and values are kept in")
     compare: bool = Field(default=False, description="say why a student ends below the plain model or its own start")
     roles: Roles = Field(default=Roles(), description="who is who, where the lineage does not say it")
@@ -146,7 +148,7 @@ def _judge(config: Config, run: Run) -> Judge | RewardJudge | None:
 
 def _open_judge(config: Config, run: Run, settings: JudgeSettings) -> Completer:
     if settings.checkpoint is not None:
-        return LocalCompleter.open(settings.checkpoint, _options(config))
+        return LocalCompleter.open(settings.checkpoint, _options(config), config.device)
     key = run.secret(settings.key_variable) if settings.key_variable else ""
     return EndpointCompleter(settings.endpoint, settings.model, key, config.max_batch)
 
@@ -210,7 +212,7 @@ def _ask(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
         asked = read_measured(config.answers, path, [reply for reply in known if reply])
     else:
         sampling = Sampling(config.temperature, config.top_p, config.max_tokens)
-        model = LocalCompleter.open(path, _options(config))
+        model = LocalCompleter.open(path, _options(config), config.device)
         asked = ask(model, sampling, config.seed, run, name, [items[at] for at in new])
         answered = dict(zip(new, asked.replies, strict=True))
         asked = asked._replace(replies=[reply or answered[at] for at, reply in enumerate(known)])

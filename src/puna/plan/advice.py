@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from puna.model.config import LlamaConfig
+from puna.plan.answer import Answer, answer
 from puna.plan.arithmetic import (
     DEVICES,
     PRICES_AS_OF,
@@ -41,6 +42,7 @@ class Plan:
     service_plans: tuple[ServicePlan, ...]
     training_plan: TrainingPlan
     layout: LayoutPlan | None
+    answer: Answer
     advice: tuple[str, ...]
     assumptions: tuple[str, ...]
 
@@ -68,6 +70,7 @@ def make_plan(
         service_plans,
         training_plan,
         propose_layout(config, training, machine, training_plan.num_devices),
+        answer(name, config, chosen, service, machine),
         tuple(advice),
         tuple(_assumptions(machine, training)),
     )
@@ -116,13 +119,13 @@ def _assumptions(machine: Machine, training: Training) -> Iterator[str]:
     yield "int4 with a 16-bit scale for 128 values, or fewer where 128 does not divide the widths"
     if training.lora_rank is not None:
         yield "adapters beside all seven matrices of a layer; activations as in full training"
-        yield "adapters are trained by other programs so far; Puna reads them (puna import --base)"
     if device.bfloat16_flops_per_second is None:
         yield "no speed, time or cost: FLOP/s are not known here; give --tflops, --bandwidth and --price"
         return
+    origin = ", as one product of a layer's size reached here," if device.is_measured else ""
     yield (
-        f"{machine.flops_share:.0%} of {device.bfloat16_flops_per_second / 1e12:,.4g} dense BF16 TFLOP/s is reached, "
-        "for weights of any dtype (--mfu)"
+        f"{machine.flops_share:.0%} of {device.bfloat16_flops_per_second / 1e12:,.4g} dense BF16 TFLOP/s{origin} is "
+        "reached, for weights of any dtype (--mfu)"
     )
     if device.bandwidth_bytes_per_second is None:
         yield "no decoding speed: give --bandwidth"

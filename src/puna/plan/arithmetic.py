@@ -31,6 +31,7 @@ class Device:
     price_usd_per_hour: float | None
     is_cpu: bool = False
     reserve_share: float = 0.1
+    is_measured: bool = False  # the FLOP/s
 
 
 def _gpu(kind: str, memory_gib: int, bandwidth_tb: float, dense_tflops: float, price: float) -> Device:

@@ -1,6 +1,7 @@
 """A size's name or a checkpoint's config.json -> what serving and training it take: the verb `puna plan`.
 
-Reads no weights and measures nothing: arithmetic.py computes, and what it has to assume is listed below the numbers.
+Reads no weights: arithmetic.py computes, and what it has to assume is listed below the numbers. Of this machine the
+speed of one product is measured.
 """
 
 import json
@@ -15,6 +16,7 @@ from rich.console import Console
 from puna.config import suggestion
 from puna.errors import ConfigError
 from puna.model.config import SIZES, LlamaConfig
+from puna.plan import measure
 from puna.plan.advice import make_plan
 from puna.plan.arithmetic import DEVICES, Device, Machine, Service, Stored
 from puna.plan.tables import print_plan
@@ -24,6 +26,8 @@ HERE = "here"
 # A CPU process keeps much of what it frees: up to 31 % more than its tensors was measured (docs/plan.md).
 HERE_RESERVE = 0.25
 MOST = 1e18
+# Tokens of a request unless told otherwise: many conversations, few whole books.
+CONTEXT = 8192
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def plan(
     model
         A size (1b, 3b, 8b, 70b, 405b), a directory of Hugging Face's or Meta's, or a GGUF file.
     context
-        Tokens of a request and, at most, of a training example, instead of all that the model can read.
+        Tokens of a request and, at most, of a training example; by default 8,192, or what the model can read.
     batch
         Requests served side by side.
     kv_dtype
@@ -97,7 +101,7 @@ def plan(
     numbers = {"context": context, "batch": batch, "tokens": tokens, "batch-tokens": batch_tokens}
     _require_positive(numbers | {"accumulate": accumulate, "lora-rank": lora_rank})
     config, stored = read_model(model)
-    service = Service(context or config.max_context, batch, kv_dtype)
+    service = Service(context or min(CONTEXT, config.max_context), batch, kv_dtype)
     if service.context > config.max_context:
         raise ConfigError(f"--context {context}", expected=f"at most {config.max_context}, which the model can read")
     training = Training(
@@ -155,7 +159,7 @@ def find_machine(hardware: Hardware) -> Machine:
         raise ConfigError(
             f"--hardware {hardware.hardware}", expected=f"one of {', '.join(known)}", hint=suggestion(kind, known)
         )
-    device = _this_machine() if kind == HERE else DEVICES[kind]
+    device = _this_machine(hardware.tflops) if kind == HERE else DEVICES[kind]
     device = replace(
         device,
         bfloat16_flops_per_second=hardware.tflops * 1e12 if hardware.tflops else device.bfloat16_flops_per_second,
@@ -173,7 +177,9 @@ def _require_positive(flags: dict[str, float | None]) -> None:
             raise ConfigError(f"--{flag} {value}", expected=f"a number above 0, at most {MOST:g}")
 
 
-def _this_machine() -> Device:
+def _this_machine(tflops: float | None) -> Device:
     from puna.checkpoint.memory import machine_memory
 
-    return Device(HERE, machine_memory(), None, None, None, is_cpu=True, reserve_share=HERE_RESERVE)
+    flops = None if tflops else measure.measured_flops()
+    memory = machine_memory()
+    return Device(HERE, memory, None, flops, None, is_cpu=True, reserve_share=HERE_RESERVE, is_measured=not tflops)

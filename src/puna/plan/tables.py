@@ -13,7 +13,9 @@ from puna.plan.units import show_bytes, show_count, show_devices, show_duration,
 
 
 def print_plan(made: Plan, console: Console) -> None:
-    """Print tables for people: what the model is, serving it, training it, what to do, what was assumed."""
+    """Print the answer in a few lines, then tables: what the model is, serving it, training it, what was assumed."""
+    for line in made.answer.lines:
+        console.print(escape(line), highlight=False, soft_wrap=True)
     parts, device = made.parameters, made.machine.device
     console.print(f"\n[bold]{escape(made.model)}[/bold]: {parts.total:,} parameters")
     shares = {"embeddings": parts.embeddings, "attention": parts.attention, "MLP": parts.mlp, "norms": parts.norms}

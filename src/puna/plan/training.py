@@ -182,7 +182,8 @@ def plan_training(widths: LlamaConfig, training: Training, machine: Machine) -> 
     count = machine.num_devices or needed
     lengths = training.example_lengths
     keys = sum(length * (length + 1) / 2 for length in lengths) / sum(lengths)
-    flops = round(forward_flops(widths, keys) * (3 if is_full else 2))
+    passes = (3 if is_full else 2) + training.checkpoint_activations
+    flops = round(forward_flops(widths, keys) * passes)
     fits = fits_on(peak, machine)
     seconds = machine.seconds(flops * training.tokens, count) if fits or not machine.num_devices else None
     return TrainingPlan(

@@ -15,6 +15,7 @@ from puna.chat.conversation import Conversation, Message
 from puna.chat.format import ChatFormat
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import ChatError
+from puna.kernels.device import DeviceName, choose_device
 from puna.model.attend import packed_attend
 from puna.model.llama import Llama
 from puna.model.reward import scores
@@ -29,11 +30,10 @@ class RewardModel:
     chat: ChatFormat
 
     @classmethod
-    def open(cls, path: Path, *, dtype: torch.dtype | None = None) -> "RewardModel":
+    def open(cls, path: Path, *, dtype: torch.dtype | None = None, device: DeviceName = "auto") -> "RewardModel":
         """Load a reward model's directory onto the accelerator if there is one; CheckpointError if it is none."""
         checkpoint = Checkpoint.open(path, is_reward=True)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(checkpoint.load(dtype).to(device), ChatFormat(checkpoint.tokenizer()))
+        return cls(checkpoint.load(dtype).to(choose_device(device)), ChatFormat(checkpoint.tokenizer()))
 
     @torch.no_grad()
     def score(self, conversations: Sequence[Conversation]) -> list[float]:

@@ -15,11 +15,12 @@ from puna.data.dataset import LABELS, Dataset
 from puna.data.labels import LabelHeader, read_header
 from puna.errors import ConfigError
 from puna.estimate import Estimate, Known
+from puna.kernels.device import choose_device
 from puna.model.llama import Llama
 from puna.plan.arithmetic import FLOAT_BYTES
 from puna.plan.steps.facts import network_of
 from puna.plan.steps.speed import Lengths, forward_seconds
-from puna.run import Run
+from puna.run import Run, ranks
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.labelling.local import LocalTeacher
 from puna.train.loop.defaults import adapt
@@ -117,7 +118,10 @@ def run(config: Config, run: Run) -> None:
 def _spans_of_teacher(config: Config, tokenizer: Tokenizer, teacher: Checkpoint) -> AcrossTokenizers:
     context = teacher.config.max_context
     size = {"top_k": 1, "temperature": 1.0, "context": context, "batch_tokens": context}
-    asked = LocalTeacher(teacher.load(config.dtype), dtype=config.dtype, **size)
+    loaded = teacher.load(config.dtype)
+    if ranks()[1] == 1:
+        loaded.to(choose_device(config.parallel.device))
+    asked = LocalTeacher(loaded, dtype=config.dtype, **size)
     return _across(config, tokenizer, teacher.tokenizer(), live_knowledge(asked))
 
 

@@ -25,6 +25,7 @@ from puna.data.labels import LabelHeader
 from puna.data.packing import Packer
 from puna.errors import ChatError, ConfigError, DataError
 from puna.estimate import Estimate, Known, Sketch
+from puna.kernels.device import DeviceName, choose_device
 from puna.plan.arithmetic import FLOAT_BYTES
 from puna.plan.steps.facts import MAX_SAMPLE, dataset_of, network_of, tokenizer_path
 from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
@@ -62,6 +63,7 @@ class Config(StageConfig):
         default=65_536, ge=16, description="tokens in a file; a killed run goes on after the last"
     )
     precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="dtype to compute in")
+    device: DeviceName = Field(default="auto", description="where to compute; auto: the GPU where there is one")
     seed: int = Field(default=0, ge=0, description="of the identifiers, and of what an endpoint samples")
     licence: str = Field(default="", description="of the endpoint's model, and of raw data")
 
@@ -155,7 +157,7 @@ def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, int, Tea
         expected = f"at most the teacher's {checkpoint.config.max_context}"
         raise ConfigError(f"context = {config.context}", expected=expected)
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(config.device)
     teacher = LocalTeacher(
         checkpoint.load(dtype).to(device),
         dtype=dtype,

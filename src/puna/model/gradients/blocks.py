@@ -9,7 +9,7 @@ Shapes: T tokens, H query heads, K key/value heads, G query heads of one key/val
 and key tokens of one block, R = G Q the queries of one key/value head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,19 +50,30 @@ def attend_in_blocks(
 
 def causal_blocks(lengths: Sequence[int], dtype: torch.dtype) -> list[Block]:
     """Divide documents of these lengths that lie one behind the other."""
-    sizes = torch.tensor(lengths)
-    starts_T = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    starts_T = _document_starts(lengths)
     blocks: list[Block] = []
     num_kept = 0
-    for start in range(0, len(starts_T), BLOCK_LEN):
-        documents_Q1 = starts_T[start : start + BLOCK_LEN, None]
-        end = start + len(documents_Q1)
-        # A whole number of steps from the block's end, where there are so many.
-        steps = -(-(end - int(documents_Q1[0])) // KEYS_STEP)
-        block = Block(max(0, end - steps * KEYS_STEP), start, end, documents_Q1)
+    for first, start, end in block_spans(lengths):
+        block = Block(first, start, end, starts_T[start:end, None])
         num_kept += (block.end - block.start) * (block.end - block.first)
         blocks.append(replace(block, kept_QS=block.mask(dtype)) if num_kept <= KEPT_ELEMENTS else block)
     return blocks
+
+
+def block_spans(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield (first key, first query, end) of each block over documents of these lengths."""
+    starts_T = _document_starts(lengths)
+    for start in range(0, len(starts_T), BLOCK_LEN):
+        end = min(start + BLOCK_LEN, len(starts_T))
+        # A whole number of steps from the block's end, where there are so many.
+        steps = -(-(end - int(starts_T[start])) // KEYS_STEP)
+        yield max(0, end - steps * KEYS_STEP), start, end
+
+
+def _document_starts(lengths: Sequence[int]) -> torch.Tensor:
+    """Return for each token where its document begins."""
+    sizes = torch.tensor(lengths)
+    return torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
 
 
 class _Blocks(torch.autograd.Function):

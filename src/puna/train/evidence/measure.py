@@ -26,6 +26,7 @@ def mean_loss(model: Llama, objective: Objective, packer: Packer, dtype: torch.d
     model.eval()
     for _ in range(max_batches):
         batch, position = packer.next(position)
+        batch = batch.on(model.device)
         hidden_TD = batch.hidden_states(model, dtype)
         total += objective.losses(model, hidden_TD, batch)["loss"].item()
         count += objective.num_counted(batch)

@@ -96,6 +96,7 @@ def train(
     model.train()
     optimizer = make_optimizer(model, config.optim)
     progress = load_state(run.directory / "states", model, optimizer, run.log, team)
+    _stay_on_device(progress, team, run.directory / "states")
     packer = _packer(config, objective, config.data, objective.draw, num_too_long=progress.num_too_long)
     training = Training(
         config, run, objective, model, optimizer, packer, progress, team, TokenCounter(tokenizer), before_step
@@ -119,6 +120,18 @@ def train(
         ended = {"num_too_long": progress.num_too_long, "epochs": training.epochs}
         close_record(record, config, run, model, tokenizer, **ended)
         plot_losses(run.read_metrics(), run.output / "loss.png", title=run.stage)
+
+
+def _stay_on_device(progress: TrainState, team: Team, states: Path) -> None:
+    """Raise ConfigError where a run would go on on another kind of device, whose results differ in their last bits."""
+    kind = team.device.type
+    if progress.step and progress.device not in ("", kind):
+        raise ConfigError(
+            f"a run that began on {progress.device} and would go on on {kind}",
+            expected=f"the device it began on, {progress.device}",
+            hint=f"Go on where there is one, or remove {states} to begin anew",
+        )
+    progress.device = kind
 
 
 def save_trained(training: Training, tokenizer: Tokenizer) -> None:

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field, model_validator
 
 from puna.config import StageConfig
+from puna.kernels.device import DeviceName
 
 
 class Size(StageConfig):
@@ -41,12 +42,15 @@ class Optim(StageConfig):
 
 
 class Parallel(StageConfig):
-    """How the processes that torchrun started divide the work; by default each reads batches of its own."""
+    """Devices, and how processes that torchrun started divide the work; by default each reads batches of its own."""
 
     data: int | None = Field(default=None, ge=1, description="ways to divide batches; default: what the others leave")
     tensor: int = Field(default=1, ge=1, description="ways to divide matrices: heads, MLP, vocabulary")
     context: int = Field(default=1, ge=1, description="ways to divide the tokens of a batch")
     pipeline: int = Field(default=1, ge=1, description="ways to divide the layers")
+    device: DeviceName = Field(
+        default="auto", description="device of each process, of a single one too; auto: a GPU where there is one"
+    )
 
 
 Target = Literal[

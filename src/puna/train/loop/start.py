@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import ConfigError
+from puna.kernels.device import choose_device
 from puna.model.config import SIZES, LlamaConfig
 from puna.model.llama import Llama
 from puna.run import ranks
@@ -21,7 +22,11 @@ DEFAULT_CONTEXT = 1024
 
 def starting_model(config: TrainConfig) -> tuple[Llama, Tokenizer]:
     """Load the checkpoint to go on from, or initialize a model of the configured size."""
+    device = choose_device(config.parallel.device)
     model, tokenizer = _start(config)
+    # Several processes put what they keep of it onto their devices: parallelize.
+    if ranks()[1] == 1:
+        model.to(device)
     if config.checkpoint_activations:
         recompute_blocks(model)
     return model, tokenizer

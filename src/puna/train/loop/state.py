@@ -32,7 +32,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 class TrainState:
     """Where a run stands. `num_skipped`: steps whose loss or gradient was not finite, `skipped_in_row` of them last.
 
-    `num_too_long`: examples passed over so far, once for each epoch.
+    `num_too_long`: examples passed over so far, once for each epoch. `device`: kind of device that computed the steps.
     """
 
     step: int = 0
@@ -41,6 +41,7 @@ class TrainState:
     num_skipped: int = 0
     skipped_in_row: int = 0
     num_too_long: int = 0
+    device: str = ""
 
 
 def save_state(

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
 
 from puna.errors import ConfigError
+from puna.kernels.device import choose_device
 from puna.model.llama import Block, Llama
 from puna.run import Run, num_restarts
 from puna.train.loop.settings import TrainConfig
@@ -25,7 +26,7 @@ from puna.train.parallel.team import Team
 def join(config: TrainConfig, run: Run, objective: Objective, model: Llama) -> Team:
     """Meet the processes that torchrun started and take this one's part of the network; alone it stays as it is."""
     if run.is_preview:
-        return Team()
+        return Team(device=choose_device(config.parallel.device))
     team = Team.join(config.parallel, run.rank, run.num_ranks, num_restarts())
     team.layout.require_fit(model.config, config)
     if team.size > 1 and model.config.is_reward:

@@ -43,7 +43,7 @@ class OwnBatch(Batch):
 def own_tokens(batch: Batch, team: Team) -> Batch:
     """Return this process's share of a batch, on its device."""
     if team.size == 1:
-        return batch
+        return batch.on(team.device)
     count, place = team.layout.context, team.place("context")
     if count == 1:
         return _on(team.device, batch, torch.arange(len(batch.tokens_T)), None)

@@ -15,6 +15,7 @@ from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImport
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
+from puna.kernels.device import choose_device
 from puna.train.loop.settings import Parallel
 from puna.train.parallel.layout import DIMENSIONS, Layout
 
@@ -38,9 +39,9 @@ class Team:
     def join(cls, parallel: Parallel, rank: int, num_ranks: int, num_restarts: int = 0) -> "Team":
         """Meet the others; ConfigError if so many cannot be divided as told."""
         layout = Layout.of(parallel, num_ranks)
+        kind = choose_device(parallel.device).type
         if num_ranks == 1:
-            return cls()
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
+            return cls(device=torch.device(kind))
         device = torch.device(kind, rank % torch.cuda.device_count()) if kind == "cuda" else torch.device(kind)
         if kind == "cuda":
             torch.cuda.set_device(device)

@@ -45,6 +45,7 @@ def _compute(
     with path.open("a", encoding="utf-8") as file, bar:
         while not position.epoch:
             batch, after = packer.next(position)
+            batch = batch.on(model.device)
             hidden_TD = batch.hidden_states(model, config.dtype)
             values = log_probabilities(model, hidden_TD, batch)[0].tolist()
             reached = {"epoch": after.epoch, "index": after.index}

@@ -1,12 +1,13 @@
 """A survey of the data, a network and this machine -> the memory and time that a run will take; then what it took.
 
-Memory is arithmetic (plan/) on top of what the process holds before the first step. Time is measured on the first
-batch, computed forth and back without changing a weight, so it knows the objective, its teacher and this machine.
+The first batch is computed forth and back without changing a weight. That tells a batch's time and memory, with the
+objective, its teacher and the short-lived tensors of a layer. Arithmetic (plan/) scales the memory to the largest
+batch, and adds what the process holds, the moments, and the kernels that oneDNN will compile for later batches.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,12 +17,13 @@ from puna.model.adapted import adapted_modules
 from puna.model.config import ADAPTED
 from puna.model.llama import Llama
 from puna.plan.arithmetic import Device, Machine
-from puna.plan.training import Training, plan_training
+from puna.plan.training import Training, TrainingPlan, plan_training
 from puna.train.loop.settings import Optim, TrainConfig
 from puna.train.objectives.imitation.live_teacher import LiveTeacher
 from puna.train.objectives.objective import Objective
 from puna.train.objectives.pairs import Pairs
-from puna.train.preview.process import held_bytes
+from puna.train.preview.compiled import KERNEL_BYTES, compiled_products, compiles_products
+from puna.train.preview.process import forget_peak, held_bytes, peak_bytes
 from puna.train.preview.survey import Survey
 
 # Beyond so many FLOPs a batch is computed once: the first, slower one has to do.
@@ -33,9 +35,15 @@ FLOATS_WITH_TEACHER, FLOATS_OF_PAIRS = 2, 3
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take. `held_bytes`: what the process holds before the first step, weights included.
+    """What a run will take.
 
-    The others of memory come on top and do not all stand at once; `peak_bytes` is the most that does, and what is held.
+    Gradients, rounded weights, activations and logits do not all stand at once.
+
+    Attributes:
+        held_bytes: memory of the process before the first step, weights included.
+        batch_bytes: most of gradients, activations, logits and a layer's short-lived tensors that stands at once.
+        kernel_bytes: products that oneDNN compiles for batches of other shapes than the first.
+        peak_bytes: most memory of the process: held, moments, batch and kernels.
     """
 
     trained_parameters: int
@@ -47,6 +55,8 @@ class Forecast:
     rounded_weights_bytes: int
     activations_bytes: int
     logits_bytes: int
+    batch_bytes: int
+    kernel_bytes: int
     peak_bytes: int | None
     tokens_per_second: float
     seconds: float
@@ -61,30 +71,60 @@ def forecast(
     backward: Callable[[Batch], None],
 ) -> Forecast:
     """Predict a run, given a function that computes a batch forth and back; leaves no gradient behind."""
-    training = training_of(config, model, objective, found)
-    machine = Machine(Device("here", machine_memory(), None, None, None, is_cpu=model.device.type == "cpu"), 1)
-    made = plan_training(model.config, training, machine)
+    training, device = training_of(config, model, objective, found), model.device
+    made = _planned(model, training)
+    held_bytes(device)  # what is free is handed back, so that what the batch takes is seen
+    is_measured = forget_peak(device)
     seconds = _time_batch(model, backward, batch, made.flops_per_token * len(batch.tokens_T))
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    num_trained = sum(parameter.numel() for parameter in trained)
-    step = time_optimizer(config.optim, model.device) * num_trained
+    most = peak_bytes(device) if is_measured else None
+    step = time_optimizer(config.optim, device) * made.trained_parameters
     tokens_a_step = max(1.0, found.tokens / max(1, found.steps))
     step += seconds * tokens_a_step / len(batch.tokens_T)
-    held = held_bytes(model.device)
+    held = held_bytes(device)
+    first = replace(training, lengths=batch.lengths, batch_tokens=len(batch.tokens_T), trained_tokens=_trained(batch))
+    taken = None if most is None or held is None else max(0, most - held)
+    batch_bytes = _batch_bytes(model, training, first, taken)
+    kernels = KERNEL_BYTES * _num_new_kernels(model, training, batch, found) if compiles_products(device) else 0
+    on_top = made.moments_bytes + batch_bytes + kernels
     return Forecast(
-        num_trained,
-        model.config.num_parameters,
-        sum(tensor.nbytes for tensor in model.state_dict().values()),
-        held,
-        made.moments_bytes,
-        made.gradients_bytes,
-        made.rounded_weights_bytes,
-        made.activations_bytes,
-        made.logits_bytes,
-        None if held is None else held + made.peak_bytes - made.weights_bytes,
-        tokens_a_step / step,
-        step * found.steps,
+        trained_parameters=sum(each.numel() for each in model.parameters() if each.requires_grad),
+        parameters=model.config.num_parameters,
+        weights_bytes=sum(tensor.nbytes for tensor in model.state_dict().values()),
+        held_bytes=held,
+        moments_bytes=made.moments_bytes,
+        gradients_bytes=made.gradients_bytes,
+        rounded_weights_bytes=made.rounded_weights_bytes,
+        activations_bytes=made.activations_bytes,
+        logits_bytes=made.logits_bytes,
+        batch_bytes=batch_bytes,
+        kernel_bytes=kernels,
+        peak_bytes=None if held is None else held + on_top,
+        tokens_per_second=tokens_a_step / step,
+        seconds=step * found.steps,
     )
+
+
+def _planned(model: Llama, training: Training) -> TrainingPlan:
+    device = Device("here", machine_memory(), None, None, None, is_cpu=model.device.type == "cpu")
+    return plan_training(model.config, training, Machine(device, 1))
+
+
+def _batch_bytes(model: Llama, training: Training, first: Training, taken: int | None) -> int:
+    """Return what a step takes beside weights and moments: arithmetic, times what it missed of the `first` batch."""
+    largest, one = (_planned(model, each) for each in (training, replace(first, accumulate=1)))
+    computed, computed_first = (each.peak_bytes - each.weights_bytes - each.moments_bytes for each in (largest, one))
+    return computed if taken is None else round(computed * max(1.0, taken / computed_first))
+
+
+def _num_new_kernels(model: Llama, training: Training, batch: Batch, found: Survey) -> int:
+    """Count the products that the run's batches need and the first one didn't."""
+    shapes = [(each.lengths, each.num_trained) for each in found.batches]
+    known = compiled_products(model.config, training, [(batch.lengths, _trained(batch))])
+    return len(compiled_products(model.config, training, shapes) - known)
+
+
+def _trained(batch: Batch) -> int:
+    return int(batch.trained_T.sum())
 
 
 def training_of(config: TrainConfig, model: Llama, objective: Objective, found: Survey) -> Training:

@@ -30,6 +30,7 @@ from puna.train.preview.show import (
 from puna.train.preview.survey import Piece, PlannedBatch, ShownExample, Survey, survey
 
 PAGE, DATA = "preview.md", "preview.json"
+_FORECAST_NAMES = {field.name for field in fields(Forecast)}
 
 
 class Preview(NamedTuple):
@@ -104,10 +105,16 @@ def _read(run: Run) -> Preview | None:
     if not path.exists():
         return None
     told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if {field.name for field in fields(Survey)} - told["survey"].keys() or told["forecast"].keys() != _FORECAST_NAMES:
+        return None  # of another version: looked at anew
     surveyed = {field.name: told["survey"][field.name] for field in fields(Survey)}
     surveyed["lengths"] = tuple(surveyed["lengths"])
-    batch = surveyed["batch"]
-    surveyed["batch"] = PlannedBatch(tuple(batch["lengths"]), batch["num_trained"])
+    surveyed["batch"] = _planned(surveyed["batch"])
+    surveyed["batches"] = tuple(map(_planned, surveyed["batches"]))
     shown = [(each["place"], tuple(Piece(**piece) for piece in each["pieces"])) for each in surveyed["shown"]]
     surveyed["shown"] = tuple(ShownExample(*each) for each in shown)
     return Preview(Survey(**surveyed), Forecast(**told["forecast"]))
+
+
+def _planned(told: dict[str, Any]) -> PlannedBatch:
+    return PlannedBatch(tuple(told["lengths"]), told["num_trained"])

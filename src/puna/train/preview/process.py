@@ -29,15 +29,16 @@ def peak_bytes(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
 
 
-def forget_peak(device: torch.device) -> None:
-    """Let the count of the most begin anew, where the system can."""
+def forget_peak(device: torch.device) -> bool:
+    """Let the count of the most begin anew; tell whether the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
+        return True
     try:
         CLEAR.write_text(RESET_PEAK, encoding="ascii")
     except OSError:
-        return
+        return False
+    return True
 
 
 def _status(name: str) -> int | None:

@@ -93,7 +93,6 @@ def forecast_lines(made: Forecast) -> Iterator[str]:
     yield f"{made.trained_parameters:,} parameters trained ({share:.2%} beside {made.parameters:,})"
     if made.held_bytes is not None and made.peak_bytes is not None:
         parts = {
-            "moments": made.moments_bytes,
             "gradients": made.gradients_bytes,
             "rounded weights": made.rounded_weights_bytes,
             "activations": made.activations_bytes,
@@ -103,7 +102,10 @@ def forecast_lines(made: Forecast) -> Iterator[str]:
         yield f"memory: at most {show_bytes(made.peak_bytes)}"
         weights = f"the weights' {show_bytes(made.weights_bytes)} among it"
         yield f"  held before the first step {show_bytes(made.held_bytes)}, {weights}"
-        yield f"  on top, not all at once: {named}"
+        yield f"  moments of the optimizer {show_bytes(made.moments_bytes)}"
+        yield f"  a batch {show_bytes(made.batch_bytes)}; in it, not all at once: {named}"
+        if made.kernel_bytes:
+            yield f"  products that oneDNN will compile for other shapes of a batch {show_bytes(made.kernel_bytes)}"
     rate = f"{show_count(made.tokens_per_second)} tokens/s"
     yield f"time: {show_duration(made.seconds)} at {rate}, as the first batch took on this machine"
 

@@ -45,7 +45,10 @@ class PlannedBatch:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the rows looked at are like. Lengths are tokens read, `steps` and `tokens` those of the whole run."""
+    """What the rows looked at are like. Lengths are tokens read, `steps` and `tokens` those of the whole run.
+
+    `batches` are those of the rows looked at, `batch` the largest of them.
+    """
 
     num_rows: int
     num_looked_at: int
@@ -58,6 +61,7 @@ class Survey:
     steps: int
     tokens: int
     batch: PlannedBatch
+    batches: tuple[PlannedBatch, ...]
     shown: tuple[ShownExample, ...]
 
     @property
@@ -113,6 +117,7 @@ def survey(packer: Packer, tokenizer: Tokenizer, *, steps: int | None, epochs: f
         steps if steps is not None else math.ceil(num_batches / accumulate),
         round(num_batches * tokens_a_batch),
         max(batches, key=lambda batch: batch.num_tokens),
+        tuple(batches),
         tuple(shown),
     )
 

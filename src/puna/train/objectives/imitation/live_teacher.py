@@ -36,6 +36,7 @@ class LiveTeacher(NextToken):
 
     @torch.no_grad()
     def rows(self, batch: Batch) -> Rows:
+        self.teacher.to(batch.tokens_T.device)  # once; the student's device is known by its first batch
         hidden_TD = batch.hidden_states(self.teacher, self.dtype)
         return {**super().rows(batch), "teacher": hidden_TD[batch.trained_T]}
 
