@@ -122,7 +122,7 @@ def test_a_run_keeps_its_preview_and_what_it_took(perform_stage: Perform, traini
     assert before in page.replace(page[page.index("## What it took") : page.index("## The first examples")], "")
 
 
-BEFORE = Forecast(1, 1, 1, 1, 1, 1, 1, 1, 1, peak_bytes=500, tokens_per_second=100.0, seconds=60.0)
+BEFORE = Forecast(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, peak_bytes=500, tokens_per_second=100.0, seconds=60.0)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,6 @@ from puna.data.packing import Batch
 from puna.model.adapted import AdapterShape, add_adapter
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.model.lora import ADAPTED
 from puna.plan.training import Training
 from puna.train.objectives.next_token import NextToken
 from puna.train.preview.compiled import compiled_products

@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 
+from puna.kernels.device import choose_device
 from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
@@ -42,8 +43,8 @@ def reduced(widths: LlamaConfig, lengths: Lengths) -> tuple[LlamaConfig, Lengths
 
 
 def probe_network(widths: LlamaConfig, dtype: torch.dtype = torch.float32) -> Llama:
-    """Return a network of these sizes with constant weights: values do not change the speed of a product."""
-    model = Llama(widths).to(dtype)
+    """Return a network of these sizes with constant weights where `auto` computes: values do not change the speed."""
+    model = Llama(widths).to(device=choose_device(), dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(1.0 if parameter.dim() == 1 else 0.01)
@@ -56,6 +57,8 @@ def time_passes(compute: Callable[[], object]) -> float:
     for _ in range(2):
         start = time.perf_counter()
         compute()
+        if choose_device().type == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 
@@ -65,8 +68,8 @@ def forward_seconds(widths: LlamaConfig, lengths: Lengths, precision: str) -> fl
     """Return the seconds of one forward pass over a batch in torch, logits included."""
     small, few = reduced(widths, lengths)
     model, dtype = probe_network(small), DTYPES[precision]
-    tokens_T = torch.arange(sum(few)) % small.vocab_size
-    positions_T = torch.cat([torch.arange(length) for length in few])
+    tokens_T = torch.arange(sum(few), device=model.device) % small.vocab_size
+    positions_T = torch.cat([torch.arange(length, device=model.device) for length in few])
 
     @torch.inference_mode()
     def compute() -> None:

@@ -16,6 +16,7 @@ from puna.checkpoint.memory import machine_memory
 from puna.data.packing import Batch, Packer
 from puna.errors import DataError
 from puna.estimate import Estimate, Known, Sketch
+from puna.kernels.device import choose_device
 from puna.model.adapted import AdapterShape, add_adapter
 from puna.model.config import ADAPTED, LlamaConfig
 from puna.plan.arithmetic import Device, Machine
@@ -134,7 +135,7 @@ def _seconds(
     batch += extra_seconds(lengths)
     num_batches = found.tokens / found.batch.num_tokens + EXTRA_BATCHES
     num_batches += VALIDATION_BATCHES if config.validation else 0
-    optimizer = found.steps * num_trained * time_optimizer(config.optim, torch.device("cpu"))
+    optimizer = found.steps * num_trained * time_optimizer(config.optim, choose_device(config.parallel.device))
     return STAGE_SECONDS + num_batches * batch + optimizer + weight_seconds(widths, 2)
 
 
@@ -150,8 +151,8 @@ def _batch_seconds(
         add_adapter(model, AdapterShape(["all"], rank, 1.0), seed=0)
     if is_recomputed:
         recompute_blocks(model)
-    tokens_T = torch.arange(num_tokens) % small.vocab_size
-    trained_T = torch.arange(num_tokens) < max(1, trained_share * num_tokens)
+    tokens_T = torch.arange(num_tokens, device=model.device) % small.vocab_size
+    trained_T = torch.arange(num_tokens, device=model.device) < max(1, trained_share * num_tokens)
     batch = Batch(tokens_T, tokens_T, trained_T, few)
 
     def compute() -> None:
