@@ -20,7 +20,8 @@ from random import Random
 from typing import NamedTuple
 
 from puna.chat.conversation import Conversation, Message
-from puna.synthesize.asking import Ask, How, LocalModel
+from puna.completer.completer import Prompt, Sampling
+from puna.completer.local import LocalCompleter
 from puna.tasks import GRADES, Question
 from puna.tasks.intervals import difference_interval, score_interval
 
@@ -205,8 +206,8 @@ def main() -> None:
     rng = Random(2)
     answers = {"a sentence at random": [Message("assistant", rng.choice(split_sentences(text))) for text in passages]}
     for path in arguments.checkpoint:
-        model = LocalModel.open(path, How(0, 1, MAX_TOKENS, 0), max_batch=8, precision="float32")
-        replies = model.reply([Ask(question, 0) for question in questions], lambda _: None)
+        model, sampling = LocalCompleter.open(path), Sampling(max_tokens=MAX_TOKENS)
+        replies = model.complete([Prompt(question.conversation) for question in questions], sampling)
         answers[str(path)] = [reply.message for reply in replies]
     scores = {
         name: [GRADES["contains"](*pair).score for pair in zip(questions, messages, strict=True)]
