@@ -256,6 +256,10 @@ def test_an_exam_of_words_that_nobody_judged_shows_nothing(house: House):
     house.scores("scores", unjudged=100, base=right(0), mine=right(100))
     page = house.refused("nothing is known of the base model on the task", base="base", scores="scores")
     assert "100 of 100 answers on the task were not judged" in page
+    assert "exam-too-weak: no answer on the task was judged" in page
+    # No figure of an answer that nobody judged: no score, no bar of 0 %, no comparison on 0 questions.
+    assert "Could a model that knows nothing pass?" not in page and "0.0 %" not in page
+    assert "0 of 0 questions" not in page and "Right answers on the task" not in page
 
 
 def test_an_exam_that_a_model_that_knows_nothing_passes_stops_even_a_good_model(house: House):

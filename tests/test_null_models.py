@@ -11,7 +11,7 @@ import pytest
 
 from puna.chat.conversation import Conversation, Message, ToolCall, tool_name
 from puna.data.shards import write_jsonl
-from puna.evaluate.exam import mean_score, null_scores
+from puna.evaluate.exam import describe_null_scores, mean_score, null_scores, null_table
 from puna.evaluate.grading import Grader, Item
 from puna.release.compare import Gate, compare
 from puna.release.evaluations import Answered
@@ -250,3 +250,21 @@ def test_another_questions_answer_is_of_another_group() -> None:
 
 def test_an_exam_without_questions_has_null_models_without_answers() -> None:
     assert all(not null["scores"] for null in null_scores([], Grader(), seed=0))
+
+
+def test_a_null_model_whose_answers_nobody_judged_has_no_score() -> None:
+    asked = Conversation((Message("user", "Where is my card?"),))
+    questions = tuple(Question(f"q{n}", asked, {"no_call": True}, "no_call", f"g{n}") for n in range(3))
+    task = Task("talk", questions)
+    nulls = null_scores([Item(task, question) for question in questions], Grader(), seed=0)
+    assert {score for _, score in null_table(nulls)} == {"not judged"}
+    assert "%" not in describe_null_scores(nulls)
+
+
+def test_a_null_model_that_was_judged_and_failed_scores_nothing() -> None:
+    nulls = [
+        {"name": "a", "description": "says a", "scores": [None, 0.0]},
+        {"name": "b", "description": "says b", "scores": [None]},
+    ]
+    assert null_table(nulls) == [["says a", "0.0"], ["says b", "not judged"]]
+    assert describe_null_scores(nulls) == "models that know nothing: a 0.0%"

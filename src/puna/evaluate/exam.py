@@ -66,11 +66,26 @@ def mean_score(scores: Sequence[float | None]) -> float:
 
 
 def describe_null_scores(nulls: Sequence[dict[str, Any]]) -> str:
-    """Return one line for the terminal: the scores of all null models, the best first."""
-    means = sorted(((mean_score(null["scores"]), null["name"]) for null in nulls), reverse=True)
+    """Return one line for the terminal: the scores of all null models, the best first.
+
+    Example:
+        >>> describe_null_scores([{"name": "constant", "scores": [0.0, None, 1.0]}])
+        'models that know nothing: constant 50.0%'
+    """
+    judged = [null for null in nulls if _is_judged(null)]
+    if not judged:
+        return "models that know nothing: not judged"
+    means = sorted(((mean_score(null["scores"]), null["name"]) for null in judged), reverse=True)
     return "models that know nothing: " + ", ".join(f"{name} {mean:.1%}" for mean, name in means)
 
 
 def null_table(nulls: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Return the rows of report.md: what each null model does, and its score in %."""
-    return [[null["description"], f"{100 * mean_score(null['scores']):.1f}"] for null in nulls]
+    """Return the rows of report.md: what each null model does, and its score in % where an answer was judged."""
+    return [
+        [null["description"], f"{100 * mean_score(null['scores']):.1f}" if _is_judged(null) else "not judged"]
+        for null in nulls
+    ]
+
+
+def _is_judged(null: dict[str, Any]) -> bool:
+    return any(score is not None for score in null["scores"])

@@ -42,7 +42,7 @@ def null_models(questions: Sequence[Question], *, seed: int) -> list[NullModel]:
     source = random.Random(seed)
     constants = [[answer] * len(questions) for answer in _constants(questions)]
     return [
-        NullModel("constant", "gives every question the same answer, the one that scores best", constants),
+        NullModel("constant", "gives every question the same answer", constants),
         _each(questions, "empty", "answers nothing", lambda _: Message("assistant")),
         _each(questions, "question", "repeats the question", lambda question: Message("assistant", _asked(question))),
         _each(

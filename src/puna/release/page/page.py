@@ -108,13 +108,14 @@ def _models(decision: Decision) -> Iterator[Block]:
     ranges = "The true share lies in the range in brackets in 95 of 100 cases. A point is one of 100 questions."
     yield Paragraph(" ".join([*notes, ranges]))
     for suite in SUITES:
-        marks = [_score_mark(model, suite) for model in decision.models if getattr(model, suite)]
+        shown = [model for model in decision.models if (found := getattr(model, suite)) and found.scores]
+        marks = [_score_mark(model, suite) for model in shown]
         if marks:
             title = f"Right answers on {SUITES[suite]}"
             svg = draw_intervals(marks, title=title, axis="% right, with the range", span=(0, 100))
             yield Picture(f"decision-{suite}.svg", title, svg)
-    if decision.comparisons:
-        yield Items([_sentence(each) for each in decision.comparisons])
+    if told := [_sentence(each) for each in decision.comparisons if each.num_questions]:
+        yield Items(told)
 
 
 def _score(answered: Answered | None) -> str:
@@ -158,7 +159,7 @@ def _questions(decision: Decision) -> Iterator[Block]:
 
 def _exams(decision: Decision) -> Iterator[Block]:
     """Yield the section on the sanity checks of each suite that was examined."""
-    if any(decision.exams.values()):
+    if any(null.comparison.num_questions for exam in decision.exams.values() for null in exam or ()):
         yield Heading("Could a model that knows nothing pass?")
     for suite, exam in decision.exams.items():
         rows = [
@@ -166,6 +167,7 @@ def _exams(decision: Decision) -> Iterator[Block]:
                 null.comparison.name, null.score, null.candidate_score, null.comparison.least or 0.0, null.is_beaten
             )
             for null in exam or ()
+            if null.comparison.num_questions
         ]
         yield from explain_exam(rows, SUITES[suite])
 

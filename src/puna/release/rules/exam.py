@@ -76,6 +76,9 @@ def _reasons(suite: str, exam: Exam | None) -> Iterator[str]:
     if exam is None:
         yield f"exam-too-weak: the evaluation of the {suite} has no null models; evaluate again with this version"
         return
+    if exam and not any(result.comparison.num_questions for result in exam):
+        yield f"exam-too-weak: no answer on the {suite} was judged both of this model and of models that know nothing"
+        return
     passed = sorted((result for result in exam if not result.is_beaten), key=lambda each: each.comparison.difference)
     if passed:
         best, margin = passed[0], POINTS * (passed[0].comparison.least or 0)
