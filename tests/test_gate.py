@@ -558,6 +558,18 @@ def test_the_page_says_how_many_questions_could_be_looked_for_and_no_more(house:
     told = "30 of 100 questions were long enough to be looked for in the training data; none was found"
     assert page.splitlines()[0].endswith(told)
     assert "30 of 100 questions were long enough to be looked for in the 5 rows" in outside_folds(page)
+    for each in short[30:50]:  # nine words: a row counts only if it has the right answer too
+        each["conversation"]["messages"] = [
+            {"role": "user", "content": f"What does number {each['id']} of your list cost today?"}
+        ]
+        each["expected"] = {"contains": [f"{each['id']} euros"]}
+    house.scores("scores", base=right(30), mine=right(70))
+    page = (house.judge(scores="scores", base="base", description="d") / "decision.md").read_text()
+    aside = ", 20 shorter ones only beside their right answers; none was found"
+    assert page.splitlines()[0].endswith(
+        f"30 of 100 questions were long enough to be looked for in the training data{aside}"
+    )
+    assert f"5 rows of training data{aside}" in page
     for each in rows.values():
         each["conversation"]["messages"] = [{"role": "user", "content": f"What does it cost? {each['id']}"}]
     house.scores("scores", base=right(30), mine=right(70))
