@@ -77,11 +77,13 @@ class House:
         inputs = inputs or {"data.0": self.path / "data"}
         return write_artifact(self.path / name, "checkpoint", stage, fill, inputs=inputs)
 
-    def scores(self, name: str, nulls: list[float] | None = None, unjudged: int = 0, **answered: list[float]) -> Path:
+    def scores(
+        self, name: str, nulls: list[float] | None = None, unjudged: int = 0, left_out: int = 0, **answered: list[float]
+    ) -> Path:
         """Write an evaluation in which each model, by its folder's name, got these scores, a question each.
 
         `nulls` are the scores of a null model: all wrong if not stated. The content of the first `unjudged` answers was
-        not judged.
+        not judged. `left_out` more questions were not asked.
         """
         everyone = [
             Answers(
@@ -96,7 +98,7 @@ class House:
         ]
 
         def fill(at: Path) -> None:
-            (at / "scores.json").write_text(json.dumps(score(everyone)))
+            (at / "scores.json").write_text(json.dumps(score(everyone) | {"left_out": left_out}))
             speed = {"weight_bytes": 2_000_000, "generated_tokens_per_s": 500.0}
             (at / "speed.json").write_text(json.dumps({answers.name: speed for answers in everyone}))
             constant = nulls or [0.0] * len(everyone[0].rows)
@@ -250,6 +252,16 @@ def test_answers_whose_content_nobody_judged_decide_nothing_and_stop_it(house: H
     house.refused("30 of 100 answers", **told, gate={"max_unjudged": 0.29})
     out = house.judge(**told, gate={"max_unjudged": 0.3})
     assert "70 of 100 answers were judged for what they say" in (out / "decision.md").read_text().splitlines()[0]
+
+
+def test_the_first_line_counts_questions_that_were_left_out_because_nothing_could_judge_them(house: House):
+    house.scores("scores", left_out=1234, base=right(30), mine=right(70))
+    page = (house.judge(scores="scores", base="base") / "decision.md").read_text()
+    more = "1,234 more questions were left out because nothing could judge them"
+    told = f"all 100 answers were judged for what they say; {more}"
+    assert told in page.splitlines()[0] and told in outside_folds(page)
+    house.scores("scores", base=right(30), mine=right(70))
+    assert "left out" not in (house.judge(scores="scores", base="base", description="b") / "decision.md").read_text()
 
 
 def test_an_exam_of_words_that_nobody_judged_shows_nothing(house: House):
@@ -558,6 +570,18 @@ def test_the_page_says_how_many_questions_could_be_looked_for_and_no_more(house:
     told = "30 of 100 questions were long enough to be looked for in the training data; none was found"
     assert page.splitlines()[0].endswith(told)
     assert "30 of 100 questions were long enough to be looked for in the 5 rows" in outside_folds(page)
+    for each in short[30:50]:  # nine words: a row counts only if it has the right answer too
+        each["conversation"]["messages"] = [
+            {"role": "user", "content": f"What does number {each['id']} of your list cost today?"}
+        ]
+        each["expected"] = {"contains": [f"{each['id']} euros"]}
+    house.scores("scores", base=right(30), mine=right(70))
+    page = (house.judge(scores="scores", base="base", description="d") / "decision.md").read_text()
+    aside = ", 20 shorter ones only beside their right answers; none was found"
+    assert page.splitlines()[0].endswith(
+        f"30 of 100 questions were long enough to be looked for in the training data{aside}"
+    )
+    assert f"5 rows of training data{aside}" in page
     for each in rows.values():
         each["conversation"]["messages"] = [{"role": "user", "content": f"What does it cost? {each['id']}"}]
     house.scores("scores", base=right(30), mine=right(70))

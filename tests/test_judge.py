@@ -371,6 +371,7 @@ def test_only_what_can_be_judged_is_asked_where_that_is_wanted(trial: Trial) -> 
     rows = trial(labels={0: False, 4: True}, only_judged=True)
     assert [row["id"] for row in rows] == ["q0", "q4"]
     assert "left out 10 of 12 questions" in printed(trial.run)
+    assert json.loads((trial.run.output / "scores.json").read_text())["left_out"] == 10  # the gate tells it
     with pytest.raises(ConfigError, match="only_judged where no question can be judged"):
         trial(only_judged=True)
 

@@ -55,10 +55,14 @@ class Overlap(NamedTuple):
 
 @dataclass(frozen=True)
 class OverlapReport:
-    """What was looked for and found; `too_short` are the probes that no n-gram can tell from chance."""
+    """What was looked for and found.
+
+    No n-gram tells the probes `too_short` from chance. Those `beside_answers` count only in a row with their answers.
+    """
 
     found: list[Overlap]
     too_short: list[str]
+    beside_answers: list[str]
     num_probes: int
     num_rows: int
 
@@ -94,7 +98,8 @@ def find_overlaps(
             if (known is None or known.share < share) and sought.is_held(index, words, threshold):
                 best[index] = Overlap(probes[index].name, share, place)
     too_short = [probe.name for index, probe in enumerate(probes) if sought.is_too_short(index)]
-    return OverlapReport([best[index] for index in sorted(best)], too_short, len(probes), num_rows)
+    beside_answers = [probe.name for index, probe in enumerate(probes) if sought.needs_answers(index)]
+    return OverlapReport([best[index] for index in sorted(best)], too_short, beside_answers, len(probes), num_rows)
 
 
 def find_rows(
@@ -157,6 +162,9 @@ class _Sought:
     def is_too_short(self, index: int) -> bool:
         is_short = self.num_own_words[index] < self.n
         return is_short and (self.num_own_words[index] < MIN_WORDS or not any(self.answers[index]))
+
+    def needs_answers(self, index: int) -> bool:
+        return self.num_own_words[index] < self.n and not self.is_too_short(index)
 
     def is_held(self, index: int, row: list[str], threshold: float) -> bool:
         """Tell whether a row that holds many of a probe's n-grams holds its question too, and a short one's answers."""

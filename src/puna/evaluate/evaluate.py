@@ -105,7 +105,7 @@ def run(config: Config, run: Run) -> None:
     tasks = _load_tasks(config)
     labels = read_labels(config.labels)
     grader, judged_by = calibrate(_judge(config, run), labels, tasks, run)
-    items = _items(config, run, tasks, labels)
+    items, num_left_out = _items(config, run, tasks, labels)
     found = casts(config.checkpoints, config.roles.named()) if config.compare else []
     asked = {name: _resume(run, name) or _ask(config, run, name, items) for name in config.checkpoints}
     everyone: list[Answers] = []
@@ -119,7 +119,7 @@ def run(config: Config, run: Run) -> None:
     if judged_by:
         judged_by["undecided"] = {answers.name: num_undecided(answers.rows) for answers in everyone}
         artifact.write_text(run.output / "judge.json", _dump(judged_by))
-    scores = score(everyone)
+    scores = score(everyone) | {"left_out": num_left_out}
     artifact.write_text(run.output / "scores.json", _dump(scores))
     artifact.write_text(run.output / "speed.json", _dump({answers.name: _speed(answers) for answers in everyone}))
     described = _described(config, items) if found else {}
@@ -179,12 +179,12 @@ def _load_tasks(config: Config) -> list[Task]:
     return list(tasks.values())
 
 
-def _items(config: Config, run: Run, tasks: Sequence[Task], labels: Labels) -> list[Item]:
-    """Draw the questions, of `only_judged` those whose answers a rule, a model or a label can judge."""
+def _items(config: Config, run: Run, tasks: Sequence[Task], labels: Labels) -> tuple[list[Item], int]:
+    """Draw the questions, of `only_judged` those that a rule, a model or a label can judge; count those left out."""
     drawn = [task.sample(config.max_questions, config.seed) if config.max_questions else task for task in tasks]
     items = [Item(task, question) for task in drawn for question in task.questions]
     if not config.only_judged or config.judge:
-        return items
+        return items, 0
     labelled = {(label.task, label.id) for label in labels}
     kept = [
         item
@@ -197,7 +197,7 @@ def _items(config: Config, run: Run, tasks: Sequence[Task], labels: Labels) -> l
     if not kept:
         hint = "Name a judge, a reward model or labels, or leave out only_judged"
         raise ConfigError("only_judged where no question can be judged", expected="at least one", hint=hint)
-    return kept
+    return kept, len(items) - len(kept)
 
 
 def _ask(config: Config, run: Run, name: str, items: list[Item]) -> Asked:

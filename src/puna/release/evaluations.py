@@ -23,12 +23,14 @@ class Answered:
     """One checkpoint's part of an evaluation. `rows` are its answers, in the order of the questions.
 
     Scores and groups are those of the answers whose content was judged; an older evaluation tells of none that was not.
+    `num_left_out` more questions were not asked because nothing could judge their answers (evaluate.only_judged).
     """
 
     name: str
     rows: list[dict[str, Any]]
     weight_bytes: int
     tokens_per_s: float
+    num_left_out: int = 0
 
     @cached_property
     def judged(self) -> list[dict[str, Any]]:
@@ -65,6 +67,7 @@ class Evaluation:
     differences: list[dict[str, Any]]
     speed: dict[str, dict[str, float]]
     null_models: list[dict[str, Any]] | None = None
+    num_left_out: int = 0
 
     def name_of(self, checkpoint: Path) -> str | None:
         """Return the name under which a checkpoint of this very content was asked."""
@@ -78,7 +81,8 @@ class Evaluation:
             return None
         speed = self.speed[name]
         rows = list(read_rows(self.path / f"conversations-{name}.jsonl"))
-        return Answered(name, rows, int(speed["weight_bytes"]), speed["generated_tokens_per_s"])
+        size = int(speed["weight_bytes"])
+        return Answered(name, rows, size, speed["generated_tokens_per_s"], self.num_left_out)
 
     def null_answers(self, candidate: Answered) -> list[Answered] | None:
         """Return what the null models scored on the candidate's questions; None for an evaluation without them."""
@@ -140,9 +144,8 @@ def read_evaluation(path: Path, setting: str) -> Evaluation:
         temperature = manifest.config["temperature"]
         nulls = path / "null_models.json"
         null_models = json.loads(nulls.read_text(encoding="utf-8"))["models"] if nulls.is_file() else None
-        return Evaluation(
-            path, tasks, temperature, hashes, found["checkpoints"], found["differences"], speed, null_models
-        )
+        given = found["checkpoints"], found["differences"], speed, null_models, found.get("left_out", 0)
+        return Evaluation(path, tasks, temperature, hashes, *given)
     except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(f"{path / 'scores.json'} ({error})", expected=EXPECTED) from None
 

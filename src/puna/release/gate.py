@@ -351,16 +351,17 @@ def _judge_overlap(leaks: Leaks, settings: Gate) -> Verdict:
 
 def _looked_for(leaks: Leaks, allowed: int) -> str:
     """Say how many questions could be looked for in the training data, and that none was found; no more than that."""
-    number, sought, num_found = leaks.num_questions, leaks.num_sought, len(leaks.report.found)
+    number, long, num_found = leaks.num_questions, leaks.num_long, len(leaks.report.found)
     if num_found:
         return f"{num_found:,} test questions or answers were found in the training data; {allowed:,} are allowed"
     if not leaks.datasets:
         return "no training data is at hand in which test questions could be looked for"
-    if not sought:
+    if not leaks.num_sought:
         return f"none of {number:,} questions was long enough to be looked for in the training data"
-    if sought == number:
+    if long == number:
         return f"all {number:,} questions were looked for in the training data; none was found"
-    return f"{sought:,} of {number:,} questions were long enough to be looked for in the training data; none was found"
+    sought = f"{long:,} of {number:,} questions were long enough to be looked for in the training data{leaks.aside}"
+    return f"{sought}; none was found"
 
 
 def record(decision: Decision) -> dict[str, Any]:

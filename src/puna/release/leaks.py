@@ -25,7 +25,8 @@ class Leaks:
     """What was found in which datasets; `unread` are those of the lineage that are gone, changed or hold no text.
 
     `elsewhere` are those that an imported model had learned from before it came, and that did not come with it. Of
-    `num_questions` only `num_sought` were long enough to be told from chance.
+    `num_questions` only `num_sought` were long enough to be told from chance, `num_beside_answers` of them only in a
+    row that has the right answer too.
     """
 
     report: OverlapReport
@@ -35,6 +36,18 @@ class Leaks:
     elsewhere: list[str]
     num_questions: int
     num_sought: int
+    num_beside_answers: int = 0
+
+    @property
+    def num_long(self) -> int:
+        """Number of questions that are found whatever the row answers."""
+        return self.num_sought - self.num_beside_answers
+
+    @property
+    def aside(self) -> str:
+        """The clause on questions that are found only beside their right answers; empty where there are none."""
+        number = self.num_beside_answers
+        return f", {number:,} shorter ones only beside their right answers" if number else ""
 
 
 def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) -> Leaks:
@@ -60,7 +73,10 @@ def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) 
     report = find_overlaps(probes, _texts(trained), n=n, threshold=share)
     too_short = set(report.too_short)
     num_sought = sum(_name(row) not in too_short for row in rows)
-    return Leaks(report, [path.name for path in trained], unread, measured, elsewhere, len(rows), num_sought)
+    beside_answers = set(report.beside_answers)
+    num_beside = sum(_name(row) in beside_answers for row in rows)
+    names = [path.name for path in trained]
+    return Leaks(report, names, unread, measured, elsewhere, len(rows), num_sought, num_beside)
 
 
 def _since_imports(node: Node) -> Node:

@@ -82,14 +82,14 @@ def overlap_summary(leaks: Leaks | None) -> str:
         return "Not looked for: there are no questions of an evaluation of this model."
     if not leaks.datasets:
         return "Not looked for: no training data of this model is at hand."
-    share = "All" if leaks.num_sought == leaks.num_questions else f"{leaks.num_sought:,} of"
+    share = "All" if leaks.num_long == leaks.num_questions else f"{leaks.num_long:,} of"
     sought = f"{share} {leaks.num_questions:,} questions were long enough to be looked for"
     number = len(leaks.report.found)
     found = f"{number:,} of them, or of the expected answers, were found" if number else "none was found"
     if not leaks.num_sought and not number:
         found = "the others cannot be told from chance"
     unread = f" Not readable: {', '.join(leaks.unread)}." if leaks.unread else ""
-    rows = f"in the {leaks.report.num_rows:,} rows of training data"
+    rows = f"in the {leaks.report.num_rows:,} rows of training data{leaks.aside}"
     return f"{sought} {rows}; {found}. Questions in other words are not found.{unread}"
 
 

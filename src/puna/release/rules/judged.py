@@ -46,6 +46,8 @@ def _reasons(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) -> I
 def _told(suites: Mapping[str, Sequence[Answered]]) -> str:
     numbers = [(len(answers[0].rows), unjudged_questions(answers)) for answers in suites.values()]
     total, unjudged = (sum(column) for column in zip(*numbers, strict=True)) if numbers else (0, 0)
+    num_left_out = sum(answers[0].num_left_out for answers in suites.values())
+    more = f"; {num_left_out:,} more questions were left out because nothing could judge them" if num_left_out else ""
     if not unjudged:
-        return f"all {total:,} answers were judged for what they say" if total else ""
-    return f"{total - unjudged:,} of {total:,} answers were judged for what they say"
+        return f"all {total:,} answers were judged for what they say{more}" if total else ""
+    return f"{total - unjudged:,} of {total:,} answers were judged for what they say{more}"
