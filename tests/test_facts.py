@@ -1,5 +1,6 @@
 """Required facts: which answers state the facts of a reference, in eight languages, and no other facts."""
 
+import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,21 @@ def test_a_whole_page_is_wrong() -> None:
     grade = judge("The lamp costs 24.90.", page, "What does a lamp cost?")
     assert grade.score == 0
     assert "has '49.90', which the reference does not have" in grade.reason
+
+
+@pytest.mark.parametrize("piece", ["1", "1 ", "a-", "a1-", "a.", "A", "_", "abc.com "])
+def test_an_answer_of_100_000_characters_is_wrong_and_takes_no_time(piece: str) -> None:
+    dump = piece * (100_000 // len(piece))
+    start = time.process_time()
+    assert judge("It is 24.90.", f"It is 24.90. {dump}").reason.endswith("more than the 10,000 that are read")
+    assert judge("It is 24.90.", dump[:10_000]).score == 0.0
+    assert time.process_time() - start < 2
+
+
+def test_marks_of_emphasis_are_no_part_of_an_address() -> None:
+    for answer in ("help@example.com", "_help@example.com_", "**help@example.com**", "<help@example.com>."):
+        assert judge("Write to help@example.com.", answer).score == 1.0
+    assert judge("Write to help@example.com.", "my.help@example.com").score == 0.0
 
 
 def test_a_call_and_the_reason_are_told() -> None:

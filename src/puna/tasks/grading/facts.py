@@ -15,6 +15,9 @@ from puna.tasks.grading.extraction.fact import Fact, covers, is_compatible
 from puna.tasks.grading.extraction.tables import LETTER, guess_language
 from puna.tasks.question import Grade, Question
 
+# An answer may be so many characters long, or twice as long as its reference: longer ones are dumps, and slow to read.
+MAX_CHARACTERS = 10_000
+
 
 class Required(NamedTuple):
     """The facts that an answer must state, and those that it may."""
@@ -27,6 +30,9 @@ def facts(question: Question, message: Message) -> Grade:
     """Require every new fact of the reference, or those of `facts`, and forbid facts from elsewhere."""
     if message.tool_calls:
         return Grade(0.0, f"calls {message.tool_calls[0].name} instead of answering")
+    longest = max(MAX_CHARACTERS, 2 * len(question.expected["reference"]))
+    if len(message.content) > longest:
+        return Grade(0.0, f"has {len(message.content):,} characters, more than the {longest:,} that are read")
     language = _language(question)
     wanted = required_facts(question)
     answer = normalize(message.content)

@@ -9,7 +9,8 @@ from puna.tasks.grading.extraction.tables import UNITS
 URL = re.compile(r"(?:https?://|www\.)[^\s<>\"'`|\x00]+", re.IGNORECASE)
 DOMAINS = "com|org|net|edu|gov|io|app|dev|info|eu|de|fr|it|es|pt|br|in|th|uk|at|ch"
 HOST = re.compile(rf"(?<![\w@.-])(?:[a-z0-9-]+\.)*[a-z0-9-]{{3,}}\.(?:{DOMAINS})(?:/[^\s<>\"'`|\x00]*)?(?![\w-])")
-EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+# Begins where a word begins, so that a long run of letters is read once; "_" around an address is Markdown.
+EMAIL = re.compile(r"(?<![^\W_])(?<![.+-])[^\W_][\w.+-]*+@[\w-]++(?:\.[\w-]++)+")
 PHONE = re.compile(r"(?<![\w.,:+/-])(?:\+|\()?\d(?:(?:\.| ?[/-] ?|\) ?| ?\(| )?\d){5,}(?![\w])")
 GROUPED = re.compile(r"\(?\d{3}\)?[ .-]?\d{3}[.-]\d{4}|\d{3}-\d{4}")
 PHONE_WORD = re.compile(
