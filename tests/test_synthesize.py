@@ -4,6 +4,7 @@ import io
 import re
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -27,7 +28,7 @@ from puna.synthesize.tools import TOOLS
 from puna.synthesize.worlds import TOPICS, World, make_world
 from puna.tasks import load_task
 
-KINDS = {"organization_share": 0.25, "language_share": 0.15, "prose_share": 0.15, "bare_share": 0.05}
+KINDS: dict[str, Any] = {"organization_share": 0.25, "language_share": 0.15, "prose_share": 0.15, "bare_share": 0.05}
 TRAIN = Config(seed=3, split="train", conversations_per_world=12, **KINDS)
 HELD_OUT = Config(seed=3, split="held_out", conversations_per_world=12, **KINDS)
 EMAIL = re.compile(r"[\w.]+@[\w.]+")

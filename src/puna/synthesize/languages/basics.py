@@ -23,6 +23,7 @@ class Basics(NamedTuple):
     week: str  # the label of Monday to Friday
     span: str  # "{a} to {b}"
     closed: str
+    closed_needle: str  # what every answer about a closed day contains
     labels: dict[str, str]
     sentences: dict[str, tuple[str, ...]]
     questions: dict[str, tuple[str, ...]]

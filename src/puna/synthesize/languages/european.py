@@ -9,6 +9,7 @@ ENGLISH = Basics(
     week="Monday to Friday",
     span="{a} to {b}",
     closed="closed",
+    closed_needle="closed",
     labels={"hours": "{day}", "closed": "{day}", "phone": "Phone", "price": "{product}, price", "email": "E-mail"},
     sentences={
         "hours": ("On {day} we are open from {v}.", "{day}: {v}."),
@@ -60,6 +61,7 @@ GERMAN = Basics(
     week="Montag bis Freitag",
     span="{a} bis {b}",
     closed="geschlossen",
+    closed_needle="geschlossen",
     labels={"hours": "{day}", "closed": "{day}", "phone": "Telefon", "price": "{product}, Preis", "email": "E-Mail"},
     sentences={
         "hours": ("Am {day} haben wir von {v} geöffnet.", "{day}: {v} Uhr."),
@@ -136,6 +138,7 @@ FRENCH = Basics(
     week="lundi à vendredi",
     span="{a} à {b}",
     closed="fermé",
+    closed_needle="fermés",
     labels={"hours": "{day}", "closed": "{day}", "phone": "Téléphone", "price": "{product}, prix", "email": "E-mail"},
     sentences={
         "hours": ("Le {day}, nous sommes ouverts de {v}.", "{day} : {v}."),
@@ -207,6 +210,7 @@ ITALIAN = Basics(
     week="lunedì - venerdì",
     span="{a} - {b}",
     closed="chiuso",
+    closed_needle="chiusi",
     labels={"hours": "{day}", "closed": "{day}", "phone": "Telefono", "price": "{product}, prezzo", "email": "E-mail"},
     sentences={
         "hours": ("Giorno di apertura: {day}, {v}.", "{day}: {v}."),
@@ -276,6 +280,7 @@ PORTUGUESE = Basics(
     week="segunda a sexta-feira",
     span="{a} às {b}",
     closed="fechado",
+    closed_needle="fechados",
     labels={"hours": "{day}", "closed": "{day}", "phone": "Telefone", "price": "{product}, preço", "email": "E-mail"},
     sentences={
         "hours": ("Horário de {day}: {v}.", "{day}: {v}."),
@@ -335,6 +340,7 @@ SPANISH = Basics(
     week="lunes a viernes",
     span="{a} a {b}",
     closed="cerrado",
+    closed_needle="cerrado",
     labels={"hours": "{day}", "closed": "{day}", "phone": "Teléfono", "price": "{product}, precio", "email": "Correo"},
     sentences={
         "hours": ("El {day} abrimos de {v}.", "{day}: {v}."),

@@ -10,6 +10,7 @@ HINDI = Basics(
     week="सोमवार से शुक्रवार",
     span="{a} से {b}",
     closed="बंद",
+    closed_needle="बंद",
     labels={"hours": "{day}", "closed": "{day}", "phone": "फ़ोन", "price": "{product}, कीमत", "email": "ई-मेल"},
     sentences={
         "hours": ("{day} को हम {v} तक खुले हैं।", "{day}: {v}।"),
@@ -61,6 +62,7 @@ THAI = Basics(
     week="วันจันทร์ถึงวันศุกร์",
     span="{a} ถึง {b}",
     closed="ปิด",
+    closed_needle="เราปิด",
     labels={"hours": "{day}", "closed": "{day}", "phone": "โทรศัพท์", "price": "ราคา {product}", "email": "อีเมล"},
     sentences={
         "hours": ("{day} เราเปิด {v}", "{day}: {v}"),

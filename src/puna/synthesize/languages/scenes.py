@@ -105,7 +105,7 @@ def _write(language: Basics, facts: Sequence[Fact], name: str, rng: Random) -> s
 def _ask(language: Basics, fact: Fact, shown: Sequence[Fact], rng: Random) -> Asked:
     slots = _slots(language, fact, language.days[rng.choice(fact.days)] if fact.days else "")
     answer = language.answers[fact.kind].format(**slots)
-    needles = (fact.first, fact.second) if fact.first else (slots["v"],) if fact.value else (answer,)
+    needles = (fact.first, fact.second) if fact.first else (slots["v"],) if fact.value else (language.closed_needle,)
     others = {text for other in shown for text in (other.value, other.first, other.second) if text}
     distractors = (*sorted(other for other in others if other not in answer), language.not_said)
     question = rng.choice(language.questions[fact.kind]).format(**slots)
