@@ -115,6 +115,7 @@ def test_answers_that_nobody_judged_are_neither_best_nor_worst_nor_called_right(
     assert {pick.why for pick in choose(both)} == {RANDOM}
     html, markdown = render(show_conversations(both))
     assert 'class="not-judged"' in html and 'class="right"' not in html and "this model: not judged" in markdown
+    assert "others right" not in markdown
     table = next(block for block in explain_right(mine, "the task") if isinstance(block, Table))
     assert table.rows == [
         ["Free words", "12 of 12", "nobody", "any words would pass, so these answers count in no figure"]

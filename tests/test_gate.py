@@ -272,6 +272,11 @@ def test_an_exam_of_words_that_nobody_judged_shows_nothing(house: House):
     # No figure of an answer that nobody judged: no score, no bar of 0 %, no comparison on 0 questions.
     assert "Could a model that knows nothing pass?" not in page and "0.0 %" not in page
     assert "0 of 0 questions" not in page and "Right answers on the task" not in page
+    house.model("other")
+    house.scores("scores", unjudged=100, base=right(0), other=right(50), mine=right(100))
+    told = "nothing is known of the base model and the teacher on the task: no answer was judged"
+    page = house.refused(told, base="base", teacher="other", scores="scores")
+    assert page.splitlines()[0].count("nothing is known") == 1
 
 
 def test_an_exam_that_a_model_that_knows_nothing_passes_stops_even_a_good_model(house: House):

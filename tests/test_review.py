@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from review_evaluation import FIRST, NAMES, SECOND, open_session, plain_evaluation, row, say, serving, write_evaluation
 
+from puna import artifact
 from puna.errors import ConfigError, DataError, PunaError
 from puna.review.label_file import LabelFile
 from puna.review.pairs import Answer, Pair, choose_names, read_pairs
@@ -26,7 +27,7 @@ from puna.review.review import review
 from puna.review.sample import draw_sample, plan_sample, sample_difference
 from puna.review.server import ReviewServer
 from puna.review.session import Session, Verdict, reference
-from puna.review.summary import describe, describe_blind
+from puna.review.summary import describe, describe_blind, next_command
 from puna.tasks.labels import read_labels
 
 
@@ -626,3 +627,14 @@ def test_answers_of_a_real_evaluation_are_reviewed_one_by_one(
         session.judge(session.state()["number"], "neither")
     lines = describe(session, pairs, ["mine"])
     assert lines[0] == "6 of 6 pairs judged by ada" and "mine 0.0% (0.0% to 0.0%)" in lines[2]
+
+
+def test_the_next_command_asks_as_the_evaluation_did_and_keeps_its_labels(tmp_path: Path):
+    evaluation = plain_evaluation(tmp_path / "eval")
+    manifest = artifact.read_manifest(evaluation)
+    changes = {"precision": "bfloat16", "kv_cache": "int8", "only_judged": True, "labels": ["bo.jsonl", "ada.jsonl"]}
+    asked = replace(manifest, config={**manifest.config, **changes})
+    command = next_command(evaluation, asked, Path("ada.jsonl"))
+    assert "--precision bfloat16 --kv-cache int8" in command and " --only-judged " in command
+    assert command.count("ada.jsonl") == 1 and "--labels bo.jsonl --labels ada.jsonl --out" in command
+    assert "--only-judged" not in next_command(evaluation, manifest, Path("ada.jsonl"))

@@ -273,7 +273,10 @@ def _summary(comparison: Comparison) -> str:
 def _judge_suite(suite: str, comparisons: list[Comparison]) -> Verdict:
     judged = [each for each in comparisons if each.suite == suite]
     wrong = [each for each in judged if each.outcome in (Outcome.MISSED, Outcome.UNDECIDED)]
-    return Verdict(suite, [explain(each) for each in wrong])
+    unknown = [each.label for each in wrong if not each.num_questions]
+    everyone = " and ".join(filter(None, [", ".join(unknown[:-1]), *unknown[-1:]]))
+    nothing = [f"nothing is known of {everyone} on the {_named(suite)}: no answer was judged"] if unknown else []
+    return Verdict(suite, nothing + [explain(each) for each in wrong if each.num_questions])
 
 
 def explain(comparison: Comparison) -> str:
@@ -346,22 +349,7 @@ def _judge_overlap(leaks: Leaks, settings: Gate) -> Verdict:
         number = f"{len(report.found):,} of {report.num_probes:,} test questions and expected answers"
         example = f"as '{first.name}' in {first.place}"
         reasons.append(f"{number} stand in the training data, {example}; {settings.max_overlaps:,} are allowed")
-    return Verdict("overlap", reasons, _looked_for(leaks, settings.max_overlaps))
-
-
-def _looked_for(leaks: Leaks, allowed: int) -> str:
-    """Say how many questions could be looked for in the training data, and that none was found; no more than that."""
-    number, long, num_found = leaks.num_questions, leaks.num_long, len(leaks.report.found)
-    if num_found:
-        return f"{num_found:,} test questions or answers were found in the training data; {allowed:,} are allowed"
-    if not leaks.datasets:
-        return "no training data is at hand in which test questions could be looked for"
-    if not leaks.num_sought:
-        return f"none of {number:,} questions was long enough to be looked for in the training data"
-    if long == number:
-        return f"all {number:,} questions were looked for in the training data; none was found"
-    sought = f"{long:,} of {number:,} questions were long enough to be looked for in the training data{leaks.aside}"
-    return f"{sought}; none was found"
+    return Verdict("overlap", reasons, leaks.describe(settings.max_overlaps))
 
 
 def record(decision: Decision) -> dict[str, Any]:

@@ -49,6 +49,20 @@ class Leaks:
         number = self.num_beside_answers
         return f", {number:,} shorter ones only beside their right answers" if number else ""
 
+    def describe(self, allowed: int) -> str:
+        """Say how many questions could be looked for, and that none was found; no more than that."""
+        number, num_found = self.num_questions, len(self.report.found)
+        if num_found:
+            return f"{num_found:,} test questions or answers were found in the training data; {allowed:,} are allowed"
+        if not self.datasets:
+            return "no training data is at hand in which test questions could be looked for"
+        if not self.num_sought:
+            return f"none of {number:,} questions was long enough to be looked for in the training data"
+        if self.num_long == number:
+            return f"all {number:,} questions were looked for in the training data; none was found"
+        long = f"{self.num_long:,} of {number:,} questions were long enough to be looked for in the training data"
+        return f"{long}{self.aside}; none was found"
+
 
 def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) -> Leaks:
     """Look for the questions of an evaluation's rows, and their expected answers, in all that a model learned from."""

@@ -14,7 +14,8 @@ from puna.tasks.intervals import Interval
 
 # Settings that say which questions are asked and judged, and how; the next evaluation repeats them.
 KEPT_SETTINGS = (
-    "checkpoints", "tasks", "max_questions", "seed", "temperature", "top_p", "max_tokens", "judge", "reward",
+    "checkpoints", "tasks", "max_questions", "only_judged", "seed", "temperature", "top_p", "max_tokens", "precision",
+    "kv_cache", "judge", "reward",
 )  # fmt: skip
 
 
@@ -117,7 +118,8 @@ def describe_blind(session: Session, names: Sequence[str], total: int) -> dict[s
 def next_command(evaluation: Path, manifest: Manifest, labels: Path) -> str:
     """Return the command that evaluates the same answers again, with the labels; nothing is generated anew."""
     kept = [_flags(f"--{name.replace('_', '-')}", manifest.config.get(name)) for name in KEPT_SETTINGS]
-    added = ["--answers", str(evaluation), "--labels", str(labels), "--out", f"{evaluation}-judged"]
+    files = dict.fromkeys([*manifest.config.get("labels", []), str(labels)])
+    added = ["--answers", str(evaluation), *_flags("--labels", list(files)), "--out", f"{evaluation}-judged"]
     return shlex.join(["puna", "evaluate", *chain.from_iterable(kept), *added])
 
 
@@ -128,5 +130,5 @@ def _flags(flag: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [word for part in value for word in _flags(flag, part)]
     if isinstance(value, bool):
-        return [flag if value else flag.replace("--", "--no-", 1)]
+        return [flag] if value else []
     return [] if value is None or value == "" else [flag, str(value)]

@@ -93,8 +93,9 @@ def _conversation(number: int, pick: Pick, is_open: bool) -> Details:
     ]
     question = next((message_text(each) for each in asked), "")
     mine, *others = answers
-    num_right = sum(each.verdict == "right" for each in others)
-    verdicts = f"{mine.who}: {mine.verdict}{f'; {num_right} of {len(others)} others right' if others else ''}"
+    judged = [each for each in others if each.verdict != "not judged"]
+    num_right = sum(each.verdict == "right" for each in judged)
+    verdicts = f"{mine.who}: {mine.verdict}{f'; {num_right} of {len(judged)} others right' if judged else ''}"
     return Details(
         f"{number}. {pick.why}: “{_shorten(question)}” ({verdicts})",
         [
