@@ -13,6 +13,7 @@ from rich.console import Console
 
 from puna import cli
 from puna.config import parse_config
+from puna.errors import ConfigError
 from puna.estimate import Estimate, Known, NotKnownYetError, Sketch
 from puna.raising.executor import COST
 from puna.raising.forecast import Cost, ForeseenStep, Pace, foresee
@@ -284,6 +285,22 @@ def test_the_table_names_steps_states_totals_and_problems(recipe: Recipe, tmp_pa
     assert all(name in said for name in NAMES)
     assert "sft.teacher: optim.warmup_steps = 50" in said
     assert "8 of 8 steps would run: about" in said and "of this machine's" in said
+
+
+def test_steps_without_an_estimate_have_no_time(tmp_path: Path):
+    """A total of 0 seconds would be a promise."""
+    path = tmp_path / "r.toml"
+    path.write_text(f'out = "{tmp_path / "out"}"\n[ingest]\nsource = "{tmp_path / "missing"}"\nlicence = "own"\n')
+    with (tmp_path / "log").open("w") as file:
+        dry_run(read_recipe(path), Console(file=file, width=200))
+    said = (tmp_path / "log").read_text()
+    assert "1 of 1 steps would run: none of them has an estimate of its time" in said and "0.0 s" not in said
+
+
+def test_a_recipe_without_a_step_is_refused(tmp_path: Path):
+    (tmp_path / "r.toml").write_text('out = "x"\n')
+    with pytest.raises(ConfigError, match="has no step; expected at least one table named ingest"):
+        read_recipe(tmp_path / "r.toml")
 
 
 @pytest.mark.parametrize(

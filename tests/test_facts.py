@@ -194,6 +194,47 @@ def test_an_answer_of_100_000_characters_is_wrong_and_takes_no_time(piece: str) 
     assert time.process_time() - start < 2
 
 
+NUMBER_WORDS = [
+    ("The term is twenty-two days.", "22 days", "2 days"),
+    ("The term is thirty days.", "30 days", "13 days"),
+    ("The term is twenty two days.", "twenty-two days", "two days"),
+    ("You get twenty percent off.", "20%", "20 euros"),
+    ("It costs two thousand euros.", "2,000 euros", "2 euros"),
+    ("Die Frist ist einundzwanzig Tage.", "21 Tage", "20 Tage"),
+    ("Die Frist ist dreißig Tage.", "30 Tage", "13 Tage"),
+    ("Le délai est de vingt-deux jours.", "22 jours", "2 jours"),
+    ("Le délai est de quatre-vingt-treize jours.", "93 jours", "13 jours"),
+    ("La remise est de vingt pour cent.", "20 %", "100 %"),
+    ("Il termine è di ventotto giorni.", "28 giorni", "20 giorni"),
+    ("O prazo é de trinta e cinco dias.", "35 dias", "5 dias"),
+    ("El plazo es de treinta y cinco días.", "35 días", "5 días"),
+    ("El plazo es de veintidós días.", "22 días", "2 días"),
+    ("अवधि तीस दिन है।", "30 दिन", "3 दिन"),
+    ("ระยะเวลาสามสิบวัน", "30 วัน", "10 วัน"),
+    ("ระยะเวลายี่สิบเอ็ดวัน", "21 วัน", "1 วัน"),
+    ("It is 24.90, between two and three days.", "24.90, 2 to 3 days", "24.90"),
+]
+
+
+@pytest.mark.parametrize(("reference", "right", "wrong"), NUMBER_WORDS)
+def test_a_number_of_several_words_is_one_number(reference: str, right: str, wrong: str) -> None:
+    assert judge(reference, right).score == 1.0, judge(reference, right)
+    assert judge(reference, wrong).score == 0.0, judge(reference, wrong)
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("en", "five hundred and five days"),
+        ("fr", "cinq cents jours"),
+        ("es", "doscientos cinco días"),
+        ("th", "ห้าร้อยสิบบาท"),
+    ],
+)
+def test_a_number_with_hundreds_in_words_is_not_read_as_a_piece_of_it(language: str, text: str) -> None:
+    assert not extract(text, language)
+
+
 def test_marks_of_emphasis_are_no_part_of_an_address() -> None:
     for answer in ("help@example.com", "_help@example.com_", "**help@example.com**", "<help@example.com>."):
         assert judge("Write to help@example.com.", answer).score == 1.0

@@ -15,7 +15,7 @@ import pytest
 from puna import artifact
 from puna.artifact import Manifest, Receipt
 from puna.data.shards import read_rows, write_jsonl
-from puna.errors import ConfigError, ReceiptError
+from puna.errors import ArtifactError, ConfigError, ReceiptError
 from puna.evaluate.evaluate import Config as EvaluateConfig
 from puna.evaluate.scores import Answers, score
 from puna.release.compare import Comparison, Outcome
@@ -101,7 +101,7 @@ class House:
             (at / "scores.json").write_text(json.dumps(score(everyone) | {"left_out": left_out}))
             speed = {"weight_bytes": 2_000_000, "generated_tokens_per_s": 500.0}
             (at / "speed.json").write_text(json.dumps({answers.name: speed for answers in everyone}))
-            constant = nulls or [0.0] * len(everyone[0].rows)
+            constant = [0.0] * len(everyone[0].rows) if nulls is None else nulls
             null = {"name": "constant", "description": "answers every question alike", "scores": constant}
             (at / "null_models.json").write_text(json.dumps({"models": [null]}))
             for answers in everyone:
@@ -147,6 +147,13 @@ def right(number: int, of: int = 100) -> list[float]:
 
 
 # Rules
+
+
+@pytest.mark.parametrize("scores", [[float("nan")] * 100, [-1.0] * 100, [5.0] * 100, ["a"] * 100, [0.0] * 99, []])
+def test_null_models_that_cannot_be_read_are_an_error_and_no_go(house: House, scores: list[Any]):
+    house.scores("odd", nulls=scores, base=right(30), mine=right(70))
+    with pytest.raises(ArtifactError, match=r"null_models\.json.*Evaluate again"):
+        house.judge(scores="odd", base="base")
 
 
 def test_a_model_that_meets_every_demand_goes_out_with_page_card_and_record(house: House):

@@ -67,16 +67,23 @@ class Config(StageConfig):
         default=[], description="names of tasks that are not the student's own: is it forgotten?"
     )
 
-    judge: JudgeSettings | None = Field(default=None, description="model that judges words which no rule judges")
+    judge: JudgeSettings | None = Field(
+        default=None, description="Judging model for answers in words that no rule judges"
+    )
     reward: Path | None = Field(
         default=None,
-        description="reward model that judges these words, right where they score as high as the reference",
+        description="Reward model for such answers: right is a reward of at least the reference's",
     )
-    labels: list[Path] = Field(default=[], description="files of human labels; they win over every other verdict")
+    labels: list[Path] = Field(
+        default=[], description="Files of human labels (puna review), which override every other verdict"
+    )
     answers: Path | None = Field(
-        default=None, description="earlier evaluation whose answers are taken over and only graded anew"
+        default=None, description="Earlier evaluation: its answers are graded anew, and no checkpoint is asked twice"
     )
-    only_judged: bool = Field(default=False, description="leave out questions whose answers nothing here can judge")
+    only_judged: bool = Field(
+        default=False,
+        description="Whether to leave out questions whose answers no rule, judge, reward model or label judges",
+    )
 
     @field_validator("checkpoints")
     @classmethod

@@ -40,14 +40,19 @@ class Config(StageConfig):
     licence: str = Field(default="", description="terms that every artifact made from this inherits")
     apart_from: list[Path] = Field(
         default=[],
-        description="datasets, such as a held-out set, whose questions no row may hold: such rows are left out",
+        description="Datasets, such as a held-out set: rows that hold one of their questions are left out",
     )
     drop_duplicates: Duplicates = Field(
-        default="none", description="keep one of several equal rows; near: also one of several nearly equal rows"
+        default="none",
+        description="Whether to keep one of several equal rows; near: one of several nearly equal rows, too",
     )
-    drop_empty: bool = Field(default=False, description="leave out rows with an answer that has no words and no call")
+    drop_empty: bool = Field(
+        default=False, description="Whether to leave out rows with an answer of no words and no call"
+    )
     max_equal_answers: int | None = Field(
-        default=None, ge=1, description="keep at most so many rows with the same answer, the first ones; default: all"
+        default=None,
+        ge=1,
+        description="Largest number of rows with the same answer, the first ones of the file; default: all",
     )
 
     def made_of(self) -> dict[str, Path]:

@@ -54,6 +54,8 @@ def read_recipe(path: Path) -> Recipe:
             steps += [Step(f"{verb}.{name}", verbs[verb], settings) for name, settings in table.items()]
         else:
             steps.append(Step(verb, verbs[verb], table))
+    if not steps:
+        raise ConfigError(f"{path} has no step", expected=f"at least one table named {', '.join(verbs)}")
     return Recipe(path, Path(out), tuple(_in_file_order(text, steps)))
 
 

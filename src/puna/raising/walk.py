@@ -149,9 +149,12 @@ def _summary(found: Sequence[ForeseenStep], pace: Pace, machine_bytes: int) -> s
     if not running:
         return "all steps are there already"
     memory = f"at most {show_bytes(total['memory_bytes'])}" if total["memory_bytes"] else "memory not known"
+    machine = f"{memory} of this machine's {show_bytes(machine_bytes)}"
+    if len(total["without_estimate"]) == len(running):
+        return f"{len(running)} of {len(found)} steps would run: none of them has an estimate of its time, {machine}."
     lines = [
-        f"{len(running)} of {len(found)} steps would run: about {show_duration(total['seconds'])}, {memory} of "
-        f"this machine's {show_bytes(machine_bytes)}. Times are right within a factor of two where nothing else runs."
+        f"{len(running)} of {len(found)} steps would run: about {show_duration(total['seconds'])}, {machine}. Times "
+        "are right within a factor of two where nothing else runs."
     ]
     if total["without_estimate"]:
         lines.append(f"Without an estimate: {', '.join(total['without_estimate'])}.")

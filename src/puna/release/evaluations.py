@@ -88,6 +88,9 @@ class Evaluation:
         """Return what the null models scored on the candidate's questions; None for an evaluation without them."""
         if self.null_models is None:
             return None
+        if any(len(model["scores"]) != len(candidate.rows) for model in self.null_models):
+            expected = f"{len(candidate.rows):,} scores of each null model, one for every answer of {candidate.name}"
+            raise ArtifactError(f"{self.path / 'null_models.json'}", expected=expected, hint="Evaluate again")
         return [
             Answered(
                 model["description"],
@@ -142,12 +145,31 @@ def read_evaluation(path: Path, setting: str) -> Evaluation:
         speed = json.loads((path / "speed.json").read_text(encoding="utf-8"))
         tasks = [Path(task).name for task in manifest.config["tasks"]]
         temperature = manifest.config["temperature"]
-        nulls = path / "null_models.json"
-        null_models = json.loads(nulls.read_text(encoding="utf-8"))["models"] if nulls.is_file() else None
-        given = found["checkpoints"], found["differences"], speed, null_models, found.get("left_out", 0)
-        return Evaluation(path, tasks, temperature, hashes, *given)
-    except (OSError, ValueError, KeyError) as error:
+        null_models = _read_null_models(path / "null_models.json")
+        scores = found["checkpoints"], found["differences"], speed, null_models, found.get("left_out", 0)
+        return Evaluation(path, tasks, temperature, hashes, *scores)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path / 'scores.json'} ({error})", expected=EXPECTED) from None
+
+
+def _read_null_models(path: Path) -> list[dict[str, Any]] | None:
+    """Read the null models of an evaluation; None where an older version wrote none."""
+    if not path.is_file():
+        return None
+    models = json.loads(path.read_text(encoding="utf-8"))["models"]
+    if not models or not all(map(_is_null_model, models)):
+        expected = "at least one null model, each with a description and a score from 0 to 1, or null, for every answer"
+        raise ArtifactError(f"{path} holds something else", expected=expected, hint="Evaluate again")
+    return models
+
+
+def _is_null_model(model: Any) -> bool:
+    if not (isinstance(model, dict) and isinstance(model.get("description"), str)):
+        return False
+    scores = model.get("scores")
+    return isinstance(scores, list) and all(
+        score is None or (isinstance(score, int | float) and 0 <= score <= 1) for score in scores
+    )
 
 
 def scores_of(evaluation: Evaluation | None, checkpoint: Path) -> Scores | None:

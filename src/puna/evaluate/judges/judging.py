@@ -31,16 +31,25 @@ CHUNK = 64  # Answers between two saves of the verdicts.
 class JudgeSettings(StageConfig):
     """A model that judges words, and what it must show before its verdicts count."""
 
-    checkpoint: Path | None = Field(default=None, description="checkpoint of the judge, which runs in this process")
-    endpoint: str = Field(default="", description="or an OpenAI-compatible address of the judge, up to /v1")
-    model: str = Field(default="", description="name of the judge at the endpoint")
-    key_variable: str = Field(default="", description="environment variable that holds the endpoint's key")
-    rubric: str = Field(default=DEFAULT_RUBRIC, min_length=1, description="when an answer is right, in words")
-    min_agreement: float = Field(
-        default=0.8, gt=0.5, le=1, description="least share of human labels that the judge must agree with"
+    checkpoint: Path | None = Field(
+        default=None, description="Checkpoint of the judging model, which runs in this process"
     )
-    min_labels: int = Field(default=30, ge=5, description="least number of human labels to measure agreement on")
-    max_tokens: int = Field(default=256, ge=16, description="longest reply of the judge, in tokens")
+    endpoint: str = Field(
+        default="", description="OpenAI-compatible address of the judging model, up to /v1, in place of a checkpoint"
+    )
+    model: str = Field(default="", description="Name of the judging model at the endpoint")
+    key_variable: str = Field(default="", description="Environment variable that holds the endpoint's API key")
+    rubric: str = Field(default=DEFAULT_RUBRIC, min_length=1, description="Rubric: in words, when an answer is right")
+    min_agreement: float = Field(
+        default=0.8,
+        gt=0.5,
+        le=1,
+        description="Smallest share of human labels, 0.5 to 1, that the judge must agree with before it judges",
+    )
+    min_labels: int = Field(
+        default=30, ge=5, description="Smallest number of human labels on which the judge's agreement is measured"
+    )
+    max_tokens: int = Field(default=256, ge=16, description="Longest reply of the judge, in tokens")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -5,6 +5,7 @@ from decimal import Decimal
 from itertools import pairwise
 
 from puna.tasks.grading.extraction.fact import Fact, Reading, Scan
+from puna.tasks.grading.extraction.number_words import HUNDREDS
 from puna.tasks.grading.extraction.tables import (
     AFTER_ONLY,
     AMBIGUOUS_NUMBERS,
@@ -31,6 +32,29 @@ AFTER = re.compile(
 PART_OF_WORD = re.compile(rf"(?!(?:st|nd|rd|th|er|ère|ème|e|º|ª|s|x)(?![{LETTER}]))[A-Za-zÀ-ɏ]", re.IGNORECASE)
 LIST_MARK = re.compile(r"^[ \t]*(?:\(?\d{1,2}[.)](?=\s)|#{1,6}\s)", re.MULTILINE)
 HOURS_OF_A_DAY = 24
+
+
+def _larger_numbers(language: str) -> re.Pattern[str]:
+    """Return a pattern whose group "larger" is a number of several words; "two thousand" is none."""
+    # Atomic groups keep "twenty two" whole; "per cent" is no hundred.
+    word, power = rf"(?>{any_of(NUMBER_WORDS[language])})", rf"(?>{any_of(MAGNITUDES)})"
+    hundred = rf"(?<!per )(?<!por )(?<!pour )(?>{any_of(HUNDREDS.split())})"
+    gap, after = ("", "(?:)") if language == "th" else (r"[\s-]", r"(?:\s(?:and|und|et|y|e)\s|[\s-])")
+    begin = "|".join(
+        (
+            rf"{hundred}{after}(?={word}|{power})",
+            rf"{word}{gap}{hundred}",
+            rf"{word}{gap}{power}{after}(?={word}|{hundred})",
+            rf"{word}{gap}(?={word})",
+        )
+    )
+    # A plain word is matched, too, so that no larger number begins within it.
+    rest = rf"(?:{after}?(?:{word}|{hundred}|{power}))*"
+    return re.compile(rf"(?P<larger>(?:{begin}){rest})|{word}", re.IGNORECASE)
+
+
+NUMBER_WORD = {language: re.compile(any_of(words), re.IGNORECASE) for language, words in NUMBER_WORDS.items()}
+LARGER_NUMBERS = {language: _larger_numbers(language) for language in NUMBER_WORDS}
 
 
 def read_numbers(scan: Scan) -> None:
@@ -60,13 +84,18 @@ def read_number_words(scan: Scan) -> None:
     words = NUMBER_WORDS.get(scan.language, {})
     if not words:
         return
-    for match in re.finditer(any_of(words), scan.text, re.IGNORECASE):
+    for match in LARGER_NUMBERS[scan.language].finditer(scan.text):
+        if match["larger"]:
+            scan.take(match.span())  # "two hundred and five" is neither 2 nor 5.
+    for match in NUMBER_WORD[scan.language].finditer(scan.text):
         value = words[match[0].casefold()]
         after = AFTER.match(scan.text, match.end())
-        unit = after["unit"] if after and after["unit"] else ""
+        assert after is not None
+        unit = after["unit"] or ""
         if scan.language == "th" and not unit:
             continue  # The word may be a piece of another: three (สาม) of can (สามารถ).
-        end = after.end() if after and unit else match.end()
+        value *= _factor(after["magnitude"])
+        end = max(match.end(), after.end() if unit else after.end("magnitude"))
         is_clear = value > 1 and (unit != "" or match[0].casefold() not in AMBIGUOUS_NUMBERS)
         fact = _fact(scan.text[match.start() : end], {Decimal(value)}, unit)
         scan.take((match.start(), end), fact._replace(is_required=is_clear, is_exclusive=value > 1 and unit != ""))

@@ -4,6 +4,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from puna.tasks.grading.extraction.number_words import number_words
+
 
 def _index(*columns: str, first: int = 1) -> dict[str, int]:
     """Number the columns: {"january": 1, "januar": 1, "february": 2, ...}."""
@@ -48,22 +50,7 @@ WEEKDAYS = _index(
 # Only as written here: "sun" and "so" are words.
 SHORT_WEEKDAYS = _index("Mon|Mo", "Tues|Tue|Di", "Wed|Mi", "Thurs|Thur|Thu|Do", "Fri|Fr", "Sat|Sa", "Sun|So", first=0)
 
-NUMBER_WORDS = {
-    "en": _index("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    "de": _index("eins", "zwei|zwo", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun", "zehn", "elf", "zwölf"),
-    "fr": _index("un", "deux", "trois", "quatre", "cinq", "six", "sept", "huit", "neuf", "dix", "onze", "douze"),
-    "it": _index("uno", "due", "tre", "quattro", "cinque", "sei", "sette", "otto", "nove", "dieci", "undici", "dodici"),
-    "pt": _index(
-        "um", "dois|duas", "três", "quatro", "cinco", "seis", "sete", "oito", "nove", "dez", "onze", "doze"
-    ),
-    "hi": _index("एक", "दो", "तीन", "चार", "पाँच|पांच", "छह|छः", "सात", "आठ", "नौ", "दस", "ग्यारह", "बारह"),
-    "es": _index(
-        "uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve", "diez", "once", "doce"
-    ),
-    "th": _index(
-        "หนึ่ง", "สอง", "สาม", "สี่", "ห้า", "หก", "เจ็ด", "แปด", "เก้า", "สิบ", "สิบเอ็ด", "สิบสอง"
-    ),
-}  # fmt: skip
+NUMBER_WORDS = {code: number_words(code) for code in ("en", "de", "fr", "it", "pt", "hi", "es", "th")}
 # Number words with another meaning ("neuf" is new, "sei" is you are, "दो" is give), and pieces of Thai words.
 AMBIGUOUS_NUMBERS = {"neuf", "sei", "दो", *NUMBER_WORDS["th"]}
 MAGNITUDES = {
@@ -151,8 +138,11 @@ LETTER = "A-Za-zÀ-ɏ\u0900-\u0963\u0970-\u097f"
 
 def any_of(words: Iterable[str]) -> str:
     """Return a pattern for any of the words as a whole, the longest first; Thai words match within a text."""
-    choices = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-    return rf"(?<![{LETTER}])(?:{choices})(?![{LETTER}])"
+    words = sorted(words, key=len, reverse=True)
+    choices = "|".join(map(re.escape, words))
+    # One look at the first character spares a try of every word at most places.
+    first = "".join(sorted({re.escape(word[0]) for word in words}))
+    return rf"(?<![{LETTER}])(?=[{first}])(?:{choices})(?![{LETTER}])"
 
 
 def guess_language(text: str) -> str:
