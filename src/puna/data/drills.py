@@ -36,7 +36,7 @@ def draw_drill(ids: Sequence[int], source: random.Random) -> Encoded:
 
 
 def draw_run_drill(ids: Sequence[int], source: random.Random) -> Encoded:
-    """Return keys with strings of few different tokens, then the same in another order; the strings are trained."""
+    """Return keys with strings of few different tokens, then the same in another order; its strings are trained."""
     first, *rest = ids
     known = sorted(set(rest))
     num_keys = min(source.randint(MIN_KEYS, MAX_KEYS), max(1, len(known) - 1))

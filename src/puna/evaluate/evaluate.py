@@ -7,6 +7,7 @@ is, the tasks say; this stage trains and filters nothing.
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -33,7 +34,7 @@ from puna.evaluate.grading import Item, calibrate, grade_replies, is_judged_by_r
 from puna.evaluate.judges.judging import Judge, JudgeSettings, RewardJudge
 from puna.evaluate.report import draw_scores, judge_section, print_scores, report
 from puna.evaluate.roles import Roles, casts
-from puna.evaluate.scores import OVERALL, UNJUDGED, Answers, score
+from puna.evaluate.scores import OVERALL, UNJUDGED, Answers, is_judged, score
 from puna.kernels.device import DeviceName
 from puna.run import Run
 from puna.shelf.shelf import follow
@@ -119,8 +120,15 @@ def run(config: Config, run: Run) -> None:
     for name, path in config.checkpoints.items():
         rows = grade_replies(grader, labels, items, asked[name].replies)
         everyone.append(Answers(name, rows, _num_weight_bytes(path), *asked[name][1:]))
-        write_jsonl(run.output / f"conversations-{name}.jsonl", everyone[-1].rows)
-        _tell(run, config, everyone[-1])
+    if config.only_judged:
+        kept = _judged_for_all(everyone)
+        run.log(f"left out {len(items) - len(kept):,} questions that not every checkpoint's answer was judged for")
+        num_left_out += len(items) - len(kept)
+        items = [items[index] for index in kept]
+        everyone = [replace(answers, rows=[answers.rows[index] for index in kept]) for answers in everyone]
+    for answers in everyone:
+        write_jsonl(run.output / f"conversations-{answers.name}.jsonl", answers.rows)
+        _tell(run, config, answers)
     nulls = null_scores(items, grader, seed=config.seed)
     artifact.write_text(run.output / "null_models.json", _dump({"models": nulls}))
     if judged_by:
@@ -205,6 +213,21 @@ def _items(config: Config, run: Run, tasks: Sequence[Task], labels: Labels) -> t
         hint = "Name a judge, a reward model or labels, or leave out only_judged"
         raise ConfigError("only_judged where no question can be judged", expected="at least one", hint=hint)
     return kept, len(items) - len(kept)
+
+
+def _judged_for_all(everyone: Sequence[Answers]) -> list[int]:
+    """Return the questions to which the answer of every checkpoint was judged; ConfigError if there is none."""
+    kept = [
+        index
+        for index, rows in enumerate(zip(*(each.rows for each in everyone), strict=True))
+        if all(map(is_judged, rows))
+    ]
+    if not kept:
+        hint = "Have people judge the answers of each checkpoint (`puna review`), or leave out only_judged"
+        raise ConfigError(
+            "only_judged, but no question was judged for every checkpoint", expected="at least one", hint=hint
+        )
+    return kept
 
 
 def _ask(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
