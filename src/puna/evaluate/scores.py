@@ -130,7 +130,7 @@ def _slice_differences(
     assert [(row["task"], row["id"]) for row in rows] == [(row["task"], row["id"]) for row in others]
     differences: dict[str, dict[str, float]] = {}
     found = slices([rows, others])
-    for name in names:
+    for name in (each for each in names if each != UNJUDGED):
         chosen = found.get(name, Slice([]))
         pair = _values(rows, chosen), _values(others, chosen)
         interval = difference_interval(*pair, _groups(rows, chosen))

@@ -12,6 +12,8 @@ from puna.release.evaluations import Answered
 from puna.release.rules.verdict import Verdict
 
 HINT = "ask more questions whose right answers differ, and judge what the answers say"
+# Where even null models are right nowhere, the exam is hard enough, and the candidate is what is weak.
+HINT_FOR_WEAK_MODEL = "it is hardly better than a model that knows nothing: train it further, or ask more questions"
 
 
 class NullResult(NamedTuple):
@@ -83,7 +85,8 @@ def _reasons(suite: str, exam: Exam | None) -> Iterator[str]:
     if passed:
         best, margin = passed[0], POINTS * (passed[0].comparison.least or 0)
         others = f" (so do {len(passed) - 1} more)" if len(passed) > 1 else ""
+        hint = HINT if POINTS * best.score >= margin else HINT_FOR_WEAK_MODEL
         yield (
             f"exam-too-weak: on the {suite} a model that {best.comparison.name} scores {POINTS * best.score:.1f} %, "
-            f"this one {POINTS * best.candidate_score:.1f} %, not shown to be {margin:.0f} points more{others}; {HINT}"
+            f"this one {POINTS * best.candidate_score:.1f} %, not shown to be {margin:.0f} points more{others}; {hint}"
         )
