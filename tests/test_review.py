@@ -509,11 +509,20 @@ def test_the_summary_counts_compares_and_checks_the_rules(tmp_path: Path):
     assert lines[1] == f"right: both 3, only {FIRST}: 9, only {SECOND}: 0, neither 0"
     assert f"{SECOND} is -75.0 points (-75.0 to -75.0) against {FIRST}" in lines[2]
     assert lines[-1].startswith("the rules agree with 7 of 7")
+    assert not any("judged by nobody" in line for line in lines)
     blind = describe_blind(session, NAMES, len(pairs))
     assert (blind["all_right"], blind["one_right"], blind["none_right"]) == (3, 9, 0)
     assert blind["difference"] == [75.0, 75.0, 75.0]
     part = describe_blind(session, NAMES, 600)["difference"]
     assert part[1] < 50 < 75 < part[2]
+
+
+def test_answers_that_nobody_judged_are_counted_since_the_gate_wants_them(tmp_path: Path):
+    pairs = read_pairs(plain_evaluation(tmp_path / "eval", 12), NAMES)
+    session = open_session(pairs, tmp_path / "labels.jsonl")
+    for _ in range(5):  # those that no rule judged come first
+        judge_next(session)
+    assert describe(session, pairs, NAMES)[-1].startswith("3 questions are judged by nobody yet")
 
 
 # ---- the verb

@@ -44,7 +44,19 @@ def describe(session: Session, pairs: Sequence[Pair], names: Sequence[str]) -> l
             part = [each for each in reviewed if each.pair.is_judged_by_rule == is_rule]
             found = _compared(part, total[is_rule], names) if part else "none judged yet"
             lines.append(f"{title} ({len(part):,} of {total[is_rule]:,}): {found}")
-    return [*lines, *_agreement(reviewed)]
+    return [*lines, *_agreement(reviewed), *_open_answers(reviewed, pairs)]
+
+
+def _open_answers(reviewed: Sequence[Reviewed], pairs: Sequence[Pair]) -> list[str]:
+    """Say how many questions neither a rule nor this review judged, since the gate wants all that decide judged."""
+    seen = {(each.pair.task, each.pair.id) for each in reviewed}
+    num_open = sum(not pair.is_judged_by_rule and (pair.task, pair.id) not in seen for pair in pairs)
+    if not num_open:
+        return []
+    return [
+        f"{num_open:,} questions are judged by nobody yet, and the gate lets no model pass with them: go on with "
+        "--margin 0, or leave them out of the evaluation with --only-judged"
+    ]
 
 
 def _counts(reviewed: Sequence[Reviewed], names: Sequence[str]) -> str:
