@@ -52,7 +52,12 @@ def lower_bound(pairs: Pairs) -> float:
 
 
 def binomial_tail(k: int, n: int, p: float) -> float:
-    """Return P(X >= k) for X ~ Binomial(n, p) with 0 < p < 1."""
+    """Return P(X >= k) for X ~ Binomial(n, p) with 0 < p < 1.
+
+    Example:
+        >>> round(binomial_tail(5, 5, 0.5), 6)
+        0.03125
+    """
     logs = log_factorials(n)
     x = np.arange(k, n + 1)
     return float(np.exp(logs[n] - logs[x] - logs[n - x] + x * math.log(p) + (n - x) * math.log1p(-p)).sum())

@@ -146,7 +146,12 @@ def any_of(words: Iterable[str]) -> str:
 
 
 def guess_language(text: str) -> str:
-    """Return the ISO 639-1 code of a text's language among the eight, "" where its words do not tell."""
+    """Return the ISO 639-1 code of a text's language among the eight, "" where its words do not tell.
+
+    Example:
+        >>> guess_language("Wir öffnen um neun Uhr und schließen um fünf.")
+        'de'
+    """
     if re.search(r"[\u0900-\u097f]{2}", text):
         return "hi"
     if re.search(r"[\u0e00-\u0e7f]{2}", text):
