@@ -130,7 +130,13 @@ def judge_with_labels(
 def grade_replies(
     grader: Grader, labels: Labels, items: Sequence[Item], replies: Sequence[Reply]
 ) -> list[dict[str, Any]]:
-    """Return the lines of conversations-NAME.jsonl, which have all that judging the answers again takes."""
+    """Return the lines of conversations-NAME.jsonl, which have all that judging the answers again takes.
+
+    Example:
+        >>> replies = [Reply(Message("assistant", "At nine."))]
+        >>> grade_replies(Grader(), Labels([]), [Item(task, question)], replies)[0]["score"]
+        1.0
+    """
     judgements = judge_with_labels(grader, labels, items, [reply.message for reply in replies])
     return [_row(*each) for each in zip(items, replies, judgements, strict=True)]
 

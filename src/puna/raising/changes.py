@@ -17,7 +17,12 @@ MAX_SHOWN = 3
 
 @dataclass(frozen=True)
 class Status:
-    """What `puna raise` would do with a step; `reasons` are phrases, `problems` sentences about what would stop it."""
+    """What `puna raise` would do with a step; `reasons` are phrases, `problems` sentences about what would stop it.
+
+    Example:
+        >>> Status("would run", ("steps was 100, and is 200",)).state
+        'would run'
+    """
 
     state: State
     reasons: tuple[str, ...] = ()

@@ -112,6 +112,10 @@ def choose_names(asked: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]
 
     Raises:
         ConfigError: A chosen name is unknown or repeated, or there are more than two.
+
+    Example:
+        >>> choose_names(["base", "teacher", "mine"], [])
+        ('base', 'mine')
     """
     for name in chosen:
         if name not in asked:

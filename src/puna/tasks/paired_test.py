@@ -65,7 +65,12 @@ def binomial_tail(k: int, n: int, p: float) -> float:
 
 @lru_cache(maxsize=64)
 def log_factorials(n: int) -> np.ndarray:
-    """Return log(0!), ..., log(n!)."""
+    """Return log(0!), ..., log(n!).
+
+    Example:
+        >>> log_factorials(3).round(2).tolist()
+        [0.0, 0.0, 0.69, 1.79]
+    """
     return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
 
 

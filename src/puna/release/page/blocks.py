@@ -22,7 +22,12 @@ FOLDED, SHOWN = 700, 450
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading of a section."""
+    """A heading of a section.
+
+    Example:
+        >>> to_markdown("A page", [Heading("What it can do")]).splitlines()[-1]
+        '## What it can do'
+    """
 
     text: str
 
@@ -67,7 +72,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Quote:
-    """A labelled text that somebody else wrote, such as a question. A long one is folded after its beginning."""
+    """A labelled text that somebody else wrote, such as a question. A long one is folded after its beginning.
+
+    Example:
+        >>> Quote("Question", "When do you open?").label
+        'Question'
+    """
 
     label: str
     text: str
@@ -75,7 +85,12 @@ class Quote:
 
 @dataclass(frozen=True)
 class Answer:
-    """One column of SideBySide: an answer, its verdict and the reason for it."""
+    """One column of SideBySide: an answer, its verdict and the reason for it.
+
+    Example:
+        >>> Answer("this model", "At nine.", "right").verdict
+        'right'
+    """
 
     who: str
     text: str
@@ -85,7 +100,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Answers of several models to one question, in columns."""
+    """Answers of several models to one question, in columns.
+
+    Example:
+        >>> answers = [Answer("this model", "At nine.", "right"), Answer("the teacher", "At ten.", "wrong")]
+        >>> [answer.who for answer in SideBySide(answers).answers]
+        ['this model', 'the teacher']
+    """
 
     answers: Sequence[Answer]
 

@@ -34,7 +34,14 @@ class Fact(NamedTuple):
 def draw_language_scene(
     rng: Random, split: Split, code: str, *, refusal_share: float, identifier: str, world: str
 ) -> Scene:
-    """Draw a business, its page and what a customer asks in the language `code`."""
+    """Draw a business, its page and what a customer asks in the language `code`.
+
+    Example:
+        >>> options = {"refusal_share": 0.1, "identifier": "1", "world": "w"}
+        >>> scene = draw_language_scene(Random(0), "train", "de", **options)
+        >>> scene.conversation.metadata["topic"]
+        'language de'
+    """
     spoken = LANGUAGES[code]
     written = spoken if rng.random() < 0.75 else LANGUAGES[rng.choice(tuple(LANGUAGES))]
     name = rng.choice(SHOPS).format(draw_name(rng, split))

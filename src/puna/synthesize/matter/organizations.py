@@ -154,7 +154,13 @@ class Source:
 def draw_organization_scene(
     rng: Random, split: Split, *, refusal_share: float, talk_share: float, identifier: str, world: str
 ) -> Scene:
-    """Draw an organization, its page and a conversation of two to four turns about it."""
+    """Draw an organization, its page and a conversation of two to four turns about it.
+
+    Example:
+        >>> options = {"refusal_share": 0.1, "talk_share": 0.0, "identifier": "1", "world": "w"}
+        >>> draw_organization_scene(Random(0), "train", **options).conversation.messages[0].role
+        'system'
+    """
     name = rng.choice(lexicon.ORGANIZATIONS).format(name=draw_name(rng, split))
     source = Source(rng, split)
     layout = rng.choice(tuple(LAYOUTS))

@@ -137,7 +137,12 @@ LETTER = "A-Za-zÀ-ɏ\u0900-\u0963\u0970-\u097f"
 
 
 def any_of(words: Iterable[str]) -> str:
-    """Return a pattern for any of the words as a whole, the longest first; Thai words match within a text."""
+    """Return a pattern for any of the words as a whole, the longest first; Thai words match within a text.
+
+    Example:
+        >>> re.compile(any_of(["day", "days"])).match("days")[0]
+        'days'
+    """
     words = sorted(words, key=len, reverse=True)
     choices = "|".join(map(re.escape, words))
     # One look at the first character spares a try of every word at most places.
