@@ -34,6 +34,10 @@ def status_of(stage: Stage, config: StageConfig, path: Path, pending: dict[str, 
 
     Args:
         pending: Roles of inputs that earlier steps would make anew, with the names of these steps.
+
+    Example:
+        >>> status_of(step.stage, config, Path("build/sft"), {}).problems
+        ('data.0 = shop does not exist', 'start = base does not exist')
     """
     inputs = config.inputs()
     missing = [

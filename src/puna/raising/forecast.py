@@ -118,7 +118,13 @@ def foresee(recipe: Recipe, configs: Sequence[StageConfig]) -> list[ForeseenStep
 
 
 def pace_of(found: Sequence[ForeseenStep]) -> Pace:
-    """Return the pace of the artifacts that are there, made on whatever machine made them."""
+    """Return the pace of the artifacts that are there, made on whatever machine made them.
+
+    Example:
+        >>> steps = [ForeseenStep(step, Status("there already"), Estimate(), earlier=Cost(300.0, 100.0))]
+        >>> pace_of(steps).factor("sft")
+        3.0
+    """
     pace = Pace()
     for each in found:
         if each.earlier:
@@ -166,7 +172,13 @@ def _lies_in(path: Path, pending: Path) -> bool:
 
 
 def as_json(recipe: Recipe, found: Sequence[ForeseenStep], pace: Pace, machine_bytes: int) -> dict[str, Any]:
-    """Return the dry run as data: a list of steps and the totals; seconds and bytes are numbers or null."""
+    """Return the dry run as data: a list of steps and the totals; seconds and bytes are numbers or null.
+
+    Example:
+        >>> steps = [ForeseenStep(step, Status("would run"), Estimate(seconds=90.0))]
+        >>> as_json(recipe, steps, Pace(), machine_bytes=2**34)["steps"][0]["seconds"]
+        90.0
+    """
     rows = [
         {
             "step": each.step.name,

@@ -104,7 +104,12 @@ def override(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
 
 
 def config_class(stage: Stage) -> type[StageConfig]:
-    """Import a stage's module and return its Config."""
+    """Import a stage's module and return its Config.
+
+    Example:
+        >>> config_class(recipe.steps[1].stage).__module__
+        'puna.train.sft'
+    """
     return import_module(stage.module).Config
 
 

@@ -19,7 +19,12 @@ from puna.run import elapsed, ranks
 
 
 def configs_of(recipe: Recipe) -> list[StageConfig]:
-    """Return the config of every step; ConfigError for the first setting that cannot be."""
+    """Return the config of every step; ConfigError for the first setting that cannot be.
+
+    Example:
+        >>> configs_of(recipe)[1].steps
+        100
+    """
     return [parse_config(config_class(step.stage), resolve(step, recipe), where=step.name) for step in recipe.steps]
 
 

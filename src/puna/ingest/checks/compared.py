@@ -65,6 +65,11 @@ def dialogue_of(row: dict[str, Any]) -> tuple[list[Message], int]:
     """Return the messages without the system message, and how many stand before the last answer.
 
     The chosen answer of a preference counts as its last answer. A document has no message.
+
+    Example:
+        >>> messages = [{"role": "user", "content": "Open?"}, {"role": "assistant", "content": "Yes."}]
+        >>> dialogue_of({"messages": messages})[1]
+        1
     """
     if "chosen" in row:
         prompt = _without_system(row["prompt"])
@@ -110,7 +115,12 @@ def prompt_digest(row: dict[str, Any], words: Sequence[Sequence[str]]) -> int | 
 
 
 def system_texts(row: dict[str, Any]) -> list[str]:
-    """Return the system messages of a row."""
+    """Return the system messages of a row.
+
+    Example:
+        >>> system_texts({"messages": [{"role": "system", "content": "You help."}]})
+        ['You help.']
+    """
     messages = row.get("messages") or row.get("prompt") or []
     return [message["content"] for message in messages if message["role"] == "system"]
 

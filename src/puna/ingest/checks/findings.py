@@ -83,7 +83,13 @@ def find(tables: Sequence[Table], rejected: Sequence[dict[str, str]], num_reject
 
 
 def frequent_answer(table: Table) -> FrequentAnswer | None:
-    """Find the most frequent answer in words; None for fewer than ten answers."""
+    """Find the most frequent answer in words; None for fewer than ten answers.
+
+    Example:
+        >>> table = Table.read("conversations", Path("build/conversations.jsonl"), places)
+        >>> frequent_answer(table) is None  # the table has one answer
+        True
+    """
     counts = Counter(answer for index in table.kept() for answer in table.answers[index])
     if counts.total() < LEAST_ANSWERS:
         return None

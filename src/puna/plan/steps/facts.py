@@ -63,7 +63,12 @@ def network_of(known: Known, path: Path) -> LlamaConfig:
 
 
 def tokenizer_of(known: Known, path: Path) -> Tokenizer:
-    """Return the tokenizer of a checkpoint or tokenizer artifact."""
+    """Return the tokenizer of a checkpoint or tokenizer artifact.
+
+    Example:
+        >>> tokenizer_of(Known(), Path("build/prune")).vocab_size > 0
+        True
+    """
     return Tokenizer.load(tokenizer_path(known, path))
 
 
@@ -84,12 +89,7 @@ def tokenizer_path(known: Known, path: Path) -> Path:
 
 
 def holds_tokenizer(path: Path) -> bool:
-    """Tell whether a directory has a tokenizer file that Puna reads.
-
-    Example:
-        >>> holds_tokenizer(Path("an/empty/folder"))
-        False
-    """
+    """Tell whether a directory has a tokenizer file that Puna reads."""
     return any((path / name).is_file() for name in TOKENIZER_FILES)
 
 

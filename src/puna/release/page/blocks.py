@@ -34,21 +34,36 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Plain words."""
+    """Plain words.
+
+    Example:
+        >>> to_markdown("A page", [Paragraph("It opens at nine.")]).splitlines()[-1]
+        'It opens at nine.'
+    """
 
     text: str
 
 
 @dataclass(frozen=True)
 class Items:
-    """A list of sentences."""
+    """A list of sentences.
+
+    Example:
+        >>> to_markdown("A page", [Items(["one", "two"])]).splitlines()[-2:]
+        ['- one', '- two']
+    """
 
     lines: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns."""
+    """Rows under columns.
+
+    Example:
+        >>> to_markdown("A page", [Table(["model", "score"], [["mine", "90.0 %"]])]).splitlines()[-1]
+        '| mine | 90.0 % |'
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -56,14 +71,24 @@ class Table:
 
 @dataclass(frozen=True)
 class Lines:
-    """Text whose white space counts."""
+    """Text whose white space counts.
+
+    Example:
+        >>> to_markdown("A page", [Lines(["a", "  b"])]).splitlines()[-3:-1]
+        ['a', '  b']
+    """
 
     lines: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG element that is a part of the HTML, and a file FILE beside the Markdown."""
+    """An SVG element that is a part of the HTML, and a file FILE beside the Markdown.
+
+    Example:
+        >>> pictures([Picture("scores.svg", "Scores", "<svg></svg>")])[0].title
+        'Scores'
+    """
 
     file: str
     title: str
@@ -129,7 +154,12 @@ Block = Heading | Paragraph | Items | Table | Lines | Picture | Quote | SideBySi
 
 
 def pictures(blocks: Sequence[Block]) -> list[Picture]:
-    """Return the pictures among these blocks, those in folds included."""
+    """Return the pictures among these blocks, those in folds included.
+
+    Example:
+        >>> [each.file for each in pictures([Details("More", [Picture("scores.svg", "Scores", "<svg></svg>")])])]
+        ['scores.svg']
+    """
     found: list[Picture] = []
     for block in blocks:
         found += [block] if isinstance(block, Picture) else []
@@ -138,7 +168,12 @@ def pictures(blocks: Sequence[Block]) -> list[Picture]:
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
-    """Render a page as Markdown; its first line is the title."""
+    """Render a page as Markdown; its first line is the title.
+
+    Example:
+        >>> to_markdown("A page", [Paragraph("It opens at nine.")]).splitlines()[0]
+        '# A page'
+    """
     return "\n\n".join([f"# {_flat(title)}", *map(_markdown, blocks)]) + "\n"
 
 
@@ -186,7 +221,12 @@ def _clean(text: str) -> str:
 
 
 def to_html(title: str, blocks: Sequence[Block], *, is_go: bool) -> str:
-    """Render a page as HTML that stands alone."""
+    """Render a page as HTML that stands alone.
+
+    Example:
+        >>> "<p>1 &lt; 2</p>" in to_html("A page", [Paragraph("1 < 2")], is_go=True)
+        True
+    """
     return "\n".join(
         [
             "<!DOCTYPE html>",

@@ -25,7 +25,12 @@ Row = dict[str, Any]
 
 
 class Side(NamedTuple):
-    """A model and its graded answers, as rows of conversations-NAME.jsonl."""
+    """A model and its graded answers, as rows of conversations-NAME.jsonl.
+
+    Example:
+        >>> Side("this model", [{"task": "shop", "id": "7/2", "score": 1.0}]).who
+        'this model'
+    """
 
     who: str
     rows: Sequence[Row]
@@ -72,7 +77,13 @@ def choose(sides: Sequence[Side], count: int = COUNT) -> list[Pick]:
 
 
 def show_conversations(sides: Sequence[Side]) -> list[Block]:
-    """Return the section of the page: an introduction, then a fold for each conversation."""
+    """Return the section of the page: an introduction, then a fold for each conversation.
+
+    Example:
+        >>> sections = show_conversations([Side("this model", mine), Side("the teacher", theirs)])
+        >>> [type(section).__name__ for section in sections]
+        ['Paragraph', 'Details', 'Details']
+    """
     picks = choose(sides)
     numbers = [f"{number} {words}" for why, words in WORDS.items() if (number := sum(p.why == why for p in picks))]
     total = f"{len(picks):,} of {len(sides[0].rows):,} questions: {', '.join(numbers)}"

@@ -21,7 +21,12 @@ WEEK, SATURDAY, SUNDAY = range(5), 5, 6
 
 
 class Fact(NamedTuple):
-    """What is true about the business, before any language says it. `first` and `second` bound the hours."""
+    """What is true about the business, before any language says it. `first` and `second` bound the hours.
+
+    Example:
+        >>> Fact("price", "24.90 €", product="Belmar").kind
+        'price'
+    """
 
     kind: str
     value: str = ""

@@ -11,7 +11,12 @@ JOINED = ("{} {}", "{} And: {}", "{} I also want to know: {}", "Two questions: {
 
 
 class Asked(NamedTuple):
-    """A question with its answer; `needles` stand in a right answer, `distractors` do not."""
+    """A question with its answer; `needles` stand in a right answer, `distractors` do not.
+
+    Example:
+        >>> Asked("hours", "When do you open?", "At nine.", needles=("nine",)).kind
+        'hours'
+    """
 
     kind: str
     question: str
@@ -21,7 +26,12 @@ class Asked(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """How one assistant message is judged: the kind of turn, the name of a grade, what the grade needs."""
+    """How one assistant message is judged: the kind of turn, the name of a grade, what the grade needs.
+
+    Example:
+        >>> Expected("hours", "contains", {"contains": ["nine"]}).grade
+        'contains'
+    """
 
     kind: str
     grade: Literal["contains", "tool_call", "refusal"]
@@ -29,7 +39,13 @@ class Expected(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A conversation, and one expectation for each of its assistant messages, in order."""
+    """A conversation, and one expectation for each of its assistant messages, in order.
+
+    Example:
+        >>> turn = make_turn(Asked("hours", "When do you open?", "At nine.", ("nine",)))
+        >>> len(make_scene("We open at nine.", [turn], identifier="1", metadata={}).expected)
+        1
+    """
 
     conversation: Conversation
     expected: tuple[Expected, ...]

@@ -142,7 +142,12 @@ def adapt(config: Config, run: Run, objective: Objective, model: Llama, *, room_
 
 
 def chosen_values(run: Run) -> dict[str, int]:
-    """Return the values that `adapt` chose in this run; empty where the recipe sets all of them."""
+    """Return the values that `adapt` chose in this run; empty where the recipe sets all of them.
+
+    Example:
+        >>> chosen_values(run)
+        {'context': 128}
+    """
     path = run.directory / CHOSEN
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
