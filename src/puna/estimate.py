@@ -11,7 +11,12 @@ from typing import Any
 
 
 class NotKnownYetError(Exception):
-    """An estimate needs a property of an artifact that only the step itself will tell; `path` is that artifact."""
+    """An estimate needs a property of an artifact that only the step itself will tell; `path` is that artifact.
+
+    Example:
+        >>> NotKnownYetError(Path("build/prune")).path.name
+        'prune'
+    """
 
     def __init__(self, path: Path):
         self.path = path

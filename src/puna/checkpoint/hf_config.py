@@ -76,7 +76,12 @@ def parse_config(raw: dict[str, Any], path: Path, *, is_reward: bool = False) ->
 
 
 def names_reward_model(raw: dict[str, Any]) -> bool:
-    """Tell whether a config is that of a model that judges answers in the place of writing them."""
+    """Tell whether a config is that of a model that judges answers in the place of writing them.
+
+    Example:
+        >>> names_reward_model({"architectures": ["LlamaForCausalLM"]})
+        False
+    """
     return raw.get("architectures") == [REWARD_ARCHITECTURE]
 
 

@@ -8,7 +8,12 @@ from puna.chat.conversation import Conversation, Message
 
 
 class Prompt(NamedTuple):
-    """A conversation that waits for the assistant, and the seed of its answer."""
+    """A conversation that waits for the assistant, and the seed of its answer.
+
+    Example:
+        >>> Prompt(Conversation((Message("user", "Are you open?"),)), seed=7).seed
+        7
+    """
 
     conversation: Conversation
     seed: int = 0
@@ -16,7 +21,12 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling settings of all prompts; temperature 0 takes the most likely token."""
+    """Sampling settings of all prompts; temperature 0 takes the most likely token.
+
+    Example:
+        >>> Sampling(max_tokens=64)
+        Sampling(temperature=0.0, top_p=1.0, max_tokens=64)
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -24,7 +34,12 @@ class Sampling:
 
 
 class Reply(NamedTuple):
-    """The answer to one prompt. `failure` says why there is none; "length" as finish reason marks one cut off."""
+    """The answer to one prompt. `failure` says why there is none; "length" as finish reason marks one cut off.
+
+    Example:
+        >>> Reply(Message("assistant", "We open at"), 3, finish_reason="length").is_truncated
+        True
+    """
 
     message: Message = Message("assistant")
     num_tokens: int = 0

@@ -36,7 +36,13 @@ _OPENER = urllib.request.build_opener(_NoRedirect)
 
 @dataclass(frozen=True)
 class EndpointCompleter:
-    """A model behind an API. `url` is the address before /chat/completions; `wait` sleeps for so many seconds."""
+    """A model behind an API. `url` is the address before /chat/completions; `wait` sleeps for so many seconds.
+
+    Example:
+        >>> model = EndpointCompleter("http://localhost:8000/v1", "own-llama", key="", max_batch=8)
+        >>> model.complete([Prompt(conversation)], Sampling())[0].message.content
+        'We open at nine.'
+    """
 
     url: str
     model: str

@@ -19,7 +19,13 @@ NO_ROOM = "the prompt leaves no room for an answer"
 
 @dataclass(frozen=True)
 class LocalCompleter:
-    """A checkpoint's directory, or an adapter's beside its base."""
+    """A checkpoint's directory, or an adapter's beside its base.
+
+    Example:
+        >>> model = LocalCompleter.open(Path("build/prune"), device="cpu")
+        >>> [reply.failure for reply in model.complete([Prompt(conversation)], Sampling(max_tokens=16))]
+        ['']
+    """
 
     sampler: LocalSampler
     chat: ChatFormat

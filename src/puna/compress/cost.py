@@ -42,7 +42,12 @@ def estimate_pruning(
 
 
 def likely_size(parent: LlamaConfig, parameters: int | str, heads: HeadCut, multiple: int) -> LlamaConfig:
-    """Return sizes with so many parameters: those that a search would choose if all cuts cost alike."""
+    """Return sizes with so many parameters: those that a search would choose if all cuts cost alike.
+
+    Example:
+        >>> likely_size(SIZES["1b"], "500M", "groups", 64).num_parameters < 500_000_000
+        True
+    """
     most = parse_count(parameters)
     require_reachable(parent, most, heads, multiple)
     curves = {

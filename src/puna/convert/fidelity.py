@@ -29,6 +29,10 @@ class Tolerance(NamedTuple):
     Attributes:
         difference: most root mean square difference of logits, as a share of the logits' standard deviation.
         agreement: least share of tokens with the same most likely next token.
+
+    Example:
+        >>> Tolerance(0.03, 0.97).beside(Tolerance(0.04, 0.95))
+        Tolerance(difference=0.05, agreement=0.95)
     """
 
     difference: float
@@ -54,7 +58,12 @@ LLAMA_CPP |= {"Q8_0": Tolerance(0.04, 0.97), "Q4_0": Tolerance(0.04, 0.95)}
 
 
 def peer_tolerance(precision: str, kind: str | None) -> Tolerance:
-    """Return what Puna in `precision` may differ by from the peer: llama.cpp with matrices of `kind`, else the same."""
+    """Return what Puna in `precision` may differ by from the peer: llama.cpp with matrices of `kind`, else the same.
+
+    Example:
+        >>> peer_tolerance("bfloat16", None)
+        Tolerance(difference=0.03, agreement=0.97)
+    """
     ours = SAME_PRECISION[precision]
     return ours if kind is None else ours.beside(LLAMA_CPP[kind])
 

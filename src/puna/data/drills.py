@@ -36,7 +36,13 @@ def draw_drill(ids: Sequence[int], source: random.Random) -> Encoded:
 
 
 def draw_run_drill(ids: Sequence[int], source: random.Random) -> Encoded:
-    """Return keys with strings of few different tokens, then the same in another order; its strings are trained."""
+    """Return keys with strings of few different tokens, then the same in another order; its strings are trained.
+
+    Example:
+        >>> drill = draw_run_drill([1, 10, 11, 12, 13, 14, 15], random.Random(0))
+        >>> len(drill.ids) == len(drill.mask)
+        True
+    """
     first, *rest = ids
     known = sorted(set(rest))
     num_keys = min(source.randint(MIN_KEYS, MAX_KEYS), max(1, len(known) - 1))

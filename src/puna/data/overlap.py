@@ -124,7 +124,12 @@ def find_rows(
 
 
 def too_short(probes: Sequence[Probe], *, n: int = 13) -> list[str]:
-    """Name the probes that are too short to be told from chance by their n-grams: find_rows finds none of these."""
+    """Name the probes that are too short to be told from chance by their n-grams: find_rows finds none of these.
+
+    Example:
+        >>> too_short([Probe("shop/1", "Are you open?")])
+        ['shop/1']
+    """
     sought = _Sought(probes, n)
     return [probe.name for index, probe in enumerate(probes) if sought.is_too_short(index)]
 

@@ -45,7 +45,12 @@ OPPOSITES: Mapping[Change, Change] = {
 
 
 def place_of(code: str) -> int:
-    """Return the place of a finding in ORDER, from 0."""
+    """Return the place of a finding in ORDER, from 0.
+
+    Example:
+        >>> place_of("mask-empty")
+        0
+    """
     return ORDER.index(code)
 
 

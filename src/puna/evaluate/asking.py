@@ -16,7 +16,12 @@ from puna.run import Run
 
 
 class Asked(NamedTuple):
-    """The replies of one checkpoint in the order of the questions, and what generating them took."""
+    """The replies of one checkpoint in the order of the questions, and what generating them took.
+
+    Example:
+        >>> Asked([Reply(Message("assistant", "At nine."), 3)], 3, 20, seconds=0.5).num_tokens
+        3
+    """
 
     replies: list[Reply]
     num_tokens: int
@@ -25,7 +30,13 @@ class Asked(NamedTuple):
 
 
 def ask(model: Completer, sampling: Sampling, seed: int, run: Run, name: str, items: Sequence[Item]) -> Asked:
-    """Let one checkpoint answer all questions."""
+    """Let one checkpoint answer all questions.
+
+    Example:
+        >>> asked = ask(completer, Sampling(max_tokens=64), 0, run, "mine", [Item(task, question)])
+        >>> len(asked.replies)
+        1
+    """
     prompts = [_prompt(item, seed) for item in items]
     # The first request pays for what later ones find ready; it is no part of the speed.
     model.complete(prompts[:1], replace(sampling, max_tokens=min(2, sampling.max_tokens)))
@@ -45,11 +56,21 @@ def _prompt(item: Item, seed: int) -> Prompt:
 
 
 def to_json(reply: Reply) -> dict[str, Any]:
-    """Return a reply as the run keeps it in case of an interruption."""
+    """Return a reply as the run keeps it in case of an interruption.
+
+    Example:
+        >>> to_json(Reply(Message("assistant", "At nine."), 3))["message"]["content"]
+        'At nine.'
+    """
     return {**reply._asdict(), "message": reply.message.to_json()}
 
 
 def from_json(row: dict[str, Any]) -> Reply:
-    """Return the reply that `to_json` wrote."""
+    """Return the reply that `to_json` wrote.
+
+    Example:
+        >>> from_json(to_json(Reply(Message("assistant", "At nine."), 3))).num_tokens
+        3
+    """
     (message,) = Conversation.from_json({"messages": [row["message"]]}).messages
     return Reply(**{**row, "message": message})

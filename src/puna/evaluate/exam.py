@@ -60,7 +60,12 @@ def _scores(
 
 
 def mean_score(scores: Sequence[float | None]) -> float:
-    """Return the mean of the scores that are known, 0 where none is."""
+    """Return the mean of the scores that are known, 0 where none is.
+
+    Example:
+        >>> mean_score([1.0, None, 0.0])
+        0.5
+    """
     known = [score for score in scores if score is not None]
     return sum(known) / len(known) if known else 0.0
 
@@ -80,7 +85,12 @@ def describe_null_scores(nulls: Sequence[dict[str, Any]]) -> str:
 
 
 def null_table(nulls: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Return the rows of report.md: what each null model does, and its score in % where an answer was judged."""
+    """Return the rows of report.md: what each null model does, and its score in % where an answer was judged.
+
+    Example:
+        >>> null_table([{"description": "answers nothing", "scores": [0.0, None, 1.0]}])
+        [['answers nothing', '50.0']]
+    """
     return [
         [null["description"], f"{100 * mean_score(null['scores']):.1f}" if _is_judged(null) else "not judged"]
         for null in nulls

@@ -27,14 +27,24 @@ HOW_TO_LABEL = (
 
 
 class Item(NamedTuple):
-    """A question and the task that it belongs to."""
+    """A question and the task that it belongs to.
+
+    Example:
+        >>> Item(task, question).task.name
+        'shop'
+    """
 
     task: Task
     question: Question
 
 
 class Judgement(NamedTuple):
-    """The grade of an answer and who judged its content, "" where nobody did; `evidence` is a judge's quote."""
+    """The grade of an answer and who judged its content, "" where nobody did; `evidence` is a judge's quote.
+
+    Example:
+        >>> Judgement(Grade(1.0, "says the same time"), "judge", "At nine.").to_json()["judged_by"]
+        'judge'
+    """
 
     grade: Grade
     judged_by: JudgedBy = "rule"
@@ -93,6 +103,11 @@ def judge_with_labels(
     """Judge one message for each item; where people labelled this very answer, as they did.
 
     An answer on which reviewers disagree is not judged.
+
+    Example:
+        >>> labels = Labels([Label("shop", "1", answer.to_json(), True, "ada", "2026-12-01T09:30:00+00:00")])
+        >>> [each.judged_by for each in judge_with_labels(Grader(), labels, items, [answer])]
+        ['person']
     """
     disputed = {answer_key(each.task, each.id, each.answer) for each in labels.disagreements}
     judgements: dict[int, Judgement] = {}
@@ -115,7 +130,13 @@ def judge_with_labels(
 def grade_replies(
     grader: Grader, labels: Labels, items: Sequence[Item], replies: Sequence[Reply]
 ) -> list[dict[str, Any]]:
-    """Return the lines of conversations-NAME.jsonl, which have all that judging the answers again takes."""
+    """Return the lines of conversations-NAME.jsonl, which have all that judging the answers again takes.
+
+    Example:
+        >>> replies = [Reply(Message("assistant", "At nine."))]
+        >>> grade_replies(Grader(), Labels([]), [Item(task, question)], replies)[0]["score"]
+        1.0
+    """
     judgements = judge_with_labels(grader, labels, items, [reply.message for reply in replies])
     return [_row(*each) for each in zip(items, replies, judgements, strict=True)]
 
@@ -139,12 +160,24 @@ def _row(item: Item, reply: Reply, judgement: Judgement) -> dict[str, Any]:
 
 
 def is_judged_by_rule(item: Item) -> bool:
-    """Tell whether the rule of a question judges the content of an answer."""
+    """Tell whether the rule of a question judges the content of an answer.
+
+    Example:
+        >>> is_judged_by_rule(Item(task, Question("1", conversation, {"contains": ["nine"]})))
+        True
+        >>> is_judged_by_rule(Item(task, Question("2", conversation, {"no_call": True}, "no_call")))
+        False
+    """
     return item.task.grade(item.question, Message("assistant")).is_judged
 
 
 def labelled_cases(labels: Labels, items: Mapping[tuple[str, str], Item]) -> list[tuple[Case, bool]]:
-    """Return the labelled answers that a judge would have to judge: words that no rule judges."""
+    """Return the labelled answers that a judge would have to judge: words that no rule judges.
+
+    Example:
+        >>> [verdict for _, verdict in labelled_cases(labels, {("shop", "1"): Item(task, question)})]
+        [True]
+    """
     cases: dict[str, tuple[Case, bool]] = {}
     for label in labels:
         item = items.get((label.task, label.id))
@@ -159,7 +192,12 @@ def labelled_cases(labels: Labels, items: Mapping[tuple[str, str], Item]) -> lis
 
 
 def agreement_with(judge: Judge | RewardJudge, cases: Sequence[tuple[Case, bool]]) -> Agreement:
-    """Let a judge judge labelled answers, and compare."""
+    """Let a judge judge labelled answers, and compare.
+
+    Example:
+        >>> agreement_with(judge, labelled_cases(labels, items)).share
+        1.0
+    """
     rulings = judge.rule([case for case, _ in cases])
     decided = [
         (case, label, ruling.is_right is True)
@@ -180,6 +218,11 @@ def calibrate(
 
     Raises:
         ConfigError: A judge without enough labels, or one that agrees too little with people.
+
+    Example:
+        >>> grader, told = calibrate(None, Labels([]), [task], run)
+        >>> grader.judge is None, told
+        (True, {})
     """
     items = {(task.name, question.id): Item(task, question) for task in tasks for question in task.questions}
     if len(labels):
@@ -201,7 +244,12 @@ def calibrate(
 
 
 def num_undecided(rows: Sequence[dict[str, Any]]) -> int:
-    """Count the answers that a judge left undecided."""
+    """Count the answers that a judge left undecided.
+
+    Example:
+        >>> num_undecided([{"judged_by": "judge", "reason": "undecided: the judge's two orders disagree"}])
+        1
+    """
     return sum(row["judged_by"] == "judge" and row["reason"].startswith(UNDECIDED) for row in rows)
 
 
@@ -230,6 +278,11 @@ def require_agreement(judge: Judge, agreement: Agreement) -> None:
 
 
 def similarity(question: Question, message: Message) -> float | None:
-    """Return chrF of an answer to the reference, None where a question has no reference."""
+    """Return chrF of an answer to the reference, None where a question has no reference.
+
+    Example:
+        >>> similarity(Question("1", conversation, {"reference": "At nine."}), Message("assistant", "At nine."))
+        1.0
+    """
     reference = reference_of(question)
     return round(chrf(reference, message.content), 4) if reference else None

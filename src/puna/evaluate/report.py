@@ -47,7 +47,14 @@ def print_scores(scores: dict[str, Any], everyone: Sequence[Answers], console: C
 
 
 def judge_section(judged_by: dict[str, Any]) -> str:
-    """Return the part of report.md about a judge or reward model, as judge.json has it; "" where there was none."""
+    """Return the part of report.md about a judge or reward model, as judge.json has it; "" where there was none.
+
+    Example:
+        >>> judge_section({})
+        ''
+        >>> judge_section({"judged_by": "reward", "judge": "reward", "agreement": None})
+        'The reward model `reward` was compared with no human label.'
+    """
     if not judged_by:
         return ""
     is_judge = judged_by["judged_by"] == "judge"

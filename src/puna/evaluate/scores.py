@@ -34,7 +34,12 @@ class Answers:
 
 
 def is_judged(row: dict[str, Any]) -> bool:
-    """Tell whether the content of an answer was judged; evaluations before this field existed judged every answer."""
+    """Tell whether the content of an answer was judged; evaluations before this field existed judged every answer.
+
+    Example:
+        >>> is_judged({"score": 1.0}), is_judged({"score": 1.0, "judged": False})
+        (True, False)
+    """
     return row.get("judged", True)
 
 

@@ -30,6 +30,10 @@ class Answer:
         adapter_int4_bytes: memory of the same run over an int4 base.
         smaller_model: the largest published size whose adapter run fits, where this one's does not.
         lines: the same in sentences.
+
+    Example:
+        >>> answer("1b", SIZES["1b"], serving, service, Machine(DEVICES["h100"], 1)).adapter.fits
+        True
     """
 
     serving: ServicePlan
@@ -41,7 +45,14 @@ class Answer:
 
 
 def answer(name: str, config: LlamaConfig, serving: ServicePlan, service: Service, machine: Machine) -> Answer:
-    """Compute both runs and say in a few lines whether they fit; `serving` is the plan of the model as it is stored."""
+    """Compute both runs and say in a few lines whether they fit; `serving` is the plan of the model as it is stored.
+
+    Example:
+        >>> machine, service = Machine(DEVICES["h100"], 1), Service(context=8192)
+        >>> serving = plan_service(SIZES["1b"], "bfloat16", service, machine)
+        >>> answer("1b", SIZES["1b"], serving, service, machine).lines[0]
+        '1b fits on one h100 for serving at 8,192 tokens: 2.6 GiB needed in bfloat16, 71.1 GiB usable.'
+    """
     adapter = plan_training(config, ADAPTER, machine)
     others = (plan_service(config, dtype, service, machine) for dtype in SMALLER)
     smaller = () if serving.fits else tuple(each for each in others if each.fits)

@@ -161,7 +161,12 @@ def _logits_bytes(widths: LlamaConfig, training: Training, *, is_full: bool) -> 
 
 
 def logits_at_once(widths: LlamaConfig, num_tokens: int) -> int:
-    """Count the logits that are held while the loss of so many tokens is computed."""
+    """Count the logits that are held while the loss of so many tokens is computed.
+
+    Example:
+        >>> logits_at_once(SIZES["1b"], num_tokens=4096)
+        33474816
+    """
     return min(num_tokens, max(1, CHUNK_VALUES // widths.vocab_size)) * widths.vocab_size
 
 

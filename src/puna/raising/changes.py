@@ -17,7 +17,12 @@ MAX_SHOWN = 3
 
 @dataclass(frozen=True)
 class Status:
-    """What `puna raise` would do with a step; `reasons` are phrases, `problems` sentences about what would stop it."""
+    """What `puna raise` would do with a step; `reasons` are phrases, `problems` sentences about what would stop it.
+
+    Example:
+        >>> Status("would run", ("steps was 100, and is 200",)).state
+        'would run'
+    """
 
     state: State
     reasons: tuple[str, ...] = ()
@@ -29,6 +34,10 @@ def status_of(stage: Stage, config: StageConfig, path: Path, pending: dict[str, 
 
     Args:
         pending: Roles of inputs that earlier steps would make anew, with the names of these steps.
+
+    Example:
+        >>> status_of(step.stage, config, Path("build/sft"), {}).problems
+        ('data.0 = shop does not exist', 'start = base does not exist')
     """
     inputs = config.inputs()
     missing = [

@@ -145,7 +145,12 @@ def _require_apart(path: Path, inputs: dict[str, Path]) -> None:
 
 
 def is_there(stage: Stage, path: Path, key: str) -> bool:
-    """Tell whether `path` holds what this key gives; ArtifactError if it holds what is not this stage's to replace."""
+    """Tell whether `path` holds what this key gives; ArtifactError if it holds what is not this stage's to replace.
+
+    Example:
+        >>> is_there(stage, Path("build/not-made-yet"), key)
+        False
+    """
     if not path.exists():
         return False
     if not artifact.is_artifact(path):
@@ -205,7 +210,12 @@ def _prepare(directory: Path, key: str, config: StageConfig) -> None:
 
 
 def is_prepared(directory: Path, key: str) -> bool:
-    """Tell whether a run directory belongs to a run with this key that has not finished."""
+    """Tell whether a run directory belongs to a run with this key that has not finished.
+
+    Example:
+        >>> is_prepared(Path("build/.runs/never-run"), key="0a1b")
+        False
+    """
     marker = directory / "key"
     return marker.is_file() and marker.read_text() == key
 
@@ -221,7 +231,12 @@ def _timed(directory: Path) -> Iterator[None]:
 
 
 def read_seconds(directory: Path) -> float:
-    """Return how long the executions of a run took that are over; a killed one does not count."""
+    """Return how long the executions of a run took that are over; a killed one does not count.
+
+    Example:
+        >>> read_seconds(Path("build/.runs/never-run"))
+        0.0
+    """
     path = directory / SECONDS
     return float(path.read_text()) if path.is_file() else 0.0
 

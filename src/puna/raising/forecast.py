@@ -19,7 +19,12 @@ ENOUGH_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Cost:
-    """Time that a finished step took, and the forecast before it; None where there was none."""
+    """Time that a finished step took, and the forecast before it; None where there was none.
+
+    Example:
+        >>> Cost(seconds=300.0, foreseen_seconds=100.0).seconds
+        300.0
+    """
 
     seconds: float
     foreseen_seconds: float | None
@@ -32,6 +37,10 @@ class ForeseenStep:
     Attributes:
         unknown: Reason why there is no estimate: "known once ingest.train has run".
         earlier: Cost of the run that made the artifact at the step's path, whatever its settings were.
+
+    Example:
+        >>> ForeseenStep(step, Status("would run"), Estimate(seconds=90.0)).runs
+        True
     """
 
     step: Step
@@ -109,7 +118,13 @@ def foresee(recipe: Recipe, configs: Sequence[StageConfig]) -> list[ForeseenStep
 
 
 def pace_of(found: Sequence[ForeseenStep]) -> Pace:
-    """Return the pace of the artifacts that are there, made on whatever machine made them."""
+    """Return the pace of the artifacts that are there, made on whatever machine made them.
+
+    Example:
+        >>> steps = [ForeseenStep(step, Status("there already"), Estimate(), earlier=Cost(300.0, 100.0))]
+        >>> pace_of(steps).factor("sft")
+        3.0
+    """
     pace = Pace()
     for each in found:
         if each.earlier:
@@ -118,7 +133,12 @@ def pace_of(found: Sequence[ForeseenStep]) -> Pace:
 
 
 def read_cost(path: Path) -> Cost | None:
-    """Read what the run that made an artifact took; None for artifacts that do not say it."""
+    """Read what the run that made an artifact took; None for artifacts that do not say it.
+
+    Example:
+        >>> read_cost(Path("build/not-made-yet")) is None
+        True
+    """
     try:
         return Cost(**json.loads((path / COST).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -152,7 +172,13 @@ def _lies_in(path: Path, pending: Path) -> bool:
 
 
 def as_json(recipe: Recipe, found: Sequence[ForeseenStep], pace: Pace, machine_bytes: int) -> dict[str, Any]:
-    """Return the dry run as data: a list of steps and the totals; seconds and bytes are numbers or null."""
+    """Return the dry run as data: a list of steps and the totals; seconds and bytes are numbers or null.
+
+    Example:
+        >>> steps = [ForeseenStep(step, Status("would run"), Estimate(seconds=90.0))]
+        >>> as_json(recipe, steps, Pace(), machine_bytes=2**34)["steps"][0]["seconds"]
+        90.0
+    """
     rows = [
         {
             "step": each.step.name,
@@ -173,7 +199,13 @@ def as_json(recipe: Recipe, found: Sequence[ForeseenStep], pace: Pace, machine_b
 
 
 def total_of(found: Sequence[ForeseenStep], pace: Pace) -> dict[str, Any]:
-    """Return the time of all steps that would run, the most memory of one, and the steps without an estimate."""
+    """Return the time of all steps that would run, the most memory of one, and the steps without an estimate.
+
+    Example:
+        >>> steps = [ForeseenStep(step, Status("would run"), Estimate(seconds=90.0, memory_bytes=2**30))]
+        >>> total_of(steps, Pace())
+        {'seconds': 90.0, 'memory_bytes': 1073741824, 'without_estimate': []}
+    """
     seconds = [pace.seconds(each) for each in found]
     without = [each.step.name for each, time in zip(found, seconds, strict=True) if time is None]
     memory = max((each.estimate.memory_bytes or 0 for each in found), default=0)

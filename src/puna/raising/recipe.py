@@ -15,7 +15,12 @@ from puna.stages import STAGES, Stage
 
 @dataclass(frozen=True)
 class Step:
-    """One table of a recipe: `[sft]`, or `[sft.teacher]` where a stage appears more than once."""
+    """One table of a recipe: `[sft]`, or `[sft.teacher]` where a stage appears more than once.
+
+    Example:
+        >>> [step.name for step in read_recipe(Path("shop.toml")).steps]
+        ['ingest.train', 'sft']
+    """
 
     name: str
     stage: Stage
@@ -24,7 +29,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A TOML file read: where to write, and the steps in the file's order."""
+    """A TOML file read: where to write, and the steps in the file's order.
+
+    Example:
+        >>> read_recipe(Path("shop.toml")).out.as_posix()
+        'build/shop'
+    """
 
     path: Path
     out: Path
@@ -32,7 +42,13 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe; ConfigError for what is not TOML or not a stage. Relative paths start at the current directory."""
+    """Read a recipe; ConfigError for what is not TOML or not a stage. Relative paths start at the current directory.
+
+    Example:
+        >>> recipe = read_recipe(Path("shop.toml"))
+        >>> [step.name for step in recipe.steps]
+        ['ingest.train', 'sft']
+    """
     try:
         text = path.read_text(encoding="utf-8")
         tables = tomllib.loads(text)
@@ -60,7 +76,13 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def override(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    """Set `{"sft.teacher.optim.lr": 1e-4}` over what the file says."""
+    """Set `{"sft.teacher.optim.lr": 1e-4}` over what the file says.
+
+    Example:
+        >>> changed = override(recipe, {"sft.optim.lr": 1e-4})
+        >>> changed.steps[1].table["optim"]
+        {'lr': 0.0001}
+    """
     steps = [replace(step, table=copy.deepcopy(step.table)) for step in recipe.steps]
     for key, value in settings.items():
         step = next((step for step in steps if key.startswith(step.name + ".")), None)
@@ -82,7 +104,12 @@ def override(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
 
 
 def config_class(stage: Stage) -> type[StageConfig]:
-    """Import a stage's module and return its Config."""
+    """Import a stage's module and return its Config.
+
+    Example:
+        >>> config_class(recipe.steps[1].stage).__module__
+        'puna.train.sft'
+    """
     return import_module(stage.module).Config
 
 
@@ -90,6 +117,10 @@ def resolve(step: Step, recipe: Recipe) -> dict[str, Any]:
     """Return a step's table with "@name" replaced by the path of that artifact, in any depth.
 
     Raises ConfigError unless the step named stands above: below it would be read before it is made.
+
+    Example:
+        >>> resolve(recipe.steps[1], recipe)["data"][0]
+        'build/shop/ingest.train'
     """
     names = [each.name for each in recipe.steps]
     above = names[: names.index(step.name)]

@@ -19,12 +19,22 @@ from puna.run import elapsed, ranks
 
 
 def configs_of(recipe: Recipe) -> list[StageConfig]:
-    """Return the config of every step; ConfigError for the first setting that cannot be."""
+    """Return the config of every step; ConfigError for the first setting that cannot be.
+
+    Example:
+        >>> configs_of(recipe)[1].steps
+        100
+    """
     return [parse_config(config_class(step.stage), resolve(step, recipe), where=step.name) for step in recipe.steps]
 
 
 def end_at(recipe: Recipe, until: str) -> Recipe:
-    """Return the recipe up to the step of this name; ConfigError with a suggestion where there is none."""
+    """Return the recipe up to the step of this name; ConfigError with a suggestion where there is none.
+
+    Example:
+        >>> [step.name for step in end_at(recipe, "ingest.train").steps]
+        ['ingest.train']
+    """
     names = [step.name for step in recipe.steps]
     if until not in names:
         raise ConfigError(
@@ -100,7 +110,12 @@ class _Clock:
 
 
 def time_left(steps: Sequence[ForeseenStep], pace: Pace) -> str:
-    """Say the time of some steps, and how many of them have no estimate: "about 3.1 min left, 2 steps not counted"."""
+    """Say the time of some steps, and how many of them have no estimate: "about 3.1 min left, 2 steps not counted".
+
+    Example:
+        >>> time_left([ForeseenStep(step, Status("would run"), Estimate(seconds=90.0))], Pace())
+        'about 90.0 s left'
+    """
     total = total_of(steps, pace)
     without = len(total["without_estimate"])
     named = f", {without} step{'s' if without > 1 else ''} not counted" if without else ""

@@ -26,15 +26,15 @@ class Gate(StageConfig):
         default=0.0,
         gt=-1,
         lt=1,
-        description="Lead over the base on the task that must be exceeded; below 0, the largest drop that is allowed",
+        description="Lead over the base on the task, as a share of 1, to be exceeded; negative: the largest drop",
     )
     teacher_margin: float = Field(default=0.05, ge=0, lt=1, description="to be at most so much below the teacher")
     in_use_margin: float = Field(default=0.02, ge=0, lt=1, description="to be at most so much below the model in use")
     null_margin: float = Field(
-        default=0.05, ge=0, lt=1, description="Smallest lead over every model that knows nothing, as a share of 1"
+        default=0.05, ge=0, lt=1, description="Lead over every null model, as a share of 1, that must be exceeded"
     )
     max_unjudged: float = Field(
-        default=0.0, ge=0, le=1, description="Largest share of answers whose content nobody judged"
+        default=0.0, ge=0, le=1, description="Largest share of answers, 0 to 1, without a judgement of their content"
     )
     general_margin: float = Field(default=0.03, ge=0, lt=1, description="most to be forgotten of the general suite")
     max_megabytes: float | None = Field(default=None, gt=0, description="most that the weights may take on the disk")

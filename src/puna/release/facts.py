@@ -119,7 +119,12 @@ def hub_name(node: Node | None) -> str:
 
 
 class OpenModel(NamedTuple):
-    """The published model that a candidate was made from; `hashes` are the contents of its forms in the lineage."""
+    """The published model that a candidate was made from; `hashes` are the contents of its forms in the lineage.
+
+    Example:
+        >>> OpenModel("meta-llama/Llama-3.2-1B", frozenset({"sha256:0a1b"})).name
+        'meta-llama/Llama-3.2-1B'
+    """
 
     name: str
     hashes: frozenset[str]
@@ -149,7 +154,12 @@ def open_model_of(tree: Node) -> OpenModel | None:
 
 
 def is_border(node: Node) -> bool:
-    """Tell whether a node imports a model from outside: published files or a release, not a stage's own output."""
+    """Tell whether a node imports a model from outside: published files or a release, not a stage's own output.
+
+    Example:
+        >>> is_border({"stage": "import", "inputs": {"source": {"stage": None}}})
+        True
+    """
     origins = node["inputs"].values()
     return node.get("stage") == "import" and all(each.get("stage") in (None, "release") for each in origins)
 

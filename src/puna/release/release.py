@@ -54,9 +54,11 @@ class Config(StageConfig):
     name: str = Field(description="its name: letters, digits, '.', '_' and '-'")
     scores: Path | None = Field(default=None, description="an evaluation of it, and of the others, on their task")
     general: Path | None = Field(default=None, description="an evaluation on what must not be forgotten")
-    base: Path | None = Field(default=None, description="the open model it was made from: it has to be better")
+    base: Path | None = Field(
+        default=None, description="Checkpoint of the open model that the release was made from and has to surpass"
+    )
     start: Path | None = Field(
-        default=None, description="The same network before it learned from your data, such as the pruned model"
+        default=None, description="Checkpoint of the same network before training on your data, such as a pruned model"
     )
     teacher: Path | None = Field(default=None, description="what it learned from: it must not be far below")
     in_use: Path | None = Field(default=None, description="what it would replace, or a folder of promoted releases")

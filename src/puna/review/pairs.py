@@ -64,6 +64,11 @@ def read_pairs(evaluation: Path, names: Sequence[str]) -> list[Pair]:
     Raises:
         ConfigError: A checkpoint has no answers in the evaluation.
         DataError: The answers cannot be read, or the two checkpoints were asked different questions.
+
+    Example:
+        >>> pairs = read_pairs(Path("build/evaluate"), ["base", "mine"])
+        >>> [answer.checkpoints for answer in pairs[0].answers]
+        [('base',), ('mine',)]
     """
     columns = [_read_answers(evaluation, name) for name in names]
     if any(column.keys() != columns[0].keys() for column in columns):
@@ -112,6 +117,10 @@ def choose_names(asked: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]
 
     Raises:
         ConfigError: A chosen name is unknown or repeated, or there are more than two.
+
+    Example:
+        >>> choose_names(["base", "teacher", "mine"], [])
+        ('base', 'mine')
     """
     for name in chosen:
         if name not in asked:

@@ -187,7 +187,12 @@ class Session:
 
 
 def reference(expected: dict[str, Any]) -> list[dict[str, str]]:
-    """Return what is expected of an answer, as captions and texts."""
+    """Return what is expected of an answer, as captions and texts.
+
+    Example:
+        >>> reference({"contains": ["24.90"], "distractors": ["4.90"]})
+        [{'caption': 'Must contain', 'text': '24.90'}, {'caption': 'Must not contain', 'text': '4.90'}]
+    """
     captions = {"contains": "Must contain", "distractors": "Must not contain", "exact": "Exactly", "name": "Call of"}
     shown: list[dict[str, str]] = []
     for name, value in expected.items():

@@ -128,7 +128,12 @@ def describe_blind(session: Session, names: Sequence[str], total: int) -> dict[s
 
 
 def next_command(evaluation: Path, manifest: Manifest, labels: Path) -> str:
-    """Return the command that evaluates the same answers again, with the labels; nothing is generated anew."""
+    """Return the command that evaluates the same answers again, with the labels; nothing is generated anew.
+
+    Example:
+        >>> next_command(Path("old"), manifest, Path("labels.jsonl"))
+        'puna evaluate --tasks shop --answers old --labels labels.jsonl --out old-judged'
+    """
     kept = [_flags(f"--{name.replace('_', '-')}", manifest.config.get(name)) for name in KEPT_SETTINGS]
     files = dict.fromkeys([*manifest.config.get("labels", []), str(labels)])
     added = ["--answers", str(evaluation), *_flags("--labels", list(files)), "--out", f"{evaluation}-judged"]

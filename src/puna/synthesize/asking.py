@@ -42,7 +42,13 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True)
 class Asker:
-    """A model and how it is asked."""
+    """A model and how it is asked.
+
+    Example:
+        >>> asker = Asker(completer, Sampling(max_tokens=64), seed=0)
+        >>> asker.reply([Ask(question, number=0)], lambda done: None)[0].failure
+        ''
+    """
 
     model: Completer
     sampling: Sampling

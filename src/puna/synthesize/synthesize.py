@@ -42,20 +42,33 @@ class Config(StageConfig):
     tool_share: float = Field(default=0.4, ge=0, le=1, description="share of conversations with tool calls")
     refusal_share: float = Field(default=0.1, ge=0, le=1, description="share of questions the page does not answer")
     talk_share: float = Field(
-        default=0.2, ge=0, le=1, description="probability of small talk before and after questions"
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Probability, 0 to 1, of small talk before the first and after the last question of a conversation",
     )
     organization_share: float = Field(
-        default=0.25, ge=0, le=1, description="share of conversations about clinics, clubs, policies and the like"
+        default=0.25,
+        ge=0,
+        le=1,
+        description="Share of conversations, 0 to 1, about organizations other than shops, such as clinics and clubs",
     )
-    language_share: float = Field(default=0.15, ge=0, le=1, description="share of conversations in one of `languages`")
+    language_share: float = Field(
+        default=0.15, ge=0, le=1, description="Share of conversations, 0 to 1, in a language drawn from `languages`"
+    )
     prose_share: float = Field(
-        default=0.0, ge=0, le=1, description="share of conversations about pages of long sentences that mean nothing"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of conversations, 0 to 1, about pages of long sentences without a meaning",
     )
-    bare_share: float = Field(default=0.0, ge=0, le=1, description="share of conversations without a page or a name")
+    bare_share: float = Field(
+        default=0.0, ge=0, le=1, description="Share of conversations, 0 to 1, without a page and a business name"
+    )
     languages: list[Language] = Field(
         default=[*get_args(Language)],
         min_length=1,
-        description="languages of the conversations that language_share draws",
+        description="Languages, as ISO 639-1 codes, from which language_share draws the language of a conversation",
     )
     schemas: bool = Field(default=False, description="give the tools' JSON schemas, beside their names in the prompt")
     pages: bool = Field(default=True, description="write each world's pages as documents")

@@ -153,12 +153,22 @@ def read_labels(paths: Iterable[Path]) -> Labels:
 
     Raises:
         DataError: A file cannot be read, or a row does not fit; the message names file and row.
+
+    Example:
+        >>> labels = read_labels([Path("labels.jsonl")])
+        >>> labels.verdict("shop", "7/2", {"role": "assistant", "content": "At nine."})
+        True
     """
     return Labels(label for path in paths for label in read_file(path))
 
 
 def read_file(path: Path) -> list[Label]:
-    """Read the labels of one file, in the order of its lines; errors as in `read_labels`."""
+    """Read the labels of one file, in the order of its lines; errors as in `read_labels`.
+
+    Example:
+        >>> [label.reviewer for label in read_file(Path("labels.jsonl"))]
+        ['ada']
+    """
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -182,7 +192,12 @@ def read_file(path: Path) -> list[Label]:
 
 
 def answer_key(task: str, id: str, answer: dict[str, Any]) -> AnswerKey:
-    """Return equal keys for equal answers to the same question, whatever the order of the JSON fields."""
+    """Return equal keys for equal answers to the same question, whatever the order of the JSON fields.
+
+    Example:
+        >>> answer_key("shop", "7/2", {"content": "At nine.", "role": "assistant"})
+        ('shop', '7/2', '{"content": "At nine.", "role": "assistant"}')
+    """
     return task, id, json.dumps(answer, sort_keys=True)
 
 

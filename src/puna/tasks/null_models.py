@@ -38,7 +38,13 @@ class NullModel:
 
 
 def null_models(questions: Sequence[Question], *, seed: int) -> list[NullModel]:
-    """Return the null models of an exam; the same questions and seed give the same answers."""
+    """Return the null models of an exam; the same questions and seed give the same answers.
+
+    Example:
+        >>> questions = [Question("1", conversation, {"contains": ["nine"]})]
+        >>> null_models(questions, seed=0)[4].alternatives[0][0].content
+        'nine'
+    """
     source = random.Random(seed)
     constants = [[answer] * len(questions) for answer in _constants(questions)]
     return [

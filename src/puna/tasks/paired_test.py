@@ -52,7 +52,12 @@ def lower_bound(pairs: Pairs) -> float:
 
 
 def binomial_tail(k: int, n: int, p: float) -> float:
-    """Return P(X >= k) for X ~ Binomial(n, p) with 0 < p < 1."""
+    """Return P(X >= k) for X ~ Binomial(n, p) with 0 < p < 1.
+
+    Example:
+        >>> round(binomial_tail(5, 5, 0.5), 6)
+        0.03125
+    """
     logs = log_factorials(n)
     x = np.arange(k, n + 1)
     return float(np.exp(logs[n] - logs[x] - logs[n - x] + x * math.log(p) + (n - x) * math.log1p(-p)).sum())
@@ -60,7 +65,12 @@ def binomial_tail(k: int, n: int, p: float) -> float:
 
 @lru_cache(maxsize=64)
 def log_factorials(n: int) -> np.ndarray:
-    """Return log(0!), ..., log(n!)."""
+    """Return log(0!), ..., log(n!).
+
+    Example:
+        >>> log_factorials(3).round(2).tolist()
+        [0.0, 0.0, 0.69, 1.79]
+    """
     return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
 
 

@@ -22,6 +22,10 @@ def recurring_names(conversations: Iterable[Conversation]) -> frozenset[str]:
     """Return the names that the assistant states in several conversations, such as a bank's teams, in small letters.
 
     Only names of several words count, since a single word is capitalized for other reasons too.
+
+    Example:
+        >>> recurring_names([answer_of("You are speaking with the Card Support Team.")] * 3)
+        frozenset({'card support team'})
     """
     counts = Counter[str]()
     for conversation in conversations:
@@ -42,6 +46,11 @@ def turn_questions(conversation: Conversation, names: Collection[str] = ()) -> I
     result or `names`, those that recur in the task: what people say freely has many right forms. Other words are
     judged by no rule, and their reference is kept for a judge. A turn with several calls is passed over, since a
     question expects one.
+
+    Example:
+        >>> conversation = Conversation((Message("user", "Price?"), Message("assistant", "It costs 5 euros.")))
+        >>> [question.grade for question in turn_questions(conversation)]
+        ['facts']
     """
     for index, message in enumerate(conversation.messages):
         if message.role == "assistant" and index and len(message.tool_calls) < 2:

@@ -56,14 +56,19 @@ class Config(StageConfig):
     copies: int = Field(default=1, ge=1, le=1000, description="of each row, each with identifiers of its own")
     fresh_identifiers: bool = Field(default=False, description="new random digits for identifiers in every copy")
     context: int | None = Field(
-        default=None, ge=16, le=131_072, description="longest row in tokens; default: from the data's lengths"
+        default=None,
+        ge=16,
+        le=131_072,
+        description="Maximum row length in tokens, 16 to 131,072; default: chosen from the lengths of the data",
     )
     batch_tokens: int = Field(default=8192, ge=16, description="tokens that are read at once")
     shard_tokens: int = Field(
         default=65_536, ge=16, description="tokens in a file; a killed run goes on after the last"
     )
     precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="dtype to compute in")
-    device: DeviceName = Field(default="auto", description="where to compute; auto: the GPU where there is one")
+    device: DeviceName = Field(
+        default="auto", description="Device on which the teacher computes; auto takes a GPU if there is one"
+    )
     seed: int = Field(default=0, ge=0, description="of the identifiers, and of what an endpoint samples")
     licence: str = Field(default="", description="of the endpoint's model, and of raw data")
 

@@ -22,7 +22,9 @@ class Config(TrainConfig):
     """Train on every token of the text; long documents are cut into pieces of the context."""
 
     drill_share: float = Field(default=0.0, ge=0, le=1, description="share of rows that give way to copying drills")
-    drill_runs: float = Field(default=0.0, ge=0, le=1, description="share of the drills that copy runs of equal tokens")
+    drill_runs: float = Field(
+        default=0.0, ge=0, le=1, description="Share of copying drills, 0 to 1, that repeat runs of equal tokens"
+    )
 
     def estimate(self, known: Known) -> Estimate:
         """Foresee a run of these settings (train/preview/dry_run.py)."""

@@ -31,6 +31,10 @@ def measure_agreement(verdicts: Sequence[bool], labels: Sequence[bool], groups: 
     kappa = (share - chance) / (1 - chance), where chance is the agreement of two who judge at random as often right as
     these do. Where both say the same of every answer, kappa is undefined, and 0 here: such labels show nothing of a
     judge. Source: Cohen (1960), Educational and Psychological Measurement 20, 37-46.
+
+    Example:
+        >>> measure_agreement([True, False, True, True], [True, False, False, True], list("abcd")).kappa
+        0.5
     """
     equal = [float(a == b) for a, b in zip(verdicts, labels, strict=True)]
     interval = score_interval(equal, groups)

@@ -29,7 +29,12 @@ CHUNK = 64  # Answers between two saves of the verdicts.
 
 
 class JudgeSettings(StageConfig):
-    """A model that judges words, and what it must show before its verdicts count."""
+    """A model that judges words, and what it must show before its verdicts count.
+
+    Example:
+        >>> JudgeSettings(endpoint="http://localhost:8000/v1", model="judge-70b").name
+        'judge-70b'
+    """
 
     checkpoint: Path | None = Field(
         default=None, description="Checkpoint of the judging model, which runs in this process"
@@ -70,7 +75,12 @@ class JudgeSettings(StageConfig):
 
 
 class Case(NamedTuple):
-    """An answer to judge, and the task of its question."""
+    """An answer to judge, and the task of its question.
+
+    Example:
+        >>> Case("shop", question, Message("assistant", "At nine.")).task
+        'shop'
+    """
 
     task: str
     question: Question
@@ -78,7 +88,12 @@ class Case(NamedTuple):
 
 
 class Ruling(NamedTuple):
-    """What a judge or reward model found. `is_right` is None where it decided nothing."""
+    """What a judge or reward model found. `is_right` is None where it decided nothing.
+
+    Example:
+        >>> Ruling(True, "says the same time", evidence="At nine.").is_right
+        True
+    """
 
     is_right: bool | None
     reason: str
@@ -87,7 +102,13 @@ class Ruling(NamedTuple):
 
 @dataclass
 class Judge:
-    """A judging model with its verdicts so far; `kept` is the file that keeps them over an interruption."""
+    """A judging model with its verdicts so far; `kept` is the file that keeps them over an interruption.
+
+    Example:
+        >>> judge = Judge(settings, lambda: completer, run, kept=folder / "judge.jsonl")
+        >>> judge.rule([Case("shop", question, Message("assistant", "At nine."))])[0].is_right
+        True
+    """
 
     settings: JudgeSettings
     open: Callable[[], Completer]
@@ -164,7 +185,13 @@ class Judge:
 
 @dataclass
 class RewardJudge:
-    """A reward model that finds an answer right where it scores at least as high as the reference."""
+    """A reward model that finds an answer right where it scores at least as high as the reference.
+
+    Example:
+        >>> judge = RewardJudge(Path("build/reward"))
+        >>> judge.rule([Case("shop", question_without_reference, answer)])[0].reason
+        'no reference to compare the reward with'
+    """
 
     path: Path
     _model: RewardModel | None = None

@@ -20,6 +20,10 @@ class Compared:
     `whole` covers every field that is trained on. `prompt` covers the words before the last answer, the system message
     included, and is None where nobody asks. `answers` has one digest for each answer in words. `only_answer` is the
     digest of the answer where a row has no other answer and no tool call. `words` leave the system message out.
+
+    Example:
+        >>> compare_row({"text": "Open at nine"}).words
+        ['open', 'at', 'nine']
     """
 
     whole: int
@@ -61,6 +65,11 @@ def dialogue_of(row: dict[str, Any]) -> tuple[list[Message], int]:
     """Return the messages without the system message, and how many stand before the last answer.
 
     The chosen answer of a preference counts as its last answer. A document has no message.
+
+    Example:
+        >>> messages = [{"role": "user", "content": "Open?"}, {"role": "assistant", "content": "Yes."}]
+        >>> dialogue_of({"messages": messages})[1]
+        1
     """
     if "chosen" in row:
         prompt = _without_system(row["prompt"])
@@ -71,18 +80,34 @@ def dialogue_of(row: dict[str, Any]) -> tuple[list[Message], int]:
 
 
 def answer_places(row: dict[str, Any], messages: list[Message]) -> list[int]:
-    """Return the indices of the assistant's messages that a model learns from."""
+    """Return the indices of the assistant's messages that a model learns from.
+
+    Example:
+        >>> messages = [{"role": "user", "content": "Open?"}, {"role": "assistant", "content": "Yes."}]
+        >>> answer_places({"messages": messages}, messages)
+        [1]
+    """
     first = len(messages) - len(row["chosen"]) if "chosen" in row else 0
     return [index for index in range(first, len(messages)) if messages[index]["role"] == "assistant"]
 
 
 def said(message: Message) -> str:
-    """Return the text of a message with the names and arguments of its tool calls."""
+    """Return the text of a message with the names and arguments of its tool calls.
+
+    Example:
+        >>> said({"role": "assistant", "content": "Yes."})
+        'Yes.'
+    """
     return row_text({name: message[name] for name in ("content", "tool_calls") if name in message})
 
 
 def prompt_digest(row: dict[str, Any], words: Sequence[Sequence[str]]) -> int | None:
-    """Return the digest of the words before an answer, behind the row's system message; None for no words."""
+    """Return the digest of the words before an answer, behind the row's system message; None for no words.
+
+    Example:
+        >>> prompt_digest({"messages": []}, [[]]) is None
+        True
+    """
     if not any(words):
         return None
     system = [split_words(text) for text in system_texts(row)]
@@ -90,13 +115,23 @@ def prompt_digest(row: dict[str, Any], words: Sequence[Sequence[str]]) -> int | 
 
 
 def system_texts(row: dict[str, Any]) -> list[str]:
-    """Return the system messages of a row."""
+    """Return the system messages of a row.
+
+    Example:
+        >>> system_texts({"messages": [{"role": "system", "content": "You help."}]})
+        ['You help.']
+    """
     messages = row.get("messages") or row.get("prompt") or []
     return [message["content"] for message in messages if message["role"] == "system"]
 
 
 def digest(text: str) -> int:
-    """Return 64 bits of a text's BLAKE2b hash: equal in every run, unlike hash()."""
+    """Return 64 bits of a text's BLAKE2b hash: equal in every run, unlike hash().
+
+    Example:
+        >>> digest("open") == digest("open"), digest("open") == digest("Open")
+        (True, False)
+    """
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest())
 
 

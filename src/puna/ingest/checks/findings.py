@@ -19,7 +19,13 @@ SHOWN_CHARACTERS = 80
 
 @dataclass(frozen=True)
 class DataFinding:
-    """A finding about data: `count` of `total` rows or answers, with places and texts of a few of them."""
+    """A finding about data: `count` of `total` rows or answers, with places and texts of a few of them.
+
+    Example:
+        >>> finding = Finding("rows-rejected", "2 of 10 records could not be used.", "Correct the records.")
+        >>> DataFinding(finding, 2, 10, []).to_json()["share"]
+        0.2
+    """
 
     finding: Finding
     count: int
@@ -33,7 +39,12 @@ class DataFinding:
 
 @dataclass(frozen=True)
 class FrequentAnswer:
-    """The most frequent answer in words of a table: `count` of `total` answers, in these rows."""
+    """The most frequent answer in words of a table: `count` of `total` answers, in these rows.
+
+    Example:
+        >>> FrequentAnswer("Yes.", count=30, total=100, rows=range(30)).summary
+        "most frequent answer: 'Yes.', 30 of 100 (30.0%)"
+    """
 
     text: str
     count: int
@@ -55,6 +66,11 @@ def find(tables: Sequence[Table], rejected: Sequence[dict[str, str]], num_reject
     """Return the findings about kept rows, and about records that could not be used, the most important first.
 
     `rejected` are the places and reasons of the first of `num_rejected` records.
+
+    Example:
+        >>> rejected = [{"place": "a.jsonl:3", "text": "not JSON"}]
+        >>> [each.finding.code for each in find([], rejected, num_rejected=1)]
+        ['rows-rejected']
     """
     found = [finding for table in tables if table.num_kept for finding in _of_table(table)]
     if num_rejected:
@@ -67,7 +83,13 @@ def find(tables: Sequence[Table], rejected: Sequence[dict[str, str]], num_reject
 
 
 def frequent_answer(table: Table) -> FrequentAnswer | None:
-    """Find the most frequent answer in words; None for fewer than ten answers."""
+    """Find the most frequent answer in words; None for fewer than ten answers.
+
+    Example:
+        >>> table = Table.read("conversations", Path("build/conversations.jsonl"), places)
+        >>> frequent_answer(table) is None  # the table has one answer
+        True
+    """
     counts = Counter(answer for index in table.kept() for answer in table.answers[index])
     if counts.total() < LEAST_ANSWERS:
         return None

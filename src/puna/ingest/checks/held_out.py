@@ -24,7 +24,12 @@ ASIDE = ("rejected", "run_", ".")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row that is searched for held-out questions: its index, its fields, the digest of its prompt."""
+    """A row that is searched for held-out questions: its index, its fields, the digest of its prompt.
+
+    Example:
+        >>> Row(0, {"messages": []}, prompt=None).index
+        0
+    """
 
     index: int
     fields: dict[str, Any]

@@ -92,7 +92,12 @@ class NearDuplicates:
 
 
 def similarity(one: Sequence[str], other: Sequence[str]) -> float:
-    """Return the Jaccard similarity of two texts' 3-grams of words: shared 3-grams over all; 1 for two empty texts."""
+    """Return the Jaccard similarity of two texts' 3-grams of words: shared 3-grams over all; 1 for two empty texts.
+
+    Example:
+        >>> similarity("where is my order".split(), "where is my parcel".split())
+        0.14285714285714285
+    """
     grams, others = _grams(one), _grams(other)
     return len(grams & others) / len(grams | others) if grams or others else 1.0
 

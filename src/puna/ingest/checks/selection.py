@@ -14,7 +14,12 @@ Duplicates = Literal["none", "exact", "near"]
 
 @dataclass(frozen=True)
 class Selection:
-    """The settings of ingest that leave rows out. A row that is left out stands in rejected.jsonl with its reason."""
+    """The settings of ingest that leave rows out. A row that is left out stands in rejected.jsonl with its reason.
+
+    Example:
+        >>> Selection([], "exact", drop_empty=True, max_equal_answers=None).drop_duplicates
+        'exact'
+    """
 
     apart_from: Sequence[Path]
     drop_duplicates: Duplicates
@@ -26,6 +31,10 @@ def leave_out(settings: Selection, tables: Sequence[Table]) -> HeldOut | None:
     """Mark the rows that settings leave out, in the order of these checks; return the held-out questions.
 
     Duplicates are looked for among the rows that remain, so that the first of two is never lost with its copy.
+
+    Example:
+        >>> leave_out(Selection([], "exact", drop_empty=True, max_equal_answers=None), []) is None
+        True
     """
     held_out = HeldOut.read(settings.apart_from) if settings.apart_from else None
     for table in tables:

@@ -44,6 +44,11 @@ class Table:
     """The rows of one shard and what the checks know of them; `left_out` maps an index to the reason.
 
     `wholes`, `prompts`, `answers`, `only_answers` and `has_empty` hold an entry a row, as Compared does; 0 is none.
+
+    Example:
+        >>> table = Table.read("conversations", Path("build/conversations.jsonl"), places)
+        >>> table.num_kept
+        1
     """
 
     kind: str

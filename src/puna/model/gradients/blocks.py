@@ -61,7 +61,12 @@ def causal_blocks(lengths: Sequence[int], dtype: torch.dtype) -> list[Block]:
 
 
 def block_spans(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield (first key, first query, end) of each block over documents of these lengths."""
+    """Yield (first key, first query, end) of each block over documents of these lengths.
+
+    Example:
+        >>> list(block_spans([300]))
+        [(0, 0, 192), (0, 192, 300)]
+    """
     starts_T = _document_starts(lengths)
     for start in range(0, len(starts_T), BLOCK_LEN):
         end = min(start + BLOCK_LEN, len(starts_T))

@@ -10,5 +10,10 @@ TOKENS_STEP = 128
 
 
 def padded_rows(x_TD: torch.Tensor) -> torch.Tensor:
-    """Return the rows with zeros after them, up to a whole number of steps."""
+    """Return the rows with zeros after them, up to a whole number of steps.
+
+    Example:
+        >>> padded_rows(torch.ones(100, 8)).shape
+        torch.Size([128, 8])
+    """
     return F.pad(x_TD, (0, 0, 0, -len(x_TD) % TOKENS_STEP))

@@ -46,7 +46,13 @@ class SampledDataset(Dataset):
 
 
 def network_of(known: Known, path: Path) -> LlamaConfig:
-    """Return the sizes of the network that a path holds, or of the base of an adapter."""
+    """Return the sizes of the network that a path holds, or of the base of an adapter.
+
+    Example:
+        >>> known.pending[Path("build/base")] = Sketch(network=SIZES["1b"])
+        >>> network_of(known, Path("build/base")).num_layers
+        16
+    """
     sketch = known.sketch(path)
     if sketch is not None:
         if sketch.network is None:
@@ -57,12 +63,23 @@ def network_of(known: Known, path: Path) -> LlamaConfig:
 
 
 def tokenizer_of(known: Known, path: Path) -> Tokenizer:
-    """Return the tokenizer of a checkpoint or tokenizer artifact."""
+    """Return the tokenizer of a checkpoint or tokenizer artifact.
+
+    Example:
+        >>> tokenizer_of(Known(), Path("build/prune")).vocab_size > 0
+        True
+    """
     return Tokenizer.load(tokenizer_path(known, path))
 
 
 def tokenizer_path(known: Known, path: Path) -> Path:
-    """Return the directory that holds the tokenizer already; NotKnownYetError where a step has yet to write it."""
+    """Return the directory that holds the tokenizer already; NotKnownYetError where a step has yet to write it.
+
+    Example:
+        >>> known.pending[Path("build/base")] = Sketch(tokenizer=Path("models/llama"))
+        >>> tokenizer_path(known, Path("build/base")).name
+        'llama'
+    """
     sketch = known.sketch(path)
     found = path if sketch is None else sketch.tokenizer
     if found is None:
@@ -77,7 +94,14 @@ def holds_tokenizer(path: Path) -> bool:
 
 
 def dataset_of(known: Known, paths: Sequence[Path], kinds: Sequence[str]) -> Dataset:
-    """Return the rows of some sources: all of them where they lie on the disk, else a sample of the right length."""
+    """Return the rows of some sources: all of them where they lie on the disk, else a sample of the right length.
+
+    Example:
+        >>> sketch = Sketch(samples={"conversations": ["first", "second"]}, num_rows={"conversations": 600})
+        >>> known.pending[Path("build/data")] = sketch
+        >>> len(dataset_of(known, [Path("build/data")], ["conversations"]))
+        600
+    """
     sketches = [known.sketch(path) for path in paths]
     if all(sketch is None for sketch in sketches):
         return Dataset(paths, kinds)

@@ -28,12 +28,23 @@ Lengths = tuple[int, ...]
 
 
 def flops_of(widths: LlamaConfig, lengths: Lengths) -> float:
-    """Return the FLOPs of a forward pass over examples of these lengths."""
+    """Return the FLOPs of a forward pass over examples of these lengths.
+
+    Example:
+        >>> f"{flops_of(SIZES['1b'], (512, 512)):.3g}"
+        '2.57e+12'
+    """
     return sum(length * forward_flops(widths, (length + 1) / 2) for length in lengths)
 
 
 def reduced(widths: LlamaConfig, lengths: Lengths) -> tuple[LlamaConfig, Lengths]:
-    """Take layers and examples away until a forward pass has at most `PROBE_FLOPS`, if that is possible."""
+    """Take layers and examples away until a forward pass has at most `PROBE_FLOPS`, if that is possible.
+
+    Example:
+        >>> small, lengths = reduced(SIZES["1b"], (512, 512))
+        >>> small.num_layers, lengths
+        (2, (256,))
+    """
     small = replace(widths, vocab_size=min(widths.vocab_size, MAX_VOCABULARY))
     while flops_of(small, lengths) > PROBE_FLOPS and small.num_layers > 2:
         small = replace(small, num_layers=small.num_layers // 2)
@@ -79,5 +90,10 @@ def forward_seconds(widths: LlamaConfig, lengths: Lengths, precision: str) -> fl
 
 
 def weight_seconds(widths: LlamaConfig, passes: float = 1.0, value_bytes: int = 4) -> float:
-    """Return the seconds in which the weights are read or written so many times."""
+    """Return the seconds in which the weights are read or written so many times.
+
+    Example:
+        >>> round(weight_seconds(SIZES["1b"], passes=2), 1)
+        65.9
+    """
     return passes * widths.num_parameters * value_bytes / BYTES_PER_SECOND

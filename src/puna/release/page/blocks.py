@@ -22,28 +22,48 @@ FOLDED, SHOWN = 700, 450
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading of a section."""
+    """A heading of a section.
+
+    Example:
+        >>> to_markdown("A page", [Heading("What it can do")]).splitlines()[-1]
+        '## What it can do'
+    """
 
     text: str
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Plain words."""
+    """Plain words.
+
+    Example:
+        >>> to_markdown("A page", [Paragraph("It opens at nine.")]).splitlines()[-1]
+        'It opens at nine.'
+    """
 
     text: str
 
 
 @dataclass(frozen=True)
 class Items:
-    """A list of sentences."""
+    """A list of sentences.
+
+    Example:
+        >>> to_markdown("A page", [Items(["one", "two"])]).splitlines()[-2:]
+        ['- one', '- two']
+    """
 
     lines: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns."""
+    """Rows under columns.
+
+    Example:
+        >>> to_markdown("A page", [Table(["model", "score"], [["mine", "90.0 %"]])]).splitlines()[-1]
+        '| mine | 90.0 % |'
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -51,14 +71,24 @@ class Table:
 
 @dataclass(frozen=True)
 class Lines:
-    """Text whose white space counts."""
+    """Text whose white space counts.
+
+    Example:
+        >>> to_markdown("A page", [Lines(["a", "  b"])]).splitlines()[-3:-1]
+        ['a', '  b']
+    """
 
     lines: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG element that is a part of the HTML, and a file FILE beside the Markdown."""
+    """An SVG element that is a part of the HTML, and a file FILE beside the Markdown.
+
+    Example:
+        >>> pictures([Picture("scores.svg", "Scores", "<svg></svg>")])[0].title
+        'Scores'
+    """
 
     file: str
     title: str
@@ -67,7 +97,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Quote:
-    """A labelled text that somebody else wrote, such as a question. A long one is folded after its beginning."""
+    """A labelled text that somebody else wrote, such as a question. A long one is folded after its beginning.
+
+    Example:
+        >>> Quote("Question", "When do you open?").label
+        'Question'
+    """
 
     label: str
     text: str
@@ -75,7 +110,12 @@ class Quote:
 
 @dataclass(frozen=True)
 class Answer:
-    """One column of SideBySide: an answer, its verdict and the reason for it."""
+    """One column of SideBySide: an answer, its verdict and the reason for it.
+
+    Example:
+        >>> Answer("this model", "At nine.", "right").verdict
+        'right'
+    """
 
     who: str
     text: str
@@ -85,7 +125,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Answers of several models to one question, in columns."""
+    """Answers of several models to one question, in columns.
+
+    Example:
+        >>> answers = [Answer("this model", "At nine.", "right"), Answer("the teacher", "At ten.", "wrong")]
+        >>> [answer.who for answer in SideBySide(answers).answers]
+        ['this model', 'the teacher']
+    """
 
     answers: Sequence[Answer]
 
@@ -108,7 +154,12 @@ Block = Heading | Paragraph | Items | Table | Lines | Picture | Quote | SideBySi
 
 
 def pictures(blocks: Sequence[Block]) -> list[Picture]:
-    """Return the pictures among these blocks, those in folds included."""
+    """Return the pictures among these blocks, those in folds included.
+
+    Example:
+        >>> [each.file for each in pictures([Details("More", [Picture("scores.svg", "Scores", "<svg></svg>")])])]
+        ['scores.svg']
+    """
     found: list[Picture] = []
     for block in blocks:
         found += [block] if isinstance(block, Picture) else []
@@ -117,7 +168,12 @@ def pictures(blocks: Sequence[Block]) -> list[Picture]:
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
-    """Render a page as Markdown; its first line is the title."""
+    """Render a page as Markdown; its first line is the title.
+
+    Example:
+        >>> to_markdown("A page", [Paragraph("It opens at nine.")]).splitlines()[0]
+        '# A page'
+    """
     return "\n\n".join([f"# {_flat(title)}", *map(_markdown, blocks)]) + "\n"
 
 
@@ -165,7 +221,12 @@ def _clean(text: str) -> str:
 
 
 def to_html(title: str, blocks: Sequence[Block], *, is_go: bool) -> str:
-    """Render a page as HTML that stands alone."""
+    """Render a page as HTML that stands alone.
+
+    Example:
+        >>> "<p>1 &lt; 2</p>" in to_html("A page", [Paragraph("1 < 2")], is_go=True)
+        True
+    """
     return "\n".join(
         [
             "<!DOCTYPE html>",

@@ -25,14 +25,24 @@ Row = dict[str, Any]
 
 
 class Side(NamedTuple):
-    """A model and its graded answers, as rows of conversations-NAME.jsonl."""
+    """A model and its graded answers, as rows of conversations-NAME.jsonl.
+
+    Example:
+        >>> Side("this model", [{"task": "shop", "id": "7/2", "score": 1.0}]).who
+        'this model'
+    """
 
     who: str
     rows: Sequence[Row]
 
 
 class Pick(NamedTuple):
-    """A chosen question: the reason for the choice, and the row of each model that answered it."""
+    """A chosen question: the reason for the choice, and the row of each model that answered it.
+
+    Example:
+        >>> Pick("Drawn at random", {"this model": {"task": "shop", "id": "7/2"}}).why
+        'Drawn at random'
+    """
 
     why: str
     rows: dict[str, Row]
@@ -67,7 +77,13 @@ def choose(sides: Sequence[Side], count: int = COUNT) -> list[Pick]:
 
 
 def show_conversations(sides: Sequence[Side]) -> list[Block]:
-    """Return the section of the page: an introduction, then a fold for each conversation."""
+    """Return the section of the page: an introduction, then a fold for each conversation.
+
+    Example:
+        >>> sections = show_conversations([Side("this model", mine), Side("the teacher", theirs)])
+        >>> [type(section).__name__ for section in sections]
+        ['Paragraph', 'Details', 'Details']
+    """
     picks = choose(sides)
     numbers = [f"{number} {words}" for why, words in WORDS.items() if (number := sum(p.why == why for p in picks))]
     total = f"{len(picks):,} of {len(sides[0].rows):,} questions: {', '.join(numbers)}"
@@ -109,19 +125,34 @@ def _conversation(number: int, pick: Pick, is_open: bool) -> Details:
 
 
 def verdict_of(row: Row) -> Verdict:
-    """Return the verdict on an answer; one whose content nobody judged is neither right nor wrong."""
+    """Return the verdict on an answer; one whose content nobody judged is neither right nor wrong.
+
+    Example:
+        >>> verdict_of({"grade": "contains", "score": 0.5})
+        'partly right'
+    """
     if not is_judged(row):
         return "not judged"
     return "right" if row["score"] >= 1 else "partly right" if row["score"] > 0 else "wrong"
 
 
 def is_judged(row: Row) -> bool:
-    """Tell whether the content of an answer was judged. Before evaluations said so, `no_call` passed any words."""
+    """Tell whether the content of an answer was judged. Before evaluations said so, `no_call` passed any words.
+
+    Example:
+        >>> is_judged({"grade": "no_call"}), is_judged({"grade": "no_call", "judged": True})
+        (False, True)
+    """
     return row.get("judged", row.get("grade") != "no_call")
 
 
 def expected_text(row: Row) -> str:
-    """Say in words what a right answer is."""
+    """Say in words what a right answer is.
+
+    Example:
+        >>> expected_text({"grade": "contains", "expected": {"contains": ["24.90"], "distractors": ["4.90"]}})
+        'an answer with “24.90”, and not “4.90”'
+    """
     expected, grade = row.get("expected", {}), row.get("grade", "")
     if grade == "tool_call":
         return f"the call {_call(expected.get('name', ''), expected.get('arguments', {}))}"
@@ -140,7 +171,12 @@ def expected_text(row: Row) -> str:
 
 
 def message_text(message: Row) -> str:
-    """Return the words of a message and its calls, each call on a line."""
+    """Return the words of a message and its calls, each call on a line.
+
+    Example:
+        >>> message_text({"content": "", "tool_calls": [{"name": "cancel", "arguments": {"id": 7}}]})
+        'calls cancel(id=7)'
+    """
     content = message.get("content") or ""
     words = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
     functions = [call.get("function", call) for call in message.get("tool_calls") or []]

@@ -77,7 +77,12 @@ def _difference_mark(each: Comparison) -> Mark:
 
 
 def overlap_summary(leaks: Leaks | None) -> str:
-    """Say how many questions could be looked for in how many rows, and how many were found; no more than that."""
+    """Say how many questions could be looked for in how many rows, and how many were found; no more than that.
+
+    Example:
+        >>> overlap_summary(None)
+        'Not looked for: there are no questions of an evaluation of this model.'
+    """
     if leaks is None:
         return "Not looked for: there are no questions of an evaluation of this model."
     if not leaks.datasets:

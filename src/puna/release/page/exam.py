@@ -10,6 +10,10 @@ class NullScore(NamedTuple):
     """A model that knows nothing beside the candidate, on the questions judged for both. Scores are shares of 1.
 
     `description` completes "a model that ..."; `least` is the lead that the candidate must be shown to have.
+
+    Example:
+        >>> NullScore("answers nothing", 0.0, 0.9, 0.05, is_beaten=True).score
+        0.0
     """
 
     description: str

@@ -9,7 +9,12 @@ from puna.release.page.conversations import Row, is_judged
 
 
 class Kind(NamedTuple):
-    """A kind of question in plain words, and when the rule of its grade calls an answer right."""
+    """A kind of question in plain words, and when the rule of its grade calls an answer right.
+
+    Example:
+        >>> KINDS["exact"].title
+        'One exact answer'
+    """
 
     title: str
     right: str
@@ -37,6 +42,11 @@ def explain_right(rows: Sequence[Row], suite: str) -> list[Block]:
     Args:
         rows: Graded answers of the candidate.
         suite: The questions in words, such as "the task".
+
+    Example:
+        >>> rows = [{"grade": "exact", "judged_by": "rule", "judged": True, "score": 1.0}]
+        >>> explain_right(rows, "the task")[1].rows[0][:3]
+        ['One exact answer', '1 of 1', 'a rule']
     """
     counts = Counter((row.get("grade", ""), judged_by(row)) for row in rows)
     totals = Counter(row.get("grade", "") for row in rows)
@@ -58,5 +68,10 @@ def explain_right(rows: Sequence[Row], suite: str) -> list[Block]:
 
 
 def judged_by(row: Row) -> str:
-    """Return who judged the content of an answer, "" for nobody; a rule did before evaluations said so."""
+    """Return who judged the content of an answer, "" for nobody; a rule did before evaluations said so.
+
+    Example:
+        >>> judged_by({"grade": "exact"}), judged_by({"grade": "no_call"})
+        ('rule', '')
+    """
     return row.get("judged_by") or "rule" if is_judged(row) else ""

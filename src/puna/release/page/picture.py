@@ -11,7 +11,12 @@ DASHES = 'stroke-dasharray="3 2"'
 
 
 class Mark(NamedTuple):
-    """One line of a picture. `limit` is drawn as a mark that the whole interval has to lie to the right of."""
+    """One line of a picture. `limit` is drawn as a mark that the whole interval has to lie to the right of.
+
+    Example:
+        >>> Mark("than the base: +5.0", mean=5.0, low=2.0, high=8.0, limit=0.0).limit
+        0.0
+    """
 
     label: str
     mean: float
@@ -22,7 +27,13 @@ class Mark(NamedTuple):
 
 
 def draw_intervals(marks: Sequence[Mark], *, title: str, axis: str, span: tuple[float, float]) -> str:
-    """Draw a line a mark over one axis from span[0] to span[1]; return the SVG element."""
+    """Draw a line a mark over one axis from span[0] to span[1]; return the SVG element.
+
+    Example:
+        >>> mark = Mark("than the base", mean=5.0, low=2.0, high=8.0)
+        >>> draw_intervals([mark], title="Lead", axis="points", span=(-10, 10)).startswith("<svg")
+        True
+    """
     height = TOP + ROW_HEIGHT * len(marks) + BOTTOM
     bottom = height - BOTTOM
 

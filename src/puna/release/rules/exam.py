@@ -17,7 +17,12 @@ HINT_FOR_WEAK_MODEL = "it is hardly better than a model that knows nothing: trai
 
 
 class NullResult(NamedTuple):
-    """Score of a null model beside the candidate's on the questions whose answers were judged for both, 0 to 1."""
+    """Score of a null model beside the candidate's on the questions whose answers were judged for both, 0 to 1.
+
+    Example:
+        >>> NullResult(0.0, 1.0, compare(mine, constant, suite="task", role="null", least=0.05)).is_beaten
+        True
+    """
 
     score: float
     candidate_score: float
@@ -63,6 +68,10 @@ def judge_exam(exams: Mapping[str, Exam | None]) -> Verdict:
 
     Args:
         exams: Results by suite, named as in a sentence ("task"); None for an evaluation without null models.
+
+    Example:
+        >>> judge_exam({"task": examine(mine, [constant, empty], suite="task", margin=0.05)}).told
+        '100.0 points better than any model that knows nothing'
     """
     reasons = [reason for suite, exam in exams.items() for reason in _reasons(suite, exam)]
     results = [result for exam in exams.values() for result in exam or ()]

@@ -22,12 +22,21 @@ def judge_judged(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) 
         suites: For each suite, the answers of the candidate and of every model that it is compared with. A question
             counts as judged if the answers of all of them were.
         max_unjudged: Largest share of questions, 0 to 1, that may go without.
+
+    Example:
+        >>> judge_judged({"task": [mine]}, max_unjudged=0.0).told
+        'all 60 answers were judged for what they say'
     """
     return Verdict("judged", list(_reasons(suites, max_unjudged)), _told(suites))
 
 
 def unjudged_questions(answers: Sequence[Answered]) -> int:
-    """Count the questions to which at least one model's answer was not judged for its content."""
+    """Count the questions to which at least one model's answer was not judged for its content.
+
+    Example:
+        >>> unjudged_questions([mine, teacher])
+        60
+    """
     judged = set(answers[0].scores).intersection(*(each.scores for each in answers))
     return len(answers[0].rows) - len(judged)
 

@@ -23,6 +23,10 @@ def parse_origins(origins: Iterable[str]) -> frozenset[str]:
 
     Raises:
         ConfigError: For "*" and "null", which stand for pages of anybody, and for spellings that no browser sends.
+
+    Example:
+        >>> parse_origins(["http://localhost:3000", "http://localhost:3000"])
+        frozenset({'http://localhost:3000'})
     """
     checked = frozenset(origins)
     for origin in checked:
@@ -43,6 +47,12 @@ def share_with(app: ASGIApp, origins: frozenset[str]) -> ASGIApp:
     """Let web pages of `origins` read answers; keys travel in the Authorization header, cookies never.
 
     Every requested header is allowed: OpenAI's own client for browsers sends a dozen of its own.
+
+    Example:
+        >>> share_with(app, frozenset()) is app
+        True
+        >>> type(share_with(app, frozenset({"https://shop.example"}))).__name__
+        'CORSMiddleware'
     """
     if not origins:
         return app

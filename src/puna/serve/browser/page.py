@@ -36,7 +36,12 @@ HEADERS = {
 
 
 def page_routes() -> list[Route]:
-    """Read the page's files and return a route for each of them, for GET and HEAD."""
+    """Read the page's files and return a route for each of them, for GET and HEAD.
+
+    Example:
+        >>> [route.path for route in page_routes()][:2]
+        ['/', '/page/style.css']
+    """
     return [_route(path, (FOLDER / name).read_bytes(), kind) for path, (name, kind) in FILES.items()]
 
 

@@ -7,7 +7,12 @@ from typing import NamedTuple
 
 
 class Said(NamedTuple):
-    """Ways to say one thing, the reply, and what a right reply contains."""
+    """Ways to say one thing, the reply, and what a right reply contains.
+
+    Example:
+        >>> Said(("Hola",), "Hola, soy el asistente de {name}.", ("{name}",)).said[0]
+        'Hola'
+    """
 
     said: tuple[str, ...]
     reply: str
@@ -15,7 +20,12 @@ class Said(NamedTuple):
 
 
 class Basics(NamedTuple):
-    """One language. Keys of the tables: hours, closed, phone, price, email."""
+    """One language. Keys of the tables: hours, closed, phone, price, email.
+
+    Example:
+        >>> LANGUAGES["de"].days[0]
+        'Montag'
+    """
 
     role: str
     title: str

@@ -21,7 +21,12 @@ WEEK, SATURDAY, SUNDAY = range(5), 5, 6
 
 
 class Fact(NamedTuple):
-    """What is true about the business, before any language says it. `first` and `second` bound the hours."""
+    """What is true about the business, before any language says it. `first` and `second` bound the hours.
+
+    Example:
+        >>> Fact("price", "24.90 €", product="Belmar").kind
+        'price'
+    """
 
     kind: str
     value: str = ""
@@ -34,7 +39,14 @@ class Fact(NamedTuple):
 def draw_language_scene(
     rng: Random, split: Split, code: str, *, refusal_share: float, identifier: str, world: str
 ) -> Scene:
-    """Draw a business, its page and what a customer asks in the language `code`."""
+    """Draw a business, its page and what a customer asks in the language `code`.
+
+    Example:
+        >>> options = {"refusal_share": 0.1, "identifier": "1", "world": "w"}
+        >>> scene = draw_language_scene(Random(0), "train", "de", **options)
+        >>> scene.conversation.metadata["topic"]
+        'language de'
+    """
     spoken = LANGUAGES[code]
     written = spoken if rng.random() < 0.75 else LANGUAGES[rng.choice(tuple(LANGUAGES))]
     name = rng.choice(SHOPS).format(draw_name(rng, split))

@@ -30,7 +30,13 @@ MAX_LINES = {"bullets": 9, "prose": 8, "sections": 7, "answers": 5, "table": 9, 
 
 
 class Line(NamedTuple):
-    """One fact as each layout says it."""
+    """One fact as each layout says it.
+
+    Example:
+        >>> line = Line("Monday", "closed", "On Monday we are closed.", "Monday?", "We are closed.")
+        >>> LAYOUTS["table"]([line], Random(0)).splitlines()[-1]
+        '| Monday | closed |'
+    """
 
     label: str
     value: str
@@ -40,7 +46,12 @@ class Line(NamedTuple):
 
 
 def frame_page(title: str, paragraphs: Sequence[str], name: str, rng: Random) -> str:
-    """Join a title and paragraphs; one page of five looks like a web page turned into text."""
+    """Join a title and paragraphs; one page of five looks like a web page turned into text.
+
+    Example:
+        >>> frame_page("Hours", ["We open at nine."], "Belmar", Random(1)).splitlines()
+        ['# Hours', '', 'We open at nine.']
+    """
     if rng.random() < 0.8:
         heading = rng.choice(("# {}", "# {}", "# {}", "**{}**", "{}")).format(title)
         return "\n\n".join([heading, *paragraphs])

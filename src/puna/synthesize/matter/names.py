@@ -36,13 +36,23 @@ CODAS = (
 
 
 def split_of(name: str) -> Split:
-    """Say to which split a name or code belongs, now and in every later version."""
+    """Say to which split a name or code belongs, now and in every later version.
+
+    Example:
+        >>> split_of("Belmar")
+        'train'
+    """
     digest = hashlib.sha256(name.lower().encode()).digest()
     return "held_out" if int.from_bytes(digest[:8]) % HELD_OUT_ONE_IN == 0 else "train"
 
 
 def draw_name(rng: Random, split: Split) -> str:
-    """Draw a pronounceable name of the split."""
+    """Draw a pronounceable name of the split.
+
+    Example:
+        >>> draw_name(Random(0), "train")
+        'Lormana'
+    """
 
     def draw() -> str:
         if rng.random() < 0.25:
@@ -57,7 +67,13 @@ def draw_name(rng: Random, split: Split) -> str:
 
 
 def draw_of_split(draw: Callable[[], str], split: Split) -> str:
-    """Draw until a name or code belongs to the split."""
+    """Draw until a name or code belongs to the split.
+
+    Example:
+        >>> rng = Random(0)
+        >>> split_of(draw_of_split(lambda: f"AB-{rng.randrange(10_000)}", "held_out"))
+        'held_out'
+    """
     while split_of(name := draw()) != split:
         pass
     return name

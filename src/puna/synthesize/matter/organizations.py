@@ -34,7 +34,13 @@ SPARE = 4  # facts that a page leaves out, to be asked in vain
 
 
 class Item(NamedTuple):
-    """One fact of an organization. `kind` is the kind of its value."""
+    """One fact of an organization. `kind` is the kind of its value.
+
+    Example:
+        >>> item = Source(Random(0), "train").draw(0.5)
+        >>> item.needle in item.line.answer
+        True
+    """
 
     kind: str
     line: Line
@@ -44,7 +50,13 @@ class Item(NamedTuple):
 
 
 class Source:
-    """Draws items of one page, none of which repeats a subject or a value."""
+    """Draws items of one page, none of which repeats a subject or a value.
+
+    Example:
+        >>> source = Source(Random(0), "train")
+        >>> source.draw(0.5).kind
+        'identifier'
+    """
 
     def __init__(self, rng: Random, split: Split) -> None:
         self._rng = rng
@@ -154,7 +166,13 @@ class Source:
 def draw_organization_scene(
     rng: Random, split: Split, *, refusal_share: float, talk_share: float, identifier: str, world: str
 ) -> Scene:
-    """Draw an organization, its page and a conversation of two to four turns about it."""
+    """Draw an organization, its page and a conversation of two to four turns about it.
+
+    Example:
+        >>> options = {"refusal_share": 0.1, "talk_share": 0.0, "identifier": "1", "world": "w"}
+        >>> draw_organization_scene(Random(0), "train", **options).conversation.messages[0].role
+        'system'
+    """
     name = rng.choice(lexicon.ORGANIZATIONS).format(name=draw_name(rng, split))
     source = Source(rng, split)
     layout = rng.choice(tuple(LAYOUTS))
@@ -194,7 +212,13 @@ def _draw_text(name: str, layout: str, items: list[Item], source: Source, rng: R
 
 
 def ask_item(item: Item, items: list[Item], rng: Random) -> Asked:
-    """Ask for an item's value; the values of its kind beside it are distractors."""
+    """Ask for an item's value; the values of its kind beside it are distractors.
+
+    Example:
+        >>> item = Source(Random(0), "train").draw(0.5)
+        >>> ask_item(item, [item], Random(0)).needles == (item.needle,)
+        True
+    """
     others = {other.needle for other in items if other.kind == item.kind}
     distractors = tuple(sorted(other for other in others if other not in item.line.answer))
     question = draw_spelling(rng.choice(item.questions), rng)

@@ -17,7 +17,13 @@ from puna.synthesize.matter.talk import NOT_SAID, OFF_TOPIC, TALK, refuse
 def draw_prose_scene(
     rng: Random, split: Split, *, refusal_share: float, talk_share: float, identifier: str, world: str
 ) -> Scene:
-    """Draw a page of long sentences and a conversation of two to four turns about it."""
+    """Draw a page of long sentences and a conversation of two to four turns about it.
+
+    Example:
+        >>> options = {"refusal_share": 0.1, "talk_share": 0.0, "identifier": "1", "world": "w"}
+        >>> draw_prose_scene(Random(0), "train", **options).conversation.messages[0].role
+        'system'
+    """
     source = Source(rng, split)
     keys = _draw_keys(rng, split, 14)
     items = [_draw_item(source, keys.pop(), rng) for _ in range(rng.randrange(3, 8))]
@@ -41,7 +47,12 @@ def draw_prose_scene(
 
 
 def draw_bare_scene(rng: Random, split: Split, *, identifier: str, world: str) -> Scene:
-    """Draw a short talk without a page and without a name."""
+    """Draw a short talk without a page and without a name.
+
+    Example:
+        >>> draw_bare_scene(Random(0), "train", identifier="1", world="w").conversation.metadata["topic"]
+        'bare'
+    """
     kinds = rng.sample(("greeting", "who", "page"), rng.choice((1, 2, 3))) + rng.sample(("thanks", "bye"), 1)
     turns: list[Turn] = []
     for kind in kinds:

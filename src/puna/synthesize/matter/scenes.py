@@ -11,7 +11,12 @@ JOINED = ("{} {}", "{} And: {}", "{} I also want to know: {}", "Two questions: {
 
 
 class Asked(NamedTuple):
-    """A question with its answer; `needles` stand in a right answer, `distractors` do not."""
+    """A question with its answer; `needles` stand in a right answer, `distractors` do not.
+
+    Example:
+        >>> Asked("hours", "When do you open?", "At nine.", needles=("nine",)).kind
+        'hours'
+    """
 
     kind: str
     question: str
@@ -21,7 +26,12 @@ class Asked(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """How one assistant message is judged: the kind of turn, the name of a grade, what the grade needs."""
+    """How one assistant message is judged: the kind of turn, the name of a grade, what the grade needs.
+
+    Example:
+        >>> Expected("hours", "contains", {"contains": ["nine"]}).grade
+        'contains'
+    """
 
     kind: str
     grade: Literal["contains", "tool_call", "refusal"]
@@ -29,21 +39,38 @@ class Expected(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A conversation, and one expectation for each of its assistant messages, in order."""
+    """A conversation, and one expectation for each of its assistant messages, in order.
+
+    Example:
+        >>> turn = make_turn(Asked("hours", "When do you open?", "At nine.", ("nine",)))
+        >>> len(make_scene("We open at nine.", [turn], identifier="1", metadata={}).expected)
+        1
+    """
 
     conversation: Conversation
     expected: tuple[Expected, ...]
 
 
 class Turn(NamedTuple):
-    """What a customer says and what follows until the next thing that the customer says."""
+    """What a customer says and what follows until the next thing that the customer says.
+
+    Example:
+        >>> make_turn(Asked("hours", "When do you open?", "At nine.", ("nine",))).messages[1].content
+        'At nine.'
+    """
 
     messages: tuple[Message, ...]
     expected: tuple[Expected, ...]
 
 
 def make_turn(asked: Asked, *, question: str = "") -> Turn:
-    """Return the turn of a question; `question` replaces its words."""
+    """Return the turn of a question; `question` replaces its words.
+
+    Example:
+        >>> turn = make_turn(Asked("hours", "When do you open?", "At nine.", ("nine",)))
+        >>> turn.expected[0].values
+        {'contains': ['nine']}
+    """
     values: dict[str, Any] = {"contains": list(asked.needles)}
     if asked.distractors:
         values["distractors"] = list(asked.distractors)
@@ -52,7 +79,13 @@ def make_turn(asked: Asked, *, question: str = "") -> Turn:
 
 
 def join_asked(several: Sequence[Asked], rng: Random) -> Asked:
-    """Ask two or three things at once; the answer has a sentence for each."""
+    """Ask two or three things at once; the answer has a sentence for each.
+
+    Example:
+        >>> asked = [Asked("hours", "Open?", "At nine.", ("nine",)), Asked("price", "Price?", "It is 5.", ("5",))]
+        >>> join_asked(asked, Random(0)).answer
+        'At nine. It is 5.'
+    """
     question = several[0].question
     for asked in several[1:]:
         question = rng.choice(JOINED).format(question, asked.question)
@@ -63,19 +96,35 @@ def join_asked(several: Sequence[Asked], rng: Random) -> Asked:
 
 
 def draw_spelling(question: str, rng: Random) -> str:
-    """Spell one question of twelve as people do in a hurry: small letters, no punctuation at its end."""
+    """Spell one question of twelve as people do in a hurry: small letters, no punctuation at its end.
+
+    Example:
+        >>> draw_spelling("When do you open?", Random(0))
+        'When do you open?'
+    """
     return question.lower().rstrip("?.!") if rng.random() < 1 / 12 else question
 
 
 def draw_talk(kind: str, name: str, rng: Random) -> Asked:
-    """Draw what a person says without a question about the page, and the reply."""
+    """Draw what a person says without a question about the page, and the reply.
+
+    Example:
+        >>> draw_talk("bye", "Belmar", Random(0)).kind
+        'talk'
+    """
     talk = TALK[kind]
     needles = tuple(needle.format(name=name) for needle in talk.needles)
     return Asked("talk", rng.choice(talk.said), rng.choice(talk.replies).format(name=name), needles, (NOT_SAID,))
 
 
 def add_talk(turns: Sequence[Turn], name: str, talk_share: float, rng: Random) -> list[Turn]:
-    """Put small talk before and after turns, each with the probability `talk_share`."""
+    """Put small talk before and after turns, each with the probability `talk_share`.
+
+    Example:
+        >>> turn = make_turn(Asked("hours", "When do you open?", "At nine.", ("nine",)))
+        >>> len(add_talk([turn], "Belmar", 1.0, Random(0)))
+        3
+    """
     before = [make_turn(draw_talk(rng.choice(OPENERS), name, rng))] if rng.random() < talk_share else []
     after = [make_turn(draw_talk(rng.choice(CLOSERS), name, rng))] if rng.random() < talk_share else []
     return [*before, *turns, *after]
@@ -84,7 +133,14 @@ def add_talk(turns: Sequence[Turn], name: str, talk_share: float, rng: Random) -
 def make_scene(
     system: str, turns: Sequence[Turn], *, identifier: str, metadata: dict[str, Any], environment: str = ""
 ) -> Scene:
-    """Join turns to a conversation below a system message."""
+    """Join turns to a conversation below a system message.
+
+    Example:
+        >>> turn = make_turn(Asked("hours", "When do you open?", "At nine.", ("nine",)))
+        >>> scene = make_scene("We open at nine.", [turn], identifier="1", metadata={})
+        >>> [message.role for message in scene.conversation.messages]
+        ['system', 'user', 'assistant']
+    """
     expected = tuple(each for turn in turns for each in turn.expected)
     messages = tuple(message for turn in turns for message in turn.messages)
     kind = "+".join(dict.fromkeys(each.kind for each in expected))

@@ -23,7 +23,12 @@ REFUSALS_WITH_SUBJECT = (
 
 
 class Talk(NamedTuple):
-    """Ways to say one thing, the replies to it, and what a right reply contains."""
+    """Ways to say one thing, the replies to it, and what a right reply contains.
+
+    Example:
+        >>> TALK["bye"].needles
+        ('goodbye',)
+    """
 
     said: tuple[str, ...]
     replies: tuple[str, ...]
@@ -115,7 +120,12 @@ OFF_TOPIC = (
 
 
 def refuse(rng: Random, about: str = "") -> str:
-    """Word a refusal; it names the subject where there is one, in half of the cases."""
+    """Word a refusal; it names the subject where there is one, in half of the cases.
+
+    Example:
+        >>> NOT_SAID in refuse(Random(0), about="parking")
+        True
+    """
     if about and rng.random() < 0.5:
         return rng.choice(REFUSALS_WITH_SUBJECT).format(about=about)
     return rng.choice(REFUSALS)

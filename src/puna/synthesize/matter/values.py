@@ -28,7 +28,12 @@ MIN_IDENTIFIER, MAX_IDENTIFIER = 3, 14
 
 
 def draw_digits(rng: Random, count: int, *, leading_zero: bool = True) -> str:
-    """Draw digits: in two of five draws with runs of equal ones, in one of ten nothing but one run."""
+    """Draw digits: in two of five draws with runs of equal ones, in one of ten nothing but one run.
+
+    Example:
+        >>> draw_digits(Random(0), 7)
+        '6604876'
+    """
     first = rng.choice(DIGITS if leading_zero else DIGITS[1:])
     style = rng.random()
     digits = first
@@ -39,7 +44,12 @@ def draw_digits(rng: Random, count: int, *, leading_zero: bool = True) -> str:
 
 
 def draw_identifier(rng: Random) -> str:
-    """Draw an identifier of 3 to 14 characters with at least one digit: "AB-48213", "INV/2024/0071", "x7Q-99-b"."""
+    """Draw an identifier of 3 to 14 characters with at least one digit: "AB-48213", "INV/2024/0071", "x7Q-99-b".
+
+    Example:
+        >>> draw_identifier(Random(0))
+        '64759382'
+    """
     while True:
         text = _common_identifier(rng) if rng.random() < 0.5 else _free_identifier(rng)
         if MIN_IDENTIFIER <= len(text) <= MAX_IDENTIFIER and any(letter in DIGITS for letter in text):
@@ -69,7 +79,12 @@ def _segment(rng: Random) -> str:
 
 
 def draw_phone(rng: Random) -> str:
-    """Draw a phone number; its middle is the 555 of invented numbers more often than not."""
+    """Draw a phone number; its middle is the 555 of invented numbers more often than not.
+
+    Example:
+        >>> draw_phone(Random(0))
+        '660-555-8475'
+    """
     area, middle, last = draw_digits(rng, 3), "555" if rng.random() < 0.6 else draw_digits(rng, 3), draw_digits(rng, 4)
     form = rng.choice(
         (
@@ -86,13 +101,23 @@ def draw_phone(rng: Random) -> str:
 
 
 def draw_price(rng: Random, low: int, high: int) -> str:
-    """Draw an amount of money without currency: "24.90", "77.70", "120"."""
+    """Draw an amount of money without currency: "24.90", "77.70", "120".
+
+    Example:
+        >>> draw_price(Random(0), 3, 900)
+        '760.95'
+    """
     whole = draw_digits(rng, len(str(rng.randrange(low, high))), leading_zero=False)
     return f"{whole}.{rng.choice(('00', '50', '90', '95', '99', draw_digits(rng, 2)))}" if rng.random() < 0.7 else whole
 
 
 def draw_amount_of_money(rng: Random) -> str:
-    """Draw an amount with its currency."""
+    """Draw an amount with its currency.
+
+    Example:
+        >>> draw_amount_of_money(Random(0))
+        '$7,604'
+    """
     amount = draw_price(rng, 3, 2000)
     whole, point, cents = amount.partition(".")
     grouped = f"{int(whole):,}" + point + cents
@@ -100,7 +125,12 @@ def draw_amount_of_money(rng: Random) -> str:
 
 
 def draw_date(rng: Random) -> str:
-    """Draw a date in one of the common spellings."""
+    """Draw a date in one of the common spellings.
+
+    Example:
+        >>> draw_date(Random(0))
+        '28 July 2016'
+    """
     day, month, year = rng.randrange(1, 29), rng.choice(MONTHS), rng.randrange(1990, 2031)
     number = MONTHS.index(month) + 1
     forms = (f"{day} {month} {year}", f"{month} {day}, {year}", f"{day} {month}", f"{month} {day}")
@@ -108,7 +138,12 @@ def draw_date(rng: Random) -> str:
 
 
 def draw_time(rng: Random) -> str:
-    """Draw a time of the day."""
+    """Draw a time of the day.
+
+    Example:
+        >>> draw_time(Random(0))
+        '7:45 am'
+    """
     minutes = rng.choice(("00", "15", "30", "45"))
     twelve = f"{rng.randrange(1, 13)}:{minutes} {rng.choice(('am', 'pm'))}"
     return rng.choice(
@@ -117,26 +152,47 @@ def draw_time(rng: Random) -> str:
 
 
 def draw_duration(rng: Random) -> str:
-    """Draw a length of time."""
+    """Draw a length of time.
+
+    Example:
+        >>> draw_duration(Random(0))
+        '50 minutes'
+    """
     unit = rng.choice(("days", "days", "working days", "weeks", "months", "hours", "minutes", "years"))
     return f"{rng.randrange(2, 60)} {unit}"
 
 
 def draw_web_address(rng: Random, name: str) -> str:
-    """Draw an address of an invented site."""
+    """Draw an address of an invented site.
+
+    Example:
+        >>> draw_web_address(Random(0), "Belmar")
+        'www.belmar.example/help'
+    """
     host = f"{name.lower()}.example"
     path = rng.choice(("", "/forms", "/help", "/rules", f"/{draw_digits(rng, 3)}", "/news", "/apply"))
     return rng.choice(("https://{}", "https://www.{}", "www.{}")).format(host + path)
 
 
 def draw_email(rng: Random, name: str) -> str:
-    """Draw an e-mail address at an invented host."""
+    """Draw an e-mail address at an invented host.
+
+    Example:
+        >>> draw_email(Random(0), "Belmar")
+        'service@belmar.example'
+    """
     box = rng.choice(("help", "hello", "info", "post", "office", "team", "service", "contact"))
     return f"{box}@{name.lower()}.example"
 
 
 def draw_other(draw: Callable[[], str], taken: list[str]) -> str:
-    """Draw a value that neither contains nor is part of one already taken."""
+    """Draw a value that neither contains nor is part of one already taken.
+
+    Example:
+        >>> rng = Random(0)
+        >>> draw_other(lambda: draw_digits(rng, 3), taken=["12"])
+        '660'
+    """
     while True:
         value = draw()
         if not any(value in other or other in value for other in taken):

@@ -11,6 +11,11 @@ def contains(question: Question, message: Message) -> Grade:
     """Require every string of `contains` and forbid every string of `distractors`.
 
     Case and white space do not matter. A number matches as a whole only: "4.90" is not in "24.90", "4" not in "4.5".
+
+    Example:
+        >>> question = Question("1", conversation, {"contains": ["24.90"], "distractors": ["4.90"]})
+        >>> contains(question, Message("assistant", "It costs 24.90 euros.")).score
+        1.0
     """
     if message.tool_calls:
         return Grade(0.0, f"calls {message.tool_calls[0].name} instead of answering")

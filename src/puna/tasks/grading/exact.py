@@ -5,7 +5,12 @@ from puna.tasks.question import Grade, Question
 
 
 def exact(question: Question, message: Message) -> Grade:
-    """Require the answer to equal `exact`, up to white space."""
+    """Require the answer to equal `exact`, up to white space.
+
+    Example:
+        >>> exact(Question("1", conversation, {"exact": "Yes."}), Message("assistant", " Yes. ")).score
+        1.0
+    """
     if message.tool_calls:
         return Grade(0.0, f"calls {message.tool_calls[0].name} instead of answering")
     if " ".join(message.content.split()) == " ".join(question.expected["exact"].split()):

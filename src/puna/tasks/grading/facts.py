@@ -20,14 +20,25 @@ MAX_CHARACTERS = 10_000
 
 
 class Required(NamedTuple):
-    """The facts that an answer must state, and those that it may."""
+    """The facts that an answer must state, and those that it may.
+
+    Example:
+        >>> [fact.text for fact in Required(list(extract("It costs 5 euros.")), []).required]
+        ['5 euros']
+    """
 
     required: list[Fact]
     known: list[Fact]
 
 
 def facts(question: Question, message: Message) -> Grade:
-    """Require every new fact of the reference, or those of `facts`, and forbid facts from elsewhere."""
+    """Require every new fact of the reference, or those of `facts`, and forbid facts from elsewhere.
+
+    Example:
+        >>> question = Question("1", conversation, {"reference": "It costs 24.90 euros."}, "facts")
+        >>> facts(question, Message("assistant", "The price is 24.90 €.")).score
+        1.0
+    """
     if message.tool_calls:
         return Grade(0.0, f"calls {message.tool_calls[0].name} instead of answering")
     longest = max(MAX_CHARACTERS, 2 * len(question.expected["reference"]))
@@ -51,6 +62,11 @@ def required_facts(question: Question) -> Required:
 
     Returns:
         The required facts, empty where nothing new is required, and the facts that an answer may have.
+
+    Example:
+        >>> question = Question("1", conversation, {"reference": "It costs 24.90 euros."}, "facts")
+        >>> [fact.text for fact in required_facts(question).required]
+        ['24.90 euros']
     """
     language = _language(question)
     asked = normalize(_last_user_message(question.conversation))

@@ -44,7 +44,12 @@ VERDICTS = {"right": True, "correct": True, "wrong": False, "incorrect": False}
 
 
 class Verdict(NamedTuple):
-    """One reply of a judge. `is_right` is None where the reply is no valid verdict, and `reason` says why."""
+    """One reply of a judge. `is_right` is None where the reply is no valid verdict, and `reason` says why.
+
+    Example:
+        >>> Verdict(None, "it has no line 'VERDICT: right' or 'VERDICT: wrong', or both").is_right is None
+        True
+    """
 
     is_right: bool | None
     reason: str
@@ -52,7 +57,13 @@ class Verdict(NamedTuple):
 
 
 def judge_prompt(question: Question, answer: Message, rubric: str, *, is_answer_first: bool) -> Conversation:
-    """Return the conversation that asks a judge about an answer."""
+    """Return the conversation that asks a judge about an answer.
+
+    Example:
+        >>> prompt = judge_prompt(question, Message("assistant", "At nine."), DEFAULT_RUBRIC, is_answer_first=True)
+        >>> [message.role for message in prompt.messages]
+        ['system', 'user']
+    """
     reference = reference_of(question)
     texts = {"answer": answer.content, "reference": reference or "(there is none)"}
     mark = hashlib.sha256("\x00".join((question.id, *texts.values())).encode()).hexdigest()[:8]
@@ -64,7 +75,13 @@ def judge_prompt(question: Question, answer: Message, rubric: str, *, is_answer_
 
 
 def ask_again(asked: Conversation, reply: Message, problem: str) -> Conversation:
-    """Return the conversation that asks for a valid reply in place of an invalid one."""
+    """Return the conversation that asks for a valid reply in place of an invalid one.
+
+    Example:
+        >>> again = ask_again(prompt, Message("assistant", "Looks fine."), "it has no verdict")
+        >>> again.messages[-1].role
+        'user'
+    """
     return asked.with_message(Message("assistant", reply.content)).with_message(
         Message("user", AGAIN.format(problem=problem))
     )
@@ -74,6 +91,11 @@ def read_verdict(reply: str, question: Question, answer: Message) -> Verdict:
     """Read the reply of a judge: three lines, or JSON with the same names.
 
     A reply with two different verdicts, or without a quote from the texts, is invalid.
+
+    Example:
+        >>> reply = '{"quote": "At nine.", "reason": "it is the same time", "verdict": "right"}'
+        >>> read_verdict(reply, question, Message("assistant", "At nine.")).is_right
+        True
     """
     # Lines come first: JSON in a reply of lines may be a quote of the answer, and no verdict of the judge.
     lines = _read_lines(reply)

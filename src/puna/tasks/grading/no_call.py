@@ -5,7 +5,12 @@ from puna.tasks.question import Grade, Question
 
 
 def no_call(_question: Question, message: Message) -> Grade:
-    """Require words instead of a tool call. Any words pass, so the grade counts as not judged."""
+    """Require words instead of a tool call. Any words pass, so the grade counts as not judged.
+
+    Example:
+        >>> no_call(Question("1", conversation, {"no_call": True}), Message("assistant", "At nine.")).is_judged
+        False
+    """
     if message.tool_calls:
         return _unjudged(0.0, f"calls {message.tool_calls[0].name}, expected an answer in words")
     if not message.content.strip():

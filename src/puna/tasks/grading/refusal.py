@@ -6,6 +6,12 @@ from puna.tasks.question import Grade, Question
 
 
 def refusal(question: Question, message: Message) -> Grade:
-    """Judge as `contains` does; a refusal is reported as a kind of its own."""
+    """Judge as `contains` does; a refusal is reported as a kind of its own.
+
+    Example:
+        >>> question = Question("1", conversation, {"contains": ["does not say"]}, "refusal")
+        >>> refusal(question, Message("assistant", "The page does not say that.")).score
+        1.0
+    """
     grade = contains(question, message)
     return Grade(grade.score, grade.reason if grade.score else f"does not refuse: {grade.reason}")

@@ -13,7 +13,12 @@ BETA = 2.0
 
 
 def reference_of(question: Question) -> str:
-    """Return the reference answer of a question, "" where the grade has none."""
+    """Return the reference answer of a question, "" where the grade has none.
+
+    Example:
+        >>> reference_of(Question("1", conversation, {"reference": "At nine."}))
+        'At nine.'
+    """
     return question.expected.get("reference") or question.expected.get("exact") or ""
 
 

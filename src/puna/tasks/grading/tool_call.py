@@ -12,6 +12,11 @@ def tool_call(question: Question, message: Message) -> Grade:
 
     1 and 1.0 are equal, 1 and "1" are not: what the tool's schema can coerce was coerced when the message was read.
     Parts: `name`, and `arguments`, which needs the right name as well.
+
+    Example:
+        >>> question = Question("1", conversation, {"name": "cancel", "arguments": {"id": 7}}, "tool_call")
+        >>> tool_call(question, Message("assistant", tool_calls=(ToolCall("cancel", {"id": 7}),))).score
+        1.0
     """
     name, arguments = question.expected["name"], question.expected["arguments"]
     if not message.tool_calls:

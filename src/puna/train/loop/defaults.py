@@ -100,7 +100,12 @@ class RowLengths:
 
 @dataclass(frozen=True)
 class Choice(Generic[Config]):
-    """A config without open settings, what was chosen for them, and the reason of each choice in words."""
+    """A config without open settings, what was chosen for them, and the reason of each choice in words.
+
+    Example:
+        >>> Choice(config, {"context": 128}, ("context = 128 (holds 100.0% of the rows)",)).line
+        'chosen for this data: context = 128 (holds 100.0% of the rows)'
+    """
 
     config: Config
     values: dict[str, int]
@@ -137,13 +142,24 @@ def adapt(config: Config, run: Run, objective: Objective, model: Llama, *, room_
 
 
 def chosen_values(run: Run) -> dict[str, int]:
-    """Return the values that `adapt` chose in this run; empty where the recipe sets all of them."""
+    """Return the values that `adapt` chose in this run; empty where the recipe sets all of them.
+
+    Example:
+        >>> chosen_values(run)
+        {'context': 128}
+    """
     path = run.directory / CHOSEN
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def open_settings(config: TrainConfig) -> list[str]:
-    """Name the settings that adapt and that the recipe does not set."""
+    """Name the settings that adapt and that the recipe does not set.
+
+    Example:
+        >>> config = TrainConfig(data=["shop"], start="base", steps=10, context=128)
+        >>> open_settings(config)
+        ['batch_tokens', 'optim.warmup_steps']
+    """
     values = {
         "context": config.context, "batch_tokens": config.batch_tokens, "optim.warmup_steps": config.optim.warmup_steps
     }  # fmt: skip
@@ -155,6 +171,11 @@ def choose(config: Config, found: RowLengths, *, longest: int, max_context: int)
 
     The context covers all rows but outliers. The batch is halved from 4,096 tokens until an epoch has 32 steps. The
     warm-up is a tenth of the steps, at most 50.
+
+    Example:
+        >>> rows = RowLengths(num_rows=3, rows=((90,), (120,), (100,)), is_cut=False)
+        >>> choose(config, rows, longest=120, max_context=8192).values
+        {'context': 128, 'batch_tokens': 512, 'optim.warmup_steps': 0}
     """
     is_open, values, reasons = open_settings(config), dict[str, int](), list[str]()
     bound = min(max_context, config.batch_tokens or max_context)
@@ -175,14 +196,26 @@ def choose(config: Config, found: RowLengths, *, longest: int, max_context: int)
 
 
 def choose_context(found: RowLengths, longest: int, bound: int) -> int:
-    """Round the longest example up to a multiple of 64, at most `bound` and 8,192; pieces of cut texts have 1,024."""
+    """Round the longest example up to a multiple of 64, at most `bound` and 8,192; pieces of cut texts have 1,024.
+
+    Example:
+        >>> rows = RowLengths(num_rows=3, rows=((90,), (120,), (100,)), is_cut=False)
+        >>> choose_context(rows, longest=rows.context, bound=8192)
+        128
+    """
     if found.is_cut:
         return min(PIECE_CONTEXT, bound)
     return max(1, min(MAX_CONTEXT, bound, math.ceil(longest / CONTEXT_STEP) * CONTEXT_STEP or bound))
 
 
 def context_reason(found: RowLengths, longest: int, context: int) -> str:
-    """Say how much of the data a chosen context holds."""
+    """Say how much of the data a chosen context holds.
+
+    Example:
+        >>> rows = RowLengths(num_rows=3, rows=((90,), (120,), (100,)), is_cut=False)
+        >>> context_reason(rows, longest=120, context=128)
+        'holds 100.0% of the rows'
+    """
     if found.is_cut:
         return "longer texts are cut"
     share = sum(max(row, default=0) <= context for row in found.rows) / max(1, len(found.rows))

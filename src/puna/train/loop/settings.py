@@ -27,7 +27,9 @@ class Optim(StageConfig):
     lr: float = Field(default=1e-3, gt=0, le=1, description="peak learning rate")
     final_lr_share: float = Field(default=0.05, ge=0, le=1, description="learning rate at the end, as a share of lr")
     warmup_steps: int | None = Field(
-        default=None, ge=0, description="steps of linear warm-up; default: a tenth of all steps, at most 50"
+        default=None,
+        ge=0,
+        description="Number of steps of linear warm-up to the peak learning rate; default: a tenth of all, at most 50",
     )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(default=0.95, ge=0, lt=1, description="decay of the second moment")
@@ -49,7 +51,7 @@ class Parallel(StageConfig):
     context: int = Field(default=1, ge=1, description="ways to divide the tokens of a batch")
     pipeline: int = Field(default=1, ge=1, description="ways to divide the layers")
     device: DeviceName = Field(
-        default="auto", description="device of each process, of a single one too; auto: a GPU where there is one"
+        default="auto", description="Device on which each process computes; auto takes a GPU if there is one"
     )
 
 
@@ -89,10 +91,15 @@ class TrainConfig(StageConfig):
     tokenizer: Path | None = Field(default=None, description="tokenizer of a model trained from scratch")
     adapter: Adapter | None = Field(default=None, description="train an adapter (LoRA) instead of all weights")
     context: int | None = Field(
-        default=None, ge=16, le=131_072, description="longest example in tokens; default: from the data's lengths"
+        default=None,
+        ge=16,
+        le=131_072,
+        description="Maximum example length in tokens, 16 to 131,072; default: chosen from the lengths of the data",
     )
     batch_tokens: int | None = Field(
-        default=None, ge=16, description="tokens in one packed batch; default: 4096, fewer where an epoch is short"
+        default=None,
+        ge=16,
+        description="Number of tokens per packed batch; more take more memory; default: 4096, fewer for short epochs",
     )
     accumulate: int = Field(default=1, ge=1, description="batches whose gradients make one step")
     steps: int | None = Field(default=None, ge=1, description="optimizer steps; either steps or epochs")

@@ -58,7 +58,13 @@ def _start(config: TrainConfig) -> tuple[Llama, Tokenizer]:
 
 
 def size_of(config: TrainConfig, vocab_size: int) -> LlamaConfig:
-    """Return the sizes of a model from scratch; ConfigError for a name that is none or heads that do not divide."""
+    """Return the sizes of a model from scratch; ConfigError for a name that is none or heads that do not divide.
+
+    Example:
+        >>> config = TrainConfig(data=["shop"], size="1b", tokenizer="tokenizer", steps=10)
+        >>> size_of(config, vocab_size=4096).vocab_size
+        4096
+    """
     if isinstance(config.size, str):
         if config.size not in SIZES:
             raise ConfigError(f"size = '{config.size}'", expected=f"{', '.join(SIZES)}, or a table of widths")

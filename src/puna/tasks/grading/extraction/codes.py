@@ -32,7 +32,14 @@ MIN_DIGITS = 7
 
 
 def read_addresses(scan: Scan) -> None:
-    """Take URLs and e-mail addresses."""
+    """Take URLs and e-mail addresses.
+
+    Example:
+        >>> scan = Scan("Write to help@shop.example.", "en")
+        >>> read_addresses(scan)
+        >>> [fact.text for fact in scan.facts]
+        ['help@shop.example']
+    """
     for pattern, kind in ((EMAIL, "e-mail"), (URL, "URL"), (HOST, "URL")):
         for match in pattern.finditer(scan.text):
             text = match[0].rstrip(".,;:!?*_'\"»”’)]}" if "(" not in match[0] else ".,;:!?*_'\"»”’]}")
@@ -41,7 +48,14 @@ def read_addresses(scan: Scan) -> None:
 
 
 def read_phones(scan: Scan) -> None:
-    """Take phone numbers: an international prefix, a leading 0, groups of digits, or a word for phone before them."""
+    """Take phone numbers: an international prefix, a leading 0, groups of digits, or a word for phone before them.
+
+    Example:
+        >>> scan = Scan("Call 0555 123 4567.", "en")
+        >>> read_phones(scan)
+        >>> [fact.text for fact in scan.facts]
+        ['0555 123 4567']
+    """
     for match in PHONE.finditer(scan.text):
         digits = "".join(char for char in match[0] if char.isdigit())
         is_phone = (
@@ -57,7 +71,14 @@ def read_phones(scan: Scan) -> None:
 
 
 def read_ids(scan: Scan) -> None:
-    """Take ids: letters with digits, digits after "#", and digits in three groups or with a leading 0."""
+    """Take ids: letters with digits, digits after "#", and digits in three groups or with a leading 0.
+
+    Example:
+        >>> scan = Scan("Your order is AB-48213.", "en")
+        >>> read_ids(scan)
+        >>> [fact.text for fact in scan.facts]
+        ['AB-48213']
+    """
     for match in ID.finditer(scan.text):
         is_number = NUMBER_WITH_WORD.fullmatch(match[0]) or _is_number_with_unit(match[0])
         if not is_number:

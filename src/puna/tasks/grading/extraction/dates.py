@@ -39,7 +39,14 @@ BUDDHIST_ERA = 543
 
 
 def read_dates(scan: Scan) -> None:
-    """Take dates: numeric ones first, then months with a day or a year, then months alone."""
+    """Take dates: numeric ones first, then months with a day or a year, then months alone.
+
+    Example:
+        >>> scan = Scan("It comes on 3 March 2026.", "en")
+        >>> read_dates(scan)
+        >>> [fact.text for fact in scan.facts]
+        ['3 March 2026']
+    """
     for match in ISO.finditer(scan.text):
         _take_date(scan, match, [(_year(match["year"]), int(match["month"]), int(match["day"]))])
     for match in NUMERIC.finditer(scan.text):
@@ -63,7 +70,14 @@ def read_dates(scan: Scan) -> None:
 
 
 def read_weekdays(scan: Scan) -> None:
-    """Take weekdays; the days between two that bound a range may be named, too, but need not."""
+    """Take weekdays; the days between two that bound a range may be named, too, but need not.
+
+    Example:
+        >>> scan = Scan("We are closed on Sunday.", "en")
+        >>> read_weekdays(scan)
+        >>> [fact.text for fact in scan.facts]
+        ['Sunday']
+    """
     days: list[tuple[int, int, int]] = []
     for match in SHORT_RANGE.finditer(scan.text):
         days += [(*match.span(group), SHORT_WEEKDAYS[match[group]]) for group in (1, 2)]

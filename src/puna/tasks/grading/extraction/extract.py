@@ -16,7 +16,12 @@ SAME = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "−": "-", "‑": "-",
 
 
 def normalize(text: str) -> str:
-    """Return a text in NFC with ASCII digits, plain spaces, apostrophes and minus signs; lines are kept."""
+    """Return a text in NFC with ASCII digits, plain spaces, apostrophes and minus signs; lines are kept.
+
+    Example:
+        >>> normalize("nine o’clock")
+        "nine o'clock"
+    """
     text = unicodedata.normalize("NFC", text).translate(SAME)
     return "".join(map(_plain, text))
 

@@ -15,6 +15,10 @@ class Fact(NamedTuple):
     text leaves it open. The first part is the unit, the country code or the year, which an answer may leave out.
     `is_required` tells whether an answer must have a fact of the reference, `is_exclusive` whether a fact of the
     answer must stand in the reference.
+
+    Example:
+        >>> Fact("number", "nine", frozenset([("number", None, 9)])).is_required
+        True
     """
 
     kind: str
@@ -36,7 +40,12 @@ def covers(answer: Fact, required: Fact) -> bool:
 
 
 def is_compatible(answer: Fact, known: Iterable[Fact]) -> bool:
-    """Tell whether a fact of an answer can be one of the known facts."""
+    """Tell whether a fact of an answer can be one of the known facts.
+
+    Example:
+        >>> is_compatible(extract("It costs 5 euros.")[0], extract("5 euros or 7 euros"))
+        True
+    """
     readings = answer.readings | answer.loose
     return any(_can_be_equal(a, b) for a in readings for fact in known for b in fact.readings | fact.loose)
 
@@ -53,7 +62,14 @@ def _can_be_equal(a: Reading, b: Reading) -> bool:
 
 
 class Scan:
-    """A text under extraction: `take` blanks out the characters that a fact has used, so that no fact is read twice."""
+    """A text under extraction: `take` blanks out the characters that a fact has used, so that no fact is read twice.
+
+    Example:
+        >>> scan = Scan("It costs 5.", "en")
+        >>> scan.take((9, 10), Fact("number", "5", frozenset([("number", None, 5)])))
+        >>> [fact.text for fact in scan.facts]
+        ['5']
+    """
 
     def __init__(self, text: str, language: str):
         self.text, self.language = text, language

@@ -23,7 +23,14 @@ MIN_LETTERS = 3
 
 
 def read_names(scan: Scan) -> None:
-    """Take names."""
+    """Take names.
+
+    Example:
+        >>> scan = Scan("Please ask Anna Meier about it.", "en")
+        >>> read_names(scan)
+        >>> [fact.text for fact in scan.facts]
+        ['Anna Meier']
+    """
     words = list(WORD.finditer(scan.text))
     inner = [word[0] for word in words if not _begins(scan, word)]
     if len(inner) > 3 and sum(map(_is_capitalized, inner)) > 0.6 * len(inner) and scan.language not in ("hi", "th"):

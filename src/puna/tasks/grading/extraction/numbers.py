@@ -58,7 +58,14 @@ LARGER_NUMBERS = {language: _larger_numbers(language) for language in NUMBER_WOR
 
 
 def read_numbers(scan: Scan) -> None:
-    """Take fractions, then numbers with their units."""
+    """Take fractions, then numbers with their units.
+
+    Example:
+        >>> scan = Scan("It costs 24.90 euros.", "en")
+        >>> read_numbers(scan)
+        >>> [fact.text for fact in scan.facts]
+        ['24.90 euros']
+    """
     for match in LIST_MARK.finditer(scan.text):
         scan.take(match.span())
     for match in FRACTION.finditer(scan.text):
@@ -80,7 +87,14 @@ def read_numbers(scan: Scan) -> None:
 
 
 def read_number_words(scan: Scan) -> None:
-    """Take number words of the text's language. "one" is an article or a pronoun as well, and is never required."""
+    """Take number words of the text's language. "one" is an article or a pronoun as well, and is never required.
+
+    Example:
+        >>> scan = Scan("It takes three days.", "en")
+        >>> read_number_words(scan)
+        >>> [fact.text for fact in scan.facts]
+        ['three days']
+    """
     words = NUMBER_WORDS.get(scan.language, {})
     if not words:
         return

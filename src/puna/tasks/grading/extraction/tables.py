@@ -137,7 +137,12 @@ LETTER = "A-Za-zÀ-ɏ\u0900-\u0963\u0970-\u097f"
 
 
 def any_of(words: Iterable[str]) -> str:
-    """Return a pattern for any of the words as a whole, the longest first; Thai words match within a text."""
+    """Return a pattern for any of the words as a whole, the longest first; Thai words match within a text.
+
+    Example:
+        >>> re.compile(any_of(["day", "days"])).match("days")[0]
+        'days'
+    """
     words = sorted(words, key=len, reverse=True)
     choices = "|".join(map(re.escape, words))
     # One look at the first character spares a try of every word at most places.
@@ -146,7 +151,12 @@ def any_of(words: Iterable[str]) -> str:
 
 
 def guess_language(text: str) -> str:
-    """Return the ISO 639-1 code of a text's language among the eight, "" where its words do not tell."""
+    """Return the ISO 639-1 code of a text's language among the eight, "" where its words do not tell.
+
+    Example:
+        >>> guess_language("Wir öffnen um neun Uhr und schließen um fünf.")
+        'de'
+    """
     if re.search(r"[\u0900-\u097f]{2}", text):
         return "hi"
     if re.search(r"[\u0e00-\u0e7f]{2}", text):

@@ -33,7 +33,14 @@ DAY = 24 * 60
 
 
 def read_times(scan: Scan) -> None:
-    """Take times of day."""
+    """Take times of day.
+
+    Example:
+        >>> scan = Scan("We open at 9:30 am.", "en")
+        >>> read_times(scan)
+        >>> [fact.text for fact in scan.facts]
+        ['9:30 am']
+    """
     for match in SPAN.finditer(scan.text):
         ends = [(int(match[1]), int(match[2])), (int(match[3]), int(match[4]))]
         if all(hour <= 24 and minute < 60 for hour, minute in ends):
