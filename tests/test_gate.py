@@ -334,6 +334,26 @@ def test_test_questions_in_training_data_stop_it_and_are_listed(house: House):
     assert "| shop q3 |" in page and page.startswith("# GO")
 
 
+def test_an_answer_that_people_give_to_many_questions_is_no_leak(house: House, monkeypatch: pytest.MonkeyPatch):
+    usual = "Thank you for calling us today, one of my colleagues will ring you back within the next two hours."
+
+    def row(n: int, value: float) -> dict[str, Any]:
+        asked = question(n) | {"expected": {"reference": usual}}
+        return {"task": "shop", **asked, "grade": "facts", "parts": {}, "score": value}
+
+    monkeypatch.setattr(house, "row", row)
+    house.dataset("data", ["Nothing of it.", f"Who repairs my bicycle? {usual}"])
+    for name in ("mine", "base"):
+        house.model(name)
+    house.scores("scores", base=right(30), mine=right(70))
+    assert house.judge(base="base", scores="scores")
+    house.dataset("data", [f"{PAGE.format(n=3)} What does the 3 lamp cost? {usual}"])
+    for name in ("mine", "base"):
+        house.model(name)
+    house.scores("scores", base=right(30), mine=right(70))
+    house.refused("1 of 100 test questions", base="base", scores="scores", description="a")
+
+
 def test_data_that_only_measured_is_not_looked_at_and_data_that_is_gone_stops_it(house: House):
     held_out = house.dataset("held_out", [f"{PAGE.format(n=n)} What does the {n} lamp cost?" for n in range(100)])
     house.model("first")

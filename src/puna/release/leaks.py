@@ -121,14 +121,18 @@ def _texts(datasets: list[Path]) -> Iterator[tuple[str, str]]:
 
 
 def _probes(row: dict[str, Any], n: int) -> Iterator[Probe]:
-    """Yield a question as it was asked, and every expected answer that is long enough to be known by itself."""
+    """Yield a question as it was asked, and every expected answer that is long enough to be known by itself.
+
+    The reference of a conversation's turn is none of these: people give the same answer to many questions.
+    """
     name = _name(row)
     asked = [message for message in row["conversation"]["messages"] if message["role"] == "user"]
     answers = tuple(_answers(row["expected"]))
     group = f"{row['task']} {row['group']}" if row["group"] else ""
     question = row_text(asked[-1]["content"]) if asked else ""
     yield Probe(name, row_text(row["conversation"]), question, answers, group)
-    for number, answer in enumerate(answers, start=1):
+    stated = {key: value for key, value in row["expected"].items() if key != "reference"}
+    for number, answer in enumerate(_answers(stated), start=1):
         if len(split_words(answer)) >= n:
             yield Probe(f"{name}, expected answer {number}", answer, group=group)
 
