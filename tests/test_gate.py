@@ -271,6 +271,20 @@ def test_the_first_line_counts_questions_that_were_left_out_because_nothing_coul
     assert "left out" not in (house.judge(scores="scores", base="base", description="b") / "decision.md").read_text()
 
 
+def test_answers_that_a_judge_left_undecided_are_not_judged(house: House, monkeypatch: pytest.MonkeyPatch):
+    plain = house.row
+
+    def row(n: int, value: float) -> dict[str, Any]:
+        reason = "undecided: the two orders disagree" if n < 12 and not value else "the same"
+        return plain(n, value) | {"judged_by": "judge", "reason": reason}
+
+    monkeypatch.setattr(house, "row", row)
+    house.scores("scores", base=[0.0] * 40 + [1.0] * 60, mine=right(95))
+    told = {"base": "base", "scores": "scores"}
+    house.refused("12 of 100 answers on the task were not judged", **told)
+    assert house.judge(**told, gate={"max_unjudged": 0.12})
+
+
 def test_an_exam_of_words_that_nobody_judged_shows_nothing(house: House):
     house.scores("scores", unjudged=100, base=right(0), mine=right(100))
     page = house.refused("nothing is known of the base model on the task", base="base", scores="scores")

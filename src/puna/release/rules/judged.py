@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from puna.release.evaluations import Answered
 from puna.release.rules.verdict import Verdict
 
+# How the reason begins where the two orders of a judge disagree, or its replies cannot be read (evaluate/judges).
+UNDECIDED = "undecided"
+
 HINT = (
     "state facts that a right answer has, set [evaluate.judge] or a reward model, have people judge (`puna review`), "
     "or ask only what can be judged (evaluate.only_judged)"
@@ -33,12 +36,21 @@ def judge_judged(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) 
 def unjudged_questions(answers: Sequence[Answered]) -> int:
     """Count the questions to which at least one model's answer was not judged for its content.
 
+    An answer that a judge left undecided counts here too: it scores as wrong, which would favor a candidate whose
+    rivals confuse the judge.
+
     Example:
         >>> unjudged_questions([mine, teacher])
         60
     """
     judged = set(answers[0].scores).intersection(*(each.scores for each in answers))
-    return len(answers[0].rows) - len(judged)
+    undecided = {
+        (row["task"], row["id"])
+        for each in answers
+        for row in each.rows
+        if row.get("judged_by") == "judge" and row["reason"].startswith(UNDECIDED)
+    }
+    return len(answers[0].rows) - len(judged - undecided)
 
 
 def _reasons(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) -> Iterator[str]:
