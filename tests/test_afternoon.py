@@ -138,7 +138,7 @@ def look_before(shell: Shell, flags: str) -> None:
                 line = re.sub(rf"\b{name}\b", value, line)
             told.append(shell.run(f"{line} {flags} {SMALL}" if " raise " in f" {line}" else line, status=None))
     assert "there already" in told[0] and "nothing is run" in told[0]
-    assert "Step 3 of 3: ingest.held_out, there already" in told[1]
+    assert "Step 3 of 3: import, there already" in told[1]
     assert "⟦" in told[2] and "nothing was trained" in told[2]
 
 
