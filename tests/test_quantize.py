@@ -310,3 +310,12 @@ def test_weights_that_give_no_numbers_are_an_error_that_names_the_checkpoint(tmp
     config = Config(checkpoint=parent, data=[write_texts(tmp_path / "texts")])
     with pytest.raises(CheckpointError, match="parent gives logits that are not finite"):
         quantize.run(config, new_run(tmp_path / "stage"))
+
+
+def test_a_first_choice_that_was_as_good_as_tied_is_told_from_one_that_was_not() -> None:
+    parent = torch.tensor([[2.0, 1.9, 0.0], [2.0, 1.9, 0.0], [2.0, 1.9, 0.0], [2.0, 1.9, 0.0]])
+    other = torch.tensor([[2.0, 1.9, 0.0], [1.9, 2.0, 0.0], [0.0, 0.0, 9.0], [1.9, 2.0, 0.0]])
+    comparison = Comparison()
+    comparison.add(parent, other)
+    assert comparison.agreement() == 0.25
+    assert [comparison.agreement_beyond(gap) for gap in (0.0, 0.09, 0.11, 1.9, 2.1)] == [0.25, 0.25, 0.75, 0.75, 1.0]

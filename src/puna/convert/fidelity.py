@@ -28,7 +28,7 @@ class Tolerance(NamedTuple):
 
     Attributes:
         difference: most root mean square difference of logits, as a share of the logits' standard deviation.
-        agreement: least share of tokens with the same most likely next token.
+        agreement: least share of tokens with the same most likely next token, ties within rounding left out.
 
     Example:
         >>> Tolerance(0.03, 0.97).beside(Tolerance(0.04, 0.95))
@@ -44,6 +44,10 @@ class Tolerance(NamedTuple):
         To second order a difference d of logits costs KL = Var(d) / 2, the variance taken over the distribution.
         """
         return (self.difference * deviation) ** 2 / 2
+
+    def tie(self, deviation: float) -> float:
+        """Return the gap, in nats, between two tokens that rounding may turn round: both move by `difference`."""
+        return 2 * self.difference * deviation
 
     def beside(self, other: "Tolerance") -> "Tolerance":
         """Return the tolerance where both programs round: independent errors add in squares."""
@@ -71,7 +75,8 @@ def peer_tolerance(precision: str, kind: str | None) -> Tolerance:
 def peer_receipts(comparison: Comparison, peer: str, tolerance: Tolerance, details: dict[str, str]) -> list[Receipt]:
     """Return the claims that a program computes from the written files what Puna computes from them."""
     parent, kl, deviation = f"{peer} against Puna", comparison.kl(), comparison.deviation()
-    difference, agreement, most_kl = comparison.difference(), comparison.agreement(), tolerance.kl(deviation)
+    difference, most_kl = comparison.difference(), tolerance.kl(deviation)
+    agreement = comparison.agreement_beyond(tolerance.tie(deviation))
     told = details | {"deviation": deviation, "max_difference": comparison.max_difference()}
     unit = {"unit": "root mean square difference of logits / their standard deviation"}
     is_near = difference <= tolerance.difference
@@ -84,7 +89,7 @@ def peer_receipts(comparison: Comparison, peer: str, tolerance: Tolerance, detai
             agreement,
             tolerance.agreement,
             agreement >= tolerance.agreement,
-            dict(details),
+            details | {"tie": tolerance.tie(deviation), "same": comparison.agreement()},
             is_least=True,
         ),
     ]

@@ -26,7 +26,9 @@ class Comparison:
     """How two models differ: KL divergence, agreement of the first choice and greatest difference, a token each."""
 
     divergences: list[torch.Tensor] = field(default_factory=list)
-    agreements: list[torch.Tensor] = field(default_factory=list)
+    is_same: list[torch.Tensor] = field(default_factory=list)
+    # Nats by which the parent finds the other's first choice less likely than its own: 0 where they agree.
+    gaps: list[torch.Tensor] = field(default_factory=list)
     differences: list[torch.Tensor] = field(default_factory=list)
     losses: list[torch.Tensor] = field(default_factory=list)
     # Mean squares over the vocabulary of centred logits: the parent's, and of the difference.
@@ -42,7 +44,9 @@ class Comparison:
             columns = targets[is_known][:, None]
             self.losses.append(-torch.cat([x[is_known].gather(1, columns) for x in (log_p, log_q)], dim=1))
             self.divergences.append(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).clamp(min=0))
-            self.agreements.append(parent.argmax(-1) == other.argmax(-1))
+            first = other.argmax(-1, keepdim=True)
+            self.is_same.append(parent.argmax(-1, keepdim=True) == first)
+            self.gaps.append(log_p.amax(-1) - log_p.gather(-1, first).squeeze(-1))
             self.differences.append((log_p - log_q).abs().amax(-1))
             variances = [x.var(-1, correction=0) for x in (log_p, log_p - log_q)]
             self.squares.append(torch.stack(variances, dim=-1))
@@ -55,7 +59,15 @@ class Comparison:
 
     def agreement(self) -> float:
         """Return the share of tokens whose most likely next token is the same."""
-        return torch.cat(self.agreements).double().mean().item()
+        return torch.cat(self.is_same).double().mean().item()
+
+    def agreement_beyond(self, gap: float) -> float:
+        """Return the share of tokens whose most likely next token is the same, or as good as tied for the parent.
+
+        Args:
+            gap: Nats by which the other's first choice may be less likely than the parent's and still counts as tied.
+        """
+        return (torch.cat(self.gaps) <= gap).double().mean().item()
 
     def perplexities(self) -> tuple[float, float]:
         """Return the perplexity of the texts for the parent and for the other."""
