@@ -1,12 +1,13 @@
-"""A headless Chromium, driven through its DevTools protocol over a pipe: what a page shows, asks for and refuses.
+"""Headless Chromium, driven over a pipe by its DevTools protocol: keys and clicks in, page contents and problems out.
 
-Source: https://chromedevtools.github.io/devtools-protocol/; messages are JSON, each ended by a NUL.
+Source: https://chromedevtools.github.io/devtools-protocol/; each message is JSON, ended by a NUL.
 """
 
 import base64
 import fcntl
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -16,15 +17,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--mute-audio",
-    "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe",
 )  # fmt: skip
+SECONDS = 60.0  # the longest wait for an answer, and for a condition
+ALT, SHIFT = 1, 8
+KEY_CODES = {"Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27}
 
 
 class Page:
-    """One tab. `requests` are the addresses that it asked for, `problems` its exceptions and policy violations."""
+    """One tab: `requests` holds the requested addresses, `problems` the exceptions, errors and policy violations."""
 
     def __init__(self, commands: int, answers: int):
         self.requests: list[str] = []
@@ -42,7 +48,8 @@ class Page:
         command: dict[str, Any] = {"id": self._num_sent, "method": method, "params": params}
         command |= {"sessionId": self._session} if self._session else {}
         os.write(self._commands, json.dumps(command).encode() + b"\0")
-        while (message := self._next()).get("id") != self._num_sent:
+        deadline = time.monotonic() + SECONDS
+        while (message := self._next(deadline)).get("id") != self._num_sent:
             self._note(message)
         assert "error" not in message, message
         return message["result"]
@@ -53,20 +60,24 @@ class Page:
         self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def read(self, expression: str) -> Any:
-        """Evaluate JavaScript in the page; a promise's value where it gives one."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        """Return the value of a JavaScript expression; of a promise, the value that it resolves to."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
-    def wait_for(self, expression: str, seconds: float = 20) -> None:
-        """Wait until an expression is true."""
-        deadline = time.monotonic() + seconds
-        while not self.read(expression):
-            assert time.monotonic() < deadline, (expression, self.problems, self.read("document.body.innerText"))
-            time.sleep(0.05)
+    def text(self) -> str:
+        """Return the visible text of the page."""
+        return self.read("document.body.innerText")
+
+    def wait_for(self, condition: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        deadline = time.monotonic() + SECONDS
+        while not self.read(condition):
+            assert time.monotonic() < deadline, (condition, self.problems, self.text())
+            time.sleep(0.02)
 
     def click(self, selector: str) -> None:
-        """Click the middle of an element, as a mouse does."""
+        """Click the middle of an element with the mouse."""
         box = f"JSON.stringify(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
         place = json.loads(self.read(box))
         assert place["width"] and place["height"], f"{selector} is not shown"
@@ -75,70 +86,81 @@ class Page:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def type(self, text: str) -> None:
-        """Type into what has the focus."""
+        """Insert text into the focused element."""
         self.call("Input.insertText", text=text)
 
-    def press_enter(self, *, with_shift: bool = False) -> None:
-        """Press Enter, with Shift or without."""
-        key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "modifiers": 8 if with_shift else 0}
-        self.call("Input.dispatchKeyEvent", type="keyDown", text="\r", **key)
-        self.call("Input.dispatchKeyEvent", type="keyUp", **key)
+    def press(self, key: str, *, modifiers: int = 0, is_repeat: bool = False) -> None:
+        """Press and release a key, such as "ArrowLeft", "s" or "Enter"."""
+        event = {"key": key, "windowsVirtualKeyCode": KEY_CODES.get(key, 0), "modifiers": modifiers}
+        text = "\r" if key == "Enter" else key if len(key) == 1 else ""
+        kind = "keyDown" if text else "rawKeyDown"
+        self.call("Input.dispatchKeyEvent", type=kind, text=text, autoRepeat=is_repeat, **event)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def resize(self, width: int, height: int, *, scheme: str = "light") -> None:
-        """Set the size of the window, and whether people prefer dark pages."""
+        """Set the size of the window in pixels, and the preferred color scheme: light or dark."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def photograph(self, path: Path) -> None:
-        """Write what is seen as PNG."""
+        """Write the visible part of the page as PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
-    def _next(self) -> dict[str, Any]:
+    def _next(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self._unread:
-            more = os.read(self._answers, 1 << 16)
+            ready, _, _ = select.select([self._answers], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, "Chromium does not answer"
+            more = os.read(self._answers, 1 << 20)
             assert more, "Chromium has ended"
             self._unread += more
         message, _, self._unread = self._unread.partition(b"\0")
         return json.loads(message)
 
-    def _note(self, event: dict[str, Any]) -> None:
-        params, method = event.get("params", {}), event.get("method")
-        if method == "Network.requestWillBeSent":
-            self.requests.append(params["request"]["url"])
-        elif method == "Runtime.exceptionThrown":
-            self.problems.append(params["exceptionDetails"].get("exception", {}).get("description", "exception"))
-        elif method == "Audits.issueAdded" and "ContentSecurityPolicy" in params["issue"]["code"]:
-            self.problems.append(json.dumps(params["issue"]))
-        elif method == "Log.entryAdded" and params["entry"]["source"] == "security":
-            self.problems.append(params["entry"]["text"])
+    def _note(self, message: dict[str, Any]) -> None:
+        params = message.get("params", {})
+        match message.get("method"):
+            case "Network.requestWillBeSent":
+                self.requests.append(params["request"]["url"])
+                return
+            case "Runtime.exceptionThrown":
+                is_problem = True
+            case "Runtime.consoleAPICalled":
+                is_problem = params["type"] == "error"
+            case "Log.entryAdded":
+                is_problem = params["entry"]["level"] == "error" or params["entry"]["source"] == "security"
+            case "Audits.issueAdded":
+                is_problem = "ContentSecurityPolicy" in params["issue"]["code"]
+            case _:
+                is_problem = False
+        if is_problem:
+            self.problems.append(json.dumps(params))
 
 
 @contextmanager
-def chromium(folder: Path) -> Iterator[Page]:
-    """Start Chromium with a fresh profile in `folder`, and end it with all its processes."""
-    assert CHROMIUM
+def chromium(profile: Path, *, width: int = 1280, height: int = 800, scheme: str = "light") -> Iterator[Page]:
+    """Start Chromium with an empty profile, and end it with all its processes. Skips the test without Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
     command_read, command_write = os.pipe()
     answer_read, answer_write = os.pipe()
 
     def connect() -> None:
-        # Chromium reads commands from descriptor 3 and writes answers to 4.
+        # Chromium reads commands from descriptor 3 and writes answers to 4; copies above 10 survive both dup2 calls.
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (command_read, answer_write)]
         os.dup2(ends[0], 3)
         os.dup2(ends[1], 4)
 
+    quiet = subprocess.DEVNULL
     process = subprocess.Popen(
-        [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=connect,
-        close_fds=False,
-        start_new_session=True,
-    )
+        [CHROMIUM, *FLAGS, f"--user-data-dir={profile}"],
+        stdin=quiet, stdout=quiet, stderr=quiet, preexec_fn=connect, pass_fds=(3, 4), start_new_session=True,
+    )  # fmt: skip
     os.close(command_read)
     os.close(answer_write)
     try:
-        yield Page(command_write, answer_read)
+        page = Page(command_write, answer_read)
+        page.resize(width, height, scheme=scheme)
+        yield page
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import httpx2
 import pytest
-from chromium import CHROMIUM, Page, chromium
+from chromium import SHIFT, Page, chromium
 from test_adapters import write_adapter
 from test_engine import tiny_model, tiny_tokenizer
 from test_serve import CALL, CHAT, KEY, TOOL, ScriptedEngine, error_of, scripted, serving, wait_until
@@ -175,17 +175,14 @@ def test_origins_with_ports_and_addresses_are_taken():
 
 @pytest.fixture
 def page(tmp_path) -> Iterator[Page]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
     with chromium(tmp_path / "profile") as tab:
-        tab.resize(1280, 800)
         yield tab
 
 
 def ask(page: Page, text: str) -> None:
     page.click("#message")
     page.type(text)
-    page.press_enter()
+    page.press("Enter")
 
 
 ANSWER, STATUS, ERROR = "article.assistant:last-child", "#status", "#error"
@@ -206,12 +203,12 @@ def test_a_message_gets_its_answer_while_it_comes_and_hostile_text_stays_text(pa
         page.type("Be brief.")
         page.click("#message")
         page.type("When do you")
-        page.press_enter(with_shift=True)
+        page.press("Enter", modifiers=SHIFT)
         composed = "new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true, cancelable: true})"
         assert page.read(f"document.activeElement.dispatchEvent({composed})")
         assert page.read("document.querySelectorAll('article').length") == 0
         page.type("open?")
-        page.press_enter()
+        page.press("Enter")
         page.wait_for(f"document.querySelector('{ANSWER} .text')?.innerText.includes('<img')")
         assert not page.read(DONE) and "end</b>" not in text_of(page, ANSWER)
         page.wait_for(DONE)
@@ -289,10 +286,10 @@ def test_a_server_with_a_key_asks_for_it_and_the_page_keeps_it_for_the_tab_only(
         assert "API key" in text_of(page, ERROR)
         assert page.read("document.activeElement.id") == "key"
         page.type("wrong")
-        page.press_enter()
+        page.press("Enter")
         page.read("document.querySelector('#key').select()")
         page.type(KEY)
-        page.press_enter()
+        page.press("Enter")
         page.wait_for("document.title === 'tiny'")
         ask(page, "When do you open?")
         page.wait_for(DONE)
