@@ -78,6 +78,11 @@ class Decision:
         return [reason for verdict in self.verdicts if not verdict.override for reason in verdict.reasons]
 
     @property
+    def hints(self) -> list[str]:
+        """What to do about the rules that did not hold and were not overridden."""
+        return [each.hint for each in self.verdicts if each.hint and not each.override]
+
+    @property
     def overrides(self) -> list[str]:
         """What was passed over on somebody's word."""
         return [
@@ -107,9 +112,10 @@ class Decision:
         """The decision as a receipt: the number of reasons against it, of which there may be none."""
         details: dict[str, Any] = {"overrides": self.overrides, "passes_over": self.failed_claims}
         if not self.is_go:
-            hint = (
+            page = (
                 "The page decision.html beside it says more; what a rule may be overridden with is in docs/release.md"
             )
+            hint = ". ".join([*self.hints, page])
             details |= {"reasons": [f"NO-GO: {self.reasons[0]}", *self.reasons[1:]], "hint": hint}
         return Receipt(GATE, self.name, len(self.reasons), 0, self.is_go, details)
 

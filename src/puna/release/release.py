@@ -298,6 +298,8 @@ def _report(facts: Facts, decision: Decision, run: Run) -> None:
     for line in facts.exceptions:
         run.log(f"exception: {line}")
     if not decision.is_go:
+        for hint in decision.hints:
+            run.log(f"what to do: {hint}")
         run.log("the page is decision.html; no model was written")
         return
     run.log(f"{facts.name}: {facts.governing.title}; with {', '.join(facts.texts)}")

@@ -62,6 +62,7 @@ def _blocks(decision: Decision, facts: Facts) -> Iterator[Block]:
     yield Paragraph(" ".join([f"Whether {decision.name} may go into use, and why.", facts.description]).strip())
     if decision.reasons:
         yield Items([shorten_ids(f"{reason[:1].upper()}{reason[1:]}.") for reason in decision.reasons])
+        yield from (Paragraph(f"What to do: {hint}.") for hint in decision.hints)
     if decision.overrides:
         yield Heading("Overridden")
         yield Items([shorten_ids(line) for line in decision.overrides])

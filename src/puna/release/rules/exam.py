@@ -11,9 +11,9 @@ from puna.release.compare import POINTS, Comparison, Outcome, compare
 from puna.release.evaluations import Answered
 from puna.release.rules.verdict import Verdict
 
-HINT = "ask more questions whose right answers differ, and judge what the answers say"
+HINT = "Ask more questions whose right answers differ, and judge what the answers say"
 # Where even null models are right nowhere, the exam is hard enough, and the candidate is what is weak.
-HINT_FOR_WEAK_MODEL = "it is hardly better than a model that knows nothing: train it further, or ask more questions"
+HINT_FOR_WEAK_MODEL = "The model is hardly better than one that knows nothing: train it further, or ask more questions"
 
 
 class NullResult(NamedTuple):
@@ -76,7 +76,10 @@ def judge_exam(exams: Mapping[str, Exam | None]) -> Verdict:
     reasons = [reason for suite, exam in exams.items() for reason in _reasons(suite, exam)]
     results = [result for exam in exams.values() for result in exam or ()]
     if reasons or not exams:
-        return Verdict("exam", reasons)
+        best = max((result.score for result in results if not result.is_beaten), default=1.0)
+        margin = max((result.comparison.least or 0.0 for result in results), default=0.0)
+        hint = HINT if best >= margin else HINT_FOR_WEAK_MODEL
+        return Verdict("exam", reasons, hint=hint if reasons else "")
     if not results:
         return Verdict("exam", [], "people judged every answer")
     lead = min(result.comparison.difference.mean for result in results)
@@ -94,8 +97,7 @@ def _reasons(suite: str, exam: Exam | None) -> Iterator[str]:
     if passed:
         best, margin = passed[0], POINTS * (passed[0].comparison.least or 0)
         others = f" (so do {len(passed) - 1} more)" if len(passed) > 1 else ""
-        hint = HINT if POINTS * best.score >= margin else HINT_FOR_WEAK_MODEL
         yield (
             f"exam-too-weak: on the {suite} a model that {best.comparison.name} scores {POINTS * best.score:.1f} %, "
-            f"this one {POINTS * best.candidate_score:.1f} %, not shown to be {margin:.0f} points more{others}; {hint}"
+            f"this one {POINTS * best.candidate_score:.1f} %, not shown to be {margin:.0f} points more{others}"
         )

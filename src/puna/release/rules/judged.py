@@ -13,7 +13,7 @@ from puna.release.rules.verdict import Verdict
 UNDECIDED = "undecided"
 
 HINT = (
-    "state facts that a right answer has, set [evaluate.judge] or a reward model, have people judge (`puna review`), "
+    "State facts that a right answer has, set [evaluate.judge] or a reward model, have people judge (`puna review`), "
     "or ask only what can be judged (evaluate.only_judged)"
 )
 
@@ -30,7 +30,8 @@ def judge_judged(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) 
         >>> judge_judged({"task": [mine]}, max_unjudged=0.0).told
         'all 60 answers were judged for what they say'
     """
-    return Verdict("judged", list(_reasons(suites, max_unjudged)), _told(suites))
+    reasons = list(_reasons(suites, max_unjudged))
+    return Verdict("judged", reasons, _told(suites), hint=HINT if reasons else "")
 
 
 def unjudged_questions(answers: Sequence[Answered]) -> int:
@@ -60,7 +61,7 @@ def _reasons(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) -> I
             allowed = f"{max_unjudged:.0%} may go without" if max_unjudged else "every answer has to be"
             yield (
                 f"{num_unjudged:,} of {num_questions:,} answers on the {suite} were not judged for what they say "
-                f"({allowed}): {HINT}"
+                f"({allowed})"
             )
 
 
