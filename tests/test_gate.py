@@ -348,6 +348,35 @@ def test_test_questions_in_training_data_stop_it_and_are_listed(house: House):
     assert "| shop q3 |" in page and page.startswith("# GO")
 
 
+def test_a_short_question_that_stands_in_the_training_data_word_for_word_is_found(house: House):
+    asked = [{"role": "user", "content": "Where is my card?"}]
+    house.row = lambda n, value: {  # pyright: ignore[reportAttributeAccessIssue]
+        "task": "shop",
+        **question(n),
+        "grade": "contains",
+        "parts": {},
+        "score": value,
+        **({"conversation": {"messages": asked}} if n == 7 else {}),
+    }
+    for words, is_found in (("where is my CARD", True), ("Where is my new card?", False)):
+        answered = [{"role": "user", "content": words}, {"role": "assistant", "content": "Sure."}]
+        rows = [{"messages": [*answered, {"role": "user", "content": "Thanks"}]}]
+        write_artifact(
+            house.path / "data",
+            "dataset",
+            "ingest",
+            lambda at, rows=rows: write_jsonl(at / "conversations.jsonl", rows),
+        )
+        for name in ("mine", "base"):
+            house.model(name)
+        house.scores("scores", base=right(30), mine=right(70))
+        told = {"base": "base", "scores": "scores", "description": words}
+        if is_found:
+            assert "| shop q7 |" in house.refused("1 of 100 test questions", **told)
+        else:
+            assert house.judge(**told)
+
+
 def test_an_answer_that_people_give_to_many_questions_is_no_leak(house: House, monkeypatch: pytest.MonkeyPatch):
     usual = "Thank you for calling us today, one of my colleagues will ring you back within the next two hours."
 
@@ -613,8 +642,9 @@ def test_the_page_says_how_many_questions_could_be_looked_for_and_no_more(house:
     house.row = lambda n, value: {**rows[f"q{n}"], "score": value}  # pyright: ignore[reportAttributeAccessIssue]
     house.scores("scores", base=right(30), mine=right(70))
     page = (house.judge(scores="scores", base="base", description="b") / "decision.md").read_text()
-    told = "30 of 100 questions were long enough to be looked for in the training data; none was found"
-    assert page.splitlines()[0].endswith(told)
+    told = "30 of 100 questions were long enough to be looked for in the training data"
+    aside = ", 70 shorter ones only as a whole prompt or beside their right answers; none was found"
+    assert page.splitlines()[0].endswith(told + aside)
     assert "30 of 100 questions were long enough to be looked for in the 5 rows" in outside_folds(page)
     for each in short[30:50]:  # nine words: a row counts only if it has the right answer too
         each["conversation"]["messages"] = [
@@ -623,13 +653,12 @@ def test_the_page_says_how_many_questions_could_be_looked_for_and_no_more(house:
         each["expected"] = {"contains": [f"{each['id']} euros"]}
     house.scores("scores", base=right(30), mine=right(70))
     page = (house.judge(scores="scores", base="base", description="d") / "decision.md").read_text()
-    aside = ", 20 shorter ones only beside their right answers; none was found"
     assert page.splitlines()[0].endswith(
         f"30 of 100 questions were long enough to be looked for in the training data{aside}"
     )
     assert f"5 rows of training data{aside}" in page
     for each in rows.values():
-        each["conversation"]["messages"] = [{"role": "user", "content": f"What does it cost? {each['id']}"}]
+        each["conversation"]["messages"] = [{"role": "user", "content": f"Hello, {each['id']}!"}]
     house.scores("scores", base=right(30), mine=right(70))
     page = (house.judge(scores="scores", base="base", description="c") / "decision.md").read_text()
     assert "none of 100 questions was long enough" in page.splitlines()[0]

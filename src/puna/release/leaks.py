@@ -5,7 +5,7 @@ trace in the weights and is not looked at.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from puna.data.overlap import OverlapReport, Probe, find_overlaps, row_text, spl
 from puna.data.shards import SUFFIXES, read_rows
 from puna.release.facts import DATASETS, datasets_read, is_border, name_of
 from puna.release.terms import Node, Step
+from puna.release.whole_prompts import WholePrompts
 
 # What a stage reads under these names it measures on, and learns nothing from; "" is any stage.
 MEASURED = {"": {"validation"}, "quantize": {"data"}, "prune": {"data"}, "merge": {"data"}, "ingest": {"apart_from"}}
@@ -25,8 +26,8 @@ class Leaks:
     """What was found in which datasets; `unread` are those of the lineage that are gone, changed or hold no text.
 
     `elsewhere` are those that an imported model had learned from before it came, and that did not come with it. Of
-    `num_questions` only `num_sought` were long enough to be told from chance, `num_beside_answers` of them only in a
-    row that has the right answer too.
+    `num_questions` only `num_sought` were looked for, `num_short` of them only as a whole prompt or in a row that has
+    the right answer too.
     """
 
     report: OverlapReport
@@ -36,18 +37,18 @@ class Leaks:
     elsewhere: list[str]
     num_questions: int
     num_sought: int
-    num_beside_answers: int = 0
+    num_short: int = 0
 
     @property
     def num_long(self) -> int:
-        """Number of questions that are found whatever the row answers."""
-        return self.num_sought - self.num_beside_answers
+        """Number of questions that are found by their words, whatever stands around these."""
+        return self.num_sought - self.num_short
 
     @property
     def aside(self) -> str:
-        """The clause on questions that are found only beside their right answers; empty where there are none."""
-        number = self.num_beside_answers
-        return f", {number:,} shorter ones only beside their right answers" if number else ""
+        """The clause on questions of few words, which are found in fewer cases; empty where there are none."""
+        number = self.num_short
+        return f", {number:,} shorter ones only as a whole prompt or beside their right answers" if number else ""
 
     def describe(self, allowed: int) -> str:
         """Say how many questions could be looked for, and that none was found; no more than that."""
@@ -84,13 +85,17 @@ def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) 
         elif not any(node["kind"] in DATASETS for node in steps[0].node["inputs"].values()):
             unread.append(f"{name_of(path)}, which holds no rows of text")
     probes = [probe for row in rows for probe in _probes(row, n)]
-    report = find_overlaps(probes, _texts(trained), n=n, threshold=share)
-    too_short = set(report.too_short)
-    num_sought = sum(_name(row) not in too_short for row in rows)
-    beside_answers = set(report.beside_answers)
-    num_beside = sum(_name(row) in beside_answers for row in rows)
-    names = [path.name for path in trained]
-    return Leaks(report, names, unread, measured, elsewhere, len(rows), num_sought, num_beside)
+    prompts = WholePrompts.of({_name(row): row["conversation"]["messages"] for row in rows})
+    report = find_overlaps(probes, _texts(trained, prompts), n=n, threshold=share)
+    more = prompts.overlaps(overlap.name for overlap in report.found)
+    report = replace(report, found=[*report.found, *more])
+    names = {_name(row) for row in rows}
+    long = names - set(report.too_short) - set(report.beside_answers)
+    short = (names - long) & (prompts.sought() | set(report.beside_answers))
+    datasets = [path.name for path in trained]
+    return Leaks(
+        report, datasets, unread, measured, elsewhere, len(names), len(long) + len(short), num_short=len(short)
+    )
 
 
 def _since_imports(node: Node) -> Node:
@@ -113,11 +118,14 @@ def _shards(path: Path) -> list[Path]:
     return [file for file in files if file.suffix in SUFFIXES and not file.name.startswith((*ASIDE, "run_", "."))]
 
 
-def _texts(datasets: list[Path]) -> Iterator[tuple[str, str]]:
+def _texts(datasets: list[Path], prompts: WholePrompts) -> Iterator[tuple[str, str]]:
+    """Yield the text of every row with its place, and let whole prompts be looked for in passing."""
     for path in datasets:
         for file in _shards(path):
             for number, row in enumerate(read_rows(file), start=1):
-                yield f"{path.name}/{file.name} row {number}", row_text(row)
+                place = f"{path.name}/{file.name} row {number}"
+                prompts.look(row, place)
+                yield place, row_text(row)
 
 
 def _probes(row: dict[str, Any], n: int) -> Iterator[Probe]:

@@ -10,6 +10,7 @@ from puna.release.leaks import Leaks
 from puna.release.page.blocks import Block, Details, Lines, Paragraph, Picture, Table
 from puna.release.page.picture import BAD, GOOD, PLAIN, Mark, draw_intervals
 from puna.release.terms import applying
+from puna.release.whole_prompts import MIN_PROMPT_WORDS
 
 SUITES = {"task": "the task", "general": "the general suite"}
 OVERLAPS_SHOWN = 20
@@ -110,9 +111,10 @@ def _overlap(leaks: Leaks | None, decision: Decision) -> Iterator[Block]:
         f"{', '.join(leaks.datasets) or 'no dataset'}. A question counts as found where one row holds at least "
         f"{settings.overlap_share:.0%} of its n-grams (n = {n} words; {NORMALIZATION}) and its last user message; one "
         f"of fewer than {n} words of its own, only where the row has the expected answer too. N-grams that many groups "
-        f"of the test share are its template and do not count. {len(report.too_short):,} are too short to be told from "
-        f"chance (under {MIN_WORDS} words of their own, or without an answer in words). Paraphrases and translations "
-        f"are not found."
+        f"of the test share are its template and do not count. {len(report.too_short):,} are too short for n-grams "
+        f"(under {MIN_WORDS} words of their own, or without an answer in words). Any question also counts as found "
+        f"where its whole prompt, of {MIN_PROMPT_WORDS} words or more, stands before an answer in a training "
+        f"conversation. Paraphrases and translations are not found."
     )
     if leaks.elsewhere:
         names = ", ".join(leaks.elsewhere)
