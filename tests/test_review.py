@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -535,6 +536,8 @@ def reviewing(evaluation: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[
     process = subprocess.Popen(
         [*command, "--port", "0", "--no-browser", "--reviewer", "ada"],
         cwd=evaluation.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell without job control lets what it starts in the background ignore Ctrl-C, and this process inherits it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout and process.stderr
     lines: list[str] = []
