@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from puna.errors import DataError
+from puna.tasks.fields import require_fields
 
 REQUIRED: dict[str, type] = {"task": str, "id": str, "answer": dict, "right": bool, "reviewer": str, "at": str}
 OPTIONAL: dict[str, type] = {"checkpoint": str, "side_by_side_with": str}
@@ -64,15 +65,7 @@ class Label:
         Raises:
             DataError: A field is missing, unknown or of another type; the message begins with `where`.
         """
-        fields = REQUIRED | OPTIONAL
-        for name in REQUIRED:
-            if name not in row:
-                raise DataError(f"{where} lacks '{name}'", expected=", ".join(REQUIRED))
-        for name, value in row.items():
-            if name not in fields:
-                raise DataError(f"{where} has the unknown field '{name}'", expected=", ".join(fields))
-            if not isinstance(value, fields[name]):
-                raise DataError(f"{where}: {name} is {type(value).__name__}", expected=fields[name].__name__)
+        require_fields(row, where, REQUIRED, OPTIONAL)
         for name in ("task", "id", "reviewer"):
             if not row[name]:
                 raise DataError(f"{where}: {name} is empty", expected="text")

@@ -9,6 +9,7 @@ from typing import Any
 from puna.chat.conversation import Conversation, Message
 from puna.data.shards import find_shards, read_rows
 from puna.errors import ChatError, DataError
+from puna.tasks.fields import require_fields
 from puna.tasks.grading.facts import required_facts
 from puna.tasks.grading.table import EXPECTED, GRADES
 from puna.tasks.question import Grade, Question
@@ -88,7 +89,7 @@ def _read_conversation(row: dict[str, Any], where: str) -> Conversation:
 
 
 def _read_question(row: dict[str, Any], where: str) -> Question:
-    _require_fields(row, where, REQUIRED, OPTIONAL)
+    require_fields(row, where, REQUIRED, OPTIONAL)
     if row["grade"] not in GRADES:
         raise DataError(f"{where}: grade = '{row['grade']}'", expected=", ".join(GRADES))
     conversation = _read_conversation(row["conversation"], where)
@@ -108,7 +109,7 @@ def _read_question(row: dict[str, Any], where: str) -> Question:
 def _require_expected(expected: dict[str, Any], grade: str, where: str) -> None:
     """Refuse what would make a grade that every answer passes, or that none can."""
     required, optional = EXPECTED[grade]
-    _require_fields(expected, f"{where}: expected of grade '{grade}'", required, optional)
+    require_fields(expected, f"{where}: expected of grade '{grade}'", required, optional)
     for name, value in expected.items():
         texts = value if isinstance(value, list) else [value] if isinstance(value, str) else ["-"]
         is_empty = not texts and name in required
@@ -116,15 +117,3 @@ def _require_expected(expected: dict[str, Any], grade: str, where: str) -> None:
             raise DataError(f"{where}: expected.{name} = {value!r}", expected="text that is not empty")
     if expected.get("no_call") is False:
         raise DataError(f"{where}: expected.no_call = false", expected="true, or the grade tool_call")
-
-
-def _require_fields(row: dict[str, Any], where: str, required: dict[str, type], optional: dict[str, type]) -> None:
-    allowed = required | optional
-    for name in required:
-        if name not in row:
-            raise DataError(f"{where} lacks '{name}'", expected=", ".join(required))
-    for name, value in row.items():
-        if name not in allowed:
-            raise DataError(f"{where} has the unknown field '{name}'", expected=", ".join(allowed))
-        if not isinstance(value, allowed[name]):
-            raise DataError(f"{where}: {name} is {type(value).__name__}", expected=allowed[name].__name__)
