@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from puna.data.overlap import WORD, Probe, find_overlaps, find_rows, row_text, split_words, too_short
+from puna.data.overlap.ngrams import WORD, Probe, find_overlaps, find_rows, row_text, split_words, too_short
 
 PAGE = (
     "The Dortasen bed costs {price} euros and weighs {weight} g. The warranty of the Dortasen bed lasts {years} years."

@@ -1,7 +1,7 @@
 """A model's lineage and the questions it was tested on -> which of these stand in the data that it was trained on.
 
-How texts are compared is data/overlap.py. Data that only measured something (a receipt, a validation loss) left no
-trace in the weights and is not looked at.
+The comparison of texts is data/overlap. Data that only measured something (a receipt, a validation loss) left no trace
+in the weights and is not looked at.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from puna.data.overlap import OverlapReport, Probe, find_overlaps, row_text, split_words
+from puna.data.overlap.ngrams import OverlapReport, Probe, find_overlaps, row_text, split_words
 from puna.data.shards import SUFFIXES, read_rows
 from puna.release.facts import DATASETS, datasets_read, is_border, name_of
 from puna.release.terms import Node, Step

@@ -4,12 +4,12 @@ N-grams tell nothing of a question of few words. Such a question is found where 
 same prompt before an answer of the assistant, word for word. Case and punctuation do not count.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from puna.data.overlap import Overlap, split_words
+from puna.data.overlap.ngrams import Overlap, split_words
+from puna.data.overlap.prompts import answer_places, dialogue_of, prompt_digest, said, system_texts
 
 # Prompts of fewer words, such as a greeting, stand everywhere.
 MIN_PROMPT_WORDS = 4
@@ -26,16 +26,19 @@ class WholePrompts:
         {'shop q1': 'data row 1'}
     """
 
-    names: dict[str, list[str]]
+    names: dict[int | None, list[str]]
     found: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, questions: dict[str, Sequence[dict[str, Any]]]) -> "WholePrompts":
         """Take the messages of each question by the question's name."""
-        names: dict[str, list[str]] = {}
+        names: dict[int | None, list[str]] = {}
         for name, messages in questions.items():
-            if key := _key(messages):
-                names.setdefault(key, []).append(name)
+            row = {"messages": messages}
+            words = [split_words(said(message)) for message in dialogue_of(row)[0]]
+            if sum(map(len, words)) + sum(len(split_words(text)) for text in system_texts(row)) >= MIN_PROMPT_WORDS:
+                names.setdefault(prompt_digest(row, words), []).append(name)
+        names.pop(None, None)
         return cls(names)
 
     def sought(self) -> set[str]:
@@ -43,14 +46,14 @@ class WholePrompts:
         return {name for names in self.names.values() for name in names}
 
     def look(self, row: dict[str, Any], place: str) -> None:
-        """Compare the prompt before each answer of a training row, if the row is a conversation."""
-        messages = row.get("messages")
-        if not isinstance(messages, list):
+        """Compare the prompt before each answer of a training row, if the row is a conversation or a preference."""
+        if not _is_dialogue(row):
             return
-        for index, message in enumerate(messages):
-            if isinstance(message, dict) and message.get("role") == "assistant" and index:
-                for name in self.names.get(_key(messages[:index]), ()):
-                    self.found.setdefault(name, place)
+        messages, _ = dialogue_of(row)
+        words = [split_words(said(message)) for message in messages]
+        for index in answer_places(row, messages):
+            for name in self.names.get(prompt_digest(row, words[:index]), ()):
+                self.found.setdefault(name, place)
 
     def overlaps(self, known: Iterable[str]) -> list[Overlap]:
         """Return what was found, without the questions that are `known` already."""
@@ -58,9 +61,11 @@ class WholePrompts:
         return [Overlap(name, 1.0, place) for name, place in self.found.items() if name not in seen]
 
 
-def _key(messages: Sequence[dict[str, Any]]) -> str:
-    """Return the digest of a prompt, "" for one of too few words."""
-    said = [(str(message.get("role")), split_words(str(message.get("content") or ""))) for message in messages]
-    if sum(len(words) for _, words in said) < MIN_PROMPT_WORDS:
-        return ""
-    return hashlib.sha256("\n".join(" ".join([role, *words]) for role, words in said).encode()).hexdigest()
+def _is_dialogue(row: dict[str, Any]) -> bool:
+    """Tell whether messages stand in a row as Puna's shards spell them; raw files may hold anything."""
+    parts = [row.get(name) for name in (("prompt", "chosen") if "chosen" in row else ("messages",))]
+    return all(isinstance(part, list) and all(map(_is_message, part)) for part in parts)
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and all(isinstance(message.get(name), str) for name in ("role", "content"))

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from puna.data.overlap import row_text
+from puna.data.overlap.ngrams import row_text
+from puna.data.overlap.prompts import answer_places, dialogue_of
 from puna.diagnose.finding import Finding
 from puna.diagnose.order import place_of
 from puna.diagnose.rules.answers import LEAST_ANSWERS, MOST_EQUAL
-from puna.ingest.checks.compared import answer_places, compare_row, dialogue_of
+from puna.ingest.checks.compared import compare_row
 from puna.ingest.checks.table import Table
 from puna.progress import printable
 

@@ -1,7 +1,7 @@
 """Held-out datasets and the rows of another dataset -> which of these rows hold a held-out question.
 
-Long questions are found by their n-grams (data/overlap.py, as the gate of a release does it), the others where a whole
-prompt is the same word for word. Paraphrases and translations are not found.
+N-grams find long questions, and equal whole prompts the others: the two searches of the release gate
+(data/overlap). Paraphrases and translations are not found.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from puna.chat.conversation import Conversation
-from puna.data.overlap import Probe, find_rows, row_text, split_words, too_short
+from puna.data.overlap.ngrams import Probe, find_rows, row_text, split_words, too_short
+from puna.data.overlap.prompts import answer_places, dialogue_of, prompt_digest, said, system_texts
 from puna.data.preference import Preference
 from puna.data.shards import SUFFIXES, read_rows
 from puna.errors import ChatError, DataError
-from puna.ingest.checks.compared import answer_places, dialogue_of, prompt_digest, said, system_texts
 
 # The n-gram length and the share of a question's n-grams that the gate of a release uses.
 N, SHARE = 13, 0.5

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from puna.data.overlap import split_words
+from puna.data.overlap.ngrams import split_words
+from puna.data.overlap.prompts import answer_places, dialogue_of, said, system_texts
 from puna.data.shards import open_shard
-from puna.ingest.checks.compared import answer_places, compare_row, dialogue_of, said, system_texts
+from puna.ingest.checks.compared import compare_row
 from puna.ingest.checks.near_duplicates import THRESHOLD, NearDuplicates, similarity
 
 # Near duplicates are looked for among so many rows: their signatures lie in memory.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from puna.data.overlap import MIN_WORDS, NORMALIZATION
+from puna.data.overlap.ngrams import MIN_WORDS, NORMALIZATION
 from puna.release.compare import POINTS, Comparison, Outcome
 from puna.release.facts import Facts, data_rows, receipt_rows, tree_lines
 from puna.release.gate import Decision

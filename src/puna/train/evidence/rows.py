@@ -9,7 +9,7 @@ from typing import Any
 from puna.chat.conversation import Conversation, Message
 from puna.data.dataset import Dataset, Document
 from puna.data.labels import LabelledRow
-from puna.data.overlap import split_words
+from puna.data.overlap.ngrams import split_words
 from puna.data.preference import Preference
 from puna.errors import PunaError
 
