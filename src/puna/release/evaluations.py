@@ -69,14 +69,13 @@ class Evaluation:
     null_models: list[dict[str, Any]] | None = None
     num_left_out: int = 0
 
-    def name_of(self, checkpoint: Path) -> str | None:
-        """Return the name under which a checkpoint of this very content was asked."""
-        content = artifact.content_hash(checkpoint)
+    def name_of(self, content: str) -> str | None:
+        """Return the name under which a checkpoint with this content hash was asked."""
         return next((name for name, asked in self.hashes.items() if asked == content), None)
 
-    def answered(self, checkpoint: Path) -> Answered | None:
-        """Return what a checkpoint of this very content answered; None if it was not asked."""
-        name = self.name_of(checkpoint)
+    def answered(self, content: str) -> Answered | None:
+        """Return the answers of the checkpoint with this content hash; None if it was not asked."""
+        name = self.name_of(content)
         if name is None:
             return None
         speed = self.speed[name]
@@ -172,9 +171,9 @@ def _is_null_model(model: Any) -> bool:
     )
 
 
-def scores_of(evaluation: Evaluation | None, checkpoint: Path) -> Scores | None:
-    """Return what the card tells of an evaluation; None where this very checkpoint was not asked."""
-    name = evaluation and evaluation.name_of(checkpoint)
+def scores_of(evaluation: Evaluation | None, content: str) -> Scores | None:
+    """Return what the card tells of an evaluation; None where no checkpoint with this content hash was asked."""
+    name = evaluation and evaluation.name_of(content)
     if evaluation is None or name is None:
         return None
     return Scores(name, evaluation.tasks, evaluation.temperature, evaluation.checkpoints, evaluation.differences)

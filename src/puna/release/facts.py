@@ -129,10 +129,6 @@ class OpenModel(NamedTuple):
     name: str
     hashes: frozenset[str]
 
-    def is_at(self, checkpoint: Path) -> bool:
-        """Tell whether a checkpoint is this model, as it came or as it was imported."""
-        return artifact.content_hash(checkpoint) in self.hashes
-
 
 def open_model_of(tree: Node) -> OpenModel | None:
     """Return the model that was brought into the lineage from outside; None for a model from scratch.

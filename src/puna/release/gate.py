@@ -121,19 +121,25 @@ class Decision:
 
 
 def gather(
-    evaluations: dict[str, Evaluation], paths: dict[str, Path], settings: Gate, *, open_roles: Collection[str] = ()
+    evaluations: dict[str, Evaluation],
+    paths: dict[str, Path],
+    contents: dict[str, str],
+    settings: Gate,
+    *,
+    open_roles: Collection[str] = (),
 ) -> tuple[list[Model], list[Comparison]]:
     """Collect the answers of each model in each suite, and compare the candidate with all others.
 
     Args:
         evaluations: Evaluations by suite, "task" and "general".
         paths: Checkpoints by role, the candidate first.
+        contents: Content hashes of the checkpoints by role.
         settings: Margins of the comparisons.
         open_roles: Roles whose checkpoint is the open model that the candidate was made from.
     """
     answered = {
-        role: {suite: evaluation.answered(path) for suite, evaluation in evaluations.items()}
-        for role, path in paths.items()
+        role: {suite: evaluation.answered(content) for suite, evaluation in evaluations.items()}
+        for role, content in contents.items()
     }
     labels = {role: OPEN_MODEL if role == "base" and role in open_roles else ROLES[role] for role in ROLES}
     models: list[Model] = []

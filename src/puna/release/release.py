@@ -118,6 +118,8 @@ def run(config: Config, run: Run) -> None:
         licence_reasons.append(str(error))
     given = {"task": ("scores", config.scores), "general": ("general", config.general)}
     evaluations = {suite: read_evaluation(path, setting) for suite, (setting, path) in given.items() if path}
+    # NOTE: a raw folder is hashed file by file, which takes minutes for a large model: once.
+    contents = {role: artifact.content_hash(path) for role, path in _compared(config).items()}
     facts = Facts(
         name=config.name,
         checkpoint=Checkpoint.open(config.checkpoint),
@@ -132,10 +134,10 @@ def run(config: Config, run: Run) -> None:
         base_model=config.base_model or hub_name(base_of(tree)),
         texts=sorted({"LICENSE", "NOTICE", *texts}),
         exceptions=exceptions,
-        scores=scores_of(evaluations.get("task"), config.checkpoint),
-        general=scores_of(evaluations.get("general"), config.checkpoint),
+        scores=scores_of(evaluations.get("task"), contents["candidate"]),
+        general=scores_of(evaluations.get("general"), contents["candidate"]),
     )
-    decision = _decide(config, facts, evaluations, licence_reasons)
+    decision = _decide(config, facts, evaluations, contents, licence_reasons)
     write_page(decision, facts, run.output)
     if decision.leaks and decision.leaks.report.found:
         write_jsonl(run.output / "overlaps.jsonl", (each._asdict() for each in decision.leaks.report.found))
@@ -149,12 +151,22 @@ def run(config: Config, run: Run) -> None:
     _report(told, decision, run)
 
 
-def _decide(config: Config, facts: Facts, evaluations: dict[str, Evaluation], licence_reasons: list[str]) -> Decision:
+def _compared(config: Config) -> dict[str, Path]:
+    """Return the checkpoints by role, the candidate first."""
     others = {"start": config.start, "base": config.base, "teacher": config.teacher, "in_use": config.in_use}
-    paths = {"candidate": config.checkpoint, **{role: path for role, path in others.items() if path}}
+    return {"candidate": config.checkpoint, **{role: path for role, path in others.items() if path}}
+
+
+def _decide(
+    config: Config,
+    facts: Facts,
+    evaluations: dict[str, Evaluation],
+    contents: dict[str, str],
+    licence_reasons: list[str],
+) -> Decision:
     open_model = open_model_of(facts.tree)
-    open_roles = [role for role, path in paths.items() if open_model and open_model.is_at(path)]
-    models, comparisons = gather(evaluations, paths, config.gate, open_roles=open_roles)
+    open_roles = [role for role, content in contents.items() if open_model and content in open_model.hashes]
+    models, comparisons = gather(evaluations, _compared(config), contents, config.gate, open_roles=open_roles)
     rows = [row for answered in (models[0].task, models[0].general) if answered for row in answered.rows]
     settings = config.gate
     leaks = find_leaks(facts.tree, rows, n=settings.overlap_words, share=settings.overlap_share) if rows else None
