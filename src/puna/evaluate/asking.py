@@ -49,7 +49,7 @@ def ask(model: Completer, sampling: Sampling, seed: int, run: Run, name: str, it
 
 
 def _prompt(item: Item, seed: int) -> Prompt:
-    """Derive the seed from task and question id: equal for every checkpoint and for every selection of questions."""
+    """Return the prompt of a question, seeded by `seed`, task and question id alone: equal for every checkpoint."""
     identity = f"{seed} {item.task.name} {item.question.id}"
     digest = hashlib.sha256(identity.encode()).digest()
     return Prompt(item.question.conversation, int.from_bytes(digest[:6], "big"))
