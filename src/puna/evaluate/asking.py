@@ -1,6 +1,6 @@
-"""A checkpoint and questions -> replies, with the time and the tokens that they took. Judges nothing.
+"""A checkpoint and questions -> replies, with seconds and token counts. Asking grades no reply.
 
-The checkpoint is asked in the format that it was trained in, by the sampler that would serve it.
+Prompts use the training format of the checkpoint. The sampler is the sampler of the server.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from puna.run import Run
 
 
 class Asked(NamedTuple):
-    """The replies of one checkpoint in the order of the questions, and what generating them took.
+    """The replies of one checkpoint in the order of the questions, with token counts and seconds of generation.
 
     Example:
         >>> Asked([Reply(Message("assistant", "At nine."), 3)], 3, 20, seconds=0.5).num_tokens
@@ -38,7 +38,7 @@ def ask(model: Completer, sampling: Sampling, seed: int, run: Run, name: str, it
         1
     """
     prompts = [_prompt(item, seed) for item in items]
-    # The first request pays for what later ones find ready; it is no part of the speed.
+    # Warm-up: the first request pays one-time costs, and is not part of the measured speed.
     model.complete(prompts[:1], replace(sampling, max_tokens=min(2, sampling.max_tokens)))
     start = time.monotonic()
     with run.progress(len(items), name, unit="questions") as bar:
@@ -49,14 +49,14 @@ def ask(model: Completer, sampling: Sampling, seed: int, run: Run, name: str, it
 
 
 def _prompt(item: Item, seed: int) -> Prompt:
-    """Seed each question by its id: every checkpoint is asked alike, whatever else is asked."""
+    """Return the prompt of a question, seeded by `seed`, task and question id alone: equal for every checkpoint."""
     identity = f"{seed} {item.task.name} {item.question.id}"
     digest = hashlib.sha256(identity.encode()).digest()
     return Prompt(item.question.conversation, int.from_bytes(digest[:6], "big"))
 
 
 def to_json(reply: Reply) -> dict[str, Any]:
-    """Return a reply as the run keeps it in case of an interruption.
+    """Return a reply as a JSON row, which the run saves in case of an interruption.
 
     Example:
         >>> to_json(Reply(Message("assistant", "At nine."), 3))["message"]["content"]

@@ -1,4 +1,4 @@
-"""An earlier evaluation -> the replies in it that a checkpoint would give again, so that they are only graded anew."""
+"""An earlier evaluation -> reusable replies of the same checkpoint, to grade again without asking again."""
 
 import json
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from puna.errors import ArtifactError, ConfigError
 from puna.evaluate.asking import Asked
 from puna.evaluate.grading import Item
 
-# Settings on which an answer depends.
+# Settings that change an answer. With a temperature above 0, the seed does too.
 SETTINGS = ("temperature", "top_p", "max_tokens", "precision", "kv_cache")
 WHOLE = ("stop", "length")
 
 
 def read_earlier(path: Path, settings: dict[str, Any], checkpoint: Path, items: Sequence[Item]) -> list[Reply | None]:
-    """Return for each item the earlier reply of a checkpoint of this very content, None where there is none.
+    """Return one entry per item: the earlier reply of a checkpoint with the same content hash, or None.
 
-    A question is the same where task, id and conversation are. What failed is asked again.
+    Task, question id and conversation must match. A reply that failed also gives None: the question is asked again.
 
     Raises:
-        ConfigError: The earlier evaluation asked with other settings, or is no evaluation.
+        ConfigError: The earlier evaluation used different settings, or the artifact is no evaluation.
     """
     manifest = artifact.read_manifest(path)
     if manifest.kind != "scores":
@@ -42,7 +42,11 @@ def read_earlier(path: Path, settings: dict[str, Any], checkpoint: Path, items: 
 
 
 def read_measured(path: Path, checkpoint: Path, replies: list[Reply]) -> Asked:
-    """Return replies that were all given earlier, with what they took then."""
+    """Return earlier replies with the token counts and seconds that the earlier evaluation measured.
+
+    Raises:
+        ArtifactError: speed.json is unreadable, or holds no speed of the checkpoint.
+    """
     name = _name_of(artifact.read_manifest(path).inputs, artifact.content_hash(checkpoint))
     try:
         speed = json.loads((path / "speed.json").read_text(encoding="utf-8"))[name]
@@ -52,7 +56,7 @@ def read_measured(path: Path, checkpoint: Path, replies: list[Reply]) -> Asked:
 
 
 def _name_of(inputs: dict[str, dict[str, Any]], content: str) -> str:
-    """Return the name under which a checkpoint of this content was asked, "" if it was not."""
+    """Return the name of the evaluated checkpoint with the content hash `content`, or "" without a match."""
     prefix = "checkpoints."
     asked = (
         role.removeprefix(prefix)

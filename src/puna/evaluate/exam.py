@@ -1,6 +1,6 @@
-"""The questions of an evaluation and the way their answers are graded -> the scores of null models on them.
+"""The questions and the grader of an evaluation -> the scores of null models on the questions.
 
-A score means something only beside what a model that knows nothing would get (tasks/null_models.py).
+Null models know nothing of the task. Null scores are the baseline of every score (tasks/null_models.py).
 """
 
 from collections.abc import Sequence
@@ -10,17 +10,18 @@ from puna.chat.conversation import Message
 from puna.evaluate.grading import Grader, Item, is_judged_by_rule
 from puna.tasks.null_models import NullModel, null_models
 
-# Answers of each null model that a judge or reward model reads: enough to see whether it lets anything pass.
+# Largest number of answers per null model for a judge or reward model: enough to detect a judge that passes anything.
 MAX_JUDGED = 40
-# Questions on which the best of several alternative answers is searched.
+# Largest number of questions in the search for the best of several alternative answers.
 MAX_SEARCHED = 200
 
 
 def null_scores(items: Sequence[Item], grader: Grader, *, seed: int) -> list[dict[str, Any]]:
-    """Return what null_models.json holds: each null model with its score on every question.
+    """Return the content of null_models.json: every null model with one score per question.
 
-    The score is None where the content of the answer was not judged. Rules judge every answer, a judge or reward model
-    at most MAX_JUDGED of each null model. Of several alternative answers those that score best by rules are taken.
+    An unjudged answer has the score None. Every question with a rule is graded by rule. A judge or reward model judges
+    at most MAX_JUDGED answers per null model. A null model with several alternatives uses the alternative with the
+    best mean score by rules.
 
     Example:
         >>> null_scores(items, Grader(), seed=0)[0]
@@ -38,7 +39,7 @@ def null_scores(items: Sequence[Item], grader: Grader, *, seed: int) -> list[dic
 
 
 def _spread(indices: Sequence[int], most: int) -> list[int]:
-    """Return at most so many of the indices, evenly spread."""
+    """Return at most `most` of the indices, evenly spread."""
     return list(indices[:: max(1, -(-len(indices) // most))])
 
 
@@ -51,7 +52,7 @@ def _best_by_rules(items: Sequence[Item], model: NullModel, by_rule: Sequence[in
 def _scores(
     items: Sequence[Item], grader: Grader, answers: Sequence[Message], chosen: Sequence[int]
 ) -> list[float | None]:
-    """Grade the answers to the chosen questions; None for the others, and where nothing judged the content."""
+    """Grade the answers to the chosen questions; unchosen questions and unjudged answers have the score None."""
     scores: list[float | None] = [None] * len(items)
     judgements = grader.grade([items[index] for index in chosen], [answers[index] for index in chosen])
     for index, judgement in zip(chosen, judgements, strict=True):
@@ -60,7 +61,7 @@ def _scores(
 
 
 def mean_score(scores: Sequence[float | None]) -> float:
-    """Return the mean of the scores that are known, 0 where none is.
+    """Return the mean of the known scores, or 0 without a known score.
 
     Example:
         >>> mean_score([1.0, None, 0.0])
@@ -85,7 +86,7 @@ def describe_null_scores(nulls: Sequence[dict[str, Any]]) -> str:
 
 
 def null_table(nulls: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Return the rows of report.md: what each null model does, and its score in % where an answer was judged.
+    """Return the rows of report.md: description of a null model, and mean score in % or "not judged".
 
     Example:
         >>> null_table([{"description": "answers nothing", "scores": [0.0, None, 1.0]}])

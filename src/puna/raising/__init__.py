@@ -1,1 +1,1 @@
-"""Recipes, and how their steps become artifacts."""
+"""Recipes: parse recipe files, forecast steps, and execute steps into artifacts."""

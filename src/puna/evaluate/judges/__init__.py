@@ -1,1 +1,1 @@
-"""Judging models and reward models: their verdicts, and how far these agree with people."""
+"""Judging models and reward models: verdicts on answers, and the agreement of verdicts with human labels."""

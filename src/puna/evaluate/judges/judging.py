@@ -1,7 +1,7 @@
 """Answers and a judging model or a reward model -> verdicts on their content.
 
-A judge is asked in two orders, once more where its reply is invalid, and never twice about one answer. An answer that
-it does not decide counts as wrong.
+A judge rules on every answer in two orders. An invalid reply leads to one retry; saved verdicts are not requested
+again. An answer that a judge leaves undecided counts as wrong.
 """
 
 import json
@@ -29,7 +29,7 @@ CHUNK = 64  # Answers between two saves of the verdicts.
 
 
 class JudgeSettings(StageConfig):
-    """A model that judges words, and what it must show before its verdicts count.
+    """Settings of a judging model: checkpoint or endpoint, rubric, and the agreement with people required for judging.
 
     Example:
         >>> JudgeSettings(endpoint="http://localhost:8000/v1", model="judge-70b").name
@@ -70,12 +70,12 @@ class JudgeSettings(StageConfig):
 
     @property
     def name(self) -> str:
-        """The judge as reports name it."""
+        """Name of the judge in reports."""
         return self.model or (self.checkpoint.name if self.checkpoint else "")
 
 
 class Case(NamedTuple):
-    """An answer to judge, and the task of its question.
+    """An answer to judge, with the question and the name of the task.
 
     Example:
         >>> Case("shop", question, Message("assistant", "At nine.")).task
@@ -88,7 +88,7 @@ class Case(NamedTuple):
 
 
 class Ruling(NamedTuple):
-    """What a judge or reward model found. `is_right` is None where it decided nothing.
+    """Ruling of a judge or reward model on one answer. `is_right` is None for an undecided answer.
 
     Example:
         >>> Ruling(True, "says the same time", evidence="At nine.").is_right
@@ -102,7 +102,7 @@ class Ruling(NamedTuple):
 
 @dataclass
 class Judge:
-    """A judging model with its verdicts so far; `kept` is the file that keeps them over an interruption.
+    """A judging model with all verdicts so far. The file `kept` saves the verdicts across interruptions.
 
     Example:
         >>> judge = Judge(settings, lambda: completer, run, kept=folder / "judge.jsonl")
@@ -129,11 +129,11 @@ class Judge:
         return f"the judge {self.settings.name}"
 
     def close(self) -> None:
-        """Free the memory of the model; the next answer opens it again."""
+        """Free the memory of the model; the next request reopens the model."""
         self._model = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return what judge.json holds of the judge itself."""
+        """Return the entries of judge.json that describe the judge."""
         kept = ("rubric", "min_agreement", "min_labels")
         settings = {name: getattr(self.settings, name) for name in kept}
         return {"judged_by": "judge", "judge": self.settings.name, **settings}
@@ -165,7 +165,7 @@ class Judge:
         return [_combine(*verdicts[at : at + 2]) for at in range(0, len(verdicts), 2)]
 
     def _ask(self, asked: Sequence[tuple[Case, Conversation]]) -> list[Verdict]:
-        """Ask about each, and once more with the problem of the reply where that was invalid."""
+        """Request one verdict per prompt; an invalid reply leads to one retry with the problem stated."""
         replies = self._complete([prompt for _, prompt in asked])
         verdicts = [_read(reply, case) for reply, (case, _) in zip(replies, asked, strict=True)]
         invalid = [at for at, verdict in enumerate(verdicts) if verdict.is_right is None]
@@ -185,7 +185,7 @@ class Judge:
 
 @dataclass
 class RewardJudge:
-    """A reward model that finds an answer right where it scores at least as high as the reference.
+    """A reward model as judge: an answer is right if the reward is at least the reward of the reference answer.
 
     Example:
         >>> judge = RewardJudge(Path("build/reward"))
@@ -201,15 +201,18 @@ class RewardJudge:
         return f"the reward model {self.path.name}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return what judge.json holds of the reward model itself."""
+        """Return the entries of judge.json that describe the reward model."""
         return {"judged_by": "reward", "judge": self.path.name}
 
     def close(self) -> None:
-        """Free the memory of the model; the next answer opens it again."""
+        """Free the memory of the model; the next comparison reopens the model."""
         self._model = None
 
     def rule(self, cases: Sequence[Case]) -> list[Ruling]:
-        """Judge every answer, in the order given; one without a reference is not decided."""
+        """Judge every answer, in the order given.
+
+        An answer stays undecided without a reference, or if answer or reference exceeds the reward model's context.
+        """
         return [self._rule(case) for case in cases]
 
     def _rule(self, case: Case) -> Ruling:
@@ -234,7 +237,7 @@ def _read(reply: Message, case: Case) -> Verdict:
 
 
 def _combine(first: Verdict, second: Verdict) -> Ruling:
-    """Decide where both orders give the same valid verdict."""
+    """Return a decided ruling if both orders give the same valid verdict, otherwise an undecided ruling."""
     for verdict in (first, second):
         if verdict.is_right is None:
             return Ruling(None, f"{UNDECIDED}: the judge's reply is invalid, {verdict.reason}")

@@ -1,7 +1,7 @@
-"""Held-out datasets and the rows of another dataset -> which of these rows hold a held-out question.
+"""Held-out datasets and the rows of another dataset -> the rows that contain a held-out question.
 
-N-grams find long questions, and equal whole prompts the others: the two searches of the release gate
-(data/overlap). Paraphrases and translations are not found.
+A row matches if the whole prompt equals a held-out prompt word for word. Long questions also match by n-grams
+(data/overlap), as in the release gate. Paraphrases and translations are not found.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,15 +16,15 @@ from puna.data.preference import Preference
 from puna.data.shards import SUFFIXES, read_rows
 from puna.errors import ChatError, DataError
 
-# The n-gram length and the share of a question's n-grams that the gate of a release uses.
+# N-gram length in words, and threshold on the share of a question's n-grams; the values of the release gate.
 N, SHARE = 13, 0.5
-# Files of a dataset that hold no question of it.
+# Name prefixes of dataset files that hold no questions.
 ASIDE = ("rejected", "run_", ".")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row that is searched for held-out questions: its index, its fields, the digest of its prompt.
+    """A row to search for held-out questions: index, fields, and the digest of the prompt.
 
     Example:
         >>> Row(0, {"messages": []}, prompt=None).index
@@ -38,9 +38,9 @@ class Row:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The questions of held-out datasets. `prompts` maps the digest of a whole prompt to the place of its row.
+    """The questions of held-out datasets. `prompts` maps the digest of a whole prompt to the place of a held-out row.
 
-    `num_short` questions are too short for n-grams and compared as whole prompts only.
+    `num_short` counts the questions too short for n-grams; short questions match as whole prompts only.
 
     Example:
         held_out = HeldOut.read([Path("build/held_out")])
@@ -52,7 +52,7 @@ class HeldOut:
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> "HeldOut":
-        """Read the questions of datasets: directories with JSONL or Parquet shards, or such files."""
+        """Read the questions of datasets: directories with JSONL or Parquet shards, or single shards."""
         probes: list[Probe] = []
         prompts: dict[int, str] = {}
         for path in paths:
@@ -65,7 +65,7 @@ class HeldOut:
 
     @property
     def summary(self) -> str:
-        """How many questions were looked for, and in which way."""
+        """Number of held-out questions, by the way of matching."""
         long = len(self.probes) - self.num_short
         return (
             f"looked for {len(self.probes):,} held-out questions: {long:,} by their words ({N} in a row, or all), "
@@ -73,7 +73,7 @@ class HeldOut:
         )
 
     def overlapping(self, rows: Iterable[Row]) -> dict[int, str]:
-        """Map the index of each row that overlaps to the place of the held-out row in which the question stands."""
+        """Map the index of every overlapping row to the place of the held-out row with the question."""
         found: dict[int, str] = {}
 
         def others() -> Iterator[tuple[str, str]]:
@@ -89,7 +89,7 @@ class HeldOut:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a dataset with their places."""
+    """Yield the place and the fields of every row of a dataset."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     files = [file for file in files if file.suffix in SUFFIXES and not file.name.startswith(ASIDE)]
     if not files:
@@ -101,7 +101,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _as_shard(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row as Puna's shards spell it; a row of no known form becomes a text."""
+    """Return a row in the schema of Puna's shards; a row of unknown schema becomes a text."""
     known = {each.name for each in fields(Conversation)}
     try:
         if "messages" in row:
@@ -116,11 +116,11 @@ def _as_shard(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _questions(place: str, row: dict[str, Any]) -> Iterator[tuple[Probe, int | None]]:
-    """Yield each question of a row with the digest of its prompt: one for each answer of the assistant.
+    """Yield the questions of a row with prompt digests: one question per answer of the assistant.
 
-    A conversation that nobody has answered is one question, and so is a text.
+    A conversation without an answer is one question. A text is one question without a prompt digest.
     """
-    if "conversation" in row:  # a question of a task: its conversation waits for the answer
+    if "conversation" in row:  # a question of a task: the conversation ends before the answer
         messages, _ = dialogue_of(row["conversation"])
         yield _question(place, row["conversation"], messages, row_text(row.get("expected")), row.get("group") or place)
         return

@@ -1,6 +1,7 @@
-"""Tokens at once -> one of few numbers of them: on a CPU oneDNN compiles a product for each number that it meets.
+"""Rows of tokens -> rows padded to a multiple of TOKENS_STEP, to limit the number of distinct row counts.
 
-It keeps a thousand, and each takes milliseconds and up to half a megabyte.
+On a CPU, oneDNN compiles one matrix-product kernel per distinct row count and caches a thousand kernels. Every kernel
+takes milliseconds to compile and up to half a megabyte of memory.
 """
 
 import torch
@@ -10,7 +11,7 @@ TOKENS_STEP = 128
 
 
 def padded_rows(x_TD: torch.Tensor) -> torch.Tensor:
-    """Return the rows with zeros after them, up to a whole number of steps.
+    """Return the rows, zero-padded at the end to a multiple of TOKENS_STEP.
 
     Example:
         >>> padded_rows(torch.ones(100, 8)).shape

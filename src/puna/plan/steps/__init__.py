@@ -1,1 +1,1 @@
-"""Estimates of a recipe's steps before they run: known facts about their inputs, and this machine's speed."""
+"""Estimates of a recipe's steps before the run: known facts about the inputs, and the speed of this machine."""

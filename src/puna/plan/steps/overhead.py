@@ -1,6 +1,6 @@
-"""What every step costs before it does anything: constants that need neither torch nor a probe."""
+"""Fixed time and memory of every step before the actual work: constants without torch or a probe."""
 
-# Interpreter and libraries, resident before a stage loads anything: measured with torch 2.13 on Linux.
+# Resident memory of the interpreter and libraries before a stage loads data: measured with torch 2.13 on Linux.
 PROCESS_BYTES = 512 << 20
-# Opening, writing and hashing of small files.
+# Seconds to open, write and hash small files.
 STAGE_SECONDS = 0.5

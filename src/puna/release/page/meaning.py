@@ -1,4 +1,4 @@
-"""Graded answers -> a table of what "right" means: each kind of question, its rule, and how many answers it judged."""
+"""Graded answers -> a table that defines "right": kinds of questions, grading rules and numbers of judged answers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from puna.release.page.conversations import Row, is_judged
 
 
 class Kind(NamedTuple):
-    """A kind of question in plain words, and when the rule of its grade calls an answer right.
+    """A kind of question in plain words, with the condition under which the grading rule calls an answer right.
 
     Example:
         >>> KINDS["exact"].title
@@ -37,11 +37,11 @@ JUDGES = {"rule": "a rule", "judge": "a judge model", "reward": "a reward model"
 
 
 def explain_right(rows: Sequence[Row], suite: str) -> list[Block]:
-    """Return the table, one row for each kind of question and judge, and how many answers nobody judged.
+    """Return a summary of judged and unjudged answers, and a table with one row per kind of question and judge.
 
     Args:
         rows: Graded answers of the candidate.
-        suite: The questions in words, such as "the task".
+        suite: Name of the questions in a sentence, e.g. "the task".
 
     Example:
         >>> rows = [{"grade": "exact", "judged_by": "rule", "judged": True, "score": 1.0}]
@@ -68,7 +68,9 @@ def explain_right(rows: Sequence[Row], suite: str) -> list[Block]:
 
 
 def judged_by(row: Row) -> str:
-    """Return who judged the content of an answer, "" for nobody; a rule did before evaluations said so.
+    """Return the judge of an answer's content, or "" for an unjudged answer.
+
+    Judged rows of older evaluations have no `judged_by` field; a rule judged the answers in older evaluations.
 
     Example:
         >>> judged_by({"grade": "exact"}), judged_by({"grade": "no_call"})

@@ -1,4 +1,4 @@
-"""The look of the decision page, and the policy by which a browser loads nothing for it."""
+"""Style sheet of the decision page, and the Content-Security-Policy that forbids the browser to load resources."""
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 

@@ -1,1 +1,1 @@
-"""Rules of the release gate, one file each: what was measured -> a verdict with its reasons."""
+"""Rules of the release gate, one rule per file: measurements -> a verdict with reasons."""

@@ -1,13 +1,14 @@
-"""The result of one rule of the gate, as a value."""
+"""The result of one rule of the release gate, as a value."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Result of one rule: it held, or the reasons why not; `override` is the reason for passing it over nevertheless.
+    """Result of one rule. The rule held if `reasons` is empty; otherwise `reasons` lists the failures.
 
-    `hint` says what to do where the rule did not hold; it stands apart from the reasons, so that these stay short.
+    `told` is a remark for a rule that held. `override` is the reason for overriding a failed rule. `hint` tells the
+    user how to fix a failure; a separate hint keeps the reasons short.
 
     Example:
         >>> Verdict("limits", ["its weights take 12.0 MB, at most 10.0 are allowed"]).held

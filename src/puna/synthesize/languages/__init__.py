@@ -1,1 +1,1 @@
-"""The basics in eight languages: pages and conversations in each."""
+"""The basics in eight languages: small pages of a business, and conversations about the pages."""

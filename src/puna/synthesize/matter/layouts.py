@@ -1,4 +1,4 @@
-"""Lines of a page -> its text in one of several layouts, with or without the rests of a web page around it."""
+"""Lines of a page -> text in one of several layouts, with or without remains of a web page (menu, footer)."""
 
 from collections.abc import Callable, Sequence
 from random import Random
@@ -25,12 +25,12 @@ FOOTERS = (
     "Share this page: Mail Print",
     "Powered by {name}",
 )
-# How many lines a page of a layout holds at most.
+# Largest number of lines on a page, by layout.
 MAX_LINES = {"bullets": 9, "prose": 8, "sections": 7, "answers": 5, "table": 9, "pairs": 9, "numbered": 8, "plain": 8}
 
 
 class Line(NamedTuple):
-    """One fact as each layout says it.
+    """One fact, worded for every layout.
 
     Example:
         >>> line = Line("Monday", "closed", "On Monday we are closed.", "Monday?", "We are closed.")
@@ -46,7 +46,7 @@ class Line(NamedTuple):
 
 
 def frame_page(title: str, paragraphs: Sequence[str], name: str, rng: Random) -> str:
-    """Join a title and paragraphs; one page of five looks like a web page turned into text.
+    """Join a title and paragraphs; one page in five looks like a web page converted to text.
 
     Example:
         >>> frame_page("Hours", ["We open at nine."], "Belmar", Random(1)).splitlines()

@@ -1,4 +1,4 @@
-"""Words of pages about organizations: what they are, who takes part, what is done with which things. Data."""
+"""Vocabulary of pages about organizations: names, participants, actions, objects and question templates. Data."""
 
 # fmt: off
 ORGANIZATIONS = (
@@ -51,7 +51,7 @@ TAILS = (
     " at no extra cost",
 )
 
-# What a record is about, by the kind of its value.
+# Subjects of records, by the kind of value.
 NOUNS: dict[str, tuple[str, ...]] = {
     "amount": ("fee", "deposit", "fine", "allowance", "budget", "charge"),
     "date": ("deadline", "start date", "closing date", "renewal date", "opening day"),
@@ -106,7 +106,7 @@ RECORD_QUESTIONS: dict[str, tuple[str, ...]] = {
     "percent": ("How high is the {x}?", "How many percent is the {x}?"),
 }
 
-# Kind of the value -> how a clause ends, and questions about it. {do}: "must members return books".
+# Kind of value, ending of a clause, questions about the ending. {do}: "must members return books".
 COMPLEMENTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("duration", "within {v}", ("Within what time {do}?", "How long may it take if {s} {w} {o}?")),
     ("date", "by {v}", ("By which date {do}?", "Until when {do}?", "When {do}?")),
@@ -127,7 +127,7 @@ COMPLEMENTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 CLAUSE_QUESTIONS = ("What does the page say about {o}?", "What should I know about {o}?", "Tell me about {o}.")
 
-# Sentences of other forms: the kind of the value, the sentence, questions.
+# Further sentences: kind of value, sentence, questions.
 STATEMENTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("year", "The {m} team was founded in {v}.", ("When was the {m} team founded?", "Since when is there a {m} team?")),
     ("person", "{v} leads the {m} team.", ("Who leads the {m} team?", "Who is at the head of the {m} team?")),

@@ -1,7 +1,7 @@
-"""A random source -> pages of long sentences from everyday words with questions about them, and talk without a page.
+"""A random source -> pages of long sentences from everyday words, with questions, and small talk without a page.
 
-The sentences mean nothing. Whoever answers them has to find the sentence that shares its rare words with the question,
-and to quote it: this is what carries over to pages that nobody imagined.
+The sentences have no meaning. To answer, a model must find the sentence that shares rare words with the question, and
+quote the sentence. Finding and quoting transfer to unseen pages.
 """
 
 from random import Random
@@ -17,7 +17,7 @@ from puna.synthesize.matter.talk import NOT_SAID, OFF_TOPIC, TALK, refuse
 def draw_prose_scene(
     rng: Random, split: Split, *, refusal_share: float, talk_share: float, identifier: str, world: str
 ) -> Scene:
-    """Draw a page of long sentences and a conversation of two to four turns about it.
+    """Draw a page of long sentences and a conversation about the page: two to four turns, plus small talk.
 
     Example:
         >>> options = {"refusal_share": 0.1, "talk_share": 0.0, "identifier": "1", "world": "w"}
@@ -81,7 +81,7 @@ _PAGE_QUESTIONS = (
 
 
 def _draw_keys(rng: Random, split: Split, count: int) -> list[str]:
-    """Draw subjects ("final harbour", "Velsen report") none of whose words comes twice."""
+    """Draw subjects ("final harbour", "Velsen report"); things and qualities are sampled without replacement."""
     things, qualities = rng.sample(words.THINGS, count), rng.sample(words.QUALITIES, count)
     names = [draw_name(rng, split) if rng.random() < 0.3 else quality for quality in qualities]
     return [f"{name} {thing}" for name, thing in zip(names, things, strict=True)]

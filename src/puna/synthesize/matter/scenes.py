@@ -1,4 +1,4 @@
-"""Questions with answers -> turns of a conversation, each with what is expected of the assistant."""
+"""Questions with answers -> turns of a conversation, with one expectation per assistant message."""
 
 from collections.abc import Sequence
 from random import Random
@@ -11,7 +11,7 @@ JOINED = ("{} {}", "{} And: {}", "{} I also want to know: {}", "Two questions: {
 
 
 class Asked(NamedTuple):
-    """A question with its answer; `needles` stand in a right answer, `distractors` do not.
+    """A question with an answer. A right answer contains all `needles` and no `distractors`.
 
     Example:
         >>> Asked("hours", "When do you open?", "At nine.", needles=("nine",)).kind
@@ -26,7 +26,7 @@ class Asked(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """How one assistant message is judged: the kind of turn, the name of a grade, what the grade needs.
+    """Grading of one assistant message: kind of turn, name of the grade, and values for the grade.
 
     Example:
         >>> Expected("hours", "contains", {"contains": ["nine"]}).grade
@@ -39,7 +39,7 @@ class Expected(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A conversation, and one expectation for each of its assistant messages, in order.
+    """A conversation with one expectation per assistant message, in order.
 
     Example:
         >>> turn = make_turn(Asked("hours", "When do you open?", "At nine.", ("nine",)))
@@ -52,7 +52,7 @@ class Scene(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What a customer says and what follows until the next thing that the customer says.
+    """A message of a customer and all messages before the next message of the customer.
 
     Example:
         >>> make_turn(Asked("hours", "When do you open?", "At nine.", ("nine",))).messages[1].content
@@ -64,7 +64,7 @@ class Turn(NamedTuple):
 
 
 def make_turn(asked: Asked, *, question: str = "") -> Turn:
-    """Return the turn of a question; `question` replaces its words.
+    """Return the turn of a question; a non-empty `question` replaces the wording.
 
     Example:
         >>> turn = make_turn(Asked("hours", "When do you open?", "At nine.", ("nine",)))
@@ -79,7 +79,7 @@ def make_turn(asked: Asked, *, question: str = "") -> Turn:
 
 
 def join_asked(several: Sequence[Asked], rng: Random) -> Asked:
-    """Ask two or three things at once; the answer has a sentence for each.
+    """Join several questions into one message; the joined answer holds all answers in order.
 
     Example:
         >>> asked = [Asked("hours", "Open?", "At nine.", ("nine",)), Asked("price", "Price?", "It is 5.", ("5",))]
@@ -96,7 +96,7 @@ def join_asked(several: Sequence[Asked], rng: Random) -> Asked:
 
 
 def draw_spelling(question: str, rng: Random) -> str:
-    """Spell one question of twelve as people do in a hurry: small letters, no punctuation at its end.
+    """Spell one question in twelve like hurried typing: lower case, no punctuation at the end.
 
     Example:
         >>> draw_spelling("When do you open?", Random(0))
@@ -106,7 +106,7 @@ def draw_spelling(question: str, rng: Random) -> str:
 
 
 def draw_talk(kind: str, name: str, rng: Random) -> Asked:
-    """Draw what a person says without a question about the page, and the reply.
+    """Draw a small-talk message of the given kind, and the reply.
 
     Example:
         >>> draw_talk("bye", "Belmar", Random(0)).kind
@@ -118,7 +118,7 @@ def draw_talk(kind: str, name: str, rng: Random) -> Asked:
 
 
 def add_talk(turns: Sequence[Turn], name: str, talk_share: float, rng: Random) -> list[Turn]:
-    """Put small talk before and after turns, each with the probability `talk_share`.
+    """Put small talk before and after the turns; both places independently, with probability `talk_share`.
 
     Example:
         >>> turn = make_turn(Asked("hours", "When do you open?", "At nine.", ("nine",)))
@@ -133,7 +133,7 @@ def add_talk(turns: Sequence[Turn], name: str, talk_share: float, rng: Random) -
 def make_scene(
     system: str, turns: Sequence[Turn], *, identifier: str, metadata: dict[str, Any], environment: str = ""
 ) -> Scene:
-    """Join turns to a conversation below a system message.
+    """Join turns into a conversation; a non-empty `system` becomes the system message.
 
     Example:
         >>> turn = make_turn(Asked("hours", "When do you open?", "At nine.", ("nine",)))

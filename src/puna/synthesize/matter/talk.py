@@ -1,12 +1,12 @@
-"""What people say that is no question about a page, and the assistant's replies, in English. Data.
+"""Small talk of users, questions beyond the page, and the replies of the assistant, in English. Data.
 
-`{name}` is the business. The needles of a reply stand in every right one; none of them contains a refusal.
+`{name}` is the name of the business. A right reply to small talk contains every needle and no refusal.
 """
 
 from random import Random
 from typing import NamedTuple
 
-# What every English refusal contains, in each wording of REFUSALS.
+# Phrase in every wording of an English refusal.
 NOT_SAID = "does not say"
 REFUSALS = (
     "I'm sorry, the page does not say that. Please ask our team.",
@@ -23,7 +23,7 @@ REFUSALS_WITH_SUBJECT = (
 
 
 class Talk(NamedTuple):
-    """Ways to say one thing, the replies to it, and what a right reply contains.
+    """Wordings of one user message, the replies, and the needles that a right reply contains.
 
     Example:
         >>> TALK["bye"].needles
@@ -102,7 +102,7 @@ TALK: dict[str, Talk] = {
 OPENERS = ("greeting", "greeting", "greeting", "morning", "evening", "how_are_you", "who", "human", "what_can_you_do")
 CLOSERS = ("thanks", "thanks", "bye", "bye", "praise", "who", "human")
 
-# Questions that no page of these answers.
+# Questions that the generated pages do not answer.
 OFF_TOPIC = (
     "What is the capital of France?", "Will it rain tomorrow?", "Who won the match yesterday?", "Tell me a joke.",
     "Write me a poem.", "Can you do my homework?", "What is 17 times 23?", "Who is the president?",
@@ -120,7 +120,7 @@ OFF_TOPIC = (
 
 
 def refuse(rng: Random, about: str = "") -> str:
-    """Word a refusal; it names the subject where there is one, in half of the cases.
+    """Draw a refusal; with a subject `about`, half of the refusals name the subject.
 
     Example:
         >>> NOT_SAID in refuse(Random(0), about="parking")

@@ -1,6 +1,6 @@
-"""A network and a few fixed conversations -> how surely it ends its answers, and how well it knows them.
+"""A network and a few fixed conversations -> probability of the end of turn, and loss on the answers.
 
-Measured before and after a run. Changes no weight and draws no random number.
+A run measures both values before and after training. Measuring changes no weight and draws no random number.
 
 Shapes: T tokens of a conversation, M trained tokens among them, D model width, V vocabulary.
 """
@@ -13,7 +13,7 @@ from puna.data.packing import Batch
 from puna.model.llama import Llama
 from puna.tokenizer.tokenizer import Tokenizer
 
-# Questions with an answer that is plainly over, in languages of Llama 3.1.
+# Questions with clearly complete answers, in languages of Llama 3.1.
 PROBES = (
     ("Hello!", "Hello! How can I help you?"),
     ("What is the capital of France?", "The capital of France is Paris."),
@@ -28,9 +28,9 @@ PROBES = (
 
 @torch.no_grad()
 def measure_chat(model: Llama, tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, float] | None:
-    """Return `end`, the mean probability of the end of turn after an answer, and `loss`, the mean over its tokens.
+    """Return `end`, the mean end-of-turn probability after an answer, and `loss`, the mean loss over all answer tokens.
 
-    None for a reward model, which writes nothing.
+    A reward model generates no text; the result is None.
 
     Example:
         measure_chat(model, tokenizer, torch.bfloat16)  # {"end": 0.97, "loss": 1.3}

@@ -1,4 +1,4 @@
-"""Sizes of a teacher -> tokens that it labels in a second on this machine, measured on a reduced network."""
+"""Sizes of a teacher -> labelling rate in tokens per second on this machine, measured on a reduced network."""
 
 import time
 from functools import cache
@@ -9,14 +9,14 @@ from puna.plan.steps.speed import DTYPES, flops_of, probe_network, reduced
 from puna.train.labelling.local import CHUNK_VALUES, LocalTeacher
 from puna.train.labelling.teacher import Item
 
-# Logits, their exponentials and the sorted ones, in float32.
+# Bytes of logits, exponentials and sorted values, in float32.
 LOGITS_BYTES = 3 * 4 * CHUNK_VALUES
 LENGTHS = (256,) * 8
 
 
 @cache
 def reading_rate(widths: LlamaConfig, precision: str, top_k: int) -> float:
-    """Return tokens a second of a teacher in memory that labels half of what it reads."""
+    """Return tokens read per second by a teacher in memory that labels half of the tokens."""
     small, lengths = reduced(widths, LENGTHS)
     teacher = LocalTeacher(
         probe_network(small, DTYPES[precision]),
