@@ -7,6 +7,7 @@ where the price is 24.90, and so is a whole page. What a sentence says about its
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from puna.chat.conversation import Conversation, Message
@@ -68,11 +69,18 @@ def required_facts(question: Question) -> Required:
         >>> [fact.text for fact in required_facts(question).required]
         ['24.90 euros']
     """
-    language = _language(question)
-    asked = normalize(_last_user_message(question.conversation))
+    expected = question.expected
+    explicit = tuple(expected.get("facts", ()))
+    return _draw(expected["reference"], explicit, _last_user_message(question.conversation), _language(question))
+
+
+# An evaluation grades many answers to one question: a checkpoint's, and those of every null model.
+@lru_cache(maxsize=4096)
+def _draw(reference: str, texts: tuple[str, ...], question: str, language: str) -> Required:
+    asked = normalize(question)
     asked_facts = extract(asked, language)
-    drawn = extract(question.expected["reference"], language)
-    explicit = [fact for text in question.expected.get("facts", []) for fact in _explicit(text, language)]
+    drawn = extract(reference, language)
+    explicit = [fact for text in texts for fact in _explicit(text, language)]
     wanted = explicit or [fact for fact in drawn if fact.is_required]
     new = [fact for fact in wanted if not _is_in(fact, asked, asked_facts)]
     required = explicit if explicit and new else new
