@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from puna.chat.conversation import Conversation, Message
@@ -24,6 +25,27 @@ PASSING = {408, 409, 425, 429, *range(500, 600)}
 EVERYBODYS = {*range(300, 400), 401, 403, 404, 405}
 TIMEOUT = 600.0
 MAX_BYTES = 16_000_000
+
+
+def require_one_source(checkpoint: Path | None, endpoint: str, model: str, *, spelling: str = "'{}'") -> None:
+    """Require a checkpoint or an endpoint with the name of its model, as settings of a stage.
+
+    Args:
+        checkpoint: Checkpoint that runs in this process.
+        endpoint: Address of the endpoint, up to /v1.
+        model: Name of the model at the endpoint.
+        spelling: Name of a setting in the error, with {} in place of "checkpoint", "endpoint" and "model".
+
+    Raises:
+        ValueError: Both or neither are set, the model's name is missing, or the address is no HTTP address.
+    """
+    names = [spelling.format(name) for name in ("checkpoint", "endpoint", "model")]
+    if (checkpoint is None) == (not endpoint):
+        raise ValueError(f"exactly one of {names[0]} and {names[1]}")
+    if bool(endpoint) != bool(model):
+        raise ValueError(f"{names[2]} beside {names[1]}, and only there")
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise ValueError(f"{names[1]} that begins with http:// or https://")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from puna import artifact
 from puna.chat.conversation import Conversation
 from puna.completer.completer import Completer, Sampling
-from puna.completer.endpoint import EndpointCompleter
+from puna.completer.endpoint import EndpointCompleter, require_one_source
 from puna.completer.local import LocalCompleter
 from puna.config import StageConfig
 from puna.data.dataset import Dataset
@@ -61,14 +61,9 @@ class Config(StageConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if (self.checkpoint is None) == (not self.endpoint):
-            raise ValueError("exactly one of 'checkpoint' and 'endpoint'")
-        if bool(self.endpoint) != bool(self.model):
-            raise ValueError("'model' beside 'endpoint', and only there")
+        require_one_source(self.checkpoint, self.endpoint, self.model)
         if (self.key_variable or self.licence) and not self.endpoint:
             raise ValueError("key_variable and licence beside 'endpoint' only")
-        if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
-            raise ValueError("an endpoint that begins with http:// or https://")
         if (self.judge == "reward") != (self.reward is not None):
             raise ValueError("'reward' beside judge = 'reward', and only there")
         if self.judge == "none" and self.min_score is not None:

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from puna import artifact
 from puna.chat.conversation import Conversation, Message
 from puna.completer.completer import Completer, Prompt, Sampling
+from puna.completer.endpoint import require_one_source
 from puna.config import StageConfig
 from puna.data.shards import encode_row, read_rows
 from puna.run import Run
@@ -58,14 +59,9 @@ class JudgeSettings(StageConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if (self.checkpoint is None) == (not self.endpoint):
-            raise ValueError("exactly one of judge.checkpoint and judge.endpoint")
-        if bool(self.endpoint) != bool(self.model):
-            raise ValueError("judge.model beside judge.endpoint, and only there")
+        require_one_source(self.checkpoint, self.endpoint, self.model, spelling="judge.{}")
         if self.key_variable and not self.endpoint:
             raise ValueError("judge.key_variable beside judge.endpoint only")
-        if self.endpoint and not self.endpoint.startswith(("http://", "https://")):
-            raise ValueError("a judge.endpoint that begins with http:// or https://")
         return self
 
     @property
