@@ -1,7 +1,7 @@
-"""Descriptions of artifacts that are not made yet -> estimates of the steps that read and write them.
+"""Sketches of pending artifacts -> estimates of the steps that read and write the artifacts.
 
-`puna raise --dry-run` walks a recipe with these: each step estimates its cost from what is known of its inputs, and
-describes its own output for the steps after it. Types of rows and networks belong to higher floors.
+`puna raise --dry-run` walks a recipe with these classes. A step estimates its cost from the known properties of the
+inputs, and sketches the output for later steps. Types of rows and networks belong to higher floors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class NotKnownYetError(Exception):
-    """An estimate needs a property of an artifact that only the step itself will tell; `path` is that artifact.
+    """An estimate needs a property that is known only after a step has run; `path` is the artifact of the step.
 
     Example:
         >>> NotKnownYetError(Path("build/prune")).path.name
@@ -25,13 +25,13 @@ class NotKnownYetError(Exception):
 
 @dataclass(frozen=True)
 class Sketch:
-    """Known properties of an artifact before it is made; what is None or missing is not known.
+    """Known properties of a pending artifact; None or a missing key stands for an unknown property.
 
     Attributes:
-        network: `LlamaConfig` of a checkpoint, of the base where the artifact is an adapter.
-        tokenizer: Path where the tokenizer lies already.
+        network: `LlamaConfig` of a checkpoint; for an adapter, the `LlamaConfig` of the base.
+        tokenizer: Path of a tokenizer that is already on the disk.
         samples: Some rows of a dataset by kind ("conversations"), as objects.
-        num_rows: Number of all rows by kind; a few percent off where files are large.
+        num_rows: Number of all rows by kind; a few percent off for large files.
 
     Example:
         >>> Sketch(num_rows={"conversations": 600}).num_rows["conversations"]
@@ -46,13 +46,13 @@ class Sketch:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Foreseen cost of a step on this machine.
+    """Estimated cost of a step on the current machine.
 
     Attributes:
-        seconds: Wall-clock time; None where the stage has no estimate.
-        memory_bytes: Largest resident memory of the process; None where the stage has no estimate.
-        sketch: Description of the output; None where only the step itself can tell.
-        misfits: Settings that do not fit the data, a sentence each, with what to change.
+        seconds: Wall-clock time; None if the stage has no estimate.
+        memory_bytes: Peak resident memory of the process; None if the stage has no estimate.
+        sketch: Sketch of the output; None if the output is known only after the step has run.
+        misfits: Sentences about settings that do not fit the data, with the setting to change.
         note: Size of the work in a few words: "1,200 steps of 4,096 tokens".
 
     Example:
@@ -68,7 +68,7 @@ class Estimate:
 
 
 class Known:
-    """Artifacts that a dry run knows: sketches of those that are not made yet; all others lie on the disk.
+    """Artifacts known to a dry run: sketches of pending artifacts; every other artifact is on the disk.
 
     Example:
         >>> known = Known()
@@ -81,7 +81,7 @@ class Known:
         self.pending: dict[Path, Sketch | None] = {}
 
     def sketch(self, path: Path) -> Sketch | None:
-        """Return the sketch of the pending artifact that `path` is or lies in; None where it lies on the disk.
+        """Return the sketch of the pending artifact that equals or contains `path`; None if `path` is not pending.
 
         Raises:
             NotKnownYetError: The pending artifact has no sketch.

@@ -1,14 +1,14 @@
-"""Findings of many rules -> the list that a reader works through: first what to try first, nothing that contradicts it.
+"""Findings of many rules -> an ordered list for a reader: the remedy to try first on top, no contradicting remedies.
 
-Three steps: findings are sorted by ORDER; a finding that another one explains is left out (EXPLAINS); a finding whose
-remedy moves a setting against the remedy of a finding above it is left out (OPPOSITES).
+Three steps: sort findings by ORDER; leave out a finding that another finding explains (EXPLAINS); leave out a finding
+with a remedy that moves a setting against the remedy of a finding above (OPPOSITES).
 """
 
 from collections.abc import Iterable, Mapping
 
 from puna.diagnose.finding import Change, Finding
 
-# Faults of the data come before settings: no learning rate mends them. Inside a group the surer cause comes first.
+# Faults of the data come before settings: no learning rate mends data. Inside a group the surer cause comes first.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "the data": (
         "mask-empty", "mask-no-end", "mask-formatting", "answers-equal", "answers-empty", "prompt-differs",
@@ -24,7 +24,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 ORDER = tuple(code for codes in GROUPS.values() for code in codes)
 
-# A finding -> the findings that it accounts for: with the cause mended they are likely to go.
+# A finding -> the findings explained by the first one. Mending the cause likely removes the explained findings.
 EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "mask-empty": ("mask-thin", "loss-stuck", "capacity", "steps-few"),
     "labels-flat": ("capacity",),
@@ -45,7 +45,7 @@ OPPOSITES: Mapping[Change, Change] = {
 
 
 def place_of(code: str) -> int:
-    """Return the place of a finding in ORDER, from 0.
+    """Return the index of a finding code in ORDER, from 0.
 
     Example:
         >>> place_of("mask-empty")
@@ -55,7 +55,7 @@ def place_of(code: str) -> int:
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings by what to try first, and leave out what another finding explains or contradicts.
+    """Sort findings, the first to try first; leave out findings that another finding explains or contradicts.
 
     Example:
         in_order([steps_few, overfitting])  # [overfitting]: fewer steps, and no advice to train longer

@@ -1,4 +1,4 @@
-"""Raw files that are not ingested yet -> some of their rows, how many there are, and how long reading them takes."""
+"""Raw files before ingest -> some rows, the estimated number of rows, and the estimated time to read all rows."""
 
 import itertools
 import time
@@ -16,14 +16,18 @@ from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 
 KINDS: dict[type, str] = {Document: "documents", Conversation: "conversations", Preference: "preferences"}
 MAX_ROWS = 1000
-# Bytes of a row after reading for one of its compressed file.
+# Bytes of encoded rows per byte of a compressed file.
 COMPRESSION = 4.0
 
 Row = Document | Conversation | Preference
 
 
 def estimate_reading(files: Sequence[Path], format_name: str) -> Estimate:
-    """Read up to 1,000 rows and scale by bytes; DataError where the first files hold no readable row."""
+    """Read about 1,000 rows and scale by bytes.
+
+    Raises:
+        DataError: The files hold no readable row of the format.
+    """
     start, taken, num_bytes = time.perf_counter(), list[Row](), 0
     for row in itertools.islice(_rows(files, format_name), MAX_ROWS + 1):
         taken.append(row)
@@ -40,7 +44,7 @@ def estimate_reading(files: Sequence[Path], format_name: str) -> Estimate:
 
 
 def _rows(files: Sequence[Path], format_name: str) -> Iterator[Row]:
-    """Yield the rows that a reader takes; what it rejects is the ingest step's to report."""
+    """Yield the rows that a reader accepts; the ingest step reports rejected rows."""
     found = FORMATS[format_name]
     for file in files:
         if file.name.lower().endswith(found.suffixes):

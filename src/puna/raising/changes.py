@@ -1,4 +1,4 @@
-"""A step's config and the artifact at its path -> whether the step would run, and why."""
+"""A step's config and the artifact at the step's path -> whether the step would run, and the reasons."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ MAX_SHOWN = 3
 
 @dataclass(frozen=True)
 class Status:
-    """What `puna raise` would do with a step; `reasons` are phrases, `problems` sentences about what would stop it.
+    """Plan of `puna raise` for a step; `reasons` are phrases, `problems` are sentences about obstacles.
 
     Example:
         >>> Status("would run", ("steps was 100, and is 200",)).state
@@ -33,7 +33,7 @@ def status_of(stage: Stage, config: StageConfig, path: Path, pending: dict[str, 
     """Compare a step with the artifact at its path.
 
     Args:
-        pending: Roles of inputs that earlier steps would make anew, with the names of these steps.
+        pending: Roles of inputs that earlier steps would make anew, with the names of the earlier steps.
 
     Example:
         >>> status_of(step.stage, config, Path("build/sft"), {}).problems
@@ -71,7 +71,7 @@ def _failed_receipt(path: Path) -> Iterator[str]:
 
 
 def _status_of_first(stage: Stage, config: StageConfig, path: Path) -> Status:
-    """Tell an interrupted run from a step that never ran; hash the inputs only where there is a run to compare with."""
+    """Tell an interrupted run from a step that never ran; hash the inputs only if an interrupted run exists."""
     directory = path.parent / ".runs" / path.name
     if not (directory / "key").is_file():
         return Status("would run")
@@ -82,7 +82,7 @@ def _status_of_first(stage: Stage, config: StageConfig, path: Path) -> Status:
 
 
 def _changes(manifest: artifact.Manifest, config: StageConfig, hashes: dict[str, str]) -> Iterator[str]:
-    """Name what differs from the run that made an artifact: version, settings, inputs."""
+    """Name the differences from the run that made an artifact: version, settings, inputs."""
     if manifest.version != __version__:
         yield f"Puna was {manifest.version}, and is {__version__}"
     paths = config.inputs()
@@ -101,7 +101,7 @@ def _changes(manifest: artifact.Manifest, config: StageConfig, hashes: dict[str,
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield settings with dotted names, as `StageConfig.inputs` spells them."""
+    """Yield settings with dotted names, in the spelling of `StageConfig.inputs`."""
     if isinstance(value, dict | list):
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in pairs:

@@ -1,4 +1,4 @@
-"""A recipe -> what each step would do, its time and memory, and settings that do not fit the data. Writes nothing."""
+"""A recipe -> state, time and memory of every step, and settings that do not fit the data. Writes nothing."""
 
 import json
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from puna.raising.changes import Status, status_of
 from puna.raising.executor import COST
 from puna.raising.recipe import Recipe, Step
 
-# Finished steps of other stages scale a forecast once so many seconds of them were foreseen.
+# Finished steps scale the forecasts of other stages once the finished steps have this many forecast seconds in total.
 ENOUGH_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Time that a finished step took, and the forecast before it; None where there was none.
+    """Time of a finished step, and the forecast made before the run; None without a forecast.
 
     Example:
         >>> Cost(seconds=300.0, foreseen_seconds=100.0).seconds
@@ -32,11 +32,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class ForeseenStep:
-    """A step of a recipe as a dry run sees it.
+    """A step of a recipe in a dry run.
 
     Attributes:
-        unknown: Reason why there is no estimate: "known once ingest.train has run".
-        earlier: Cost of the run that made the artifact at the step's path, whatever its settings were.
+        unknown: Reason for a missing estimate: "known once ingest.train has run".
+        earlier: Cost of the run that made the artifact at the step's path, regardless of the settings of the run.
 
     Example:
         >>> ForeseenStep(step, Status("would run"), Estimate(seconds=90.0)).runs
@@ -51,20 +51,20 @@ class ForeseenStep:
 
     @property
     def runs(self) -> bool:
-        """Whether work is foreseen; "may run" counts, since only the steps before can tell."""
+        """Whether the step may have work to do; "may run" counts, since the outcome depends on earlier steps."""
         return self.status.state != "there already"
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Sentences about what would stop the step, then about settings that do not fit."""
+        """Sentences about obstacles that would stop the step, then about settings that do not fit the data."""
         return (*self.status.problems, *self.estimate.misfits)
 
 
 class Pace:
-    """Finished steps -> the factor by which this machine is slower than forecast.
+    """Finished steps -> the factor by which the machine is slower than forecast.
 
-    The factor of a stage is the time that its finished steps took over the time foreseen. A stage without finished
-    steps takes the factor of all of them together once these were a minute long, else 1.
+    The factor of a stage is measured time / forecast time, summed over the finished steps of the stage. A stage without
+    finished steps takes the factor of all finished steps if their forecast time is at least 60 s, else 1.
 
     Example:
         >>> pace = Pace()
@@ -91,7 +91,7 @@ class Pace:
         return _ratio(every) if foreseen >= ENOUGH_SECONDS else 1.0
 
     def seconds(self, foreseen: ForeseenStep) -> float | None:
-        """Return the forecast of a step times the factor, or what it took before; None where neither is known."""
+        """Return forecast time x factor, else the time of the earlier run, else None; 0 for a step without work."""
         if not foreseen.runs:
             return 0.0
         if foreseen.estimate.seconds is None:
@@ -104,7 +104,7 @@ def _ratio(costs: Sequence[Cost]) -> float:
 
 
 def foresee(recipe: Recipe, configs: Sequence[StageConfig]) -> list[ForeseenStep]:
-    """Walk the steps in order: what is not there is estimated from the inputs, or from sketches of pending ones."""
+    """Walk the steps in order; estimate steps with work from the inputs, or from sketches of pending inputs."""
     known, found = Known(), list[ForeseenStep]()
     for step, config in zip(recipe.steps[: len(configs)], configs, strict=True):
         path = recipe.out / step.name
@@ -118,7 +118,7 @@ def foresee(recipe: Recipe, configs: Sequence[StageConfig]) -> list[ForeseenStep
 
 
 def pace_of(found: Sequence[ForeseenStep]) -> Pace:
-    """Return the pace of the artifacts that are there, made on whatever machine made them.
+    """Return the pace of the artifacts on the disk, regardless of the machine that made the artifacts.
 
     Example:
         >>> steps = [ForeseenStep(step, Status("there already"), Estimate(), earlier=Cost(300.0, 100.0))]
@@ -133,7 +133,7 @@ def pace_of(found: Sequence[ForeseenStep]) -> Pace:
 
 
 def read_cost(path: Path) -> Cost | None:
-    """Read what the run that made an artifact took; None for artifacts that do not say it.
+    """Read the cost of the run that made an artifact; None for an artifact without a readable cost.
 
     Example:
         >>> read_cost(Path("build/not-made-yet")) is None
@@ -199,7 +199,7 @@ def as_json(recipe: Recipe, found: Sequence[ForeseenStep], pace: Pace, machine_b
 
 
 def total_of(found: Sequence[ForeseenStep], pace: Pace) -> dict[str, Any]:
-    """Return the time of all steps that would run, the most memory of one, and the steps without an estimate.
+    """Return the total time of all steps, the largest memory of a step, and the steps without an estimate.
 
     Example:
         >>> steps = [ForeseenStep(step, Status("would run"), Estimate(seconds=90.0, memory_bytes=2**30))]

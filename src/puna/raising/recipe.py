@@ -1,4 +1,4 @@
-"""A recipe file -> its steps in order, with settings from the command line over it and paths of artifacts in it."""
+"""A recipe file -> the steps in order, with overrides from the command line and resolved paths of artifacts."""
 
 import copy
 import tomllib
@@ -29,7 +29,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A TOML file read: where to write, and the steps in the file's order.
+    """A parsed TOML file: the output directory, and the steps in the order of the file.
 
     Example:
         >>> read_recipe(Path("shop.toml")).out.as_posix()
@@ -42,7 +42,10 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe; ConfigError for what is not TOML or not a stage. Relative paths start at the current directory.
+    """Read a recipe. Relative paths start at the current directory.
+
+    Raises:
+        ConfigError: The file is not TOML, has a table that names no stage, or has no step.
 
     Example:
         >>> recipe = read_recipe(Path("shop.toml"))
@@ -76,7 +79,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def override(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    """Set `{"sft.teacher.optim.lr": 1e-4}` over what the file says.
+    """Override settings of the file, as in `{"sft.teacher.optim.lr": 1e-4}`.
 
     Example:
         >>> changed = override(recipe, {"sft.optim.lr": 1e-4})
@@ -104,7 +107,7 @@ def override(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
 
 
 def config_class(stage: Stage) -> type[StageConfig]:
-    """Import a stage's module and return its Config.
+    """Import a stage's module and return the class Config.
 
     Example:
         >>> config_class(recipe.steps[1].stage).__module__
@@ -114,9 +117,10 @@ def config_class(stage: Stage) -> type[StageConfig]:
 
 
 def resolve(step: Step, recipe: Recipe) -> dict[str, Any]:
-    """Return a step's table with "@name" replaced by the path of that artifact, in any depth.
+    """Return a step's table with every "@name" replaced by the path of the named artifact, at any depth.
 
-    Raises ConfigError unless the step named stands above: below it would be read before it is made.
+    Raises:
+        ConfigError: No step above has the name. The artifact of a step below does not exist yet.
 
     Example:
         >>> resolve(recipe.steps[1], recipe)["data"][0]
@@ -145,7 +149,7 @@ def resolve(step: Step, recipe: Recipe) -> dict[str, Any]:
 
 
 def _in_file_order(text: str, steps: list[Step]) -> Iterator[Step]:
-    """Order steps as their headers stand in the file: tomllib groups `[a.x] [b] [a.y]` by first key."""
+    """Order steps by the position of the headers in the file: tomllib groups `[a.x] [b] [a.y]` by first key."""
     headers = [line.strip() for line in text.splitlines()]
 
     def place(step: Step) -> int:

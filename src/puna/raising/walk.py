@@ -1,4 +1,4 @@
-"""A recipe -> all its artifacts, step by step, with the time that is left; or a table of what that would be."""
+"""A recipe -> all artifacts, step by step, with the remaining time; or a table of the forecast."""
 
 import json
 import time
@@ -19,7 +19,7 @@ from puna.run import elapsed, ranks
 
 
 def configs_of(recipe: Recipe) -> list[StageConfig]:
-    """Return the config of every step; ConfigError for the first setting that cannot be.
+    """Return the config of every step; ConfigError for the first invalid setting.
 
     Example:
         >>> configs_of(recipe)[1].steps
@@ -29,7 +29,7 @@ def configs_of(recipe: Recipe) -> list[StageConfig]:
 
 
 def end_at(recipe: Recipe, until: str) -> Recipe:
-    """Return the recipe up to the step of this name; ConfigError with a suggestion where there is none.
+    """Return the recipe up to the step named `until`; ConfigError with a suggestion for an unknown name.
 
     Example:
         >>> [step.name for step in end_at(recipe, "ingest.train").steps]
@@ -46,10 +46,10 @@ def end_at(recipe: Recipe, until: str) -> Recipe:
 
 
 def raise_recipe(recipe: Recipe, console: Console, *, ignore_receipts: bool = False, until: str = "") -> None:
-    """Run every step that is not already there, in order, and end with a table of what stands where.
+    """Run every step without an up-to-date artifact, in order; print a table of steps, times and artifacts.
 
     Args:
-        until: The last step to run; all of them if empty. The file is checked as a whole all the same.
+        until: Name of the last step to run; empty runs all steps. The whole file is checked in both cases.
     """
     configs = configs_of(recipe)
     part = end_at(recipe, until) if until else recipe
@@ -75,9 +75,9 @@ def raise_recipe(recipe: Recipe, console: Console, *, ignore_receipts: bool = Fa
 
 
 class _Clock:
-    """Forecasts of the steps, corrected by what finished ones took; what was not known is estimated once it can be.
+    """Forecasts of the steps, corrected by the cost of finished steps. Missing estimates follow once inputs exist.
 
-    Several processes divide a step's work, and the forecasts are for one: then there are none.
+    Forecasts hold for one process. Several processes divide the work of a step, so the clock then has no forecasts.
     """
 
     def __init__(self, recipe: Recipe, configs: Sequence[StageConfig]):
@@ -86,11 +86,11 @@ class _Clock:
         self._pace = pace_of(self.steps)
 
     def foreseen_seconds(self, index: int) -> float | None:
-        """Return the forecast of a step by itself, without the pace."""
+        """Return the forecast of a step without the pace factor."""
         return self.steps[index].estimate.seconds if self.steps else None
 
     def left(self, index: int) -> str:
-        """Say how much time the steps from this one on take together: " (about 3.1 min left)"."""
+        """Describe the total time of a step and all later steps: " (about 3.1 min left)"."""
         if not self.steps:
             return ""
         if not self.steps[index].runs:
@@ -98,7 +98,7 @@ class _Clock:
         return f" ({time_left(self.steps[index:], self._pace)})"
 
     def finish(self, index: int, done: bool) -> None:
-        """Count what a step took; estimate again what waited for it."""
+        """Count the cost of a finished step; repeat the forecast if a later step waits for an artifact."""
         if not self.steps or not done:
             return
         step = self._recipe.steps[index]
@@ -110,7 +110,7 @@ class _Clock:
 
 
 def time_left(steps: Sequence[ForeseenStep], pace: Pace) -> str:
-    """Say the time of some steps, and how many of them have no estimate: "about 3.1 min left, 2 steps not counted".
+    """Describe the time of steps, and count steps without an estimate: "about 3.1 min left, 2 steps not counted".
 
     Example:
         >>> time_left([ForeseenStep(step, Status("would run"), Estimate(seconds=90.0))], Pace())
@@ -123,7 +123,7 @@ def time_left(steps: Sequence[ForeseenStep], pace: Pace) -> str:
 
 
 def dry_run(recipe: Recipe, console: Console, *, until: str = "", is_json: bool = False) -> None:
-    """Print what `raise_recipe` would do: steps, time, memory, settings that do not fit. Writes nothing."""
+    """Print the plan of `raise_recipe`: steps, time, memory, settings that do not fit the data. Writes nothing."""
     configs = configs_of(recipe)
     part = end_at(recipe, until) if until else recipe
     found = foresee(part, configs[: len(part.steps)])

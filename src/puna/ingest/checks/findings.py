@@ -1,4 +1,4 @@
-"""Tables of rows -> findings about the rows that are kept, with numbers, examples and the setting that removes them."""
+"""Tables of rows -> findings about kept rows and unusable records, with numbers, examples and a remedy."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ SHOWN_CHARACTERS = 80
 
 @dataclass(frozen=True)
 class DataFinding:
-    """A finding about data: `count` of `total` rows or answers, with places and texts of a few of them.
+    """A finding about data: `count` of `total` rows or answers, with places and texts of a few examples.
 
     Example:
         >>> finding = Finding("rows-rejected", "2 of 10 records could not be used.", "Correct the records.")
@@ -40,7 +40,7 @@ class DataFinding:
 
 @dataclass(frozen=True)
 class FrequentAnswer:
-    """The most frequent answer in words of a table: `count` of `total` answers, in these rows.
+    """The most frequent answer in words of a table: `count` of `total` answers, at the indices `rows`.
 
     Example:
         >>> FrequentAnswer("Yes.", count=30, total=100, rows=range(30)).summary
@@ -64,9 +64,11 @@ class FrequentAnswer:
 
 
 def find(tables: Sequence[Table], rejected: Sequence[dict[str, str]], num_rejected: int) -> list[DataFinding]:
-    """Return the findings about kept rows, and about records that could not be used, the most important first.
+    """Return the findings about kept rows and about unusable records, the most important first.
 
-    `rejected` are the places and reasons of the first of `num_rejected` records.
+    Args:
+        rejected: Places and reasons of the first unusable records.
+        num_rejected: Number of all unusable records.
 
     Example:
         >>> rejected = [{"place": "a.jsonl:3", "text": "not JSON"}]
@@ -129,7 +131,7 @@ def _of_table(table: Table) -> Iterator[DataFinding]:
 
 
 def _rows(table: Table, code: str, what: str, remedy: str, found: Mapping[int, int]) -> Iterator[DataFinding]:
-    """Yield the finding about these rows, each mapped to the earlier row that it is like, or to itself."""
+    """Yield the finding about the rows `found`, a map from a row to the similar earlier row, or to the row itself."""
     if not found:
         return
     examples = [_example(table, *pair) for pair in list(found.items())[:EXAMPLES]]
@@ -147,7 +149,7 @@ def _example(table: Table, index: int, earlier: int | None = None) -> dict[str, 
 
 
 def _asked_again(table: Table, copies: set[int]) -> dict[int, int]:
-    """Map each row with the prompt of an earlier row, but another answer, to that row."""
+    """Map every row with the prompt of an earlier row, but another answer, to the earlier row."""
     if table.kind == "preferences":
         return {}
     first: dict[int, int] = {}

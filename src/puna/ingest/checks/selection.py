@@ -1,4 +1,4 @@
-"""Tables of rows and settings -> the rows that are left out of the dataset, each with its reason."""
+"""Tables of rows and settings -> the rows left out of the dataset, with a reason for every row."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Duplicates = Literal["none", "exact", "near"]
 
 @dataclass(frozen=True)
 class Selection:
-    """The settings of ingest that leave rows out. A row that is left out stands in rejected.jsonl with its reason.
+    """The settings of ingest that leave rows out. File rejected.jsonl lists every row left out, with the reason.
 
     Example:
         >>> Selection([], "exact", drop_empty=True, max_equal_answers=None).drop_duplicates
@@ -28,9 +28,9 @@ class Selection:
 
 
 def leave_out(settings: Selection, tables: Sequence[Table]) -> HeldOut | None:
-    """Mark the rows that settings leave out, in the order of these checks; return the held-out questions.
+    """Mark the rows that the settings leave out, check by check; return the held-out questions, or None without any.
 
-    Duplicates are looked for among the rows that remain, so that the first of two is never lost with its copy.
+    The search for duplicates covers only the remaining rows. If an earlier check leaves out a row, the copy stays.
 
     Example:
         >>> leave_out(Selection([], "exact", drop_empty=True, max_equal_answers=None), []) is None
@@ -56,7 +56,7 @@ def leave_out(settings: Selection, tables: Sequence[Table]) -> HeldOut | None:
 
 
 def _cap_answers(table: Table, most: int) -> None:
-    """Leave out the rows beyond the first `most` whose answers are all the same one."""
+    """Leave out the rows after the first `most` rows with the same answer as the only answer of the row."""
     counts = Counter[int]()
     for index in list(table.kept()):
         answer = table.only_answers[index]

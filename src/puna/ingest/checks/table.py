@@ -1,4 +1,4 @@
-"""A shard of rows that were read -> its rows with their places in the source and the digests of each. Drops no row."""
+"""A shard of rows -> the rows, with places in the source and digests for comparison. Drops no row."""
 
 from array import array
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,13 @@ from puna.data.shards import open_shard
 from puna.ingest.checks.compared import compare_row
 from puna.ingest.checks.near_duplicates import THRESHOLD, NearDuplicates, similarity
 
-# Near duplicates are looked for among so many rows: their signatures lie in memory.
+# Maximum number of rows to search for near duplicates: the signatures lie in memory.
 MAX_NEAR_ROWS = 500_000
 MAX_CACHED = 10_000
 
 
 class Places:
-    """Where rows stood in the source: a file and a number in it, in few bytes a row.
+    """Places of rows in the source: file and row number, in a few bytes per row.
 
     Example:
         places = Places()
@@ -42,9 +42,10 @@ class Places:
 
 @dataclass
 class Table:
-    """The rows of one shard and what the checks know of them; `left_out` maps an index to the reason.
+    """The rows of one shard with the results of the checks; `left_out` maps a row index to the reason.
 
-    `wholes`, `prompts`, `answers`, `only_answers` and `has_empty` hold an entry a row, as Compared does; 0 is none.
+    `wholes`, `prompts`, `answers`, `only_answers` and `has_empty` hold one entry per row, as in Compared. The digest 0
+    stands for None.
 
     Example:
         >>> table = Table.read("conversations", Path("build/conversations.jsonl"), places)
@@ -88,14 +89,15 @@ class Table:
         return len(self.rows) - len(self.left_out)
 
     def copies(self) -> dict[int, int]:
-        """Map each kept row that repeats an earlier one, ids and metadata aside, to that row."""
+        """Map every kept row that repeats an earlier kept row, descriptive fields aside, to the earlier row."""
         first: dict[int, int] = {}
         return {index: place for index in self.kept() if (place := first.setdefault(self.wholes[index], index)) < index}
 
     def near_copies(self) -> dict[int, int]:
-        """Map each kept row that is nearly an earlier kept one, but no exact copy of any, to that row.
+        """Map every kept row that is nearly an earlier kept row, but no exact copy of any row, to the earlier row.
 
-        Nearly: at least 0.8 of the word 3-grams are shared, in the dialogue, in its answers, and in the whole row.
+        Nearly: a Jaccard similarity of word 3-grams of at least 0.8, separately in the system message with settings, in
+        the dialogue, and in the answers; for documents, in the text.
         """
         found: dict[int, int] = {}
         words: dict[int, list[list[str]]] = {}
@@ -111,7 +113,7 @@ class Table:
 
 
 def _parts(row: dict[str, Any]) -> list[list[str]]:
-    """Return the words of the system message and settings, of the dialogue, and of its answers."""
+    """Return the words of the system message with settings, of the dialogue, and of the answers; or of a document."""
     messages, _ = dialogue_of(row)
     if not messages:
         return [split_words(str(row["text"]))]

@@ -1,1 +1,1 @@
-"""The page of a release decision: a decision and its evidence -> decision.html and decision.md."""
+"""The page of a release decision: a decision and the evidence -> decision.html and decision.md."""

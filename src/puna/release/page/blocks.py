@@ -1,7 +1,7 @@
 """Headings, paragraphs, tables, folds, conversations and pictures -> the same page in Markdown and in HTML.
 
-Everything is text: nothing that a model, a file or a setting says becomes markup. The HTML loads nothing from anywhere
-and runs no script.
+Everything is text: words of a model, a file or a setting never become markup. The HTML loads no resources and runs no
+script.
 """
 
 import re
@@ -14,9 +14,9 @@ from puna.release.page.style import POLICY, STYLE
 
 Verdict = Literal["right", "partly right", "wrong", "not judged"]
 
-# Control characters, those that turn the direction of what follows, and halves of surrogate pairs.
+# Control characters, characters that override the text direction, and halves of surrogate pairs.
 UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# A longer text is cut after SHOWN characters; the rest lies in a fold.
+# A text of more than FOLDED characters is cut after SHOWN characters; a fold holds the rest.
 FOLDED, SHOWN = 700, 450
 
 
@@ -71,7 +71,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Lines:
-    """Text whose white space counts.
+    """Text with significant white space.
 
     Example:
         >>> to_markdown("A page", [Lines(["a", "  b"])]).splitlines()[-3:-1]
@@ -83,7 +83,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG element that is a part of the HTML, and a file FILE beside the Markdown.
+    """An SVG element: inline in the HTML, and the separate file `file` beside the Markdown.
 
     Example:
         >>> pictures([Picture("scores.svg", "Scores", "<svg></svg>")])[0].title
@@ -97,7 +97,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Quote:
-    """A labelled text that somebody else wrote, such as a question. A long one is folded after its beginning.
+    """A labelled text by another author, for example a question. The HTML folds a long text after the beginning.
 
     Example:
         >>> Quote("Question", "When do you open?").label
@@ -110,7 +110,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class Answer:
-    """One column of SideBySide: an answer, its verdict and the reason for it.
+    """One column of SideBySide: an answer, the verdict and the reason for the verdict.
 
     Example:
         >>> Answer("this model", "At nine.", "right").verdict
@@ -138,7 +138,7 @@ class SideBySide:
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks behind a fold that shows its summary. Folds may lie in folds.
+    """Blocks behind a fold that shows the summary. Folds may lie in folds.
 
     Example:
         >>> to_markdown("GO", [Details("How it was measured", [Paragraph("Once.")])]).splitlines()[2]
@@ -154,7 +154,7 @@ Block = Heading | Paragraph | Items | Table | Lines | Picture | Quote | SideBySi
 
 
 def pictures(blocks: Sequence[Block]) -> list[Picture]:
-    """Return the pictures among these blocks, those in folds included.
+    """Return the pictures among the blocks, pictures in folds included.
 
     Example:
         >>> [each.file for each in pictures([Details("More", [Picture("scores.svg", "Scores", "<svg></svg>")])])]
@@ -168,7 +168,7 @@ def pictures(blocks: Sequence[Block]) -> list[Picture]:
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:
-    """Render a page as Markdown; its first line is the title.
+    """Render a page as Markdown; the first line is the title.
 
     Example:
         >>> to_markdown("A page", [Paragraph("It opens at nine.")]).splitlines()[0]
@@ -200,7 +200,7 @@ def _markdown(block: Block) -> str:
         case Details(summary, inner, is_open):
             tag = "<details open>" if is_open else "<details>"
             body = "\n\n".join(map(_markdown, inner))
-            # HTML inside Markdown: backslashes would be shown, so entities take the meaning from what could be markup.
+            # HTML inside Markdown shows backslashes, so entities escape characters with a meaning in markup.
             line = re.sub(r"[\\`*\[\]_]", lambda match: f"&#{ord(match[0])};", _text(" ".join(summary.split())))
             return f"{tag}<summary>{line}</summary>\n\n{body}\n\n</details>"
 
@@ -212,7 +212,7 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def _flat(text: str) -> str:
-    """Put a text on one line and take the meaning from what Markdown would read as markup."""
+    """Put a text on one line and escape the characters that Markdown would read as markup."""
     return re.sub(r"([\\`*\[\]<>]|(?<!\w)_|_(?!\w)|^[#+-](?=\s))", r"\\\1", " ".join(_clean(text).split()))
 
 
@@ -221,7 +221,7 @@ def _clean(text: str) -> str:
 
 
 def to_html(title: str, blocks: Sequence[Block], *, is_go: bool) -> str:
-    """Render a page as HTML that stands alone.
+    """Render a page as self-contained HTML.
 
     Example:
         >>> "<p>1 &lt; 2</p>" in to_html("A page", [Paragraph("1 < 2")], is_go=True)
@@ -275,7 +275,7 @@ def _answer(answer: Answer) -> str:
 
 
 def _long(text: str) -> str:
-    """Show a text as it was written; of a long one its beginning, the rest in a fold."""
+    """Show a text as written; of a long text show the beginning, and the rest in a fold."""
     if len(text) <= FOLDED:
         return f'<div class="text" dir="auto">{_text(text) if text.strip() else "<i>(nothing)</i>"}</div>'
     rest = f"{len(text) - SHOWN:,} more characters"

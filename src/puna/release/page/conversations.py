@@ -1,7 +1,7 @@
-"""Graded answers of several models to the same questions -> ten of them side by side, for a person to read.
+"""Graded answers of several models to the same questions -> ten questions with answers side by side, for a reader.
 
-The choice depends on nothing but the answers: the largest leads, the largest lags, and the rest in the order of a hash
-of their content. So nobody can pick pleasant examples, and the same evaluation always shows the same ten.
+The choice depends only on the answers: the largest leads, the largest lags, then all other questions in the order of a
+content hash. Nobody can pick pleasant examples, and the same evaluation always shows the same ten questions.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 class Side(NamedTuple):
-    """A model and its graded answers, as rows of conversations-NAME.jsonl.
+    """A model and the graded answers of the model, as rows of conversations-NAME.jsonl.
 
     Example:
         >>> Side("this model", [{"task": "shop", "id": "7/2", "score": 1.0}]).who
@@ -37,7 +37,7 @@ class Side(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """A chosen question: the reason for the choice, and the row of each model that answered it.
+    """A chosen question: the reason for the choice, and the row of every model that answered the question.
 
     Example:
         >>> Pick("Drawn at random", {"this model": {"task": "shop", "id": "7/2"}}).why
@@ -51,12 +51,12 @@ class Pick(NamedTuple):
 def choose(sides: Sequence[Side], count: int = COUNT) -> list[Pick]:
     """Choose questions: best, worst and random, in this order.
 
-    Best are those where the first model leads all others, worst where another leads it; answers whose content nobody
-    judged are neither.
+    Best: the first model scores above every other model. Worst: another model scores above the first model. Answers
+    without a judgement of the content take no part in the comparison.
 
     Args:
         sides: The models, the candidate first.
-        count: Number of questions; all if there are fewer.
+        count: Number of questions; all questions if fewer exist.
 
     Example:
         >>> [pick.why for pick in choose([Side("this model", mine), Side("the teacher", theirs)], count=2)]
@@ -77,7 +77,7 @@ def choose(sides: Sequence[Side], count: int = COUNT) -> list[Pick]:
 
 
 def show_conversations(sides: Sequence[Side]) -> list[Block]:
-    """Return the section of the page: an introduction, then a fold for each conversation.
+    """Return the section of the page: an introduction, then a fold for every conversation.
 
     Example:
         >>> sections = show_conversations([Side("this model", mine), Side("the teacher", theirs)])
@@ -125,7 +125,7 @@ def _conversation(number: int, pick: Pick, is_open: bool) -> Details:
 
 
 def verdict_of(row: Row) -> Verdict:
-    """Return the verdict on an answer; one whose content nobody judged is neither right nor wrong.
+    """Return the verdict on an answer; "not judged" without a judgement of the content.
 
     Example:
         >>> verdict_of({"grade": "contains", "score": 0.5})
@@ -137,7 +137,10 @@ def verdict_of(row: Row) -> Verdict:
 
 
 def is_judged(row: Row) -> bool:
-    """Tell whether the content of an answer was judged. Before evaluations said so, `no_call` passed any words.
+    """Tell whether the content of an answer was judged.
+
+    Older evaluations lack the field `judged`. There, the grade `no_call` passed any words and counts as not judged.
+
 
     Example:
         >>> is_judged({"grade": "no_call"}), is_judged({"grade": "no_call", "judged": True})
@@ -147,7 +150,7 @@ def is_judged(row: Row) -> bool:
 
 
 def expected_text(row: Row) -> str:
-    """Say in words what a right answer is.
+    """Describe a right answer in words.
 
     Example:
         >>> expected_text({"grade": "contains", "expected": {"contains": ["24.90"], "distractors": ["4.90"]}})
@@ -171,7 +174,7 @@ def expected_text(row: Row) -> str:
 
 
 def message_text(message: Row) -> str:
-    """Return the words of a message and its calls, each call on a line.
+    """Return the text of a message and the tool calls, one call per line.
 
     Example:
         >>> message_text({"content": "", "tool_calls": [{"name": "cancel", "arguments": {"id": 7}}]})
@@ -193,13 +196,13 @@ def _call(name: str, arguments: Any) -> str:
 
 
 def _split(messages: list[Row]) -> tuple[list[Row], list[Row]]:
-    """Divide messages before the last one of the user, which is the question, and from there on."""
+    """Return the messages before the last user message (the question), and the messages from there on."""
     last = max((index for index, each in enumerate(messages) if each["role"] == "user"), default=0)
     return messages[:last], messages[last:]
 
 
 def _lead(rows: list[Row]) -> float:
-    """Return how far the first answer's score is above the best other; 0 where either was not judged."""
+    """Return the first answer's score minus the best other judged score; 0 if either score is missing."""
     mine, *others = rows
     judged = [row["score"] for row in others if is_judged(row)]
     return mine["score"] - max(judged) if judged and is_judged(mine) else 0.0

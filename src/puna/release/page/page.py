@@ -1,7 +1,7 @@
-"""A decision and what is known about the model -> the page that a manager reads, in blocks. Decides nothing.
+"""A decision and facts about the model -> the page for a manager, in blocks. Decides nothing.
 
-Above the folds stands what it takes to decide, in plain words; methods, names of settings, hashes and the lineage lie
-in folds at the end.
+The part above the folds gives the grounds for a decision in plain words. Folds at the end hold methods, names of
+settings, hashes and the lineage.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ RULES = {
 
 
 def write_page(decision: Decision, facts: Facts, folder: Path) -> None:
-    """Write decision.md, decision.html and their pictures."""
+    """Write decision.md, decision.html and the pictures."""
     blocks = list(_blocks(decision, facts))
     artifact.write_text(folder / "decision.md", to_markdown(decision.headline, blocks))
     artifact.write_text(folder / "decision.html", to_html(decision.headline, blocks, is_go=decision.is_go))
@@ -145,7 +145,7 @@ def _sentence(each: Comparison) -> str:
 
 
 def _questions(decision: Decision) -> Iterator[Block]:
-    """Yield the sections that need the answers themselves; those on the task, else the general ones."""
+    """Yield the sections that show answers. The conversations come from the task, else from the general suite."""
     suite = next((suite for suite in SUITES if getattr(decision.models[0], suite)), "")
     if not suite:
         return
@@ -159,7 +159,7 @@ def _questions(decision: Decision) -> Iterator[Block]:
 
 
 def _exams(decision: Decision) -> Iterator[Block]:
-    """Yield the section on the sanity checks of each suite that was examined."""
+    """Yield the section on the sanity checks of every examined suite."""
     if any(null.comparison.num_questions for exam in decision.exams.values() for null in exam or ()):
         yield Heading("Could a model that knows nothing pass?")
     for suite, exam in decision.exams.items():

@@ -1,7 +1,7 @@
-"""Rule `judged`: the content of the answers that decide was judged, by a rule, a model or a person.
+"""Rule `judged`: a rule, a model or a person judged the content of the answers that decide.
 
-A question that only checks that the assistant spoke lets any words pass. Such answers decide nothing: they are left out
-of every comparison, and more of them than the stated share make a NO-GO.
+A question that only checks that the assistant spoke lets any words pass. Every comparison leaves unjudged answers out.
+A share of unjudged answers above the stated limit makes a NO-GO.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from puna.release.evaluations import Answered
 from puna.release.rules.verdict import Verdict
 
-# How the reason begins where the two orders of a judge disagree, or its replies cannot be read (evaluate/judges).
+# Prefix of the reason if the two orders of a judge disagree, or the replies cannot be parsed (evaluate/judges).
 UNDECIDED = "undecided"
 
 HINT = (
@@ -19,12 +19,12 @@ HINT = (
 
 
 def judge_judged(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) -> Verdict:
-    """Compare the share of answers without a judgement of their content with the allowed share.
+    """Compare the share of unjudged questions with the allowed share.
 
     Args:
-        suites: For each suite, the answers of the candidate and of every model that it is compared with. A question
-            counts as judged if the answers of all of them were.
-        max_unjudged: Largest share of questions, 0 to 1, that may go without.
+        suites: For every suite, the answers of the candidate and of every compared model. A question counts as judged
+            if the answers of all models were judged.
+        max_unjudged: Largest allowed share of unjudged questions, 0 to 1.
 
     Example:
         >>> judge_judged({"task": [mine]}, max_unjudged=0.0).told
@@ -35,10 +35,10 @@ def judge_judged(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) 
 
 
 def unjudged_questions(answers: Sequence[Answered]) -> int:
-    """Count the questions to which at least one model's answer was not judged for its content.
+    """Count the questions with at least one model's answer unjudged.
 
-    An answer that a judge left undecided counts here too: it scores as wrong, which would favor a candidate whose
-    rivals confuse the judge.
+    An answer that a judge left undecided counts as unjudged. Undecided answers score as wrong, and would favor a
+    candidate with rivals that confuse the judge.
 
     Example:
         >>> unjudged_questions([mine, teacher])

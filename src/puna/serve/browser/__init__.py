@@ -1,1 +1,1 @@
-"""What the server does for browsers: the chat page, and cross-origin requests (CORS)."""
+"""Browser support of the server: the chat page, and cross-origin requests (CORS)."""

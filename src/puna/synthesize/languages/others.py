@@ -1,4 +1,4 @@
-"""The basics in Hindi and Thai, and all eight languages by their codes. Data."""
+"""The basics in Hindi and Thai, and the registry of all eight languages by code. Data."""
 
 from puna.synthesize.languages.basics import Basics, Said
 from puna.synthesize.languages.european import ENGLISH, FRENCH, GERMAN, ITALIAN, PORTUGUESE, SPANISH

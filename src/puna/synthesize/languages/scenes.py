@@ -1,6 +1,7 @@
-"""A random source and a language -> a small page of a business, and a conversation in that language about it.
+"""A random source and a language -> a small page of a business, and a conversation about the page in the language.
 
-One page of four is written in another language than the customer's: only numbers, names and addresses are copied.
+One page of four has a language drawn at random. If page and customer differ in language, answers copy only numbers,
+names and addresses.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ WEEK, SATURDAY, SUNDAY = range(5), 5, 6
 
 
 class Fact(NamedTuple):
-    """What is true about the business, before any language says it. `first` and `second` bound the hours.
+    """A fact about the business, independent of language. `first` and `second` are opening and closing time.
 
     Example:
         >>> Fact("price", "24.90 €", product="Belmar").kind
@@ -39,7 +40,7 @@ class Fact(NamedTuple):
 def draw_language_scene(
     rng: Random, split: Split, code: str, *, refusal_share: float, identifier: str, world: str
 ) -> Scene:
-    """Draw a business, its page and what a customer asks in the language `code`.
+    """Draw a business, a page, and a conversation with a customer in the language `code`.
 
     Example:
         >>> options = {"refusal_share": 0.1, "identifier": "1", "world": "w"}
@@ -126,7 +127,7 @@ def _ask(language: Basics, fact: Fact, shown: Sequence[Fact], rng: Random) -> As
 
 def _ask_in_vain(language: Basics, silent: Sequence[Fact], rng: Random) -> Asked:
     refusal = rng.choice(language.refusals)
-    # A missing day is no question in vain where the week's hours stand on the page, so only other kinds are asked for.
+    # The hours of the week on the page may answer a question about a missing day: only other kinds are asked in vain.
     kinds = [fact for fact in silent if fact.kind not in ("hours", "closed")]
     if not kinds or rng.random() < 0.4:
         return Asked("refusal", rng.choice(language.off_topic), refusal, (language.not_said,))

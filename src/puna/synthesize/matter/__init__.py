@@ -1,1 +1,1 @@
-"""Material of imagined pages: values, words, layouts and small talk; organizations and prose made of it."""
+"""Material of imagined pages: values, words, layouts, small talk, organizations and prose."""

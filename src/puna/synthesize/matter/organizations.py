@@ -1,8 +1,8 @@
-"""A random source -> a page about an organization that is no shop, and a conversation about it.
+"""A random source -> a page about an organization that is no shop, and a conversation about the page.
 
 A page consists of records ("The parking fee is $12."), clauses ("Members must return books within 14 days.") and
-statements of other forms; a question about a clause is answered by quoting it. The words are combined freely, so that
-what a model learns is to find the sentence that a question is about, not the sentence.
+statements of other forms. The answer to a question about a clause quotes the clause. Words are combined freely, so a
+model learns to find the sentence for a question instead of learning sentences by heart.
 """
 
 from collections.abc import Callable
@@ -30,11 +30,11 @@ TITLES = (
     "{name} at a glance",
     "{m} at {name}",
 )
-SPARE = 4  # facts that a page leaves out, to be asked in vain
+SPARE = 4  # facts that a page leaves out, for questions without an answer
 
 
 class Item(NamedTuple):
-    """One fact of an organization. `kind` is the kind of its value.
+    """One fact of an organization. `kind` is the kind of the value.
 
     Example:
         >>> item = Source(Random(0), "train").draw(0.5)
@@ -50,7 +50,7 @@ class Item(NamedTuple):
 
 
 class Source:
-    """Draws items of one page, none of which repeats a subject or a value.
+    """Draws the items of one page; no item repeats a subject or a value.
 
     Example:
         >>> source = Source(Random(0), "train")
@@ -72,7 +72,7 @@ class Source:
         return self._clause() if kind < records + (1 - records) * 0.7 else self._statement()
 
     def similar_to(self, item: Item) -> Item:
-        """Draw a record of the same noun about something else where `item` is one."""
+        """Draw a record with the noun of `item` and another subject if `item` is a record, else a clause."""
         nouns = [noun for noun in lexicon.NOUNS.get(item.kind, ()) if item.about.endswith(" " + noun)]
         return self._record(item.kind, nouns[0]) if nouns else self._clause()
 
@@ -86,7 +86,7 @@ class Source:
         return [word for word in words if word not in self._subjects]
 
     def value(self, kind: str) -> str:
-        """Draw a value of a kind that neither contains another of the page nor is part of one."""
+        """Draw a value of a kind that neither contains another value of the page nor is part of another value."""
         rng = self._rng
         draws: dict[str, Callable[[], str]] = {
             "amount": lambda: values.draw_amount_of_money(rng),
@@ -166,7 +166,7 @@ class Source:
 def draw_organization_scene(
     rng: Random, split: Split, *, refusal_share: float, talk_share: float, identifier: str, world: str
 ) -> Scene:
-    """Draw an organization, its page and a conversation of two to four turns about it.
+    """Draw an organization, a page, and a conversation of up to four turns about the page, small talk aside.
 
     Example:
         >>> options = {"refusal_share": 0.1, "talk_share": 0.0, "identifier": "1", "world": "w"}
@@ -212,7 +212,7 @@ def _draw_text(name: str, layout: str, items: list[Item], source: Source, rng: R
 
 
 def ask_item(item: Item, items: list[Item], rng: Random) -> Asked:
-    """Ask for an item's value; the values of its kind beside it are distractors.
+    """Ask for an item's value. Other values of the same kind on the page are distractors.
 
     Example:
         >>> item = Source(Random(0), "train").draw(0.5)

@@ -1,8 +1,9 @@
-"""Grade `facts`: the answer states the facts of the reference, and no number, date or address of its own.
+"""Grade `facts`: the answer states the facts of the reference, and no foreign number, date or address.
 
-A required fact is new: it does not stand in the last message of the user, so that a repeated question states none. A
-fact of the answer that stands neither in the reference nor in that message is a contradiction: "24.90 or 4.90" is wrong
-where the price is 24.90, and so is a whole page. What a sentence says about its facts, such as "not", is not read.
+A required fact is new: the fact does not stand in the last message of the user. An answer that repeats the question
+thus states no required fact. A fact of the answer from neither the reference nor the last message is a contradiction:
+"24.90 or 4.90" is wrong for a price of 24.90, and a whole page is wrong. The grade ignores words around a fact, for
+example "not".
 """
 
 import re
@@ -16,12 +17,12 @@ from puna.tasks.grading.extraction.fact import Fact, covers, is_compatible
 from puna.tasks.grading.extraction.tables import LETTER, guess_language
 from puna.tasks.question import Grade, Question
 
-# An answer may be so many characters long, or twice as long as its reference: longer ones are dumps, and slow to read.
+# Maximum characters of an answer, or twice the length of the reference: longer answers are dumps, and slow to read.
 MAX_CHARACTERS = 10_000
 
 
 class Required(NamedTuple):
-    """The facts that an answer must state, and those that it may.
+    """The facts that an answer must state, and the facts that an answer may state.
 
     Example:
         >>> [fact.text for fact in Required(list(extract("It costs 5 euros.")), []).required]
@@ -33,7 +34,7 @@ class Required(NamedTuple):
 
 
 def facts(question: Question, message: Message) -> Grade:
-    """Require every new fact of the reference, or those of `facts`, and forbid facts from elsewhere.
+    """Require every new fact of the reference, or the explicit `facts`, and forbid facts from elsewhere.
 
     Example:
         >>> question = Question("1", conversation, {"reference": "It costs 24.90 euros."}, "facts")
@@ -59,10 +60,11 @@ def facts(question: Question, message: Message) -> Grade:
 def required_facts(question: Question) -> Required:
     """Draw the facts of a question's reference.
 
-    Explicit `facts` are all required, but at least one of them must be new; of a reference every new fact is.
+    Explicit `facts` are all required if at least one explicit fact is new, else none is. Without explicit `facts`,
+    every new fact of the reference with `is_required` is required.
 
     Returns:
-        The required facts, empty where nothing new is required, and the facts that an answer may have.
+        The required facts, empty if no required fact is new, and the facts that an answer may have.
 
     Example:
         >>> question = Question("1", conversation, {"reference": "It costs 24.90 euros."}, "facts")
@@ -98,14 +100,14 @@ def _last_user_message(conversation: Conversation) -> str:
 
 
 def _explicit(text: str, language: str) -> Sequence[Fact]:
-    """Return the facts of an explicit text; a text without any is a phrase that must stand in the answer."""
+    """Return the facts of an explicit text; a text without facts is a phrase that must stand in the answer."""
     drawn = [fact._replace(is_required=True) for fact in extract(text, language) if fact.kind != "name"]
     phrase = " ".join(normalize(text).casefold().split())
     return drawn or [Fact("phrase", text, frozenset([("phrase", phrase)]), is_exclusive=False)]
 
 
 def _is_in(fact: Fact, text: str, stated: Sequence[Fact]) -> bool:
-    """Tell whether a text with the facts `stated` has a fact; names and phrases are sought as words."""
+    """Tell whether a text with the facts `stated` has a fact; names and phrases match as whole words."""
     if fact.kind not in ("name", "phrase"):
         return any(covers(each, fact) for each in stated)
     folded = " ".join(text.casefold().split())

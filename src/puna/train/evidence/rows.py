@@ -1,4 +1,4 @@
-"""The rows of a dataset -> how many of them repeat another, and how many of their answers are equal or empty."""
+"""The rows of a dataset -> the share of repeated rows, and the number of equal and of empty answers."""
 
 import contextlib
 import hashlib
@@ -18,14 +18,17 @@ MAX_SHOWN = 80
 
 
 def describe_rows(dataset: Dataset) -> dict[str, Any]:
-    """Return the share of rows that repeat an earlier one, ids aside, and what their answers are like."""
+    """Return the share of repeated rows, and counts of the answers: in words, most frequent, empty.
+
+    Rows repeat by messages, text or token ids; preferences repeat by all fields. At most 5,000 rows are read.
+    """
     seen: set[bytes] = set()
     spoken: Counter[str] = Counter()
     shown: dict[str, str] = {}
     num_empty = 0
     indices = range(0, len(dataset), -(-len(dataset) // MAX_COMPARED))
     for index in indices:
-        with contextlib.suppress(PunaError):  # a row that cannot be read is refused where it is read for training
+        with contextlib.suppress(PunaError):  # training itself refuses an unreadable row
             row = dataset[index]
             seen.add(hashlib.sha256(_said(row).encode("utf-8", "replace")).digest())
             for message in _answers(row):
@@ -44,7 +47,7 @@ def describe_rows(dataset: Dataset) -> dict[str, Any]:
 
 
 def _answers(row: object) -> Iterator[Message]:
-    """Yield the messages without a tool call that a model learns to say."""
+    """Yield the assistant messages without a tool call that a model learns to write."""
     messages = row.messages if isinstance(row, Conversation) else row.chosen if isinstance(row, Preference) else ()
     yield from (message for message in messages if message.role == "assistant" and not message.tool_calls)
 
