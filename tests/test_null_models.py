@@ -5,6 +5,7 @@ import random
 import re
 import string
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from puna.data.shards import write_jsonl
 from puna.evaluate.exam import describe_null_scores, mean_score, null_scores, null_table
 from puna.evaluate.grading import Grader, Item
 from puna.release.compare import Gate, compare
-from puna.release.evaluations import Answered
+from puna.release.evaluations import Answered, Evaluation
 from puna.release.gate import Decision, Model, judge
 from puna.release.rules.exam import examine
 from puna.tasks import Question, Task, load_task
@@ -136,18 +137,8 @@ def gate_of(task: Task) -> Callable[[list[Message], Gate], Decision]:
     """Return a gate that judges answers against a base that writes gibberish, with nothing else in the way."""
     base = graded("base", task, [drawn(question, list("xyz"), 9, "") for question in task.questions])
     nulls = null_scores([Item(task, question) for question in task.questions], Grader(), seed=0)
-    null_answers = [
-        Answered(
-            null["description"],
-            [
-                {**row, "score": score or 0.0, "judged": score is not None}
-                for row, score in zip(base.rows, null["scores"], strict=True)
-            ],
-            0,
-            0.0,
-        )
-        for null in nulls
-    ]
+    null_answers = Evaluation(Path("scores"), [task.name], 0.0, {}, {}, [], {}, nulls).null_answers(base)
+    assert null_answers
 
     def decide(answers: list[Message], settings: Gate) -> Decision:
         candidate = graded("candidate", task, answers)

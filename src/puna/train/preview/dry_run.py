@@ -39,7 +39,7 @@ from puna.train.loop.settings import TrainConfig
 from puna.train.loop.start import recompute_blocks, size_of
 from puna.train.objectives.losses import Rows, summed_over_tokens
 from puna.train.objectives.objective import Objective
-from puna.train.preview.forecast import time_optimizer
+from puna.train.preview.forecast import describe_training, time_optimizer
 from puna.train.preview.survey import Survey, survey
 
 # A warm-up beyond this share of the steps, rows beyond the context, few steps, many epochs: worth a sentence.
@@ -106,18 +106,8 @@ def _training(config: TrainConfig, found: Survey) -> Training:
     """Say in the plan's words what the largest batch is like."""
     adapter = config.adapter
     chosen = set(adapter.targets) if adapter else set[str]()
-    return Training(
-        tokens=found.tokens,
-        context=max(found.batch.lengths, default=config.max_length),
-        batch_tokens=found.batch.num_tokens,
-        accumulate=config.accumulate,
-        precision=config.precision,
-        lora_rank=adapter.rank if adapter else None,
-        targets=[part for part in ADAPTED if "all" in chosen or part.split(".")[1] in chosen],
-        checkpoint_activations=config.checkpoint_activations,
-        lengths=found.batch.lengths,
-        trained_tokens=found.batch.num_trained,
-    )
+    targets = [part for part in ADAPTED if "all" in chosen or part.split(".")[1] in chosen]
+    return describe_training(config, found, adapter.rank if adapter else None, targets)
 
 
 def _seconds(

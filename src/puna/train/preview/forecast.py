@@ -131,18 +131,31 @@ def training_of(config: TrainConfig, model: Llama, objective: Objective, found: 
     """Say in the plan's words what a run's largest batch is like, and what of the network is trained."""
     adapted = adapted_modules(model)
     parts = {path.split(".", 2)[2] for path in adapted if path.startswith("layers.")}
+    rank = max(module.down_RI.shape[0] for module in adapted.values()) if adapted else None
+    training = describe_training(config, found, rank, [part for part in ADAPTED if part in parts])
+    return replace(training, values_per_logit=_values_per_logit(objective))
+
+
+def describe_training(config: TrainConfig, found: Survey, rank: int | None, targets: list[str]) -> Training:
+    """Describe the largest batch of a run in the terms of `puna plan`.
+
+    Args:
+        config: Settings of the run.
+        found: Data summary of the run.
+        rank: Rank of the adapter; None where all weights are trained.
+        targets: Matrices of a layer with an adapter, such as "attention.q_proj".
+    """
     return Training(
         tokens=found.tokens,
         context=max(found.batch.lengths, default=config.max_length),
         batch_tokens=found.batch.num_tokens,
         accumulate=config.accumulate,
         precision=config.precision,
-        lora_rank=max(module.down_RI.shape[0] for module in adapted.values()) if adapted else None,
-        targets=[part for part in ADAPTED if part in parts],
+        lora_rank=rank,
+        targets=targets,
         checkpoint_activations=config.checkpoint_activations,
         lengths=found.batch.lengths,
         trained_tokens=found.batch.num_trained,
-        values_per_logit=_values_per_logit(objective),
     )
 
 
