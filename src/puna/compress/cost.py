@@ -9,7 +9,7 @@ from puna.plan.steps.facts import network_of, tokenizer_path
 from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 from puna.plan.steps.speed import forward_seconds, weight_seconds
 
-# Texts are read together in batches of about so many tokens.
+# Assumed lengths of the texts in one batch, in tokens.
 BATCH = (256,) * 8
 # Passes over the calibration text: the watched pass counts twice, a rotated stream again; two for the refit.
 WATCHED_PASSES, REFIT_PASSES, GPTQ_PASSES = 2, 2, 3
@@ -18,7 +18,7 @@ SEARCH_PASSES, MEASURE_PASSES, TYING_PASSES = 13, 7, 4
 
 
 def reading_seconds(widths: LlamaConfig, num_tokens: float, precision: str) -> float:
-    """Return the seconds of a forward pass over so many tokens."""
+    """Return the seconds of a forward pass over `num_tokens` tokens."""
     return forward_seconds(widths, BATCH, precision) * num_tokens / sum(BATCH)
 
 
@@ -26,7 +26,7 @@ def estimate_pruning(
     known: Known, checkpoint: Path, target: LlamaConfig, *, calibration_tokens: int, num_tokens: int, precision: str,
     is_by_divergence: bool, is_search: bool, is_refitted: bool,
 ) -> Estimate:  # fmt: skip
-    """Foresee a pruning: passes over the calibration text, of which leaving out each layer in turn takes most."""
+    """Estimate a pruning: passes over the calibration text, including passes that leave out one layer at a time."""
     widths = network_of(known, checkpoint)
     passes = WATCHED_PASSES * (2 if target.dim < widths.dim else 1)
     passes += 1 + widths.num_layers / 2 if is_by_divergence else 0
@@ -42,7 +42,7 @@ def estimate_pruning(
 
 
 def likely_size(parent: LlamaConfig, parameters: int | str, heads: HeadCut, multiple: int) -> LlamaConfig:
-    """Return sizes with so many parameters: those that a search would choose if all cuts cost alike.
+    """Return sizes with at most `parameters` parameters, as a search would choose if all cuts cost alike.
 
     Example:
         >>> likely_size(SIZES["1b"], "500M", "groups", 64).num_parameters < 500_000_000
@@ -60,7 +60,7 @@ def likely_size(parent: LlamaConfig, parameters: int | str, heads: HeadCut, mult
 def estimate_quantizing(
     known: Known, checkpoint: Path, *, calibration_tokens: int, num_tokens: int, precision: str
 ) -> Estimate:
-    """Foresee a quantization: passes for the Hessians and through the rounded layers, then a comparison."""
+    """Estimate a quantization: passes for the Hessians and through the rounded layers, then a comparison."""
     widths = network_of(known, checkpoint)
     tokens = GPTQ_PASSES * calibration_tokens + 2 * num_tokens
     seconds = STAGE_SECONDS + reading_seconds(widths, tokens, precision) + weight_seconds(widths, 3)
@@ -69,7 +69,7 @@ def estimate_quantizing(
 
 
 def estimate_merging(known: Known, base: Path, *, num_tokens: int, precision: str) -> Estimate:
-    """Foresee a merge: the weights are written, then three networks read the same text."""
+    """Estimate a merge: the weights are written, then three networks read the same text."""
     widths = network_of(known, base)
     seconds = STAGE_SECONDS + reading_seconds(widths, 3 * num_tokens, precision) + weight_seconds(widths, 4)
     memory = PROCESS_BYTES + 2 * 4 * widths.num_parameters

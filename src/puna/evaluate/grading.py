@@ -1,7 +1,7 @@
-"""Questions and answers -> judgements: by the rule of each question, a judge, a reward model, or a person.
+"""Questions and answers -> judgements: by the question's rule, a judge, a reward model, or a person.
 
-`Grader.grade` judges any message for any question, also one that no checkpoint wrote. The rule of a question comes
-first; a judge or reward model judges the words that no rule judges; a person's label replaces them all.
+`Grader.grade` judges any message for any question, also a message that no checkpoint wrote. The question's rule comes
+first; a judge or reward model judges the words that no rule judges. A person's label overrides every other judgement.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ HOW_TO_LABEL = (
 
 
 class Item(NamedTuple):
-    """A question and the task that it belongs to.
+    """A question and the question's task.
 
     Example:
         >>> Item(task, question).task.name
@@ -39,7 +39,7 @@ class Item(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """The grade of an answer and who judged its content, "" where nobody did; `evidence` is a judge's quote.
+    """The grade of an answer. `judged_by` is "" for unjudged content; `evidence` is a judge's quote.
 
     Example:
         >>> Judgement(Grade(1.0, "says the same time"), "judge", "At nine.").to_json()["judged_by"]
@@ -65,7 +65,7 @@ class Judgement(NamedTuple):
 
 @dataclass(frozen=True)
 class Grader:
-    """Judges answers with all that an evaluation is configured with, except human labels.
+    """Judges answers with the tasks' rules and the configured judge or reward model, without human labels.
 
     Example:
         >>> Grader().grade([Item(task, question)], [Message("assistant", "It costs 5.")])[0].grade.score
@@ -75,7 +75,7 @@ class Grader:
     judge: Judge | RewardJudge | None = None
 
     def grade(self, items: Sequence[Item], messages: Sequence[Message]) -> list[Judgement]:
-        """Judge one message for each item, in the order given."""
+        """Judge one message per item, in the order of the items."""
         grades = [item.task.grade(item.question, message) for item, message in zip(items, messages, strict=True)]
         judgements = [Judgement(grade, "rule" if grade.is_judged else "") for grade in grades]
         if self.judge is None:
@@ -83,7 +83,7 @@ class Grader:
         open_ = [at for at, grade in enumerate(grades) if not grade.is_judged]
         said = [at for at in open_ if grades[at].score > 0]
         rulings = self.judge.rule([Case(items[at].task.name, items[at].question, messages[at]) for at in said])
-        for at in open_:  # A call or an empty answer is wrong, whatever a judge would say.
+        for at in open_:  # A call or an empty answer is wrong without a judge's ruling.
             judgements[at] = Judgement(replace(grades[at], is_judged=True), "rule")
         for at, ruling in zip(said, rulings, strict=True):
             judgements[at] = self._judgement(ruling)
@@ -100,9 +100,9 @@ class Grader:
 def judge_with_labels(
     grader: Grader, labels: Labels, items: Sequence[Item], messages: Sequence[Message]
 ) -> list[Judgement]:
-    """Judge one message for each item; where people labelled this very answer, as they did.
+    """Judge one message per item; a human label of the same answer takes precedence.
 
-    An answer on which reviewers disagree is not judged.
+    An answer with disagreeing reviewers stays unjudged.
 
     Example:
         >>> labels = Labels([Label("shop", "1", answer.to_json(), True, "ada", "2026-12-01T09:30:00+00:00")])
@@ -130,7 +130,7 @@ def judge_with_labels(
 def grade_replies(
     grader: Grader, labels: Labels, items: Sequence[Item], replies: Sequence[Reply]
 ) -> list[dict[str, Any]]:
-    """Return the lines of conversations-NAME.jsonl, which have all that judging the answers again takes.
+    """Return the lines of conversations-NAME.jsonl, with all data for judging the answers again.
 
     Example:
         >>> replies = [Reply(Message("assistant", "At nine."))]
@@ -143,7 +143,7 @@ def grade_replies(
 
 def _row(item: Item, reply: Reply, judgement: Judgement) -> dict[str, Any]:
     grade = judgement.grade
-    # The grade of an empty answer names the parts; a failure has them all at 0.
+    # The grade of an empty answer names the parts; a failure has all parts at 0.
     if reply.failure:
         grade = replace(grade, score=0.0, reason=reply.failure, parts=dict.fromkeys(grade.parts, 0.0))
     elif reply.is_truncated and grade.score < 1:
@@ -172,7 +172,7 @@ def is_judged_by_rule(item: Item) -> bool:
 
 
 def labelled_cases(labels: Labels, items: Mapping[tuple[str, str], Item]) -> list[tuple[Case, bool]]:
-    """Return the labelled answers that a judge would have to judge: words that no rule judges.
+    """Return the labelled answers in need of a judge, words that no rule judges, with the human verdicts.
 
     Example:
         >>> [verdict for _, verdict in labelled_cases(labels, {("shop", "1"): Item(task, question)})]
@@ -192,7 +192,7 @@ def labelled_cases(labels: Labels, items: Mapping[tuple[str, str], Item]) -> lis
 
 
 def agreement_with(judge: Judge | RewardJudge, cases: Sequence[tuple[Case, bool]]) -> Agreement:
-    """Let a judge judge labelled answers, and compare.
+    """Let a judge rule on labelled answers, and measure the agreement with the labels.
 
     Example:
         >>> agreement_with(judge, labelled_cases(labels, items)).share
@@ -211,13 +211,13 @@ def agreement_with(judge: Judge | RewardJudge, cases: Sequence[tuple[Case, bool]
 def calibrate(
     judge: Judge | RewardJudge | None, labels: Labels, tasks: Sequence[Task], run: Run
 ) -> tuple[Grader, dict[str, Any]]:
-    """Measure how far a judge agrees with people, before it judges anything else.
+    """Measure a judge's agreement with people before any other use of the judge.
 
     Returns:
-        The grader, and the content of judge.json, which is empty without a judge.
+        The grader, and the content of judge.json (empty without a judge).
 
     Raises:
-        ConfigError: A judge without enough labels, or one that agrees too little with people.
+        ConfigError: A judge has too few labels, or labels of one kind only, or agrees too little with people.
 
     Example:
         >>> grader, told = calibrate(None, Labels([]), [task], run)
@@ -254,7 +254,7 @@ def num_undecided(rows: Sequence[dict[str, Any]]) -> int:
 
 
 def require_labels(judge: Judge, cases: Sequence[tuple[Case, bool]]) -> None:
-    """Raise ConfigError where there are too few labels to tell whether a judge can be trusted, or one kind only."""
+    """Raise ConfigError if the labels are too few to calibrate a judge, or are all of one kind."""
     least = judge.settings.min_labels
     if len(cases) < least:
         given = f"a judge with {len(cases):,} human labels of answers in words"
@@ -267,7 +267,7 @@ def require_labels(judge: Judge, cases: Sequence[tuple[Case, bool]]) -> None:
 
 
 def require_agreement(judge: Judge, agreement: Agreement) -> None:
-    """Raise ConfigError where a judge agrees too little with people."""
+    """Raise ConfigError if a judge agrees too little with people."""
     least = judge.settings.min_agreement
     if agreement.share < least or agreement.kappa <= 0:
         raise ConfigError(
@@ -278,7 +278,7 @@ def require_agreement(judge: Judge, agreement: Agreement) -> None:
 
 
 def similarity(question: Question, message: Message) -> float | None:
-    """Return chrF of an answer to the reference, None where a question has no reference.
+    """Return chrF of an answer to the reference; None for a question without a reference.
 
     Example:
         >>> similarity(Question("1", conversation, {"reference": "At nine."}), Message("assistant", "At nine."))

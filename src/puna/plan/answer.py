@@ -1,6 +1,6 @@
-"""A model and a machine -> the answer to "does it fit?": serving, the recipe's adapter run, and what to do otherwise.
+"""A model and a machine -> the answer to "does the model fit?": serving, the recipe's adapter run, and alternatives.
 
-Arithmetic alone: plan.py hands in the machine, with the speed that was measured on it.
+Arithmetic alone: plan.py passes in the machine with the measured or published speed.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from puna.plan.arithmetic import Machine, Service, ServicePlan, count_parameters
 from puna.plan.training import Training, TrainingPlan, plan_training
 from puna.plan.units import show_bytes, show_devices, show_duration
 
-# The run of recipes/own_llama.toml: the settings' defaults with its adapter.
+# The run of recipes/own_llama.toml: default settings with the recipe's adapter.
 RECIPE, RANK = "recipes/own_llama.toml", 16
 ADAPTER = Training(tokens=1000 * 500, context=1024, batch_tokens=4096, lora_rank=RANK, checkpoint_activations=True)
 CONVERSATIONS = "1,000 conversations of 500 tokens"
@@ -24,12 +24,13 @@ class Answer:
     """Whether a model can be served and adapted on a machine.
 
     Attributes:
-        serving: the weights that were asked about, at the context of the service.
-        smaller_weights: dtypes of Puna's quantization that fit at this context where those don't.
-        adapter: the recipe's adapter run.
-        adapter_int4_bytes: memory of the same run over an int4 base.
-        smaller_model: the largest published size whose adapter run fits, where this one's does not.
-        lines: the same in sentences.
+        serving: Plan of the requested weights at the context of the service.
+        smaller_weights: Plans of Puna's quantized dtypes that fit at this context; empty if the requested weights fit.
+        adapter: Plan of the recipe's adapter run.
+        adapter_int4_bytes: Memory of the same run over an int4 base.
+        smaller_model: Largest smaller published size with a fitting adapter run; None if the requested model's run fits
+            or no run fits.
+        lines: The answer in sentences.
 
     Example:
         >>> answer("1b", SIZES["1b"], serving, service, Machine(DEVICES["h100"], 1)).adapter.fits
@@ -45,7 +46,7 @@ class Answer:
 
 
 def answer(name: str, config: LlamaConfig, serving: ServicePlan, service: Service, machine: Machine) -> Answer:
-    """Compute both runs and say in a few lines whether they fit; `serving` is the plan of the model as it is stored.
+    """Compute both runs and report the fit in a few lines; `serving` is the plan of the model's stored weights.
 
     Example:
         >>> machine, service = Machine(DEVICES["h100"], 1), Service(context=8192)
@@ -125,7 +126,7 @@ def _adapter_lines(adapter: TrainingPlan, over_int4: int, model: str | None, mac
 
 
 def _time(adapter: TrainingPlan, machine: Machine) -> str:
-    """Say how long the recipe's run takes, where a speed is known."""
+    """Return a sentence with the duration of the recipe's run, or "" without a known speed."""
     rate = machine.device.bfloat16_flops_per_second
     if adapter.seconds is None or rate is None:
         return ""

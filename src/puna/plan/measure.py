@@ -1,4 +1,4 @@
-"""This machine -> the FLOP/s that its matrix products reach: what `puna plan --hardware here` computes times from."""
+"""This machine -> the measured FLOP/s of a matrix product, the basis of the times of `puna plan --hardware here`."""
 
 import time
 
@@ -6,7 +6,7 @@ SECONDS, ROWS, WIDTH = 0.5, 512, 2048
 
 
 def measured_flops() -> float:
-    """Return the bfloat16 FLOP/s of a product of a layer's size, the best of half a second."""
+    """Return the bfloat16 FLOP/s of a matrix product of a layer's size: the fastest run within half a second."""
     import torch
 
     x, weight = (torch.ones(rows, WIDTH, dtype=torch.bfloat16) for rows in (ROWS, WIDTH))

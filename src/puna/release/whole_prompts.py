@@ -1,7 +1,7 @@
-"""Questions of an evaluation and rows of training data -> the questions that stand in a row as its whole prompt.
+"""Questions of an evaluation and rows of training data -> the questions that are the whole prompt of a training row.
 
-N-grams tell nothing of a question of few words. Such a question is found where a training conversation has the very
-same prompt before an answer of the assistant, word for word. Case and punctuation do not count.
+N-grams cannot detect a question of few words. The search for whole prompts finds a question if a training conversation
+has the same prompt, word for word, before an answer of the assistant. Case and punctuation do not count.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,13 +11,13 @@ from typing import Any
 from puna.data.overlap.ngrams import Overlap, split_words
 from puna.data.overlap.prompts import answer_places, dialogue_of, prompt_digest, said, system_texts
 
-# Prompts of fewer words, such as a greeting, stand everywhere.
+# Prompts of fewer words, such as greetings, occur everywhere.
 MIN_PROMPT_WORDS = 4
 
 
 @dataclass(frozen=True)
 class WholePrompts:
-    """Prompts by their digests, with the names of the questions that have them; `found` maps a name to a row's place.
+    """Digests of prompts with question names; `found` maps a question's name to the place of the first matching row.
 
     Example:
         >>> prompts = WholePrompts.of({"shop q1": [{"role": "user", "content": "Where is my card?"}]})
@@ -31,7 +31,7 @@ class WholePrompts:
 
     @classmethod
     def of(cls, questions: dict[str, Sequence[dict[str, Any]]]) -> "WholePrompts":
-        """Take the messages of each question by the question's name."""
+        """Index messages by digest; `questions` maps a question's name to the question's messages."""
         names: dict[int | None, list[str]] = {}
         for name, messages in questions.items():
             row = {"messages": messages}
@@ -42,7 +42,7 @@ class WholePrompts:
         return cls(names)
 
     def sought(self) -> set[str]:
-        """Return the names of the questions that are long enough to be looked for as whole prompts."""
+        """Return the names of all questions that are long enough for a search by whole prompt."""
         return {name for names in self.names.values() for name in names}
 
     def look(self, row: dict[str, Any], place: str) -> None:
@@ -56,7 +56,7 @@ class WholePrompts:
                 self.found.setdefault(name, place)
 
     def overlaps(self, known: Iterable[str]) -> list[Overlap]:
-        """Return what was found, without the questions that are `known` already."""
+        """Return the found questions as overlaps, without the questions in `known`."""
         seen = set(known)
         return [Overlap(name, 1.0, place) for name, place in self.found.items() if name not in seen]
 

@@ -1,7 +1,7 @@
-"""Verdicts of a reviewer -> a file of labels that survives a crash, and that one review at a time writes.
+"""Verdicts of a reviewer -> a label file that survives a crash and accepts one writing review at a time.
 
-NOTE: every change is forced to the disk before it is confirmed. A label is added by one append, and taken back by a
-rewrite under another name and a rename: readers see a file without the label or with it, never a part.
+NOTE: every change is synced to disk before the confirmation. One append adds labels; a rewrite under another name and a
+rename remove labels. Readers see a file with or without a label, never a part of a label.
 """
 
 import errno
@@ -18,7 +18,7 @@ from puna.tasks.labels import Label, read_file
 
 
 class LabelFile:
-    """A file of labels that is open for writing. `labels` holds its lines.
+    """A label file, open for writing. `labels` holds the file's labels in order.
 
     Example:
         >>> file = LabelFile(Path("labels.jsonl"))
@@ -28,10 +28,10 @@ class LabelFile:
     """
 
     def __init__(self, path: Path):
-        """Open or create a file; a last line that a crash cut off is removed.
+        """Open or create a file; remove a last line that a crash cut off.
 
         Raises:
-            ConfigError: Another review writes the file, or it cannot be created.
+            ConfigError: Another review writes the file, or the file cannot be created.
             DataError: A row of the file is no label.
         """
         self.path = path
@@ -45,7 +45,11 @@ class LabelFile:
             self._rewrite(self.labels)
 
     def append(self, labels: Sequence[Label]) -> None:
-        """Add labels in one write; DataError where the disk refuses, and then none is added."""
+        """Add labels in one write.
+
+        Raises:
+            DataError: The disk refuses the write; no label is added.
+        """
         size, lines = os.fstat(self._file.fileno()).st_size, _encode(labels)
         try:
             if self._file.write(lines) != len(lines):
@@ -57,7 +61,11 @@ class LabelFile:
         self.labels += labels
 
     def remove(self, is_removed: Callable[[Label], bool]) -> None:
-        """Take labels out of the file; DataError where the disk refuses, and then all remain."""
+        """Remove labels from the file.
+
+        Raises:
+            DataError: The disk refuses the write; all labels remain.
+        """
         kept = [label for label in self.labels if not is_removed(label)]
         try:
             self._rewrite(kept)
@@ -66,7 +74,7 @@ class LabelFile:
         self.labels = kept
 
     def close(self) -> None:
-        """Close the file, so that another review can write it."""
+        """Close the file, to let another review write labels."""
         self._file.close()
 
     def _rewrite(self, labels: Sequence[Label]) -> None:

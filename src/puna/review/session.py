@@ -1,6 +1,6 @@
-"""Sampled pairs and a file of labels -> one review: the pair that is shown, and what each key does to it.
+"""Sampled pairs and a label file -> one review: the current pair, and the actions judge, skip and undo.
 
-Blind: `state` is all that the browser receives, and holds no name of a checkpoint, no score and no id.
+The review is blind: `state`, the browser's view, holds no checkpoint name, no score and no id.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from puna.tasks.labels import AnswerKey, Label
 
 Verdict = Literal["left", "right", "both", "neither"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)
-MAX_PAUSE_SECONDS = 300.0  # a longer look at one pair is a pause, and no measure of the pace
+MAX_PAUSE_SECONDS = 300.0  # a longer time on one pair is a pause and does not count for the pace
 PACE_WINDOW = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Reviewed:
-    """A pair of the sample with the reviewer's verdict on each of its answers.
+    """A sampled pair with the reviewer's verdicts, in the order of `pair.answers`.
 
     Example:
         >>> Reviewed(pair, (True, False)).score("mine")
@@ -38,13 +38,15 @@ class Reviewed:
     is_right: tuple[bool, ...]
 
     def score(self, checkpoint: str) -> float:
-        """Return 1 where the reviewer would send the answer of a checkpoint, else 0."""
+        """Return 1 if the reviewer would send the checkpoint's answer, else 0."""
         both = zip(self.pair.answers, self.is_right, strict=True)
         return next(float(is_right) for answer, is_right in both if checkpoint in answer.checkpoints)
 
 
 class Session:
-    """One reviewer's way through a sample. Pairs that `file` has labels for count as judged.
+    """One reviewer's pass through a sample.
+
+    A pair counts as judged when `file` holds a label of this reviewer for every answer.
 
     Example:
         >>> session = Session(sample, LabelFile(Path("labels.jsonl")), reviewer="ada", seed=0)
@@ -77,7 +79,7 @@ class Session:
         self._shown_at = clock()
 
     def _judged_before(self, judged: dict[AnswerKey, Label]) -> list[int]:
-        """Return the numbers of the pairs that the file judges, in the order of their verdicts, for undo."""
+        """Return the numbers of the judged pairs in the order of the labels in the file, for undo."""
         place = {key: place for place, key in enumerate(judged)}
         return sorted(
             self._verdicts,
@@ -96,12 +98,12 @@ class Session:
 
     @property
     def seconds_left(self) -> float:
-        """The time for the pairs that remain, at the reviewer's own pace once five pairs show it."""
+        """Seconds for the open pairs, at SECONDS_PER_PAIR, or at the reviewer's median pace after five timed pairs."""
         pace = median(self._seconds[-PACE_WINDOW:]) if len(self._seconds) >= 5 else SECONDS_PER_PAIR
         return len(self._open) * pace
 
     def state(self) -> dict[str, Any]:
-        """Return what the page shows."""
+        """Return the content of the page: the current pair, the progress, and whether undo is possible."""
         number = self._open[0] if self._open else None
         return {
             "number": number,
@@ -123,20 +125,20 @@ class Session:
         }
 
     def in_order(self, pair: Pair) -> tuple[Answer, ...]:
-        """Return the answers as they stand from left to right: seeded by the question, so the same at each start."""
+        """Return the answers from left to right, in an order that a hash of seed, task and id fixes for every start."""
         identity = f"{self._seed} {pair.task} {pair.id} left or right"
         is_turned = hashlib.sha256(identity.encode()).digest()[0] % 2 == 1
         return pair.answers[::-1] if is_turned else pair.answers
 
     def is_shown(self, number: object) -> bool:
-        """Tell whether the pair of this number is the one to judge next."""
+        """Tell whether `number` belongs to the current pair."""
         return bool(self._open) and number == self._open[0]
 
     def judge(self, number: int, verdict: Verdict) -> None:
-        """Write the labels of the pair that is shown.
+        """Write the labels of the current pair.
 
         Raises:
-            DataError: The labels cannot be written; the pair remains open.
+            DataError: A verdict does not fit a single answer, or the labels cannot be written. The pair remains open.
         """
         assert self.is_shown(number)
         pair = self.sample[number]
@@ -156,7 +158,7 @@ class Session:
         return Label(pair.task, pair.id, answer.message, is_right, self.reviewer, at, names[0], names[1])
 
     def skip(self, number: int) -> None:
-        """Pass over the pair that is shown; it has no label, and comes back at the next start."""
+        """Skip the current pair without a label; the next start shows the pair again."""
         assert self.is_shown(number)
         self.num_skipped += 1
         self._go_on(number)
@@ -167,7 +169,7 @@ class Session:
         self._shown_at = self._clock()
 
     def undo(self) -> None:
-        """Show the pair again that was judged or skipped last, and take its labels out of the file.
+        """Show the last judged or skipped pair again, and remove the pair's labels from the file.
 
         Raises:
             DataError: The file cannot be written; the verdict remains.
@@ -187,7 +189,7 @@ class Session:
 
 
 def reference(expected: dict[str, Any]) -> list[dict[str, str]]:
-    """Return what is expected of an answer, as captions and texts.
+    """Return the expected content of an answer as captions and texts.
 
     Example:
         >>> reference({"contains": ["24.90"], "distractors": ["4.90"]})

@@ -1,4 +1,4 @@
-"""Judged pairs -> counts and a difference with its interval: in words with names, and blind for the page."""
+"""Judged pairs -> counts and a difference with an interval: in words with names, and blind for the page."""
 
 import shlex
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from puna.review.sample import sample_difference, sample_share
 from puna.review.session import Reviewed, Session
 from puna.tasks.intervals import Interval
 
-# Settings that say which questions are asked and judged, and how; the next evaluation repeats them.
+# Settings that the next evaluation repeats: choice of checkpoints and questions, sampling and judging.
 KEPT_SETTINGS = (
     "checkpoints", "tasks", "max_questions", "only_judged", "seed", "temperature", "top_p", "max_tokens", "precision",
     "kv_cache", "judge", "reward",
@@ -20,12 +20,12 @@ KEPT_SETTINGS = (
 
 
 def describe(session: Session, pairs: Sequence[Pair], names: Sequence[str]) -> list[str]:
-    """Return the lines for the terminal: what was judged, how the checkpoints compare, whether the rules agree.
+    """Return the lines for the terminal: judged pairs, comparison of the checkpoints, agreement with the rules.
 
     Args:
         session: The review.
-        pairs: All pairs of the evaluation, of which the session has a sample.
-        names: The checkpoints; the difference is of the second to the first.
+        pairs: All pairs of the evaluation, also the pairs outside the session's sample.
+        names: Names of one or two checkpoints; the difference is the second's score minus the first's.
     """
     reviewed, num_sampled = session.reviewed, len(session.sample)
     skipped = f", {session.num_skipped} skipped" if session.num_skipped else ""
@@ -48,7 +48,7 @@ def describe(session: Session, pairs: Sequence[Pair], names: Sequence[str]) -> l
 
 
 def _open_answers(reviewed: Sequence[Reviewed], pairs: Sequence[Pair]) -> list[str]:
-    """Say how many questions neither a rule nor this review judged, since the gate wants all that decide judged."""
+    """Report the questions that neither a rule nor this review judged; the gate passes no model with open questions."""
     seen = {(each.pair.task, each.pair.id) for each in reviewed}
     num_open = sum(not pair.is_judged_by_rule and (pair.task, pair.id) not in seen for pair in pairs)
     if not num_open:
@@ -71,7 +71,7 @@ def _counts(reviewed: Sequence[Reviewed], names: Sequence[str]) -> str:
 
 
 def _compared(reviewed: Sequence[Reviewed], total: int, names: Sequence[str]) -> str:
-    """Return the share of right answers of each checkpoint, and the difference; the intervals are of `total` pairs."""
+    """Return each checkpoint's share of right answers and the difference, with intervals for all `total` pairs."""
     scores = {name: [each.score(name) for each in reviewed] for name in names}
     shares = {name: sample_share(scores[name], total) for name in names}
     told = ", ".join(f"{name} {_percent(share)}" for name, share in shares.items())
@@ -91,7 +91,7 @@ def _difference(interval: Interval) -> str:
 
 
 def _agreement(reviewed: Sequence[Reviewed]) -> list[str]:
-    """Compare the verdicts with those of the rules: a rule that disagrees often asks for the wrong thing."""
+    """Compare the reviewer's verdicts with the rules: a rule that often disagrees checks for the wrong content."""
     verdicts = [
         (answer.rule_score >= 1, is_right)
         for each in reviewed
@@ -109,7 +109,7 @@ def _agreement(reviewed: Sequence[Reviewed]) -> list[str]:
 
 
 def describe_blind(session: Session, names: Sequence[str], total: int) -> dict[str, Any]:
-    """Return the page's summary: counts, and how far the two checkpoints lie apart, not which of them leads."""
+    """Return the page's summary: counts, and the distance between two checkpoints without the name of the leader."""
     reviewed = session.reviewed
     rights = [sum(each.is_right) / len(each.is_right) for each in reviewed]
     summary: dict[str, Any] = {
@@ -128,7 +128,7 @@ def describe_blind(session: Session, names: Sequence[str], total: int) -> dict[s
 
 
 def next_command(evaluation: Path, manifest: Manifest, labels: Path) -> str:
-    """Return the command that evaluates the same answers again, with the labels; nothing is generated anew.
+    """Return the command that evaluates the same answers again with the labels, without new generation.
 
     Example:
         >>> next_command(Path("old"), manifest, Path("labels.jsonl"))
@@ -141,7 +141,7 @@ def next_command(evaluation: Path, manifest: Manifest, labels: Path) -> str:
 
 
 def _flags(flag: str, value: Any) -> list[str]:
-    """Return a setting as flags; what is not set has none."""
+    """Return a setting as command-line flags; an unset, empty or false setting yields no flag."""
     if isinstance(value, dict):
         return [word for name, part in value.items() for word in _flags(f"{flag}.{name}", part)]
     if isinstance(value, list):

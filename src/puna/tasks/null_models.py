@@ -1,8 +1,9 @@
-"""The questions of an exam -> the answers of null models, which know nothing of the task.
+"""Questions of an exam -> answers of null models: models that know nothing of the task.
 
-An exam that a null model passes cannot tell a good model from a bad one. Null models that answer the same text to every
-question have won public leaderboards (Zheng et al., 2024, arXiv 2410.07137). The candidates here are chosen against the
-exam itself, so that their scores are upper bounds: the best constant answer is searched among the exam's own answers.
+An exam that a null model passes cannot tell a good model from a bad model. Null models with the same answer to every
+question have won public leaderboards (Zheng et al., 2024, arXiv 2410.07137). The null models here are chosen against
+the exam itself: the search for the best constant answer includes the exam's own answers. The scores are therefore
+upper bounds.
 """
 
 import random
@@ -15,17 +16,17 @@ from puna.chat.conversation import Message, ToolCall, tool_name
 from puna.tasks.question import Question
 
 FIXED_CONSTANTS = ("Sure.", "Yes.", "No.", "I'm sorry, I don't know.")
-FREQUENT_CONSTANTS = 8  # of the exam's own answers, the most frequent ones
-STUFFED_ANSWERS = 20  # that one constant joins, to have something right everywhere
+FREQUENT_CONSTANTS = 8  # most frequent right answers of the exam, tried as constants
+STUFFED_ANSWERS = 20  # joined in one constant, to have a right part for many questions
 RANDOM_WORDS = 12
 _WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
 class NullModel:
-    """A model that knows nothing of the task, with its answer to each question of an exam.
+    """A model that knows nothing of the task, with an answer to every question of an exam.
 
-    `constants` holds several complete lists of answers where the best of them stands for the model.
+    `alternatives` holds one or more complete lists of answers; the list with the best score stands for the model.
 
     Example:
         >>> [model.name for model in null_models(questions, seed=0)]
@@ -61,7 +62,7 @@ def null_models(questions: Sequence[Question], *, seed: int) -> list[NullModel]:
 
 
 def right_answer(question: Question) -> Message | None:
-    """Return an answer that the question's grade is built on; None where the question expects no certain words.
+    """Return the answer that `expected` describes; None where the question expects no certain words.
 
     Example:
         >>> right_answer(Question("1", conversation, {"contains": ["24.90"]})).content
@@ -83,7 +84,7 @@ def _each(
 
 
 def _constants(questions: Sequence[Question]) -> Iterator[Message]:
-    """Yield the constants to try: fixed texts, the exam's most frequent answers, and many answers in one."""
+    """Yield the constants to try: fixed texts, the exam's most frequent answers, and many answers joined."""
     yield from (Message("assistant", text) for text in FIXED_CONSTANTS)
     answers = [answer for question in questions if (answer := right_answer(question))]
     by_key = {repr(answer): answer for answer in answers}
@@ -95,7 +96,7 @@ def _constants(questions: Sequence[Question]) -> Iterator[Message]:
 
 
 def _asked(question: Question) -> str:
-    """Return the last message of the user, or the last message of anybody."""
+    """Return the last message of the user, or the last message of any role if no user speaks."""
     messages = question.conversation.messages
     asked = [message.content for message in messages if message.role == "user"]
     return asked[-1] if asked else messages[-1].content
@@ -106,10 +107,10 @@ def _all(question: Question) -> str:
 
 
 def _others(questions: Sequence[Question], source: random.Random) -> list[Message]:
-    """Give each question the right answer of another one, of another group where there are several.
+    """Give every question the right answer of another question, from another group where possible.
 
-    Half a turn around the questions sorted by group keeps questions of one group apart; who has no right answer
-    repeats its question.
+    The questions are sorted by group and shifted by half the list. The shift leaves every group, unless one group has
+    more than half of the questions. A question without a right answer contributes the text of the question.
     """
     order = list(range(len(questions)))
     source.shuffle(order)

@@ -1,9 +1,10 @@
 """Wins, losses and ties of two models on the same questions -> a lower bound of the difference of their scores.
 
-Up to EXACT_PAIRS pairs the bound is exact: it lies above the true difference in at most 2.5 % of samples, whatever the
-share of ties. For more pairs it is approximate: at most 2.9 % for true differences of up to 30 points (by enumeration).
+Up to EXACT_PAIRS pairs the bound is exact: for any share of ties, the bound lies above the true difference in at most
+2.5 % of samples. For more pairs the bound is approximate: at most 2.9 % for true differences of up to 30 points (by
+enumeration).
 
-Notation: n pairs, b wins, c losses; p10 and p01 their probabilities; delta = p10 - p01.
+Notation: n pairs, b wins, c losses; p10 and p01 the probabilities of win and loss; delta = p10 - p01.
 Shapes: K outcomes (b, c) of n pairs, P values of the nuisance parameter p01.
 """
 
@@ -24,7 +25,7 @@ TINY = 1e-300
 
 
 class Pairs(NamedTuple):
-    """Counts of pairs. They may be fractions where questions come in groups.
+    """Counts of pairs, as fractions where questions come in groups.
 
     Example: `Pairs(10, 4, 0)`: 4 wins, no loss, 6 ties.
     """
@@ -35,7 +36,7 @@ class Pairs(NamedTuple):
 
 
 def lower_bound(pairs: Pairs) -> float:
-    """Return the lower 97.5 % bound of delta; the upper bound is minus that of the exchanged counts.
+    """Return the lower 97.5 % bound of delta; the upper bound is minus the lower bound of the exchanged counts.
 
     The bound lies above 0 only where the exact test of McNemar (1947, Psychometrika 12, 153-157) rejects as well: 5
     wins and no loss (p = 0.0625) never count as better, however many ties there are. On intervals that agree with that
@@ -81,7 +82,7 @@ def _round(pairs: Pairs) -> Pairs:
 
 
 def score_statistic(n: float, wins: np.ndarray, losses: np.ndarray, delta: np.ndarray) -> np.ndarray:
-    """Return the score statistic of the hypothesis p10 - p01 = delta for each outcome.
+    """Return the score statistic of the hypothesis p10 - p01 = delta for every outcome.
 
     T = (b - c - n delta) / sqrt(n (2 p01 + delta (1 - delta))) with p01 at its maximum likelihood under the hypothesis.
     Source: Tango (1998), Statistics in Medicine 17, 891-908, with the sign of delta turned.
@@ -96,12 +97,12 @@ def score_statistic(n: float, wins: np.ndarray, losses: np.ndarray, delta: np.nd
 
 @lru_cache(maxsize=4096)
 def _exact_bound(pairs: Pairs) -> float:
-    """Return the largest delta at which this outcome, or others that rank as high, are as improbable as ALPHA.
+    """Return the largest delta at which outcomes of this rank or higher have a probability of at most ALPHA.
 
-    Outcomes rank by Tango's bound; the probability is the supremum over the nuisance parameter p01. It grows with
-    delta, since more wins or fewer losses never lower a rank. Sources: Buehler (1957), JASA 52, 482-493; for pairs
-    Lloyd and Moldovan (2007), Statistics in Medicine 26. Inverting the test at each delta instead (Berger and Sidik,
-    2003, Statistical Methods in Medical Research 12, 91-108) takes longer, and its p-value is not monotone.
+    Outcomes rank by Tango's bound; the probability is the supremum over the nuisance parameter p01. The probability
+    grows with delta, since more wins or fewer losses never lower a rank. Sources: Buehler (1957), JASA 52, 482-493; for
+    pairs Lloyd and Moldovan (2007), Statistics in Medicine 26. Inverting the test at every delta instead (Berger and
+    Sidik, 2003, Statistical Methods in Medical Research 12, 91-108) takes longer, with a p-value that is not monotone.
     """
     outcomes = _outcomes(int(pairs.n))
     own = (outcomes.wins_K == pairs.wins) & (outcomes.losses_K == pairs.losses)
@@ -121,7 +122,7 @@ def _exact_bound(pairs: Pairs) -> float:
 
 
 class _Outcomes(NamedTuple):
-    """All outcomes of n pairs, the logarithm of the number of ways to each, and its rank."""
+    """All outcomes of n pairs, with rank and logarithm of the number of ways to every outcome."""
 
     wins_K: np.ndarray
     losses_K: np.ndarray
@@ -138,7 +139,7 @@ def _outcomes(n: int) -> _Outcomes:
 
 
 def _score_bounds(n: float, wins_K: np.ndarray, losses_K: np.ndarray) -> np.ndarray:
-    """Invert the score statistic at the normal quantile, for each outcome: Tango's lower bound."""
+    """Invert the score statistic at the normal quantile, for every outcome: Tango's lower bound."""
     low_K, high_K = np.full(len(wins_K), -1.0), (wins_K - losses_K) / n
     for _ in range(2 * STEPS):
         middle_K = (low_K + high_K) / 2
@@ -148,11 +149,11 @@ def _score_bounds(n: float, wins_K: np.ndarray, losses_K: np.ndarray) -> np.ndar
 
 
 def _approximate_bound(pairs: Pairs) -> float:
-    """Return Tango's bound, or Agresti and Min's if both are above 0 and theirs is lower.
+    """Return Tango's bound if at most 0, else the lower of Tango's and Agresti and Min's bounds, but at least 0.
 
-    Where losses are few, Tango's (1998) passes a wrong gain in up to 5 % of samples, theirs in 2.7 % (2005, Statistics
-    in Medicine 24, 729-740: half a pair is added to each cell). Where wins are few, theirs passes a wrong loss in up to
-    13 %, Tango's in 2.7 %.
+    With few losses, Tango's bound (1998) passes a wrong gain in up to 5 % of samples, Agresti and Min's in 2.7 % (2005,
+    Statistics in Medicine 24, 729-740: half a pair is added to every cell). With few wins, Agresti and Min's bound
+    passes a wrong loss in up to 13 %, Tango's in 2.7 %.
     """
     n, wins, losses = pairs
     low = float(_score_bounds(n, np.array([wins]), np.array([losses]))[0])

@@ -1,4 +1,4 @@
-"""Verdicts of a judge and labels of people on the same answers -> how far the judge agrees with people."""
+"""Verdicts of a judge and human labels of the same answers -> the judge's agreement with people."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,9 +28,9 @@ class Agreement(NamedTuple):
 def measure_agreement(verdicts: Sequence[bool], labels: Sequence[bool], groups: Sequence[str]) -> Agreement:
     """Compare verdicts with labels of the same answers.
 
-    kappa = (share - chance) / (1 - chance), where chance is the agreement of two who judge at random as often right as
-    these do. Where both say the same of every answer, kappa is undefined, and 0 here: such labels show nothing of a
-    judge. Source: Cohen (1960), Educational and Psychological Measurement 20, 37-46.
+    kappa = (share - chance) / (1 - chance), where chance is the expected agreement of two random judges with the same
+    shares of "right". If judge and people give every answer the same verdict, kappa is undefined, and 0 here: constant
+    labels show nothing about a judge. Source: Cohen (1960), Educational and Psychological Measurement 20, 37-46.
 
     Example:
         >>> measure_agreement([True, False, True, True], [True, False, False, True], list("abcd")).kappa

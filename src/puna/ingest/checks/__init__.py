@@ -1,1 +1,1 @@
-"""Rows that were read -> findings about the data, and the rows that settings leave out, each with a reason."""
+"""Ingested rows -> findings about the data, and the rows that settings leave out, with a reason for every row."""

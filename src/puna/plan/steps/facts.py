@@ -15,13 +15,13 @@ from puna.estimate import Known, NotKnownYetError, Sketch
 from puna.model.config import LlamaConfig
 from puna.tokenizer.tokenizer import Tokenizer
 
-# Rows of a source that stand for the others.
+# Largest number of rows that a sample takes from one source.
 MAX_SAMPLE = 1000
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
 class SampledDataset(Dataset):
-    """A dataset of which only some rows are known: they are repeated until there are as many as foreseen.
+    """A dataset with a sample of the rows, repeated up to the expected number of rows.
 
     Example:
         >>> len(SampledDataset(["first row", "second row"], num_rows=600))
@@ -41,12 +41,12 @@ class SampledDataset(Dataset):
         return f"row {index + 1}, before it is made"
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """Return the rows in order: a sample has none of its own."""
+        """Return all indices in ascending order, for every seed and epoch."""
         return np.arange(self._num_rows)
 
 
 def network_of(known: Known, path: Path) -> LlamaConfig:
-    """Return the sizes of the network that a path holds, or of the base of an adapter.
+    """Return the network config of a checkpoint; for an adapter, the config of the base model.
 
     Example:
         >>> known.pending[Path("build/base")] = Sketch(network=SIZES["1b"])
@@ -73,7 +73,10 @@ def tokenizer_of(known: Known, path: Path) -> Tokenizer:
 
 
 def tokenizer_path(known: Known, path: Path) -> Path:
-    """Return the directory that holds the tokenizer already; NotKnownYetError where a step has yet to write it.
+    """Return the existing directory of the tokenizer.
+
+    Raises:
+        NotKnownYetError: A pending step has yet to write the tokenizer.
 
     Example:
         >>> known.pending[Path("build/base")] = Sketch(tokenizer=Path("models/llama"))
@@ -94,7 +97,7 @@ def holds_tokenizer(path: Path) -> bool:
 
 
 def dataset_of(known: Known, paths: Sequence[Path], kinds: Sequence[str]) -> Dataset:
-    """Return the rows of some sources: all of them where they lie on the disk, else a sample of the right length.
+    """Return the rows of the sources: every row if all sources are on disk, else a sample of the expected length.
 
     Example:
         >>> sketch = Sketch(samples={"conversations": ["first", "second"]}, num_rows={"conversations": 600})

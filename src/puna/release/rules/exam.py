@@ -1,7 +1,7 @@
 """Rule `exam`: the questions tell the candidate from models that know nothing of the task.
 
-Each evaluation grades the answers of null models too (tasks/null_models.py). Where one of them comes within the margin
-of the candidate, a GO would mean nothing, whatever the candidate is.
+Every evaluation also grades the answers of null models (tasks/null_models.py). If a null model comes within the margin
+of the candidate, a GO would prove nothing about the candidate.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +12,12 @@ from puna.release.evaluations import Answered
 from puna.release.rules.verdict import Verdict
 
 HINT = "Ask more questions whose right answers differ, and judge what the answers say"
-# Where even null models are right nowhere, the exam is hard enough, and the candidate is what is weak.
+# For null models with scores below the margin: the exam is hard enough, and the candidate is weak.
 HINT_FOR_WEAK_MODEL = "The model is hardly better than one that knows nothing: train it further, or ask more questions"
 
 
 class NullResult(NamedTuple):
-    """Score of a null model beside the candidate's on the questions whose answers were judged for both, 0 to 1.
+    """Score of a null model beside the candidate's score, 0 to 1, on the questions judged for both models.
 
     Example:
         >>> NullResult(0.0, 1.0, compare(mine, constant, suite="task", role="null", least=0.05)).is_beaten
@@ -30,7 +30,7 @@ class NullResult(NamedTuple):
 
     @property
     def is_beaten(self) -> bool:
-        """Whether the candidate is shown to lead by more than the margin."""
+        """Whether the candidate's lead is shown to exceed the margin."""
         return self.comparison.outcome is Outcome.MET
 
 
@@ -38,15 +38,16 @@ Exam = Sequence[NullResult]
 
 
 def examine(candidate: Answered, nulls: Sequence[Answered], *, suite: str, margin: float) -> list[NullResult]:
-    """Pair the candidate's answers with those of each null model, where both were judged.
+    """Pair the candidate's answers with every null model's answers, on the questions judged for both models.
 
-    Empty where people judged every answer: they read what null models would be caught at, and read no null model.
+    The result is empty if every judgement of the candidate's answers is a person's: people notice an answer without
+    knowledge, and review no null models.
 
     Args:
         candidate: Graded answers of the model to release.
         nulls: Graded answers of the null models to the same questions.
         suite: Name of the suite, "task" or "general".
-        margin: Lead over each null model, as a share of 1, that the whole interval must exceed.
+        margin: Required lead over every null model, 0 to 1; the whole interval must lie above the margin.
 
     Example:
         >>> [result.is_beaten for result in examine(mine, [constant, empty], suite="task", margin=0.05)]
@@ -64,7 +65,7 @@ def examine(candidate: Answered, nulls: Sequence[Answered], *, suite: str, margi
 
 
 def judge_exam(exams: Mapping[str, Exam | None]) -> Verdict:
-    """Demand that the candidate beats every null model by the margin, on every suite.
+    """Require the candidate to beat every null model by the margin, on every suite.
 
     Args:
         exams: Results by suite, named as in a sentence ("task"); None for an evaluation without null models.

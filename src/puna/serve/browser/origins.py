@@ -1,7 +1,7 @@
-"""The origins of --allow-origin -> Cross-Origin Resource Sharing (CORS) for exactly these web pages.
+"""Origins of --allow-origin -> Cross-Origin Resource Sharing (CORS) for web pages of exactly the listed origins.
 
-Starlette's middleware does the protocol. It stands around the whole application, so that refusals of the gate and
-unforeseen errors carry the headers too: without them a browser shows a page "CORS error" in the place of a 401.
+Starlette's middleware implements the protocol and wraps the whole application: refused requests and unexpected errors
+carry the CORS headers too. Without the headers, a browser shows the page "CORS error" instead of a 401.
 """
 
 import re
@@ -22,7 +22,7 @@ def parse_origins(origins: Iterable[str]) -> frozenset[str]:
     """Check the values of --allow-origin.
 
     Raises:
-        ConfigError: For "*" and "null", which stand for pages of anybody, and for spellings that no browser sends.
+        ConfigError: For "*" and "null", since both admit any web page, and for spellings that no browser sends.
 
     Example:
         >>> parse_origins(["http://localhost:3000", "http://localhost:3000"])
@@ -44,9 +44,9 @@ def parse_origins(origins: Iterable[str]) -> frozenset[str]:
 
 
 def share_with(app: ASGIApp, origins: frozenset[str]) -> ASGIApp:
-    """Let web pages of `origins` read answers; keys travel in the Authorization header, cookies never.
+    """Let web pages of `origins` read responses; keys travel in the Authorization header, cookies never.
 
-    Every requested header is allowed: OpenAI's own client for browsers sends a dozen of its own.
+    Every request header is allowed: OpenAI's own client for browsers sends a dozen custom headers.
 
     Example:
         >>> share_with(app, frozenset()) is app

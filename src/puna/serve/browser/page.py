@@ -1,6 +1,6 @@
 """Files in page/ -> the routes of the chat page, with a strict Content-Security-Policy.
 
-The page is static: it holds no model's name and no key, and asks the API like any other client.
+The page is static: the files hold no model name and no key. The page calls the API like any other client.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ HEADERS = {
 
 
 def page_routes() -> list[Route]:
-    """Read the page's files and return a route for each of them, for GET and HEAD.
+    """Read the page's files and return one route per file, for GET and HEAD.
 
     Example:
         >>> [route.path for route in page_routes()][:2]

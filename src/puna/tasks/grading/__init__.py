@@ -1,1 +1,1 @@
-"""Question and answer -> grade. One file a grade; table.py lists the grades and the fields of `expected` they need."""
+"""Question and answer -> grade. One file per grade; table.py lists all grades with the fields of `expected`."""

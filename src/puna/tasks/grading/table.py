@@ -1,4 +1,4 @@
-"""GRADES: the function behind each grade's name. EXPECTED: the fields that each grade needs in `expected`.
+"""GRADES: grade name -> function. EXPECTED: grade name -> required and optional fields of `expected`.
 
 A grade is a pure function of question and answer, asks no model, and returns the same parts for every answer.
 """

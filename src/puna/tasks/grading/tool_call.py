@@ -8,10 +8,10 @@ from puna.tasks.question import Grade, Question
 
 
 def tool_call(question: Question, message: Message) -> Grade:
-    """Exactly one call, of the tool `name`, whose `arguments` are equal as JSON: same keys, same values.
+    """Require exactly one call of the tool `name` with `arguments` equal as JSON: same keys, same values.
 
-    1 and 1.0 are equal, 1 and "1" are not: what the tool's schema can coerce was coerced when the message was read.
-    Parts: `name`, and `arguments`, which needs the right name as well.
+    1 and 1.0 are equal, 1 and "1" are not: the parser has already coerced values where the tool's schema allows.
+    Parts: `name` (one call of the right tool) and `arguments` (right tool and equal arguments).
 
     Example:
         >>> question = Question("1", conversation, {"name": "cancel", "arguments": {"id": 7}}, "tool_call")
@@ -46,7 +46,7 @@ def _differences(expected: dict[str, Any], given: dict[str, Any]) -> list[str]:
 
 
 def _are_equal(a: Any, b: Any) -> bool:
-    """Compare as JSON: in Python True == 1, in JSON it is not."""
+    """Compare two values as JSON: Python's True == 1, but JSON's true and 1 differ."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, dict) and isinstance(b, dict):

@@ -1,10 +1,8 @@
-"""LlamaConfig, a training run and its batches -> the matrix products that oneDNN compiles on a CPU: arithmetic alone.
+"""LlamaConfig, a training run and batches -> the matrix products that oneDNN compiles on a CPU: arithmetic alone.
 
-In bfloat16 oneDNN compiles a kernel for each shape of a product and keeps it (up to 1,024), half a megabyte apiece. A
-small network has few megabytes of weights, and beside them dozens of megabytes of kernels. The shapes follow from the
-padded batches: model/gradients pads tokens and lays attention on a grid, so that few shapes recur.
-
-In the formulas: M rows, I inputs, O outputs, R rank, Q and S the queries and keys of an attention block.
+In bfloat16 oneDNN compiles a kernel for every product shape and caches up to 1,024 kernels, half a megabyte per kernel.
+A small network has a few megabytes of weights, but dozens of megabytes of kernels. The shapes follow from the padded
+batches: model/gradients pads tokens and lays attention on a grid, so that few shapes recur.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,26 +16,26 @@ from puna.plan.training import CHUNK_VALUES, Training
 
 # Growth of the heap in use for each kernel: 0.52 to 0.57 MB were measured (AVX-512 with bfloat16, torch 2.13).
 KERNEL_BYTES = 550_000
-# (kind, rows, inputs, outputs): equal numbers in another order of memory are another kernel.
+# (kind, rows, inputs, outputs): a product of equal sizes with another memory layout has another kernel.
 Product = tuple[str, int, int, int]
 # (lengths of the examples, number of trained tokens) of a batch.
 BatchShape = tuple[Sequence[int], int]
 
 
 def compiles_products(device: torch.device) -> bool:
-    """Whether bfloat16 products on this device are oneDNN's."""
+    """Tell whether oneDNN computes bfloat16 products on this device."""
     return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def compiled_products(widths: LlamaConfig, training: Training, batches: Iterable[BatchShape]) -> set[Product]:
-    """Return the shapes of all products of a forward and backward pass over these batches.
+    """Return the shapes of all products of a forward and backward pass over the batches.
 
     Example:
         >>> first = compiled_products(SIZES["1b"], training, [((512, 512), 300)])
         >>> later = compiled_products(SIZES["1b"], training, batches) - first
     """
     if training.precision == "float32":
-        return set()  # float32 products are the BLAS library's, which compiles nothing
+        return set()  # the BLAS library computes float32 products and compiles no kernel
     found: set[Product] = set()
     for lengths, num_trained in batches:
         padded = -(-sum(lengths) // TOKENS_STEP) * TOKENS_STEP
@@ -65,7 +63,7 @@ def _linear(num_rows: int, in_dim: int, out_dim: int, *, is_trained: bool) -> It
 
 
 def _attention_products(widths: LlamaConfig, lengths: Sequence[int]) -> Iterator[Product]:
-    """Yield the products of attention's backward pass; forward it is torch's own kernel."""
+    """Yield the products of attention's backward pass; the forward pass is torch's own kernel."""
     grouped = widths.num_heads // widths.num_kv_heads
     for first, start, end in block_spans(lengths):
         queries, keys = grouped * (end - start), end - first

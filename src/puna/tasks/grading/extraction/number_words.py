@@ -51,7 +51,7 @@ MORE = {
     "hi": {"इक्कीस": 21, "चौबीस": 24, "पच्चीस": 25, "अट्ठाईस": 28, "पैंतीस": 35, "पैंतालीस": 45},
     "th": {f"{tens}เอ็ด": 10 * n + 1 for n, tens in enumerate(TENS["th"].split(), 2)},
 }
-# Words that make a number word beside them a part of a larger number.
+# Words for hundreds: a number word beside a word of this list is part of a larger number.
 HUNDREDS = """
 hundred hundreds hundert cent cents cento cem duzentos duzentas trezentos trezentas quatrocentos quinhentos quinhentas
 seiscentos setecentos oitocentos novecentos cien ciento doscientos doscientas trescientos trescientas cuatrocientos
@@ -60,7 +60,7 @@ quinientos quinientas seiscientos setecientos ochocientos novecientos सौ ร
 
 
 def number_words(language: str) -> dict[str, int]:
-    """Return the value of each number word of a language, in NFC and lower case.
+    """Return all number words of a language, in NFC and lower case, with values.
 
     Example:
         >>> number_words("en")["twenty-two"]

@@ -1,6 +1,6 @@
 """Text -> times of day, in minutes after midnight. A time without am or pm is read on the 24-hour clock.
 
-An English or Hindi answer may leave out am and pm: its "5:00" is 17:00 as well, where the reference says so.
+An English or Hindi answer may leave out am and pm: "5:00" is 17:00 as well, where the reference says 17:00.
 """
 
 import re
@@ -33,7 +33,7 @@ DAY = 24 * 60
 
 
 def read_times(scan: Scan) -> None:
-    """Take times of day.
+    """Take all times of day from the text.
 
     Example:
         >>> scan = Scan("We open at 9:30 am.", "en")
@@ -83,7 +83,7 @@ def _on_24(hour: int, *, is_am: bool, is_pm: bool) -> int:
 
 
 def _fact(text: str, hour: int, minute: int, *, is_open: bool = False) -> Fact:
-    """Return a time; the number of its full hour reads as the time, too, as in "from 9 to 5"."""
+    """Return a time; the number of a full hour reads as the time, too, as in "from 9 to 5"."""
     minutes = (60 * hour + minute) % DAY
     loose: set[Reading] = {("time", minutes + DAY // 2)} if is_open and 1 <= hour < 12 else set()
     if minute == 0:
