@@ -52,6 +52,27 @@ CASES: dict[str, tuple[str, list[str], list[str]]] = {
         ["March 3rd, 2026", "2026-03-03", "3.3.2026", "the 3rd of March", "3/3/2026", "03.03.26"],
         ["3 March 2025", "March 4th, 2026", "in March 2026", "3 May 2026", "2026-03-13"],
     ),
+    "en wrong date beside right": (
+        "It starts on March 3, 2027.",
+        ["On March 3, 2027, so on 2027-03-03.", "On March 3rd."],
+        [
+            "On March 3, 2027 or March 4, 2027.",
+            "On March 3, 2027 or 17 May 2027.",
+            "2027-03-03 or 2027-03-04",
+            "On March 3, 2027, or on March 3, 2028.",
+        ],
+    ),
+    "de wrong date beside right": ("Ab dem 3. März 2027.", ["3.3.2027"], ["03.03.2027 oder 04.03.2027"]),
+    "hi wrong date beside right": ("3 मार्च 2027 को।", ["3 मार्च 2027"], ["3 मार्च 2027 या 4 मार्च 2027"]),
+    "en wrong month beside right": ("On 17 May.", ["May 17", "17 May 2027"], ["17 May or 17 June"]),
+    "en wrong time beside right": (
+        "We open at 9:00.",
+        ["At 9:00, that is 9 am."],
+        ["9:00 or 9 pm", "9:00 or 21:00", "9:00 am or 9:00 pm"],
+    ),
+    "de wrong time beside right": ("Um 9:00 Uhr.", ["9 Uhr", "um 9"], ["9 Uhr oder 21 Uhr"]),
+    "en amount and a date of the same number": ("It costs €20.", ["20 euros"], ["€20, on 20 May 2027"]),
+    "en date and an amount of the same number": ("On 5 May.", ["May 5"], ["5 May, 5 euros"]),
     "en open date": ("It ends on 3 April 2026.", ["3/4/2026", "4/3/2026"], ["3/5/2026", "13/4/2026"]),
     "en days of a range": ("From 3 to 5 May.", ["May 3–5", "3 May to 5 May"], ["3 May", "3 to 6 May"]),
     "en weekdays": (

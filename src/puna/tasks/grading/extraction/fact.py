@@ -46,8 +46,13 @@ def is_compatible(answer: Fact, known: Iterable[Fact]) -> bool:
         >>> is_compatible(extract("It costs 5 euros.")[0], extract("5 euros or 7 euros"))
         True
     """
-    readings = answer.readings | answer.loose
-    return any(_can_be_equal(a, b) for a in readings for fact in known for b in fact.readings | fact.loose)
+    return any(
+        any(_can_be_equal(a, b) for a in answer.readings for b in fact.readings)
+        or any(_can_stand_for(a, b) for a in answer.loose for b in fact.readings)
+        # The other way round numbers alone: "9" for 9:00 or "2026" for a date, but not "9 pm" for an open 9:00.
+        or any(_can_stand_for(b, a) for a in answer.readings for b in fact.loose if b[0] == "number")
+        for fact in known
+    )
 
 
 def _is_stated(wanted: Reading, read: Reading) -> bool:
@@ -55,6 +60,11 @@ def _is_stated(wanted: Reading, read: Reading) -> bool:
         return False
     pairs = list(zip(wanted[1:], read[1:], strict=True))
     return all(a is None or a == b or (b is None and at == 0 and len(pairs) > 1) for at, (a, b) in enumerate(pairs))
+
+
+def _can_stand_for(loose: Reading, clear: Reading) -> bool:
+    """Compare a loose reading with a clear one; a number of another unit, as 20 euros for a 20th, is another value."""
+    return loose[0] == clear[0] and clear[1] in (None, loose[1]) and loose[2:] == clear[2:]
 
 
 def _can_be_equal(a: Reading, b: Reading) -> bool:
