@@ -249,7 +249,7 @@ def test_a_folder_of_conversations_asks_for_every_assistant_turn(tmp_path: Path)
 
 
 def test_a_name_that_recurs_in_the_task_is_a_fact_and_a_name_that_is_said_once_is_none(tmp_path: Path) -> None:
-    teams = ["Card Delivery"] * 3 + ["Lost Cards"] * 2
+    teams = ["Card Delivery"] * 3 + ["Lost Cards"] * 2 + ["Fraud Watch"] * 3
     rows = [
         {"id": f"c{number}", "messages": [
             {"role": "user", "content": "Who can help me with it?"},
@@ -259,6 +259,7 @@ def test_a_name_that_recurs_in_the_task_is_a_fact_and_a_name_that_is_said_once_i
     ]  # fmt: skip
     write_jsonl(tmp_path / "conversations.jsonl", rows)
     task = load_task(tmp_path)
-    assert [question.grade for question in task.questions] == ["facts"] * 3 + ["no_call"] * 2
+    assert [question.grade for question in task.questions] == ["facts"] * 3 + ["no_call"] * 2 + ["facts"] * 3
     right, wrong = (Message("assistant", f"The {team} team will do it.") for team in ("Card Delivery", "Lost Cards"))
-    assert [task.grade(task.questions[0], each).score for each in (right, wrong)] == [1, 0]
+    both = Message("assistant", "Ask the Card Delivery team, or the Fraud Watch team.")
+    assert [task.grade(task.questions[0], each).score for each in (right, wrong, both)] == [1, 0, 0]

@@ -65,7 +65,8 @@ def _question(id: str, prompt: Conversation, answer: Message, names: Collection[
     reference = {"reference": answer.content} if answer.content.strip() else {}
     question = Question(id, prompt, reference, "facts", prompt.id)
     if reference and _has_settled_facts(question, names):
-        return question
+        rivals = _rivals(question, names)
+        return replace(question, expected=question.expected | ({"distractors": rivals} if rivals else {}))
     return replace(question, expected={"no_call": True, **reference}, grade="no_call")
 
 
@@ -77,6 +78,19 @@ def _has_settled_facts(question: Question, names: Collection[str]) -> bool:
     source = normalize("\n".join(sources))
     wanted = required_facts(question).required
     return 1 <= len(wanted) <= MAX_FACTS and all(_is_settled(fact, source, names) for fact in wanted)
+
+
+def _rivals(question: Question, names: Collection[str]) -> list[str]:
+    """Return the recurring names that make an answer wrong, where the right answer is a recurring name.
+
+    An answer that lists every team of a bank knows none. Names in the prompt or in the reference may be repeated.
+    """
+    wanted = [fact.text.casefold() for fact in required_facts(question).required if fact.kind == "name"]
+    if not any(name in names for name in wanted):
+        return []
+    said = [*(message.content for message in question.conversation.messages), question.expected["reference"]]
+    known = normalize("\n".join(said)).casefold()
+    return sorted(name for name in names if name not in known)
 
 
 def _is_settled(fact: Fact, source: str, names: Collection[str]) -> bool:

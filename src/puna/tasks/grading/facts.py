@@ -34,7 +34,7 @@ class Required(NamedTuple):
 
 
 def facts(question: Question, message: Message) -> Grade:
-    """Require every new fact of the reference, or the explicit `facts`, and forbid facts from elsewhere.
+    """Require every new fact of the reference, or the explicit `facts`; forbid `distractors` and facts from elsewhere.
 
     Example:
         >>> question = Question("1", conversation, {"reference": "It costs 24.90 euros."}, "facts")
@@ -52,6 +52,7 @@ def facts(question: Question, message: Message) -> Grade:
     stated = extract(answer, language)
     missing = [fact.text for fact in wanted.required if not _is_in(fact, answer, stated)]
     wrong = [fact.text for fact in stated if fact.is_exclusive and not is_compatible(fact, wanted.known)]
+    wrong += [text for text in question.expected.get("distractors", ()) if _is_in(_phrase(text), answer, stated)]
     complaints = [f"lacks {text!r}" for text in dict.fromkeys(missing)]
     complaints += [f"has {text!r}, which the reference does not have" for text in dict.fromkeys(wrong)]
     return Grade(0.0, ", ".join(complaints)) if complaints else Grade(1.0, "has the facts of the reference")
@@ -102,8 +103,12 @@ def _last_user_message(conversation: Conversation) -> str:
 def _explicit(text: str, language: str) -> Sequence[Fact]:
     """Return the facts of an explicit text; a text without facts is a phrase that must stand in the answer."""
     drawn = [fact._replace(is_required=True) for fact in extract(text, language) if fact.kind != "name"]
-    phrase = " ".join(normalize(text).casefold().split())
-    return drawn or [Fact("phrase", text, frozenset([("phrase", phrase)]), is_exclusive=False)]
+    return drawn or [_phrase(text)]
+
+
+def _phrase(text: str) -> Fact:
+    words = " ".join(normalize(text).casefold().split())
+    return Fact("phrase", text, frozenset([("phrase", words)]), is_exclusive=False)
 
 
 def _is_in(fact: Fact, text: str, stated: Sequence[Fact]) -> bool:

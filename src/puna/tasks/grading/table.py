@@ -28,7 +28,7 @@ EXPECTED: dict[str, tuple[dict[str, type], dict[str, type]]] = {
     "contains": ({"contains": list}, {"distractors": list}),
     "refusal": ({"contains": list}, {"distractors": list}),
     "exact": ({"exact": str}, {}),
-    "facts": ({"reference": str}, {"facts": list, "language": str}),
+    "facts": ({"reference": str}, {"facts": list, "distractors": list, "language": str}),
     "tool_call": ({"name": str, "arguments": dict}, {}),
     "no_call": ({"no_call": bool}, {"reference": str}),
 }
