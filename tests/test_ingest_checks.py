@@ -256,6 +256,7 @@ def test_rows_that_hold_a_held_out_question_are_left_out_with_the_place_of_both(
     }
     assert len(found.rows) == 8 and "rejected 2: overlaps with held-out data" in found.log
     assert "looked for 4 held-out questions: 2 by their words" in found.log
+    assert "; 1 of these only beside the answer or as a whole prompt)" in found.log
     assert "2 of too few words only where the whole prompt is the same" in found.log
 
 

@@ -47,8 +47,9 @@ class Leaks:
     @property
     def aside(self) -> str:
         """The clause on questions of few words, which are found in fewer cases; empty where there are none."""
-        number = self.num_short
-        return f", {number:,} shorter ones only as a whole prompt or beside their right answers" if number else ""
+        short, rest = self.num_short, self.num_questions - self.num_sought
+        clauses = [f", {short:,} shorter ones only as a whole prompt or beside their right answers"] if short else []
+        return "".join([*clauses, *([f", {rest:,} of too few words not at all"] if rest else [])])
 
     def describe(self, allowed: int) -> str:
         """Say how many questions could be looked for, and that none was found; no more than that."""

@@ -97,9 +97,7 @@ def find_overlaps(
             known = best.get(index)
             if (known is None or known.share < share) and sought.is_held(index, words, threshold):
                 best[index] = Overlap(probes[index].name, share, place)
-    too_short = [probe.name for index, probe in enumerate(probes) if sought.is_too_short(index)]
-    beside_answers = [probe.name for index, probe in enumerate(probes) if sought.needs_answers(index)]
-    return OverlapReport([best[index] for index in sorted(best)], too_short, beside_answers, len(probes), num_rows)
+    return OverlapReport([best[index] for index in sorted(best)], *sought.reach(probes), len(probes), num_rows)
 
 
 def find_rows(
@@ -123,6 +121,23 @@ def find_rows(
                 yield Overlap(probes[index].name, share, place)
 
 
+class Reach(NamedTuple):
+    """Names of the probes that n-grams find in fewer cases: not at all, or only in a row with their answers."""
+
+    too_short: list[str]
+    beside_answers: list[str]
+
+
+def reach(probes: Sequence[Probe], *, n: int = 13) -> Reach:
+    """Name the probes that n-grams find in fewer cases.
+
+    Example:
+        >>> reach([Probe("shop/1", "Are you open?")])
+        Reach(too_short=['shop/1'], beside_answers=[])
+    """
+    return _Sought(probes, n).reach(probes)
+
+
 def too_short(probes: Sequence[Probe], *, n: int = 13) -> list[str]:
     """Name the probes that are too short to be told from chance by their n-grams: find_rows finds none of these.
 
@@ -130,8 +145,7 @@ def too_short(probes: Sequence[Probe], *, n: int = 13) -> list[str]:
         >>> too_short([Probe("shop/1", "Are you open?")])
         ['shop/1']
     """
-    sought = _Sought(probes, n)
-    return [probe.name for index, probe in enumerate(probes) if sought.is_too_short(index)]
+    return reach(probes, n=n).too_short
 
 
 def _batches(rows: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, list[str]]]]:
@@ -170,6 +184,11 @@ class _Sought:
 
     def needs_answers(self, index: int) -> bool:
         return self.num_own_words[index] < self.n and not self.is_too_short(index)
+
+    def reach(self, probes: Sequence[Probe]) -> Reach:
+        names = [probe.name for probe in probes]
+        short = [name for index, name in enumerate(names) if self.is_too_short(index)]
+        return Reach(short, [name for index, name in enumerate(names) if self.needs_answers(index)])
 
     def is_held(self, index: int, row: list[str], threshold: float) -> bool:
         """Tell whether a row that holds many of a probe's n-grams holds its question too, and a short one's answers."""

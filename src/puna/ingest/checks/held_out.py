@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.chat.conversation import Conversation
-from puna.data.overlap.ngrams import Probe, find_rows, row_text, split_words, too_short
+from puna.data.overlap.ngrams import Probe, find_rows, reach, row_text, split_words
 from puna.data.overlap.prompts import answer_places, dialogue_of, prompt_digest, said, system_texts
 from puna.data.preference import Preference
 from puna.data.shards import SUFFIXES, read_rows
@@ -40,7 +40,8 @@ class Row:
 class HeldOut:
     """The questions of held-out datasets. `prompts` maps the digest of a whole prompt to the place of a held-out row.
 
-    `num_short` counts the questions too short for n-grams; short questions match as whole prompts only.
+    `num_short` counts the questions too short for n-grams, which match as whole prompts only. Of the others n-grams
+    find `num_beside_answers` only in a row with the answer.
 
     Example:
         held_out = HeldOut.read([Path("build/held_out")])
@@ -49,6 +50,7 @@ class HeldOut:
     probes: Sequence[Probe]
     prompts: dict[int, str]
     num_short: int
+    num_beside_answers: int
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> "HeldOut":
@@ -61,14 +63,15 @@ class HeldOut:
                     probes.append(probe)
                     if prompt is not None:
                         prompts.setdefault(prompt, place)
-        return cls(probes, prompts, len(too_short(probes, n=N)))
+        return cls(probes, prompts, *map(len, reach(probes, n=N)))
 
     @property
     def summary(self) -> str:
         """Number of held-out questions, by the way of matching."""
-        long = len(self.probes) - self.num_short
+        long, beside = len(self.probes) - self.num_short, self.num_beside_answers
+        aside = f"; {beside:,} of these only beside the answer or as a whole prompt" if beside else ""
         return (
-            f"looked for {len(self.probes):,} held-out questions: {long:,} by their words ({N} in a row, or all), "
+            f"looked for {len(self.probes):,} held-out questions: {long:,} by their words ({N} in a row, or all{aside}), "
             f"{self.num_short:,} of too few words only where the whole prompt is the same"
         )
 
