@@ -70,8 +70,9 @@ class HeldOut:
         """Number of held-out questions, by the way of matching."""
         long, beside = len(self.probes) - self.num_short, self.num_beside_answers
         aside = f"; {beside:,} of these only beside the answer or as a whole prompt" if beside else ""
+        words = f"{long:,} by their words ({N} in a row, or all{aside})"
         return (
-            f"looked for {len(self.probes):,} held-out questions: {long:,} by their words ({N} in a row, or all{aside}), "
+            f"looked for {len(self.probes):,} held-out questions: {words}, "
             f"{self.num_short:,} of too few words only where the whole prompt is the same"
         )
 
