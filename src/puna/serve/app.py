@@ -21,8 +21,8 @@ from puna import __version__
 from puna.serve.browser.page import page_routes
 from puna.serve.chat_completions import create_chat_completion
 from puna.serve.completions import create_completion
-from puna.serve.engine_thread import EngineThread
-from puna.serve.gate import Gate, Rules
+from puna.serve.generation.engine_thread import EngineThread
+from puna.serve.middleware.gate import Gate, Rules
 from puna.serve.refusals import Refusal, add_error_handlers, encode_json, json_response, overloaded
 from puna.serve.served import Served
 

@@ -14,10 +14,10 @@ from starlette.responses import Response
 
 from puna.chat.conversation import Conversation
 from puna.serve.chat_reply import ChatReply, Piece
-from puna.serve.engine_thread import Batch
+from puna.serve.generation.engine_thread import Batch
 from puna.serve.grammars import message_grammar
 from puna.serve.refusals import Refusal, json_response
-from puna.serve.requests import ChatRequest
+from puna.serve.requests.requests import ChatRequest
 from puna.serve.served import EventStream, Served, answer_unless_gone, usage
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     import uvicorn
 
-    from puna.serve.gate import Rules
+    from puna.serve.middleware.gate import Rules
     from puna.serve.served import Served
 
 SHUTDOWN_SECONDS = 30
@@ -101,7 +101,7 @@ def _read_rules(host: str, api_key_file: Path | None, origins: list[str]) -> "Ru
     try:
         import_module("llguidance")
         from puna.serve.browser.origins import parse_origins
-        from puna.serve.gate import make_rules
+        from puna.serve.middleware.gate import make_rules
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}", hint="pip install 'puna[serve]'") from None
     return replace(make_rules(host, api_key_file, os.environ), origins=parse_origins(origins))
@@ -141,7 +141,7 @@ def open_served(
     from puna.engine.sampler import SamplingParams
     from puna.licence import badges
     from puna.lineage import licences_of
-    from puna.serve.engine_thread import EngineThread
+    from puna.serve.generation.engine_thread import EngineThread
     from puna.serve.served import Served
     from puna.shelf.shelf import follow
 

@@ -20,11 +20,11 @@ from puna.engine.adapters import Adapters
 from puna.engine.grammar.grammar import Grammar
 from puna.engine.sampler import SamplingParams
 from puna.errors import RequestError
-from puna.serve.engine_thread import Batch, EngineThread
-from puna.serve.gate import Tenant
+from puna.serve.generation.engine_thread import Batch, EngineThread
 from puna.serve.grammars import Grammars
+from puna.serve.middleware.gate import Tenant
 from puna.serve.refusals import Refusal, as_refusal, encode_json
-from puna.serve.requests import Body
+from puna.serve.requests.requests import Body
 from puna.tokenizer.tokenizer import Tokenizer
 
 LEAST_LOGPROB = -9999.0

@@ -1,0 +1,1 @@
+"""HTTP requests before any route sees them: keys, hosts, sizes, connections."""
