@@ -17,7 +17,7 @@ from puna.serve.chat_reply import ChatReply, Piece
 from puna.serve.generation.engine_thread import Batch
 from puna.serve.grammars import message_grammar
 from puna.serve.refusals import Refusal, json_response
-from puna.serve.requests.requests import ChatRequest
+from puna.serve.requests.chat import ChatRequest
 from puna.serve.served import EventStream, Served, answer_unless_gone, usage
 
 

@@ -19,7 +19,7 @@ from puna.errors import RequestError, TokenizerError
 from puna.serve.generation.engine_thread import Batch
 from puna.serve.grammars import answer_grammar
 from puna.serve.refusals import json_response
-from puna.serve.requests.requests import CompletionRequest
+from puna.serve.requests.completion import CompletionRequest
 from puna.serve.served import EventStream, Served, answer_unless_gone, logprob_value, usage
 
 DEFAULT_MAX_TOKENS = 16

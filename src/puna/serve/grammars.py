@@ -14,14 +14,9 @@ from puna.chat.conversation import Conversation
 from puna.engine.grammar.grammar import Grammar, GrammarCompiler, json_grammar, lark_grammar, regex_grammar, with_layout
 from puna.errors import ChatError, RequestError
 from puna.serve.refusals import Refusal, overloaded
-from puna.serve.requests.requests import (
-    ChatRequest,
-    GrammarFormat,
-    JsonSchemaFormat,
-    NamedChoice,
-    ResponseFormat,
-    TextFormat,
-)
+from puna.serve.requests.chat import ChatRequest
+from puna.serve.requests.forms import GrammarFormat, JsonSchemaFormat, ResponseFormat, TextFormat
+from puna.serve.requests.tools import NamedChoice
 from puna.tokenizer.tokenizer import Tokenizer
 
 NUM_THREADS = 2

@@ -24,7 +24,7 @@ from puna.serve.generation.engine_thread import Batch, EngineThread
 from puna.serve.grammars import Grammars
 from puna.serve.middleware.gate import Tenant
 from puna.serve.refusals import Refusal, as_refusal, encode_json
-from puna.serve.requests.requests import Body
+from puna.serve.requests.body import Body
 from puna.tokenizer.tokenizer import Tokenizer
 
 LEAST_LOGPROB = -9999.0

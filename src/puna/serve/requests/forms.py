@@ -1,0 +1,51 @@
+"""`response_format` -> the checked form of an answer: text, JSON, a JSON schema, or a grammar."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from puna.engine.grammar.grammar import MAX_GRAMMAR_CHARS
+from puna.serve.requests.checks import STRICT, Name
+
+
+class TextFormat(BaseModel):
+    model_config = STRICT
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(BaseModel):
+    model_config = STRICT
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(BaseModel):
+    """A schema that is not strict is held to as far as it can be."""
+
+    model_config = STRICT
+
+    name: Name
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(BaseModel):
+    model_config = STRICT
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class GrammarFormat(BaseModel):
+    """Puna's own: OpenAI has these words for the input of custom tools."""
+
+    model_config = STRICT
+
+    type: Literal["grammar"]
+    syntax: Literal["lark", "regex"]
+    definition: Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
+
+
+ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | GrammarFormat
