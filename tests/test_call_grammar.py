@@ -103,7 +103,7 @@ def walk(grammar: str, attempt: str, seed: int) -> list[int] | None:
 
 def grammar_of(setting: str, rules: CallRules) -> str:
     conversation = Conversation((Message("user", "?"),), tools=TOOLS, **SETTINGS[setting])
-    lark = call_grammar(conversation, rules, lambda schema, strict: with_layout(schema, is_strict=strict))
+    lark = call_grammar(conversation, rules, lambda _, schema, strict: with_layout(schema))
     return lark_grammar(lark, answer=json_grammar({"enum": ["open", {"n": 1}]}) if rules.has_answer else "")
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from puna.chat.conversation import Conversation
 from puna.serve.chat_reply import ChatReply, Piece
 from puna.serve.generation.engine_thread import Batch
-from puna.serve.grammars import message_grammar
+from puna.serve.grammars import message_grammar, warn_of_notes
 from puna.serve.refusals import Refusal, json_response
 from puna.serve.requests.chat import ChatRequest
 from puna.serve.served import EventStream, Served, answer_unless_gone, usage
@@ -26,6 +26,7 @@ async def create_chat_completion(served: Served, body: ChatRequest, request: Req
     adapter = served.adapter_of(body.model, request.state.tenant)
     conversation, prompt = await asyncio.to_thread(_read_conversation, served, body)
     grammar = await message_grammar(served.grammars, body, conversation)
+    warn_of_notes(request, grammar)
     params = served.sampling(
         body,
         prompt,

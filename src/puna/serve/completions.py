@@ -17,7 +17,7 @@ from starlette.responses import Response
 from puna.engine.sampler import Chunk, SamplingParams, TokenLogprob
 from puna.errors import RequestError, TokenizerError
 from puna.serve.generation.engine_thread import Batch
-from puna.serve.grammars import answer_grammar
+from puna.serve.grammars import answer_grammar, warn_of_notes
 from puna.serve.refusals import json_response
 from puna.serve.requests.completion import CompletionRequest
 from puna.serve.served import EventStream, Served, answer_unless_gone, logprob_value, usage
@@ -33,6 +33,7 @@ async def create_completion(served: Served, body: CompletionRequest, request: Re
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     is_echo = bool(body.echo) or max_tokens == 0
     grammar = await answer_grammar(served.grammars, body.response_format)
+    warn_of_notes(request, grammar)
     pairs: list[tuple[list[int], SamplingParams]] = []
     for prompt in prompts:
         params = served.sampling(

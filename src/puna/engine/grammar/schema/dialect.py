@@ -20,7 +20,16 @@ MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSch
 LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 SINGLES = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
            "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
-COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains")
+COUNTS = (
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
+    "minContains",
+    "maxContains",
+)
 VALUED = {"type", "enum", "$ref", "anyOf", "oneOf", "allOf", "properties", "items"}
 # Keywords that say nothing about values. `$schema` names the draft, which this file translates.
 DROPPED = {"$schema", "$comment", "$vocabulary", "$recursiveAnchor", "default", "examples", "example", "nullable"}
@@ -79,7 +88,9 @@ def _value(keyword: str, value: Any) -> Any:
 
 
 def _child(schema: Any) -> Any:
-    return read_dialect(schema) if isinstance(schema, dict) else schema
+    if not isinstance(schema, dict):
+        return schema
+    return False if schema.get("not") in ({}, True) else read_dialect(schema)
 
 
 def _says(keyword: str, value: Any) -> bool:
@@ -106,9 +117,7 @@ def _read_bounds(node: Node) -> None:
                 node[exclusive] = node.pop(bound)
     for name in COUNTS:
         count = node.get(name)
-        if isinstance(count, float) and count.is_integer():
-            node[name] = int(count)
-        elif isinstance(count, str) and count.isdecimal():
+        if (isinstance(count, float) and count.is_integer()) or (isinstance(count, str) and count.isdecimal()):
             node[name] = int(count)
         if name.startswith("max") and isinstance(node.get(name), int) and node[name] >= ENDLESS:
             del node[name]

@@ -37,9 +37,17 @@ MEANINGS = {
     "Unknown format": "an unknown format",
     "Unsatisfiable schema": "no value satisfies it",
     "Failed to generate regex": "the range is too large",
+    "min/maxProperties only": "supported only where every property is required",
     "hexadecimal literal is not": "half of a surrogate pair",
 }
-JSON_NAMES = {dict: "an object", list: "a list", bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+JSON_NAMES = {
+    dict: "an object",
+    list: "a list",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+}
 
 
 class FittedSchema(NamedTuple):
@@ -89,8 +97,8 @@ class _Fitting:
 
     def run(self, schema: Node) -> FittedSchema:
         root = _with_exact_formats(read_dialect(schema))
-        reason = self._problem(root)
-        if not reason:
+        # A property that no value satisfies compiles, and is never written: only strict schemas may have such.
+        if self._is_strict and not self._problem(root):
             return FittedSchema(root)
         for path, node in list(_nodes(root)):
             self._fit_node(root, path, node)
@@ -142,7 +150,9 @@ class _Fitting:
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list) or all(name in TYPES for name in names):
             return
-        self._leave_out(path, "type", f"the types of JSON Schema are {', '.join(sorted(TYPES))}")
+        if not path:
+            raise self._refusal(path, '"type" that is unknown', expected=f"one of {', '.join(sorted(TYPES))}")
+        self._leave_out(path, "type", "an unknown type")
         node.pop("type")
 
     def _fit_choices(self, root: Node) -> str:
@@ -155,7 +165,7 @@ class _Fitting:
         for path, node in overlapping:
             node["oneOf"] = node.pop("anyOf")
             if reason := self._problem(root):
-                self._leave_out(path, "oneOf", "read as anyOf: its choices may overlap")
+                self._leave_out(path, "oneOf", "its choices may overlap", instead="read as anyOf")
                 node["anyOf"] = node.pop("oneOf")
         return ""
 
@@ -168,14 +178,16 @@ class _Fitting:
                 raise self._refusal(path, f'"{keyword}" that is {_name(value)}', expected=" or ".join(names))
             for name, child in _named(keyword, value):
                 if not isinstance(child, dict | bool):
-                    raise self._refusal((*path, keyword, name), f"a schema that is {_name(child)}", expected="an object")
+                    raise self._refusal(
+                        (*path, keyword, name), f"a schema that is {_name(child)}", expected="an object"
+                    )
 
-    def _leave_out(self, path: Path, keyword: str, reason: str) -> None:
+    def _leave_out(self, path: Path, keyword: str, reason: str, *, instead: str = "left out") -> None:
         if self._is_strict or keyword in STRUCTURE:
             given = f'"{keyword}", which {"a strict schema" if self._is_strict else "a schema"} cannot have ({reason})'
             without = f'a schema without that "{keyword}"' + (', or without "strict"' if self._is_strict else "")
             raise self._refusal(path, given, expected=without)
-        self._notes.append(f'{self._where(path)}: "{keyword}" is left out ({reason})')
+        self._notes.append(f'{self._where(path)}: "{keyword}" is {instead} ({reason})')
 
     def _refusal(self, path: Path, given: str, *, expected: str = "") -> RequestError:
         return RequestError(f"{self._where(path)}: {given}", expected=expected)

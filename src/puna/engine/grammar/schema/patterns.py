@@ -10,7 +10,7 @@ import re
 _OPERATORS = "[&~"
 _QUANTIFIER = re.compile(r"\{\d+(?:,\d*)?\}")
 _SURROGATES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
-_ESCAPE = re.compile(r"\\(?:c([A-Za-z])|0(?!\d)|(.))", re.DOTALL)
+_ESCAPE = re.compile(r"\\(?:c([A-Za-z])|0(?!\d)|([pPu]\{[^}]*\}|.))", re.DOTALL)
 _ANY_IN_LINE = r"[^\n\r\u2028\u2029]"
 
 
