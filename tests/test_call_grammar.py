@@ -2,14 +2,17 @@
 
 import json
 import random
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from puna.chat import ChatFormat, Conversation, Message
+from puna.chat import ChatFormat, Conversation, Message, ToolCall
 from puna.chat.call_grammar import CallRules, call_grammar
 from puna.engine.grammar.grammar import GrammarCompiler, json_grammar, lark_grammar, with_layout
 from puna.errors import ChatError
@@ -176,3 +179,38 @@ def test_parameters_that_are_no_object_are_refused():
         call_grammar(conversation, CallRules(), lambda schema, strict: schema)
     with pytest.raises(ChatError, match="can be called"):
         call_grammar(Conversation(()), CallRules(must_call=True), lambda schema, strict: schema)
+
+
+ANY_ARGUMENTS = ({"type": "function", "function": {"name": "keep", "parameters": {"type": "object"}}},)
+TEXTS = st.text(max_size=6) | st.sampled_from(
+    ["</function>", "<function=keep>{}", "a\\</function>\\", '"}</function>', "\x7f\x00"]
+)
+# Free text may not open a call of a tool that is offered.
+CONTENTS = st.text(max_size=6) | st.sampled_from(["a</function>", '{"city": "Rome"}', "<function>", "\x7f"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(
+    st.lists(st.dictionaries(TEXTS, VALUES, max_size=2), min_size=1, max_size=2),
+    CONTENTS,
+    st.sampled_from(list(SETTINGS)),
+)
+@example([{"a</function>": "b</function>"}], "", "tag")
+def test_whatever_the_format_writes_the_grammar_admits_and_the_parser_reads_back(calls, content, setting):
+    conversation = Conversation((Message("user", "?"),), tools=ANY_ARGUMENTS, **SETTINGS[setting])
+    message = Message("assistant", content, tuple(ToolCall("keep", arguments) for arguments in calls))
+    chat = ChatFormat(tokenizer())
+    ids = chat.encode(replace(conversation, messages=(*conversation.messages, message))).ids[
+        len(chat.prompt(conversation)) :
+    ]
+    read = chat.parse(ids, ANY_ARGUMENTS)
+    assert read.tool_calls == message.tool_calls and read.content == content.strip()
+    lark = call_grammar(conversation, CallRules(), lambda _, schema, strict: with_layout(schema))
+    matcher = compiler().compile(lark_grammar(lark)).matcher()
+    for at, token in enumerate(ids):
+        assert matcher.admitted(tokenizer().vocab_size)[token] == 0, tokenizer().decode(ids[: at + 1])
+        matcher.accept(token)
