@@ -12,7 +12,18 @@ from puna.tasks.grading.extraction.tables import guess_language
 from puna.tasks.grading.extraction.times import read_times
 
 # Spellings of one character.
-SAME = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "−": "-", "‑": "-", "‐": "-", "\u00ad": "", "\u200b": ""})
+SAME = str.maketrans(
+    {
+        **dict.fromkeys("’‘‛ʼ′＇", "'"),
+        **dict.fromkeys("−‑‐﹣", "-"),
+        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # Full-width forms of ASCII.
+        **dict.fromkeys(
+            "\u00ad\u200b\u200c\u200d\u2060\ufeff\u200e\u200f\u202a\u202b\u202c\u2066\u2067\u2068\u2069", ""
+        ),
+        "٫": ".",
+        "٬": ",",
+    }
+)
 
 
 def normalize(text: str) -> str:
