@@ -1,5 +1,6 @@
 """Text -> its facts, in the order of the text."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -26,6 +27,10 @@ SAME = str.maketrans(
 )
 
 
+# AB–48213; a dash between words or numbers is one of a range.
+DASH_IN_ID = re.compile(r"(?<=[A-Za-z])[–—](?=\d)|(?<=\d)[–—](?=[A-Za-z]+[-–—]?\d)")
+
+
 def normalize(text: str) -> str:
     """Return a text in NFC with ASCII digits, plain spaces, apostrophes and minus signs; lines are kept.
 
@@ -34,6 +39,7 @@ def normalize(text: str) -> str:
         "nine o'clock"
     """
     text = unicodedata.normalize("NFC", text).translate(SAME)
+    text = DASH_IN_ID.sub("-", text)
     return "".join(map(_plain, text))
 
 
