@@ -177,9 +177,9 @@ def test_parameters_that_are_no_object_are_refused():
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}
     conversation = Conversation((), tools=(tool,))
     with pytest.raises(ChatError, match="parameters of f"):
-        call_grammar(conversation, CallRules(), lambda schema, strict: schema)
+        call_grammar(conversation, CallRules(), lambda _, schema, strict: schema)
     with pytest.raises(ChatError, match="can be called"):
-        call_grammar(Conversation(()), CallRules(must_call=True), lambda schema, strict: schema)
+        call_grammar(Conversation(()), CallRules(must_call=True), lambda _, schema, strict: schema)
 
 
 ANY_ARGUMENTS = ({"type": "function", "function": {"name": "keep", "parameters": {"type": "object"}}},)

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[str, list[str], list[str]]] = {
         ["It is DE89 3704 0044 0532 0130 00."],
         ["It is DE89 3704 0044 0532 0130 01.", "DE89 3704 0044 0532 0130"],
     ),
-    "en bank account": ("The IBAN is DE89 3704 0044 0532 0130 00.", ["DE89370400440532013000"], ["DE89370400440532013"]),
+    "en bank account": ("It is DE89 3704 0044 0532 0130 00.", ["DE89370400440532013000"], ["DE89370400440532013"]),
     "en address without a scheme": (
         "See https://www.foo.museum/help.",
         ["foo.museum/help", "www.foo.museum/help/"],

@@ -62,11 +62,17 @@ def _stands_in(text: str, answer: str) -> bool:
         # "1,500" is rather 1500 than 1.5, unless the answer leaves both open, too.
         return any(max(values) in stated or values == stated for stated in _numbers(answer))
     before = r"(?<!\d)(?<!\d[.,:'])" if wanted[:1].isdecimal() else ""
-    before += r"(?<!\d )" if re.match(r"\d{3}(?!\d)", wanted) else ""
     after = r"(?!\d|[.,:']\d)" if wanted[-1:].isdecimal() else ""
-    after += r"(?! \d{3}(?!\d))" if re.search(r"(?<!\d)\d{1,3}$", wanted) else ""
+    after += r"(?! \d{3}(?!\d))" if re.search(r"(?<![\d:.,'/-])\d{1,3}$", wanted) else ""
     places = re.finditer(before + re.escape(wanted) + after, answer)
-    return any(not wanted[:1].isdecimal() or not _is_negative(answer, place.start()) for place in places)
+    return any(not wanted[:1].isdecimal() or not _is_led(answer, place.start(), wanted) for place in places)
+
+
+def _is_led(answer: str, start: int, wanted: str) -> bool:
+    """Tell whether the number at the start of a text has a sign or a group of thousands before it."""
+    lead = answer[max(0, start - LOOK_BACK) : start]
+    is_group = re.match(r"\d{3}(?![\d:/-])", wanted) and re.search(r"(?<![\d:.,'/-])\d{1,3} $", lead)
+    return bool(is_group) or SIGN.search(lead) is not None
 
 
 def _values(wanted: str) -> set[Decimal]:
@@ -82,8 +88,4 @@ def _numbers(answer: str) -> Iterator[set[Decimal]]:
         lead = text[max(0, match.start() - LOOK_BACK) : match.start()]
         is_name = lead[-1].isalpha() and not BEFORE.search(lead)  # A5, but not EUR5.
         if not is_name and not re.match(r"0\d", match[0]):
-            yield {-value if _is_negative(text, match.start()) else value for value in read_number(match[0])}
-
-
-def _is_negative(text: str, start: int) -> bool:
-    return SIGN.search(text[max(0, start - LOOK_BACK) : start]) is not None
+            yield {-value if SIGN.search(lead) else value for value in read_number(match[0])}
