@@ -1,11 +1,15 @@
 """Null padding of Arrow is removed alike from every source; a null with a meaning stays."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from puna.chat.conversation import Conversation
 from puna.chat.padding import tool_without_padding, without_padding
+from puna.data.dataset import Dataset
+from puna.data.shards import write_jsonl
 
 
 def tool(properties: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -70,3 +74,28 @@ def test_fields_of_messages_and_parts_lose_their_nulls_and_malformed_parts_stay(
         "tools": [None, "x"],
         "id": None,
     }
+
+
+def test_an_arrow_table_gives_the_same_rows_as_json(tmp_path: Path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    find, look = "find_order", "find_place"
+    rows = [
+        {"messages": called_by(find, {"number": "4711"}), "tools": [{"name": find, "parameters": schema("number")}]},
+        {"messages": called_by(look, {"city": "Bern"}), "tools": [{"name": look, "parameters": schema("city")}]},
+    ]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "conversations.parquet")
+    write_jsonl(tmp_path / "conversations.jsonl", table.to_pylist())
+    assert table.to_pylist() != rows
+    read = [list(Dataset([tmp_path / f"conversations.{suffix}"])) for suffix in ("parquet", "jsonl")]
+    meant = [Conversation.from_json(row) for row in rows]
+    assert read[0] == meant and [row.tools for row in read[1]] == [row.tools for row in meant]
+
+
+def schema(name: str) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: {"type": "string", "default": None}}, "required": [name]}
+
+
+def called_by(name: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    call = {"function": {"name": name, "arguments": arguments}}
+    return [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "", "tool_calls": [call]}]

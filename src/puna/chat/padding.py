@@ -13,11 +13,14 @@ from typing import Any, cast
 _MAPS_OF_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 _LISTS_OF_SCHEMAS = {"anyOf", "oneOf", "allOf", "prefixItems", "items"}
 _SCHEMAS = {"items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames"}
+# Fields of a conversation or of a preference that hold messages, and all fields that this file strips.
+_MESSAGES = ("messages", "prompt", "chosen", "rejected", "edited")
+PADDED = ("tools", *_MESSAGES)
 _BRANCHES = ("anyOf", "oneOf", "allOf")
 
 
 def without_padding(conversation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a conversation in OpenAI's spelling without null padding in its `tools` and `messages`.
+    """Return a conversation in OpenAI's spelling, or a preference, without null padding in its tools and messages.
 
     Malformed parts stay as given: Conversation.from_json names the place.
 
@@ -28,10 +31,9 @@ def without_padding(conversation: Mapping[str, Any]) -> dict[str, Any]:
     cleaned = dict(conversation)
     if isinstance(cleaned.get("tools"), list):
         cleaned["tools"] = [tool_without_padding(tool) for tool in cleaned["tools"]]
-    if isinstance(cleaned.get("messages"), list):
-        schemas = _schemas_by_name(cleaned.get("tools"))
-        cleaned["messages"] = [_message(message, schemas) for message in cleaned["messages"]]
-    return cleaned
+    schemas = _schemas_by_name(cleaned.get("tools"))
+    lists = {name: cleaned[name] for name in _MESSAGES if isinstance(cleaned.get(name), list)}
+    return cleaned | {name: [_message(message, schemas) for message in messages] for name, messages in lists.items()}
 
 
 def tool_without_padding(tool: Any) -> Any:
