@@ -69,12 +69,12 @@ class ChatFormat:
         self._headers = {name: self._header(name) for name in ("system", "user", "assistant", "ipython")}
 
     def encode(self, conversation: Conversation) -> Encoded:
-        """Return the ids of a whole conversation; the mask covers what the assistant says, with its ends."""
+        """Return the ids of a whole conversation; the mask covers assistant messages of weight 1, with their ends."""
         ids, mask = self._render(conversation)
         if not any(mask):
             raise ChatError(
                 f"conversation {conversation.id!r} has nothing to learn from",
-                expected="at least one assistant message",
+                expected="at least one assistant message of weight 1",
             )
         return Encoded(ids, mask)
 
@@ -132,7 +132,7 @@ class ChatFormat:
         for message in conversation.messages[start:]:
             header = "ipython" if message.role == "tool" else message.role
             body = message_body(message, names, conversation.environment, conversation.call_format)
-            self._append(out, header, body, learn=message.role == "assistant")
+            self._append(out, header, body, learn=message.is_learned)
         return out
 
     def _append(self, out: Encoded, header: str, body: Body, *, learn: bool) -> None:
