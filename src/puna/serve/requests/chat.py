@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, Field, WrapValidator, model_validator
 
+from puna.chat.padding import without_padding
 from puna.engine.sampler import MAX_TOKENS
 from puna.serve.requests.body import Body, Spelling
 from puna.serve.requests.checks import refused
@@ -95,9 +96,9 @@ class ChatRequest(Body):
             yield NEW_TURN
 
     def conversation(self) -> dict[str, Any]:
-        """Return the dialogue for Conversation.from_json, without the tools if none may be called."""
+        """Return the dialogue for Conversation.from_json without null padding; no tools if none may be called."""
         tools = [] if self.tool_choice == "none" else self._raw_tools
-        return {
+        dialogue = {
             "messages": [message.to_json() for message in self.messages],
             "tools": [shown_tool(tool) for tool in tools],
             "environment": self.environment,
@@ -105,3 +106,4 @@ class ChatRequest(Body):
             "call_format": self.call_format,
             "today": self.today,
         }
+        return without_padding(dialogue)

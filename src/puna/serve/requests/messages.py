@@ -46,25 +46,31 @@ class FunctionCall(BaseModel):
     arguments: str | dict[str, Any] | Annotated[list[Any], Field(max_length=0)] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the call with its arguments as an object.
+        """Return the call as Conversation.from_json reads calls: arguments are an object, or the JSON of one.
 
-        No arguments are spelled "", null, "null" or [] (PHP's empty object) by some clients; some encode twice.
+        Some clients spell no arguments as "", null, "null" or [] (PHP's empty object), and some encode twice.
 
         Example:
             >>> FunctionCall(name="now", arguments="null").to_json()
             {'name': 'now', 'arguments': {}}
         """
-        arguments: Any = self.arguments
+        arguments = self.arguments
         for _ in range(2):
-            if isinstance(arguments, str) and arguments.strip():
-                try:
-                    arguments = json.loads(arguments)
-                except (ValueError, RecursionError):
-                    # Conversation.from_json names the place.
-                    arguments = self.arguments
-                    break
-        is_nothing = arguments is None or arguments == [] or (isinstance(arguments, str) and not arguments.strip())
-        return {"name": self.name, "arguments": {} if is_nothing else arguments}
+            if not isinstance(arguments, str):
+                break
+            decoded = _decoded(arguments)
+            if not (isinstance(decoded, str) or decoded in (None, [])):
+                break
+            arguments = decoded
+        return {"name": self.name, "arguments": arguments or {}}
+
+
+def _decoded(arguments: str) -> Any:
+    """Decode arguments; False where they are no JSON, for Conversation.from_json to name the place."""
+    try:
+        return json.loads(arguments) if arguments.strip() else None
+    except (ValueError, RecursionError):
+        return False
 
 
 class ToolCallPart(BaseModel):
