@@ -229,7 +229,8 @@ def allows_only_what_changes_nothing(annotation: ast.expr) -> bool:
 
 def test_every_setting_is_read():
     read = {attribute for tree in sources().values() for attribute in attributes_read(tree)}
-    models = classes_below("BaseModel")
+    # What models of answers declare is written, not read.
+    models = {key: node for key, node in classes_below("BaseModel").items() if key not in classes_below("Answer")}
     stages = classes_below("StageConfig")
     assert stages
     dead = [
