@@ -113,7 +113,8 @@ def _describe(path: str, operation: Operation) -> dict[str, Any]:
 def _event(model: type[BaseModel]) -> dict[str, Any]:
     """Describe a server-sent event: JSON of `model`, an error at last, or [DONE] at the end."""
     either = {"anyOf": [_reference(model), _reference(answers.Error)]}
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": either}
+    payload = {"type": "string", "contentMediaType": "application/json", "contentSchema": either}
+    data = {"anyOf": [{"const": "[DONE]"}, payload]}
     return {"type": "object", "properties": {"data": data}, "required": ["data"]}
 
 
