@@ -198,7 +198,7 @@ def test_the_template_reads_arguments_that_are_a_json_string():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.text(st.sampled_from("\n\t  aé<|>{}\"1."), min_size=1, max_size=12).filter(str.strip))
+@given(st.text(st.sampled_from('\n\t  aé<|>{}"1.'), min_size=1, max_size=12).filter(str.strip))
 def test_a_message_to_be_continued_is_cut_where_transformers_cuts_it(text: str):
     conversation = Conversation((SYSTEM, Message("user", "Where?"), Message("assistant", text)), tools=(tool("look"),))
     options = {"continue_final_message": True, "return_dict": True}

@@ -149,7 +149,7 @@ class ParquetRows(Rows):
     def row(self, index: int) -> dict[str, Any]:
         try:
             row = self.table.slice(index, 1).to_pylist()[0]
-        except (ValueError, OverflowError, ArithmeticError, TypeError, ImportError, NotImplementedError) as error:
+        except (ValueError, OverflowError, ArithmeticError, TypeError, ImportError, RuntimeError) as error:
             raise DataError(f"{self.path} row {index + 1} holds a value that cannot be read ({error})") from None
         present = {name: value for name, value in row.items() if value is not None}
         try:
