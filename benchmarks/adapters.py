@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from puna.checkpoint.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from puna.checkpoint.adapters.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.checkpoint.source import tensor_shapes
 from puna.engine.engine import Engine

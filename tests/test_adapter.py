@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import TOKENS, edit_json, logits_of, save
 
-from puna.checkpoint.adapter import CONFIG_NAME, WEIGHTS_NAME, merged, open_adapter
+from puna.checkpoint.adapters.adapter import CONFIG_NAME, WEIGHTS_NAME, merged, open_adapter
 from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.errors import CheckpointError
 from puna.model.llama import Llama

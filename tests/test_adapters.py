@@ -15,7 +15,14 @@ from test_engine import drain, new_prompt, tiny_model, tiny_tokenizer
 from test_kernels import half_model, kernels
 from test_serve import KEY, OTHER_KEY, connect, serving
 
-from puna.checkpoint.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME, open_adapter, read_lora, require_runnable
+from puna.checkpoint.adapters.adapter import (
+    CONFIG_NAME,
+    PREFIX,
+    WEIGHTS_NAME,
+    open_adapter,
+    read_lora,
+    require_runnable,
+)
 from puna.checkpoint.checkpoint import save_checkpoint
 from puna.engine.engine import Engine
 from puna.engine.options import EngineOptions

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from puna import artifact
 from puna.artifact import Receipt
-from puna.checkpoint.adapter import (
+from puna.checkpoint.adapters.adapter import (
     Adapter,
     base_of,
     is_adapter,

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from puna.checkpoint.adapter import BASE_LAYER, CONFIG_NAME, DOWN, FIXED, UP, WEIGHTS_NAME, WHOLE, place_of
+from puna.checkpoint.adapters.adapter import BASE_LAYER, CONFIG_NAME, DOWN, FIXED, UP, WEIGHTS_NAME, WHOLE, place_of
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import StoredTensor, read_header

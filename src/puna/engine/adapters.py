@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 
 from puna.artifact import verifying
-from puna.checkpoint.adapter import WEIGHTS_NAME, Adapter, open_adapter, read_lora, require_runnable
+from puna.checkpoint.adapters.adapter import WEIGHTS_NAME, Adapter, open_adapter, read_lora, require_runnable
 from puna.errors import ArtifactError, CheckpointError, PunaError, RequestError
 from puna.model.config import LlamaConfig
 from puna.model.lora import Lora

@@ -1,7 +1,7 @@
 """A network -> the same network, frozen, with trainable matrices of low rank beside its linear layers.
 
 LoRA, rsLoRA or DoRA; what lies beneath may be rounded (QLoRA). Knows no files and merges nothing, which is the business
-of checkpoint/adapter.py.
+of checkpoint/adapters/adapter.py.
 
 Shapes: T tokens, R rank, I inputs, O outputs.
 """

@@ -3,7 +3,7 @@
 import json
 import os
 
-from puna.checkpoint.adapter import (
+from puna.checkpoint.adapters.adapter import (
     is_adapter,
     open_adapter,
     read_lora,
