@@ -16,13 +16,11 @@ from test_kernels import half_model, kernels
 from test_serve import KEY, OTHER_KEY, connect, serving
 
 from puna.checkpoint.adapters.adapter import (
-    CONFIG_NAME,
-    PREFIX,
-    WEIGHTS_NAME,
     open_adapter,
     read_lora,
     require_runnable,
 )
+from puna.checkpoint.adapters.keys import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from puna.checkpoint.checkpoint import save_checkpoint
 from puna.engine.engine import Engine
 from puna.engine.options import EngineOptions

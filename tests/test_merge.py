@@ -13,7 +13,8 @@ from tiny_checkpoint import edit_json, logits_of, save, save_quantized
 
 from puna import artifact
 from puna.artifact import read_receipts, require_receipts
-from puna.checkpoint.adapters.adapter import CONFIG_NAME, open_adapter
+from puna.checkpoint.adapters.adapter import open_adapter
+from puna.checkpoint.adapters.keys import CONFIG_NAME
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.compress.merge import unmerged
 from puna.errors import CheckpointError, ConfigError, ReceiptError

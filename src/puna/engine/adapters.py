@@ -12,7 +12,8 @@ from math import prod
 from pathlib import Path
 
 from puna.artifact import verifying
-from puna.checkpoint.adapters.adapter import WEIGHTS_NAME, Adapter, open_adapter, read_lora, require_runnable
+from puna.checkpoint.adapters.adapter import Adapter, open_adapter, read_lora, require_runnable
+from puna.checkpoint.adapters.keys import WEIGHTS_NAME
 from puna.errors import ArtifactError, CheckpointError, PunaError, RequestError
 from puna.model.config import LlamaConfig
 from puna.model.lora import Lora

@@ -9,8 +9,8 @@ from puna.checkpoint.adapters.adapter import (
     read_lora,
     read_magnitudes,
     require_trainable,
-    save_adapter,
 )
+from puna.checkpoint.adapters.save import save_adapter
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import ConfigError
 from puna.model.adapted import AdapterShape, add_adapter, attach, set_dropout
