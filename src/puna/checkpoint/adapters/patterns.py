@@ -107,7 +107,8 @@ def _targets(config: AdapterConfig, names: tuple[str, ...]) -> set[str]:
     if config.layers is None or isinstance(config.targets, str):
         return chosen
     layers = _layers(config.layers_pattern, names)
-    return {name for name in chosen if layers.get(name) in config.layers}
+    # A module that is named by its whole path is a target in whichever layer.
+    return {name for name in chosen if name in (config.targets or ()) or layers.get(name) in config.layers}
 
 
 def _named(field: str, wanted: str | tuple[str, ...] | None, names: tuple[str, ...]) -> set[str]:
