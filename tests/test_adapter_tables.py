@@ -10,6 +10,7 @@ from tiny_checkpoint import TOKENS, edit_json, logits_of, save
 
 from puna.checkpoint.adapters.adapter import merged, open_adapter, require_runnable, require_trainable
 from puna.checkpoint.adapters.keys import CONFIG_NAME, WEIGHTS_NAME
+from puna.checkpoint.adapters.reference import SideBySide
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import CheckpointError
 
@@ -64,6 +65,8 @@ def test_merged_tables_give_the_logits_of_peft(base: Path, tmp_path: Path, varia
     expected = trained(base, tmp_path / "adapter", **settings)
     ours = logits_of(read_merged(base, tmp_path / "adapter", tmp_path / "merged"))
     assert_same_logits(ours, expected)
+    reference = SideBySide(Checkpoint.open(base).load(), tmp_path / "adapter")
+    assert_same_logits(reference.logits(TOKENS.tolist()), expected)
     assert (ours - logits_of(Checkpoint.open(base).load())).abs().max() > 0.1
     assert is_tied(tmp_path / "merged") == (is_tied(base) and stays_tied)
 

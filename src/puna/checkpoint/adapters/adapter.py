@@ -86,7 +86,8 @@ def open_adapter(directory: Path) -> Adapter:
     """Read an adapter's config and headers; CheckpointError for what is not LoRA, or not safetensors."""
     config_path, weights_path = (find_file(directory, name) for name in (CONFIG_NAME, WEIGHTS_NAME))
     if config_path is None:
-        raise _not_an_adapter(directory)
+        given, hint = f"{directory} has no {CONFIG_NAME}", missing_hint(directory)
+        raise CheckpointError(given, expected="an adapter as PEFT writes it", hint=hint)
     config = read_config(config_path)
     if weights_path is None:
         raise CheckpointError(
@@ -109,15 +110,15 @@ def weights_hint(directory: Path) -> str:
     return found or "Copy adapter_model.safetensors, too"
 
 
-def _not_an_adapter(directory: Path) -> CheckpointError:
-    hint = ""
+def missing_hint(directory: Path) -> str:
+    """Return what to do where a path is no directory with adapter_config.json."""
     if directory.suffix == ".gguf":
-        hint = "A LoRA for llama.cpp is not read: take the PEFT directory that convert_lora_to_gguf.py has read"
-    elif directory.is_file():
-        hint = f"Name the directory that {CONFIG_NAME} and {WEIGHTS_NAME} lie in"
-    elif directory.is_dir() and (directory / WEIGHTS_NAME).exists():
-        hint = f"Copy {CONFIG_NAME}, too: alpha and rank stand in it"
-    return CheckpointError(f"{directory} has no {CONFIG_NAME}", expected="an adapter as PEFT writes it", hint=hint)
+        return "A LoRA for llama.cpp is not read: take the PEFT directory that convert_lora_to_gguf.py has read"
+    if directory.is_file():
+        return f"Name the directory that {CONFIG_NAME} and {WEIGHTS_NAME} lie in"
+    if (directory / WEIGHTS_NAME).exists() and not (directory / CONFIG_NAME).exists():
+        return f"Copy {CONFIG_NAME}, too: alpha and rank stand in it"
+    return next((hint for name, hint in OTHER_WEIGHTS.items() if (directory / name).exists()), "")
 
 
 class Doubt(NamedTuple):
@@ -178,6 +179,14 @@ def merged(base: Source, adapter: Adapter) -> Source:
     tokenizer = base.tokenizer if config.vocab_size == base.config.vocab_size else _tokenizer(adapter.path, base)
     read = partial(adapter.delta.apply, base)
     return replace(base, format=f"{base.format} with an adapter", config=config, tokenizer=tokenizer, read=read)
+
+
+def describe_tables(base: LlamaConfig, config: LlamaConfig) -> Iterator[str]:
+    """Say how the tables of a merged model differ from those of its base."""
+    if config.vocab_size != base.vocab_size:
+        yield f"the adapter has a vocabulary of its own: {config.vocab_size:,} rows instead of {base.vocab_size:,}"
+    if base.tie_embeddings and not config.tie_embeddings:
+        yield "head and embeddings, one table in the base, become two: the adapter changes them apart, as PEFT does"
 
 
 def _tokenizer(directory: Path, base: Source) -> Tokenizer | None:
