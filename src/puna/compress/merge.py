@@ -13,6 +13,7 @@ from pydantic import Field
 from puna import artifact
 from puna.artifact import Receipt
 from puna.checkpoint.adapters.adapter import base_of, describe_tables, is_adapter, merged, missing_hint, open_adapter
+from puna.checkpoint.adapters.receipt import difference_receipt
 from puna.checkpoint.adapters.reference import SideBySide
 from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.compress.cost import estimate_merging
@@ -26,9 +27,6 @@ from puna.run import Run
 Pieces = list[list[int]]
 # A divergence that float32 itself gives.
 NOISE = 1e-9
-# Greatest difference of a log-probability, in standard deviations of the logits, that rounding to a dtype may give. A
-# row of the head that is not the adapter's differs by about one, and hides in every mean over 128,256 tokens.
-LARGEST = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 
 
 class Config(StageConfig):
@@ -102,14 +100,11 @@ def _prove(config: Config, run: Run, base: Checkpoint, pieces: Pieces, written: 
     details = {"num_tokens": num_tokens, "data": "given" if config.data else "a sentence in each language"}
     parent = f"{config.adapter.name} beside {config.base.name}"
     measured = {"lost": lost, "effect": whole, "unit": "1 - KL(unmerged || merged) / KL(unmerged || base)"} | details
-    limit = max(LARGEST[result.dtype], LARGEST[written])
-    largest = comparison.max_difference() / max(comparison.deviation(), NOISE)
-    spread = {"unit": "greatest difference of a log-probability / standard deviation of the logits"} | details
     receipts = (
         *comparison.receipts(
             parent, tolerance_kl=config.tolerance_kl, min_agreement=config.min_agreement, details=details
         ),
-        Receipt("largest_difference", parent, largest, limit, largest <= limit, spread),
+        difference_receipt(comparison, parent, written=written, computed=dtype, details=details),
         Receipt("adapter_kept", parent, kept, config.min_kept, kept >= config.min_kept, measured, is_least=True),
     )
     run.log(f"KL divergence a token: {whole:.2g} between base and adapter, {lost:.2g} between adapter and merged")

@@ -107,21 +107,16 @@ def _check_settings(raw: dict[str, Any], report: Report) -> AdapterConfig | None
 def _check_names(
     config: AdapterConfig | None, layout: Layout, directory: Path, report: Report
 ) -> dict[str, dict[str, str]]:
-    """Add the findings about names of tensors; return the parts of those that are known."""
-    known, foreign = [], []
-    for key in layout:
-        place = place_of(key)
-        is_table = place is not None and place.part in (WHOLE, BASE_LAYER, TOKENS)
-        is_known = place is not None and (is_table or place.name.split(".")[-2] in TARGETS)
-        (known if is_known else foreign).append(key)
+    """Add the findings about names of tensors; return the parts if all are known."""
+    foreign = [key for key in layout if place_of(key) is None]
     if foreign:
         spelling = next(filter(None, map(find_spelling, foreign)), None)
         reason = f": {spelling.name}" if spelling else " belong to no Llama"
         remedy = spelling.hint if spelling else "Use the adapter on the kind of model that it was trained for"
         report.add("adapter-target", WEIGHTS_NAME, f"{listed(foreign)}{reason}", remedy)
-    if not known or config is None:
+    if foreign or not layout or config is None:
         return {}
-    parts = find_parts(known, config, directory / WEIGHTS_NAME)
+    parts = find_parts(layout, config, directory / WEIGHTS_NAME)
     whole = (WHOLE, BASE_LAYER, TOKENS)
     halves = sorted(name for name, each in parts.items() if {*each} - {*whole} and not {*matrices(each)} <= {*each})
     if halves:

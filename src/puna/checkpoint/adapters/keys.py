@@ -40,7 +40,8 @@ ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = (
 SAVED = re.compile(r"\.modules_to_save(?:\.(?!weight$|\w+_proj\.|\w*layernorm\.)[^.]+)?(?=\.)")
 ORIGINAL = re.compile(r"\.original_module(?=\.)")
 MODULE = re.compile(
-    r"(?:model\.)?(?P<path>embed_tokens|norm|layers\.\d+\.(?:self_attn|mlp)\.\w+|layers\.\d+\.\w*layernorm)|lm_head"
+    r"(?:model\.)?(?P<path>embed_tokens|norm|layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj|"
+    r"input_layernorm|post_attention_layernorm))|lm_head"
 )
 
 

@@ -51,19 +51,22 @@ class SideBySide:
         return self._head(hidden_TD).float()
 
     def _assign(self, stored: Stored) -> dict[str, Stored]:
-        """Sort the stored tensors by module: the longest path of the network that a key contains names it."""
-        paths = sorted([*dict(self.model.named_modules()), HEAD], key=len, reverse=True)
+        """Sort the stored tensors by module: of the network's paths in a key the first one, and of those the longest."""
+        paths = [path for path in (*dict(self.model.named_modules()), HEAD) if path]
         parts: dict[str, Stored] = defaultdict(dict)
-        for key, tensor in sorted(stored.items(), key=lambda item: len(item[0])):
-            path = next(path for path in paths if path and f".{path}." in f".{key}.")
+        for name, tensor in sorted(stored.items(), key=lambda item: len(item[0])):
+            key = re.sub(r"_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.", "", name)
+            found = [path for path in paths if f".{path}." in f".{key}."]
+            path = min(found, key=lambda path: (f".{key}.".index(f".{path}."), -len(path)))
             rest = f".{key}".partition(f".{path}.")[2].split(".")
             words = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"}
             kind = next((word for word in rest if word in words), "")
             if "trainable_tokens_delta" in rest:
                 kind = "rows"
             elif not kind:
-                if rest[0] == "modules_to_save" and len(rest) > 2 and hasattr(self.model.get_submodule(path), rest[-2]):
-                    path = f"{path}.{rest[-2]}"
+                inner = rest[-2] if rest[0] == "modules_to_save" and path != HEAD else ""
+                if inner in dict(self.model.get_submodule(path).named_children() if inner else ()):
+                    path = f"{path}.{inner}"
                 is_base = "base_layer" in rest or "original_module" in rest
                 is_copy = "modules_to_save" in rest or (not is_base and self._is_saved(path))
                 kind = "copy" if is_copy else "under"
