@@ -51,7 +51,7 @@ class SideBySide:
         return self._head(hidden_TD).float()
 
     def _assign(self, stored: Stored) -> dict[str, Stored]:
-        """Sort the stored tensors by module: of the network's paths in a key the first one, and of those the longest."""
+        """Sort the stored tensors by module: of the paths in a key the first one, and of those the longest."""
         paths = [path for path in (*dict(self.model.named_modules()), HEAD) if path]
         parts: dict[str, Stored] = defaultdict(dict)
         for name, tensor in sorted(stored.items(), key=lambda item: len(item[0])):
