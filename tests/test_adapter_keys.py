@@ -55,7 +55,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("keys")
     (folder / "base").mkdir()
     save(folder / "base", tied=True)
-    targets: dict[str, Any] = {"target_modules": ["q_proj", "up_proj", "embed_tokens"], "modules_to_save": ["lm_head", "norm"]}
+    targets: dict[str, Any] = {
+        "target_modules": ["q_proj", "up_proj", "embed_tokens"],
+        "modules_to_save": ["lm_head", "norm"],
+    }
     return folder / "base", folder / "adapter", trained(folder / "base", folder / "adapter", use_dora=True, **targets)
 
 
