@@ -19,6 +19,7 @@ from puna.checkpoint.source import Source, tensor_shapes
 from puna.config import StageConfig
 from puna.convert.carry import carry_licences, watched
 from puna.convert.hub import download
+from puna.convert.vocabulary import tokenizer_receipt
 from puna.errors import CheckpointError
 from puna.estimate import Estimate, Known, Sketch
 from puna.lineage import licences_of
@@ -90,6 +91,10 @@ def run(config: Config, run: Run) -> None:
     Receipt("weights_kept", path.name or str(path), change.value, tolerance, change.value <= tolerance, details).save(
         run.output
     )
+    tokens = tokenizer_receipt(config.base or path, run.output)
+    tokens.save(run.output)
+    if not tokens.held:
+        run.log(f"tokenizer: {tokens.value} tokens or texts differ from the source's")
     run.log(
         "weights: the same" if change.value == 0 else f"weights: rounded, by at most {change.value:.2g} of the greatest"
     )

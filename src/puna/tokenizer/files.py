@@ -18,7 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from puna.errors import TokenizerError
 from puna.tokenizer.added import AddedToken, require_own_ids, special_tokens
-from puna.tokenizer.beside import read_beside
+from puna.tokenizer.beside import read_beside, with_beside
 
 # The Llama 3 split, as `llama-models` has it.
 SPLIT_PATTERN = (
@@ -161,7 +161,7 @@ def _read_json(content: bytes, path: Path) -> TokenizerParts:
             f"{path} holds a {kind} model" + (f" without {len(missing)} of the 256 bytes" if missing else ""),
             expected="a byte-level BPE, as Llama 3 has",
         )
-    added = read_beside(path.parent, added)
+    added = with_beside(added, read_beside(path.parent))
     added |= {text: added[text]._replace(is_special=True) for text in NAMED_TEXTS if text in added}
     # NOTE: a special token left in the encoder turns what people write into a special token; truncation cuts
     # texts in silence.
