@@ -114,7 +114,7 @@ def _check_tokenizer(file: GgufFile, config: LlamaConfig | None, report: Report)
             report.facts["tokenizer"] = describe_tokens(tokenizer)
             check_specials(tokenizer, KEYS + "tokens", report)
             kinds = file.metadata[KEYS + "token_type"]
-            as_text = [token.text for token in tokenizer.added if token.is_special and kinds[token.index] != CONTROL]
+            as_text = [token.text for token in tokenizer.added if token.is_special and kinds[token.id] != CONTROL]
             report_as_text(as_text, KEYS + "token_type", f"type {CONTROL}", report)
             _check_ids(file, tokenizer, report)
             _check_chat(file, tokenizer, report)

@@ -28,7 +28,7 @@ class AddedToken(NamedTuple):
     """
 
     text: str
-    index: int
+    id: int
     is_special: bool
     single_word: bool = False
     lstrip: bool = False
@@ -46,7 +46,7 @@ class AddedToken(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of tokenizer.json."""
-        names = {"index": "id", "text": "content", "is_special": "special"}
+        names = {"text": "content", "is_special": "special"}
         return {names.get(name, name): value for name, value in self._asdict().items()}
 
 
@@ -63,7 +63,7 @@ class TextTokens:
         self._finder = tokenizers.Tokenizer(models.WordLevel({"": 0}, unk_token=""))
         self._finder.normalizer = normalizer  # pyright: ignore[reportAttributeAccessIssue]
         self._finder.add_tokens(list(map(_library_token, tokens)))
-        self._ids = {self._finder.token_to_id(token.text): token.index for token in tokens if token.text}
+        self._ids = {self._finder.token_to_id(token.text): token.id for token in tokens if token.text}
         self._texts = None if normalizer else [token.text for token in tokens if token.text]
 
     def cut(self, text: str) -> Iterator[str | int]:
@@ -85,8 +85,8 @@ def require_own_ids(tokens: Iterable[AddedToken], vocab: Mapping[str, int]) -> N
     """Raise ValueError where two tokens share an id, or where the vocabulary has another id for a token's text."""
     texts = {index: text for text, index in vocab.items()}
     for token in tokens:
-        other = texts.get(token.index, token.text)
-        if other != token.text or vocab.get(token.text, token.index) != token.index:
+        other = texts.get(token.id, token.text)
+        if other != token.text or vocab.get(token.text, token.id) != token.id:
             known = f"{other!a:.100} has this id" if other != token.text else f"the vocabulary says {vocab[token.text]}"
-            raise ValueError(f"added token {token.text!a:.100} with the id {token.index}: {known}")
-        texts[token.index] = token.text
+            raise ValueError(f"added token {token.text!a:.100} with the id {token.id}: {known}")
+        texts[token.id] = token.text

@@ -190,8 +190,8 @@ def _parse(data: dict[str, Any]) -> tokenizers.Tokenizer:
 def write_tokenizer(parts: TokenizerParts, directory: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json as transformers' AutoTokenizer reads them."""
     data: dict[str, Any] = json.loads(parts.encoder.to_str())
-    by_id, vocab = sorted(parts.added, key=lambda token: token.index), data["model"]["vocab"]
-    ids = {token.text: token.index for token in by_id}
+    by_id, vocab = sorted(parts.added, key=lambda token: token.id), data["model"]["vocab"]
+    ids = {token.text: token.id for token in by_id}
     behind = [index for text, index in ids.items() if text not in vocab]
     if behind != list(range(len(vocab), len(vocab) + len(behind))):
         vocab.update(ids)  # Readers number added tokens behind the vocabulary unless it names them.

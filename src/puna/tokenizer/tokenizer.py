@@ -33,7 +33,7 @@ class Tokenizer:
         """Take an encoder without added tokens, and the added tokens."""
         self._encoder = encoder
         self.added = tuple(added)
-        self._specials = {token.text: token.index for token in self.added if token.is_special}
+        self._specials = {token.text: token.id for token in self.added if token.is_special}
         names = {text.removeprefix("<|").removesuffix("|>"): index for text, index in self._specials.items()}
         self.special_ids: Mapping[str, int] = MappingProxyType(names)
         self._special_set = frozenset(self._specials.values())
@@ -90,7 +90,7 @@ class Tokenizer:
     @cached_property
     def _bytes_of(self) -> dict[int, bytes]:
         regular = {index: token_bytes(token) for token, index in self._encoder.get_vocab().items()}
-        return regular | {token.index: token.text.encode() for token in self.added}
+        return regular | {token.id: token.text.encode() for token in self.added}
 
     @cached_property
     def vocab_size(self) -> int:

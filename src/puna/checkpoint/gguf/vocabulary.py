@@ -86,7 +86,7 @@ def _read_tokens(file: GgufFile, vocab_size: int) -> tuple[dict[str, int], tuple
         for text, index in found[kind].items()
     ]
     named = [token._replace(is_special=True) if token.text in NAMED_TEXTS else token for token in added]
-    return vocab, tuple(sorted(named, key=lambda token: token.index))
+    return vocab, tuple(sorted(named, key=lambda token: token.id))
 
 
 def _of_vocabulary(user_defined: Mapping[str, int], merges: Iterable[str]) -> dict[str, int]:
@@ -132,7 +132,7 @@ def render_tokenizer(tokenizer: Tokenizer, vocab_size: int, other_stop_ids: tupl
     model = _plain_model(tokenizer)
     tokens = {index: (f"[PAD{index}]", UNUSED) for index in range(vocab_size)}
     tokens |= {index: (text, NORMAL) for text, index in model["vocab"].items()}
-    tokens |= {token.index: (token.text, CONTROL if token.is_special else USER_DEFINED) for token in tokenizer.added}
+    tokens |= {token.id: (token.text, CONTROL if token.is_special else USER_DEFINED) for token in tokenizer.added}
     prefix = "tokenizer.ggml."
     rendered = {
         f"{prefix}model": "gpt2",

@@ -58,9 +58,9 @@ def _differing(added: Mapping[str, AddedToken], beside: Sequence[AddedToken]) ->
     for token in beside:
         known = added.get(token.text)
         if known is None:
-            yield f"{token.text!a:.60} is {token.index} here, and not in {TOKENIZER}"
-        elif known.index != token.index:
-            yield f"{token.text!a:.60} is {token.index} here, {known.index} in {TOKENIZER}"
+            yield f"{token.text!a:.60} is {token.id} here, and not in {TOKENIZER}"
+        elif known.id != token.id:
+            yield f"{token.text!a:.60} is {token.id} here, {known.id} in {TOKENIZER}"
         elif known.is_special != token.is_special:
             yield f"{token.text!a:.60} is {_kind(token)} here, {_kind(known)} in {TOKENIZER}"
 
@@ -72,5 +72,5 @@ def _kind(token: AddedToken) -> str:
 def _listed_as_special(added: Mapping[str, AddedToken], raw: Mapping[str, Any]) -> list[str]:
     """Return tokens of the lists of special tokens that tokenizer.json has as text: transformers keeps them text."""
     texts = [role_text(each) for name in LISTS if isinstance(raw.get(name), list) for each in raw[name]]
-    as_text = [text for text in texts if text in added and not added[text].is_special]
+    as_text = [text for text in texts if text and text in added and not added[text].is_special]
     return [f"{text!a:.60} is listed as special here, text in {TOKENIZER}" for text in dict.fromkeys(as_text)]
