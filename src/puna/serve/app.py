@@ -23,6 +23,7 @@ from puna.serve.chat_completions import create_chat_completion
 from puna.serve.completions import create_completion
 from puna.serve.generation.engine_thread import EngineThread
 from puna.serve.middleware.gate import Gate, Rules
+from puna.serve.middleware.warnings import Warnings
 from puna.serve.refusals import Refusal, add_error_handlers, encode_json, json_response, overloaded
 from puna.serve.served import Served
 
@@ -83,6 +84,7 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
     for method, path, handler in ROUTES:
         app.add_api_route(path, partial(handler, served), methods=[method], name=handler.__name__)
     app.router.routes.extend(page_routes())
+    app.add_middleware(Warnings)
     app.add_middleware(Gate, rules=rules)
     add_error_handlers(app)
     return app
