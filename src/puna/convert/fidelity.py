@@ -139,4 +139,5 @@ def _token(tokenizer: Tokenizer, index: int) -> str:
         return "missing"
     if tokenizer.is_special(index):
         return f"the special token {text}"
-    return f"the text token {text}" if index in {token.index for token in tokenizer.text_tokens} else text
+    is_added = any(token.id == index for token in tokenizer.text_tokens)
+    return f"the text token {text}" if is_added else text
