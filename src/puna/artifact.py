@@ -5,7 +5,6 @@ here knows what the files mean.
 """
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
@@ -20,11 +19,11 @@ from typing import Any
 
 from puna import __version__
 from puna.errors import ArtifactError, ReceiptError
+from puna.storage.files import entry, fsync, hash_file, make_directory, replace_directory, write_text
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 RECORD_PREFIX = "run_"
-RENAME_EXCHANGE = 2
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,7 @@ def writing(path: Path) -> Iterator[Path]:
     """Yield an empty directory beside `path`; whatever stands in it is removed if the block fails."""
     partial = path.parent / f".{path.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    make_directory(partial)
     try:
         yield partial
     finally:
@@ -245,60 +244,6 @@ def commit(
         fsync(Path(directory))
     replace_directory(partial, path)
     return finished
-
-
-def replace_directory(new: Path, path: Path) -> None:
-    """Rename the directory `new` to `path`; what stood there goes once the new one is durable.
-
-    The two change places in one step where system and disk can. Elsewhere a crash between two renames leaves the old
-    one beside `path`, as .NAME.old.
-    """
-    old = path.parent / f".{path.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists() and _exchange(new, path):
-        new.rename(old)
-    else:
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    fsync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places atomically (renameat2 of Linux); return whether that was possible."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    here = -100  # AT_FDCWD: relative paths start at the current directory
-    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), RENAME_EXCHANGE) == 0
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `path` as a whole or not at all: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    fsync(temporary)
-    temporary.replace(path)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def entry(path: Path) -> dict[str, Any]:
-    """Force a file to the disk and return what a manifest says of it."""
-    fsync(path)
-    return {"size": path.stat().st_size, "sha256": hash_file(path)}
-
-
-def fsync(path: Path) -> None:
-    """Make the file or directory at `path` durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _files(directory: Path) -> list[str]:

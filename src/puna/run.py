@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,10 @@ from rich.console import Console
 from puna import artifact
 from puna.errors import ConfigError
 from puna.progress import Progress
+from puna.storage.journal import Journal
+
+
+JOURNALS = "journals"
 
 
 class EndOfPreview(Exception):
@@ -53,6 +58,24 @@ class Run:
         self.console.print(text, markup=False, highlight=False)
         with (self.directory / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
+
+    def journal(self, name: str) -> Journal:
+        """Open the journal of one piece of work: its records are those of the interrupted executions before this one.
+
+        Raises:
+            ArtifactError: The file was damaged; the message names the file and the way out.
+        """
+        return Journal(self.directory / JOURNALS / f"{name}.jsonl", self.key, self.log)
+
+    def remember(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what an interrupted execution made under this name, otherwise make the value and keep it as JSON.
+
+        Only the process of rank 0 keeps anything; `make` must give every process the same value.
+        """
+        if self.rank:
+            return make()
+        journal = self.journal(name)
+        return journal.records[-1] if journal.records else journal.append(make())
 
     def secret(self, variable: str) -> str:
         """Return what an environment variable holds; ConfigError if it holds nothing. It is kept nowhere."""

@@ -116,7 +116,7 @@ def run(config: Config, run: Run) -> None:
     """Write the labels, their header, the rows that they are about and the tokenizer."""
     config, tokenizer, vocab_size, teacher = _open_teacher(config, run)
     rows = _Rows(config, tokenizer)
-    shards = ShardDirectory(run.directory / "shards", vocab_size=vocab_size)
+    shards = ShardDirectory(run, vocab_size=vocab_size)
     if shards.end:
         run.log(f"going on after {shards.end:,} rows")
     with run.progress(len(rows), "labelling", unit="rows", done=shards.end) as bar:

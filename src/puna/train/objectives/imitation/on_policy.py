@@ -7,7 +7,6 @@ have said. Source: generalized knowledge distillation (Agarwal et al., 2024, arX
 Shapes: C trained tokens, V vocabulary.
 """
 
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from puna import artifact
 from puna.chat.conversation import Conversation
 from puna.chat.format import ChatFormat
 from puna.config import StageConfig
@@ -95,7 +93,6 @@ class Answering:
     def __init__(self, settings: OnPolicy, config: TrainConfig, run: Run, model: Llama, chat: ChatFormat, pool: Pool):
         self._settings, self._config, self._run, self._model, self._chat = settings, config, run, model, chat
         self._pool, self._dataset = pool, Dataset(config.data, ("conversations",))
-        self._directory = run.directory / "on_policy"
         if settings.max_tokens >= config.max_length:
             given = f"on_policy.max_tokens = {settings.max_tokens}"
             raise ConfigError(given, expected=f"less than context = {config.max_length}, with room for a question")
@@ -105,13 +102,9 @@ class Answering:
         if step % self._settings.interval and self._pool.examples:
             return
         first = step - step % self._settings.interval
-        path = self._directory / f"step-{first:08d}.json"
-        if not path.exists():
-            self._directory.mkdir(exist_ok=True)
-            artifact.write_text(path, json.dumps(self._answer(first)))
+        answers = self._run.remember(f"on-policy-{first:08d}", lambda: self._answer(first))
         self._pool.examples = [
-            _marked(ids, [at >= start for at in range(len(ids))], is_own=True)
-            for ids, start in json.loads(path.read_text(encoding="utf-8"))
+            _marked(ids, [at >= start for at in range(len(ids))], is_own=True) for ids, start in answers
         ]
 
     def _answer(self, step: int) -> list[tuple[list[int], int]]:
