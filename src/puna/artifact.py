@@ -168,12 +168,12 @@ def verify(path: Path, *, part: int = 0, num_parts: int = 1) -> Manifest:
     for name in _visible_files(path):
         if name not in manifest.files:
             raise ArtifactError(f"{path / name} is not part of the artifact", hint="Take it out of the folder")
-    for name, entry in list(manifest.files.items())[part::num_parts]:
+    for name, listed in list(manifest.files.items())[part::num_parts]:
         file = path / name
         if not file.is_file():
-            raise ArtifactError(f"{file} is missing", expected=f"{entry['size']} bytes, as {MANIFEST} lists")
-        if file.stat().st_size != entry["size"] or hash_file(file) != entry["sha256"]:
-            raise ArtifactError(f"{file} was altered or cut short", expected=f"SHA-256 {entry['sha256'][:12]}...")
+            raise ArtifactError(f"{file} is missing", expected=f"{listed['size']} bytes, as {MANIFEST} lists")
+        if file.stat().st_size != listed["size"] or hash_file(file) != listed["sha256"]:
+            raise ArtifactError(f"{file} was altered or cut short", expected=f"SHA-256 {listed['sha256'][:12]}...")
     return manifest
 
 

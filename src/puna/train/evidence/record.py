@@ -1,6 +1,6 @@
 """What a training run knows of itself -> its record, and a report in words: run_facts.json and run_report.md.
 
-The facts are gathered before the first step and kept in the run's directory, since a run that goes on after an
+The facts are gathered before the first step and kept in a journal of the run, since a run that goes on after an
 interruption has no start model any more. What the figures mean, the rules of diagnose/ say.
 """
 
@@ -26,9 +26,12 @@ def open_record(
     config: TrainConfig, run: Run, objective: Objective, model: Llama, tokenizer: Tokenizer, dataset: Dataset
 ) -> dict[str, Any]:
     """Gather the facts of a run that begins, or read those of one that goes on."""
-    path = run.directory / FACTS
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+    return run.remember("facts", lambda: _gather(config, run, objective, model, tokenizer, dataset))
+
+
+def _gather(
+    config: TrainConfig, run: Run, objective: Objective, model: Llama, tokenizer: Tokenizer, dataset: Dataset
+) -> dict[str, Any]:
     facts = gather_facts(objective, model, tokenizer, dataset)
     # Of a network that several processes hold none can compute alone.
     is_alone = run.num_ranks == 1
@@ -36,7 +39,6 @@ def open_record(
     facts["chat"] = measure_chat(model, tokenizer, config.dtype) if is_alone and config.start is not None else None
     for finding in warn(Record(run.stage, config.model_dump(mode="json"), [], facts)):
         run.log(f"before the first step: {finding.code}: {finding.seen} {finding.remedy}")
-    artifact.write_text(path, json.dumps(facts, indent=2) + "\n")
     return facts
 
 
