@@ -30,7 +30,8 @@ RECORD_PREFIX = "run_"
 class Manifest:
     """What `manifest.json` says.
 
-    `inputs`: role -> {path (relative to the artifact), kind, hash}; `files`: name -> {size (bytes), sha256}.
+    `inputs`: role -> {path (relative to the artifact), kind, hash}; `files`: name -> {size (bytes), sha256}; `records`:
+    files that tell of the run (speeds, times), and so differ from run to run.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Manifest:
     inputs: dict[str, dict[str, str]]
     files: dict[str, dict[str, Any]]
     licences: list[str] = field(default_factory=list)
+    records: list[str] = field(default_factory=list)
     version: str = __version__
     created: str = ""
     format: int = FORMAT_VERSION
@@ -48,10 +50,15 @@ class Manifest:
     def content_hash(self) -> str:
         """SHA-256 over the files' names and hashes: equal for equal contents, whoever made them, when and where.
 
-        The records of the run (run_metrics.jsonl with its rates, run_config.json with its paths) do not count.
+        The records of the run do not count: `records`, and run_NAME (run_metrics.jsonl with its rates, run_config.json
+        with its paths).
         """
-        content = {name: entry for name, entry in self.files.items() if not name.startswith(RECORD_PREFIX)}
-        return _hash_json({name: entry["sha256"] for name, entry in content.items()})
+        content = {name: each["sha256"] for name, each in self.files.items() if not self.is_record(name)}
+        return _hash_json(content)
+
+    def is_record(self, name: str) -> bool:
+        """Tell whether a file is a record of the run and does not count as content."""
+        return name.startswith(RECORD_PREFIX) or name in self.records
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ class Run:
     `directory` stays between interrupted executions of the same key and holds
     metrics.jsonl, log.txt and whatever the stage needs to resume. Of several processes that run a stage together only
     the one of rank 0 logs and writes. `is_preview`: only show what would
-    be done.
+    be done. `records`: files of the output that hold speeds, times or paths; they do not count as content.
+    `hashes`: role of an input -> hash of the content.
     """
 
     stage: str
@@ -47,6 +48,8 @@ class Run:
     directory: Path
     console: Console
     licences: set[str] = field(default_factory=set)
+    records: set[str] = field(default_factory=set)
+    hashes: dict[str, str] = field(default_factory=dict)
     kind: str = ""
     is_preview: bool = False
     rank: int = 0

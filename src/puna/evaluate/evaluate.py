@@ -137,6 +137,7 @@ def run(config: Config, run: Run) -> None:
     scores = score(everyone) | {"left_out": num_left_out}
     artifact.write_text(run.output / "scores.json", _dump(scores))
     artifact.write_text(run.output / "speed.json", _dump({answers.name: _speed(answers) for answers in everyone}))
+    run.records |= {"speed.json", "report.md"}  # both tell of the speed
     described = _described(config, items) if found else {}
     diagnoses = diagnose(found, everyone, config.checkpoints, config.general, described)
     first = report(scores, everyone, nulls, judge_section(judged_by)).rstrip()
@@ -273,7 +274,7 @@ def _tell(run: Run, config: Config, answers: Answers) -> None:
 
 
 def _speed(answers: Answers) -> dict[str, float]:
-    """Return what differs from run to run, and so stands outside scores.json."""
+    """Return speeds and sizes, which differ from run to run and so stand outside scores.json."""
     return {
         "weight_bytes": answers.num_bytes,
         "generated_tokens": answers.num_tokens,

@@ -79,7 +79,7 @@ def perform(
     with _only_run(directory):
         with artifact.writing(path) as output:
             _prepare(directory, key, config)
-            run = Run(stage.verb, key, output, directory, console, num_ranks=num_ranks)
+            run = Run(stage.verb, key, output, directory, console, hashes=hashes, num_ranks=num_ranks)
             if path.exists():
                 run.log(f"{path} is there, but not what these settings and inputs give; it is replaced at the end")
             with _timed(directory):
@@ -182,6 +182,7 @@ def _manifest(stage: Stage, config: StageConfig, path: Path, hashes: dict[str, s
         inputs=inputs,
         files={},
         licences=sorted(_licences(config) | run.licences),
+        records=sorted(run.records),
     )
 
 

@@ -127,7 +127,9 @@ def run(config: Config, run: Run) -> None:
     top_k = min(config.top_k, vocab_size)
     shards.publish(run.output)
     tokenizer.save(run.output)
-    name = str(config.teacher) if config.endpoint is None else f"{config.endpoint.model} at {config.endpoint.url}"
+    # Not the teacher's path: equal labels are equal wherever the teacher lies. The manifest's inputs have the path.
+    local = f"checkpoint {run.hashes.get('teacher', '')[:12]}"
+    name = local if config.endpoint is None else f"{config.endpoint.model} at {config.endpoint.url}"
     LabelHeader(
         teacher=name,
         tokenizer=tokenizer.fingerprint,

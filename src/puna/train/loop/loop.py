@@ -101,7 +101,8 @@ def train(
     training = Training(
         config, run, objective, model, optimizer, packer, progress, team, TokenCounter(tokenizer), before_step
     )
-    record = open_record(config, run, objective, model, tokenizer, packer.dataset) if team.is_first else {}
+    step, dataset = progress.step, packer.dataset
+    record = open_record(config, run, objective, model, tokenizer, dataset, step=step) if team.is_first else {}
     preview = None
     if team.size == 1:  # of a network that several processes hold none can try a batch alone
         preview = look_ahead(config, run, objective, model, tokenizer, packer, lambda batch: _backward(training, batch))

@@ -25,9 +25,9 @@ from puna.data.packing import Example
 from puna.engine.local import LocalSampler
 from puna.engine.options import EngineOptions
 from puna.engine.sampler import SamplingParams
-from puna.errors import ConfigError
+from puna.errors import ArtifactError, ConfigError
 from puna.model.llama import Llama
-from puna.run import Run
+from puna.run import JOURNALS, Run
 from puna.train.loop.settings import TrainConfig
 from puna.train.objectives.imitation.live_teacher import LiveTeacher
 from puna.train.objectives.losses import Rows
@@ -102,13 +102,23 @@ class Answering:
         if step % self._settings.interval and self._pool.examples:
             return
         first = step - step % self._settings.interval
-        answers = self._run.remember(f"on-policy-{first:08d}", lambda: self._answer(first))
+        answers = self._run.remember(f"on-policy-{first:08d}", lambda: self._answer(first, step))
         self._pool.examples = [
             _marked(ids, [at >= start for at in range(len(ids))], is_own=True) for ids, start in answers
         ]
 
-    def _answer(self, step: int) -> list[tuple[list[int], int]]:
-        """Let the student answer; return ids of question and answer, and where the answer begins."""
+    def _answer(self, step: int, now: int) -> list[tuple[list[int], int]]:
+        """Let the student answer at `step`; return ids of question and answer, and where the answer begins.
+
+        Raises:
+            ArtifactError: The run resumes at the later step `now`, where the weights of `step` are gone.
+        """
+        if now != step:
+            raise ArtifactError(
+                f"{self._run.directory / JOURNALS} has lost the student's answers of step {step}",
+                expected=f"the answers that the interrupted run wrote before step {now}",
+                hint=f"Delete {self._run.directory / 'states'}, and the training begins anew",
+            )
         begin, settings = time.monotonic(), self._settings
         source = random.Random(f"{self._config.seed} on policy {step}")
         prompts = list(self._prompts(source))
