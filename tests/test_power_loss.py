@@ -132,7 +132,9 @@ def test_a_flipped_bit_in_what_an_interrupted_run_kept_is_refused_by_name_or_its
     perform_stage(verb, tmp_path / "plain" / "out", **settings)
     whole, chance = artifact.content_hash(tmp_path / "plain" / "out"), random.Random(0)
     kept = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()]
-    kept = [path for path in kept if path.name not in ("lock", "log.txt") and (tmp_path / "whole" / path).stat().st_size]
+    kept = [
+        path for path in kept if path.name not in ("lock", "log.txt") and (tmp_path / "whole" / path).stat().st_size
+    ]
     num_refused = 0
     for number in range(round(NUM_FLIPS * share)):
         place = shutil.copytree(tmp_path / "whole", tmp_path / str(number))
