@@ -16,8 +16,6 @@ from preference_rows import row, write
 
 from puna import artifact
 from puna.errors import ArtifactError
-from puna.run import Run
-from puna.storage.journal import Journal
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 

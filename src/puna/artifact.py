@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from typing import Any
 from puna import __version__
 from puna.errors import ArtifactError, ReceiptError
 from puna.storage.files import entry, fsync, hash_file, make_directory, replace_directory, write_text
+from puna.storage.records import read_record
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -97,11 +98,14 @@ def read_receipts(directory: Path) -> list[Receipt]:
 
 
 def _read_receipt(path: Path) -> Receipt:
+    from puna.storage.schemas import ReceiptFile
+
+    hint = "Make the artifact again: a claim that cannot be read is not proven"
     try:
-        return Receipt(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        hint = "Make the artifact again: a claim that cannot be read is not proven"
-        raise ArtifactError(f"receipt {path} ({error})", expected="a receipt as Puna writes it", hint=hint) from None
+        found = read_record(path, ReceiptFile, expected="a receipt as Puna writes it", hint=hint, allow_nan=True)
+    except FileNotFoundError:  # a link to nothing
+        raise ArtifactError(f"{path} does not exist", expected="a receipt as Puna writes it", hint=hint) from None
+    return Receipt(**asdict(found))
 
 
 def require_receipts(directory: Path) -> None:
@@ -136,28 +140,23 @@ def find_artifact(path: Path) -> Path | None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read the manifest of the artifact at `path`; ArtifactError if it has none or another format."""
+    """Read the manifest of the artifact at `path`; ArtifactError if it has none, a damaged one or another format."""
+    from puna.storage.schemas import ManifestFile
+
     try:
-        data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        found = read_record(
+            path / MANIFEST,
+            ManifestFile,
+            expected=f"a manifest of format {FORMAT_VERSION}",
+            hint="Make the artifact again; if the folder is none of Puna's, give that file another name",
+        )
     except FileNotFoundError:
         raise ArtifactError(
             f"{path} is not a finished artifact",
             expected=f"a directory with a {MANIFEST}",
             hint="Run the stage that writes it",
         ) from None
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path / MANIFEST} cannot be read ({error})", expected="JSON") from None
-    try:
-        manifest = Manifest(**data)
-    except TypeError as error:
-        raise ArtifactError(
-            f"{path / MANIFEST}: {error}",
-            expected=f"a manifest of format {FORMAT_VERSION}",
-            hint="If the folder is none of Puna's artifacts, give that file another name",
-        ) from None
-    if manifest.format != FORMAT_VERSION:
-        raise ArtifactError(f"{path / MANIFEST} has format {manifest.format}", expected=f"format {FORMAT_VERSION}")
-    return manifest
+    return Manifest(**asdict(found))
 
 
 def is_whole(path: Path, manifest: Manifest) -> bool:
@@ -175,13 +174,20 @@ def verify(path: Path, *, part: int = 0, num_parts: int = 1) -> Manifest:
     for name in _visible_files(path):
         if name not in manifest.files:
             raise ArtifactError(f"{path / name} is not part of the artifact", hint="Take it out of the folder")
-    for name, listed in list(manifest.files.items())[part::num_parts]:
-        file = path / name
+    verify_files(path, manifest, list(manifest.files)[part::num_parts])
+    return manifest
+
+
+def verify_files(path: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Hash some files of the artifact again; ArtifactError names the first that is missing or differs."""
+    for name in names:
+        file, listed = path / name, manifest.files.get(name)
+        if listed is None:
+            raise ArtifactError(f"{file} is not part of the artifact", hint="Take it out of the folder")
         if not file.is_file():
             raise ArtifactError(f"{file} is missing", expected=f"{listed['size']} bytes, as {MANIFEST} lists")
         if file.stat().st_size != listed["size"] or hash_file(file) != listed["sha256"]:
             raise ArtifactError(f"{file} was altered or cut short", expected=f"SHA-256 {listed['sha256'][:12]}...")
-    return manifest
 
 
 @contextlib.contextmanager
