@@ -19,7 +19,7 @@ from puna.errors import ChatError, RequestError
 from puna.serve.middleware.warnings import warn
 from puna.serve.refusals import Refusal, overloaded
 from puna.serve.requests.chat import ChatRequest
-from puna.serve.requests.forms import GrammarFormat, JsonSchemaFormat, ResponseFormat, TextFormat
+from puna.serve.requests.forms import GrammarFormat, JsonObjectFormat, JsonSchemaFormat, ResponseFormat, TextFormat
 from puna.serve.requests.tools import NamedChoice
 from puna.tokenizer.tokenizer import Tokenizer
 
@@ -131,4 +131,4 @@ def _spell_answer(form: ResponseFormat, fit: Fit) -> str:
         return json_grammar(fit(form.json_schema.schema_, bool(form.json_schema.strict), "response_format"))
     if isinstance(form, GrammarFormat):
         return lark_grammar(form.definition) if form.syntax == "lark" else regex_grammar(form.definition)
-    return json_grammar({"type": "object"})
+    return json_grammar((form.schema_ if isinstance(form, JsonObjectFormat) else None) or {"type": "object"})

@@ -90,7 +90,7 @@ class GrammarCompiler:
                 self._vocabulary = library.LLTokenizer(spelled, eos_token=self._stop_ids)
         limits = library.LLParserLimits(**LIMITS)
         start = library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
-        compiled = Grammar(start, param, tuple(notes))
+        compiled = Grammar(start, param, notes=notes)
         self._rehearse(compiled.matcher())
         return compiled
 
@@ -116,18 +116,34 @@ class GrammarCompiler:
 
 
 class Grammar:
-    """A compiled grammar, where every answer to one request begins.
+    """A compiled grammar, where every answer to one request begins: after the ids `begun`.
 
     `notes` say what of the client's schemas the grammar does not hold.
 
     NOTE: what its matchers learn of it they share, and it is bounded; kept for ever it would be used up.
     """
 
-    def __init__(self, start: "llguidance.LLMatcher", param: str, notes: tuple[str, ...] = ()):
-        self._start, self.param, self.notes = start, param, notes
+    def __init__(
+        self, start: "llguidance.LLMatcher", param: str, begun: Sequence[int] = (), *, notes: Sequence[str] = ()
+    ):
+        self._start, self.param, self.begun, self.notes = start, param, tuple(begun), tuple(notes)
 
     def matcher(self) -> "Matcher":
         return Matcher(self._start.deep_copy(), self.param)
+
+    def after(self, ids: Sequence[int]) -> "Grammar":
+        """Return the grammar of the rest of an answer that begins with `ids`.
+
+        Raises:
+            RequestError: If no answer begins so, and if nothing can follow.
+        """
+        start = self._start.deep_copy()
+        if any(not start.consume_token(token) for token in ids):
+            given = "the message to be continued begins no answer of the form that is asked for"
+            raise RequestError(given, expected=f"the beginning of an answer that {self.param} admits", param="messages")
+        if start.is_stopped():
+            raise RequestError("the message to be continued is complete", expected="a part of it", param="messages")
+        return Grammar(start, self.param, (*self.begun, *ids), notes=self.notes)
 
 
 class Matcher:

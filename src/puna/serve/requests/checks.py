@@ -8,6 +8,8 @@ from pydantic_core import PydanticCustomError
 
 MAX_DEPTH = 64
 
+# What a model does not declare is kept: fields.py judges it.
+OPEN = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 

@@ -1,17 +1,15 @@
 """POST /v1/completions: the body as JSON -> a checked request."""
 
-from typing import Annotated, Literal, cast
+from typing import Annotated, cast
 
 from pydantic import Field, model_validator
 
 from puna.engine.sampler import MAX_LOGPROBS, MAX_TOKENS
-from puna.serve.requests.body import Body
+from puna.serve.requests.body import Body, TokenId
 from puna.serve.requests.checks import refused
 
 MAX_PROMPTS = 256
 
-One = Annotated[int, Field(ge=1, le=1)]
-TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS)]
 
 
@@ -28,9 +26,6 @@ class CompletionRequest(Body):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-
-    best_of: One | None = None
-    suffix: Literal[""] | None = None
 
     @model_validator(mode="after")
     def _check_prompt_logprobs(self) -> "CompletionRequest":

@@ -5,34 +5,37 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from puna.engine.grammar.grammar import MAX_GRAMMAR_CHARS
-from puna.serve.requests.checks import STRICT, Name
+from puna.serve.requests.checks import OPEN
 
 
 class TextFormat(BaseModel):
-    model_config = STRICT
+    model_config = OPEN
 
     type: Literal["text"]
 
 
 class JsonObjectFormat(BaseModel):
-    model_config = STRICT
+    """Any object; llama.cpp and others take a `schema` for it here."""
+
+    model_config = OPEN
 
     type: Literal["json_object"]
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
 
 class JsonSchema(BaseModel):
     """A schema that is not strict is held to as far as it can be."""
 
-    model_config = STRICT
+    model_config = OPEN
 
-    name: Name
+    name: Annotated[str, Field(max_length=256)] | None = None
     description: str | None = None
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool | None = None
 
 
 class JsonSchemaFormat(BaseModel):
-    model_config = STRICT
+    model_config = OPEN
 
     type: Literal["json_schema"]
     json_schema: JsonSchema
@@ -41,7 +44,7 @@ class JsonSchemaFormat(BaseModel):
 class GrammarFormat(BaseModel):
     """Puna's own: OpenAI has these words for the input of custom tools."""
 
-    model_config = STRICT
+    model_config = OPEN
 
     type: Literal["grammar"]
     syntax: Literal["lark", "regex"]
