@@ -106,9 +106,9 @@ class Preference:
 
 def _require_answer(name: str, answer: Answer) -> None:
     if not answer or answer[0].role != "assistant" or answer[-1].role != "assistant":
-        roles = f", first {answer[0].role}, last {answer[-1].role}" if answer else ""
-        given = f"{name} of {len(answer)} messages{roles}"
-        raise ChatError(given, expected="messages that begin and end with the assistant")
+        hint = f"The first one is of the {answer[0].role}, the last one of the {answer[-1].role}" if answer else ""
+        expected = "messages that begin and end with the assistant"
+        raise ChatError(f"{name} of {len(answer)} messages", expected=expected, hint=hint)
     for index, message in enumerate(answer):
         if message.role not in ("assistant", "tool"):
             raise ChatError(f"{name}[{index}] is a {message.role} message", expected="the assistant and tools only")
