@@ -45,6 +45,8 @@ def _name(dialogue: Any, where: str) -> str:
 
 
 def _conversation(dialogue: dict[str, Any]) -> Conversation:
+    if not isinstance(dialogue["conversation_id"], str):
+        raise ValueError(f"a conversation_id of type {type(dialogue['conversation_id']).__name__}")
     messages = [Message("system", SYSTEM)]
     for utterance in dialogue["utterances"]:
         text = utterance["text"].strip()

@@ -81,13 +81,16 @@ class Dialogue(NamedTuple):
 
 
 def is_dialogue(row: Row) -> bool:
-    """Return whether a row holds a dialogue in a known spelling.
+    """Return whether a row holds a dialogue in a known spelling, or a pair of answers.
 
     Example:
         >>> is_dialogue({"text": "A page."})
         False
     """
-    return any(_holds_list(row, name) for name in LISTS) or any(_is_spelled(row, each) for each in INSTRUCTIONS)
+    is_pair = any(_has(row, pair.better) and _has(row, pair.worse) for pair in PAIRS)
+    return (
+        is_pair or any(_holds_list(row, name) for name in LISTS) or any(_is_spelled(row, each) for each in INSTRUCTIONS)
+    )
 
 
 def read_dialogue(row: Row) -> Dialogue:
