@@ -109,6 +109,7 @@ RECORDS: list[tuple[Row | str | bytes, str]] = [
     (called("find"), "messages[1].tool_calls is a string that is not JSON"),
     (called([{"function": {"arguments": {}}}]), "messages[1].tool_calls[0].function.name is missing"),
     (called([{"function": {"name": ""}}]), "a tool call without a name"),
+    (called(["find"]), "messages[1].tool_calls[0] is a string that is not JSON"),
     (called([3]), "messages[1].tool_calls[0] is int"),
     (called_with("{a"), "messages[1].tool_calls[0].function.arguments is not JSON"),
     (called_with("[1]"), "messages[1].tool_calls[0].function.arguments is list"),

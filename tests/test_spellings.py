@@ -80,6 +80,16 @@ DIALOGUES: list[tuple[str, Row]] = [
             ],
         },
     ),
+    ("ShareGPT", {"conversation": [{"human": QUESTION, "assistant": ANSWER}]}),
+    (
+        "ShareGPT",
+        {
+            "conversations": [
+                {"from": "human", "value": QUESTION, "weight": 0.0},
+                {"from": "gpt", "value": ANSWER, "weight": 1.0},
+            ]
+        },
+    ),
     ("Alpaca", {"instruction": QUESTION, "input": "", "output": ANSWER}),
     ("Alpaca", {"instruction": QUESTION, "output": ANSWER, "text": f"### {QUESTION} ### {ANSWER}"}),
     ("Alpaca", {"instruction": "", "input": QUESTION, "output": ANSWER}),
@@ -89,6 +99,7 @@ DIALOGUES: list[tuple[str, Row]] = [
     ("prompt and completion", {"prompt": f"\n\nHuman: {QUESTION}\n\nAssistant:", "completion": f" {ANSWER}"}),
     ("prompt and response", {"prompt": QUESTION, "response": ANSWER}),
     ("query and response", {"query": QUESTION, "response": ANSWER}),
+    ("prompt and output", {"prompt": QUESTION, "output": ANSWER}),
     ("question and response", {"question": QUESTION, "response": ANSWER, "system_prompt": " "}),
     ("question and answer", {"question": QUESTION, "answer": ANSWER}),
     ("input and output", {"input": QUESTION, "output": ANSWER}),
@@ -146,6 +157,7 @@ def tool_rows() -> list[Row]:
              {"role": "tool_response", "content": "late"}, TOOL_CHAT[3]]  # fmt: skip
     flat = [TOOL_CHAT[0], {"role": "assistant", "tool_calls": [CALL]}, *TOOL_CHAT[2:]]
     in_text = [TOOL_CHAT[0], {"role": "assistant", "tool_calls": json.dumps([CALL])}, *TOOL_CHAT[2:]]
+    in_texts = [TOOL_CHAT[0], {"role": "assistant", "tool_calls": [json.dumps(CALL)]}, *TOOL_CHAT[2:]]
     names = ("tools", "functions", "tool_defs", "tool_definitions", "oai_tools", "available_tools")
     return [
         *({"messages": TOOL_CHAT, name: [TOOL]} for name in names),
@@ -158,6 +170,7 @@ def tool_rows() -> list[Row]:
         {"messages": swift, "tools": [TOOL]},
         {"messages": flat, "tools": [TOOL]},
         {"messages": in_text, "tools": [TOOL]},
+        {"messages": in_texts, "tools": None, "tool_defs": json.dumps([TOOL["function"]])},
     ]
 
 

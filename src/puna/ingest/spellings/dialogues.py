@@ -33,12 +33,12 @@ class Instruction(NamedTuple):
 INSTRUCTIONS = (
     Instruction("Alpaca", "instruction", "output", addition="input"),
     Instruction("Dolly", "instruction", "response", addition="context"),
-    Instruction("prompt and completion", "prompt", "completion"),
-    Instruction("prompt and response", "prompt", "response"),
-    Instruction("query and response", "query", "response"),
-    Instruction("question and response", "question", "response"),
     Instruction("question and answer", "question", "answer"),
-    Instruction("input and output", "input", "output"),
+    *(
+        Instruction(f"{question} and {answer}", question, answer)
+        for question in ("prompt", "query", "question", "instruction", "input")
+        for answer in ("completion", "response", "output")
+    ),
 )
 
 

@@ -53,7 +53,8 @@ def read_messages(value: Any, place: str) -> Messages:
     messages: list[dict[str, Any]] = []
     left_out: set[str] = set()
     follows_call = False
-    for index, item in enumerate(cast(list[Any], value)):
+    items = [each for index, item in enumerate(cast(list[Any], value)) for each in _messages_in(item, index)]
+    for index, item in items:
         message = _read_message(item, f"{place}[{index}]")
         if message["role"] != "tool" and message.pop("name", ""):  # The prompt format has no room for a name.
             left_out.add(f"{place}[].name")
@@ -63,7 +64,7 @@ def read_messages(value: Any, place: str) -> Messages:
         else:
             messages.append(message)
         follows_call = is_call
-    is_share_gpt = any(isinstance(item, dict) and "from" in item for item in cast(list[Any], value))
+    is_share_gpt = any(isinstance(item, dict) and "from" in item for _, item in items)
     return Messages(messages, "ShareGPT" if is_share_gpt else "messages", frozenset(left_out))
 
 
@@ -81,6 +82,18 @@ def parsed(text: str, place: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ChatError(f"{place} is a string that is not JSON ({error})", expected="a list, or JSON of one") from None
+
+
+def _messages_in(item: Any, index: int) -> list[tuple[int, Any]]:
+    """Return the messages of an item: ms-swift also takes a turn of a question and an answer as one object."""
+    if not isinstance(item, dict) or not {"role", "from"}.isdisjoint(item):
+        return [(index, item)]
+    said = {name: text for name, text in cast(dict[str, Any], item).items() if text is not None}
+    roles = [ROLES.get(name, "") for name in said]
+    if roles not in (["user", "assistant"], ["tool", "assistant"], ["assistant", "user"], ["assistant", "tool"]):
+        return [(index, item)]
+    turns = [(index, {"from": name, "value": text}) for name, text in said.items()]
+    return turns if roles[-1] == "assistant" else turns[::-1]
 
 
 def _read_message(item: Any, place: str) -> dict[str, Any]:
@@ -107,7 +120,8 @@ def _read_message(item: Any, place: str) -> dict[str, Any]:
     if isinstance(in_text := fields.get("tool_calls"), str):
         fields["tool_calls"] = parsed(in_text, f"{place}.tool_calls")
     if isinstance(fields.get("tool_calls"), list):
-        fields["tool_calls"] = [_in_envelope(call) for call in fields["tool_calls"]]
+        calls = enumerate(fields["tool_calls"])
+        fields["tool_calls"] = [_in_envelope(call, f"{place}.tool_calls[{number}]") for number, call in calls]
     if role == "tool" and _is_data(fields.get("content")):
         fields["content"] = json.dumps(fields["content"], ensure_ascii=False)
     return fields | ({} if weight else {"weight": 0})
@@ -125,8 +139,9 @@ def _is_data(content: Any) -> bool:
     return isinstance(content, dict | int | float)
 
 
-def _in_envelope(call: Any) -> Any:
-    """Return a call in OpenAI's form; LLaMA-Factory, Hermes and TRL also write name and arguments alone."""
+def _in_envelope(call: Any, place: str) -> Any:
+    """Return a call in OpenAI's form; other trainers write name and arguments alone, verifiers as JSON in a string."""
+    call = parsed(call, place) if isinstance(call, str) else call
     if isinstance(call, dict) and "function" not in call and "name" in call:
         outer = {name: call[name] for name in ("id", "type", "index") if call.get(name) is not None}
         return {
