@@ -60,6 +60,7 @@ RECORDS: list[tuple[Row | str | bytes, str]] = [
     (f'{{"messages": {HALF_DEEP}}}', "messages is dict"),
     ('{"text": "half a \\ud83d pair"}', ""),
     ("\ufeff" + json.dumps({"text": "behind a byte order mark"}), ""),
+    ('{"half \\ud83d \\u001b[31mred": 1}', "neither 'text' nor 'messages'"),
     # Texts
     ({"text": ""}, "neither 'text' nor 'messages'"),
     ({"text": "\u200a \n"}, "neither 'text' nor 'messages'"),
@@ -207,6 +208,8 @@ PREFERENCES: list[tuple[Row | str | bytes, str]] = [
         {"chosen": [{"role": "system", "content": "a"}, *CHAT], "rejected": [ASK, {**SAY, "content": "No."}]},
         "chosen and rejected begin with different messages",
     ),
+    ({"chosen": [], "rejected": []}, "chosen and rejected begin with different messages"),
+    ({"chosen": CHAT, "rejected": []}, "chosen and rejected begin with different messages"),
     ({"input": {}, "preferred_output": [SAY], "non_preferred_output": [SAY]}, "input has no messages"),
     (
         {"input": {"messages": [ASK]}, "preferred_output": [SAY], "non_preferred_output": [SAY]},

@@ -1,6 +1,7 @@
 """Rows of other trainers, in any spelling, become the same rows; what Puna has no place for is refused by name."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,8 @@ import pytest
 from puna.chat.conversation import Conversation
 from puna.chat.format import ChatFormat
 from puna.data.shards import read_rows
+from puna.ingest.read import Accepted, Rejected
+from puna.ingest.records import read_pairs, read_records
 from puna.tokenizer.tokenizer import Tokenizer
 
 Row = dict[str, Any]
@@ -307,3 +310,87 @@ def test_pairs_of_one_prompt_may_share_its_id(ingest: Callable[..., Ingested]):
     rows = [{"prompt_id": "p", "prompt": QUESTION, **TEXTS, "rejected": f"No {number}."} for number in range(3)]
     found = ingest(rows, "preferences")
     assert [row["id"] for row in found.rows] == ["p", "raw.jsonl:2", "raw.jsonl:3"]
+
+
+# One result from every file
+
+
+def test_rows_from_parquet_json_and_jsonl_become_the_same(tmp_path: Path, perform_stage: Callable[..., bool]):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    other = {
+        "name": "book",
+        "parameters": {"type": "object", "properties": {"seat": {"type": "string", "default": None}}},
+    }
+    booked = [
+        TOOL_CHAT[0],
+        {"role": "assistant", "tool_calls": [{"function": {"name": "book", "arguments": {"seat": "4"}}}]},
+        *TOOL_CHAT[2:],
+    ]
+    rows = [
+        {"messages": TOOL_CHAT, "tools": [TOOL], "info": {"page": 1}},
+        {"messages": booked, "tools": [{"type": "function", "function": other}], "info": {"line": "A"}},
+        {"messages": CHAT, "system": "Be brief."},
+        {"instruction": QUESTION, "input": "", "output": ANSWER},
+        {"prompt": CHAT[:1], "completion": CHAT[1:]},
+    ]  # fmt: skip
+    table = pa.Table.from_pylist(
+        [{name: row.get(name) for name in {key for row in rows for key in row}} for row in rows]
+    )
+    found: dict[str, bytes] = {}
+    for name, padded in (("rows.jsonl", rows), ("padded.jsonl", table.to_pylist()), ("list.json", table.to_pylist())):
+        text = json.dumps(padded) if name.endswith(".json") else "\n".join(map(json.dumps, padded))
+        (tmp_path / name).write_text(text)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    for name in ("rows.jsonl", "padded.jsonl", "list.json", "rows.parquet"):
+        perform_stage("ingest", tmp_path / "out" / name, source=str(tmp_path / name), format="records")
+        assert not (tmp_path / "out" / name / "rejected.jsonl").read_bytes(), name
+        found[name] = (tmp_path / "out" / name / "conversations.jsonl").read_bytes().replace(name.encode(), b"NAME")
+    assert all(data == found["rows.jsonl"] for data in found.values()), found
+
+
+STRANGE = (
+    None,
+    True,
+    0,
+    -1.5,
+    float("nan"),
+    "",
+    " ",
+    "[",
+    "{}",
+    "user",
+    "a\ud83d",
+    [],
+    {},
+    [None],
+    [[]],
+    ["a"],
+    {"a": None},
+)
+
+
+def changed(value: Any, source: random.Random) -> Any:
+    """Return a value with one part replaced, removed or wrapped."""
+    if isinstance(value, dict) and value and source.random() < 0.85:
+        name = source.choice(list(value))
+        rest = {each: item for each, item in value.items() if each != name}
+        return rest if source.random() < 0.2 else {**rest, name: changed(value[name], source)}
+    if isinstance(value, list) and value and source.random() < 0.85:
+        place = source.randrange(len(value))
+        return [changed(item, source) if index == place else item for index, item in enumerate(value)]
+    return source.choice((*STRANGE, [value], {"text": value}, json.dumps(value)))
+
+
+def test_no_change_of_a_good_row_raises(tmp_path: Path):
+    source, good = (
+        random.Random(7),
+        [row for _, row in (*DIALOGUES, *PAIRS)] + [row for row, _ in TAKEN_IN] + tool_rows(),
+    )
+    rows = [changed(source.choice(good), source) for _ in range(4000)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for read in (read_records, read_pairs):
+        found = list(read(tmp_path / "rows.jsonl", "rows.jsonl"))
+        assert len(found) == len(rows)
+        accepted = [each.row for each in found if isinstance(each, Accepted)]
+        assert accepted and all(json.dumps(row.to_json()) for row in accepted)
+        assert all(each.reason for each in found if isinstance(each, Rejected))

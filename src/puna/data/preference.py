@@ -139,7 +139,7 @@ def _read_messages(row: dict[str, Any], name: str) -> Answer:
 
 def _split(answers: dict[str, Answer], raw: Sequence[Any]) -> tuple[dict[str, Answer], list[Any]]:
     """Take what all answers begin with for the prompt, up to the last message that is not the assistant's."""
-    whole = [answer for answer in answers.values() if answer]
+    whole = [answer for name, answer in answers.items() if answer or name != "edited"]
     size = 0
     while all(len(answer) > size and answer[size] == whole[0][size] for answer in whole):
         size += 1

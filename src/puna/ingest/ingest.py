@@ -26,8 +26,11 @@ from puna.ingest.read import Accepted, Read, Rejected
 from puna.ingest.readers import FORMATS
 from puna.ingest.reading import SHARDS, Reading, kind_of
 from puna.ingest.sketch import estimate_reading
+from puna.progress import printable
 from puna.run import Run
 
+MAX_REASONS = 20  # in the log
+MAX_REASON_CHARACTERS = 2000  # A reason quotes names of fields, which may be of any length.
 # A record of the run: it does not count in the content hash, and stages that read the data do not run again for it.
 FINDINGS = artifact.RECORD_PREFIX + "findings.json"
 
@@ -153,8 +156,10 @@ def _report(
     """Say how many rows there are, why others are not among them, and what the checks found; keep it as a file."""
     # Where there are no preferences, as mostly, nothing is said of them.
     run.log(", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name != "preferences"))
-    for reason, count in reading.reasons.most_common():
+    for reason, count in reading.reasons.most_common(MAX_REASONS):
         run.log(f"  rejected {count}: {reason}")
+    if len(reading.reasons) > MAX_REASONS:
+        run.log(f"  and {len(reading.reasons) - MAX_REASONS:,} other reasons, which rejected.jsonl lists")
     for line in reading.lines():
         run.log(line)
     if held_out is not None:
@@ -178,7 +183,7 @@ def _report(
         },
         "findings": [each.to_json() for each in found],
     }
-    artifact.write_text(run.output / FINDINGS, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    artifact.write_text(run.output / FINDINGS, printable(json.dumps(told, indent=1, ensure_ascii=False)) + "\n")
 
 
 def _files(config: Config) -> list[SourceFile]:
@@ -211,6 +216,7 @@ def _finished(read: Read, reading: Reading, default_licence: str) -> tuple[Read,
             return read, encode_row(read.row.to_json())
         except DataError as error:
             read = Rejected(read.row.id, str(error))
+    read = read._replace(reason=read.reason[:MAX_REASON_CHARACTERS])
     return read, encode_row({"id": read.name, "reason": read.reason})
 
 
