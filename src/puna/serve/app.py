@@ -1,4 +1,4 @@
-"""A served checkpoint and the gate's rules -> the web application and its server. The routes are the table at its head.
+"""A served checkpoint and the rules -> the web application and its server. The routes are the table at its head.
 
 FastAPI's pages of documentation load scripts from elsewhere, so only /openapi.json is there, behind the key. The chat
 page (browser/page.py) is static and open.
@@ -22,7 +22,7 @@ from puna.serve.browser.page import page_routes
 from puna.serve.chat_completions import create_chat_completion
 from puna.serve.completions import create_completion
 from puna.serve.generation.engine_thread import EngineThread
-from puna.serve.middleware.gate import Gate, Rules
+from puna.serve.middleware.rules import Rules, RulesMiddleware
 from puna.serve.refusals import Refusal, add_error_handlers, encode_json, json_response, overloaded
 from puna.serve.served import Served
 
@@ -83,7 +83,7 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
     for method, path, handler in ROUTES:
         app.add_api_route(path, partial(handler, served), methods=[method], name=handler.__name__)
     app.router.routes.extend(page_routes())
-    app.add_middleware(Gate, rules=rules)
+    app.add_middleware(RulesMiddleware, rules=rules)
     add_error_handlers(app)
     return app
 

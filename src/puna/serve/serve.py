@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     import uvicorn
 
-    from puna.serve.middleware.gate import Rules
+    from puna.serve.middleware.rules import Rules
     from puna.serve.served import Served
 
 SHUTDOWN_SECONDS = 30
@@ -97,11 +97,11 @@ def _require_bounds(**flags: int) -> None:
 
 
 def _read_rules(host: str, api_key_file: Path | None, origins: list[str]) -> "Rules":
-    """Collect what the gate holds requests to; before all else, whether what serving needs is installed."""
+    """Collect what requests are held to; before all else, whether what serving needs is installed."""
     try:
         import_module("llguidance")
         from puna.serve.browser.origins import parse_origins
-        from puna.serve.middleware.gate import make_rules
+        from puna.serve.middleware.rules import make_rules
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}", hint="pip install 'puna[serve]'") from None
     return replace(make_rules(host, api_key_file, os.environ), origins=parse_origins(origins))

@@ -22,7 +22,7 @@ from puna.engine.sampler import SamplingParams
 from puna.errors import RequestError
 from puna.serve.generation.engine_thread import Batch, EngineThread
 from puna.serve.grammars import Grammars
-from puna.serve.middleware.gate import Tenant
+from puna.serve.middleware.keys import Tenant
 from puna.serve.refusals import Refusal, as_refusal, encode_json
 from puna.serve.requests.requests import Body
 from puna.tokenizer.tokenizer import Tokenizer
