@@ -144,6 +144,7 @@ class EventStream(StreamingResponse):
         self._batch = batch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["is_event_stream"] = True  # protocol/http.py may send a comment between events
         # Leaving for any reason, a client that hangs up among them, stops the generation.
         try:
             await super().__call__(scope, receive, send)

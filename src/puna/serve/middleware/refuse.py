@@ -19,7 +19,7 @@ class RefuseMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await send({"type": "websocket.close"})
-        body = _Body(receive)
+        body = _Body(receive, is_asked_for=b"expect" not in dict(scope["headers"]))
         try:
             await self.app(scope, body.receive, send)
         except Refusal as refusal:
@@ -31,11 +31,12 @@ class RefuseMiddleware:
 class _Body:
     """A request's body; remembers whether it has been read to its end."""
 
-    def __init__(self, receive: Receive):
+    def __init__(self, receive: Receive, *, is_asked_for: bool):
         self._receive = receive
-        self._is_whole = False
+        self._is_whole = not is_asked_for
 
     async def receive(self) -> Message:
+        """Read on; a client that sent Expect: 100-continue is asked for its body by this and not before."""
         message = await self._receive()
         self._is_whole = not message.get("more_body", False)
         return message

@@ -1,6 +1,7 @@
 """Flags of the command -> the rules that requests are held to, and the middlewares that hold them.
 
-One concern a file: hosts, keys, concurrency, body_limit; refuse answers for all of them. None looks into bodies.
+One concern a file: http_syntax, hosts, keys, concurrency, body_limit. The file refuse answers for all of them. No
+middleware looks into bodies.
 """
 
 import shlex
@@ -14,6 +15,7 @@ from puna.errors import ConfigError
 from puna.serve.middleware.body_limit import BodyLimitMiddleware
 from puna.serve.middleware.concurrency import ConcurrencyMiddleware
 from puna.serve.middleware.hosts import HostsMiddleware, is_loopback, own_hosts
+from puna.serve.middleware.http_syntax import HttpSyntaxMiddleware
 from puna.serve.middleware.keys import (
     KEY_VARIABLE,
     MAKE_KEY,
@@ -23,6 +25,7 @@ from puna.serve.middleware.keys import (
     read_tenants,
 )
 from puna.serve.middleware.refuse import RefuseMiddleware
+from puna.serve.protocol.connections import ConnectionLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Rules:
     max_body_bytes: int = 4 * 2**20
     body_seconds: float = 30.0
     max_requests: int = 1024
+    connections: ConnectionLimits | None = None  # None: derived from the limit of open files
 
 
 def make_rules(host: str, key_file: Path | None, environment: Mapping[str, str]) -> Rules:
@@ -64,7 +68,7 @@ class RulesMiddleware:
         guarded: ASGIApp = BodyLimitMiddleware(app, max_bytes=rules.max_body_bytes, seconds=rules.body_seconds)
         guarded = ConcurrencyMiddleware(guarded, rules.max_requests)
         guarded = KeysMiddleware(guarded, rules.tenants)
-        self.guarded: ASGIApp = RefuseMiddleware(HostsMiddleware(guarded, rules.hosts))
+        self.guarded: ASGIApp = RefuseMiddleware(HttpSyntaxMiddleware(HostsMiddleware(guarded, rules.hosts)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.app if scope["type"] == "lifespan" else self.guarded)(scope, receive, send)
