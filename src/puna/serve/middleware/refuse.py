@@ -1,11 +1,11 @@
-"""A Refusal that a middleware raises -> the answer; the rest of the request's body is read and dropped."""
+"""A Refusal that a middleware raises, or a lack of memory -> the answer; the rest of the body is read and dropped."""
 
 import asyncio
 from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from puna.serve.refusals import Refusal
+from puna.serve.refusals import Refusal, as_refusal
 
 DRAIN_SECONDS = 2.0
 
@@ -22,8 +22,8 @@ class RefuseMiddleware:
         body = _Body(receive, is_asked_for=b"expect" not in dict(scope["headers"]))
         try:
             await self.app(scope, body.receive, send)
-        except Refusal as refusal:
-            await refusal.response()(scope, receive, _unfinished(send))
+        except (Refusal, MemoryError) as error:
+            await as_refusal(error).response()(scope, receive, _unfinished(send))
             await body.discard()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
