@@ -49,11 +49,7 @@ UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle
 EXCEPTIONS: dict[str, str] = {}
 
 # Fields of requests to the server that nothing reads, and why they are taken nevertheless.
-UNREAD = {
-    "user": "a label for OpenAI's own logs",
-    "safety_identifier": "a label for OpenAI's own logs",
-    "prompt_cache_key": "a label for OpenAI's own cache",
-}
+UNREAD = {"add_generation_prompt": "the opposite of continue_final_message, and checked against it"}
 
 
 @cache

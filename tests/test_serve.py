@@ -381,7 +381,7 @@ BAD_CHATS = [
     ({"logit_bias": {"5": 101}}, "logit_bias.5"),
     ({"logit_bias": {"five": 1}}, "logit_bias.five"),
     ({"logit_bias": {"9999": 1}}, "logit_bias"),
-    ({"store": True}, "store"),
+    ({"prediction": {}}, "prediction"),
     ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
     ({"temprature": 1}, "temprature"),
     ({"guided_json": {}}, "guided_json"),

@@ -97,15 +97,16 @@ def is_closed(connection: socket.socket) -> bool:
 def test_connections_beyond_the_bound_close_those_that_wait_longest(tokenizer, data):
     engine = ScriptedEngine(tokenizer, tokenizer.encode("a " * 2000), pause=0.005)
     rules = Rules(connections=ConnectionLimits(total=30, per_address=20))
-    with serving(scripted(tokenizer, engine), rules) as url:
-        with socket.create_connection(("127.0.0.1", port_of(url))) as served:
-            served.sendall(post({**LONG, "stream": True}))
-            wait_until(lambda: engine.running)
-            with connections(url, 100, data) as opened:
-                assert seconds_of_health(url) < 1.0
-                wait_until(lambda: sum(map(is_closed, opened)) >= 80)
-                assert not is_closed(opened[-1])
-            assert engine.running and served.recv(100)
+    with (
+        serving(scripted(tokenizer, engine), rules) as url,
+        connections(url, 1, post({**LONG, "stream": True})) as busy,
+    ):
+        wait_until(lambda: engine.running)
+        with connections(url, 100, data) as opened:
+            assert seconds_of_health(url) < 1.0
+            wait_until(lambda: sum(map(is_closed, opened)) >= 80)
+            assert not is_closed(opened[-1])
+        assert engine.running and busy[0].recv(100)
 
 
 def test_a_connection_that_no_other_can_give_way_to_is_a_503(tokenizer):

@@ -17,6 +17,7 @@ from puna.serve.browser.page import page_routes
 from puna.serve.chat_completions import create_chat_completion
 from puna.serve.completions import create_completion
 from puna.serve.middleware.rules import Rules, RulesMiddleware
+from puna.serve.middleware.warnings import Warnings
 from puna.serve.refusals import add_error_handlers, json_response, overloaded
 from puna.serve.served import Served
 
@@ -72,6 +73,7 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
     for method, path, handler in ROUTES:
         app.add_api_route(path, partial(handler, served), methods=[method], name=handler.__name__)
     app.router.routes.extend(page_routes())
+    app.add_middleware(Warnings)
     app.add_middleware(RulesMiddleware, rules=rules)
     add_error_handlers(app)
     return app

@@ -45,7 +45,7 @@ def serve(
     draft: str = "",
     adapters: Path | None = None,
     adapter_mib: int = 4096,
-    max_connections_per_address: int | None = None,
+    strict_fields: bool = False,
 ) -> None:
     """Serve a checkpoint through an OpenAI-compatible API, and a chat page for browsers at /.
 
@@ -58,7 +58,7 @@ def serve(
     port
         The port to listen on; 0 takes a free one.
     api_key_file
-        A file with a key of 32 characters or more per line, and its models if not all; PUNA_API_KEY holds one too.
+        A file with one key of 32 characters or more a line, and its models if not all; PUNA_API_KEY holds one too.
     allow_origin
         Origin of web pages whose scripts may call the API (CORS), such as https://shop.example; may be repeated.
     name
@@ -79,15 +79,15 @@ def serve(
         A directory whose subdirectories are adapters of the model; clients name one as the model.
     adapter_mib
         How many MiB adapters may take in memory; what is not in use makes room for what is asked for.
-    max_connections_per_address
-        Connections from one address. Half of all by default; behind a proxy all come from the proxy's address.
+    strict_fields
+        Refuse fields that have no effect, instead of accepting them with the header X-Puna-Warning.
     """
     _require_bounds(port=port, max_batch=max_batch, max_queue=max_queue, adapter_mib=adapter_mib)
-    rules = _read_rules((host, port), api_key_file, allow_origin or [], max_connections_per_address)
+    rules = _read_rules(host, port, api_key_file, allow_origin or [])
     options = EngineOptions(max_batch, max_context, None, *_types_of(dtype, kv_cache), adapters, adapter_mib << 20)
     served = open_served(checkpoint, name=name, max_queue=max_queue, options=options, draft=draft)
     print(*filter(None, (served.notice, *served.unfit_adapters())), sep="\n", file=sys.stderr)
-    make_server(served, rules, host=host, port=port).run()
+    make_server(replace(served, strict_fields=strict_fields), rules, host=host, port=port).run()
 
 
 def _require_bounds(**flags: int) -> None:
@@ -97,10 +97,8 @@ def _require_bounds(**flags: int) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {value}", expected=f"{least} to {most}")
 
 
-def _read_rules(
-    address: tuple[str, int], api_key_file: Path | None, origins: list[str], per_address: int | None
-) -> "Rules":
-    """Collect what requests are held to; check what serving needs, and the address, before a model is loaded."""
+def _read_rules(host: str, port: int, api_key_file: Path | None, origins: list[str]) -> "Rules":
+    """Collect the rules for an address that is free; before all else, check that serving is installed."""
     try:
         import_module("llguidance")
         from puna.serve.browser.origins import parse_origins
@@ -108,12 +106,10 @@ def _read_rules(
         from puna.serve.protocol.connections import default_limits, raise_open_files
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}", hint="pip install 'puna[serve]'") from None
-    if per_address is not None:
-        _require_bounds(max_connections_per_address=per_address)
     raise_open_files()
-    rules = make_rules(address[0], api_key_file, os.environ)
-    _require_free(*address)
-    return replace(rules, origins=parse_origins(origins), connections=default_limits(per_address))
+    rules = make_rules(host, api_key_file, os.environ)
+    _require_free(host, port)
+    return replace(rules, origins=parse_origins(origins), connections=default_limits())
 
 
 def _require_free(host: str, port: int) -> None:
@@ -129,6 +125,7 @@ def _require_free(host: str, port: int) -> None:
 
 
 def _types_of(dtype: str, kv_cache: str) -> "tuple[torch.dtype | None, bool]":
+    """Return the type of the weights, and whether the cache is rounded to int8."""
     import torch
 
     return None if dtype == "stored" else getattr(torch, dtype), kv_cache == "int8"

@@ -123,6 +123,20 @@ class Grammar:
     def matcher(self) -> "Matcher":
         return Matcher(self._start.deep_copy(), self.param)
 
+    def after(self, ids: Sequence[int]) -> "Grammar":
+        """Return the grammar of the rest of an answer that begins with `ids`.
+
+        Raises:
+            RequestError: If no answer begins so, and if nothing can follow.
+        """
+        start = self._start.deep_copy()
+        if any(not start.consume_token(token) for token in ids):
+            given = "the message to be continued begins no answer of the form that is asked for"
+            raise RequestError(given, expected=f"the beginning of an answer that {self.param} admits", param="messages")
+        if start.is_stopped():
+            raise RequestError("the message to be continued is complete", expected="a part of it", param="messages")
+        return Grammar(start, self.param)
+
 
 class Matcher:
     """One request's place in its grammar."""
