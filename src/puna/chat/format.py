@@ -82,6 +82,22 @@ class ChatFormat:
         """Return the ids that ask for the next assistant message: they end in its open header."""
         return self._render(conversation).ids + self._headers["assistant"]
 
+    def prompt_to_continue(self, conversation: Conversation) -> list[int]:
+        """Return the ids that ask for the rest of the last message, an assistant's: without that message's end.
+
+        The message is trimmed, as in training. transformers has this as `continue_final_message`.
+
+        Raises:
+            ChatError: If the last message is no assistant message, or calls tools: a call has no rest.
+        """
+        last = conversation.messages[-1] if conversation.messages else None
+        if last is None or last.role != "assistant":
+            given = f"the last message is of role {last.role!r}" if last else "a conversation without messages"
+            raise ChatError(given, expected="an assistant message, which is to be continued")
+        if last.tool_calls:
+            raise ChatError("the last message calls tools", expected="text, which is to be continued")
+        return self._render(conversation).ids[:-1]
+
     def document(self, text: str) -> list[int]:
         """Return the ids of a text for base training, between begin_of_text and end_of_text."""
         return [self._begin, *self.tokenizer.encode(text), self._end_of_text]
