@@ -150,6 +150,8 @@ RECORDS: list[tuple[Row | str | bytes, str]] = [
         }.items()
     ),
     (said({}, {}, documents=[], images=None, chat_template_kwargs={}), ""),
+    (said({}, {}, documents=3, context=True), ""),
+    (said({}, {}, history=[["a", "b"]], chat_history=[["a", "b"]]), "the column 'chat_history' belongs"),
     (said({}, {}, history=[["a"]]), "history[0] is no pair"),
     (said({}, {}, history="a"), "history is a string that is not JSON"),
     (said({}, {}, prompt="Is it hot?"), "the column 'prompt' says what the messages do not"),
@@ -196,6 +198,10 @@ PREFERENCES: list[tuple[Row | str | bytes, str]] = [
     ({**PAIR, "images": ["a.png"]}, "the column 'images' belongs to the prompt"),
     ({**PAIR, "system": 3}, "the column 'system' is int"),
     ({**PAIR, "question": "Is it hot?"}, "the column 'question' says what the messages do not"),
+    (
+        {"chosen": CHAT, "rejected": [ASK, {**SAY, "content": "No."}], "history": [["a", "b"]]},
+        "the column 'history' belongs",
+    ),
     ({**PAIR, "label": True}, "the column 'label' judges one answer alone (KTO)"),
     ({"prompt": "a", "completion": "b", "label": True}, "a row has no 'chosen'; it has prompt, completion, label"),
     ({"instruction": "a", "completions": [{"response": "b"}]}, "a row has no 'chosen'"),

@@ -105,7 +105,7 @@ def _parse_line(line: bytes) -> Row | DataError | None:
 
 def _parse(text: bytes) -> Any:
     try:
-        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_without_copies)
+        return _DECODER.decode(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DataError(str(error)) from None
 
@@ -118,3 +118,6 @@ def _without_copies(pairs: list[tuple[str, Any]]) -> Row:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key '{twice[:60]}' stands twice in an object")
     return row
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_copies)

@@ -14,17 +14,22 @@ from puna.ingest.spellings.messages import parsed, read_messages
 
 Row = dict[str, Any]
 
-SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "sys_prompt")
-TOOLS = (
-    *("tools", "functions", "tool_defs", "tool_definitions", "oai_tools"),
-    *("available_tools", "available_functions", "function_definitions", "tool_schemas"),
+SYSTEM = (
+    *("system", "system_prompt", "system_message", "system_instruction", "system_content", "system_text", "sys_prompt"),
+    *("instructions", "preamble", "developer_prompt"),
 )
+TOOLS = (
+    *("tools", "functions", "tool_defs", "tool_definitions", "tool_schemas", "tool_list", "tools_json", "oai_tools"),
+    *("available_tools", "available_functions", "function_definitions", "custom_tools"),
+)
+HISTORY = ("history", "chat_history", "conversation_history", "dialog_history")
 MEDIA = ("images", "image", "videos", "video", "audios", "audio", "objects", "bbox")
 # Columns that a chat template, a trainer or a reader of other files puts into the prompt, without a place in Puna's.
 REFUSED = (
     *("documents", "document", "context", "contexts", "passages", "knowledge", "chunks", "retrieved_documents"),
-    *("chat_template_kwargs", "chat_template", "chat_template_args", "prefix", "suffix", "few_shot"),
-    *("demonstrations", "examples", "persona", "character", "reasoning_content", "thinking", "tool_responses"),
+    *("chat_template_kwargs", "chat_template", "chat_template_args", "template_kwargs", "date_string", "prefix"),
+    *("suffix", "few_shot", "demonstrations", "examples", "persona", "character", "reasoning_content", "thinking"),
+    *("tool_responses", "retrieved_docs", "search_results", *HISTORY),
 )
 # Texts of a dialogue. Beside a dialogue each is a copy of a part of the dialogue, or a part that would be lost.
 TEXTS = ("prompt", "instruction", "input", "question", "query", "completion", "response", "output", "text")
@@ -85,32 +90,38 @@ def with_system(messages: list[Row], system: str) -> list[Row]:
     return [{"role": "system", "content": system}, *messages]
 
 
-def with_history(messages: list[Row], history: Any) -> list[Row]:
-    """Return a dialogue behind earlier turns: pairs of question and answer (LLaMA-Factory, ms-swift), or messages.
+def with_history(messages: list[Row], row: Row, used: set[str]) -> list[Row]:
+    """Return a dialogue behind the earlier turns of a row, and add the name of their column to `used`.
+
+    LLaMA-Factory and ms-swift write pairs of question and answer, others messages.
 
     Example:
-        >>> with_history([{"role": "user", "content": "And now?"}], [["Open?", "Yes."]])[1]
+        >>> with_history([{"role": "user", "content": "And now?"}], {"history": [["Open?", "Yes."]]}, set())[1]
         {'role': 'assistant', 'content': 'Yes.'}
     """
-    history = parsed(history, "history") if isinstance(history, str) and history.strip() else history
+    name = next((name for name in HISTORY if row.get(name) is not None), "")
+    history = row.get(name)
+    history = parsed(history, name) if isinstance(history, str) and history.strip() else history
     if not history:
         return messages
+    used.add(name)
     if not isinstance(history, list):
-        raise ChatError(f"history is {type(history).__name__}", expected="a list of pairs, or of messages")
+        raise ChatError(f"{name} is {type(history).__name__}", expected="a list of pairs, or of messages")
     if all(isinstance(item, dict) for item in history):
-        earlier = read_messages(history, "history").messages
+        earlier = read_messages(history, name).messages
     else:
-        earlier = [{"role": role, "content": text} for index, pair in enumerate(history)
-                   for role, text in zip(("user", "assistant"), _pair(pair, index), strict=True)]  # fmt: skip
+        pairs = [_pair(pair, f"{name}[{index}]") for index, pair in enumerate(history)]
+        roles = ("user", "assistant")
+        earlier = [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
     start = 1 if messages and messages[0]["role"] == "system" else 0
     if messages[start : start + len(earlier)] == earlier:
         return messages
     return [*messages[:start], *earlier, *messages[start:]]
 
 
-def _pair(pair: Any, index: int) -> list[str]:
+def _pair(pair: Any, place: str) -> list[str]:
     if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-        raise ChatError(f"history[{index}] is no pair of texts", expected="[question, answer]")
+        raise ChatError(f"{place} is no pair of texts", expected="[question, answer]")
     return cast(list[str], pair)
 
 
@@ -141,7 +152,8 @@ def is_given(value: Any) -> bool:
 
 
 def _refuse_prompt_column(name: str, value: Any) -> None:
-    if name in REFUSED or name in MEDIA:
+    is_text_or_more = isinstance(value, str | list | dict | bytes)  # A number counts or rates.
+    if is_text_or_more and name in (*REFUSED, *MEDIA):
         raise ChatError(
             f"the column '{name}' belongs to the prompt, and a conversation has no place for it",
             expected="text in the messages, system prompts and tools only",

@@ -112,9 +112,7 @@ def read_dialogue(row: Row) -> Dialogue:
         read, used = read_messages(row[column], column), {column}
     else:
         read, used = _read_instruction(row)
-    if _has(row, "history"):
-        read = read._replace(messages=with_history(read.messages, row["history"]))
-        used.add("history")
+    read = read._replace(messages=with_history(read.messages, row, used))
     others = beside(row, used | OWN, read.messages)
     messages = with_system(read.messages, others.system)
     _require_words(messages)

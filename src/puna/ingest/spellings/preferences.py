@@ -89,8 +89,8 @@ def _assemble(row: Row, spelling: Answers, prompt: list[Row] | None, used: set[s
         answers[name] = _read_answer(row[column], column, prompt is not None, left_out)
     if prompt is not None:
         prompt, answers = _apart(prompt, answers)
-    if prompt is not None and _has(row, "history"):
-        prompt, used = with_history(prompt, row["history"]), used | {"history"}
+    if prompt is not None:
+        prompt = with_history(prompt, row, used)
     others = beside(row, used | OWN, [*(prompt or []), *answers["chosen"]])
     _require_words(prompt, answers)
     if prompt is not None:
