@@ -15,9 +15,10 @@ from puna.engine.grammar.schema.dialect import LISTS, MAPS, SINGLES, TYPES, Node
 from puna.engine.grammar.schema.formats import EXACT_PATTERNS
 from puna.errors import RequestError
 
-MAX_SECONDS = 6.0
+MAX_SCHEMA_CHARS = 100_000
+MAX_SECONDS = 4.0
 MAX_REASON_CHARS = 120
-MAX_REMEMBERED = 512
+MAX_REMEMBERED = 128
 # What is kept where two keywords contradict one another: the first.
 FIRST = ("enum", "const", "type", "properties", "prefixItems", "items", "additionalProperties", "required", "anyOf")
 # Without these nothing would be left of a schema.
@@ -77,6 +78,9 @@ class SchemaFitter:
             given = f"{place}: a JSON schema that is {type(schema).__name__}"
             raise RequestError(given, expected="an object")
         key = (json.dumps(schema), place, is_strict)
+        if len(key[0]) > MAX_SCHEMA_CHARS:
+            given = f"{place}: a JSON schema of {len(key[0]):,} characters"
+            raise RequestError(given, expected=f"at most {MAX_SCHEMA_CHARS:,}")
         if key not in self._known:
             fitted = _Fitting(self._problem, is_strict, place).run(schema)
             with self._lock:
