@@ -98,6 +98,11 @@ def test_only_the_keyword_that_cannot_be_held_is_left_out():
     assert whole["properties"]["letters"]["items"]["properties"]["to"] == mail  # The client's own stays as it is.
 
 
+def test_what_lies_within_a_keyword_that_is_left_out_is_not_noted():
+    notes = fit(fields(to={"type": "string", "not": {"pattern": "^(?!a)"}}), is_strict=False).notes
+    assert notes == ('tool book, field to: "not" is left out (not supported)',)
+
+
 def test_notes_quote_no_value_of_a_schema():
     secret = {"type": "string", "pattern": "^(?!sesame)", "format": "sesame", "enum": []}
     assert "sesame" not in "".join(fit(fields(to=secret), is_strict=False).notes)

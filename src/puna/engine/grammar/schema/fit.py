@@ -104,8 +104,8 @@ class _Fitting:
         # A property that no value satisfies compiles, and is never written: only strict schemas may have such.
         if self._is_strict and not self._problem(root):
             return FittedSchema(root)
-        for path, node in list(_nodes(root)):
-            self._fit_node(root, path, node)
+        for path, node in _nodes(root):
+            self._fit_node(root, path, node)  # Before its children, which may be left out with a keyword.
         reason = self._problem(root)
         if reason and any("oneOf" in node for _, node in _nodes(root)):
             reason = self._fit_choices(root)
@@ -168,7 +168,7 @@ class _Fitting:
             return reason
         for path, node in overlapping:
             node["oneOf"] = node.pop("anyOf")
-            if reason := self._problem(root):
+            if self._problem(root):
                 self._leave_out(path, "oneOf", "its choices may overlap", instead="read as anyOf")
                 node["anyOf"] = node.pop("oneOf")
         return ""
@@ -182,9 +182,8 @@ class _Fitting:
                 raise self._refusal(path, f'"{keyword}" that is {_name(value)}', expected=" or ".join(names))
             for name, child in _named(keyword, value):
                 if not isinstance(child, dict | bool):
-                    raise self._refusal(
-                        (*path, keyword, name), f"a schema that is {_name(child)}", expected="an object"
-                    )
+                    place = (*path, keyword, name)
+                    raise self._refusal(place, f"a schema that is {_name(child)}", expected="an object")
 
     def _leave_out(self, path: Path, keyword: str, reason: str, *, instead: str = "left out") -> None:
         if self._is_strict or keyword in STRUCTURE:
