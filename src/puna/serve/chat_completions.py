@@ -24,6 +24,8 @@ from puna.serve.served import EventStream, Served, answer_unless_gone, usage
 async def create_chat_completion(served: Served, body: ChatRequest, request: Request) -> Response:
     """Answer a chat request in OpenAI's format."""
     adapter = served.adapter_of(body.model, request.state.tenant)
+    # Before the prompt is tokenized: under overload most requests end here.
+    served.engine.admission.require_room(request.state.tenant.name, body.n or 1)
     conversation, prompt = await asyncio.to_thread(_read_conversation, served, body)
     grammar = await message_grammar(served.grammars, body, conversation)
     params = served.sampling(

@@ -29,6 +29,8 @@ LAYOUT = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 async def create_completion(served: Served, body: CompletionRequest, request: Request) -> Response:
     """Answer a completion request in OpenAI's legacy format."""
     adapter = served.adapter_of(body.model, request.state.tenant)
+    # Before the prompt is tokenized: under overload most requests end here.
+    served.engine.admission.require_room(request.state.tenant.name, len(body.prompts()) * (body.n or 1))
     prompts = await asyncio.to_thread(lambda: [_token_ids(served, prompt) for prompt in body.prompts()])
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     is_echo = bool(body.echo) or max_tokens == 0

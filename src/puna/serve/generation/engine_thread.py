@@ -16,6 +16,7 @@ from typing import Protocol
 
 from puna.engine.sampler import Chunk, SamplingParams
 from puna.errors import RequestError
+from puna.serve.generation.admission import Admission
 from puna.serve.refusals import Refusal, overloaded
 
 MAX_FAILURES = 3
@@ -83,10 +84,9 @@ class EngineThread:
     """Owns the engine: only its thread touches it, and only the event loop touches batches and the count of jobs."""
 
     def __init__(self, engine: StepEngine, *, max_jobs: int = 256):
-        self.max_jobs = max_jobs
+        self.admission = Admission(max_jobs)
         self._engine = engine
         self._jobs: dict[int, _Job] = {}
-        self._num_jobs = 0
         self._num_failures = 0
         self._is_stopping = False
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -112,15 +112,9 @@ class EngineThread:
 
         Raises RequestError for what the engine refuses, Refusal (503) when it has no room or is going down.
         """
-        if len(requests) > self.max_jobs:
-            raise RequestError(
-                f"{len(requests)} continuations in one request", expected=f"at most {self.max_jobs}", param="n"
-            )
         if self._is_stopping or not self.is_alive:
             raise overloaded("The engine is not running.")
-        if self._num_jobs + len(requests) > self.max_jobs:
-            raise overloaded("The queue is full.")
-        self._num_jobs += len(requests)
+        self.admission.take(tenant, len(requests))
         batch = Batch(len(requests), self._abort)
         jobs = [_Job(batch, index, *request, tenant, adapter) for index, request in enumerate(requests)]
         admitted: asyncio.Future[None] = self._loop.create_future()
@@ -196,9 +190,9 @@ class EngineThread:
             except Exception as error:
                 if not isinstance(error, RequestError):
                     logger.exception("the engine failed to take a request")
-                self._call(self._settle, admitted, error, len(jobs) - position)
+                self._call(self._settle, admitted, error, jobs[position:])
                 return self._abort_jobs(job.batch)
-        return self._call(self._settle, admitted, None, 0)
+        return self._call(self._settle, admitted, None, [])
 
     def _abort_jobs(self, batch: Batch) -> None:
         for request, job in list(self._jobs.items()):
@@ -221,8 +215,9 @@ class EngineThread:
 
     # What follows runs in the event loop.
 
-    def _settle(self, admitted: asyncio.Future[None], error: Exception | None, num_refused: int) -> None:
-        self._num_jobs -= num_refused
+    def _settle(self, admitted: asyncio.Future[None], error: Exception | None, refused: list[_Job]) -> None:
+        for job in refused:
+            self.admission.release(job.tenant)
         if admitted.done():
             return
         if error:
@@ -232,7 +227,8 @@ class EngineThread:
 
     def _deliver(self, arrived: list[tuple[_Job, Chunk]]) -> None:
         for job, chunk in arrived:
-            self._num_jobs -= bool(chunk.finish_reason)
+            if chunk.finish_reason:
+                self.admission.release(job.tenant)
             job.batch.add(job.index, chunk)
 
 
