@@ -9,6 +9,7 @@ tenant, with a smaller share, waits. A prompt whose beginning another one is jus
 
 import hashlib
 import secrets
+import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,7 @@ from puna.kernels.native import PAGE_LEN
 # Prompt tokens in one step: few while others wait for their next token, many when nobody does.
 BUSY_TOKENS = 256
 IDLE_TOKENS = 2048
+MAX_STARTED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,24 @@ class Scheduler:
         # Tokens computed for each tenant with requests, and for absent tenants that are ahead of the virtual time.
         self._had: dict[str, int] = {}
         self._virtual_time = 0
+        # Of requests that have started; bounded, for only a server asks.
+        self._num_cached_tokens, self._queue_seconds = 0, deque[float](maxlen=MAX_STARTED)
         self._secret = secrets.token_bytes(32)
 
     @property
     def num_waiting(self) -> int:
         return sum(map(len, self._waiting.values()))
+
+    @property
+    def num_waiting_by_tenant(self) -> dict[str, int]:
+        return {tenant: len(queue) for tenant, queue in self._waiting.items() if queue}
+
+    def take_started(self) -> tuple[int, list[float]]:
+        """Return the cached prompt tokens and the waiting times of requests that started since the last call."""
+        taken = self._num_cached_tokens, list(self._queue_seconds)
+        self._num_cached_tokens = 0
+        self._queue_seconds.clear()
+        return taken
 
     def waiting(self) -> Iterable[Request]:
         return (request for queue in self._waiting.values() for request in queue)
@@ -186,6 +201,10 @@ class Scheduler:
         request.state = State.RUNNING
         self.running.append(request)
         self._virtual_time = max(self._virtual_time, self._had[request.tenant])
+        if not request.has_started:
+            request.has_started = True
+            self._num_cached_tokens += request.num_computed
+            self._queue_seconds.append(time.monotonic() - request.submitted)
         return request
 
     def _victim(self, tenant: str) -> Request | None:

@@ -21,9 +21,10 @@ from puna import __version__
 from puna.serve.browser.page import page_routes
 from puna.serve.chat_completions import create_chat_completion
 from puna.serve.completions import create_completion
-from puna.serve.generation.engine_thread import EngineThread
+from puna.serve.generation.engine_client import EngineClient
+from puna.serve.generation.metrics import CONTENT_TYPE
 from puna.serve.middleware.gate import Gate, Rules
-from puna.serve.refusals import Refusal, add_error_handlers, encode_json, json_response, overloaded
+from puna.serve.refusals import Refusal, add_error_handlers, encode_json, json_response
 from puna.serve.served import Served
 
 LAST_SECONDS = 2.0
@@ -34,9 +35,17 @@ logger = logging.getLogger("uvicorn.error")  # where uvicorn says that it runs
 
 async def check_health(served: Served) -> Response:
     """Say whether requests are being answered, and nothing else: this route is open."""
-    if not served.engine.is_alive:
-        raise overloaded("The engine is not running.")
+    if problem := served.engine.problem():
+        raise problem
     return json_response({"status": "ok"})
+
+
+async def show_metrics(served: Served, request: Request) -> Response:
+    """Tell what the server has counted, to Prometheus. For keys that are for all models: others are a customer's."""
+    if request.state.tenant.models is not None:
+        raise Refusal(403, "Metrics are for keys that are for all models.", code="key_not_allowed")
+    engine = served.engine
+    return Response(engine.metrics.text(engine.admission.held, is_up=engine.is_alive), media_type=CONTENT_TYPE)
 
 
 async def list_models(served: Served, request: Request) -> Response:
@@ -53,6 +62,7 @@ async def retrieve_model(served: Served, model: str, request: Request) -> Respon
 
 ROUTES = (
     ("GET", "/health", check_health),
+    ("GET", "/metrics", show_metrics),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/{model:path}", retrieve_model),
     ("POST", "/v1/chat/completions", create_chat_completion),
@@ -69,7 +79,7 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
         try:
             yield
         finally:
-            await asyncio.to_thread(served.engine.stop)
+            await served.engine.stop()
 
     app = FastAPI(
         title="Puna",
@@ -98,7 +108,7 @@ def _model(served: Served, name: str) -> dict[str, str | int]:
 class Server(uvicorn.Server):
     """Waits for running requests when told to stop; shortly before it gives up, ends them with an error."""
 
-    def __init__(self, config: uvicorn.Config, engine: EngineThread):
+    def __init__(self, config: uvicorn.Config, engine: EngineClient):
         super().__init__(config)
         self._engine = engine
 

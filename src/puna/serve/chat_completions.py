@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from puna.chat.conversation import Conversation
 from puna.serve.chat_reply import ChatReply, Piece
-from puna.serve.generation.engine_thread import Batch
+from puna.serve.generation.batch import Batch
 from puna.serve.grammars import message_grammar
 from puna.serve.refusals import Refusal, json_response
 from puna.serve.requests.requests import ChatRequest
@@ -25,7 +25,7 @@ async def create_chat_completion(served: Served, body: ChatRequest, request: Req
     """Answer a chat request in OpenAI's format."""
     adapter = served.adapter_of(body.model, request.state.tenant)
     # Before the prompt is tokenized: under overload most requests end here.
-    served.engine.admission.require_room(request.state.tenant.name, body.n or 1)
+    served.engine.require_room(request.state.tenant.name, body.n or 1)
     conversation, prompt = await asyncio.to_thread(_read_conversation, served, body)
     grammar = await message_grammar(served.grammars, body, conversation)
     params = served.sampling(

@@ -6,25 +6,30 @@ Speaks plain HTTP; beyond this machine put a proxy with TLS before it.
 import os
 import socket
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from puna.engine.options import DEFAULTS, EngineOptions
 from puna.errors import ConfigError
+from puna.licence import badges
+from puna.lineage import licences_of
+from puna.shelf.shelf import follow
 
 if TYPE_CHECKING:
-    import torch
     import uvicorn
 
+    from puna.serve.generation.engine_client import EngineClient
+    from puna.serve.generation.messages import Facts
     from puna.serve.middleware.gate import Rules
-    from puna.serve.served import Served
+    from puna.serve.served import AdapterNames, Served
+    from puna.tokenizer.tokenizer import Tokenizer
 
 SHUTDOWN_SECONDS = 30
-OPENAIS_TEMPERATURE = 1.0
 
 
 def serve(
@@ -44,6 +49,7 @@ def serve(
     draft: str = "",
     adapters: Path | None = None,
     adapter_mib: int = 4096,
+    max_step_seconds: int = 120,
 ) -> None:
     """Serve a checkpoint through an OpenAI-compatible API, and a chat page for browsers at /.
 
@@ -65,7 +71,8 @@ def serve(
     max_batch
         How many requests are generated side by side.
     max_queue
-        How many are held at once, the running ones included; more are answered with 503.
+        How many continuations are held at once, the running ones included; keys share the number equally, and more
+        are answered with 503.
     max_context
         The longest prompt and answer together, if less than the model can do.
     dtype
@@ -78,14 +85,18 @@ def serve(
         A directory whose subdirectories are adapters of the model; clients name one as the model.
     adapter_mib
         How many MiB adapters may take in memory; what is not in use makes room for what is asked for.
+    max_step_seconds
+        How long the engine may take for one step before its process counts as hung and is started again.
     """
-    _require_bounds(port=port, max_batch=max_batch, max_queue=max_queue, adapter_mib=adapter_mib)
+    limits = {"max_batch": max_batch, "max_queue": max_queue, "max_step_seconds": max_step_seconds}
+    _require_bounds(port=port, adapter_mib=adapter_mib, **limits)
     rules = _read_rules(host, api_key_file, allow_origin or [])
     _require_free(host, port)
-    is_int8 = kv_cache == "int8"
-    options = EngineOptions(max_batch, max_context, None, _dtype_of(dtype), is_int8, adapters, adapter_mib << 20)
-    served = open_served(checkpoint, name=name, max_queue=max_queue, options=options, draft=draft)
-    print(*filter(None, (served.notice, *served.unfit_adapters())), sep="\n", file=sys.stderr)
+    options = EngineOptions(max_batch, max_context, None, None, kv_cache == "int8", adapters, adapter_mib << 20)
+    spec = engine_spec(checkpoint, options, dtype=dtype, draft=draft)
+    name = name or checkpoint.resolve().name
+    served, unfit = open_supervised(spec, name=name, max_queue=max_queue, stall_seconds=max_step_seconds)
+    print(*filter(None, (served.notice, *unfit)), sep="\n", file=sys.stderr)
     make_server(served, rules, host=host, port=port).run()
 
 
@@ -119,10 +130,27 @@ def _require_free(host: str, port: int) -> None:
         raise ConfigError(f"--host {host} --port {port}: {reason}", expected="an address that is free here") from None
 
 
-def _dtype_of(name: str) -> "torch.dtype | None":
-    import torch
+def engine_spec(checkpoint: Path, options: EngineOptions, *, dtype: str = "stored", draft: str = "") -> dict[str, Any]:
+    """Describe an engine as JSON for its process; `dtype` is a name, for torch is not there."""
+    values = asdict(options) | {"dtype": None if dtype == "stored" else dtype}
+    values["adapters"] = options.adapters and str(options.adapters.resolve())
+    return {"checkpoint": str(follow(checkpoint).resolve()), "draft": draft, "options": values}
 
-    return None if name == "stored" else getattr(torch, name)
+
+def open_supervised(
+    spec: Mapping[str, Any], *, name: str, max_queue: int = 256, stall_seconds: float = 120.0
+) -> tuple["Served", list[str]]:
+    """Load a checkpoint in a process of its own; return what is served and why adapters cannot be.
+
+    Torch is imported there only: this process holds the connections, and is there to say so when the other one dies.
+    """
+    from puna.serve.generation.engine_process import AdapterFolder, EngineProcess
+    from puna.tokenizer.tokenizer import Tokenizer
+
+    engine = EngineProcess(spec, max_jobs=max_queue, stall_seconds=stall_seconds)
+    facts, adapters, path = engine.open(), spec["options"]["adapters"], Path(spec["checkpoint"])
+    folder = AdapterFolder(Path(adapters)) if adapters else None
+    return _served(path, name, Tokenizer.load(path), engine, facts, folder), facts.unfit_adapters
 
 
 def open_served(
@@ -133,36 +161,38 @@ def open_served(
     options: EngineOptions = DEFAULTS,
     draft: str = "",
 ) -> "Served":
-    """Load a checkpoint and put an engine, not started yet, behind it."""
-    from puna.artifact import verifying
-    from puna.chat.format import ChatFormat
-    from puna.checkpoint.checkpoint import Checkpoint
-    from puna.engine.local import LocalSampler, sampling_defaults
-    from puna.engine.sampler import SamplingParams
-    from puna.licence import badges
-    from puna.lineage import licences_of
+    """Load a checkpoint in this process and put an engine, not started yet, behind it: for tests and programs."""
     from puna.serve.generation.engine_thread import EngineThread
-    from puna.serve.served import Served
-    from puna.shelf.shelf import follow
+    from puna.serve.generation.loading import facts_of, open_sampler
 
     opened = follow(checkpoint)
-    readable = Checkpoint.open(opened).config.max_context
-    if options.max_context is not None and not 2 <= options.max_context <= readable:
-        raise ConfigError(f"--max-context {options.max_context}", expected=f"2 to {readable}, which the model can read")
-    with verifying(opened):
-        sampler = LocalSampler.open(opened, options=options, draft=draft)
-    chat_format = ChatFormat(sampler.tokenizer)
-    stop_ids = (*Checkpoint.open(opened).stop_ids, *chat_format.stop_ids)
+    sampler = open_sampler(opened, options=options, draft=draft)
+    engine, facts = EngineThread(sampler.engine, max_jobs=max_queue), facts_of(opened, sampler)
+    name = name or checkpoint.resolve().name
+    return _served(opened, name, sampler.tokenizer, engine, facts, sampler.engine.adapters)
+
+
+def _served(
+    path: Path,
+    name: str,
+    tokenizer: "Tokenizer",
+    engine: "EngineClient",
+    facts: "Facts",
+    adapters: "AdapterNames | None",
+) -> "Served":
+    from puna.chat.format import ChatFormat
+    from puna.serve.served import Served
+
     return Served(
-        name=name or checkpoint.resolve().name,
-        tokenizer=sampler.tokenizer,
-        format=chat_format,
-        engine=EngineThread(sampler.engine, max_jobs=max_queue),
-        max_context=sampler.max_context,
-        stop_ids=tuple(dict.fromkeys(stop_ids)),
-        defaults=sampling_defaults(opened, SamplingParams(temperature=OPENAIS_TEMPERATURE)),
-        notice=", ".join(badges(licences_of(opened))),
-        adapters=sampler.engine.adapters,
+        name=name,
+        tokenizer=tokenizer,
+        format=ChatFormat(tokenizer),
+        engine=engine,
+        max_context=facts.max_context,
+        stop_ids=facts.stop_ids,
+        defaults=facts.defaults,
+        notice=", ".join(badges(licences_of(path))),
+        adapters=adapters,
     )
 
 
