@@ -71,8 +71,7 @@ def serve(
     max_batch
         How many requests are generated side by side.
     max_queue
-        How many continuations are held at once, the running ones included; keys share the number equally, and more
-        are answered with 503.
+        How many continuations are held at once, the running ones included, in equal shares for keys; more get a 503.
     max_context
         The longest prompt and answer together, if less than the model can do.
     dtype
@@ -94,8 +93,7 @@ def serve(
     _require_free(host, port)
     options = EngineOptions(max_batch, max_context, None, None, kv_cache == "int8", adapters, adapter_mib << 20)
     spec = engine_spec(checkpoint, options, dtype=dtype, draft=draft)
-    name = name or checkpoint.resolve().name
-    served, unfit = open_supervised(spec, name=name, max_queue=max_queue, stall_seconds=max_step_seconds)
+    served, unfit = open_supervised(spec, name or checkpoint.resolve().name, max_queue, max_step_seconds)
     print(*filter(None, (served.notice, *unfit)), sep="\n", file=sys.stderr)
     make_server(served, rules, host=host, port=port).run()
 
@@ -138,7 +136,7 @@ def engine_spec(checkpoint: Path, options: EngineOptions, *, dtype: str = "store
 
 
 def open_supervised(
-    spec: Mapping[str, Any], *, name: str, max_queue: int = 256, stall_seconds: float = 120.0
+    spec: Mapping[str, Any], name: str, max_queue: int, stall_seconds: float
 ) -> tuple["Served", list[str]]:
     """Load a checkpoint in a process of its own; return what is served and why adapters cannot be.
 
