@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -32,6 +32,40 @@ if TYPE_CHECKING:
 SHUTDOWN_SECONDS = 30
 
 
+@dataclass(frozen=True, slots=True)
+class EngineFlags:
+    """Flags of the engine.
+
+    Parameters
+    ----------
+    max_batch
+        How many requests are generated side by side.
+    max_context
+        The longest prompt and answer together, if less than the model can do.
+    dtype
+        The type of weights and activations.
+    kv_cache
+        What keys and values are kept in: as they are computed, or as int8, half as large.
+    draft
+        A smaller checkpoint of the same tokenizer that guesses tokens ahead, or "lookup" to guess from the prompt.
+    adapters
+        A directory whose subdirectories are adapters of the model; clients name one as the model.
+    adapter_mib
+        How many MiB adapters may take in memory; what is not in use makes room for what is asked for.
+    max_step_seconds
+        How long one step of the engine may take before its process counts as hung and is started again.
+    """
+
+    max_batch: int = 32
+    max_context: int | None = None
+    dtype: Literal["stored", "float32", "bfloat16"] = "stored"
+    kv_cache: Literal["stored", "int8"] = "stored"
+    draft: str = ""
+    adapters: Path | None = None
+    adapter_mib: int = 4096
+    max_step_seconds: int = 120
+
+
 def serve(
     checkpoint: Path,
     /,
@@ -41,15 +75,8 @@ def serve(
     api_key_file: Path | None = None,
     allow_origin: Annotated[list[str] | None, Parameter(negative="")] = None,
     name: str | None = None,
-    max_batch: int = 32,
     max_queue: int = 256,
-    max_context: int | None = None,
-    dtype: Literal["stored", "float32", "bfloat16"] = "stored",
-    kv_cache: Literal["stored", "int8"] = "stored",
-    draft: str = "",
-    adapters: Path | None = None,
-    adapter_mib: int = 4096,
-    max_step_seconds: int = 120,
+    engine: Annotated[EngineFlags, Parameter(name="*")] = EngineFlags(),
 ) -> None:
     """Serve a checkpoint through an OpenAI-compatible API, and a chat page for browsers at /.
 
@@ -68,32 +95,15 @@ def serve(
         Origin of web pages whose scripts may call the API (CORS), such as https://shop.example; may be repeated.
     name
         What clients call the model, instead of the directory's name.
-    max_batch
-        How many requests are generated side by side.
     max_queue
         How many continuations are held at once, the running ones included, in equal shares for keys; more get a 503.
-    max_context
-        The longest prompt and answer together, if less than the model can do.
-    dtype
-        The type of weights and activations.
-    kv_cache
-        What keys and values are kept in: as they are computed, or as int8, half as large.
-    draft
-        A smaller checkpoint of the same tokenizer that guesses tokens ahead, or "lookup" to guess from the prompt.
-    adapters
-        A directory whose subdirectories are adapters of the model; clients name one as the model.
-    adapter_mib
-        How many MiB adapters may take in memory; what is not in use makes room for what is asked for.
-    max_step_seconds
-        How long the engine may take for one step before its process counts as hung and is started again.
     """
-    limits = {"max_batch": max_batch, "max_queue": max_queue, "max_step_seconds": max_step_seconds}
-    _require_bounds(port=port, adapter_mib=adapter_mib, **limits)
+    bounded = ("max_batch", "adapter_mib", "max_step_seconds")
+    _require_bounds(port=port, max_queue=max_queue, **{flag: getattr(engine, flag) for flag in bounded})
     rules = _read_rules(host, api_key_file, allow_origin or [])
     _require_free(host, port)
-    options = EngineOptions(max_batch, max_context, None, None, kv_cache == "int8", adapters, adapter_mib << 20)
-    spec = engine_spec(checkpoint, options, dtype=dtype, draft=draft)
-    served, unfit = open_supervised(spec, name or checkpoint.resolve().name, max_queue, max_step_seconds)
+    spec, name = engine_spec(checkpoint, engine), name or checkpoint.resolve().name
+    served, unfit = open_supervised(spec, name, max_queue, engine.max_step_seconds)
     print(*filter(None, (served.notice, *unfit)), sep="\n", file=sys.stderr)
     make_server(served, rules, host=host, port=port).run()
 
@@ -128,11 +138,17 @@ def _require_free(host: str, port: int) -> None:
         raise ConfigError(f"--host {host} --port {port}: {reason}", expected="an address that is free here") from None
 
 
-def engine_spec(checkpoint: Path, options: EngineOptions, *, dtype: str = "stored", draft: str = "") -> dict[str, Any]:
-    """Describe an engine as JSON for its process; `dtype` is a name, for torch is not there."""
-    values = asdict(options) | {"dtype": None if dtype == "stored" else dtype}
-    values["adapters"] = options.adapters and str(options.adapters.resolve())
-    return {"checkpoint": str(follow(checkpoint).resolve()), "draft": draft, "options": values}
+def engine_spec(checkpoint: Path, flags: EngineFlags) -> dict[str, Any]:
+    """Describe an engine as JSON for its process."""
+    options: dict[str, Any] = {
+        "max_batch": flags.max_batch,
+        "max_context": flags.max_context,
+        "dtype": None if flags.dtype == "stored" else flags.dtype,
+        "is_int8_cache": flags.kv_cache == "int8",
+        "adapters": flags.adapters and str(flags.adapters.resolve()),
+        "adapter_bytes": flags.adapter_mib << 20,
+    }
+    return {"checkpoint": str(follow(checkpoint).resolve()), "draft": flags.draft, "options": options}
 
 
 def open_supervised(
