@@ -10,7 +10,14 @@ from puna.engine.pages import PagePool
 from puna.engine.request import Request, State
 from puna.engine.scheduler import IDLE_TOKENS, Scheduler
 from puna.errors import RequestError
-from puna.serve.generation.admission import MOST_SECONDS, Admission
+from puna.serve.generation.admission import (
+    BURST,
+    MOST_DELAY,
+    MOST_SECONDS,
+    REFUSALS_PER_SECOND,
+    Admission,
+    RefusalPace,
+)
 from puna.serve.refusals import Refusal
 
 
@@ -189,3 +196,15 @@ def test_requests_of_many_tenants_that_join_leave_and_are_preempted_keep_the_inv
         assert run_step(scheduler)
         alive = [request for request in alive if request.state is not State.ENDED]
     assert scheduler.pool.num_held == 0 and not scheduler._had and not scheduler._waiting
+
+
+def test_a_tenant_that_is_refused_again_and_again_waits_for_its_refusals():
+    clock = Clock()
+    pace = RefusalPace(clock=clock)
+    delays = [pace.delay("storm") for _ in range(BURST + 41)]
+    assert not any(delays[: BURST + 1])
+    assert delays[-1] == pytest.approx(40 / REFUSALS_PER_SECOND)
+    assert pace.delay("another") == 0
+    assert max(pace.delay("storm") for _ in range(1000)) == MOST_DELAY
+    clock.now += 10 * MOST_DELAY
+    assert pace.delay("storm") == 0

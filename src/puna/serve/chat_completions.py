@@ -25,7 +25,7 @@ async def create_chat_completion(served: Served, body: ChatRequest, request: Req
     """Answer a chat request in OpenAI's format."""
     adapter = served.adapter_of(body.model, request.state.tenant)
     # Before the prompt is tokenized: under overload most requests end here.
-    served.engine.require_room(request.state.tenant.name, body.n or 1)
+    await served.engine.expect_room(request.state.tenant.name, body.n or 1)
     conversation, prompt = await asyncio.to_thread(_read_conversation, served, body)
     grammar = await message_grammar(served.grammars, body, conversation)
     params = served.sampling(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from puna.engine.sampler import Chunk, SamplingParams
-from puna.serve.generation.admission import Admission
+from puna.serve.generation.admission import Admission, RefusalPace
 from puna.serve.generation.batch import Batch
 from puna.serve.generation.messages import Abort, Command, EndAll, Job, Report, Submit
 from puna.serve.generation.metrics import Metrics
@@ -42,6 +42,7 @@ class EngineClient(ABC):
 
     def __init__(self, *, max_jobs: int):
         self.admission = Admission(max_jobs)
+        self._pace = RefusalPace()
         self.metrics = Metrics()
         self._waiting: dict[int, _Waiting] = {}
         self._tickets: dict[int, tuple[asyncio.Future[None], list[int]]] = {}
@@ -68,15 +69,26 @@ class EngineClient(ABC):
     def is_alive(self) -> bool:
         return self.problem() is None
 
-    def require_room(self, tenant: str, size: int) -> None:
-        """Raise as `submit` does where the engine is not running or the queue has no room for the tenant."""
+    async def expect_room(self, tenant: str, size: int) -> None:
+        """Raise as `submit` would where a request cannot join now: before the work that it takes to prepare it.
+
+        A tenant that is refused often waits for its refusals, and joins if there is room by then.
+        """
         try:
-            if problem := overloaded(STOPPING) if self._is_stopping else self.problem():
-                raise problem
-            self.admission.require_room(tenant, size)
+            self._require_room(tenant, size)
         except Refusal:
-            self.metrics.count_ended("refused", size)
-            raise
+            if (delay := self._pace.delay(tenant)) > 0:
+                await asyncio.sleep(delay)
+            try:
+                self._require_room(tenant, size)
+            except Refusal:
+                self.metrics.count_ended("refused", size)
+                raise
+
+    def _require_room(self, tenant: str, size: int) -> None:
+        if problem := overloaded(STOPPING) if self._is_stopping else self.problem():
+            raise problem
+        self.admission.require_room(tenant, size)
 
     async def submit(
         self, requests: Sequence[tuple[list[int], SamplingParams]], *, tenant: str, adapter: str = ""
@@ -87,7 +99,7 @@ class EngineClient(ABC):
             RequestError: The engine can never answer one of them.
             Refusal: Status 503. The queue has no room, or the engine is not running.
         """
-        self.require_room(tenant, len(requests))
+        self._require_room(tenant, len(requests))
         self.admission.take(tenant, len(requests))
         batch = Batch(len(requests), self._abort)
         jobs = [Job(next(self._ids), *request) for request in requests]
