@@ -76,6 +76,7 @@ def serve(
     allow_origin: Annotated[list[str] | None, Parameter(negative="")] = None,
     name: str | None = None,
     max_queue: int = 256,
+    strict_fields: bool = False,
     engine: Annotated[EngineFlags, Parameter(name="*")] = EngineFlags(),
 ) -> None:
     """Serve a checkpoint through an OpenAI-compatible API, and a chat page for browsers at /.
@@ -89,23 +90,23 @@ def serve(
     port
         The port to listen on; 0 takes a free one.
     api_key_file
-        A file with one key a line, of 32 characters or more, and the models it is for, if not for all. The variable
-        PUNA_API_KEY holds one too.
+        A file with one key of 32 characters or more a line, and its models if not all; PUNA_API_KEY holds one too.
     allow_origin
         Origin of web pages whose scripts may call the API (CORS), such as https://shop.example; may be repeated.
     name
         What clients call the model, instead of the directory's name.
     max_queue
         How many continuations are held at once, the running ones included, in equal shares for keys; more get a 503.
+    strict_fields
+        Refuse fields that have no effect, instead of accepting them with the header X-Puna-Warning.
     """
     bounded = ("max_batch", "adapter_mib", "max_step_seconds")
     _require_bounds(port=port, max_queue=max_queue, **{flag: getattr(engine, flag) for flag in bounded})
-    rules = _read_rules(host, api_key_file, allow_origin or [])
-    _require_free(host, port)
+    rules = _read_rules(host, port, api_key_file, allow_origin or [])
     spec, name = engine_spec(checkpoint, engine), name or checkpoint.resolve().name
     served, unfit = open_supervised(spec, name, max_queue, engine.max_step_seconds)
     print(*filter(None, (served.notice, *unfit)), sep="\n", file=sys.stderr)
-    make_server(served, rules, host=host, port=port).run()
+    make_server(replace(served, strict_fields=strict_fields), rules, host=host, port=port).run()
 
 
 def _require_bounds(**flags: int) -> None:
@@ -115,15 +116,17 @@ def _require_bounds(**flags: int) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {value}", expected=f"{least} to {most}")
 
 
-def _read_rules(host: str, api_key_file: Path | None, origins: list[str]) -> "Rules":
-    """Collect what the gate holds requests to; before all else, whether what serving needs is installed."""
+def _read_rules(host: str, port: int, api_key_file: Path | None, origins: list[str]) -> "Rules":
+    """Collect the gate's rules for an address that is free; before all else, check that serving is installed."""
     try:
         import_module("llguidance")
         from puna.serve.browser.origins import parse_origins
         from puna.serve.middleware.gate import make_rules
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}", hint="pip install 'puna[serve]'") from None
-    return replace(make_rules(host, api_key_file, os.environ), origins=parse_origins(origins))
+    rules = replace(make_rules(host, api_key_file, os.environ), origins=parse_origins(origins))
+    _require_free(host, port)
+    return rules
 
 
 def _require_free(host: str, port: int) -> None:

@@ -136,7 +136,7 @@ class _Commands:
 
     def _submit(self, message: Mapping[str, Any]) -> None:
         try:
-            grammars = [self._compiled(text, param) for text, param in message["grammars"]]
+            grammars = [self._compiled(*grammar) for grammar in message["grammars"]]
         except Exception as error:
             return self._loop.refuse(message["ticket"], error)
         jobs = [
@@ -151,10 +151,11 @@ class _Commands:
             self._compiling -= known
         return self._loop.put(Abort(list(aborted))) if aborted else None
 
-    def _compiled(self, text: str, param: str) -> "Grammar":
+    def _compiled(self, text: str, param: str, begun: list[int]) -> "Grammar":
         if self._compile is None:
             raise RequestError("a grammar", expected="none", param=param)
-        return self._compile(text, param)
+        grammar = self._compile(text, param)
+        return grammar.after(begun) if begun else grammar
 
 
 def _write(connection: socket.socket, reports: "queue.Queue[Report | None]") -> None:

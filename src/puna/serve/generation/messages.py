@@ -107,7 +107,7 @@ def command_to_json(command: Command) -> dict[str, Any]:
             "tenant": command.tenant,
             "adapter": command.adapter,
             "prompts": list(prompts.values()),
-            "grammars": [[grammar.text, grammar.param] for grammar in grammars.values()],
+            "grammars": [[grammar.text, grammar.param, grammar.begun] for grammar in grammars.values()],
             "jobs": [
                 [
                     job.id,
