@@ -26,6 +26,7 @@ class ScriptedEngine:
         self.running: dict[int, list[Any]] = {}
         self.aborted: list[int] = []
         self.next_id = 0
+        self.had: Counter[str] = Counter()  # tokens by tenant
 
     @property
     def has_work(self) -> bool:
@@ -53,9 +54,9 @@ class ScriptedEngine:
         gone, self.aborted = set(self.aborted), []
         chunks = [(request, Chunk(finish_reason="abort")) for request in gone if self._remove(request)]
         while self.waiting and len(self.running) < self.slots:
-            served = Counter(tenant for *_, tenant in self.running.values())
-            place = min(range(len(self.waiting)), key=lambda place: served[self.waiting[place][3]])
+            place = min(range(len(self.waiting)), key=lambda place: self.had[self.waiting[place][3]])
             request, prompt, params, tenant = self.waiting.pop(place)
+            self.had[tenant] += params.max_tokens
             self.running[request] = [prompt, params.max_tokens, tenant]
         for request, running in list(self.running.items()):
             if running[0][0] == HANG:

@@ -18,9 +18,12 @@ from typing import Any
 import httpx2
 import pytest
 from scripted_child import CRASH, FAILING, HANG, REFUSED
-from test_serve import serving
+from test_adapters import write_adapter
+from test_engine import tiny_model, tiny_tokenizer
+from test_serve import SENTENCES, save_tiny, serving
 
 from puna.chat.format import ChatFormat
+from puna.checkpoint.checkpoint import save_checkpoint
 from puna.engine.sampler import Chunk, SamplingParams, TokenLogprob, Usage
 from puna.errors import CheckpointError, RequestError
 from puna.serve.generation import engine_process
@@ -37,6 +40,7 @@ from puna.serve.generation.messages import (
     report_to_json,
 )
 from puna.serve.middleware.gate import Rules, make_rules
+from puna.serve.serve import EngineFlags, engine_spec, open_served, open_supervised
 from puna.serve.served import Served
 from puna.tokenizer.tokenizer import Tokenizer
 
@@ -97,9 +101,10 @@ def scene(tokenizer_path, tmp_path):
 class Stream:
     """A streaming client in a thread: its events, and when the last one came."""
 
-    scene: Scene
+    scene: "Scene | _Address"
     prompt: list[int] = field(default_factory=lambda: [5])
     max_tokens: int = 4000
+    ignores_stops: bool = False
     events: list[str] = field(default_factory=list)
     ended: float = 0.0
 
@@ -108,7 +113,9 @@ class Stream:
         self.thread.start()
 
     def _read(self) -> None:
-        body = {"model": "tiny", "prompt": self.prompt, "max_tokens": self.max_tokens, "stream": True}
+        body: dict[str, Any] = {"model": "tiny", "prompt": self.prompt, "max_tokens": self.max_tokens, "stream": True}
+        if self.ignores_stops:
+            body["response_format"] = {"type": "grammar", "syntax": "regex", "definition": "[a-z ]{2000}"}
         with httpx2.stream("POST", f"{self.scene.url}/v1/completions", json=body, timeout=60) as answer:
             if answer.status_code == 200:
                 for line in answer.iter_lines():
@@ -385,3 +392,89 @@ def test_an_engine_that_is_never_started_is_ended_too(tmp_path):
     engine.open()
     engine.kill()
     assert asyncio.run(asyncio.sleep(0, engine.problem())) is not None
+
+
+def test_answers_of_the_process_equal_those_of_an_engine_in_this_one(tmp_path):
+    checkpoint = save_tiny(tmp_path / "tiny", SENTENCES, num_merges=40, max_context=256)
+    schema = {"type": "object", "properties": {"day": {"enum": ["Monday", "Sunday"]}}, "required": ["day"]}
+    form = {"type": "json_schema", "json_schema": {"name": "day", "schema": schema, "strict": True}}
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "When?"}], "max_tokens": 40, "seed": 3}
+    begun = [*chat["messages"], {"role": "assistant", "content": '{"day": "Mon'}]
+    bodies = [
+        (
+            "chat/completions",
+            chat | {"n": 2, "logprobs": True, "top_logprobs": 3, "logit_bias": {"70": 5}, "stop": ["e"]},
+        ),
+        ("chat/completions", chat | {"response_format": form}),
+        ("chat/completions", chat | {"response_format": form, "messages": begun, "continue_final_message": True}),
+        (
+            "completions",
+            {"model": "tiny", "prompt": ["We", [70, 71]], "max_tokens": 5, "echo": True, "logprobs": 2, "seed": 1},
+        ),
+        ("completions", {"model": "tiny", "prompt": [70, 71, 72], "max_tokens": 0, "prompt_logprobs": 5}),
+        ("completions", {"model": "tiny", "prompt": [70] * 300}),
+    ]
+
+    def answers(served: Served) -> list[Any]:
+        with serving(served) as url:
+            found = [httpx2.post(f"{url}/v1/{path}", json=body, timeout=60) for path, body in bodies]
+        return [{k: v for k, v in each.json().items() if k not in ("id", "created")} for each in found]
+
+    served, unfit = open_supervised(engine_spec(checkpoint, EngineFlags()), "tiny", 64, 60)
+    expected, found = answers(open_served(checkpoint)), answers(served)
+    assert found == expected and not unfit
+    assert found[1]["choices"][0]["message"]["content"].startswith(('{"day": "Monday"', '{"day": "Sunday"'))
+    assert "error" in found[-1] and not any("error" in each for each in found[:-1])
+
+
+def test_adapters_of_the_process_are_named_and_judged_there(tmp_path):
+    model = tiny_model()
+    (tmp_path / "base").mkdir()
+    save_checkpoint(tmp_path / "base", model, tiny_tokenizer())
+    write_adapter(tmp_path / "adapters" / "alba", model, 1)
+    write_adapter(tmp_path / "adapters" / "brook", tiny_model(num_layers=3), 2)
+    spec = engine_spec(tmp_path / "base", EngineFlags(adapters=tmp_path / "adapters"))
+    served, unfit = open_supervised(spec, "base", 64, 60)
+    assert [line.partition(" can't")[0] for line in unfit] == ["the adapter 'brook'"]
+    with serving(served) as url:
+        assert {each["id"] for each in httpx2.get(f"{url}/v1/models").json()["data"]} == {"base", "alba", "brook"}
+        statuses = {}
+        for name in ("base", "alba", "brook", "../alba", "cedar"):
+            body = {"model": name, "prompt": [9, 10], "max_tokens": 4, "temperature": 0}
+            statuses[name] = httpx2.post(f"{url}/v1/completions", json=body, timeout=60)
+        assert [each.status_code for each in statuses.values()] == [200, 200, 400, 404, 404]
+        assert "brook" in statuses["brook"].json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "num_stops", [1, pytest.param(2, marks=pytest.mark.tenth), pytest.param(20, marks=pytest.mark.slow)]
+)
+def test_sigterm_lets_running_requests_finish_and_ends_the_engine(tmp_path, num_stops):
+    checkpoint = save_tiny(tmp_path / "tiny", SENTENCES, num_merges=40, max_context=1024)
+    command = [sys.executable, "-c", "from puna.cli import main; main()", "serve", str(checkpoint), "--port", "0"]
+    for place in range(num_stops):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        assert process.stderr
+        log = ""
+        while not (
+            found := re.search(r"The chat page is at (http://localhost:\d+)/", log.replace("127.0.0.1", "localhost"))
+        ):
+            log += (line := process.stderr.readline())
+            assert line, log
+        streams = [Stream(_Address(found[1]), max_tokens=300, ignores_stops=True) for _ in range(4)]
+        wait_for_tokens(streams)
+        process.send_signal(signal.SIGINT if place % 2 else signal.SIGTERM)
+        for stream in streams:
+            stream.thread.join(60)
+            assert stream.events[-1] == "[DONE]" and '"finish_reason":"length"' in stream.events[-2]
+        log += process.communicate(timeout=60)[1]
+        assert "shutdown complete" in log and "Traceback" not in log
+        children = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        assert str(checkpoint) not in children
+
+
+@dataclass
+class _Address:
+    """What a client needs of a scene."""
+
+    url: str
