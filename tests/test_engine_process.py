@@ -39,7 +39,7 @@ from puna.serve.generation.messages import (
     report_from_json,
     report_to_json,
 )
-from puna.serve.middleware.gate import Rules, make_rules
+from puna.serve.middleware.rules import Rules, make_rules
 from puna.serve.serve import EngineFlags, engine_spec, open_served, open_supervised
 from puna.serve.served import Served
 from puna.tokenizer.tokenizer import Tokenizer

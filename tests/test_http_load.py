@@ -18,7 +18,7 @@ from test_serve import serving
 
 from puna.chat.format import ChatFormat
 from puna.serve.generation.engine_process import EngineProcess
-from puna.serve.middleware.gate import make_rules
+from puna.serve.middleware.rules import make_rules
 from puna.serve.served import Served
 from puna.tokenizer.tokenizer import Tokenizer
 

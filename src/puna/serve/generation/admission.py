@@ -40,8 +40,8 @@ class Admission:
         >>> admission.take("brook", 128)
     """
 
-    def __init__(self, max_held: int, *, clock: Callable[[], float] = time.monotonic):
-        self.max_held = max_held
+    def __init__(self, max_held: int, *, noun: str = "continuations", clock: Callable[[], float] = time.monotonic):
+        self.max_held, self._noun = max_held, noun
         self._clock = clock
         self._tenants: dict[str, _Held] = {}
 
@@ -87,7 +87,7 @@ class Admission:
             seconds = MOST_SECONDS
         else:
             whose = "of" if num_tenants == 1 else "of your share of"
-            message = f"The queue is full: {held.count} {whose} {share} continuations are under way."
+            message = f"The queue is full: {held.count} {whose} {share} {self._noun} are under way."
             seconds = self._seconds_until(held, held.count + size - share)
         raise Refusal(503, message, code="overloaded", headers={"retry-after": str(seconds)})
 
