@@ -1,7 +1,7 @@
 """A served checkpoint and the rules -> the web application. The routes are the table at its head.
 
-FastAPI's pages of documentation load scripts from elsewhere, so only /openapi.json is there, behind the key. The chat
-page (browser/page.py) is static and open.
+FastAPI's pages of documentation load scripts from elsewhere, so only /openapi.json is there, behind the key, and
+written by openapi/document.py. The chat page (browser/page.py) is static and open.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from puna.serve.chat_completions import create_chat_completion
 from puna.serve.completions import create_completion
 from puna.serve.middleware.rules import Rules, RulesMiddleware
 from puna.serve.middleware.warnings import Warnings
+from puna.serve.openapi.document import openapi_document
 from puna.serve.refusals import add_error_handlers, json_response, overloaded
 from puna.serve.served import Served
 
@@ -41,12 +42,18 @@ async def retrieve_model(served: Served, model: str, request: Request) -> Respon
     return json_response(_model(served, model))
 
 
+async def describe_api(served: Served) -> Response:
+    """Describe this API as OpenAPI does."""
+    return json_response(openapi_document(is_strict=served.strict_fields))
+
+
 ROUTES = (
     ("GET", "/health", check_health),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/{model:path}", retrieve_model),
     ("POST", "/v1/chat/completions", create_chat_completion),
     ("POST", "/v1/completions", create_completion),
+    ("GET", "/openapi.json", describe_api),
 )
 
 
@@ -65,6 +72,7 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
         title="Puna",
         version=__version__,
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
