@@ -17,7 +17,7 @@ from puna.chat.conversation import Conversation
 from puna.serve.answers.pieces import JsonList, JsonResponse
 from puna.serve.answers.size import AnswerSize, most_tokens
 from puna.serve.chat_reply import ChatReply, Piece
-from puna.serve.generation.engine_thread import Batch
+from puna.serve.generation.batch import Batch
 from puna.serve.grammars import message_grammar
 from puna.serve.offload.room import require_room
 from puna.serve.refusals import Refusal
@@ -30,6 +30,8 @@ async def create_chat_completion(served: Served, request: Request) -> Response:
     """Answer a chat request in OpenAI's format."""
     body = await read_request(request, ChatRequest, served.workers, is_strict=served.strict_fields)
     adapter = served.adapter_of(body.model, request.state.tenant)
+    # Before the prompt is tokenized: under overload most requests end here.
+    await served.engine.expect_room(request.state.tenant.name, body.n or 1)
     num_bytes = len(await request.body())
     conversation, prompt = await served.workers.run(_read_conversation, served, body, num_bytes, num_bytes=num_bytes)
     grammar = await message_grammar(served.grammars, body, conversation)

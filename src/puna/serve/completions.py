@@ -18,7 +18,7 @@ from puna.engine.sampler import Chunk, SamplingParams, TokenLogprob
 from puna.errors import RequestError, TokenizerError
 from puna.serve.answers.pieces import JsonList, JsonResponse
 from puna.serve.answers.size import AnswerSize
-from puna.serve.generation.engine_thread import Batch
+from puna.serve.generation.batch import Batch
 from puna.serve.grammars import answer_grammar
 from puna.serve.offload.room import require_room
 from puna.serve.requests.completion import CompletionRequest
@@ -34,9 +34,8 @@ async def create_completion(served: Served, request: Request) -> Response:
     """Answer a completion request in OpenAI's legacy format."""
     body = await read_request(request, CompletionRequest, served.workers, is_strict=served.strict_fields)
     adapter = served.adapter_of(body.model, request.state.tenant)
-    if (number := len(body.prompts()) * (body.n or 1)) > served.engine.max_jobs:
-        most = f"at most {served.engine.max_jobs}, prompts times n"
-        raise RequestError(f"{number:,} continuations in one request", expected=most, param="n")
+    # Before the prompt is tokenized: under overload most requests end here.
+    await served.engine.expect_room(request.state.tenant.name, len(body.prompts()) * (body.n or 1))
     num_bytes = len(await request.body())
     prompts = await served.workers.run(_tokenize, served, body, num_bytes=num_bytes)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
