@@ -37,10 +37,10 @@ HEADERS = {
 
 
 class Operation(NamedTuple):
-    """A route as it is described."""
+    """A route as it is described; without a model of the answer that is text."""
 
     summary: str
-    answer: type[BaseModel]
+    answer: type[BaseModel] | None
     errors: tuple[int, ...] = DEFENCES
     body: type[Body] | None = None
     event: type[BaseModel] | None = None
@@ -85,7 +85,9 @@ def openapi_document(*, is_strict: bool) -> dict[str, Any]:
 
 
 def _describe(path: str, operation: Operation) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": _reference(operation.answer)}}
+    content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+    if operation.answer:
+        content = {"application/json": {"schema": _reference(operation.answer)}}
     if operation.event:
         content["text/event-stream"] = {"schema": _event(operation.event)}
     success: dict[str, Any] = {"description": "The answer", "content": content}
