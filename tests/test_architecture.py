@@ -21,6 +21,7 @@ PUNA = ROOT / "src" / "puna"
 # From the ground up. A room or file imports from the floors below it and from itself, never from its own floor.
 FLOORS = (
     {"errors", "estimate"},
+    {"storage"},
     {"config", "artifact", "licence", "offline", "progress", "stages"},
     {"run", "lineage", "shelf"},
     {"kernels", "tokenizer"},
@@ -33,8 +34,8 @@ FLOORS = (
     {"serve", "agent", "studio", "review"},
     {"cli"},
 )
-GROUND = FLOORS[0] | FLOORS[1] | FLOORS[2] | {"raising", "cli"}
-STAGE_ROOMS = FLOORS[8]
+GROUND = FLOORS[0] | FLOORS[1] | FLOORS[2] | FLOORS[3] | {"raising", "cli"}
+STAGE_ROOMS = FLOORS[9]
 HEAVY = {"torch", "numpy", "tokenizers", "safetensors", "transformers", "pyarrow"}
 
 MAX_FILE_LINES = 400
