@@ -365,8 +365,10 @@ def test_other_programs_names_and_values_are_honoured(http, engine, tokenizer):
     assert params({"random_seed": 4})[0] == params({"seed": 4})[0]
     assert params({"top_k": -1}) == (params({"top_k": 0})[0], "top_k: -1 is read as no limit")
     assert params({"stop": ""})[0] == params({"top_logprobs": 0, "logprobs": False})[0] == params({})[0]
-    answer = http.post("/v1/chat/completions", json=CHAT | {"n_predict": 9})
-    assert answer.status_code == 400 and error_of(answer)["param"] == "n_predict"
+    assert params({"n_predict": None, "max_tokens": 3}) == (params({"max_tokens": 3})[0], "")
+    for two in ({"max_tokens": 4, "n_predict": 9}, {"max_new_tokens": 4, "n_predict": 9}):
+        answer = http.post("/v1/chat/completions", json=body | two)
+        assert answer.status_code == 400 and error_of(answer)["param"] == "n_predict"
 
 
 @pytest.mark.parametrize("tools", [[], [TOOL]], ids=["no tools", "tools"])
