@@ -8,7 +8,6 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
-from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -118,10 +117,8 @@ class Grammar:
     NOTE: what its matchers learn of it they share, and it is bounded; kept for ever it would be used up.
     """
 
-    begun: tuple[int, ...] = ()
-
-    def __init__(self, start: "llguidance.LLMatcher", param: str):
-        self._start, self.param = start, param
+    def __init__(self, start: "llguidance.LLMatcher", param: str, begun: Sequence[int] = ()):
+        self._start, self.param, self.begun = start, param, tuple(begun)
 
     def matcher(self) -> "Matcher":
         return Matcher(self._start.deep_copy(), self.param)
@@ -138,9 +135,7 @@ class Grammar:
             raise RequestError(given, expected=f"the beginning of an answer that {self.param} admits", param="messages")
         if start.is_stopped():
             raise RequestError("the message to be continued is complete", expected="a part of it", param="messages")
-        rest = copy(self)
-        rest._start, rest.begun = start, (*self.begun, *ids)
-        return rest
+        return Grammar(start, self.param, (*self.begun, *ids))
 
 
 class Matcher:
