@@ -38,7 +38,7 @@ HEADERS = {
 
 
 class Operation(NamedTuple):
-    """A route as it is described; without a model of the answer that is text."""
+    """A route as it is described; without a model its answer is plain text."""
 
     summary: str
     answer: type[BaseModel] | None
