@@ -66,6 +66,19 @@ def test_a_null_argument_stays_only_where_its_schema_admits_null(given: Any, mea
     assert function.get("arguments", ...) == meant
 
 
+def test_an_argument_behind_a_reference_is_judged_by_the_definition():
+    guest = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"anyOf": [{"type": "integer"}, {"$ref": "#/$defs/None"}]}},
+    }
+    definitions = {"Guest": guest, "None": {"type": "null"}, "Loop": {"$ref": "#/$defs/Loop"}}
+    properties = {"guest": {"anyOf": [{"$ref": "#/$defs/Guest"}, {"type": "null"}]}, "loop": {"$ref": "#/$defs/Loop"}}
+    tools = [tool(properties, **{"$defs": definitions})]
+    given = {"guest": {"name": None, "age": None, "city": None}, "loop": None}
+    row = without_padding({"messages": called(given), "tools": tools})
+    assert row["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"guest": {"age": None}}
+
+
 def test_fields_of_messages_and_parts_lose_their_nulls_and_malformed_parts_stay():
     part = {"type": "text", "text": "Hi", "image_url": None}
     row = {"messages": [{"role": "user", "content": [part], "name": None}, 3], "tools": [None, "x"], "id": None}
