@@ -80,7 +80,7 @@ def _call(call: Any, schemas: Mapping[str, Any]) -> Any:
 
 
 class _Place(NamedTuple):
-    """The schema of a place in the arguments of a call, and the root: the schema of all arguments with its definitions."""
+    """The schema of a place in the arguments of a call, and the schema of all arguments with its definitions."""
 
     schema: Any
     root: Any
