@@ -169,13 +169,13 @@ def test_settings_that_change_nothing_are_read(written: Trained, tmp_path: Path,
     shutil.copytree(adapter, tmp_path / "adapter")
     edit_json(tmp_path / "adapter" / CONFIG_NAME, lambda raw: raw.update(change))
     assert_same_logits(logits_of(read_merged(base, tmp_path / "adapter", tmp_path / "out")), expected)
-    assert open_adapter(tmp_path / "adapter").config.notes == ()
+    assert open_adapter(tmp_path / "adapter").notes == ()
 
 
 def test_a_field_of_a_newer_peft_is_said_and_left_out(written: Trained, tmp_path: Path):
     shutil.copytree(written[1], tmp_path / "adapter")
     edit_json(tmp_path / "adapter" / CONFIG_NAME, lambda raw: raw.update(use_tomorrow=True, rank_of_tomorrow=3))
-    (note,) = open_adapter(tmp_path / "adapter").config.notes
+    (note,) = open_adapter(tmp_path / "adapter").notes
     assert "does not know and leaves out, as PEFT does: rank_of_tomorrow, use_tomorrow" in note
     findings = {finding.code: finding.what for finding in examine(tmp_path / "adapter").findings}
     assert "adapter-extra" in findings

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from puna.checkpoint.adapters.adapter import doubts, weights_hint
+from puna.checkpoint.adapters.adapter import alpha_notes, doubts, weights_hint
 from puna.checkpoint.adapters.config import AdapterConfig, parse_config, problems
 from puna.checkpoint.adapters.delta import Delta, matrices
 from puna.checkpoint.adapters.fit import misfits
@@ -67,6 +67,9 @@ def check_adapter(directory: Path, report: Report, console: Console, *, quick: b
             for doubt in doubts(config, layout, parts):
                 remedy = "Take adapter_config.json and weights of one training: PEFT leaves such modules out, or fails"
                 report.add(CODES[doubt.kind], WEIGHTS_NAME, doubt.text, remedy)
+            for note in alpha_notes(config, parts):
+                fix = "Compare the merged model with the trained one, and write an alpha for each module"
+                report.add("adapter-extra", CONFIG_NAME, note, fix)
     with report.attempt("base-unknown", CONFIG_NAME):
         found = _find_base(directory, raw, report, base)
         if found and config and parts:

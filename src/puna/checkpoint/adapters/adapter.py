@@ -28,7 +28,7 @@ from puna.checkpoint.adapters.keys import (
     WEIGHTS_NAME,
     find_parts,
 )
-from puna.checkpoint.adapters.patterns import module_settings
+from puna.checkpoint.adapters.patterns import module_settings, overlapping
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import StoredTensor, read_header
 from puna.checkpoint.source import Source
@@ -54,11 +54,12 @@ OTHER_WEIGHTS = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """An opened adapter: its settings, and what is stored for each tensor of the base."""
+    """An opened adapter: its settings, its tensors, and notes for the log."""
 
     path: Path
     config: AdapterConfig
     delta: Delta
+    notes: tuple[str, ...] = ()
 
     @property
     def base_name(self) -> str:
@@ -101,7 +102,17 @@ def open_adapter(directory: Path) -> Adapter:
         )
     for doubt in doubts(config, layout, parts):
         raise CheckpointError(f"{directory}: {doubt.text}", expected="adapter_config.json and weights of one training")
-    return Adapter(directory, config, Delta(config, layout, parts, _scales(config, layout, parts)))
+    delta = Delta(config, layout, parts, _scales(config, layout, parts))
+    return Adapter(directory, config, delta, (*config.notes, *alpha_notes(config, parts)))
+
+
+def alpha_notes(config: AdapterConfig, parts: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Say where the alpha that was trained with is not certain."""
+    if modules := overlapping(config, [name.removesuffix(".weight") for name in parts]):
+        yield (
+            f"alpha_pattern has two keys with different values for {_listed(modules)}: PEFT takes the first, and sorts "
+            "them when it saves, so that training may have used the other"
+        )
 
 
 def weights_hint(directory: Path) -> str:
@@ -143,7 +154,8 @@ def doubts(
     others = {module: rank for module, rank in ranks.items() if told[module].rank != rank}
     if others:
         wrong = [f"{module} has rank {rank} instead of {told[module].rank}" for module, rank in others.items()]
-        yield Doubt("rank", _listed(wrong))
+        sorting = "; of two keys of rank_pattern that match, PEFT takes the first, and sorts them when it saves"
+        yield Doubt("rank", _listed(wrong) + (sorting if len(config.rank_pattern) > 1 else ""))
 
 
 def _listed(items: list[str]) -> str:

@@ -76,6 +76,19 @@ def module_settings(config: AdapterConfig, modules: Sequence[str]) -> dict[str, 
     }
 
 
+def overlapping(config: AdapterConfig, modules: Sequence[str]) -> list[str]:
+    """Return the modules that two keys of alpha_pattern match with different values.
+
+    PEFT takes the first key, and sorts the keys when it saves: training may have used the other one.
+    """
+    expressions = _expressions("alpha_pattern", config.alpha_pattern)
+    values: dict[str, set[float]] = {}
+    for key, groups in zip(config.alpha_pattern, _matches(expressions, tuple(modules)), strict=True):
+        for name in groups:
+            values.setdefault(name, set()).add(config.alpha_pattern[key])
+    return [name for name, found in values.items() if len(found) > 1]
+
+
 def is_saved(config: AdapterConfig, modules: Sequence[str]) -> set[str]:
     """Return the modules that lie in a module of `modules_to_save`, and so have a copy of their own."""
     return {name for name in modules if any(parent.endswith(config.saved) for parent in _parents(name))}
@@ -86,9 +99,13 @@ def _parents(name: str) -> list[str]:
     return [".".join(parts[: index + 1]) for index in range(len(parts))]
 
 
+def _expressions(field: str, patterns: Mapping[str, object]) -> tuple[Expression, ...]:
+    return tuple(Expression("match", rf"(.*\.)?({key})$", key, field) for key in patterns)
+
+
 def _first_keys(field: str, patterns: Mapping[str, object], names: tuple[str, ...]) -> dict[str, str]:
     """Return the first key of a pattern that matches each name."""
-    expressions = tuple(Expression("match", rf"(.*\.)?({key})$", key, field) for key in patterns)
+    expressions = _expressions(field, patterns)
     found: dict[str, str] = {}
     for key, groups in zip(patterns, _matches(expressions, names), strict=True):
         for name in groups:
