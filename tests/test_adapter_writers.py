@@ -101,3 +101,93 @@ def test_a_tenth_of_the_random_adapters_is_read_as_peft_reads_them(tmp_path: Pat
 def test_two_hundred_random_adapters_are_read_as_peft_reads_them(tmp_path: Path):
     for seed in range(ROUNDS):
         write_and_check(tmp_path, 2000 + seed)
+
+
+LORA: dict[str, Any] = {"r": 2, "lora_alpha": 3, "task_type": "CAUSAL_LM"}
+TRAINED: dict[str, dict[str, Any]] = {
+    "rank and alpha patterns": {
+        "target_modules": "all-linear",
+        "rank_pattern": {r"layers\.1\.mlp\..*": 4},
+        "alpha_pattern": {r".*\.q_proj": 9},
+    },
+    "head and embeddings": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    "rows of tokens": {"target_modules": ["v_proj"], "trainable_token_indices": TOKENS[[1, 4]].tolist()},
+}
+
+
+def trainer_settings(folder: Path, kind: Any) -> Any:
+    return kind(
+        output_dir=str(folder / "run"), max_steps=2, per_device_train_batch_size=2, learning_rate=0.1,
+        report_to=[], use_cpu=True, save_strategy="no", max_length=32, bf16=False, gradient_checkpointing=False,
+    )  # fmt: skip
+
+
+def new_base(folder: Path, *, tied: bool = True) -> tuple[Path, Any]:
+    (folder / "base").mkdir()
+    save(folder / "base", tied=tied)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "base")
+    tokenizer.pad_token = tokenizer.eos_token
+    return folder / "base", tokenizer
+
+
+@pytest.mark.tenth
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("variant", TRAINED)
+def test_what_sft_trainer_saves_is_read_as_peft_reads_it(tmp_path: Path, variant: str):
+    trl, datasets = (pytest.importorskip(name) for name in ("trl", "datasets"))
+
+    # TRL's loss reads lm_head.bias, which PEFT's wrapper of a tied head's tokens does not have.
+    base, tokenizer = new_base(tmp_path, tied=variant != "rows of tokens")
+    trainer = trl.SFTTrainer(
+        str(base),
+        args=trainer_settings(tmp_path, trl.SFTConfig),
+        train_dataset=datasets.Dataset.from_dict({"text": ["the quick brown fox", "jumps over the lazy dog"] * 2}),
+        processing_class=tokenizer,
+        peft_config=peft.LoraConfig(**LORA, **TRAINED[variant]),
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    check_written(base, tmp_path / "adapter", tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_sft_trainer_saves_with_a_grown_vocabulary_brings_its_tokenizer(tmp_path: Path):
+    trl, datasets = (pytest.importorskip(name) for name in ("trl", "datasets"))
+
+    base, tokenizer = new_base(tmp_path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|mark|>", "<|end_mark|>"]})
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    trainer = trl.SFTTrainer(
+        model,
+        args=trainer_settings(tmp_path, trl.SFTConfig),
+        train_dataset=datasets.Dataset.from_dict({"text": ["the <|mark|>quick<|end_mark|> fox", "jumps"] * 2}),
+        processing_class=tokenizer,
+        peft_config=peft.LoraConfig(**LORA, **TRAINED["head and embeddings"]),
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    check_written(base, tmp_path / "adapter", tmp_path / "out", vocab_size=len(tokenizer))
+    merged = Checkpoint.open(tmp_path / "out")
+    assert merged.config.vocab_size == 532 and merged.tokenizer().special("mark") == 530
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_dpo_trainer_saves_is_read_as_peft_reads_it(tmp_path: Path):
+    trl, datasets = (pytest.importorskip(name) for name in ("trl", "datasets"))
+
+    base, tokenizer = new_base(tmp_path)
+    pairs = {"prompt": ["the quick"] * 4, "chosen": [" brown fox"] * 4, "rejected": [" lazy dog"] * 4}
+    trainer = trl.DPOTrainer(
+        str(base),
+        args=trainer_settings(tmp_path, trl.DPOConfig),
+        train_dataset=datasets.Dataset.from_dict(pairs),
+        processing_class=tokenizer,
+        peft_config=peft.LoraConfig(**LORA, target_modules="all-linear"),
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    check_written(base, tmp_path / "adapter", tmp_path / "out")
