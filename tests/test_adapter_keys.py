@@ -243,3 +243,17 @@ def test_an_adapter_for_llama_cpp_and_half_a_directory_are_named(
         perform_stage("merge", tmp_path / "out", adapter=str(tmp_path / "half"), base=str(base))
     with pytest.raises(ConfigError, match=r"Name the directory"):
         perform_stage("merge", tmp_path / "out", adapter=str(adapter / WEIGHTS_NAME), base=str(base))
+    shutil.copytree(adapter, tmp_path / "checkpoints" / "checkpoint-500")
+    with pytest.raises(ConfigError, match=r"Name one of the adapters inside: .*checkpoint-500"):
+        perform_stage("merge", tmp_path / "out", adapter=str(tmp_path / "checkpoints"), base=str(base))
+
+
+def test_a_config_of_the_base_beside_an_adapter_makes_no_checkpoint_of_it(
+    perform_stage: Callable[..., bool], written: Trained, tmp_path: Path
+):
+    base, adapter, expected = written
+    shutil.copytree(adapter, tmp_path / "adapter")
+    shutil.copy(base / "config.json", tmp_path / "adapter")
+    perform_stage("merge", tmp_path / "out", adapter=str(tmp_path / "adapter"), base=str(base))
+    assert_same_logits(logits_of(Checkpoint.open(tmp_path / "out").load()), expected)
+    assert examine(tmp_path / "adapter").kind == "adapter"

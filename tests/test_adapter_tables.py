@@ -12,6 +12,7 @@ from puna.checkpoint.adapters.adapter import merged, open_adapter, require_runna
 from puna.checkpoint.adapters.keys import CONFIG_NAME, WEIGHTS_NAME
 from puna.checkpoint.adapters.reference import SideBySide
 from puna.checkpoint.checkpoint import Checkpoint
+from puna.doctor.examine import examine
 from puna.errors import CheckpointError
 
 LAYERS: dict[str, Any] = {"target_modules": ["k_proj"]}
@@ -69,6 +70,9 @@ def test_merged_tables_give_the_logits_of_peft(base: Path, tmp_path: Path, varia
     assert_same_logits(reference.logits(TOKENS.tolist()), expected)
     assert (ours - logits_of(Checkpoint.open(base).load())).abs().max() > 0.1
     assert is_tied(tmp_path / "merged") == (is_tied(base) and stays_tied)
+    report = examine(tmp_path / "adapter", base=base)
+    assert not [finding for finding in report.findings if finding.severity == "broken"]
+    assert ("become two" in report.facts.get("merged", "")) == (is_tied(base) and not stays_tied)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def write_and_check(folder: Path, seed: int) -> None:
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=generator) * 0.1
                 parameter.add_(noise.abs() if "magnitude" in name else noise)
-    adapted.save_pretrained(folder / str(seed))
+    adapted.save_pretrained(str(folder / str(seed)))
     try:
         check_written(base, folder / str(seed), folder / f"{seed}.merged")
     except RuntimeError as error:  # PEFT cannot load it: its rank_pattern was sorted

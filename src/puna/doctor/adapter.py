@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from puna.checkpoint.adapters.adapter import alpha_notes, doubts, weights_hint
+from puna.checkpoint.adapters.adapter import alpha_notes, describe_tables, doubts, open_adapter, weights_hint
 from puna.checkpoint.adapters.config import AdapterConfig, parse_config, problems
 from puna.checkpoint.adapters.delta import Delta, matrices
 from puna.checkpoint.adapters.fit import misfits
@@ -74,6 +74,10 @@ def check_adapter(directory: Path, report: Report, console: Console, *, quick: b
         found = _find_base(directory, raw, report, base)
         if found and config and parts:
             _check_fit(Delta(config, layout, parts, {}), found, report)
+            if not any(finding.severity == "broken" for finding in report.findings):
+                network = Checkpoint.open(found).config
+                tables = "; ".join(describe_tables(network, open_adapter(directory).delta.merged_config(network)))
+                report.facts |= {"merged": tables} if tables else {}
     if not quick:
         _check_values(layout, report, console)
 

@@ -129,6 +129,9 @@ def missing_hint(directory: Path) -> str:
         return f"Name the directory that {CONFIG_NAME} and {WEIGHTS_NAME} lie in"
     if (directory / WEIGHTS_NAME).exists() and not (directory / CONFIG_NAME).exists():
         return f"Copy {CONFIG_NAME}, too: alpha and rank stand in it"
+    inside = sorted(path.parent.name for path in directory.glob(f"*/{CONFIG_NAME}"))
+    if inside:
+        return f"Name one of the adapters inside: {', '.join(str(directory / name) for name in inside[:5])}"
     return next((hint for name, hint in OTHER_WEIGHTS.items() if (directory / name).exists()), "")
 
 
@@ -255,8 +258,9 @@ def read_magnitudes(adapter: Adapter) -> dict[str, torch.Tensor]:
 
 
 def is_adapter(directory: Path) -> bool:
-    """Tell whether a directory holds an adapter and no checkpoint."""
-    return (directory / CONFIG_NAME).is_file() and not (directory / "config.json").exists()
+    """Tell whether a directory holds an adapter and no checkpoint; a config.json without weights is none."""
+    has_model = (directory / "config.json").exists() and any(directory.glob("model*.safetensors*"))
+    return (directory / CONFIG_NAME).is_file() and not has_model
 
 
 def base_of(directory: Path) -> Path | None:
