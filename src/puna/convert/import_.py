@@ -22,6 +22,7 @@ from puna.checkpoint.weights import load_source
 from puna.config import StageConfig
 from puna.convert.carry import carry_licences, watched
 from puna.convert.hub import download
+from puna.convert.vocabulary import tokenizer_receipt
 from puna.data.pieces import probe_pieces
 from puna.errors import CheckpointError
 from puna.estimate import Estimate, Known, Sketch
@@ -95,6 +96,10 @@ def run(config: Config, run: Run) -> None:
     Receipt("weights_kept", path.name or str(path), change.value, tolerance, change.value <= tolerance, details).save(
         run.output
     )
+    tokens = tokenizer_receipt(config.base or path, run.output)
+    tokens.save(run.output)
+    if not tokens.held:
+        run.log(f"tokenizer: {tokens.value} tokens or texts differ from the source's")
     if config.base is not None:
         _prove_adapter(run, path, config.base)
     run.log(

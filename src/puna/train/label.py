@@ -116,7 +116,7 @@ def run(config: Config, run: Run) -> None:
     """Write the labels, their header, the rows that they are about and the tokenizer."""
     config, tokenizer, vocab_size, teacher = _open_teacher(config, run)
     rows = _Rows(config, tokenizer)
-    shards = ShardDirectory(run.directory / "shards", vocab_size=vocab_size)
+    shards = ShardDirectory(run, vocab_size=vocab_size)
     if shards.end:
         run.log(f"going on after {shards.end:,} rows")
     with run.progress(len(rows), "labelling", unit="rows", done=shards.end) as bar:
@@ -127,7 +127,9 @@ def run(config: Config, run: Run) -> None:
     top_k = min(config.top_k, vocab_size)
     shards.publish(run.output)
     tokenizer.save(run.output)
-    name = str(config.teacher) if config.endpoint is None else f"{config.endpoint.model} at {config.endpoint.url}"
+    # Not the teacher's path: equal labels are equal wherever the teacher lies. The manifest's inputs have the path.
+    local = f"checkpoint {run.hashes.get('teacher', '')[:12]}"
+    name = local if config.endpoint is None else f"{config.endpoint.model} at {config.endpoint.url}"
     LabelHeader(
         teacher=name,
         tokenizer=tokenizer.fingerprint,
