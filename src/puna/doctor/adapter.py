@@ -1,4 +1,4 @@
-"""A PEFT adapter's directory -> findings about its settings, its matrices and their base. Merges nothing.
+"""A PEFT adapter's directory -> findings about settings, matrices and base. Merges nothing.
 
 Settings, names, patterns and shapes are judged by the code that merges, serves and trains (checkpoint/adapters).
 """
@@ -41,7 +41,7 @@ Layout = Mapping[str, StoredTensor]
 
 
 def check_adapter(directory: Path, report: Report, console: Console, *, quick: bool, base: Path | None) -> None:
-    """Add all findings about an adapter; it is held against `base`, or the base that it names if that is here."""
+    """Add all findings about an adapter, compared with `base`, or with the named base if that path exists."""
     with report.attempt("file-unreadable", "."):
         check_files(directory, report)
     raw: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def check_adapter(directory: Path, report: Report, console: Console, *, quick: b
 
 
 def _check_settings(raw: dict[str, Any], report: Report) -> AdapterConfig | None:
-    """Add the findings about settings; return them unless one cannot be followed."""
+    """Add the findings about settings; return the settings if all can be followed."""
     if raw.get("auto_map"):
         report.add("code-named", CONFIG_NAME, "auto_map names Python code", "Remove it: LoRA needs no code")
     remedy = "Merge this adapter with the program that trained it, and look at the merged checkpoint"
