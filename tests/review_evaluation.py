@@ -1,5 +1,6 @@
 """Evaluations as `puna evaluate` writes them, with answers that a test chooses, and reviews of them."""
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -53,9 +54,11 @@ def write_evaluation(path: Path, answers: dict[str, list[dict[str, Any]]]) -> Pa
             write_jsonl(partial / f"conversations-{name}.jsonl", rows)
         overall = {name: {"overall": {"score": 0.5, "n": len(rows)}} for name, rows in answers.items()}
         (partial / "scores.json").write_text(json.dumps({"checkpoints": overall, "differences": []}))
-        (partial / "speed.json").write_text(json.dumps({name: {} for name in answers}))
+        speed = {"weight_bytes": 1, "generated_tokens_per_s": 1.0}
+        (partial / "speed.json").write_text(json.dumps({name: speed for name in answers}))
         config = {"checkpoints": {name: f"models/{name}" for name in answers}, "tasks": ["data/shop"], "seed": 3}
-        inputs = {f"checkpoints.{name}": {"hash": name} for name in answers}
+        hashes = {name: hashlib.sha256(name.encode()).hexdigest() for name in answers}
+        inputs = {f"checkpoints.{name}": {"path": name, "kind": "raw", "hash": hashes[name]} for name in answers}
         config |= {"temperature": 0.0, "max_questions": None}
         artifact.commit(partial, path, artifact.Manifest("scores", "evaluate", "key", config, inputs, {}))
     return path

@@ -23,7 +23,7 @@ from puna.data.preference import Preference
 from puna.engine.options import EngineOptions
 from puna.errors import ConfigError, DataError, RequestError
 from puna.model.reward import become_reward_model
-from puna.serve.middleware.gate import make_rules
+from puna.serve.middleware.rules import make_rules
 from puna.serve.serve import open_served
 from puna.synthesize.asking import Ask, Asker, Reply
 from puna.synthesize.picking import Candidate, Rule
@@ -154,14 +154,14 @@ def test_an_interrupted_run_asks_nothing_twice_and_ends_the_same(
     monkeypatch.setattr(Asker, "reply", fail_at_third)
     with pytest.raises(KeyboardInterrupt):
         perform_stage("answer", tmp_path / "out", **settings)
-    path = tmp_path / ".runs" / "out" / "done" / "answering.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    assert len(lines) == 10
-    path.write_bytes(b"".join(lines[:9]) + lines[9][:20])  # cut short by a kill
+    path = tmp_path / ".runs" / "out" / "journals" / "answering.jsonl"
+    header, *chunks = path.read_bytes().splitlines(keepends=True)
+    assert len(chunks) == 2
+    path.write_bytes(header + chunks[0] + chunks[1][:100])  # cut short by a power loss
     again = list[Ask]()
     monkeypatch.setattr(Asker, "reply", lambda self, asks, tell: again.extend(asks) or answer(self, asks, tell))
     perform_stage("answer", tmp_path / "out", **settings)
-    assert len(again) == 24 - 9
+    assert len(again) == 24 - 5
     assert artifact.content_hash(tmp_path / "out") == artifact.content_hash(tmp_path / "whole")
 
 

@@ -21,6 +21,7 @@ PUNA = ROOT / "src" / "puna"
 # From the ground up. A room or file imports from the floors below it and from itself, never from its own floor.
 FLOORS = (
     {"errors", "estimate"},
+    {"storage"},
     {"config", "artifact", "licence", "offline", "progress", "stages"},
     {"run", "lineage", "shelf"},
     {"kernels", "tokenizer"},
@@ -33,8 +34,8 @@ FLOORS = (
     {"serve", "agent", "studio", "review"},
     {"cli"},
 )
-GROUND = FLOORS[0] | FLOORS[1] | FLOORS[2] | {"raising", "cli"}
-STAGE_ROOMS = FLOORS[8]
+GROUND = FLOORS[0] | FLOORS[1] | FLOORS[2] | FLOORS[3] | {"raising", "cli"}
+STAGE_ROOMS = FLOORS[9]
 HEAVY = {"torch", "numpy", "tokenizers", "safetensors", "transformers", "pyarrow"}
 
 MAX_FILE_LINES = 400
@@ -229,7 +230,8 @@ def allows_only_what_changes_nothing(annotation: ast.expr) -> bool:
 
 def test_every_setting_is_read():
     read = {attribute for tree in sources().values() for attribute in attributes_read(tree)}
-    models = classes_below("BaseModel")
+    # What models of answers declare is written, not read.
+    models = {key: node for key, node in classes_below("BaseModel").items() if key not in classes_below("Answer")}
     stages = classes_below("StageConfig")
     assert stages
     dead = [

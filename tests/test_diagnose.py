@@ -165,7 +165,7 @@ def test_entropies_are_those_of_the_whole_distributions():
 def test_a_run_that_goes_on_keeps_the_facts_of_its_start(room: Path):
     (room / "again").mkdir()
     run = Run("sft", "key", room / "again", room / "again", Console(quiet=True))
-    (run.directory / "run_facts.json").write_text('{"start_data_loss": 1.5}')
+    run.remember("facts", lambda: {"start_data_loss": 1.5})
     assert open_record(None, run, None, None, None, None) == {"start_data_loss": 1.5}  # pyright: ignore
 
 

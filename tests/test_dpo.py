@@ -188,7 +188,7 @@ def test_the_better_answers_win(perform_stage: Perform, settings: Settings, tmp_
     assert rows[-1]["chosen_log_probability"] > rows[0]["chosen_log_probability"]
     losses = [each["validation_loss"] for each in rows if "validation_loss" in each]
     assert losses[-1] < losses[0]
-    assert not (tmp_path / ".runs" / "out" / "references").exists()
+    assert not (tmp_path / ".runs" / "out" / "journals").exists()
     log = (tmp_path / ".runs" / "out" / "log.txt").read_text()
     assert "data: 14 pairs of 12 prompts; left out: 4 only slightly better" in log
 
@@ -248,14 +248,14 @@ def test_no_interruption_changes_the_weights_or_computes_a_reference_twice(
     monkeypatch.setattr("puna.train.preferences.references.log_probabilities", compute_and_fail)
     with pytest.raises(PowerFailure):
         perform_stage("dpo", tmp_path / "out", **settings)
-    path = tmp_path / ".runs" / "out" / "references" / "data.jsonl"
+    path = tmp_path / ".runs" / "out" / "journals" / "reference-data.jsonl"
     whole = path.read_text()
-    assert len(whole.splitlines()) == 2
+    assert len(whole.splitlines()) == 1 + 2, "a header and two batches"
     path.write_text(whole + whole[:50])
     monkeypatch.setattr(Run, "metrics", fail_at_4)
     with pytest.raises(PowerFailure):
         perform_stage("dpo", tmp_path / "out", **settings)
-    num_batches = len(path.read_text().splitlines())
+    num_batches = len(path.read_text().splitlines()) - 1
     assert path.read_text().startswith(whole) and num_batches > 3
     monkeypatch.setattr(Run, "metrics", write_row)
     perform_stage("dpo", tmp_path / "out", **settings)

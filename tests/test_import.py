@@ -122,6 +122,8 @@ def test_an_adapter_needs_a_base_of_floats(tmp_path: Path, perform_stage: Callab
     perform_stage("import", tmp_path / "ours", source=str(tmp_path / "adapter"), base=str(base), licence="own")
     before, after = (logits_of(Checkpoint.open(path).load()) for path in (base, tmp_path / "ours"))
     assert (before - after).abs().max() > 0.01
+    claims = {receipt.claim: receipt for receipt in read_receipts(tmp_path / "ours")}
+    assert claims["largest_difference"].held and claims["largest_difference"].value < 1e-4
     assert read_manifest(tmp_path / "ours").licences == ["llama3.1", "own"]
     found = base_of(trace(tmp_path / "ours"))
     assert found and Path(found["path"]).name == "base", "the adapter is not what the model is made from"

@@ -298,7 +298,7 @@ def test_an_interrupted_judge_is_asked_nothing_twice(trial: Trial, monkeypatch: 
             patch.setattr("puna.evaluate.evaluate.grade_replies", stop)
             trial(labels=TRUE, **trial.judge(url))
         assert len(requests) == 2 * 9
-        with (trial.run.directory / "verdicts.jsonl").open("a") as file:
+        with (trial.run.directory / "journals" / "verdicts.jsonl").open("a") as file:
             file.write('{"key": "cut sho')
         rows = trial(labels=TRUE, **trial.judge(url))
         assert_asked_once(requests)

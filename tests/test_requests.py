@@ -16,7 +16,7 @@ from test_serve import CALL, HI, SENTENCES, TOOL, ScriptedEngine, connect, error
 from puna.chat.conversation import Conversation
 from puna.engine.sampler import SamplingParams
 from puna.serve.browser.origins import parse_origins
-from puna.serve.middleware.gate import Rules
+from puna.serve.middleware.rules import Rules
 from puna.serve.middleware.warnings import MAX_CHARS, MAX_LOGGED, header_value
 from puna.serve.serve import open_served
 from puna.serve.served import Served
@@ -188,6 +188,7 @@ def test_every_form_of_the_clients_own_message_can_be_sent_back(tokenizer, way):
         ({"role": "user", "content": "", "images": ["aGk="]}, "messages[0].images"),
         ({"role": "assistant", "content": "", "audio": {"id": "a1"}}, "messages[0].audio"),
         ({"role": "assistant", "tool_cals": [1]}, "messages[0].tool_cals"),
+        ({"role": "assistant", "content": "", "functionCall": {"name": "f"}}, "messages[0].functionCall"),
         ({"role": "user", "content": None}, "messages[0].content"),
         ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0]"),
         ({"role": "tool", "content": 5}, "messages[0].content"),
@@ -270,6 +271,8 @@ def test_fields_without_effect_are_accepted_with_a_warning_that_names_them(http,
         assert engine.requests[-1].prompt == plain.prompt and engine.requests[-1].params == plain.params
     told = warning_of(ask(http, body | WITHOUT_EFFECT, path))
     assert all(f"{name} has no effect" in told for name in ("best_of", "min_tokens")) and len(told) <= MAX_CHARS
+    nothing = {"environment": None, "today": None, "call_format": None, "builtin_tools": None} if "chat" in path else {}
+    assert warning_of(ask(http, body | nothing, path)) == ""
     assert warning_of(ask(http, body | dict.fromkeys([*WITHOUT_EFFECT, "guided_json", "anything"]), path)) == ""
 
 
@@ -290,7 +293,6 @@ CHANGES_THE_ANSWER = {
     "best_of": 2,
     "chat_template": "{{ messages }}",
     "chat_template_kwargs.date_string": "1 May",
-    "do_sample": False,
     "documents": [{"text": "a"}],
     "format": "json",
     "function_call": {"name": "f"},
@@ -333,6 +335,13 @@ def test_a_misspelled_field_is_refused_with_the_right_one(http, name):
     assert error_of(answer)["param"] == name and "Did you mean" in error_of(answer)["message"]
 
 
+@pytest.mark.parametrize(
+    "name", ["tool_ids", "message_id", "model_id", "mode", "prompt_id", "seed_id", "chat_id", "user_id"]
+)
+def test_a_name_of_another_field_is_not_taken_for_a_misspelling(http, name):
+    assert warning_of(ask(http, CHAT | {name: "x"})) == f"{name} has no effect"
+
+
 def test_other_programs_names_and_values_are_honoured(http, engine, tokenizer):
     body = {name: value for name, value in CHAT.items() if name != "max_tokens"}
 
@@ -345,6 +354,8 @@ def test_other_programs_names_and_values_are_honoured(http, engine, tokenizer):
     assert params({"n_predict": -1})[0] == params({"max_tokens": -1})[0] == params({})[0]
     assert params({"repeat_penalty": 1.2})[0] == params({"repetition_penalty": 1.2})[0]
     assert params({"stop_sequences": ["x"]})[0].stop_strings == ("x",)
+    assert params({"do_sample": False, "temperature": 1})[0] == params({"temperature": 0})[0]
+    assert params({"random_seed": 4})[0] == params({"seed": 4})[0]
     assert params({"top_k": -1}) == (params({"top_k": 0})[0], "top_k: -1 is read as no limit")
     assert params({"stop": ""})[0] == params({"top_logprobs": 0, "logprobs": False})[0] == params({})[0]
     answer = http.post("/v1/chat/completions", json=CHAT | {"n_predict": 9})
@@ -404,7 +415,7 @@ def test_the_log_has_few_lines_whatever_clients_send(tokenizer, engine):
     with serving(scripted(tokenizer, engine)) as url, httpx2.Client(base_url=url) as http, logging_to(lines):
         for start in range(0, 300, 20):
             ask(http, CHAT | {f"unknown_{number}": 1 for number in range(start, start + 20)})
-    assert sum("accepted with a warning" in line for line in lines) == MAX_LOGGED
+    assert sum("accepted with a warning" in line for line in lines) <= MAX_LOGGED
 
 
 def test_a_hundred_names_are_one_warning(http):

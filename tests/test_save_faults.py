@@ -67,7 +67,7 @@ def save_training(directory: Path, step: int) -> str:
 def found_training(directory: Path) -> tuple[int, str]:
     model, optimizer = network()
     passed_over: list[str] = []
-    step = load_state(directory, model, optimizer, passed_over.append).step
+    step = load_state(directory, model, optimizer, passed_over.append, "key").step
     assert not passed_over, "a partial state stood under a state's name"
     assert all(bool((parameter == step).all()) for parameter in model.parameters())
     return step, artifact.content_hash(directory / f"step-{step:08d}") if step else ""

@@ -19,6 +19,7 @@ import httpx2
 import openai
 import pytest
 import torch
+from openapi_check import Recorder
 
 from puna import artifact
 from puna.artifact import Manifest
@@ -35,7 +36,7 @@ from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.serve.app import ROUTES
 from puna.serve.generation.engine_thread import MAX_FAILURES, EngineThread
-from puna.serve.middleware.gate import Rules, make_rules
+from puna.serve.middleware.rules import Rules, make_rules
 from puna.serve.serve import make_server, open_served, serve
 from puna.serve.served import Served
 from puna.tokenizer.tokenizer import Tokenizer
@@ -100,7 +101,10 @@ class ScriptedEngine:
 
 @contextmanager
 def serving(served: Served, rules: Rules | None = None, shutdown_seconds: int = 5) -> Iterator[str]:
+    """Serve; when the server has stopped, hold its answers to /openapi.json."""
     server = make_server(served, rules or Rules(), host="127.0.0.1", port=0)
+    recorder = Recorder(server.config.app)  # type: ignore[arg-type]
+    server.config.app = recorder
     server.config.timeout_graceful_shutdown = shutdown_seconds
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -112,6 +116,7 @@ def serving(served: Served, rules: Rules | None = None, shutdown_seconds: int = 
     finally:
         server.should_exit = True
         thread.join()
+    recorder.check()
 
 
 def scripted(tokenizer: Tokenizer, engine: ScriptedEngine, max_jobs: int = 4) -> Served:

@@ -136,8 +136,8 @@ def test_a_pointer_that_cannot_be_read_is_told(tmp_path: Path, text: str):
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc", "", ".."])
 def test_a_pointer_cannot_lead_out_of_its_folder(tmp_path: Path, name: str):
     entry = {"release": name, "hash": "", "how": "promoted", "at": ""}
-    (tmp_path / "current.json").write_text(json.dumps({"history": [entry]}))
-    with pytest.raises(ArtifactError, match="no folder of the shelf"):
+    (tmp_path / "current.json").write_text(json.dumps({"current": name, "history": [entry]}))
+    with pytest.raises(ArtifactError, match="the name of a folder in the registry"):
         follow(tmp_path)
 
 

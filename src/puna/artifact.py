@@ -5,13 +5,12 @@ here knows what the files mean.
 """
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -20,18 +19,20 @@ from typing import Any
 
 from puna import __version__
 from puna.errors import ArtifactError, ReceiptError
+from puna.storage.files import entry, fsync, hash_file, make_directory, replace_directory, write_text
+from puna.storage.records import read_record
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 RECORD_PREFIX = "run_"
-RENAME_EXCHANGE = 2
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What `manifest.json` says.
 
-    `inputs`: role -> {path (relative to the artifact), kind, hash}; `files`: name -> {size (bytes), sha256}.
+    `inputs`: role -> {path (relative to the artifact), kind, hash}; `files`: name -> {size (bytes), sha256}; `records`:
+    files that tell of the run (speeds, times), and so differ from run to run.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Manifest:
     inputs: dict[str, dict[str, str]]
     files: dict[str, dict[str, Any]]
     licences: list[str] = field(default_factory=list)
+    records: list[str] = field(default_factory=list)
     version: str = __version__
     created: str = ""
     format: int = FORMAT_VERSION
@@ -49,10 +51,15 @@ class Manifest:
     def content_hash(self) -> str:
         """SHA-256 over the files' names and hashes: equal for equal contents, whoever made them, when and where.
 
-        The records of the run (run_metrics.jsonl with its rates, run_config.json with its paths) do not count.
+        The records of the run do not count: `records`, and run_NAME (run_metrics.jsonl with its rates, run_config.json
+        with its paths).
         """
-        content = {name: entry for name, entry in self.files.items() if not name.startswith(RECORD_PREFIX)}
-        return _hash_json({name: entry["sha256"] for name, entry in content.items()})
+        content = {name: each["sha256"] for name, each in self.files.items() if not self.is_record(name)}
+        return _hash_json(content)
+
+    def is_record(self, name: str) -> bool:
+        """Tell whether a file is a record of the run and does not count as content."""
+        return name.startswith(RECORD_PREFIX) or name in self.records
 
 
 @dataclass(frozen=True)
@@ -91,11 +98,14 @@ def read_receipts(directory: Path) -> list[Receipt]:
 
 
 def _read_receipt(path: Path) -> Receipt:
+    from puna.storage.schemas import ReceiptFile
+
+    hint = "Make the artifact again: a claim that cannot be read is not proven"
     try:
-        return Receipt(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        hint = "Make the artifact again: a claim that cannot be read is not proven"
-        raise ArtifactError(f"receipt {path} ({error})", expected="a receipt as Puna writes it", hint=hint) from None
+        found = read_record(path, ReceiptFile, expected="a receipt as Puna writes it", hint=hint, allow_nan=True)
+    except FileNotFoundError:  # a link to nothing
+        raise ArtifactError(f"{path} does not exist", expected="a receipt as Puna writes it", hint=hint) from None
+    return Receipt(**asdict(found))
 
 
 def require_receipts(directory: Path) -> None:
@@ -130,28 +140,23 @@ def find_artifact(path: Path) -> Path | None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read the manifest of the artifact at `path`; ArtifactError if it has none or another format."""
+    """Read the manifest of the artifact at `path`; ArtifactError if it has none, a damaged one or another format."""
+    from puna.storage.schemas import ManifestFile
+
     try:
-        data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        found = read_record(
+            path / MANIFEST,
+            ManifestFile,
+            expected=f"a manifest of format {FORMAT_VERSION}",
+            hint="Make the artifact again; if the folder is none of Puna's, give that file another name",
+        )
     except FileNotFoundError:
         raise ArtifactError(
             f"{path} is not a finished artifact",
             expected=f"a directory with a {MANIFEST}",
             hint="Run the stage that writes it",
         ) from None
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path / MANIFEST} cannot be read ({error})", expected="JSON") from None
-    try:
-        manifest = Manifest(**data)
-    except TypeError as error:
-        raise ArtifactError(
-            f"{path / MANIFEST}: {error}",
-            expected=f"a manifest of format {FORMAT_VERSION}",
-            hint="If the folder is none of Puna's artifacts, give that file another name",
-        ) from None
-    if manifest.format != FORMAT_VERSION:
-        raise ArtifactError(f"{path / MANIFEST} has format {manifest.format}", expected=f"format {FORMAT_VERSION}")
-    return manifest
+    return Manifest(**asdict(found))
 
 
 def is_whole(path: Path, manifest: Manifest) -> bool:
@@ -169,13 +174,20 @@ def verify(path: Path, *, part: int = 0, num_parts: int = 1) -> Manifest:
     for name in _visible_files(path):
         if name not in manifest.files:
             raise ArtifactError(f"{path / name} is not part of the artifact", hint="Take it out of the folder")
-    for name, entry in list(manifest.files.items())[part::num_parts]:
-        file = path / name
-        if not file.is_file():
-            raise ArtifactError(f"{file} is missing", expected=f"{entry['size']} bytes, as {MANIFEST} lists")
-        if file.stat().st_size != entry["size"] or hash_file(file) != entry["sha256"]:
-            raise ArtifactError(f"{file} was altered or cut short", expected=f"SHA-256 {entry['sha256'][:12]}...")
+    verify_files(path, manifest, list(manifest.files)[part::num_parts])
     return manifest
+
+
+def verify_files(path: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Hash some files of the artifact again; ArtifactError names the first that is missing or differs."""
+    for name in names:
+        file, listed = path / name, manifest.files.get(name)
+        if listed is None:
+            raise ArtifactError(f"{file} is not part of the artifact", hint="Take it out of the folder")
+        if not file.is_file():
+            raise ArtifactError(f"{file} is missing", expected=f"{listed['size']} bytes, as {MANIFEST} lists")
+        if file.stat().st_size != listed["size"] or hash_file(file) != listed["sha256"]:
+            raise ArtifactError(f"{file} was altered or cut short", expected=f"SHA-256 {listed['sha256'][:12]}...")
 
 
 @contextlib.contextmanager
@@ -221,7 +233,7 @@ def writing(path: Path) -> Iterator[Path]:
     """Yield an empty directory beside `path`; whatever stands in it is removed if the block fails."""
     partial = path.parent / f".{path.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    make_directory(partial)
     try:
         yield partial
     finally:
@@ -245,60 +257,6 @@ def commit(
         fsync(Path(directory))
     replace_directory(partial, path)
     return finished
-
-
-def replace_directory(new: Path, path: Path) -> None:
-    """Rename the directory `new` to `path`; what stood there goes once the new one is durable.
-
-    The two change places in one step where system and disk can. Elsewhere a crash between two renames leaves the old
-    one beside `path`, as .NAME.old.
-    """
-    old = path.parent / f".{path.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists() and _exchange(new, path):
-        new.rename(old)
-    else:
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    fsync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places atomically (renameat2 of Linux); return whether that was possible."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    here = -100  # AT_FDCWD: relative paths start at the current directory
-    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), RENAME_EXCHANGE) == 0
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `path` as a whole or not at all: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    fsync(temporary)
-    temporary.replace(path)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def entry(path: Path) -> dict[str, Any]:
-    """Force a file to the disk and return what a manifest says of it."""
-    fsync(path)
-    return {"size": path.stat().st_size, "sha256": hash_file(path)}
-
-
-def fsync(path: Path) -> None:
-    """Make the file or directory at `path` durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _files(directory: Path) -> list[str]:

@@ -20,10 +20,12 @@ def trace(path: Path) -> dict[str, object]:
     `state` is "held" (content as recorded), "changed" or "missing", seen from the artifact that read it; every file is
     hashed again for it, once however many artifacts were made of it.
     """
-    return _trace(path, cache(_hash_now))
+    return _trace(path, cache(_hash_now), ())
 
 
-def _trace(path: Path, hashes: Hashes, recorded: str = "") -> dict[str, object]:
+def _trace(path: Path, hashes: Hashes, above: tuple[Path, ...], recorded: str = "") -> dict[str, object]:
+    """Trace an artifact; `above` are the artifacts that it is an origin of, which a forged manifest could name."""
+    above = (*above, path.resolve())
     manifest = artifact.read_manifest(path)
     recorded = recorded or manifest.content_hash
     return {
@@ -36,7 +38,7 @@ def _trace(path: Path, hashes: Hashes, recorded: str = "") -> dict[str, object]:
         "created": manifest.created,
         "state": _state(path, recorded, hashes),
         "receipts": [{"claim": r.claim, "value": r.value, "held": r.held} for r in artifact.read_receipts(path)],
-        "inputs": {role: _origin(path, entry, hashes) for role, entry in manifest.inputs.items()},
+        "inputs": {role: _origin(path, entry, hashes, above) for role, entry in manifest.inputs.items()},
     }
 
 
@@ -57,16 +59,18 @@ def print_lineage(path: Path, console: Console) -> None:
         console.print(line, soft_wrap=True)  # however narrow the terminal, a path stays in one piece
 
 
-def _origin(artifact_path: Path, entry: dict[str, str], hashes: Hashes) -> dict[str, object]:
+def _origin(artifact_path: Path, entry: dict[str, str], hashes: Hashes, above: tuple[Path, ...]) -> dict[str, object]:
     source = (artifact_path / entry["path"]).resolve()
     shown = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source
     state = _state(source, entry["hash"], hashes)
     node = {"path": str(shown), "kind": entry["kind"], "hash": entry["hash"], "state": state}
     parent = artifact.find_artifact(shown)
+    if parent and parent.resolve() in above:
+        return {**node, "state": "changed", "inputs": {}}
     try:
         if parent == shown:
-            return _trace(shown, hashes, entry["hash"])
-        return {**node, "inputs": {"part of": _trace(parent, hashes)} if parent else {}}
+            return _trace(shown, hashes, above, entry["hash"])
+        return {**node, "inputs": {"part of": _trace(parent, hashes, above)} if parent else {}}
     except ArtifactError:  # its manifest cannot be read: what it was made from is lost
         return {**node, "inputs": {}}
 

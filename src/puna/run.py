@@ -3,10 +3,12 @@
 Keeps metrics.jsonl, a log and progress. How an execution becomes an artifact is `raising/`.
 """
 
+import hashlib
 import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +17,12 @@ from typing import Any
 from rich.console import Console
 
 from puna import artifact
-from puna.errors import ConfigError
+from puna.errors import ArtifactError, ConfigError
 from puna.progress import Progress
+from puna.storage.files import fsync, hash_file
+from puna.storage.journal import Journal
+
+JOURNALS = "journals"
 
 
 class EndOfPreview(Exception):
@@ -32,7 +38,8 @@ class Run:
     `directory` stays between interrupted executions of the same key and holds
     metrics.jsonl, log.txt and whatever the stage needs to resume. Of several processes that run a stage together only
     the one of rank 0 logs and writes. `is_preview`: only show what would
-    be done.
+    be done. `records`: files of the output that hold speeds, times or paths; they do not count as content.
+    `hashes`: role of an input -> hash of the content.
     """
 
     stage: str
@@ -41,6 +48,8 @@ class Run:
     directory: Path
     console: Console
     licences: set[str] = field(default_factory=set)
+    records: set[str] = field(default_factory=set)
+    hashes: dict[str, str] = field(default_factory=dict)
     kind: str = ""
     is_preview: bool = False
     rank: int = 0
@@ -53,6 +62,24 @@ class Run:
         self.console.print(text, markup=False, highlight=False)
         with (self.directory / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
+
+    def journal(self, name: str) -> Journal:
+        """Open the journal of one piece of work: its records are those of the interrupted executions before this one.
+
+        Raises:
+            ArtifactError: The file was damaged; the message names the file and the way out.
+        """
+        return Journal(self.directory / JOURNALS / f"{name}.jsonl", self.key, self.log)
+
+    def remember(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what an interrupted execution made under this name, otherwise make the value and keep it as JSON.
+
+        Only the process of rank 0 keeps anything; `make` must give every process the same value.
+        """
+        if self.rank:
+            return make()
+        journal = self.journal(name)
+        return journal.records[-1] if journal.records else journal.append(make())
 
     def secret(self, variable: str) -> str:
         """Return what an environment variable holds; ConfigError if it holds nothing. It is kept nowhere."""
@@ -70,17 +97,44 @@ class Run:
             file.write(json.dumps({"step": step, **finite}) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read the whole rows of metrics.jsonl; a row cut short by a crash is left out."""
+        """Read the rows of metrics.jsonl up to the first that a crash cut short."""
         path = self.directory / "metrics.jsonl"
-        rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(row) for row in rows if row.endswith("}")]
+        rows: list[dict[str, Any]] = []
+        for line in path.read_bytes().splitlines() if path.exists() else []:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                break
+            rows.append(row)
+        return rows
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop the rows after `step`: a resumed stage writes them again."""
+    def keep_metrics(self) -> str:
+        """Make metrics.jsonl durable, for a state that relies on the rows; return SHA-256 of the file."""
+        if self.rank:
+            return ""
+        path = self.directory / "metrics.jsonl"
+        fsync(path)
+        fsync(self.directory)
+        return hash_file(path)
+
+    def rewind_metrics(self, step: int, sha256: str = "") -> None:
+        """Drop the rows after `step`: a resumed stage writes them again.
+
+        Raises:
+            ArtifactError: The rows up to `step` are not those of `sha256`, as `keep_metrics` returned it at that step.
+        """
+        path = self.directory / "metrics.jsonl"
         if self.rank:
             return
+        is_there = path.exists()
         rows = [json.dumps(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
-        artifact.write_text(self.directory / "metrics.jsonl", "".join(rows))
+        text = "".join(rows)
+        if is_there and sha256 and hashlib.sha256(text.encode()).hexdigest() != sha256:
+            hint = f"Delete it: the run goes on after step {step}, and its records begin there"
+            raise ArtifactError(f"{path} was altered or cut short", expected=f"the rows up to step {step}", hint=hint)
+        artifact.write_text(path, text)
 
     def progress(self, total: int, description: str, *, unit: str = "it", done: int = 0) -> Progress:
         """Open a progress bar with rate and ETA over `total` units, `done` of them already there."""

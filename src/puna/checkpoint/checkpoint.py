@@ -15,7 +15,7 @@ import torch
 
 from puna.chat.template import CHAT_TEMPLATE
 from puna.checkpoint import hf_config, weights, writer
-from puna.checkpoint.adapter import ADAPTER_HINT, is_adapter
+from puna.checkpoint.adapters.adapter import ADAPTER_HINT, is_adapter
 from puna.checkpoint.compressed.config import parse_quantization
 from puna.checkpoint.directory import find_file, read_json, write_json
 from puna.checkpoint.layout import StoredTensor, read_layout

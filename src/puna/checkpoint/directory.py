@@ -3,9 +3,10 @@
 import json
 import stat
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from puna.errors import CheckpointError
+from puna.storage.records import parse_strict
 
 MAX_JSON_BYTES = 16 * 2**20
 
@@ -61,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_json(text: bytes, path: Path) -> dict[str, Any]:
     """Return the JSON object in `text`, which came from `path`."""
     try:
-        value = json.loads(text.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        value = parse_strict(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({_shorten(error)})", expected="a JSON object") from error
     if not isinstance(value, dict):
@@ -75,14 +76,3 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def _shorten(error: Exception) -> str:
     return ascii(str(error))[1:-1][:200]
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found

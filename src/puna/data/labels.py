@@ -21,6 +21,7 @@ from safetensors.numpy import save
 
 from puna import artifact
 from puna.errors import DataError
+from puna.storage.records import read_record
 
 HEADER = "labels.json"
 FORMAT = 1
@@ -79,11 +80,9 @@ def read_header(directory: Path) -> LabelHeader:
     """Read labels.json; DataError if it is missing or of another format."""
     path = directory / HEADER
     try:
-        header = LabelHeader(**json.loads(path.read_text(encoding="utf-8")))
+        header = read_record(path, LabelHeader, expected="a header as `puna label` writes it", error=DataError)
     except FileNotFoundError:
         raise DataError(f"{directory} has no {HEADER}", expected="labels", hint="`puna label` makes them") from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read ({error})", expected="a header as `puna label` writes it") from None
     if header.format != FORMAT:
         raise DataError(f"{path} has format {header.format}", expected=f"format {FORMAT}")
     return header

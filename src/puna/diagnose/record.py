@@ -3,7 +3,6 @@
 A figure that a run did not record is None (runs of other objectives, or of an older Puna); rules are silent then.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from puna import artifact
+from puna.storage.records import read_bounded, read_record, validate
 
 METRICS, CONFIG, FACTS = (artifact.RECORD_PREFIX + name for name in ("metrics.jsonl", "config.json", "facts.json"))
+MAX_METRICS_BYTES = 2**30
+Table = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,23 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> "Record | None":
-        """Read the records of the run that made the artifact at `path`; None if no training run made it."""
+        """Read the records of the run that made the artifact at `path`; None if no training run made it.
+
+        Raises:
+            ArtifactError: A record was altered or cannot be read.
+        """
         if not (artifact.is_artifact(path) and (path / METRICS).is_file() and (path / CONFIG).is_file()):
             return None
-        lines = (path / METRICS).read_text(encoding="utf-8").splitlines()
-        facts = json.loads((path / FACTS).read_text(encoding="utf-8")) if (path / FACTS).is_file() else {}
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        record = cls(artifact.read_manifest(path).stage, config, [json.loads(line) for line in lines], facts)
+        manifest, expected = artifact.read_manifest(path), "what a training run records of itself"
+        artifact.verify_files(path, manifest, [name for name in (METRICS, CONFIG, FACTS) if (path / name).is_file()])
+        facts = read_record(path / FACTS, Table, expected=expected, allow_nan=True) if (path / FACTS).is_file() else {}
+        config = read_record(path / CONFIG, Table, expected=expected)
+        lines = read_bounded(path / METRICS, max_bytes=MAX_METRICS_BYTES).splitlines()
+        rows = [
+            validate(line, Table, f"{path / METRICS} line {number}", expected=expected)
+            for number, line in enumerate(lines, start=1)
+        ]
+        record = cls(manifest.stage, config, rows, facts)
         return record if record.has("loss") else None
 
     @property

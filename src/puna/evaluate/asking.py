@@ -55,22 +55,27 @@ def _prompt(item: Item, seed: int) -> Prompt:
     return Prompt(item.question.conversation, int.from_bytes(digest[:6], "big"))
 
 
-def to_json(reply: Reply) -> dict[str, Any]:
-    """Return a reply as a JSON row, which the run saves in case of an interruption.
+def to_json(asked: Asked) -> dict[str, Any]:
+    """Return all replies as one JSON record, for the run's journal.
 
     Example:
-        >>> to_json(Reply(Message("assistant", "At nine."), 3))["message"]["content"]
-        'At nine.'
+        >>> to_json(Asked([Reply(Message("assistant", "At nine."), 3)], 3, 20, 0.5))["seconds"]
+        0.5
     """
-    return {**reply._asdict(), "message": reply.message.to_json()}
+    rows = [{**reply._asdict(), "message": reply.message.to_json()} for reply in asked.replies]
+    return {**asked._asdict(), "replies": rows}
 
 
-def from_json(row: dict[str, Any]) -> Reply:
-    """Return the reply that `to_json` wrote.
+def from_json(record: dict[str, Any]) -> Asked:
+    """Return the replies of a record by `to_json`.
 
     Example:
-        >>> from_json(to_json(Reply(Message("assistant", "At nine."), 3))).num_tokens
+        >>> from_json(to_json(Asked([Reply(Message("assistant", "At nine."), 3)], 3, 20, 0.5))).num_tokens
         3
     """
+    return Asked(**{**record, "replies": [_reply(row) for row in record["replies"]]})
+
+
+def _reply(row: dict[str, Any]) -> Reply:
     (message,) = Conversation.from_json({"messages": [row["message"]]}).messages
     return Reply(**{**row, "message": message})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,20 @@ from puna.data.shards import read_rows
 from puna.errors import ArtifactError, ConfigError
 from puna.evaluate.asking import Asked
 from puna.evaluate.grading import Item
+from puna.storage.records import read_record
 
 # Settings that change an answer. With a temperature above 0, the seed does too.
 SETTINGS = ("temperature", "top_p", "max_tokens", "precision", "kv_cache")
 WHOLE = ("stop", "length")
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """The part of speed.json that a new evaluation takes over."""
+
+    generated_tokens: int
+    prompt_tokens: int
+    seconds: float
 
 
 def read_earlier(path: Path, settings: dict[str, Any], checkpoint: Path, items: Sequence[Item]) -> list[Reply | None]:
@@ -48,11 +59,12 @@ def read_measured(path: Path, checkpoint: Path, replies: list[Reply]) -> Asked:
         ArtifactError: speed.json is unreadable, or holds no speed of the checkpoint.
     """
     name = _name_of(artifact.read_manifest(path).inputs, artifact.content_hash(checkpoint))
+    expected = "speeds as 'evaluate' writes them"
     try:
-        speed = json.loads((path / "speed.json").read_text(encoding="utf-8"))[name]
-        return Asked(replies, speed["generated_tokens"], speed["prompt_tokens"], speed["seconds"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{path / 'speed.json'} ({error})", expected="speeds as 'evaluate' writes them") from None
+        speed = read_record(path / "speed.json", dict[str, _Speed], expected=expected)[name]
+    except (FileNotFoundError, KeyError) as error:
+        raise ArtifactError(f"{path / 'speed.json'} ({error})", expected=expected) from None
+    return Asked(replies, speed.generated_tokens, speed.prompt_tokens, speed.seconds)
 
 
 def _name_of(inputs: dict[str, dict[str, Any]], content: str) -> str:

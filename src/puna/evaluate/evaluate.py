@@ -16,12 +16,12 @@ from pydantic import Field, field_validator, model_validator
 
 from puna import artifact
 from puna.chat.format import ChatFormat
-from puna.checkpoint.adapter import checkpoint_at
+from puna.checkpoint.adapters.adapter import checkpoint_at
 from puna.completer.completer import Completer, Reply, Sampling
 from puna.completer.endpoint import EndpointCompleter
 from puna.completer.local import LocalCompleter
 from puna.config import StageConfig
-from puna.data.shards import read_rows, write_jsonl
+from puna.data.shards import write_jsonl
 from puna.engine.options import EngineOptions
 from puna.errors import ConfigError
 from puna.estimate import Estimate, Known
@@ -115,7 +115,7 @@ def run(config: Config, run: Run) -> None:
     grader, judged_by = calibrate(_judge(config, run), labels, tasks, run)
     items, num_left_out = _items(config, run, tasks, labels)
     found = casts(config.checkpoints, config.roles.named()) if config.compare else []
-    asked = {name: _resume(run, name) or _ask(config, run, name, items) for name in config.checkpoints}
+    asked = {name: _ask(config, run, name, items) for name in config.checkpoints}
     everyone: list[Answers] = []
     for name, path in config.checkpoints.items():
         rows = grade_replies(grader, labels, items, asked[name].replies)
@@ -137,6 +137,7 @@ def run(config: Config, run: Run) -> None:
     scores = score(everyone) | {"left_out": num_left_out}
     artifact.write_text(run.output / "scores.json", _dump(scores))
     artifact.write_text(run.output / "speed.json", _dump({answers.name: _speed(answers) for answers in everyone}))
+    run.records |= {"speed.json", "report.md"}  # both tell of the speed
     described = _described(config, items) if found else {}
     diagnoses = diagnose(found, everyone, config.checkpoints, config.general, described)
     first = report(scores, everyone, nulls, judge_section(judged_by)).rstrip()
@@ -158,7 +159,7 @@ def _judge(config: Config, run: Run) -> Judge | RewardJudge | None:
     settings = config.judge
     if settings is None:
         return None
-    return Judge(settings, lambda: _open_judge(config, run, settings), run, run.directory / "verdicts.jsonl")
+    return Judge(settings, lambda: _open_judge(config, run, settings), run)
 
 
 def _open_judge(config: Config, run: Run, settings: JudgeSettings) -> Completer:
@@ -231,7 +232,17 @@ def _judged_for_all(everyone: Sequence[Answers]) -> list[int]:
 
 
 def _ask(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
-    """Let one checkpoint answer what it did not answer earlier, and keep the replies in case of an interruption."""
+    """Return the replies of one checkpoint: those of the interrupted run, or of an earlier evaluation, or new ones."""
+    journal = run.journal(f"answers-{name}")
+    if journal.records:
+        run.log(f"{name}: answered before the interruption")
+        return from_json(journal.records[-1])
+    asked = _ask_anew(config, run, name, items)
+    journal.append(to_json(asked))
+    return asked
+
+
+def _ask_anew(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
     path = config.checkpoints[name]
     known: list[Reply | None] = [None] * len(items)
     if config.answers is not None:
@@ -239,29 +250,12 @@ def _ask(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
         run.log(f"{name}: took over {sum(each is not None for each in known):,} of {len(items):,} answers")
     new = [at for at, reply in enumerate(known) if reply is None]
     if config.answers is not None and not new:
-        asked = read_measured(config.answers, path, [reply for reply in known if reply])
-    else:
-        sampling = Sampling(config.temperature, config.top_p, config.max_tokens)
-        model = LocalCompleter.open(path, _options(config), config.device)
-        asked = ask(model, sampling, config.seed, run, name, [items[at] for at in new])
-        answered = dict(zip(new, asked.replies, strict=True))
-        asked = asked._replace(replies=[reply or answered[at] for at, reply in enumerate(known)])
-    directory = run.directory / "answers"
-    directory.mkdir(exist_ok=True)
-    write_jsonl(directory / f"{name}.jsonl", map(to_json, asked.replies))
-    # NOTE: written last and as a whole: where it stands, the replies beside it are complete.
-    artifact.write_text(directory / f"{name}.json", _dump(asked._replace(replies=[])._asdict()))
-    return asked
-
-
-def _resume(run: Run, name: str) -> Asked | None:
-    """Return the replies of this checkpoint from before the run was interrupted, if it had answered everything."""
-    summary = run.directory / "answers" / f"{name}.json"
-    if not summary.exists():
-        return None
-    run.log(f"{name}: answered before the interruption")
-    replies = [from_json(row) for row in read_rows(summary.with_suffix(".jsonl"))]
-    return Asked(**json.loads(summary.read_text()))._replace(replies=replies)
+        return read_measured(config.answers, path, [reply for reply in known if reply])
+    sampling = Sampling(config.temperature, config.top_p, config.max_tokens)
+    model = LocalCompleter.open(path, _options(config), config.device)
+    asked = ask(model, sampling, config.seed, run, name, [items[at] for at in new])
+    answered = dict(zip(new, asked.replies, strict=True))
+    return asked._replace(replies=[reply or answered[at] for at, reply in enumerate(known)])
 
 
 def _tell(run: Run, config: Config, answers: Answers) -> None:
@@ -280,7 +274,7 @@ def _tell(run: Run, config: Config, answers: Answers) -> None:
 
 
 def _speed(answers: Answers) -> dict[str, float]:
-    """Return what differs from run to run, and so stands outside scores.json."""
+    """Return speeds and sizes, which differ from run to run and so stand outside scores.json."""
     return {
         "weight_bytes": answers.num_bytes,
         "generated_tokens": answers.num_tokens,

@@ -3,7 +3,6 @@
 Nothing is measured here. What the lineage does not say, the settings can (`roles`).
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from puna.config import StageConfig
 from puna.diagnose.comparison import Side
 from puna.diagnose.record import Record
 from puna.errors import ConfigError
+from puna.storage.records import read_record
 from puna.tokenizer.tokenizer import Tokenizer
 
 # The widths that make two networks the same size, as config.json names them.
@@ -106,7 +106,9 @@ def _is_plain(student: str, name: str, checkpoints: Mapping[str, Path]) -> bool:
 
 def _run_of(path: Path) -> Path | None:
     """Return the artifact that a training run wrote: `path`, or the one that it is another form of."""
-    while artifact.is_artifact(path):
+    seen: set[Path] = set()  # a forged lineage may lead in a circle
+    while artifact.is_artifact(path) and path not in seen:
+        seen.add(path)
         if Record.read(path):
             return path
         inputs = artifact.read_manifest(path).inputs
@@ -130,7 +132,9 @@ def _teacher_hash(path: Path) -> str:
 
 
 def _ever_had_a_teacher(path: Path) -> bool:
-    while artifact.is_artifact(path):
+    seen: set[Path] = set()
+    while artifact.is_artifact(path) and path not in seen:
+        seen.add(path)
         if _teacher_hash(path):
             return True
         start = artifact.read_manifest(path).inputs.get("start")
@@ -146,5 +150,5 @@ def _hash(path: Path) -> str:
 
 def _widths(path: Path) -> list[Any]:
     config = path / "config.json"
-    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    settings = read_record(config, dict[str, Any], expected="a model's settings") if config.is_file() else {}
     return [settings.get(name) for name in WIDTHS]

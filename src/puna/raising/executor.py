@@ -23,6 +23,7 @@ from puna.errors import ArtifactError, ConfigError
 from puna.lineage import licences_of
 from puna.run import EndOfPreview, Run, ranks
 from puna.stages import Stage
+from puna.storage.files import make_directory
 
 # The table by which a stage says that processes can divide its work.
 PARALLEL = "parallel"
@@ -74,11 +75,11 @@ def perform(
         artifact.verify(parent)
         _require_receipts(parent, ignore_receipts or not config.requires_receipts())
     directory = path.parent / ".runs" / path.name
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     with _only_run(directory):
         with artifact.writing(path) as output:
             _prepare(directory, key, config)
-            run = Run(stage.verb, key, output, directory, console, num_ranks=num_ranks)
+            run = Run(stage.verb, key, output, directory, console, hashes=hashes, num_ranks=num_ranks)
             if path.exists():
                 run.log(f"{path} is there, but not what these settings and inputs give; it is replaced at the end")
             with _timed(directory):
@@ -181,6 +182,7 @@ def _manifest(stage: Stage, config: StageConfig, path: Path, hashes: dict[str, s
         inputs=inputs,
         files={},
         licences=sorted(_licences(config) | run.licences),
+        records=sorted(run.records),
     )
 
 
@@ -205,8 +207,9 @@ def _prepare(directory: Path, key: str, config: StageConfig) -> None:
         for entry in directory.iterdir():
             if entry.name != "lock":
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        artifact.write_text(directory / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
         artifact.write_text(directory / "key", key)
+        artifact.fsync(directory)
+    artifact.write_text(directory / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
 
 
 def is_prepared(directory: Path, key: str) -> bool:
@@ -217,7 +220,7 @@ def is_prepared(directory: Path, key: str) -> bool:
         False
     """
     marker = directory / "key"
-    return marker.is_file() and marker.read_text() == key
+    return marker.is_file() and marker.read_bytes() == key.encode()
 
 
 @contextlib.contextmanager
@@ -238,7 +241,10 @@ def read_seconds(directory: Path) -> float:
         0.0
     """
     path = directory / SECONDS
-    return float(path.read_text()) if path.is_file() else 0.0
+    try:
+        return max(0.0, float(path.read_bytes())) if path.is_file() else 0.0
+    except ValueError:  # torn by a power loss
+        return 0.0
 
 
 def _drop_scratch(directory: Path) -> None:

@@ -1,17 +1,17 @@
 """A recipe -> state, time and memory of every step, and settings that do not fit the data. Writes nothing."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from puna.config import StageConfig
-from puna.errors import PunaError
+from puna.errors import ArtifactError, PunaError
 from puna.estimate import Estimate, Known, NotKnownYetError
 from puna.raising.changes import Status, status_of
 from puna.raising.executor import COST
 from puna.raising.recipe import Recipe, Step
+from puna.storage.records import read_record
 
 # Finished steps scale the forecasts of other stages once the finished steps have this many forecast seconds in total.
 ENOUGH_SECONDS = 60.0
@@ -140,8 +140,8 @@ def read_cost(path: Path) -> Cost | None:
         True
     """
     try:
-        return Cost(**json.loads((path / COST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return read_record(path / COST, Cost, expected="seconds as a run writes them")
+    except (FileNotFoundError, ArtifactError):
         return None
 
 

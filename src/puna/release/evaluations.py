@@ -3,7 +3,6 @@
 Measures nothing: `puna evaluate` does. A checkpoint that has changed since it was asked is not found.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from puna import artifact
 from puna.data.shards import read_rows
 from puna.errors import ArtifactError, ConfigError
+from puna.storage.records import read_record
 from puna.tasks.intervals import Interval, score_interval
 
 OVERALL = "overall"
@@ -56,6 +56,23 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """What a release tells of speed.json."""
+
+    weight_bytes: int
+    generated_tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """The part of scores.json that a release reads."""
+
+    checkpoints: dict[str, dict[str, dict[str, Any]]]
+    differences: list[dict[str, Any]]
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One evaluation, read: `hashes` has the content of every checkpoint asked, by the name it was asked under."""
 
@@ -63,9 +80,9 @@ class Evaluation:
     tasks: list[str]
     temperature: float
     hashes: dict[str, str]
-    checkpoints: dict[str, dict[str, dict[str, float]]]
+    checkpoints: dict[str, dict[str, dict[str, Any]]]
     differences: list[dict[str, Any]]
-    speed: dict[str, dict[str, float]]
+    speed: dict[str, Speed]
     null_models: list[dict[str, Any]] | None = None
     num_left_out: int = 0
 
@@ -80,8 +97,7 @@ class Evaluation:
             return None
         speed = self.speed[name]
         rows = list(read_rows(self.path / f"conversations-{name}.jsonl"))
-        size = int(speed["weight_bytes"])
-        return Answered(name, rows, size, speed["generated_tokens_per_s"], self.num_left_out)
+        return Answered(name, rows, speed.weight_bytes, speed.generated_tokens_per_s, self.num_left_out)
 
     def null_answers(self, candidate: Answered) -> list[Answered] | None:
         """Return what the null models scored on the candidate's questions; None for an evaluation without them."""
@@ -140,24 +156,28 @@ def read_evaluation(path: Path, setting: str) -> Evaluation:
         role.removeprefix(prefix): entry["hash"] for role, entry in manifest.inputs.items() if role.startswith(prefix)
     }
     try:
-        found = json.loads((path / "scores.json").read_text(encoding="utf-8"))
-        speed = json.loads((path / "speed.json").read_text(encoding="utf-8"))
+        found = read_record(path / "scores.json", _Scores, expected=EXPECTED)
+        speed = read_record(path / "speed.json", dict[str, Speed], expected="speeds as 'evaluate' writes them")
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{error.filename} does not exist", expected=EXPECTED) from None
+    try:
         tasks = [Path(task).name for task in manifest.config["tasks"]]
-        temperature = manifest.config["temperature"]
-        null_models = _read_null_models(path / "null_models.json")
-        scores = found["checkpoints"], found["differences"], speed, null_models, found.get("left_out", 0)
-        return Evaluation(path, tasks, temperature, hashes, *scores)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path / 'scores.json'} ({error})", expected=EXPECTED) from None
+        temperature = float(manifest.config["temperature"])
+    except (KeyError, TypeError, ValueError):
+        given = f"{path / artifact.MANIFEST}: config.tasks and config.temperature"
+        raise ArtifactError(given, expected="the settings of an evaluation") from None
+    null_models = _read_null_models(path / "null_models.json")
+    scores = found.checkpoints, found.differences, speed, null_models, found.left_out
+    return Evaluation(path, tasks, temperature, hashes, *scores)
 
 
 def _read_null_models(path: Path) -> list[dict[str, Any]] | None:
     """Read the null models of an evaluation; None where an older version wrote none."""
     if not path.is_file():
         return None
-    models = json.loads(path.read_text(encoding="utf-8"))["models"]
-    if not models or not all(map(_is_null_model, models)):
-        expected = "at least one null model, each with a description and a score from 0 to 1, or null, for every answer"
+    expected = "at least one null model, each with a description and a score from 0 to 1, or null, for every answer"
+    models = read_record(path, dict[str, Any], expected=expected, hint="Evaluate again").get("models")
+    if not isinstance(models, list) or not models or not all(map(_is_null_model, models)):
         raise ArtifactError(f"{path} holds something else", expected=expected, hint="Evaluate again")
     return models
 

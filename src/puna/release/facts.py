@@ -1,6 +1,5 @@
 """A checkpoint's directory, lineage and scores -> what a model card and release.json tell about it. Decides nothing."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ from puna.licence import Licence, badges
 from puna.lineage import trace
 from puna.release.evaluations import Scores
 from puna.release.terms import Node, Step, walk
+from puna.storage.records import read_record
 
 MODELS = ("checkpoint", "release")
 BASE_ROLES = ("checkpoint", "start", "base", "source")  # an adapter is a source, what it changes is its base
@@ -96,16 +96,24 @@ class HubOrigin(NamedTuple):
     commit: str = ""
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """The part of origin.json that a release tells."""
+
+    hub: str
+    commit: str
+
+
 def hub_origin(node: Node) -> HubOrigin:
     """Read where an import was fetched from; ArtifactError if its origin.json cannot be read."""
     if node.get("stage") != "import":
         return HubOrigin()
-    path = Path(node["path"]) / "origin.json"
+    path, expected = Path(node["path"]) / "origin.json", "the origin as 'import' writes it"
     try:
-        origin = json.loads(path.read_text(encoding="utf-8"))
-        return HubOrigin(origin["hub"], origin["commit"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} ({error})", expected="the origin as 'import' writes it") from None
+        origin = read_record(path, _Origin, expected=expected)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist", expected=expected) from None
+    return HubOrigin(origin.hub, origin.commit)
 
 
 def hub_name(node: Node | None) -> str:

@@ -139,6 +139,7 @@ def run(config: Config, run: Run) -> None:
     )
     decision = _decide(config, facts, evaluations, contents, licence_reasons)
     write_page(decision, facts, run.output)
+    run.records |= {"decision.md", "decision.html"}  # both tell of the speed that the evaluation measured
     if decision.leaks and decision.leaks.report.found:
         write_jsonl(run.output / "overlaps.jsonl", (each._asdict() for each in decision.leaks.report.found))
     told = replace(facts, exceptions=[*exceptions, *decision.overrides], decision=decision.headline)

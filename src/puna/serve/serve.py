@@ -3,6 +3,7 @@
 Speaks plain HTTP; beyond this machine put a proxy with TLS before it.
 """
 
+import math
 import os
 import socket
 import sys
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     import uvicorn
 
-    from puna.serve.middleware.gate import Rules
+    from puna.serve.middleware.rules import Rules
     from puna.serve.served import Served
 
 SHUTDOWN_SECONDS = 30
@@ -97,16 +98,18 @@ def _require_bounds(**flags: int) -> None:
 
 
 def _read_rules(host: str, port: int, api_key_file: Path | None, origins: list[str]) -> "Rules":
-    """Collect the gate's rules for an address that is free; before all else, check that serving is installed."""
+    """Collect the rules for an address that is free; before all else, check that serving is installed."""
     try:
         import_module("llguidance")
         from puna.serve.browser.origins import parse_origins
-        from puna.serve.middleware.gate import make_rules
+        from puna.serve.middleware.rules import make_rules
+        from puna.serve.protocol.connections import default_limits, raise_open_files
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}", hint="pip install 'puna[serve]'") from None
-    rules = replace(make_rules(host, api_key_file, os.environ), origins=parse_origins(origins))
+    raise_open_files()
+    rules = make_rules(host, api_key_file, os.environ)
     _require_free(host, port)
-    return rules
+    return replace(rules, origins=parse_origins(origins), connections=default_limits())
 
 
 def _require_free(host: str, port: int) -> None:
@@ -171,19 +174,22 @@ def open_served(
 
 def make_server(served: "Served", rules: "Rules", *, host: str, port: int) -> "uvicorn.Server":
     """Build the HTTP server."""
-    import uvicorn
-
-    from puna.serve.app import JsonProtocol, Server, build_app
+    from puna.serve.app import build_app
     from puna.serve.browser.origins import share_with
+    from puna.serve.protocol.connections import Connections, default_limits
+    from puna.serve.protocol.http import ServerConfig
+    from puna.serve.protocol.server import Server
 
-    config = uvicorn.Config(
+    limits = rules.connections or default_limits()
+    config = ServerConfig(
         share_with(build_app(served, rules), rules.origins),
+        Connections(limits),
         host=host,
         port=port,
-        http=JsonProtocol,
         ws="none",
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=math.ceil(limits.idle_seconds),
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     return Server(config, served.engine)

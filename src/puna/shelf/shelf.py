@@ -17,6 +17,7 @@ from typing import Literal
 
 from puna import artifact
 from puna.errors import ArtifactError, ConfigError
+from puna.storage.records import read_record
 
 POINTER = "current.json"
 GATE = "gate"  # the claim of the receipt that says that a release may go into use
@@ -32,8 +33,16 @@ class Change:
     at: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.release, str) or self.release in ("", "..") or Path(self.release).name != self.release:
-            raise ValueError(f"the release {self.release!r}, which is no folder of the shelf")
+        if self.release in ("", "..") or Path(self.release).name != self.release or not self.release.isprintable():
+            raise ValueError(f"the name of a folder in the registry, and not {self.release!a}")
+
+
+@dataclass(frozen=True)
+class _History:
+    """`current.json`."""
+
+    current: str
+    history: list[Change]
 
 
 def is_shelf(path: Path) -> bool:
@@ -48,17 +57,14 @@ def follow(path: Path) -> Path:
 
 def read_history(shelf: Path) -> list[Change]:
     """Read every change of a shelf, the oldest first; empty before the first. ArtifactError if it cannot be read."""
-    path = shelf / POINTER
+    path, expected = shelf / POINTER, "a history as 'promote' writes it"
     try:
-        changes = [Change(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))["history"]]
+        found = read_record(path, _History, expected=expected, hint="Promote a release into another folder")
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        hint = "Promote a release into another folder"
-        raise ArtifactError(f"{path} ({error})", expected="a history as 'promote' writes it", hint=hint) from None
-    if not changes:
-        raise ArtifactError(f"{path} has no change in it", expected="a history as 'promote' writes it")
-    return changes
+    if not found.history:
+        raise ArtifactError(f"{path} has no change in it", expected=expected)
+    return found.history
 
 
 def way_back(changes: list[Change]) -> list[Change]:
@@ -88,8 +94,12 @@ def promote(release: Path, shelf: Path) -> Change:
         if changes and changes[-1].release == name:
             require_release(shelf / name, manifest.content_hash)
             return changes[-1]
+        try:
+            change = Change(name, manifest.content_hash, "promoted", _now())
+        except ValueError as error:
+            raise ArtifactError(f"{release / artifact.MANIFEST}: config.name", expected=str(error)) from None
         _place(release, shelf / name, manifest)
-        return _change(shelf, changes, Change(name, manifest.content_hash, "promoted", _now()))
+        return _change(shelf, changes, change)
 
 
 def roll_back(shelf: Path, to: str = "") -> Change:

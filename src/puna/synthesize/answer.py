@@ -4,7 +4,6 @@ With one answer and no judge this is distillation by sequences; with several and
 answer is dropped without a reason: rejected.jsonl has those that are not learned from.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,14 +14,13 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from puna import artifact
 from puna.chat.conversation import Conversation
 from puna.completer.completer import Completer, Sampling
 from puna.completer.endpoint import EndpointCompleter, require_one_source
 from puna.completer.local import LocalCompleter
 from puna.config import StageConfig
 from puna.data.dataset import Dataset
-from puna.data.shards import encode_row, find_shards, write_jsonl
+from puna.data.shards import find_shards, write_jsonl
 from puna.engine.options import EngineOptions
 from puna.errors import DataError
 from puna.progress import Progress
@@ -210,21 +208,13 @@ def _in_chunks(
     run: Run, name: str, items: list[Any], size: int, work: Callable[..., list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
     """Return a row for each item; a kill costs the chunk that was under way."""
-    path = run.directory / "done" / f"{name}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith(b"\n")]
-    path.write_bytes(b"".join(whole))
-    if whole:
-        run.log(f"{name}: {len(whole):,} were done before the interruption")
-    rows = [json.loads(line) for line in whole]
-    with path.open("ab") as file, run.progress(len(items), name, unit="answers", done=len(rows)) as bar:
+    journal = run.journal(name)
+    rows = [row for chunk in journal.records for row in chunk]
+    if rows:
+        run.log(f"{name}: {len(rows):,} were done before the interruption")
+    with run.progress(len(items), name, unit="answers", done=len(rows)) as bar:
         while len(rows) < len(items):
-            made = work(items[len(rows) : len(rows) + size], partial(_advance_to, bar, len(rows)))
-            file.write(b"".join(map(encode_row, made)))
-            file.flush()
-            artifact.fsync(path)
-            rows += made
+            rows += journal.append(work(items[len(rows) : len(rows) + size], partial(_advance_to, bar, len(rows))))
             bar.advance(len(rows) - bar.count)
     return rows
 

@@ -117,7 +117,7 @@ def run(config: Config, run: Run) -> None:
     config, tokenizer, teacher = _open_teacher(config, run)
     vocab_size = tokenizer.vocab_size
     rows = _Rows(config, tokenizer)
-    shards = ShardDirectory(run.directory / "shards", vocab_size=vocab_size)
+    shards = ShardDirectory(run, vocab_size=vocab_size)
     if shards.end:
         run.log(f"going on after {shards.end:,} rows")
     with run.progress(len(rows), "labelling", unit="rows", done=shards.end) as bar:
@@ -128,7 +128,9 @@ def run(config: Config, run: Run) -> None:
     top_k = min(config.top_k, vocab_size - len(tokenizer.unused_ids))
     shards.publish(run.output)
     tokenizer.save(run.output)
-    name = str(config.teacher) if config.endpoint is None else f"{config.endpoint.model} at {config.endpoint.url}"
+    # Not the teacher's path: equal labels are equal wherever the teacher lies. The manifest's inputs have the path.
+    local = f"checkpoint {run.hashes.get('teacher', '')[:12]}"
+    name = local if config.endpoint is None else f"{config.endpoint.model} at {config.endpoint.url}"
     LabelHeader(
         teacher=name,
         tokenizer=tokenizer.fingerprint,

@@ -12,12 +12,10 @@ from typing import Any, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from puna import artifact
 from puna.chat.conversation import Conversation, Message
 from puna.completer.completer import Completer, Prompt, Sampling
 from puna.completer.endpoint import require_one_source
 from puna.config import StageConfig
-from puna.data.shards import encode_row, read_rows
 from puna.run import Run
 from puna.tasks.grading.judge import DEFAULT_RUBRIC, Verdict, ask_again, judge_prompt, read_verdict
 from puna.tasks.grading.similarity import reference_of
@@ -98,10 +96,10 @@ class Ruling(NamedTuple):
 
 @dataclass
 class Judge:
-    """A judging model with all verdicts so far. The file `kept` saves the verdicts across interruptions.
+    """A judging model with all verdicts so far. The journal "verdicts" of the run keeps them across interruptions.
 
     Example:
-        >>> judge = Judge(settings, lambda: completer, run, kept=folder / "judge.jsonl")
+        >>> judge = Judge(settings, lambda: completer, run)
         >>> judge.rule([Case("shop", question, Message("assistant", "At nine."))])[0].is_right
         True
     """
@@ -109,16 +107,12 @@ class Judge:
     settings: JudgeSettings
     open: Callable[[], Completer]
     run: Run
-    kept: Path
     _model: Completer | None = None
     _rulings: dict[str, Ruling] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kept.exists():
-            lines = self.kept.read_bytes().splitlines(keepends=True)
-            # A kill may have cut the last row short.
-            self.kept.write_bytes(b"".join(line for line in lines if line.endswith(b"\n")))
-            self._rulings = {row.pop("key"): Ruling(**row) for row in read_rows(self.kept)}
+        self._journal = self.run.journal("verdicts")
+        self._rulings = {key: Ruling(*told) for chunk in self._journal.records for key, told in chunk.items()}
 
     @property
     def name(self) -> str:
@@ -138,15 +132,12 @@ class Judge:
         """Judge every answer, in the order given."""
         keys = [_key(case) for case in cases]
         new = list({key: case for key, case in zip(keys, cases, strict=True) if key not in self._rulings}.items())
-        with self.run.progress(len(new), "judging", unit="answers") as bar, self.kept.open("ab") as file:
+        with self.run.progress(len(new), "judging", unit="answers") as bar:
             for start in range(0, len(new), CHUNK):
                 chunk = new[start : start + CHUNK]
-                found = self._rule([case for _, case in chunk])
-                for (key, _), ruling in zip(chunk, found, strict=True):
-                    self._rulings[key] = ruling
-                    file.write(encode_row({"key": key, **ruling._asdict()}))
-                file.flush()
-                artifact.fsync(self.kept)
+                found = dict(zip((key for key, _ in chunk), self._rule([case for _, case in chunk]), strict=True))
+                self._journal.append(found)
+                self._rulings |= found
                 bar.advance(len(chunk))
         return [self._rulings[key] for key in keys]
 

@@ -41,10 +41,10 @@ class ChatRequest(Body):
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     echo: bool | None = None
-    environment: Literal["", "ipython"] = ""
-    builtin_tools: list[Literal["brave_search", "wolfram_alpha"]] = Field(default=[], max_length=2)
-    call_format: Literal["json", "tag"] = "json"
-    today: Annotated[str, Field(max_length=32)] = ""
+    environment: Literal["", "ipython"] | None = None
+    builtin_tools: Annotated[list[Literal["brave_search", "wolfram_alpha"]], Field(max_length=2)] | None = None
+    call_format: Literal["json", "tag"] | None = None
+    today: Annotated[str, Field(max_length=32)] | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> "ChatRequest":
@@ -102,7 +102,7 @@ class ChatRequest(Body):
             "messages": [message.to_json() for message in self.messages],
             "tools": [shown_tool(tool) for tool in tools],
             "environment": self.environment,
-            "builtin_tools": list(self.builtin_tools),
+            "builtin_tools": self.builtin_tools,
             "call_format": self.call_format,
             "today": self.today,
         }

@@ -5,6 +5,7 @@ misspelled one. Every other field is accepted with a warning; with `--strict-fie
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ ALIASES = {
     "max_output_tokens": "max_tokens",
     "n_predict": "max_tokens",
     "num_predict": "max_tokens",
+    "random_seed": "seed",
     "repeat_penalty": "repetition_penalty",
     "stop_sequences": "stop",
 }
@@ -47,10 +49,12 @@ REFUSED = {
     "cache_salt": Unless(("",), "Give each tenant a key: prefixes are never shared between keys."),
     "chat_template": Unless(("",), NO_TEMPLATE),
     "continue_final_message": Unless((False,), "Only /v1/chat/completions has messages."),
-    "do_sample": Unless((True,), "Give `temperature` 0 for the most likely tokens."),
+    "custom_logit_processor": Unless(("",), NO_SAMPLER),
+    "do_sample": Unless((True,), "Give `temperature`."),
     "documents": Unless(([],), "Put the documents into a message."),
     "dry_multiplier": Unless((0,), NO_SAMPLER),
     "dynatemp_range": Unless((0,), NO_SAMPLER),
+    "ebnf": Unless(("",), FORM),
     "early_stopping": Unless((False,), NO_SAMPLER),
     "encoder_repetition_penalty": Unless((1,), NO_SAMPLER),
     "epsilon_cutoff": Unless((0,), NO_SAMPLER),
@@ -72,6 +76,7 @@ REFUSED = {
     "length_penalty": Unless((0, 1), NO_SAMPLER),
     "logits_processors": Unless(([],), NO_SAMPLER),
     "max_length": Unless((), "Give `max_tokens`, which counts new tokens only."),
+    "min_new_tokens": Unless((0,), "An answer ends where the model ends it."),
     "min_tokens": Unless((0,), "An answer ends where the model ends it."),
     "mirostat": Unless((0,), NO_SAMPLER),
     "mirostat_mode": Unless((0,), NO_SAMPLER),
@@ -85,19 +90,29 @@ REFUSED = {
     "previous_response_id": Unless(("",), "Send the whole conversation."),
     "prompt_embeds": Unless((), TEXT_ONLY),
     "prompt_logprobs": Unless((), "Only /v1/completions has `prompt_logprobs`."),
+    "regex": Unless(("",), FORM),
+    "response_schema": Unless((), FORM),
+    "return_full_text": Unless((False,), "Give `echo`."),
     "return_hidden_states": Unless((False,), LAYOUT),
     "return_token_ids": Unless((False,), LAYOUT),
     "return_tokens_as_token_ids": Unless((False,), LAYOUT),
     "skip_special_tokens": Unless((True,), "Special tokens are never text."),
     "smoothing_factor": Unless((0,), NO_SAMPLER),
+    "stop_regex": Unless(("",), "Give `stop`."),
+    "stop_token": Unless(("",), "Give `stop` or `stop_token_ids`."),
+    "stop_tokens": Unless(([],), "Give `stop` or `stop_token_ids`."),
+    "stop_words": Unless(([],), "Give `stop`."),
+    "structural_tag": Unless((), FORM),
     "structured_outputs": Unless((), FORM),
     "suffix": Unless(("",), "Puna does not fill in the middle."),
+    "system_prompt": Unless(("",), "Give a message of role system."),
     "system": Unless(("",), "Give a message of role system."),
     "temperature_last": Unless((False,), NO_SAMPLER),
     "template": Unless(("",), NO_TEMPLATE),
     "tfs_z": Unless((1,), NO_SAMPLER),
     "top_a": Unless((0,), NO_SAMPLER),
     "top_n_sigma": Unless((-1, 0), NO_SAMPLER),
+    "truncate": Unless((), "Shorten the prompt before sending it."),
     "truncate_prompt_tokens": Unless((-1,), "Shorten the conversation before sending it."),
     "typical_p": Unless((0, 1), NO_SAMPLER),
     "use_beam_search": Unless((False,), NO_SAMPLER),
@@ -117,9 +132,6 @@ TEMPLATE_FIELDS = {
     "continue_final_message": "continue_final_message",
 }
 
-# Fields without effect whose names come near names of fields with one.
-WITHOUT_EFFECT = {"models", "store", "user", "think", "prompt_cache_key", "stream_usage", "template_kwargs"}
-
 # Values that `--strict-fields` accepts: labels of OpenAI's API, and what asks for nothing.
 STRICT_VALUES: dict[str, type | tuple[Any, ...]] = {
     "best_of": (1,),
@@ -137,6 +149,8 @@ STRICT_VALUES: dict[str, type | tuple[Any, ...]] = {
 
 # Fields of messages that repeat what stands elsewhere.
 REPEATED = {"index", "parsed", "parsed_arguments", "type"}
+# Names of other programs' fields that come near "model" and "content".
+NO_MISSPELLINGS = {"mode", "context"}
 NO_NAMES = "Llama's chat format has no place for names"
 MIN_LIKENESS = 0.8
 
@@ -174,6 +188,10 @@ def sift(
     """
     fields: dict[str, Any] = {}
     warnings: list[str] = []
+    if data.get("do_sample") is False and not is_strict:
+        # lm-evaluation-harness and others send transformers' word for the most likely tokens.
+        data = {name: value for name, value in data.items() if name != "do_sample"} | {"temperature": 0}
+        warnings.append("do_sample: False is read as temperature 0")
     for name, value in data.items():
         if problem := json_problem(value):
             raise Refusal(400, f"{shown(name)}: {problem}", param=name)
@@ -210,7 +228,7 @@ def _judge(name: str, value: Any, model: type[BaseModel], *, is_strict: bool) ->
             if argument in TEMPLATE_FIELDS:
                 place = f"{name}.{argument}"
                 raise Refusal(400, f"{place}: give the field `{TEMPLATE_FIELDS[argument]}`.", param=place)
-    elif not _asks_nothing(value) and name not in WITHOUT_EFFECT and (hint := _nearest(name, model)):
+    elif not _asks_nothing(value) and (hint := _nearest(name, model)):
         raise Refusal(400, f"Unknown field {shown(name)}. {hint}", param=name)
     return f"{shown(name)} has no effect"
 
@@ -264,11 +282,21 @@ def _is_accepted_strictly(name: str, value: Any) -> bool:
 
 
 def _nearest(name: str, model: type[BaseModel]) -> str:
-    """Say "Did you mean 'x'?" for the field nearest to `name`, whatever its case and underscores; or nothing."""
+    """Say "Did you mean 'x'?" for the field that `name` misspells, or nothing.
+
+    A field of fewer or more words is not meant, unless all letters agree.
+    """
     known = {_folded(each): each for each in model.model_fields}
     near = difflib.get_close_matches(_folded(name)[:64], known, n=1, cutoff=MIN_LIKENESS)
-    return f"Did you mean '{known[near[0]]}'?" if near else ""
+    if not near or name in NO_MISSPELLINGS:
+        return ""
+    is_alike = near[0] == _folded(name) or _num_words(name) == _num_words(known[near[0]])
+    return f"Did you mean '{known[near[0]]}'?" if is_alike else ""
 
 
 def _folded(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "").replace(" ", "")
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+def _num_words(name: str) -> int:
+    return len(re.findall(r"[A-Z]?[^\W_A-Z]+|[A-Z]+", name))

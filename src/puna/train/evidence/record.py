@@ -1,6 +1,6 @@
 """What a training run knows of itself -> its record, and a report in words: run_facts.json and run_report.md.
 
-The facts are gathered before the first step and kept in the run's directory, since a run that goes on after an
+The facts are gathered before the first step and kept in a journal of the run, since a run that goes on after an
 interruption has no start model any more. What the figures mean, the rules of diagnose/ say.
 """
 
@@ -23,20 +23,35 @@ from puna.train.objectives.objective import Objective
 
 
 def open_record(
-    config: TrainConfig, run: Run, objective: Objective, model: Llama, tokenizer: Tokenizer, dataset: Dataset
+    config: TrainConfig,
+    run: Run,
+    objective: Objective,
+    model: Llama,
+    tokenizer: Tokenizer,
+    dataset: Dataset,
+    *,
+    step: int = 0,
 ) -> dict[str, Any]:
-    """Gather the facts of a run that begins, or read those of one that goes on."""
-    path = run.directory / FACTS
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+    """Gather the facts of a run that begins, or read those of one that goes on after `step`."""
+    return run.remember("facts", lambda: _gather(config, run, objective, model, tokenizer, dataset, step == 0))
+
+
+def _gather(
+    config: TrainConfig,
+    run: Run,
+    objective: Objective,
+    model: Llama,
+    tokenizer: Tokenizer,
+    dataset: Dataset,
+    is_start: bool,
+) -> dict[str, Any]:
     facts = gather_facts(objective, model, tokenizer, dataset)
-    # Of a network that several processes hold none can compute alone.
-    is_alone = run.num_ranks == 1
-    facts["start_data_loss"] = start_data_loss(config, model, tokenizer) if is_alone else None
-    facts["chat"] = measure_chat(model, tokenizer, config.dtype) if is_alone and config.start is not None else None
+    # Of a network that several processes hold none can compute alone; one that was trained is no start any more.
+    can_measure = run.num_ranks == 1 and is_start
+    facts["start_data_loss"] = start_data_loss(config, model, tokenizer) if can_measure else None
+    facts["chat"] = measure_chat(model, tokenizer, config.dtype) if can_measure and config.start is not None else None
     for finding in warn(Record(run.stage, config.model_dump(mode="json"), [], facts)):
         run.log(f"before the first step: {finding.code}: {finding.seen} {finding.remedy}")
-    artifact.write_text(path, json.dumps(facts, indent=2) + "\n")
     return facts
 
 

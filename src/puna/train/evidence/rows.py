@@ -20,7 +20,7 @@ MAX_SHOWN = 80
 def describe_rows(dataset: Dataset) -> dict[str, Any]:
     """Return the share of repeated rows, and counts of the answers: in words, most frequent, empty.
 
-    Rows repeat by messages, text or token ids; preferences repeat by all fields. At most 5,000 rows are read.
+    Rows repeat by messages, text or token ids; preferences by prompt and answers. At most 5,000 rows are read.
     """
     seen: set[bytes] = set()
     spoken: Counter[str] = Counter()
@@ -57,4 +57,6 @@ def _said(row: object) -> str:
         return row.text
     if isinstance(row, LabelledRow):
         return row.ids_T.tobytes().hex()
+    if isinstance(row, Preference):
+        return repr((row.prompt.messages, row.chosen, row.rejected, row.edited))
     return repr(row.messages if isinstance(row, Conversation) else row)

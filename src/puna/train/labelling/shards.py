@@ -1,15 +1,16 @@
 """Labelled rows -> shards in a run's directory, from which a killed run goes on, and at the end the artifact's files.
 
-A shard is whole once its note stands beside it. Rows keep their order; a shard holds documents or conversations.
+A shard is whole once the run's journal has its note, with the hash of every file. Rows keep their order; a shard holds
+documents or conversations.
 """
 
-import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +18,18 @@ from puna import artifact
 from puna.chat.conversation import Conversation
 from puna.data.labels import write_shard
 from puna.data.shards import write_jsonl
+from puna.errors import ArtifactError
+from puna.run import Run
+from puna.storage.files import make_directory
 from puna.train.labelling.teacher import Labelled
 
 
 @dataclass
 class Note:
-    """What a shard holds: the rows of the stream up to `end`, counts, sums over labels, and what was left out why."""
+    """What a shard holds: the rows of the stream up to `end`, counts, sums over labels, and what was left out why.
+
+    `files`: name -> {size, sha256}.
+    """
 
     end: int = 0
     num_rows: int = 0
@@ -30,15 +37,34 @@ class Note:
     num_labels: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class ShardDirectory:
-    """The finished shards of a run."""
+    """The finished shards of a run.
 
-    def __init__(self, directory: Path, *, vocab_size: int):
-        directory.mkdir(exist_ok=True)
-        self._directory, self._vocab_size = directory, vocab_size
-        self.notes = [Note(**json.loads(path.read_text())) for path in sorted(directory.glob("note-*.json"))]
+    Raises:
+        ArtifactError: A file of a finished shard was altered. Without the file the run goes on before that shard.
+    """
+
+    def __init__(self, run: Run, *, vocab_size: int):
+        self._directory, self._vocab_size = run.directory / "shards", vocab_size
+        make_directory(self._directory)
+        self._journal = run.journal("shards")
+        for number, told in enumerate(self._journal.records):
+            missing = [name for name in told["files"] if not (self._directory / name).is_file()]
+            if missing:
+                run.log(f"{self._directory / missing[0]} is missing: going on before it")
+                self._journal.cut(number)
+                break
+            self._verify(told["files"])
+        self.notes = [Note(**told) for told in self._journal.records]
+
+    def _verify(self, files: dict[str, dict[str, Any]]) -> None:
+        for name, told in files.items():
+            if artifact.entry(self._directory / name) != told:
+                hint = "Delete it: the run goes on with the rows of that shard, and keeps the shards before it"
+                raise ArtifactError(f"{self._directory / name} was altered or cut short", hint=hint)
 
     @property
     def end(self) -> int:
@@ -55,14 +81,16 @@ class ShardDirectory:
             kind = "conversations" if isinstance(kept[0][0], Conversation) else "documents"
             path = self._directory / f"{kind}-{number}.jsonl"
             write_jsonl(path, (row.to_json() for row, _ in kept))
-            artifact.fsync(path)
-            write_shard(self._directory / f"labels-{number}.safetensors", rows, vocab_size=self._vocab_size)
+            labels = self._directory / f"labels-{number}.safetensors"
+            write_shard(labels, rows, vocab_size=self._vocab_size)
+            note.files = {each.name: artifact.entry(each) for each in (path, labels)}
+            artifact.fsync(self._directory)
             note.num_rows, note.num_tokens = len(rows), sum(len(labels.ids_T) for labels in rows)
             note.num_labels = sum(len(labels.tail_N) for labels in rows)
             note.sums = _sums(np.concatenate([labels.top_NK for labels in rows]), *(
                 np.concatenate([getattr(labels, name) for labels in rows]) for name in ("tail_N", "chosen_N")
             ))  # fmt: skip
-        artifact.write_text(self._directory / f"note-{number}.json", json.dumps(asdict(note)))
+        self._journal.append(asdict(note))
         self.notes.append(note)
 
     def total(self) -> Note:
@@ -78,13 +106,11 @@ class ShardDirectory:
 
     def publish(self, output: Path) -> None:
         """Let the files stand in the artifact too, without a second copy where the disk can."""
-        for path in sorted(self._directory.iterdir()):
-            if path.suffix not in (".jsonl", ".safetensors") or path.name.startswith("."):
-                continue
+        for name in (name for note in self.notes for name in note.files):
             try:
-                os.link(path, output / path.name)
+                os.link(self._directory / name, output / name)
             except OSError:
-                shutil.copyfile(path, output / path.name)
+                shutil.copyfile(self._directory / name, output / name)
 
 
 def _sums(top_NK: np.ndarray, tail_N: np.ndarray, chosen_N: np.ndarray) -> dict[str, float]:

@@ -1,16 +1,16 @@
 """Config -> a frozen network with an adapter to be trained; and its way into an artifact afterwards."""
 
-import json
 import os
+from typing import Any
 
-from puna.checkpoint.adapter import (
+from puna.checkpoint.adapters.adapter import (
     is_adapter,
     open_adapter,
     read_lora,
     read_magnitudes,
     require_trainable,
-    save_adapter,
 )
+from puna.checkpoint.adapters.save import save_adapter
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import ConfigError
 from puna.model.adapted import AdapterShape, add_adapter, attach, set_dropout
@@ -18,6 +18,7 @@ from puna.model.llama import Llama
 from puna.model.quantized import schemes_of
 from puna.model.scheme import describe_schemes
 from puna.run import Run
+from puna.storage.records import read_record
 from puna.train.loop.optimizer import trained_parameters
 from puna.train.loop.settings import TrainConfig
 
@@ -48,8 +49,8 @@ def write_adapter(config: TrainConfig, run: Run, model: Llama) -> None:
     """Write what was trained beside `config.start`, which it names by its name on the hub or by the way to it."""
     assert config.start is not None
     origin = config.start / ORIGIN_NAME
-    hub = json.loads(origin.read_text(encoding="utf-8")).get("hub", "") if origin.is_file() else ""
-    save_adapter(run.output, model, base_name=hub or os.path.relpath(config.start, run.output))
+    told = read_record(origin, dict[str, Any], expected="the origin as 'import' writes it") if origin.is_file() else {}
+    save_adapter(run.output, model, base_name=str(told.get("hub") or "") or os.path.relpath(config.start, run.output))
     run.kind = KIND
 
 

@@ -1,7 +1,7 @@
 """Settings that a recipe leaves open, and the lengths of the data's rows -> the values that the run trains with.
 
 Three settings adapt: the context, the tokens of a batch and the warm-up. A value in the recipe is never changed. The
-choice depends on data and settings alone; it is kept in the run's directory, so that a resumed run repeats it.
+choice depends on data and settings alone; a journal of the run keeps it, so that a resumed run repeats it.
 """
 
 import json
@@ -21,7 +21,7 @@ from puna.train.objectives.objective import Objective
 
 Config = TypeVar("Config", bound=TrainConfig)
 
-CHOSEN = "chosen.json"
+CHOSEN = "chosen"
 MAX_ROWS, MAX_TOKENS = 1000, 2**20
 # The context covers all rows, or this share of them where the longest row is so many times as long. It is a multiple
 # of the step, and ends where memory becomes the question.
@@ -125,20 +125,22 @@ def adapt(config: Config, run: Run, objective: Objective, model: Llama, *, room_
     """
     if not open_settings(config):
         return config
-    path = run.directory / CHOSEN
-    if path.exists():
-        return _with_values(config, json.loads(path.read_text(encoding="utf-8")))
+    values = run.remember(CHOSEN, lambda: _choose_for(config, run, objective, model, room_for_answer).values)
+    chosen = _with_values(config, values)
+    if run.rank == 0:
+        record = json.dumps(chosen.model_dump(mode="json"), indent=2) + "\n"
+        artifact.write_text(run.directory / "config.json", record)
+    return chosen
+
+
+def _choose_for(config: Config, run: Run, objective: Objective, model: Llama, room_for_answer: int) -> Choice[Config]:
     found = RowLengths.read(_packer(config, objective, config.data))
     context = found.context
     if config.validation:
         context = max(context, RowLengths.read(_packer(config, objective, config.validation)).context)
     choice = choose(config, found, longest=context + room_for_answer, max_context=model.config.max_context)
-    if run.rank == 0:
-        run.log(choice.line)
-        record = json.dumps(choice.config.model_dump(mode="json"), indent=2) + "\n"
-        artifact.write_text(run.directory / "config.json", record)
-        artifact.write_text(path, json.dumps(choice.values) + "\n")
-    return choice.config
+    run.log(choice.line)
+    return choice
 
 
 def chosen_values(run: Run) -> dict[str, int]:
@@ -148,8 +150,7 @@ def chosen_values(run: Run) -> dict[str, int]:
         >>> chosen_values(run)
         {'context': 128}
     """
-    path = run.directory / CHOSEN
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return run.remember(CHOSEN, dict)
 
 
 def open_settings(config: TrainConfig) -> list[str]:

@@ -95,19 +95,20 @@ def train(
         run.log(describe_training(model))
     model.train()
     optimizer = make_optimizer(model, config.optim)
-    progress = load_state(run.directory / "states", model, optimizer, run.log, team)
+    progress = load_state(run.directory / "states", model, optimizer, run.log, run.key, team)
     _stay_on_device(progress, team, run.directory / "states")
     packer = _packer(config, objective, config.data, objective.draw, num_too_long=progress.num_too_long)
     training = Training(
         config, run, objective, model, optimizer, packer, progress, team, TokenCounter(tokenizer), before_step
     )
-    record = open_record(config, run, objective, model, tokenizer, packer.dataset) if team.is_first else {}
+    step, dataset = progress.step, packer.dataset
+    record = open_record(config, run, objective, model, tokenizer, dataset, step=step) if team.is_first else {}
     preview = None
     if team.size == 1:  # of a network that several processes hold none can try a batch alone
         preview = look_ahead(config, run, objective, model, tokenizer, packer, lambda batch: _backward(training, batch))
     if progress.step:
         run.log(f"going on after step {progress.step}")
-    run.rewind_metrics(progress.step)
+    run.rewind_metrics(progress.step, progress.metrics)
     _loop(training)
     if preview is not None:
         look_back(preview, run, model)
@@ -170,6 +171,7 @@ def _loop(training: Training) -> None:
             is_due = training.team.is_first and time.monotonic() - saved > 60 * config.save_minutes
             is_ending, is_saving = map(bool, training.team.sum(is_stopping(), is_due))
             if is_ending or is_saving:
+                progress.metrics = run.keep_metrics()
                 save_state(
                     run.directory / "states", training.model, training.optimizer, progress, run.key, training.team
                 )

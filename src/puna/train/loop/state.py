@@ -33,6 +33,7 @@ class TrainState:
     """Where a run stands. `num_skipped`: steps whose loss or gradient was not finite, `skipped_in_row` of them last.
 
     `num_too_long`: examples passed over so far, once for each epoch. `device`: kind of device that computed the steps.
+    `metrics`: SHA-256 of the rows of metrics.jsonl up to this step.
     """
 
     step: int = 0
@@ -42,6 +43,7 @@ class TrainState:
     skipped_in_row: int = 0
     num_too_long: int = 0
     device: str = ""
+    metrics: str = ""
 
 
 def save_state(
@@ -78,14 +80,16 @@ def load_state(
     model: Llama,
     optimizer: torch.optim.Optimizer,
     log: Callable[[str], None],
+    key: str,
     team: Team = Team(),  # noqa: B008
 ) -> TrainState:
-    """Fill model and optimizer from the newest state that is whole; a fresh TrainState if there is none."""
+    """Fill model and optimizer from the newest whole state with this key; a fresh TrainState if there is none."""
     team.wait()
     for path in _states(directory):
         problem = ""
         try:
-            artifact.verify(path, part=team.rank, num_parts=team.size)
+            if artifact.verify(path, part=team.rank, num_parts=team.size).key != key:
+                problem = f"{path} was made with other settings or inputs"
         except ArtifactError as error:
             problem = str(error)
         if team.sum(bool(problem))[0]:

@@ -1,16 +1,13 @@
 """A network and preferences -> the log-probability that it gives to the words of each answer, computed once.
 
-Kept in the run's directory batch by batch, so that an interrupted run computes none twice. The batches are those of a
+Kept in a journal of the run batch by batch, so that an interrupted run computes none twice. The batches are those of a
 first epoch of training: their composition, and with it the last bit of each number, is the same whenever it is done.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from puna import artifact
 from puna.data.dataset import Dataset
 from puna.data.packing import Packer, Position
 from puna.model.llama import Llama
@@ -36,31 +33,21 @@ def _compute(
     sizes = {"batch_tokens": config.max_batch_tokens, "context": config.max_length}
     packer = Packer(dataset, objective.answers, seed=config.seed, is_cut=False, **sizes)
     # Of several processes each asks its own copy of the reference, before the network is divided.
-    path = run.directory / "references" / f"{name}{f'-{run.rank}' if run.rank else ''}.jsonl"
-    rows = _resume(path)
+    journal = run.journal(f"reference-{name}{f'-{run.rank}' if run.rank else ''}")
+    rows = journal.records
     position = Position(**rows[-1]["position"]) if rows else Position()
     model.eval()
     done = len(dataset) if position.epoch else position.index
     bar = run.progress(len(dataset), f"reference on {name}", unit="rows", done=done)
-    with path.open("a", encoding="utf-8") as file, bar:
+    with bar:
         while not position.epoch:
             batch, after = packer.next(position)
             batch = batch.on(model.device)
             hidden_TD = batch.hidden_states(model, config.dtype)
             values = log_probabilities(model, hidden_TD, batch)[0].tolist()
             reached = {"epoch": after.epoch, "index": after.index}
-            rows.append({"position": reached, "values": dict(zip(answer_keys(batch), values, strict=True))})
-            file.write(json.dumps(rows[-1]) + "\n")
-            file.flush()
+            told = {"position": reached, "values": dict(zip(answer_keys(batch), values, strict=True))}
+            rows.append(journal.append(told))
             bar.advance((len(dataset) if after.epoch else after.index) - position.index)
             position = after
     return {key: value for row in rows for key, value in row["values"].items()}
-
-
-def _resume(path: Path) -> list[dict[str, Any]]:
-    """Read the batches that are done, and drop from the file what a kill cut short."""
-    path.parent.mkdir(exist_ok=True)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    whole = [line for line in lines if line.endswith("}}")]
-    artifact.write_text(path, "".join(f"{line}\n" for line in whole))
-    return [json.loads(line) for line in whole]

@@ -53,7 +53,8 @@ def look_ahead(
 
     `backward` computes a batch forth and back. Raises EndOfPreview where no more was asked for.
     """
-    kept = _read(run)
+    journal = run.journal("preview")
+    kept = _read(journal.records[-1]) if journal.records else None
     if kept is not None and not run.is_preview:
         forget_peak(model.device)
         return kept
@@ -71,7 +72,9 @@ def look_ahead(
     run.console.print()
     for line in forecast_lines(made):
         run.log(line)
-    artifact.write_text(run.directory / DATA, as_json(found, made))
+    told = as_json(found, made)
+    journal.append(json.loads(told))
+    artifact.write_text(run.directory / DATA, told)
     artifact.write_text(run.directory / PAGE, markdown(run.stage, found, made))
     if run.is_preview:
         raise EndOfPreview
@@ -100,11 +103,7 @@ def _require_trained(found: Survey, packer: Packer) -> None:
         )
 
 
-def _read(run: Run) -> Preview | None:
-    path = run.directory / DATA
-    if not path.exists():
-        return None
-    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def _read(told: dict[str, Any]) -> Preview | None:
     if {field.name for field in fields(Survey)} - told["survey"].keys() or told["forecast"].keys() != _FORECAST_NAMES:
         return None  # of another version: looked at anew
     surveyed = {field.name: told["survey"][field.name] for field in fields(Survey)}

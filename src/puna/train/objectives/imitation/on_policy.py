@@ -7,7 +7,6 @@ have said. Source: generalized knowledge distillation (Agarwal et al., 2024, arX
 Shapes: C trained tokens, V vocabulary.
 """
 
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from puna import artifact
 from puna.chat.conversation import Conversation
 from puna.chat.format import ChatFormat
 from puna.config import StageConfig
@@ -27,9 +25,9 @@ from puna.data.packing import Example
 from puna.engine.local import LocalSampler
 from puna.engine.options import EngineOptions
 from puna.engine.sampler import SamplingParams
-from puna.errors import ConfigError
+from puna.errors import ArtifactError, ConfigError
 from puna.model.llama import Llama
-from puna.run import Run
+from puna.run import JOURNALS, Run
 from puna.train.loop.settings import TrainConfig
 from puna.train.objectives.imitation.live_teacher import LiveTeacher
 from puna.train.objectives.losses import Rows
@@ -95,7 +93,6 @@ class Answering:
     def __init__(self, settings: OnPolicy, config: TrainConfig, run: Run, model: Llama, chat: ChatFormat, pool: Pool):
         self._settings, self._config, self._run, self._model, self._chat = settings, config, run, model, chat
         self._pool, self._dataset = pool, Dataset(config.data, ("conversations",))
-        self._directory = run.directory / "on_policy"
         if settings.max_tokens >= config.max_length:
             given = f"on_policy.max_tokens = {settings.max_tokens}"
             raise ConfigError(given, expected=f"less than context = {config.max_length}, with room for a question")
@@ -105,17 +102,23 @@ class Answering:
         if step % self._settings.interval and self._pool.examples:
             return
         first = step - step % self._settings.interval
-        path = self._directory / f"step-{first:08d}.json"
-        if not path.exists():
-            self._directory.mkdir(exist_ok=True)
-            artifact.write_text(path, json.dumps(self._answer(first)))
+        answers = self._run.remember(f"on-policy-{first:08d}", lambda: self._answer(first, step))
         self._pool.examples = [
-            _marked(ids, [at >= start for at in range(len(ids))], is_own=True)
-            for ids, start in json.loads(path.read_text(encoding="utf-8"))
+            _marked(ids, [at >= start for at in range(len(ids))], is_own=True) for ids, start in answers
         ]
 
-    def _answer(self, step: int) -> list[tuple[list[int], int]]:
-        """Let the student answer; return ids of question and answer, and where the answer begins."""
+    def _answer(self, step: int, now: int) -> list[tuple[list[int], int]]:
+        """Let the student answer at `step`; return ids of question and answer, and where the answer begins.
+
+        Raises:
+            ArtifactError: The run resumes at the later step `now`, where the weights of `step` are gone.
+        """
+        if now != step:
+            raise ArtifactError(
+                f"{self._run.directory / JOURNALS} has lost the student's answers of step {step}",
+                expected=f"the answers that the interrupted run wrote before step {now}",
+                hint=f"Delete {self._run.directory / 'states'}, and the training begins anew",
+            )
         begin, settings = time.monotonic(), self._settings
         source = random.Random(f"{self._config.seed} on policy {step}")
         prompts = list(self._prompts(source))
