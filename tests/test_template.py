@@ -205,6 +205,14 @@ def test_a_message_to_be_continued_is_cut_where_transformers_cuts_it(text: str):
     assert apply(conversation, **options)["input_ids"] == ChatFormat(ours()).prompt_to_continue(conversation)
 
 
+def test_an_empty_message_is_continued_as_an_open_header_is():
+    """transformers loses the header's blank line here: findings/transformers_continue_empty_message.sh."""
+    asked = Conversation((Message("user", "Where?"),))
+    for text in ("", " \n"):
+        begun = asked.with_message(Message("assistant", text))
+        assert ChatFormat(ours()).prompt_to_continue(begun) == ChatFormat(ours()).prompt(asked)
+
+
 @pytest.mark.parametrize("messages", [(), (Message("user", "Where?"),), ROUND[:2], ROUND[:3]])
 def test_only_text_of_the_assistant_can_be_continued(messages: tuple[Message, ...]):
     with pytest.raises(ChatError, match="which is to be continued"):

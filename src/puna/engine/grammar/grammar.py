@@ -77,21 +77,28 @@ class GrammarCompiler:
         """Return what a grammar can hold of a JSON schema; RequestError naming `place` where the rest must be held."""
         return self._fitter.fit(schema, is_strict=is_strict, place=place)
 
-    def compile(self, grammar: str, *, param: str = "grammar", notes: Sequence[str] = ()) -> "Grammar":
-        """Compile a grammar; RequestError naming `param` for one that is wrong, too large or admits nothing."""
+    def compile(
+        self, grammar: str, *, param: str = "grammar", notes: Sequence[str] = (), is_sound: bool = False
+    ) -> "Grammar":
+        """Compile a grammar; RequestError naming `param` for one that is wrong, too large or admits nothing.
+
+        `is_sound` leaves out the checks: for a grammar that another process has compiled already.
+        """
         if len(grammar) > MAX_GRAMMAR_CHARS:
             given, expected = f"a grammar of {len(grammar):,} characters", f"at most {MAX_GRAMMAR_CHARS:,}"
             raise RequestError(given, expected=expected, param=param)
         library = _library()
-        self._pass(grammar, param)
+        if not is_sound:
+            self._pass(grammar, param)
         with self._lock:
             if self._vocabulary is None:
                 spelled = _SpelledTokens(self._tokenizer, self._stop_ids)
                 self._vocabulary = library.LLTokenizer(spelled, eos_token=self._stop_ids)
         limits = library.LLParserLimits(**LIMITS)
         start = library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
-        compiled = Grammar(start, param, notes=notes)
-        self._rehearse(compiled.matcher())
+        compiled = Grammar(start, param, grammar, notes=notes)
+        if not is_sound:
+            self._rehearse(compiled.matcher())
         return compiled
 
     def _pass(self, grammar: str, param: str) -> None:
@@ -116,7 +123,7 @@ class GrammarCompiler:
 
 
 class Grammar:
-    """A compiled grammar, where every answer to one request begins: after the ids `begun`.
+    """A compiled grammar, where every answer to one request begins: after the ids `begun`. `text` is its source.
 
     `notes` say what of the client's schemas the grammar does not hold.
 
@@ -124,9 +131,16 @@ class Grammar:
     """
 
     def __init__(
-        self, start: "llguidance.LLMatcher", param: str, begun: Sequence[int] = (), *, notes: Sequence[str] = ()
+        self,
+        start: "llguidance.LLMatcher",
+        param: str,
+        text: str,
+        begun: Sequence[int] = (),
+        *,
+        notes: Sequence[str] = (),
     ):
-        self._start, self.param, self.begun, self.notes = start, param, tuple(begun), tuple(notes)
+        self._start, self.param, self.text = start, param, text
+        self.begun, self.notes = tuple(begun), tuple(notes)
 
     def matcher(self) -> "Matcher":
         return Matcher(self._start.deep_copy(), self.param)
@@ -143,7 +157,7 @@ class Grammar:
             raise RequestError(given, expected=f"the beginning of an answer that {self.param} admits", param="messages")
         if start.is_stopped():
             raise RequestError("the message to be continued is complete", expected="a part of it", param="messages")
-        return Grammar(start, self.param, (*self.begun, *ids), notes=self.notes)
+        return Grammar(start, self.param, self.text, (*self.begun, *ids), notes=self.notes)
 
 
 class Matcher:
