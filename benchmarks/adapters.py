@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from puna.checkpoint.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from puna.checkpoint.adapters.keys import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.checkpoint.source import tensor_shapes
 from puna.engine.engine import Engine
@@ -47,7 +47,7 @@ def write_adapters(folder: Path, config: LlamaConfig, rank: int, count: int) -> 
     for index in range(count):
         (folder / str(index)).mkdir()
         os.link(folder / WEIGHTS_NAME, folder / str(index) / WEIGHTS_NAME)
-        (folder / str(index) / CONFIG_NAME).write_text(json.dumps({"peft_type": "LORA", "lora_alpha": rank}))
+        (folder / str(index) / CONFIG_NAME).write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": rank}))
 
 
 def load_seconds(engine: Engine, count: int) -> float:

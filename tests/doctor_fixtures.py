@@ -36,6 +36,13 @@ def generation(**settings: Any) -> Change:
     return lambda path: edit_json(path / GENERATION, lambda raw: raw.update(settings))
 
 
+def flag_special(text: str, **flags: bool) -> Change:
+    def edit(raw: dict[str, Any]) -> None:
+        next(each for each in raw["added_tokens"] if each["content"] == text).update(flags)
+
+    return lambda path: edit_json(path / TOKENIZER, edit)
+
+
 def tokenizer_config(**settings: Any) -> Change:
     return lambda path: edit_json(path / TOKENIZER_CONFIG, lambda raw: raw.update(settings))
 
@@ -199,6 +206,13 @@ BROKEN = [
     Broken("no tokenizer", remove(TOKENIZER), {"tokenizer-missing"}),
     Broken("half a tokenizer", cut(TOKENIZER), {"file-unreadable"}),
     Broken("no eom", rename_special("<|eom_id|>", "<|other|>"), {"special-missing"}),
+    Broken("an end of turn marked as text", flag_special("<|eot_id|>", special=False), {"special-as-text"}),
+    Broken("an end of turn that takes in space", flag_special("<|eot_id|>", rstrip=True), {"special-strips"}),
+    Broken(
+        "an added token that is elsewhere in another file",
+        tokenizer_config(added_tokens_decoder={"283": {"content": "<|eom_id|>", "special": True}}),
+        {"added-disagrees"},
+    ),
     Broken("an unknown pad token", tokenizer_config(pad_token="[PAD]"), {"special-unknown"}),
     Broken("a token too many", grow, {"vocab-differs"}),
     Broken("rows without a token", both(weights(pad_rows), config(vocab_size=576)), {"vocab-padded"}),

@@ -15,7 +15,12 @@ from test_engine import drain, new_prompt, tiny_model, tiny_tokenizer
 from test_kernels import half_model, kernels
 from test_serve import KEY, OTHER_KEY, connect, serving
 
-from puna.checkpoint.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME, open_adapter, read_lora, require_runnable
+from puna.checkpoint.adapters.adapter import (
+    open_adapter,
+    read_lora,
+    require_runnable,
+)
+from puna.checkpoint.adapters.keys import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from puna.checkpoint.checkpoint import save_checkpoint
 from puna.engine.engine import Engine
 from puna.engine.options import EngineOptions
@@ -169,6 +174,28 @@ def test_what_does_not_run_beside_a_base_is_refused_with_what_to_do(tmp_path: Pa
     write_adapter(tmp_path / "other", tiny_model(num_layers=3), 0)
     with pytest.raises(RequestError, match=r"layers\.2.*another base"):
         new_engine(tmp_path).submit([9], GREEDY, adapter="other")
+
+
+def test_what_lies_in_the_folder_and_is_not_served_is_named_with_the_way_out(tmp_path: Path):
+    write_adapter(tmp_path / "pickled", tiny_model(), 0)
+    (tmp_path / "pickled" / WEIGHTS_NAME).rename(tmp_path / "pickled" / "adapter_model.bin")
+    write_adapter(tmp_path / "rows", tiny_model(), 0, trainable_token_indices=[3])
+    tensors = load_file(tmp_path / "rows" / WEIGHTS_NAME)
+    rows = {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(1, tiny_model().config.dim)}
+    save_file(tensors | rows, tmp_path / "rows" / WEIGHTS_NAME)
+    write_adapter(tmp_path / "other", tiny_model(), 0, init_lora_weights="pissa")
+    write_adapter(tmp_path / "left-out", tiny_model(), 0, target_modules=r".*layers\.0\..*_proj")
+    engine = new_engine(tmp_path)
+    assert engine.adapters is not None
+    assert engine.adapters.names() == ["left-out", "other", "pickled", "rows"]
+    for name, told in {
+        "pickled": "save_pretrained of PEFT writes safetensors",
+        "rows": r"trainable_tokens_delta.*puna merge",
+        "other": "path_initial_model_for_weight_conversion",
+        "left-out": r"matrices for model\.layers\.1.*target_modules",
+    }.items():
+        with pytest.raises(RequestError, match=told):
+            engine.submit([9], GREEDY, adapter=name)
 
 
 def test_on_quantized_weights_a_token_is_the_same_to_the_last_bit_whatever_adapters_are_beside_it(tmp_path: Path):

@@ -45,7 +45,7 @@ TOOL = {"type": "function", "function": {"name": "find", "parameters": {"propert
 CONVERSATIONS = st.builds(
     Conversation,
     st.lists(MESSAGES, min_size=1, max_size=4).map(tuple),
-    tools=st.sampled_from([(), (TOOL,), (TOOL, {**TOOL, "strict": None})]),
+    tools=st.sampled_from([(), (TOOL,), (TOOL, {**TOOL, "strict": False})]),
     metadata=st.dictionaries(TEXT, JSON, max_size=2),
 )
 

@@ -339,7 +339,7 @@ def test_nothing_is_wrong_with_embeddings_that_are_saved_beside_their_matrices(g
     ("settings", "expected"),
     [
         ({"peft_type": "IA3"}, {"adapter-unsupported"}),
-        ({"bias": "all"}, {"adapter-unsupported"}),
+        ({"lora_bias": True}, {"adapter-unsupported"}),
         ({"lora_alpha": None}, {"adapter-unsupported"}),
         ({"target_modules": ["c_attn"]}, {"adapter-target"}),
         ({"modules_to_save": ["lm_head"]}, {"adapter-extra"}),

@@ -42,7 +42,8 @@ def test_a_directory_comes_in_with_its_weights_its_licence_and_a_receipt(
     perform_stage("import", tmp_path / "ours", source=str(source))
     ours = tmp_path / "ours"
     assert torch.equal(logits_of(Checkpoint.open(ours).load()), logits_of(Checkpoint.open(source).load()))
-    (receipt,) = read_receipts(ours)
+    tokens, receipt = read_receipts(ours)
+    assert tokens.claim == "tokenizer_kept" and tokens.held
     assert receipt.claim == "weights_kept" and receipt.value == 0 and receipt.held
     assert read_manifest(ours).licences == ["llama3.1"]
     assert (ours / "LICENSE").read_text() == AGREEMENT and (ours / "USE_POLICY.md").exists()
@@ -55,7 +56,7 @@ def test_another_dtype_says_how_far_weights_moved(
     tmp_path: Path, perform_stage: Callable[..., bool], dtype: str, most: float
 ):
     perform_stage("import", tmp_path / "ours", source=str(model_at(tmp_path / "theirs")), dtype=dtype)
-    (receipt,) = read_receipts(tmp_path / "ours")
+    _, receipt = read_receipts(tmp_path / "ours")
     assert 0 < receipt.value <= most and receipt.held
     assert Checkpoint.open(tmp_path / "ours").load().norm.weight.dtype == getattr(torch, dtype)
 
@@ -121,6 +122,8 @@ def test_an_adapter_needs_a_base_of_floats(tmp_path: Path, perform_stage: Callab
     perform_stage("import", tmp_path / "ours", source=str(tmp_path / "adapter"), base=str(base), licence="own")
     before, after = (logits_of(Checkpoint.open(path).load()) for path in (base, tmp_path / "ours"))
     assert (before - after).abs().max() > 0.01
+    claims = {receipt.claim: receipt for receipt in read_receipts(tmp_path / "ours")}
+    assert claims["largest_difference"].held and claims["largest_difference"].value < 1e-4
     assert read_manifest(tmp_path / "ours").licences == ["llama3.1", "own"]
     found = base_of(trace(tmp_path / "ours"))
     assert found and Path(found["path"]).name == "base", "the adapter is not what the model is made from"

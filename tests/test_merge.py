@@ -1,5 +1,6 @@
 """The merge stage: merged as the two compute side by side, measured, and never into rounded weights."""
 
+import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,15 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from test_adapter import VARIANTS, trained
+from test_adapter import VARIANTS, assert_same_logits, trained
+from test_adapter_tables import VARIANTS as TABLE_VARIANTS
+from test_architecture import imports
 from test_tuning import peft_model
-from tiny_checkpoint import edit_json, logits_of, save, save_quantized
+from tiny_checkpoint import TOKENS, edit_json, logits_of, save, save_quantized
 
 from puna import artifact
 from puna.artifact import read_receipts, require_receipts
-from puna.checkpoint.adapter import CONFIG_NAME, open_adapter
+from puna.checkpoint.adapters import adapter, patterns, reference
+from puna.checkpoint.adapters.delta import Delta
+from puna.checkpoint.adapters.keys import CONFIG_NAME
+from puna.checkpoint.adapters.reference import SideBySide
 from puna.checkpoint.checkpoint import Checkpoint
-from puna.compress.merge import unmerged
 from puna.errors import CheckpointError, ConfigError, ReceiptError
 from puna.lineage import licences_of
 
@@ -44,10 +49,10 @@ def scaled_adapter(base: Path, path: Path, factor: float) -> Path:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_base_with_the_adapter_beside_it_computes_what_peft_merges(base: Path, tmp_path: Path, variant: str):
+def test_the_base_with_the_adapter_beside_it_computes_what_peft_computes(base: Path, tmp_path: Path, variant: str):
     expected = trained(base, tmp_path / "adapter", **VARIANTS[variant])
-    model = unmerged(open_adapter(tmp_path / "adapter"), Checkpoint.open(base), torch.float32)
-    torch.testing.assert_close(logits_of(model), expected, atol=1e-4, rtol=0)
+    reference = SideBySide(Checkpoint.open(base).load(torch.float32), tmp_path / "adapter")
+    assert_same_logits(reference.logits(TOKENS.tolist()), expected)
 
 
 @pytest.mark.parametrize("variant", ["rank stabilized", "dora", "patterns", "head and whole embeddings"])
@@ -56,12 +61,62 @@ def test_what_is_written_is_what_peft_merges_and_the_receipts_hold(
 ):
     expected = trained(base, tmp_path / "adapter", **VARIANTS[variant])
     perform_stage("merge", tmp_path / "out", adapter=str(tmp_path / "adapter"), base=str(base))
-    torch.testing.assert_close(logits_of(Checkpoint.open(tmp_path / "out").load()), expected, atol=1e-4, rtol=0)
+    assert_same_logits(logits_of(Checkpoint.open(tmp_path / "out").load()), expected)
     found = receipts(tmp_path / "out")
-    assert found.keys() == {"kl", "top1_agreement", "adapter_kept"} and all(each.held for each in found.values())
+    assert found.keys() == {"kl", "top1_agreement", "adapter_kept", "largest_difference"} and all(
+        each.held for each in found.values()
+    )
     assert found["kl"].value < 1e-6 and found["adapter_kept"].value > 0.999
     assert found["adapter_kept"].details["effect"] > 0.01
     assert found["kl"].parent == "adapter beside base"
+
+
+def test_the_reference_shares_no_code_with_the_merge():
+    imported = set(imports(ast.parse(Path(reference.__file__).read_text())))
+    assert {name for name in imported if name.startswith("puna.")} == {
+        "puna.model.attend.packed_attend",
+        "puna.model.llama.Llama",
+    }
+
+
+@pytest.mark.parametrize("variant", ["copy of the embeddings", "LoRA of the embeddings", "rows of the head"])
+def test_a_merge_that_changes_the_head_of_a_tied_base_does_not_hold(
+    perform_stage: Perform, tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "tied").mkdir()
+    save(tmp_path / "tied", tied=True)
+    expected = trained(tmp_path / "tied", tmp_path / "adapter", **TABLE_VARIANTS[variant][0])
+    settings = {"adapter": str(tmp_path / "adapter"), "base": str(tmp_path / "tied")}
+    perform_stage("merge", tmp_path / "out", **settings)
+    assert_same_logits(logits_of(Checkpoint.open(tmp_path / "out").load()), expected)
+    found = receipts(tmp_path / "out")
+    assert all(each.held for each in found.values()) and found["largest_difference"].value < 1e-4
+    monkeypatch.setattr(Delta, "_stays_tied", True)
+    with pytest.raises(ReceiptError):
+        perform_stage("merge", tmp_path / "wrong", **settings)
+    assert receipts(tmp_path / "wrong")["largest_difference"].value > 0.3
+
+
+def test_a_wrong_scale_does_not_hold(
+    perform_stage: Perform, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained(base, tmp_path / "adapter", **VARIANTS["patterns"])
+    settings = {"adapter": str(tmp_path / "adapter"), "base": str(base)}
+    monkeypatch.setattr(patterns, "_first_keys", lambda *_: {})
+    monkeypatch.setattr(adapter, "doubts", lambda *_: ())
+    with pytest.raises(ReceiptError):
+        perform_stage("merge", tmp_path / "wrong", **settings)
+    assert receipts(tmp_path / "wrong")["largest_difference"].value > 0.3
+
+
+def test_a_grown_vocabulary_is_merged_with_receipts(perform_stage: Perform, base: Path, tmp_path: Path):
+    saved = ["lm_head", "embed_tokens"]
+    expected = trained(base, tmp_path / "adapter", num_added=3, target_modules=["k_proj"], modules_to_save=saved)
+    perform_stage("merge", tmp_path / "out", adapter=str(tmp_path / "adapter"), base=str(base))
+    assert_same_logits(logits_of(Checkpoint.open(tmp_path / "out").load()), expected)
+    assert all(each.held for each in receipts(tmp_path / "out").values())
+    log = (tmp_path / ".runs" / "out" / "log.txt").read_text()
+    assert "a vocabulary of its own: 533 rows instead of 530" in log
 
 
 def test_an_update_that_rounding_erases_does_not_hold(perform_stage: Perform, base: Path, tmp_path: Path):

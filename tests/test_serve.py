@@ -19,6 +19,7 @@ import httpx2
 import openai
 import pytest
 import torch
+from openapi_check import Recorder
 
 from puna import artifact
 from puna.artifact import Manifest
@@ -100,7 +101,10 @@ class ScriptedEngine:
 
 @contextmanager
 def serving(served: Served, rules: Rules | None = None, shutdown_seconds: int = 5) -> Iterator[str]:
+    """Serve; when the server has stopped, hold its answers to /openapi.json."""
     server = make_server(served, rules or Rules(), host="127.0.0.1", port=0)
+    recorder = Recorder(server.config.app)  # type: ignore[arg-type]
+    server.config.app = recorder
     server.config.timeout_graceful_shutdown = shutdown_seconds
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -112,6 +116,7 @@ def serving(served: Served, rules: Rules | None = None, shutdown_seconds: int = 
     finally:
         server.should_exit = True
         thread.join()
+    recorder.check()
 
 
 def scripted(tokenizer: Tokenizer, engine: ScriptedEngine, max_jobs: int = 4) -> Served:
@@ -381,7 +386,7 @@ BAD_CHATS = [
     ({"logit_bias": {"5": 101}}, "logit_bias.5"),
     ({"logit_bias": {"five": 1}}, "logit_bias.five"),
     ({"logit_bias": {"9999": 1}}, "logit_bias"),
-    ({"store": True}, "store"),
+    ({"prediction": {}}, "prediction"),
     ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
     ({"temprature": 1}, "temprature"),
     ({"guided_json": {}}, "guided_json"),

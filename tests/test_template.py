@@ -12,6 +12,7 @@ from jinja2 import nodes
 
 from puna.chat import ChatFormat, Conversation, Message, ToolCall
 from puna.chat.template import CHAT_TEMPLATE, PLAIN_TEMPLATE
+from puna.errors import ChatError
 from puna.tokenizer import Tokenizer, train_tokenizer
 
 
@@ -194,3 +195,17 @@ def test_the_template_reads_arguments_that_are_a_json_string():
         {"id": "x", "type": "function", "function": function}]}]  # fmt: skip
     text = theirs().apply_chat_template(messages, tokenize=False)
     assert text.endswith('<|python_tag|>{"type": "function", "name": "look", "parameters": {"a": 1}}<|eot_id|>')
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(st.sampled_from('\n\t  aé<|>{}"1.'), min_size=1, max_size=12).filter(str.strip))
+def test_a_message_to_be_continued_is_cut_where_transformers_cuts_it(text: str):
+    conversation = Conversation((SYSTEM, Message("user", "Where?"), Message("assistant", text)), tools=(tool("look"),))
+    options = {"continue_final_message": True, "return_dict": True}
+    assert apply(conversation, **options)["input_ids"] == ChatFormat(ours()).prompt_to_continue(conversation)
+
+
+@pytest.mark.parametrize("messages", [(), (Message("user", "Where?"),), ROUND[:2], ROUND[:3]])
+def test_only_text_of_the_assistant_can_be_continued(messages: tuple[Message, ...]):
+    with pytest.raises(ChatError, match="which is to be continued"):
+        ChatFormat(ours()).prompt_to_continue(Conversation(messages))

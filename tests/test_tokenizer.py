@@ -152,9 +152,9 @@ def test_no_text_becomes_a_special_token(names: list[str]):
 def test_specials_of_a_foreign_file_keep_their_ids_but_are_out_of_reach_of_text(tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text(foreign_json(), encoding="utf-8")
     tokenizer = Tokenizer.load(tmp_path)
-    assert dict(tokenizer.special_ids) == {"<s>": 0, "</s>": 1, "[CALL]": 2}
+    assert dict(tokenizer.special_ids) == {"<s>": 0, "</s>": 1}
     ids = tokenizer.encode("<s>[CALL] the order</s>")
-    assert min(ids) > 2
+    assert [index for index in ids if index <= 2] == [2]
     assert tokenizer.decode([0, *ids, 1]) == "<s><s>[CALL] the order</s></s>"
     with pytest.raises(TokenizerError, match=r"eot_id.*Llama 3"):
         tokenizer.special("eot_id")
@@ -294,7 +294,7 @@ def test_merges_of_either_form_with_options_are_read_as_hugging_face_reads_them(
     merges = [form(pair) for pair in json.loads(foreign_json())["model"]["merges"]]
     (tmp_path / "tokenizer.json").write_bytes(edited_json(merges=merges, unk_token="a", ignore_merges=True))
     data = json.loads((tmp_path / "tokenizer.json").read_text())
-    for token in ("<s>", "</s>", "[CALL]"):
+    for token in ("<s>", "</s>"):
         del data["model"]["vocab"][token]
     theirs = Encoder.from_str(json.dumps(data | {"added_tokens": []}))
     assert json.loads(Tokenizer.load(tmp_path)._encoder.to_str()) == json.loads(theirs.to_str())

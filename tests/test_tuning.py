@@ -11,7 +11,8 @@ import transformers
 from tiny_checkpoint import save, tokenizer
 
 from puna.chat.format import ChatFormat
-from puna.checkpoint.adapter import open_adapter, read_lora, read_magnitudes, save_adapter
+from puna.checkpoint.adapters.adapter import open_adapter, read_lora, read_magnitudes
+from puna.checkpoint.adapters.save import save_adapter
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.checkpoint.source import disk_name
 from puna.data.packing import Batch

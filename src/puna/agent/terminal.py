@@ -16,7 +16,7 @@ from rich.console import Console
 from puna.artifact import verifying
 from puna.chat import ChatFormat, Conversation, Message, ToolCall
 from puna.chat.stream import MessageStream, Part
-from puna.checkpoint.adapter import checkpoint_at
+from puna.checkpoint.adapters.adapter import checkpoint_at
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.engine.local import LocalSampler, sampling_defaults
 from puna.engine.options import EngineOptions

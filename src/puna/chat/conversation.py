@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
+from puna.chat.padding import tool_without_padding
 from puna.errors import ChatError
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -41,12 +42,16 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one side says: text, and for an assistant the tools it calls."""
+    """What one side says: text, and for an assistant the tools it calls.
+
+    `weight` is that of OpenAI's fine-tuning files: no model learns from an assistant message of weight 0.
+    """
 
     role: Role
     content: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""
+    weight: int = 1
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -55,11 +60,19 @@ class Message:
             raise ChatError(f"tool_calls in a {self.role} message", expected="them in assistant messages only")
         if self.tool_call_id and self.role != "tool":
             raise ChatError(f"tool_call_id in a {self.role} message", expected="it in tool messages only")
+        if self.weight not in (0, 1) or (self.weight == 0 and self.role != "assistant"):
+            raise ChatError(f"weight {self.weight} in a {self.role} message", expected="0 or 1 in assistant messages")
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether a model is trained to write this message."""
+        return self.role == "assistant" and self.weight == 1
 
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.tool_calls:
             data["tool_calls"] = [_call_to_json(call) for call in self.tool_calls]
+        data |= {} if self.weight else {"weight": 0}
         return data | ({"tool_call_id": self.tool_call_id} if self.tool_call_id else {})
 
 
@@ -168,7 +181,8 @@ def _fields(data: Any, place: str, required: dict[str, type], **optional: type) 
 
 def _read_message(data: Any, place: str) -> Message:
     # A tool message's `name` repeats what the call says; the prompt format has no room for it.
-    found = _fields(data, place, {"role": str}, content=object, tool_calls=list, tool_call_id=str, name=str)
+    optional = {"content": object, "tool_calls": list, "tool_call_id": str, "name": str, "weight": int}
+    found = _fields(data, place, {"role": str}, **optional)
     role = OTHER_SPELLINGS.get(found["role"], found["role"])
     if "name" in found and role != "tool":
         raise ChatError(f"unknown field {place}.name", expected="it in tool messages only")
@@ -179,6 +193,7 @@ def _read_message(data: Any, place: str) -> Message:
             content=_read_content(found.get("content", ""), f"{place}.content"),
             tool_calls=tuple(_read_call(call, f"{place}.tool_calls[{index}]") for index, call in calls),
             tool_call_id=found.get("tool_call_id", ""),
+            weight=int(found.get("weight", 1)),
         )
     except ChatError as error:
         if error.given.startswith(place):
@@ -211,6 +226,7 @@ def _read_call(data: Any, place: str) -> ToolCall:
             arguments = json.loads(arguments or "{}")
         except (ValueError, RecursionError) as error:
             raise ChatError(f"{place}.function.arguments is not JSON ({error})", expected="a JSON object") from None
+    arguments = {} if arguments is None else arguments  # Some clients write "null" for a call without arguments.
     if not isinstance(arguments, dict):
         kind = type(arguments).__name__
         raise ChatError(f"{place}.function.arguments is {kind}", expected="a JSON object, or one in a string")
@@ -220,6 +236,7 @@ def _read_call(data: Any, place: str) -> ToolCall:
 def _read_tool(data: Any, place: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ChatError(f"{place} is {type(data).__name__}", expected="a JSON object")
-    tool = data if "function" in data or "type" in data else {"type": "function", "function": data}
+    stripped = tool_without_padding(data)
+    tool = stripped if "function" in stripped or "type" in stripped else {"type": "function", "function": stripped}
     tool_name(tool, place)
     return tool

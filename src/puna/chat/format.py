@@ -69,18 +69,34 @@ class ChatFormat:
         self._headers = {name: self._header(name) for name in ("system", "user", "assistant", "ipython")}
 
     def encode(self, conversation: Conversation) -> Encoded:
-        """Return the ids of a whole conversation; the mask covers what the assistant says, with its ends."""
+        """Return the ids of a whole conversation; the mask covers assistant messages of weight 1, with their ends."""
         ids, mask = self._render(conversation)
         if not any(mask):
             raise ChatError(
                 f"conversation {conversation.id!r} has nothing to learn from",
-                expected="at least one assistant message",
+                expected="at least one assistant message of weight 1",
             )
         return Encoded(ids, mask)
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """Return the ids that ask for the next assistant message: they end in its open header."""
         return self._render(conversation).ids + self._headers["assistant"]
+
+    def prompt_to_continue(self, conversation: Conversation) -> list[int]:
+        """Return the ids that ask for the rest of the last message, an assistant's: without that message's end.
+
+        The message is trimmed, as in training. transformers has this as `continue_final_message`.
+
+        Raises:
+            ChatError: If the last message is no assistant message, or calls tools: a call has no rest.
+        """
+        last = conversation.messages[-1] if conversation.messages else None
+        if last is None or last.role != "assistant":
+            given = f"the last message is of role {last.role!r}" if last else "a conversation without messages"
+            raise ChatError(given, expected="an assistant message, which is to be continued")
+        if last.tool_calls:
+            raise ChatError("the last message calls tools", expected="text, which is to be continued")
+        return self._render(conversation).ids[:-1]
 
     def document(self, text: str) -> list[int]:
         """Return the ids of a text for base training, between begin_of_text and end_of_text."""
@@ -116,7 +132,7 @@ class ChatFormat:
         for message in conversation.messages[start:]:
             header = "ipython" if message.role == "tool" else message.role
             body = message_body(message, names, conversation.environment, conversation.call_format)
-            self._append(out, header, body, learn=message.role == "assistant")
+            self._append(out, header, body, learn=message.is_learned)
         return out
 
     def _append(self, out: Encoded, header: str, body: Body, *, learn: bool) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from puna.chat.template import CHAT_TEMPLATE
 from puna.checkpoint import hf_config, weights, writer
-from puna.checkpoint.adapter import ADAPTER_HINT, is_adapter
+from puna.checkpoint.adapters.adapter import ADAPTER_HINT, is_adapter
 from puna.checkpoint.compressed.config import parse_quantization
 from puna.checkpoint.directory import find_file, read_json, write_json
 from puna.checkpoint.layout import StoredTensor, read_layout
@@ -76,9 +76,10 @@ class Checkpoint:
 
     def tokenizer(self) -> Tokenizer:
         """Load the tokenizer; raise if it has ids that the embeddings have no row for."""
-        for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"):
-            file = find_file(self.path, name)
-            if file and name == "tokenizer_config.json":
+        for name in ("tokenizer.json", "tokenizer.model"):
+            find_file(self.path, name)
+        for name in ("tokenizer_config.json", "added_tokens.json"):
+            if file := find_file(self.path, name):
                 hf_config.refuse_code(read_json(file), file)
         tokenizer = Tokenizer.load(self.path)
         _require_rows(self.path, tokenizer, self.config)

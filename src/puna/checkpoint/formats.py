@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from puna.checkpoint.adapter import CONFIG_NAME as ADAPTER_NAME
-from puna.checkpoint.adapter import merged, open_adapter
+from puna.checkpoint.adapters.adapter import describe_tables, merged, open_adapter
+from puna.checkpoint.adapters.keys import CONFIG_NAME as ADAPTER_NAME
 from puna.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from puna.checkpoint.gguf.container import is_gguf
 from puna.checkpoint.gguf.reader import open_gguf
@@ -70,4 +70,6 @@ def _open_merged(path: Path, base: Path | None) -> Opened:
             expected="the float weights that the adapter was trained on",
         )
     opened = open_source(base)
-    return Opened(merged(opened.source, adapter), opened.note)
+    source = merged(opened.source, adapter)
+    notes = (opened.note, *adapter.config.notes, *describe_tables(opened.source.config, source.config))
+    return Opened(source, "; ".join(filter(None, notes)))

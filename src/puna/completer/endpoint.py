@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ class EndpointCompleter:
 
 def _spelled(message: Message) -> dict[str, Any]:
     """Spell a message as OpenAI does: arguments are text."""
-    row = message.to_json()
+    row = replace(message, weight=1).to_json()
     for number, call in enumerate(row.get("tool_calls", [])):
         call.setdefault("id", f"call_{number}")
         call["function"] = {"name": call["function"]["name"], "arguments": json.dumps(call["function"]["arguments"])}

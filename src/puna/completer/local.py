@@ -6,7 +6,7 @@ from pathlib import Path
 
 from puna.chat.conversation import Conversation
 from puna.chat.format import ChatFormat
-from puna.checkpoint.adapter import checkpoint_at
+from puna.checkpoint.adapters.adapter import checkpoint_at
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.completer.completer import Prompt, Reply, Sampling, ignore
 from puna.engine.local import LocalSampler

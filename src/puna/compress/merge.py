@@ -12,25 +12,16 @@ from pydantic import Field
 
 from puna import artifact
 from puna.artifact import Receipt
-from puna.checkpoint.adapter import (
-    Adapter,
-    base_of,
-    is_adapter,
-    merged,
-    open_adapter,
-    read_lora,
-    read_magnitudes,
-    run_path,
-)
+from puna.checkpoint.adapters.adapter import base_of, describe_tables, is_adapter, merged, missing_hint, open_adapter
+from puna.checkpoint.adapters.receipt import difference_receipt
+from puna.checkpoint.adapters.reference import SideBySide
 from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.compress.cost import estimate_merging
 from puna.config import StageConfig
 from puna.data.pieces import cut_pieces, probe_pieces
 from puna.errors import ConfigError
 from puna.estimate import Estimate, Known
-from puna.model.adapted import adapters_off, attach
-from puna.model.compare import Comparison, logits_of
-from puna.model.llama import Llama
+from puna.model.compare import Comparison, logits_of, require_finite
 from puna.run import Run
 
 Pieces = list[list[int]]
@@ -64,7 +55,8 @@ class Config(StageConfig):
 def run(config: Config, run: Run) -> None:
     """Write the merged checkpoint and its receipts; one that does not hold stops the stages after this one."""
     if not is_adapter(config.adapter):
-        raise ConfigError(f"adapter = {config.adapter}", expected="an adapter as PEFT writes it")
+        hint = missing_hint(config.adapter)
+        raise ConfigError(f"adapter = {config.adapter}", expected="an adapter as PEFT writes it", hint=hint)
     adapter, base = open_adapter(config.adapter), Checkpoint.open(config.base)
     if base.is_quantized:
         raise _quantized_base(config.base)
@@ -74,41 +66,34 @@ def run(config: Config, run: Run) -> None:
     source = merged(base.source(), adapter)
     dtype = base.dtype if config.dtype == "stored" else getattr(torch, config.dtype)
     run.log(f"merging {len(adapter.parts)} tensors of an adapter into {config.base}")
+    for note in (*adapter.config.notes, *describe_tables(base.config, source.config)):
+        run.log(note)
     write_checkpoint(run.output, source, dtype=dtype)
     tokenizer, longest = base.tokenizer(), min(config.context, base.config.max_context)
     if config.data:
         pieces = list(cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest))
     else:
         pieces = list(probe_pieces(tokenizer, longest=longest))
-    _prove(config, run, adapter, base, pieces)
+    _prove(config, run, base, pieces, dtype)
 
 
-def unmerged(adapter: Adapter, base: Checkpoint, dtype: torch.dtype) -> Llama:
-    """Return the base with the adapter beside its linear layers; what else the adapter holds stands in its place."""
-    model = base.load(dtype)
-    attach(model, read_lora(adapter), read_magnitudes(adapter), is_rank_stabilized=adapter.is_rank_stabilized)
-    source = merged(base.source(), adapter)
-    with torch.no_grad():
-        for name in adapter.parts.keys() - adapter.linears.keys():
-            path = run_path(name)
-            parameter = torch.nn.Parameter(source.read(name).to(dtype), requires_grad=False)
-            model.get_submodule(path).register_parameter("weight", parameter)
-    return model
+def _prove(config: Config, run: Run, base: Checkpoint, pieces: Pieces, written: torch.dtype) -> None:
+    """Compare the base and the adapter side by side with what was written, and with the base alone.
 
-
-def _prove(config: Config, run: Run, adapter: Adapter, base: Checkpoint, pieces: Pieces) -> None:
-    """Compare the base and the adapter side by side with what was written, and with the base alone."""
+    The reference reads the adapter's files by itself and shares no code with the merge.
+    """
     dtype = getattr(torch, config.precision)
-    model, result = unmerged(adapter, base, dtype), Checkpoint.open(run.output).load(dtype)
-    # What stands in the place of the base's tensors can't be switched off.
-    alone = model if adapter.linears.keys() == adapter.parts.keys() else base.load(dtype)
+    model, result = base.load(dtype), Checkpoint.open(run.output).load(dtype)
+    reference = SideBySide(model, config.adapter)
     comparison, effect, num_tokens = Comparison(), Comparison(), sum(map(len, pieces))
     with run.progress(num_tokens, "comparing", unit="tokens") as bar:
         for ids in pieces:
-            side_by_side = logits_of(model, ids, config.adapter)
+            side_by_side = require_finite(reference.logits(ids), config.adapter)
             comparison.add(side_by_side, logits_of(result, ids, run.output))
-            with adapters_off(model):
-                effect.add(side_by_side, logits_of(alone, ids, config.base))
+            # Of a vocabulary that the adapter has changed, the tokens of both count.
+            alone = logits_of(model, ids, config.base)
+            size = min(alone.shape[1], side_by_side.shape[1])
+            effect.add(side_by_side[:, :size], alone[:, :size])
             bar.advance(len(ids))
     lost, whole = comparison.kl()["mean"], effect.kl()["mean"]
     kept = 1 - lost / max(whole, lost, NOISE)
@@ -119,6 +104,7 @@ def _prove(config: Config, run: Run, adapter: Adapter, base: Checkpoint, pieces:
         *comparison.receipts(
             parent, tolerance_kl=config.tolerance_kl, min_agreement=config.min_agreement, details=details
         ),
+        difference_receipt(comparison, parent, written=written, computed=dtype, details=details),
         Receipt("adapter_kept", parent, kept, config.min_kept, kept >= config.min_kept, measured, is_least=True),
     )
     run.log(f"KL divergence a token: {whole:.2g} between base and adapter, {lost:.2g} between adapter and merged")

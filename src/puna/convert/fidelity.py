@@ -126,7 +126,8 @@ def _differing_tokens(before: Tokenizer, after: Tokenizer) -> Iterator[str]:
         one, other = _token(before, index), _token(after, index)
         if one != other:
             yield f"token {index} is {other} in the files, {one} in the checkpoint"
-    for text in PROBES:
+    # A text token stands in a word, where a tokenizer that does not know the token would cut the word elsewhere.
+    for text in (*PROBES, *(f"a{token.text}b {token.text}" for token in before.text_tokens)):
         if before.encode(text) != after.encode(text):
             yield f"{text!r} is read as other tokens"
 
@@ -136,4 +137,7 @@ def _token(tokenizer: Tokenizer, index: int) -> str:
         text = ascii(tokenizer.decode_bytes([index]))[1:]
     except TokenizerError:
         return "missing"
-    return f"the special token {text}" if tokenizer.is_special(index) else text
+    if tokenizer.is_special(index):
+        return f"the special token {text}"
+    is_added = any(token.id == index for token in tokenizer.text_tokens)
+    return f"the text token {text}" if is_added else text

@@ -11,8 +11,8 @@ TERMS = (*(f"{start}*" for start in licence.NAME_STARTS), "README.md")
 # Never fetched: pickles, code, other programs' weights, pictures.
 WANTED = (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json",
-    "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "chat_template.jinja", "adapter_config.json",
-    *TERMS,
+    "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "adapter_config.json", *TERMS,
 )  # fmt: skip
 NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 

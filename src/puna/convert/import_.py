@@ -13,15 +13,21 @@ from pydantic import Field, model_validator
 
 from puna import licence
 from puna.artifact import Receipt
+from puna.checkpoint.adapters.receipt import difference_receipt
+from puna.checkpoint.adapters.reference import SideBySide
 from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.checkpoint.formats import open_source
 from puna.checkpoint.source import Source, tensor_shapes
+from puna.checkpoint.weights import load_source
 from puna.config import StageConfig
 from puna.convert.carry import carry_licences, watched
 from puna.convert.hub import download
+from puna.convert.vocabulary import tokenizer_receipt
+from puna.data.pieces import probe_pieces
 from puna.errors import CheckpointError
 from puna.estimate import Estimate, Known, Sketch
 from puna.lineage import licences_of
+from puna.model.compare import Comparison, logits_of, require_finite
 from puna.plan.steps.facts import holds_tokenizer, network_of, tokenizer_path
 from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 from puna.plan.steps.speed import weight_seconds
@@ -90,8 +96,31 @@ def run(config: Config, run: Run) -> None:
     Receipt("weights_kept", path.name or str(path), change.value, tolerance, change.value <= tolerance, details).save(
         run.output
     )
+    tokens = tokenizer_receipt(config.base or path, run.output)
+    tokens.save(run.output)
+    if not tokens.held:
+        run.log(f"tokenizer: {tokens.value} tokens or texts differ from the source's")
+    if config.base is not None:
+        _prove_adapter(run, path, config.base)
     run.log(
         "weights: the same" if change.value == 0 else f"weights: rounded, by at most {change.value:.2g} of the greatest"
+    )
+
+
+def _prove_adapter(run: Run, path: Path, base: Path) -> None:
+    """Compare what was written with the base and the adapter side by side, in the base's dtype."""
+    source, result = open_source(base).source, Checkpoint.open(run.output)
+    assert source.tokenizer
+    model, written = load_source(source, source.dtype), result.load(source.dtype)
+    reference, comparison = SideBySide(model, path), Comparison()
+    for ids in probe_pieces(source.tokenizer, longest=source.config.max_context):
+        comparison.add(require_finite(reference.logits(ids), path), logits_of(written, ids, run.output))
+    parent = f"{path.name} beside {base.name}"
+    receipt = difference_receipt(comparison, parent, written=result.dtype, computed=source.dtype, details={})
+    receipt.save(run.output)
+    run.log(
+        f"largest difference from base and adapter side by side: {receipt.value:.2g} standard deviations of the "
+        f"logits, expected at most {receipt.limit}"
     )
 
 

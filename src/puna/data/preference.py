@@ -3,6 +3,7 @@
 Reads conversations only: what holds its dialogue in one text goes through `puna ingest` first. Knows no tokens.
 """
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
@@ -48,9 +49,10 @@ class Preference:
             answer: Answer = getattr(self, name)
             if answer or name != "edited":
                 _require_answer(name, answer)
-        if self.chosen == self.rejected:
-            raise ChatError("chosen and rejected are the same", expected="answers that differ")
-        if self.edited in (self.chosen, self.rejected):
+        chosen, rejected, edited = (_as_rendered(getattr(self, name)) for name in ANSWERS)
+        if chosen == rejected:
+            raise ChatError("chosen and rejected are the same", expected="answers that differ in the prompt format")
+        if edited in (chosen, rejected):
             raise ChatError("edited is one of the other answers", expected="an answer of its own, or none")
         if self.strength and self.strength not in STRENGTHS:
             raise ChatError(f"strength {self.strength!r}", expected=f"one of {', '.join(STRENGTHS)}")
@@ -105,6 +107,18 @@ class Preference:
 def _require_answer(name: str, answer: Answer) -> None:
     if not answer or answer[0].role != "assistant" or answer[-1].role != "assistant":
         raise ChatError(f"{name} of {len(answer)} messages", expected="messages that begin and end with the assistant")
+    for index, message in enumerate(answer):
+        if message.role not in ("assistant", "tool"):
+            raise ChatError(f"{name}[{index}] is a {message.role} message", expected="the assistant and tools only")
+        if not message.weight:
+            raise ChatError(f"{name}[{index}] has weight 0", expected="answers that are learned from as a whole")
+
+
+def _as_rendered(answer: Answer) -> str:
+    """Return an answer without what no prompt shows: ids, and white space around a text."""
+    calls = ([(call.name, call.arguments) for call in message.tool_calls] for message in answer)
+    parts = [(each.role, each.content.strip(), given) for each, given in zip(answer, calls, strict=True)]
+    return json.dumps(parts, sort_keys=True, default=str)
 
 
 def _read_messages(row: dict[str, Any], name: str) -> Answer:

@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from puna.chat.padding import PADDED, without_padding
 from puna.errors import DataError
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -122,10 +123,15 @@ class JsonlRows(Rows):
 
 
 class ParquetRows(Rows):
-    """A Parquet file; fields without a value are left out of a row, columns of the JSON type are parsed."""
+    """A Parquet file; fields without a value are left out of a row, columns of the JSON type are parsed.
 
-    def __init__(self, path: Path):
-        self.path = path
+    Args:
+        path: The file.
+        with_nulls: Whether objects in a row keep the nulls that stand for absent keys, for a reader that removes them.
+    """
+
+    def __init__(self, path: Path, *, with_nulls: bool = False):
+        self.path, self.with_nulls = path, with_nulls
         try:
             import pyarrow as pa
             import pyarrow.parquet as pq
@@ -133,7 +139,7 @@ class ParquetRows(Rows):
             raise DataError(f"{path} needs pyarrow", hint="pip install 'puna[data]'") from None
         try:
             self.table = pq.read_table(path, memory_map=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{path} is not a Parquet file ({error})") from None
         self.json_names = {field.name for field in self.table.schema if isinstance(field.type, pa.JsonType)}
 
@@ -141,19 +147,29 @@ class ParquetRows(Rows):
         return self.table.num_rows
 
     def row(self, index: int) -> dict[str, Any]:
-        row = self.table.slice(index, 1).to_pylist()[0]
+        try:
+            row = self.table.slice(index, 1).to_pylist()[0]
+        except (ValueError, OverflowError, ArithmeticError, TypeError, ImportError, RuntimeError) as error:
+            raise DataError(f"{self.path} row {index + 1} holds a value that cannot be read ({error})") from None
         present = {name: value for name, value in row.items() if value is not None}
         try:
-            return {
-                name: json.loads(value) if name in self.json_names else _without_none(value)
-                for name, value in present.items()
-            }
+            parsed = {name: json.loads(value) for name, value in present.items() if name in self.json_names}
         except (ValueError, RecursionError) as error:
             raise DataError(f"{self.path} row {index + 1} holds a text that is not JSON ({error})") from None
+        if self.with_nulls:
+            return present | parsed
+        stripped = without_padding(present | parsed)
+        fields = {name: stripped[name] if name in PADDED else without_nulls(value) for name, value in present.items()}
+        return fields | parsed
 
 
-def _without_none(value: Any) -> Any:
-    """Undo Parquet's filling of absent struct fields with null."""
+def without_nulls(value: Any) -> Any:
+    """Undo Arrow's filling of absent struct fields with null, where no null has a meaning.
+
+    Example:
+        >>> without_nulls({"a": None, "b": [None, {"c": None}]})
+        {'b': [None, {}]}
+    """
     if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list) else value
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -1,17 +1,31 @@
-"""A PEFT adapter's directory -> findings about its settings, its matrices and their base. Merges nothing."""
+"""A PEFT adapter's directory -> findings about its settings, its matrices and their base. Merges nothing.
 
-import re
-from collections.abc import Iterator, Mapping
+Settings, names, patterns and shapes are judged by the code that merges, serves and trains (checkpoint/adapters).
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from puna.checkpoint.adapter import BASE_LAYER, CONFIG_NAME, DOWN, FIXED, UP, WEIGHTS_NAME, WHOLE, place_of
+from puna.checkpoint.adapters.adapter import doubts, weights_hint
+from puna.checkpoint.adapters.config import AdapterConfig, parse_config, problems
+from puna.checkpoint.adapters.delta import Delta, matrices
+from puna.checkpoint.adapters.fit import misfits
+from puna.checkpoint.adapters.keys import (
+    BASE_LAYER,
+    CONFIG_NAME,
+    TOKENS,
+    WEIGHTS_NAME,
+    WHOLE,
+    find_parts,
+    find_spelling,
+    place_of,
+)
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import StoredTensor, read_header
-from puna.checkpoint.source import tensor_shapes
 from puna.doctor.directory.files import check_files
 from puna.doctor.directory.opened import find_safely
 from puna.doctor.finding import Report, listed
@@ -19,10 +33,11 @@ from puna.doctor.values import check_values, readable, scan
 from puna.errors import CheckpointError
 
 TARGETS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head", "embed_tokens"}
-MATRICES = re.compile(r"\.(lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)$")
 # The matrix of each pair that starts at zero.
 STARTS_ZERO = ("lora_B.weight", "lora_embedding_A")
-MAX_RANK = 2**16
+CODES = {"target": "adapter-target", "rank": "adapter-rank"}
+
+Layout = Mapping[str, StoredTensor]
 
 
 def check_adapter(directory: Path, report: Report, console: Console, *, quick: bool, base: Path | None) -> None:
@@ -30,131 +45,104 @@ def check_adapter(directory: Path, report: Report, console: Console, *, quick: b
     with report.attempt("file-unreadable", "."):
         check_files(directory, report)
     raw: dict[str, Any] = {}
+    config: AdapterConfig | None = None
     with report.attempt("file-unreadable", CONFIG_NAME):
         file = find_safely(directory, CONFIG_NAME)
         if file is None:
             raise CheckpointError(f"{directory} has no {CONFIG_NAME}", expected="an adapter as PEFT writes it")
         raw = read_json(file)
-        _check_settings(raw, report)
+        config = _check_settings(raw, report)
     layout: dict[str, StoredTensor] = {}
     with report.attempt("weights-unreadable", WEIGHTS_NAME):
         file = find_file(directory, WEIGHTS_NAME)
         if file is None:
-            remedy = "Save the adapter as safetensors; a pickled adapter_model.bin is never read"
-            report.add("weights-missing", ".", f"no {WEIGHTS_NAME}", remedy)
+            report.add("weights-missing", ".", f"no {WEIGHTS_NAME}", weights_hint(directory))
         else:
             layout = read_header(file)
-    with report.attempt("adapter-rank", WEIGHTS_NAME):
-        _check_ranks(raw, layout, report)
+    parts: dict[str, dict[str, str]] = {}
+    with report.attempt("adapter-target", WEIGHTS_NAME):
+        parts = _check_names(config, layout, directory, report)
+    with report.attempt("adapter-unsupported", CONFIG_NAME):
+        if config:
+            for doubt in doubts(config, layout, parts):
+                remedy = "Take adapter_config.json and weights of one training: PEFT leaves such modules out, or fails"
+                report.add(CODES[doubt.kind], WEIGHTS_NAME, doubt.text, remedy)
     with report.attempt("base-unknown", CONFIG_NAME):
-        _check_base(directory, raw, layout, report, base)
+        found = _find_base(directory, raw, report, base)
+        if found and config and parts:
+            _check_fit(Delta(config, layout, parts, {}), found, report)
     if not quick:
         _check_values(layout, report, console)
 
 
-def _check_settings(raw: dict[str, Any], report: Report) -> None:
+def _check_settings(raw: dict[str, Any], report: Report) -> AdapterConfig | None:
+    """Add the findings about settings; return them unless one cannot be followed."""
     if raw.get("auto_map"):
         report.add("code-named", CONFIG_NAME, "auto_map names Python code", "Remove it: LoRA needs no code")
     remedy = "Merge this adapter with the program that trained it, and look at the merged checkpoint"
-    for key, allowed in FIXED.items():
-        if key in raw and not any(raw[key] == value for value in allowed):
-            what = f"{key} = {raw[key]!a:.100}; expected {allowed[0]!r}"
-            report.add("adapter-unsupported", CONFIG_NAME, what, remedy)
-    if "peft_type" not in raw:
-        report.add("adapter-unsupported", CONFIG_NAME, "no peft_type; expected 'LORA'", remedy)
-    for key in ("r", "lora_alpha"):
-        value = raw.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MAX_RANK:
-            what = f"{key} = {value!a:.60}; expected a positive number"
-            fix = "Copy adapter_config.json again: without it nobody knows by how much the matrices count"
-            report.add("adapter-unsupported", CONFIG_NAME, what, fix)
+    found = list(problems(raw))
+    for problem in found:
+        what = f"{problem.given}; expected {problem.expected}"
+        report.add("adapter-unsupported", CONFIG_NAME, what, problem.hint or remedy)
     targets = raw.get("target_modules")
     names = [str(name).split(".")[-1] for name in targets] if isinstance(targets, list) else []
     unknown = sorted(name for name in names if name not in TARGETS)
     if unknown:
         what = f"target_modules has {listed(unknown)}; expected modules of a Llama: {', '.join(sorted(TARGETS))}"
         report.add("adapter-target", CONFIG_NAME, what, "Use the adapter on the kind of model that it was trained for")
-    if raw.get("modules_to_save"):
-        what = f"modules_to_save = {raw['modules_to_save']!a:.100}: whole modules replace the base's"
-        report.add(
-            "adapter-extra", CONFIG_NAME, what, "Nothing if it is on purpose; servers that load adapters skip them"
-        )
+    for key in ("modules_to_save", "trainable_token_indices"):
+        if raw.get(key):
+            what = f"{key} = {raw[key]!a:.100}: modules or rows that replace the base's"
+            fix = "Nothing if it is on purpose; servers that load adapters skip them, so merge the adapter"
+            report.add("adapter-extra", CONFIG_NAME, what, fix)
+    config = None if found else parse_config(raw)
+    for note in config.notes if config else ():
+        report.add("adapter-extra", CONFIG_NAME, note, "Nothing if the fields are of training alone")
     rank, alpha = (ascii(raw.get(key))[:20] for key in ("r", "lora_alpha"))
-    report.facts["adapter"] = f"LoRA, rank {rank}, alpha {alpha}"
+    is_lora = raw.get("peft_type") == "LORA"
+    report.facts["adapter"] = f"LoRA, rank {rank}, alpha {alpha}" if is_lora else ascii(raw.get("peft_type"))[:40]
+    return config
 
 
-def _check_ranks(raw: dict[str, Any], layout: Mapping[str, StoredTensor], report: Report) -> None:
-    wrong: list[str] = []
-    for name, rank in _stored_ranks(layout):
-        expected = _rank_of(raw, name)
-        if expected is not None and rank != expected:
-            wrong.append(f"{name} has rank {rank} instead of {expected}")
-    if wrong:
-        remedy = "Copy adapter_config.json and weights from one training: alpha / rank scales what is merged"
-        report.add("adapter-rank", WEIGHTS_NAME, listed(wrong), remedy)
-    pairs = {MATRICES.sub("", name) for name in layout if MATRICES.search(name)}
-    odd = sorted(stem for stem in pairs if sum(name.startswith(f"{stem}.lora_") for name in _matrices(layout)) != 2)
-    if odd:
-        report.add("adapter-rank", WEIGHTS_NAME, f"only one of two matrices for {listed(odd)}", "Copy the file again")
+def _check_names(
+    config: AdapterConfig | None, layout: Layout, directory: Path, report: Report
+) -> dict[str, dict[str, str]]:
+    """Add the findings about names of tensors; return the parts if all are known."""
+    foreign = [key for key in layout if place_of(key) is None]
+    if foreign:
+        spelling = next(filter(None, map(find_spelling, foreign)), None)
+        reason = f": {spelling.name}" if spelling else " belong to no Llama"
+        remedy = spelling.hint if spelling else "Use the adapter on the kind of model that it was trained for"
+        report.add("adapter-target", WEIGHTS_NAME, f"{listed(foreign)}{reason}", remedy)
+    if foreign or not layout or config is None:
+        return {}
+    parts = find_parts(layout, config, directory / WEIGHTS_NAME)
+    whole = (WHOLE, BASE_LAYER, TOKENS)
+    halves = sorted(name for name, each in parts.items() if {*each} - {*whole} and not {*matrices(each)} <= {*each})
+    if halves:
+        remedy = "Copy the file again"
+        report.add("adapter-rank", WEIGHTS_NAME, f"only one of two matrices for {listed(halves)}", remedy)
+    return parts
 
 
-def _matrices(layout: Mapping[str, StoredTensor]) -> list[str]:
-    return [name for name in layout if MATRICES.search(name)]
-
-
-def _stored_ranks(layout: Mapping[str, StoredTensor]) -> Iterator[tuple[str, int]]:
-    for name in _matrices(layout):
-        shape = layout[name].shape
-        if len(shape) == 2:
-            yield name, shape[0] if name.endswith(("lora_A.weight", "lora_embedding_A")) else shape[1]
-
-
-def _rank_of(raw: dict[str, Any], name: str) -> int | None:
-    """Return the rank that the config gives this tensor: rank_pattern's names end a module's, and win over r."""
-    module = MATRICES.sub("", name)
-    pattern = raw.get("rank_pattern")
-    special = pattern if isinstance(pattern, dict) else {}
-    found = next((rank for key, rank in special.items() if module.endswith(key.lstrip("^").rstrip("$"))), raw.get("r"))
-    return found if type(found) is int else None
-
-
-def _check_base(
-    directory: Path, raw: dict[str, Any], layout: Mapping[str, StoredTensor], report: Report, base: Path | None
-) -> None:
+def _find_base(directory: Path, raw: dict[str, Any], report: Report, base: Path | None) -> Path | None:
     named = raw.get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         remedy = "Write the base's name into adapter_config.json: on another base the adapter does harm"
         report.add("base-unknown", CONFIG_NAME, "no base_model_name_or_path", remedy)
         named = ""
-    shapes: dict[str, tuple[int, ...]] = {}
     found = base or next((path for path in (directory / named, Path(named)) if named and path.is_dir()), None)
-    if found is None:
-        report.facts["base"] = f"{ascii(named)[1:-1]}, not here: give --base to hold the adapter against it"
-    else:
-        report.facts["base"] = str(found)
-        shapes = dict(tensor_shapes(Checkpoint.open(found).config))
-    foreign, unfit = [], []
-    for name in layout:
-        place = place_of(name)
-        shape = shapes.get(place.name) if place else None
-        is_saved = place is not None and place.part in (WHOLE, BASE_LAYER)
-        if place is None or (shapes and shape is None) or (not shapes and place.name.split(".")[-2] not in TARGETS):
-            foreign += [] if is_saved and not shapes else [name]
-        elif shape and len(shape) == 2 and not _fits(place.part, layout[name].shape, shape):
-            unfit.append(f"{name} is {list(layout[name].shape)} for {list(shape)}")
-    remedy = "Merge it into the base that it was trained on; give that with --base"
-    if foreign:
-        report.add("adapter-target", WEIGHTS_NAME, f"{listed(foreign)} belong to nothing in a base like this", remedy)
-    if unfit:
-        report.add("adapter-rank", WEIGHTS_NAME, f"{listed(unfit)}; expected the base's sizes", remedy)
+    missing = f"{ascii(named)[1:-1]}, not here: give --base to hold the adapter against it"
+    report.facts["base"] = str(found) if found else missing
+    return found
 
 
-def _fits(part: str, given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    if part in (WHOLE, BASE_LAYER):
-        return given == shape
-    if part == DOWN:
-        return given[1:] == shape[1:]
-    return part != UP or given[:1] == shape[:1]
+def _check_fit(delta: Delta, base: Path, report: Report) -> None:
+    found = list(misfits(delta, delta.config.base_name, Checkpoint.open(base).config))
+    for kind, code in CODES.items():
+        if every := [each for each in found if each.kind == kind]:
+            what = f"{listed([each.given for each in every])}; expected {every[0].expected}"
+            report.add(code, WEIGHTS_NAME, what, every[0].hint)
 
 
 def _check_values(layout: dict[str, StoredTensor], report: Report, console: Console) -> None:

@@ -55,6 +55,11 @@ KINDS: dict[str, Kind] = {
     "special-missing": Kind("broken", "a special token of Llama 3.1 is not in the tokenizer"),
     "special-misplaced": Kind("broken", "a special token of Llama 3.1 has another id"),
     "special-unknown": Kind("broken", "a token that is named for a role is not in the tokenizer"),
+    "special-as-text": Kind(
+        "broken", "a token that structures a dialogue is marked as text, so that texts can forge it"
+    ),
+    "special-strips": Kind("warning", "a special token takes in the space around it, which Puna's prompts keep"),
+    "added-disagrees": Kind("warning", "files beside tokenizer.json say something else about an added token"),
     "vocab-differs": Kind("broken", "tokenizer, config.json and embeddings are of different sizes"),
     "vocab-padded": Kind("warning", "embeddings have rows that no token belongs to"),
     "bos-doubled": Kind("broken", "begin_of_text stands twice before a text"),

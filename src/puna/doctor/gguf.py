@@ -17,7 +17,8 @@ from puna.checkpoint.gguf.blocks import CHUNK_VALUES, KINDS, decode
 from puna.checkpoint.gguf.container import GgufFile, GgufTensor, KindError, Strings, read_gguf
 from puna.checkpoint.gguf.layout import ROPE_FACTORS, gguf_name
 from puna.checkpoint.gguf.reader import parse_config, parse_sampling
-from puna.checkpoint.gguf.vocabulary import parse_tokenizer
+from puna.checkpoint.gguf.vocabulary import CONTROL, parse_tokenizer
+from puna.doctor.directory.added import describe_tokens, report_as_text
 from puna.doctor.directory.layout import expected_shapes
 from puna.doctor.directory.settings import check_rope
 from puna.doctor.directory.stops import PAD
@@ -110,7 +111,11 @@ def _check_tokenizer(file: GgufFile, config: LlamaConfig | None, report: Report)
         report.add("vocab-differs", KEYS + "tokens", what, "Convert the model anew: no program loads it like this")
     with report.attempt("gguf-unsupported", KEYS + "*"):
         if tokenizer := parse_tokenizer(file, num_tokens):
+            report.facts["tokenizer"] = describe_tokens(tokenizer)
             check_specials(tokenizer, KEYS + "tokens", report)
+            kinds = file.metadata[KEYS + "token_type"]
+            as_text = [token.text for token in tokenizer.added if token.is_special and kinds[token.id] != CONTROL]
+            report_as_text(as_text, KEYS + "token_type", f"type {CONTROL}", report)
             _check_ids(file, tokenizer, report)
             _check_chat(file, tokenizer, report)
 

@@ -12,10 +12,13 @@ from math import prod
 from pathlib import Path
 
 from puna.artifact import verifying
-from puna.checkpoint.adapter import WEIGHTS_NAME, Adapter, open_adapter, read_lora, require_runnable
+from puna.checkpoint.adapters.adapter import Adapter, open_adapter, read_lora, require_runnable, weights_hint
+from puna.checkpoint.adapters.keys import CONFIG_NAME, WEIGHTS_NAME
 from puna.errors import ArtifactError, CheckpointError, PunaError, RequestError
 from puna.model.config import LlamaConfig
 from puna.model.lora import Lora
+
+MARKS = (CONFIG_NAME, WEIGHTS_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +58,14 @@ class Adapters:
 
     def names(self) -> list[str]:
         """Return what the folder holds now, fit for use or not."""
-        return sorted(path.parent.name for path in self.folder.glob(f"*/{WEIGHTS_NAME}"))
+        return sorted({path.parent.name for name in MARKS for path in self.folder.glob(f"*/{name}")})
 
     def find(self, name: str) -> AdapterKey | None:
         """Return the adapter of this name as it is now, None if there is none; RequestError if it can't be run.
 
         Reads its headers when it is asked for first, its weights only in `load`.
         """
-        if Path(name).name != name or not (self.folder / name / WEIGHTS_NAME).is_file():
+        if Path(name).name != name or not any((self.folder / name / mark).is_file() for mark in MARKS):
             return None
         try:
             return self._open(name)[0]
@@ -102,7 +105,8 @@ class Adapters:
         try:
             file = (self.folder / name / WEIGHTS_NAME).stat()
         except OSError as error:
-            raise CheckpointError(f"{name}/{WEIGHTS_NAME}: {error.strerror}", expected="a file") from None
+            hint = weights_hint(self.folder / name)
+            raise CheckpointError(f"{name}/{WEIGHTS_NAME}: {error.strerror}", expected="a file", hint=hint) from None
         key = AdapterKey(name, (file.st_ino, file.st_mtime_ns, file.st_size))
         with self._lock:
             if name not in self._opened or self._opened[name][0] != key:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from puna.checkpoint.adapter import checkpoint_at, open_adapter, require_runnable
+from puna.checkpoint.adapters.adapter import checkpoint_at, open_adapter, require_runnable
 from puna.checkpoint.checkpoint import GENERATION_NAME, Checkpoint
 from puna.checkpoint.directory import find_file, read_json
 from puna.engine.drafts import PromptLookup

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from puna import artifact
 from puna.chat.format import ChatFormat
-from puna.checkpoint.adapter import checkpoint_at
+from puna.checkpoint.adapters.adapter import checkpoint_at
 from puna.completer.completer import Completer, Reply, Sampling
 from puna.completer.endpoint import EndpointCompleter
 from puna.completer.local import LocalCompleter

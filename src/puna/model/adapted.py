@@ -1,7 +1,7 @@
 """A network -> the same network, frozen, with trainable matrices of low rank beside its linear layers.
 
 LoRA, rsLoRA or DoRA; what lies beneath may be rounded (QLoRA). Knows no files and merges nothing, which is the business
-of checkpoint/adapter.py.
+of checkpoint/adapters/adapter.py.
 
 Shapes: T tokens, R rank, I inputs, O outputs.
 """
@@ -171,7 +171,7 @@ def target_paths(model: Llama, targets: Collection[str]) -> list[str]:
         raise ConfigError(
             "an adapter for lm_head of a model whose head and embeddings are one table",
             expected="matrices inside the layers",
-            hint="What changes the head alone could not be merged into that table",
+            hint="A head that learns apart from the embeddings needs a table of its own",
         )
     parts = [part for part in ADAPTED if ALL in targets or part.split(".")[1] in targets]
     paths = [f"layers.{layer}.{part}" for layer in range(model.config.num_layers) for part in parts]

@@ -1,6 +1,6 @@
 """A low-rank adapter in memory: what it adds to the products of a network's matrices.
 
-Reads no files (checkpoint/adapter.py does), and leaves the network as it is.
+Reads no files (checkpoint/adapters/adapter.py does), and leaves the network as it is.
 
 Shapes: R rank, I inputs, O outputs.
 """

@@ -1,7 +1,7 @@
 """A served checkpoint and the gate's rules -> the web application and its server. The routes are the table at its head.
 
-FastAPI's pages of documentation load scripts from elsewhere, so only /openapi.json is there, behind the key. The chat
-page (browser/page.py) is static and open.
+FastAPI's pages of documentation load scripts from elsewhere, so only /openapi.json is there, behind the key, and
+written by openapi/document.py. The chat page (browser/page.py) is static and open.
 """
 
 import asyncio
@@ -23,6 +23,8 @@ from puna.serve.chat_completions import create_chat_completion
 from puna.serve.completions import create_completion
 from puna.serve.generation.engine_thread import EngineThread
 from puna.serve.middleware.gate import Gate, Rules
+from puna.serve.middleware.warnings import Warnings
+from puna.serve.openapi.document import openapi_document
 from puna.serve.refusals import Refusal, add_error_handlers, encode_json, json_response, overloaded
 from puna.serve.served import Served
 
@@ -51,12 +53,18 @@ async def retrieve_model(served: Served, model: str, request: Request) -> Respon
     return json_response(_model(served, model))
 
 
+async def describe_api(served: Served) -> Response:
+    """Describe this API as OpenAPI does."""
+    return json_response(openapi_document(is_strict=served.strict_fields))
+
+
 ROUTES = (
     ("GET", "/health", check_health),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/{model:path}", retrieve_model),
     ("POST", "/v1/chat/completions", create_chat_completion),
     ("POST", "/v1/completions", create_completion),
+    ("GET", "/openapi.json", describe_api),
 )
 
 
@@ -75,6 +83,7 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
         title="Puna",
         version=__version__,
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -83,6 +92,7 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
     for method, path, handler in ROUTES:
         app.add_api_route(path, partial(handler, served), methods=[method], name=handler.__name__)
     app.router.routes.extend(page_routes())
+    app.add_middleware(Warnings)
     app.add_middleware(Gate, rules=rules)
     add_error_handlers(app)
     return app

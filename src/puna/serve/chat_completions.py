@@ -17,15 +17,20 @@ from puna.serve.chat_reply import ChatReply, Piece
 from puna.serve.generation.engine_thread import Batch
 from puna.serve.grammars import message_grammar
 from puna.serve.refusals import Refusal, json_response
-from puna.serve.requests.requests import ChatRequest
+from puna.serve.requests.chat import ChatRequest
+from puna.serve.requests.reading import read_request
 from puna.serve.served import EventStream, Served, answer_unless_gone, usage
 
 
-async def create_chat_completion(served: Served, body: ChatRequest, request: Request) -> Response:
+async def create_chat_completion(served: Served, request: Request) -> Response:
     """Answer a chat request in OpenAI's format."""
+    body = await read_request(request, ChatRequest, is_strict=served.strict_fields)
     adapter = served.adapter_of(body.model, request.state.tenant)
     conversation, prompt = await asyncio.to_thread(_read_conversation, served, body)
     grammar = await message_grammar(served.grammars, body, conversation)
+    begun = conversation.messages[-1].content.strip() if body.is_continuing else ""
+    if begun and grammar:
+        grammar = await asyncio.to_thread(grammar.after, served.tokenizer.encode(begun))
     params = served.sampling(
         body,
         prompt,
@@ -38,7 +43,9 @@ async def create_chat_completion(served: Served, body: ChatRequest, request: Req
     requests = [(prompt, each) for each in params]
     batch = await served.engine.submit(requests, tenant=request.state.tenant.name, adapter=adapter)
     tools = None if body.tool_choice == "none" else list(conversation.tools)
-    answer = _ChatAnswer(served, body, batch, len(prompt), [ChatReply(served, tools) for _ in params])
+    stop_ids = (*served.stop_ids, *(body.stop_token_ids or ()))
+    replies = [ChatReply(served, tools, begun=begun, stop_ids=stop_ids) for _ in params]
+    answer = _ChatAnswer(body, batch, len(prompt), replies, echoed=begun if body.echo else "")
     if body.stream:
         return EventStream(answer.events(), batch)
     return await answer_unless_gone(request, batch, answer.whole)
@@ -47,7 +54,8 @@ async def create_chat_completion(served: Served, body: ChatRequest, request: Req
 def _read_conversation(served: Served, body: ChatRequest) -> tuple[Conversation, list[int]]:
     try:
         conversation = Conversation.from_json(body.conversation())
-        return conversation, served.format.prompt(conversation)
+        prompt = served.format.prompt_to_continue if body.is_continuing else served.format.prompt
+        return conversation, prompt(conversation)
     except RecursionError:
         raise Refusal(400, "The arguments of a tool call are nested too deeply.", param="messages") from None
 
@@ -56,9 +64,15 @@ class _ChatAnswer:
     """What comes back for one request: `n` replies from one batch."""
 
     def __init__(
-        self, served: Served, body: ChatRequest, batch: Batch, num_prompt_tokens: int, replies: list[ChatReply]
+        self,
+        body: ChatRequest,
+        batch: Batch,
+        num_prompt_tokens: int,
+        replies: list[ChatReply],
+        *,
+        echoed: str,
     ):
-        self._body, self._batch, self._replies = body, batch, replies
+        self._body, self._batch, self._replies, self._echoed = body, batch, replies, echoed
         self._num_prompt_tokens = num_prompt_tokens
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
 
@@ -72,7 +86,7 @@ class _ChatAnswer:
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         for index in range(len(self._replies)):
-            yield self._event(index, {"role": "assistant", "content": ""})
+            yield self._event(index, {"role": "assistant", "content": self._echoed})
         async for index, piece in self._pieces():
             delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
             if piece.tool_calls:
@@ -102,7 +116,7 @@ class _ChatAnswer:
         return self._head | {"object": "chat.completion.chunk", "choices": [choice]} | no_usage
 
     def _choice(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
-        text, calls = "".join(piece.text for piece in pieces), pieces[-1].tool_calls
+        text, calls = self._echoed + "".join(piece.text for piece in pieces), pieces[-1].tool_calls
         message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None}
         logprobs = self._logprobs([entry for piece in pieces for entry in piece.logprobs])
         return {

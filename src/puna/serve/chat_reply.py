@@ -6,6 +6,7 @@ engine: what both are certain of is told.
 
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,15 +27,25 @@ class Piece:
 
 
 class ChatReply:
-    """Reads one continuation; `tools` None means that nothing is to be read as a call."""
+    """Reads one continuation.
 
-    def __init__(self, served: Served, tools: list[dict[str, Any]] | None):
+    Args:
+        served: The format and the tokenizer.
+        tools: Tools that may be called; None: nothing is read as a call.
+        begun: The text of a message that is continued. The whole message is read, and the rest is told.
+        stop_ids: Token ids that ended the continuation are no part of it.
+    """
+
+    def __init__(
+        self, served: Served, tools: list[dict[str, Any]] | None, *, begun: str = "", stop_ids: Sequence[int] = ()
+    ):
         self.num_tokens = 0
-        self._served = served
+        self._served, self._stop_ids = served, stop_ids or served.stop_ids
         self._stream = None if tools is None else MessageStream(served.format, tools)
-        self._text = ""  # All of it, but a stop string.
-        self._content = ""  # What of it is certain to be no call.
-        self._num_sent = 0
+        self._text = begun  # All of it, but a stop string.
+        parts = [begun] if self._stream is None else self._stream.feed(served.tokenizer.encode(begun))
+        self._content = "".join(part for part in parts if isinstance(part, str))  # What is certain to be no call.
+        self._num_sent = len(begun)
         self._last_id: int | None = None
         self._logprobs: list[dict[str, Any]] = []
 
@@ -44,7 +55,7 @@ class ChatReply:
         self._last_id = chunk.ids[-1] if chunk.ids else self._last_id
         self._text += chunk.text
         # The token that ends the turn is not part of what is said.
-        self._logprobs += [self._logprob(e) for e in chunk.logprobs if e.id not in self._served.stop_ids]
+        self._logprobs += [self._logprob(e) for e in chunk.logprobs if e.id not in self._stop_ids]
         calls = self._read(chunk)
         text = self._take_text(has_calls=bool(calls), is_over=chunk.finish_reason is not None)
         if not (text or chunk.finish_reason):
@@ -54,7 +65,7 @@ class ChatReply:
 
     def _read(self, chunk: Chunk) -> list[dict[str, Any]]:
         """Take what becomes certain; return the calls of a turn that has ended."""
-        parts: list[Part] = [chunk.text] if self._stream is None else self._stream.feed(chunk.ids)
+        parts: list[Part] = [chunk.text] if self._stream is None else self._stream.feed(self._spoken(chunk.ids))
         # A reply cut off by its length or by a stop string is text: half a call must not be carried out.
         has_ended = chunk.finish_reason is not None and self._last_id in self._served.stop_ids
         if self._stream is not None and has_ended:
@@ -62,9 +73,13 @@ class ChatReply:
         self._content += "".join(part for part in parts if isinstance(part, str))
         return [_call(part) for part in parts if isinstance(part, ToolCall)] if has_ended else []
 
+    def _spoken(self, ids: Sequence[int]) -> list[int]:
+        """Leave out a stop token that a client named; the format knows its own."""
+        return [each for each in ids if each not in self._stop_ids or each in self._served.stop_ids]
+
     def _take_text(self, *, has_calls: bool, is_over: bool) -> str:
         source = self._content if has_calls else self._text
-        end = len(source) if is_over else min(len(self._content), len(self._text))
+        end = len(source) if is_over else max(self._num_sent, min(len(self._content), len(self._text)))
         text, self._num_sent = source[self._num_sent : end], end
         return text
 

@@ -19,15 +19,17 @@ from puna.errors import RequestError, TokenizerError
 from puna.serve.generation.engine_thread import Batch
 from puna.serve.grammars import answer_grammar
 from puna.serve.refusals import json_response
-from puna.serve.requests.requests import CompletionRequest
+from puna.serve.requests.completion import CompletionRequest
+from puna.serve.requests.reading import read_request
 from puna.serve.served import EventStream, Served, answer_unless_gone, logprob_value, usage
 
 DEFAULT_MAX_TOKENS = 16
 LAYOUT = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 
-async def create_completion(served: Served, body: CompletionRequest, request: Request) -> Response:
+async def create_completion(served: Served, request: Request) -> Response:
     """Answer a completion request in OpenAI's legacy format."""
+    body = await read_request(request, CompletionRequest, is_strict=served.strict_fields)
     adapter = served.adapter_of(body.model, request.state.tenant)
     prompts = await asyncio.to_thread(lambda: [_token_ids(served, prompt) for prompt in body.prompts()])
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens

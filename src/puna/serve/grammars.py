@@ -14,14 +14,9 @@ from puna.chat.conversation import Conversation
 from puna.engine.grammar.grammar import Grammar, GrammarCompiler, json_grammar, lark_grammar, regex_grammar, with_layout
 from puna.errors import ChatError, RequestError
 from puna.serve.refusals import Refusal, overloaded
-from puna.serve.requests.requests import (
-    ChatRequest,
-    GrammarFormat,
-    JsonSchemaFormat,
-    NamedChoice,
-    ResponseFormat,
-    TextFormat,
-)
+from puna.serve.requests.chat import ChatRequest
+from puna.serve.requests.forms import GrammarFormat, JsonObjectFormat, JsonSchemaFormat, ResponseFormat, TextFormat
+from puna.serve.requests.tools import NamedChoice
 from puna.tokenizer.tokenizer import Tokenizer
 
 NUM_THREADS = 2
@@ -106,4 +101,4 @@ def _spell_answer(form: ResponseFormat) -> str:
         return json_grammar(form.json_schema.schema_, is_strict=bool(form.json_schema.strict))
     if isinstance(form, GrammarFormat):
         return lark_grammar(form.definition) if form.syntax == "lark" else regex_grammar(form.definition)
-    return json_grammar({"type": "object"})
+    return json_grammar((form.schema_ if isinstance(form, JsonObjectFormat) else None) or {"type": "object"})

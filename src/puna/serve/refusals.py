@@ -4,11 +4,9 @@ Shows no traceback and nothing of another request: an unforeseen exception is a 
 """
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -22,7 +20,6 @@ ERROR_TYPES = {
     503: "overloaded_error",
 }
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
-MAX_SHOWN = 80
 
 
 class Refusal(Exception):
@@ -75,8 +72,6 @@ def as_refusal(error: Exception) -> Refusal:
         return Refusal(400, str(error), param=error.param)
     if isinstance(error, ChatError):
         return Refusal(400, str(error), param="messages")
-    if isinstance(error, RequestValidationError):
-        return _invalid(error)
     if isinstance(error, HTTPException):
         headers = dict(error.headers) if error.headers else None
         return Refusal(error.status_code, str(error.detail), headers=headers)
@@ -89,41 +84,5 @@ def add_error_handlers(app: FastAPI) -> None:
     async def answer(_: Request, error: Exception) -> Response:
         return as_refusal(error).response()
 
-    for kind in (Refusal, PunaError, RequestValidationError, HTTPException, Exception):
+    for kind in (Refusal, PunaError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
-
-
-def _invalid(error: RequestValidationError) -> Refusal:
-    """Turn pydantic's findings into one: the deepest, for the shallower ones are other branches of a union."""
-    findings = error.errors()
-    if findings[0]["type"] == "json_invalid":
-        reason, position = findings[0]["ctx"]["error"], findings[0]["loc"][-1]
-        return Refusal(400, f"The body is not valid JSON: {reason} at character {position}.", code="invalid_json")
-    places = [_place(finding["loc"][1:], error.body, finding["type"]) for finding in findings]
-    deepest = max(places, key=lambda place: place.count(".") + place.count("["))
-    finding = findings[places.index(deepest)]
-    if finding["type"] == "refused":
-        return Refusal(400, finding["msg"], param=finding["ctx"]["param"] or None)
-    if not deepest:
-        return Refusal(400, "The body is not a JSON object sent as application/json.")
-    reasons = [found["msg"] for found, place in zip(findings, places, strict=True) if place == deepest]
-    given = "" if finding["type"] == "missing" else f" (given: {_shown(finding['input'])})"
-    return Refusal(400, f"{deepest}: {' or '.join(dict.fromkeys(reasons))}{given}", param=deepest)
-
-
-def _place(location: Sequence[Any], body: Any, kind: str) -> str:
-    """Spell a location as the client would, leaving out pydantic's names of union branches."""
-    place = ""
-    for index, part in enumerate(location):
-        if isinstance(part, int) and isinstance(body, list) and part < len(body):
-            place, body = f"{place}[{part}]", body[part]
-        elif isinstance(body, dict) and part in body:
-            place, body = f"{place}.{part}".lstrip("."), body[part]
-        elif kind == "missing" and index == len(location) - 1:
-            place = f"{place}.{part}".lstrip(".")
-    return place
-
-
-def _shown(value: Any) -> str:
-    text = ascii(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -44,6 +44,7 @@ def serve(
     draft: str = "",
     adapters: Path | None = None,
     adapter_mib: int = 4096,
+    strict_fields: bool = False,
 ) -> None:
     """Serve a checkpoint through an OpenAI-compatible API, and a chat page for browsers at /.
 
@@ -56,8 +57,7 @@ def serve(
     port
         The port to listen on; 0 takes a free one.
     api_key_file
-        A file with one key a line, of 32 characters or more, and the models it is for, if not for all. The variable
-        PUNA_API_KEY holds one too.
+        A file with one key of 32 characters or more a line, and its models if not all; PUNA_API_KEY holds one too.
     allow_origin
         Origin of web pages whose scripts may call the API (CORS), such as https://shop.example; may be repeated.
     name
@@ -78,15 +78,15 @@ def serve(
         A directory whose subdirectories are adapters of the model; clients name one as the model.
     adapter_mib
         How many MiB adapters may take in memory; what is not in use makes room for what is asked for.
+    strict_fields
+        Refuse fields that have no effect, instead of accepting them with the header X-Puna-Warning.
     """
     _require_bounds(port=port, max_batch=max_batch, max_queue=max_queue, adapter_mib=adapter_mib)
-    rules = _read_rules(host, api_key_file, allow_origin or [])
-    _require_free(host, port)
-    is_int8 = kv_cache == "int8"
-    options = EngineOptions(max_batch, max_context, None, _dtype_of(dtype), is_int8, adapters, adapter_mib << 20)
+    rules = _read_rules(host, port, api_key_file, allow_origin or [])
+    options = EngineOptions(max_batch, max_context, None, *_types_of(dtype, kv_cache), adapters, adapter_mib << 20)
     served = open_served(checkpoint, name=name, max_queue=max_queue, options=options, draft=draft)
     print(*filter(None, (served.notice, *served.unfit_adapters())), sep="\n", file=sys.stderr)
-    make_server(served, rules, host=host, port=port).run()
+    make_server(replace(served, strict_fields=strict_fields), rules, host=host, port=port).run()
 
 
 def _require_bounds(**flags: int) -> None:
@@ -96,15 +96,17 @@ def _require_bounds(**flags: int) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {value}", expected=f"{least} to {most}")
 
 
-def _read_rules(host: str, api_key_file: Path | None, origins: list[str]) -> "Rules":
-    """Collect what the gate holds requests to; before all else, whether what serving needs is installed."""
+def _read_rules(host: str, port: int, api_key_file: Path | None, origins: list[str]) -> "Rules":
+    """Collect the gate's rules for an address that is free; before all else, check that serving is installed."""
     try:
         import_module("llguidance")
         from puna.serve.browser.origins import parse_origins
         from puna.serve.middleware.gate import make_rules
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}", hint="pip install 'puna[serve]'") from None
-    return replace(make_rules(host, api_key_file, os.environ), origins=parse_origins(origins))
+    rules = replace(make_rules(host, api_key_file, os.environ), origins=parse_origins(origins))
+    _require_free(host, port)
+    return rules
 
 
 def _require_free(host: str, port: int) -> None:
@@ -119,10 +121,11 @@ def _require_free(host: str, port: int) -> None:
         raise ConfigError(f"--host {host} --port {port}: {reason}", expected="an address that is free here") from None
 
 
-def _dtype_of(name: str) -> "torch.dtype | None":
+def _types_of(dtype: str, kv_cache: str) -> "tuple[torch.dtype | None, bool]":
+    """Return the type of the weights, and whether the cache is rounded to int8."""
     import torch
 
-    return None if name == "stored" else getattr(torch, name)
+    return None if dtype == "stored" else getattr(torch, dtype), kv_cache == "int8"
 
 
 def open_served(

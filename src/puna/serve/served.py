@@ -24,7 +24,7 @@ from puna.serve.generation.engine_thread import Batch, EngineThread
 from puna.serve.grammars import Grammars
 from puna.serve.middleware.gate import Tenant
 from puna.serve.refusals import Refusal, as_refusal, encode_json
-from puna.serve.requests.requests import Body
+from puna.serve.requests.body import Body
 from puna.tokenizer.tokenizer import Tokenizer
 
 LEAST_LOGPROB = -9999.0
@@ -38,7 +38,8 @@ Answer = TypeVar("Answer")
 class Served:
     """What the routes know. `defaults` hold where a request says nothing of how to sample.
 
-    `notice` is what the model's licences want to be shown. Each of the `adapters` is served as a model of its name.
+    `notice` is what the model's licences want to be shown. `strict_fields` refuses fields without effect. Each of the
+    `adapters` is served as a model of its name.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Served:
     stop_ids: tuple[int, ...]
     defaults: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=1.0))
     notice: str = ""
+    strict_fields: bool = False
     adapters: Adapters | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -114,7 +116,7 @@ class Served:
             self.defaults,
             **{name: value for name, value in asked.items() if value is not None},
             max_tokens=wanted,
-            stop_ids=self.stop_ids,
+            stop_ids=(*self.stop_ids, *(body.stop_token_ids or ())),
             stop_strings=body.stop_strings,
             logprobs=logprobs,
             echo_logprobs=echo_logprobs,

@@ -1,7 +1,7 @@
 """Tokenizer files -> the text encoder and its special tokens, and back.
 
 Reads Hugging Face's tokenizer.json (byte-level BPE) and Meta's tokenizer.model (tiktoken ranks). Does not read
-SentencePiece files, and never leaves a special token inside the encoder.
+SentencePiece files, and never leaves an added token inside the encoder.
 """
 
 import base64
@@ -9,7 +9,6 @@ import binascii
 import contextlib
 import gc
 import json
-import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from puna.errors import TokenizerError
+from puna.tokenizer.added import AddedToken, require_own_ids, special_tokens
+from puna.tokenizer.beside import read_beside, with_beside
 
 # The Llama 3 split, as `llama-models` has it.
 SPLIT_PATTERN = (
@@ -36,6 +37,8 @@ def _special_texts() -> tuple[str, ...]:
 
 
 SPECIAL_TEXTS = _special_texts()  # In id order, as in the published Llama 3.1 files.
+# The tokens that structure a dialogue. They are special whatever a file says, so that no text can forge them.
+NAMED_TEXTS = tuple(text for text in SPECIAL_TEXTS if not text.startswith("<|reserved"))
 
 
 def _byte_characters() -> list[str]:
@@ -51,8 +54,8 @@ _FROM_LATIN1 = dict(enumerate(BYTE_CHARACTERS))
 
 
 class TokenizerParts(NamedTuple):
-    encoder: tokenizers.Tokenizer
-    specials: dict[str, int]  # Full text, with its brackets -> id.
+    encoder: tokenizers.Tokenizer  # without added tokens
+    added: tuple[AddedToken, ...]
 
 
 def token_bytes(token: str) -> bytes:
@@ -119,7 +122,8 @@ def _read_ranks(content: bytes, path: Path) -> TokenizerParts:
             hint="Copy the file again if it was cut short; for another family give its tokenizer.json",
         )
     encoder = build_encoder(_bpe_from_ranks(ranks))
-    return TokenizerParts(encoder, {text: len(ranks) + index for index, text in enumerate(SPECIAL_TEXTS)})
+    ids = {text: len(ranks) + index for index, text in enumerate(SPECIAL_TEXTS)}
+    return TokenizerParts(encoder, special_tokens(ids))
 
 
 def _bpe_from_ranks(ranks: dict[bytes, int]) -> models.BPE:
@@ -139,8 +143,8 @@ def _bpe_from_ranks(ranks: dict[bytes, int]) -> models.BPE:
 def _read_json(content: bytes, path: Path) -> TokenizerParts:
     try:
         data = json.loads(content)
-        model, added = data["model"], data["added_tokens"]
-        specials = {str(token["content"]): operator.index(token["id"]) for token in added}
+        model, entries = data["model"], data["added_tokens"]
+        added = {token.text: token for token in map(AddedToken.parse, entries)}
         kind, vocab = model.get("type"), model["vocab"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TokenizerError(
@@ -157,12 +161,16 @@ def _read_json(content: bytes, path: Path) -> TokenizerParts:
             f"{path} holds a {kind} model" + (f" without {len(missing)} of the 256 bytes" if missing else ""),
             expected="a byte-level BPE, as Llama 3 has",
         )
-    # NOTE: an added token left in the encoder turns what people write into a special token; truncation cuts
+    added = with_beside(added, read_beside(path.parent))
+    added |= {text: added[text]._replace(is_special=True) for text in NAMED_TEXTS if text in added}
+    # NOTE: a special token left in the encoder turns what people write into a special token; truncation cuts
     # texts in silence.
     data |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    model["vocab"] = {token: index for token, index in vocab.items() if token not in specials}
+    specials = {token.text for token in added.values() if token.is_special}
     try:
-        return TokenizerParts(_parse(data), specials)
+        require_own_ids(added.values(), vocab)
+        model["vocab"] = {token: index for token, index in vocab.items() if token not in specials}
+        return TokenizerParts(_parse(data), tuple(added.values()))
     except Exception as error:  # The library raises nothing narrower.
         raise TokenizerError(f"{path} cannot be used ({error})", expected="a byte-level BPE") from error
 
@@ -182,12 +190,12 @@ def _parse(data: dict[str, Any]) -> tokenizers.Tokenizer:
 def write_tokenizer(parts: TokenizerParts, directory: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json as transformers' AutoTokenizer reads them."""
     data: dict[str, Any] = json.loads(parts.encoder.to_str())
-    by_id = sorted(parts.specials.items(), key=lambda item: item[1])
-    vocab = data["model"]["vocab"]
-    if [index for _, index in by_id] != list(range(len(vocab), len(vocab) + len(by_id))):
-        vocab.update(parts.specials)  # Readers number added tokens behind the vocabulary unless it names them.
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    data["added_tokens"] = [{"id": index, "content": text, **flags} for text, index in by_id]
+    by_id, vocab = sorted(parts.added, key=lambda token: token.id), data["model"]["vocab"]
+    ids = {token.text: token.id for token in by_id}
+    behind = [index for text, index in ids.items() if text not in vocab]
+    if behind != list(range(len(vocab), len(vocab) + len(behind))):
+        vocab.update(ids)  # Readers number added tokens behind the vocabulary unless it names them.
+    data["added_tokens"] = [token.to_json() for token in by_id]
     first = "<|begin_of_text|>"
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -195,9 +203,9 @@ def write_tokenizer(parts: TokenizerParts, directory: Path) -> None:
         "model_input_names": ["input_ids", "attention_mask"],
     }
     roles = {"bos_token": first, "eos_token": "<|eot_id|>", "pad_token": "<|finetune_right_pad_id|>"}
-    config |= {role: text for role, text in roles.items() if text in parts.specials}
-    if first in parts.specials:
-        data["post_processor"] = _begin_processor(first, parts.specials[first])
+    config |= {role: text for role, text in roles.items() if text in ids}
+    if first in ids:
+        data["post_processor"] = _begin_processor(first, ids[first])
     (directory / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -1,13 +1,13 @@
 """Text -> token ids and back, exactly to the byte.
 
 Text never becomes a special token, whatever it spells: special tokens are put in by id (chat/format.py). Ids
-equal Meta's reference tokenizer. Does not add begin_of_text.
+equal Meta's reference tokenizer. Added tokens that are not special are text. Does not add begin_of_text.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from puna.errors import TokenizerError
+from puna.tokenizer.added import AddedToken, TextTokens
 from puna.tokenizer.files import TokenizerParts, read_tokenizer, token_bytes, write_tokenizer
 
 # The reference cuts a text into slices, and a run of only space or of no space into shorter ones.
@@ -28,13 +29,16 @@ _LONG_RUN = re.compile(rf"(?<!\S)\S{{{MAX_RUN + 1},}}|(?<!\s)\s{{{MAX_RUN + 1},}
 class Tokenizer:
     """Map text to ids with a byte-level BPE; special tokens have ids, but no text leads to them."""
 
-    def __init__(self, encoder: tokenizers.Tokenizer, specials: Mapping[str, int]):
-        """Take an encoder without added tokens, and each special token's text with its id."""
+    def __init__(self, encoder: tokenizers.Tokenizer, added: Iterable[AddedToken]):
+        """Take an encoder without added tokens, and the added tokens."""
         self._encoder = encoder
-        self._specials = dict(specials)
-        names = {text.removeprefix("<|").removesuffix("|>"): index for text, index in specials.items()}
+        self.added = tuple(added)
+        self._specials = {token.text: token.id for token in self.added if token.is_special}
+        names = {text.removeprefix("<|").removesuffix("|>"): index for text, index in self._specials.items()}
         self.special_ids: Mapping[str, int] = MappingProxyType(names)
-        self._special_set = frozenset(specials.values())
+        self._special_set = frozenset(self._specials.values())
+        self.text_tokens = tuple(token for token in self.added if not token.is_special)
+        self._finder = TextTokens(self.text_tokens, encoder.normalizer) if self.text_tokens else None
         self.num_regular = encoder.get_vocab_size()
 
     @classmethod
@@ -44,22 +48,27 @@ class Tokenizer:
 
     def save(self, directory: Path | str) -> None:
         """Write tokenizer.json and tokenizer_config.json into an existing directory."""
-        write_tokenizer(TokenizerParts(self._encoder, self._specials), Path(directory))
+        write_tokenizer(TokenizerParts(self._encoder, self.added), Path(directory))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object that tokenizer.json holds, without the special tokens: its split, vocabulary, merges."""
+        """Return the object that tokenizer.json holds, without added tokens: its split, vocabulary, merges."""
         return json.loads(self._encoder.to_str())
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text. A lone surrogate, which is no character, counts as U+FFFD."""
+        try:
+            return self._encode(text)
+        except (UnicodeEncodeError, TypeError):
+            return self._encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+    def _encode(self, text: str) -> list[int]:
         ids: list[int] = []
-        for piece in split_text(text):
-            try:
-                encoding = self._encoder.encode(piece, add_special_tokens=False)
-            except (UnicodeEncodeError, TypeError):
-                mended = piece.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-                encoding = self._encoder.encode(mended, add_special_tokens=False)
-            ids.extend(encoding.ids)
+        for part in self._finder.cut(text) if self._finder else (text,):
+            if isinstance(part, int):
+                ids.append(part)
+                continue
+            for piece in split_text(part):
+                ids.extend(self._encoder.encode(piece, add_special_tokens=False).ids)
         return ids
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
@@ -81,11 +90,11 @@ class Tokenizer:
     @cached_property
     def _bytes_of(self) -> dict[int, bytes]:
         regular = {index: token_bytes(token) for token, index in self._encoder.get_vocab().items()}
-        return regular | {index: text.encode() for text, index in self._specials.items()}
+        return regular | {token.id: token.text.encode() for token in self.added}
 
     @cached_property
     def vocab_size(self) -> int:
-        """One more than the largest id, special tokens included."""
+        """One more than the largest id, added tokens included."""
         return max(self._bytes_of) + 1
 
     def special(self, name: str) -> int:
@@ -105,6 +114,7 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """A hash that is equal for tokenizers that map every text to the same ids."""
         told = self._encoder.to_str() + repr(sorted(self._specials.items()))
+        told += repr(sorted(map(tuple, self.text_tokens))) if self.text_tokens else ""
         return hashlib.sha256(told.encode()).hexdigest()
 
     @cached_property

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from tokenizers import models, trainers
 
 from puna.errors import TokenizerError
+from puna.tokenizer.added import special_tokens
 from puna.tokenizer.files import BYTE_CHARACTERS, SPECIAL_TEXTS, SPLIT_PATTERN, build_encoder
 from puna.tokenizer.tokenizer import Tokenizer, split_text
 
@@ -41,4 +42,5 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, split_digits: bool
             hint=f"Give more text, or a vocab_size of at most {learned + len(SPECIAL_TEXTS)}",
         )
     encoder = build_encoder(learner.model)
-    return Tokenizer(encoder, {text: num_regular + index for index, text in enumerate(SPECIAL_TEXTS)})
+    ids = {text: num_regular + index for index, text in enumerate(SPECIAL_TEXTS)}
+    return Tokenizer(encoder, special_tokens(ids))

@@ -3,7 +3,7 @@
 Knows byte-level BPE with Llama 3's split, and no other tokenizer.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from tokenizers import models
 from puna.checkpoint.fields import Fields
 from puna.checkpoint.gguf.container import GgufFile, Strings
 from puna.errors import CheckpointError
-from puna.tokenizer.files import BYTE_CHARACTERS, SPLIT_PATTERN, build_encoder
+from puna.tokenizer.added import AddedToken
+from puna.tokenizer.files import BYTE_CHARACTERS, NAMED_TEXTS, SPLIT_PATTERN, build_encoder
 from puna.tokenizer.tokenizer import Tokenizer
 
 # What llama.cpp calls Llama 3's split. With the last name it merges every word, with the others it first looks
@@ -21,6 +22,8 @@ WHOLE_WORDS, MERGED_WORDS = ("llama-bpe", "llama3", "llama-v3"), "smaug-bpe"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 # Parts of a BPE that GGUF has no place for.
 UNTOLD = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
+# What an added token may ask for in tokenizer.json, and GGUF cannot say.
+FLAGS = ("single_word", "lstrip", "rstrip")
 STOP_ROLES = ("eos", "eot", "eom")
 IDS = {"bos": "begin_of_text", "eos": "eot_id", "eot": "eot_id", "eom": "eom_id", "padding": "finetune_right_pad_id"}
 
@@ -36,13 +39,13 @@ def parse_tokenizer(file: GgufFile, vocab_size: int) -> Tokenizer | None:
             f"{file.path}: a tokenizer of model {fields.get('model')!a:.50} with split {split!a:.50}",
             expected=f'model "gpt2" with split {WHOLE_WORDS[0]}: a byte-level BPE as Llama 3 has',
         )
-    vocab, specials = _read_tokens(file, vocab_size)
+    vocab, added = _read_tokens(file, vocab_size)
     merges = list(_read_merges(file, vocab))
     try:
         bpe = models.BPE(vocab=vocab, merges=merges, ignore_merges=split in WHOLE_WORDS)
     except Exception as error:  # The library raises nothing narrower.
         raise CheckpointError(f"{file.path}: its tokenizer ({error})", expected="a byte-level BPE") from error
-    return Tokenizer(build_encoder(bpe), specials)
+    return Tokenizer(build_encoder(bpe), added)
 
 
 def parse_stop_ids(file: GgufFile, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -57,8 +60,8 @@ def parse_stop_ids(file: GgufFile, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def _read_tokens(file: GgufFile, vocab_size: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the ids of plain tokens, and of special ones."""
+def _read_tokens(file: GgufFile, vocab_size: int) -> tuple[dict[str, int], tuple[AddedToken, ...]]:
+    """Return the ids of plain tokens, and the added ones: control tokens are special, user-defined ones are text."""
     tokens, kinds = _strings(file, "tokens"), file.metadata.get("tokenizer.ggml.token_type")
     if len(tokens) != vocab_size or not isinstance(kinds, np.ndarray) or len(kinds) != vocab_size:
         raise CheckpointError(
@@ -71,11 +74,29 @@ def _read_tokens(file: GgufFile, vocab_size: int) -> tuple[dict[str, int], dict[
             given = f"token {index}, {token!a:.100}, " + ("stands twice" if kind in found else f"is of type {kind}")
             raise CheckpointError(f"{file.path}: {given}", expected="each token once, of type 1, 3, 4 or 5")
         found[kind][token] = index
-    missing = [character for character in BYTE_CHARACTERS if character not in found[NORMAL]]
+    vocab = found[NORMAL] | _of_vocabulary(found[USER_DEFINED], _strings(file, "merges"))
+    missing = [character for character in BYTE_CHARACTERS if character not in vocab]
     if missing or found[CONTROL].keys() & found[USER_DEFINED].keys():
-        given = f"lacks {len(missing)} of the 256 bytes" if missing else "has a special token twice"
+        given = f"lacks {len(missing)} of the 256 bytes" if missing else "has an added token twice"
         raise CheckpointError(f"{file.path}: its tokenizer {given}", expected="a byte-level BPE")
-    return found[NORMAL], dict(sorted((found[CONTROL] | found[USER_DEFINED]).items(), key=lambda item: item[1]))
+    kinds_of = {CONTROL: True, USER_DEFINED: False}
+    added = [
+        AddedToken(text, index, is_special)
+        for kind, is_special in kinds_of.items()
+        for text, index in found[kind].items()
+    ]
+    named = [token._replace(is_special=True) if token.text in NAMED_TEXTS else token for token in added]
+    return vocab, tuple(sorted(named, key=lambda token: token.id))
+
+
+def _of_vocabulary(user_defined: Mapping[str, int], merges: Iterable[str]) -> dict[str, int]:
+    """Return the user-defined tokens that the BPE makes too: a token may be added that the vocabulary has already."""
+    if not user_defined:
+        return {}
+    made = set(BYTE_CHARACTERS).union(
+        *({left, right, left + right} for left, _, right in (each.partition(" ") for each in merges))
+    )
+    return {text: index for text, index in user_defined.items() if text in made}
 
 
 def _read_merges(file: GgufFile, vocab: Mapping[str, int]) -> Iterator[tuple[str, str]]:
@@ -111,7 +132,7 @@ def render_tokenizer(tokenizer: Tokenizer, vocab_size: int, other_stop_ids: tupl
     model = _plain_model(tokenizer)
     tokens = {index: (f"[PAD{index}]", UNUSED) for index in range(vocab_size)}
     tokens |= {index: (text, NORMAL) for text, index in model["vocab"].items()}
-    tokens |= {index: (tokenizer.decode([index]), CONTROL) for index in tokenizer.special_ids.values()}
+    tokens |= {token.id: (token.text, CONTROL if token.is_special else USER_DEFINED) for token in tokenizer.added}
     prefix = "tokenizer.ggml."
     rendered = {
         f"{prefix}model": "gpt2",
@@ -133,6 +154,12 @@ def _plain_model(tokenizer: Tokenizer) -> dict[str, Any]:
     wrong = [name for name in UNTOLD if model.get(name)]
     wrong += ["normalizer"] if saved["normalizer"] else []
     wrong += [] if _is_llama3_split(saved["pre_tokenizer"]) else ["pre_tokenizer"]
+    wrong += [
+        f"{name} for the added token {token.text!a:.100}"
+        for token in tokenizer.text_tokens
+        for name in FLAGS
+        if getattr(token, name)
+    ]
     if wrong:
         raise CheckpointError(
             f"a tokenizer with {wrong[0]} of its own", expected="a byte-level BPE with Llama 3's split"

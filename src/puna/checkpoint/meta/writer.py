@@ -84,10 +84,14 @@ def _parts(source: Source, name: str, dtype: torch.dtype, num_shards: int) -> Se
 
 def _render_ranks(source: Source) -> bytes:
     """Return tokenizer.model, or raise: the format has no place for another vocabulary or split pattern."""
-    ranks = _ranks(source.tokenizer) if source.tokenizer else b""
+    tokenizer = source.tokenizer
+    ranks = _ranks(tokenizer) if tokenizer else b""
     if hashlib.sha256(ranks).hexdigest() != LLAMA3_RANKS:
+        given = "a tokenizer of its own" if tokenizer else f"a {source.format} model without a tokenizer"
+        if more := [token.text for token in tokenizer.added if token.text not in SPECIAL_TEXTS] if tokenizer else []:
+            given = f"a tokenizer with added tokens of its own ({', '.join(map(ascii, more[:3]))})"
         raise CheckpointError(
-            "a tokenizer of its own" if source.tokenizer else f"a {source.format} model without a tokenizer",
+            given,
             expected="Llama 3's 128,000 tokens and 256 special ones, the only ones that Meta's format knows",
             hint="Write this model in another format",
         )
@@ -96,7 +100,7 @@ def _render_ranks(source: Source) -> bytes:
 
 def _ranks(tokenizer: Tokenizer) -> bytes:
     specials = {text[2:-2]: NUM_LLAMA3_RANKS + index for index, text in enumerate(SPECIAL_TEXTS)}
-    if tokenizer.num_regular != NUM_LLAMA3_RANKS or dict(tokenizer.special_ids) != specials:
+    if tokenizer.num_regular != NUM_LLAMA3_RANKS or dict(tokenizer.special_ids) != specials or tokenizer.text_tokens:
         return b""
     tokens = (tokenizer.decode_bytes([index]) for index in range(NUM_LLAMA3_RANKS))
     return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))

@@ -39,7 +39,8 @@ def answer_places(row: dict[str, Any], messages: list[Message]) -> list[int]:
         [1]
     """
     first = len(messages) - len(row["chosen"]) if "chosen" in row else 0
-    return [index for index in range(first, len(messages)) if messages[index]["role"] == "assistant"]
+    learned = (index for index in range(first, len(messages)) if messages[index]["role"] == "assistant")
+    return [index for index in learned if messages[index].get("weight", 1)]
 
 
 def said(message: Message) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.checkpoint.directory import find_file
+from puna.doctor.directory.added import check_added, describe_tokens
 from puna.doctor.directory.opened import CONFIG, TOKENIZER_CONFIG, Opened, find_safely
 from puna.doctor.finding import Report, listed
 from puna.errors import CheckpointError
@@ -35,10 +36,9 @@ def check_tokenizer(opened: Opened) -> None:
         assert path
         data = _read_checked(path, is_json=found[0] == TOKENIZER)
         opened.tokenizer = Tokenizer.load(opened.path / found[0])  # its name tells its format; a blob has none
-        report.facts["tokenizer"] = (
-            f"{opened.tokenizer.vocab_size:,} ids, {len(opened.tokenizer.special_ids):,} special"
-        )
+        report.facts["tokenizer"] = describe_tokens(opened.tokenizer)
         check_specials(opened.tokenizer, found[0], report)
+        check_added(opened, data)
         _check_split(opened.tokenizer, data, report)
         if data:
             _check_begin(data, opened)

@@ -112,16 +112,30 @@ class GrammarCompiler:
 
 
 class Grammar:
-    """A compiled grammar, where every answer to one request begins.
+    """A compiled grammar, where every answer to one request begins: after the ids `begun`.
 
     NOTE: what its matchers learn of it they share, and it is bounded; kept for ever it would be used up.
     """
 
-    def __init__(self, start: "llguidance.LLMatcher", param: str):
-        self._start, self.param = start, param
+    def __init__(self, start: "llguidance.LLMatcher", param: str, begun: Sequence[int] = ()):
+        self._start, self.param, self.begun = start, param, tuple(begun)
 
     def matcher(self) -> "Matcher":
         return Matcher(self._start.deep_copy(), self.param)
+
+    def after(self, ids: Sequence[int]) -> "Grammar":
+        """Return the grammar of the rest of an answer that begins with `ids`.
+
+        Raises:
+            RequestError: If no answer begins so, and if nothing can follow.
+        """
+        start = self._start.deep_copy()
+        if any(not start.consume_token(token) for token in ids):
+            given = "the message to be continued begins no answer of the form that is asked for"
+            raise RequestError(given, expected=f"the beginning of an answer that {self.param} admits", param="messages")
+        if start.is_stopped():
+            raise RequestError("the message to be continued is complete", expected="a part of it", param="messages")
+        return Grammar(start, self.param, (*self.begun, *ids))
 
 
 class Matcher:

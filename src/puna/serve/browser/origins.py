@@ -62,6 +62,6 @@ def share_with(app: ASGIApp, origins: frozenset[str]) -> ASGIApp:
         allow_methods=("GET", "POST"),
         allow_headers=("*",),
         allow_private_network=True,
-        expose_headers=("Retry-After", "WWW-Authenticate"),
+        expose_headers=("Retry-After", "WWW-Authenticate", "X-Puna-Warning"),
         max_age=FOR_MINUTES * 60,
     )

@@ -49,7 +49,7 @@ def describe_rows(dataset: Dataset) -> dict[str, Any]:
 def _answers(row: object) -> Iterator[Message]:
     """Yield the assistant messages without a tool call that a model learns to write."""
     messages = row.messages if isinstance(row, Conversation) else row.chosen if isinstance(row, Preference) else ()
-    yield from (message for message in messages if message.role == "assistant" and not message.tool_calls)
+    yield from (message for message in messages if message.is_learned and not message.tool_calls)
 
 
 def _said(row: object) -> str:

@@ -49,7 +49,7 @@ class AnsweringTeacher:
 
     def _one(self, row: object) -> Labelled:
         assert isinstance(row, Conversation)
-        last = max(at for at, message in enumerate(row.messages) if message.role == "assistant")
+        last = max(at for at, message in enumerate(row.messages) if message.is_learned)
         asked = replace(row, messages=row.messages[:last])
         choice = self._ask(asked)
         message, reason = choice.get("message") or {}, choice.get("finish_reason")
@@ -113,7 +113,7 @@ def _messages(asked: Conversation) -> list[dict[str, Any]]:
     spelled: list[dict[str, Any]] = []
     last_ids: list[str] = []
     for at, message in enumerate(asked.messages):
-        told = message.to_json()
+        told = replace(message, weight=1).to_json()
         if message.tool_calls:
             last_ids = [call.id or f"call_{at}_{number}" for number, call in enumerate(message.tool_calls)]
             told["tool_calls"] = [

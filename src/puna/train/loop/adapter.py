@@ -3,14 +3,14 @@
 import os
 from typing import Any
 
-from puna.checkpoint.adapter import (
+from puna.checkpoint.adapters.adapter import (
     is_adapter,
     open_adapter,
     read_lora,
     read_magnitudes,
     require_trainable,
-    save_adapter,
 )
+from puna.checkpoint.adapters.save import save_adapter
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import ConfigError
 from puna.model.adapted import AdapterShape, add_adapter, attach, set_dropout

@@ -153,7 +153,7 @@ class Answering:
             row = self._dataset[source.randrange(len(self._dataset))]
             assert isinstance(row, Conversation)
             row = fresh_identifiers(row, source) if self._config.fresh_identifiers else row
-            turns = [at for at, message in enumerate(row.messages) if message.role == "assistant"]
+            turns = [at for at, message in enumerate(row.messages) if message.is_learned]
             if not turns:
                 continue
             prompt = self._chat.prompt(replace(row, messages=row.messages[: source.choice(turns)]))

@@ -1,0 +1,283 @@
+"""A PEFT adapter directory <-> an adapter: merged into a Source as that is read, run beside a base, or trained.
+
+Merges LoRA with its variants rsLoRA and DoRA, on linear layers and embeddings, rows of chosen tokens and tensors saved
+whole; a base whose weights are quantized has no exact merge and is refused by what calls this. What is run beside the
+base, quantized or not, is LoRA and rsLoRA of the layers' matrices; what is trained and written may be DoRA and the
+head's, too.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from puna import artifact
+from puna.checkpoint.adapters.config import AdapterConfig, read_config
+from puna.checkpoint.adapters.delta import Delta
+from puna.checkpoint.adapters.fit import require_fit
+from puna.checkpoint.adapters.keys import (
+    CONFIG_NAME,
+    DOWN,
+    EMBEDDING_DOWN,
+    HEAD,
+    MAGNITUDE,
+    UP,
+    WEIGHTS_NAME,
+    find_parts,
+)
+from puna.checkpoint.adapters.patterns import module_settings
+from puna.checkpoint.directory import find_file, read_json
+from puna.checkpoint.layout import StoredTensor, read_header
+from puna.checkpoint.source import Source
+from puna.checkpoint.weights import read_floats
+from puna.errors import CheckpointError
+from puna.model.config import ADAPTED, LlamaConfig
+from puna.model.lora import Lora, LowRank
+from puna.tokenizer.tokenizer import Tokenizer
+
+ADAPTER_HINT = (
+    "`puna merge` makes a checkpoint of it and its base, `puna serve BASE --adapters FOLDER` runs it beside its base, "
+    "and training goes on with start = BASE and adapter.start = the adapter"
+)
+MERGE_HINT = "`puna merge` makes a checkpoint of any adapter and its base"
+# Weights beside adapter_config.json that are not read: what they are, and the way out.
+OTHER_WEIGHTS = {
+    "adapter_model.bin": "A pickled adapter_model.bin is never read: save_pretrained of PEFT writes safetensors",
+    "adapter_0.pt": "torchtune's pickles are never read: FullModelHFCheckpointer writes PEFT's safetensors",
+    "adapters.safetensors": "mlx-lm's adapter: mlx_lm.fuse writes a checkpoint of the base and the adapter",
+    "adapter.safetensors": "Rename the file if PEFT wrote it, else save the adapter with PEFT's save_pretrained",
+}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An opened adapter: its settings, and what is stored for each tensor of the base."""
+
+    path: Path
+    config: AdapterConfig
+    delta: Delta
+
+    @property
+    def base_name(self) -> str:
+        return self.config.base_name
+
+    @property
+    def is_rank_stabilized(self) -> bool:
+        return self.config.is_rank_stabilized
+
+    @property
+    def layout(self) -> Mapping[str, StoredTensor]:
+        return self.delta.layout
+
+    @property
+    def parts(self) -> Mapping[str, Mapping[str, str]]:
+        return self.delta.parts
+
+    @property
+    def linears(self) -> dict[str, Mapping[str, str]]:
+        """The parts beside matrices that linear layers multiply with: neither embeddings nor tensors saved whole."""
+        return {name: parts for name, parts in self.parts.items() if set(parts) <= {DOWN, UP, MAGNITUDE}}
+
+
+def open_adapter(directory: Path) -> Adapter:
+    """Read an adapter's config and headers; CheckpointError for what is not LoRA, or not safetensors."""
+    config_path, weights_path = (find_file(directory, name) for name in (CONFIG_NAME, WEIGHTS_NAME))
+    if config_path is None:
+        given, hint = f"{directory} has no {CONFIG_NAME}", missing_hint(directory)
+        raise CheckpointError(given, expected="an adapter as PEFT writes it", hint=hint)
+    config = read_config(config_path)
+    if weights_path is None:
+        raise CheckpointError(
+            f"{directory} has no {WEIGHTS_NAME}", expected="an adapter as PEFT writes it", hint=weights_hint(directory)
+        )
+    layout = read_header(weights_path)
+    parts = find_parts(layout, config, weights_path)
+    if config.is_lora and config.has_magnitudes != any(MAGNITUDE in each for each in parts.values()):
+        raise CheckpointError(
+            f"{config_path}: use_dora and the tensors of {WEIGHTS_NAME} differ", expected="both, or none"
+        )
+    for doubt in doubts(config, layout, parts):
+        raise CheckpointError(f"{directory}: {doubt.text}", expected="adapter_config.json and weights of one training")
+    return Adapter(directory, config, Delta(config, layout, parts, _scales(config, layout, parts)))
+
+
+def weights_hint(directory: Path) -> str:
+    """Return what to do where a directory has an adapter's settings and no weights that are read."""
+    found = next((hint for name, hint in OTHER_WEIGHTS.items() if (directory / name).exists()), "")
+    return found or "Copy adapter_model.safetensors, too"
+
+
+def missing_hint(directory: Path) -> str:
+    """Return what to do where a path is no directory with adapter_config.json."""
+    if directory.suffix == ".gguf":
+        return "A LoRA for llama.cpp is not read: take the PEFT directory that convert_lora_to_gguf.py has read"
+    if directory.is_file():
+        return f"Name the directory that {CONFIG_NAME} and {WEIGHTS_NAME} lie in"
+    if (directory / WEIGHTS_NAME).exists() and not (directory / CONFIG_NAME).exists():
+        return f"Copy {CONFIG_NAME}, too: alpha and rank stand in it"
+    return next((hint for name, hint in OTHER_WEIGHTS.items() if (directory / name).exists()), "")
+
+
+class Doubt(NamedTuple):
+    """A contradiction between settings and tensors: `kind` is "target" or "rank"."""
+
+    kind: str
+    text: str
+
+
+def doubts(
+    config: AdapterConfig, layout: Mapping[str, StoredTensor], parts: Mapping[str, Mapping[str, str]]
+) -> Iterator[Doubt]:
+    """Yield where settings and tensors contradict each other: modules that are no target, and other ranks.
+
+    PEFT leaves out the first and fails at the second when it loads the adapter.
+    """
+    ranks = {name.removesuffix(".weight"): rank for name, rank in stored_ranks(layout, parts).items()}
+    told = module_settings(config, list(ranks))
+    if strangers := [module for module in ranks if not told[module].is_target]:
+        text = f"matrices for {_listed(strangers)}, which target_modules and its exceptions leave out, and so does PEFT"
+        yield Doubt("target", text)
+    others = {module: rank for module, rank in ranks.items() if told[module].rank != rank}
+    if others:
+        wrong = [f"{module} has rank {rank} instead of {told[module].rank}" for module, rank in others.items()]
+        yield Doubt("rank", _listed(wrong))
+
+
+def _listed(items: list[str]) -> str:
+    return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
+
+
+def stored_ranks(layout: Mapping[str, StoredTensor], parts: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
+    """Return the rank of each tensor's matrices as they are stored."""
+    keys = {name: each.get(DOWN) or each.get(EMBEDDING_DOWN) for name, each in parts.items()}
+    return {name: (layout[key].shape or (0,))[0] for name, key in keys.items() if key}
+
+
+def _scales(
+    config: AdapterConfig, layout: Mapping[str, StoredTensor], parts: Mapping[str, Mapping[str, str]]
+) -> dict[str, float]:
+    """Return the LoRA scaling of each tensor: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv 2312.03732)."""
+    ranks = stored_ranks(layout, parts)
+    told = module_settings(config, [name.removesuffix(".weight") for name in ranks])
+    alphas = {name: told[name.removesuffix(".weight")].alpha for name in ranks}
+    return {
+        name: alphas[name] / (rank**0.5 if config.is_rank_stabilized else max(rank, 1)) for name, rank in ranks.items()
+    }
+
+
+def merged(base: Source, adapter: Adapter) -> Source:
+    """Return the base with the adapter added to each tensor as it is read, in float32.
+
+    Head and embeddings of a tied base become two tables where PEFT computes with two. A vocabulary that has grown comes
+    with its tables, and with the tokenizer beside the adapter.
+    """
+    require_fit(adapter.path, adapter.delta, adapter.base_name, base.config)
+    config = adapter.delta.merged_config(base.config)
+    tokenizer = base.tokenizer if config.vocab_size == base.config.vocab_size else _tokenizer(adapter.path, base)
+    read = partial(adapter.delta.apply, base)
+    return replace(base, format=f"{base.format} with an adapter", config=config, tokenizer=tokenizer, read=read)
+
+
+def describe_tables(base: LlamaConfig, config: LlamaConfig) -> Iterator[str]:
+    """Say how the tables of a merged model differ from those of its base."""
+    if config.vocab_size != base.vocab_size:
+        yield f"the adapter has a vocabulary of its own: {config.vocab_size:,} rows instead of {base.vocab_size:,}"
+    if base.tie_embeddings and not config.tie_embeddings:
+        yield "head and embeddings, one table in the base, become two: the adapter changes them apart, as PEFT does"
+
+
+def _tokenizer(directory: Path, base: Source) -> Tokenizer | None:
+    beside = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    return Tokenizer.load(directory) if beside else base.tokenizer
+
+
+def require_runnable(adapter: Adapter, config: LlamaConfig) -> None:
+    """Raise CheckpointError unless the adapter fits this network and can be run beside it."""
+    require_fit(adapter.path, adapter.delta, adapter.base_name, config)
+    for name, parts in adapter.parts.items():
+        if set(parts) != {DOWN, UP} or not run_path(name).endswith(ADAPTED):
+            raise CheckpointError(
+                f"{adapter.path}: {next(iter(parts.values()))!a}",
+                expected="lora_A and lora_B of the layers' matrices, which is what runs beside a base",
+                hint=MERGE_HINT,
+            )
+
+
+def require_trainable(adapter: Adapter, config: LlamaConfig) -> None:
+    """Raise CheckpointError unless the adapter fits this network and all of it can be trained on."""
+    require_fit(adapter.path, adapter.delta, adapter.base_name, config)
+    trained = ADAPTED if config.tie_embeddings else (*ADAPTED, run_path(HEAD))
+    for name, parts in adapter.parts.items():
+        if name not in adapter.linears or not run_path(name).endswith(trained):
+            table = ", which is the embeddings' table in this base" if name == HEAD and config.tie_embeddings else ""
+            raise CheckpointError(
+                f"{adapter.path}: {next(iter(parts.values()))!a}{table}",
+                expected="matrices beside those of the layers and of a head of its own, which is what is trained here",
+                hint=f"{MERGE_HINT}, and training can start from that",
+            )
+
+
+def read_lora(adapter: Adapter) -> Lora:
+    """Return the weights beside linear layers as they are stored, mapped from the file."""
+    tensors = read_floats(adapter.layout)
+    for key, tensor in tensors.items():
+        if not tensor.abs().amax().isfinite():
+            raise CheckpointError(f"{adapter.path}: {key!a} has values that are not finite", expected="numbers")
+    lora: dict[str, LowRank] = {}
+    for name, parts in adapter.linears.items():
+        down_RI, up_OR = tensors[parts[DOWN]], tensors[parts[UP]]
+        lora[run_path(name)] = LowRank(down_RI, up_OR, adapter.delta.scales[name])
+    return lora
+
+
+def read_magnitudes(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Return DoRA's lengths of the rows by the paths of the modules; none for other adapters."""
+    return {
+        run_path(name): adapter.delta.read(name, MAGNITUDE).flatten()
+        for name, parts in adapter.linears.items()
+        if MAGNITUDE in parts
+    }
+
+
+def is_adapter(directory: Path) -> bool:
+    """Tell whether a directory holds an adapter and no checkpoint."""
+    return (directory / CONFIG_NAME).is_file() and not (directory / "config.json").exists()
+
+
+def base_of(directory: Path) -> Path | None:
+    """Return the base that an adapter was trained beside, by its lineage or by the path it names, if it is here."""
+    places: list[Path] = []
+    if artifact.is_artifact(directory):
+        trained_beside = artifact.read_manifest(directory).inputs.get("start")
+        places += [directory / trained_beside["path"]] if trained_beside else []
+    config_path = find_file(directory, CONFIG_NAME)
+    named = read_json(config_path).get("base_model_name_or_path") if config_path else None
+    if isinstance(named, str) and named:
+        places += [directory / named, Path(named)]
+    return next((place.resolve() for place in places if place.is_dir()), None)
+
+
+def checkpoint_at(path: Path) -> Path:
+    """Return a checkpoint's path as it is, and for an adapter's that of its base; CheckpointError if that is not here.
+
+    A base whose manifest tells that it is another one by now is none.
+    """
+    if not is_adapter(path):
+        return path
+    base = base_of(path)
+    if base is None:
+        raise CheckpointError(f"{path} is an adapter, and its base is not here", expected="both", hint=ADAPTER_HINT)
+    trained_beside = artifact.read_manifest(path).inputs.get("start") if artifact.is_artifact(path) else None
+    if trained_beside and artifact.is_artifact(base) and artifact.content_hash(base) != trained_beside["hash"]:
+        raise CheckpointError(
+            f"{path} is an adapter, and {base} is not what it was trained beside any more", expected="the same base"
+        )
+    return base
+
+
+def run_path(name: str) -> str:
+    """Return the path in the network of the module that a tensor of the base belongs to."""
+    return name.removeprefix("model.").removesuffix(".weight")

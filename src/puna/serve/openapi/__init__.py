@@ -1,0 +1,1 @@
+"""Routes and models -> /openapi.json, the description of the API for programs."""

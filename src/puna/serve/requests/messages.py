@@ -1,0 +1,149 @@
+"""Messages of a chat request, as clients write and send back messages -> the dialogue for `Conversation.from_json`.
+
+Clients send back more than OpenAI's API asks for: the fields of their own objects, arguments as objects or null, the
+deprecated function calls. Fields that no model here declares are judged by fields.py.
+"""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from puna.serve.requests.checks import OPEN, refused
+
+CallId = Annotated[str, Field(max_length=256)]
+
+
+class TextPart(BaseModel):
+    """A part of a content: text, or the words of a refusal."""
+
+    model_config = OPEN
+
+    type: Literal["text", "refusal"]
+    text: str | None = None
+    refusal: str | None = None
+
+    @model_validator(mode="after")
+    def _check_text(self) -> "TextPart":
+        if self.written is None:
+            raise refused("", f"a part of type {self.type} without {self.type}")
+        return self
+
+    @property
+    def written(self) -> str | None:
+        return self.text if self.type == "text" else self.refusal
+
+
+Content = str | Annotated[list[TextPart], Field(max_length=1024)]
+
+
+class FunctionCall(BaseModel):
+    """A call that a model made. Its name may be any text: what a model called can be sent back."""
+
+    model_config = OPEN
+
+    name: Annotated[str, Field(min_length=1, max_length=4096)]
+    arguments: str | dict[str, Any] | Annotated[list[Any], Field(max_length=0)] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the call as Conversation.from_json reads calls: arguments are an object, or the JSON of one.
+
+        Some clients spell no arguments as "", null, "null" or [] (PHP's empty object), and some encode twice.
+
+        Example:
+            >>> FunctionCall(name="now", arguments="null").to_json()
+            {'name': 'now', 'arguments': {}}
+        """
+        arguments = self.arguments
+        for _ in range(2):
+            if not isinstance(arguments, str):
+                break
+            decoded = _decoded(arguments)
+            if not (isinstance(decoded, str) or decoded in (None, [])):
+                break
+            arguments = decoded
+        return {"name": self.name, "arguments": arguments or {}}
+
+
+def _decoded(arguments: str) -> Any:
+    """Decode arguments; False where they are no JSON, for Conversation.from_json to name the place."""
+    try:
+        return json.loads(arguments) if arguments.strip() else None
+    except (ValueError, RecursionError):
+        return False
+
+
+class ToolCallPart(BaseModel):
+    model_config = OPEN
+
+    id: CallId | None = None
+    type: Literal["function"] | None = None
+    function: FunctionCall
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id or "", "type": "function", "function": self.function.to_json()}
+
+
+class SystemMessage(BaseModel):
+    model_config = OPEN
+
+    role: Literal["system", "developer"]
+    content: Content
+
+    def to_json(self) -> dict[str, Any]:
+        return {"role": self.role, "content": _text(self.content)}
+
+
+class UserMessage(BaseModel):
+    model_config = OPEN
+
+    role: Literal["user"]
+    content: Content
+
+    def to_json(self) -> dict[str, Any]:
+        return {"role": self.role, "content": _text(self.content)}
+
+
+class AssistantMessage(BaseModel):
+    """A message of the model's, or of another model. `prefix` and `partial` mark a last message to be continued."""
+
+    model_config = OPEN
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    refusal: str | None = None
+    tool_calls: Annotated[list[ToolCallPart], Field(max_length=128)] | None = None
+    function_call: FunctionCall | None = None
+    prefix: bool | None = None
+    partial: bool | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        calls = [call.to_json() for call in self.tool_calls or []]
+        if self.function_call and not calls:
+            calls = [{"type": "function", "function": self.function_call.to_json()}]
+        return {"role": self.role, "content": _text(self.content) or self.refusal or "", "tool_calls": calls}
+
+
+class ToolMessage(BaseModel):
+    """The result of a call; of role `function` in the deprecated spelling."""
+
+    model_config = OPEN
+
+    role: Literal["tool", "function"]
+    content: Content | dict[str, Any] | None = None
+    tool_call_id: CallId | None = None
+    name: Annotated[str, Field(max_length=4096)] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        content = self.content
+        text = json.dumps(content, ensure_ascii=False) if isinstance(content, dict) else _text(content)
+        return {"role": "tool", "content": text, "tool_call_id": self.tool_call_id or "", "name": self.name}
+
+
+ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+def _text(content: Content | None) -> str:
+    if isinstance(content, list):
+        return "".join(part.written or "" for part in content)
+    return content or ""

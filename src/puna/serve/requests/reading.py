@@ -1,0 +1,149 @@
+"""The bytes of a body -> a checked request. A wrong body is a 400 that says where, and what was expected."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+
+from puna.serve.middleware.warnings import warn
+from puna.serve.refusals import Refusal
+from puna.serve.requests.body import Body
+from puna.serve.requests.fields import judge_extras, sift
+
+MAX_SHOWN = 80
+MAX_EXCERPT = 24
+# Larger bodies are read in a thread, so that other requests do not wait.
+LARGE_BYTES = 1 << 16
+
+AnyBody = TypeVar("AnyBody", bound=Body)
+
+
+async def read_request(request: Request, model: type[AnyBody], *, is_strict: bool) -> AnyBody:
+    """Read a request's body, and note warnings about fields without effect.
+
+    Raises:
+        Refusal: Status 400, for bytes that are no JSON object and for fields that are wrong.
+    """
+    content = await request.body()
+    headers = {name: request.headers.get(name, "") for name in ("content-type", "content-encoding")}
+
+    def read() -> tuple[AnyBody, list[str]]:
+        data = parse_body(content, content_type=headers["content-type"], encoding=headers["content-encoding"])
+        return check_body(data, model, is_strict=is_strict)
+
+    body, warnings = await asyncio.to_thread(read) if len(content) > LARGE_BYTES else read()
+    for text in warnings:
+        warn(request, text)
+    return body
+
+
+def parse_body(content: bytes, *, content_type: str, encoding: str = "") -> dict[str, Any]:
+    """Decode a JSON object in UTF-8, with or without a byte order mark (RFC 8259, section 8.1).
+
+    Raises:
+        Refusal: Status 400 with the line, column and character of the fault.
+
+    Example:
+        >>> parse_body(b'\xef\xbb\xbf{"n": 1}', content_type="application/json; charset=utf-8")
+        {'n': 1}
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if encoding.lower() not in ("", "identity"):
+        message = f"Content-Encoding is {encoding[:MAX_SHOWN]!a}; expected a body that is not compressed."
+        raise Refusal(400, message, code="invalid_content_encoding")
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        # NOTE: a web page can send other types to this machine without the browser asking the server first.
+        given = f"Content-Type is {content_type[:MAX_SHOWN]!a}" if content_type else "There is no Content-Type"
+        message = f"{given}; expected a JSON object with the header Content-Type: application/json."
+        raise Refusal(400, message, code="invalid_content_type")
+    if not content.strip():
+        raise Refusal(400, "The body is empty; expected a JSON object.", code="invalid_json")
+    text = _decode(content)
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _syntax_error(error) from None
+    except RecursionError:
+        raise Refusal(400, "The body is nested too deeply.", code="invalid_json") from None
+    except ValueError:
+        message = "The body has a number of more than 4,300 digits; expected at most 19 digits."
+        raise Refusal(400, message, code="invalid_json") from None
+    if not isinstance(data, dict):
+        kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+        message = f"The body is {kinds.get(type(data), 'a number')}; expected a JSON object."
+        raise Refusal(400, message, code="invalid_json")
+    return data
+
+
+def _decode(content: bytes) -> str:
+    encoding = json.detect_encoding(content)
+    if not encoding.startswith("utf-8"):
+        message = f"The body is encoded as {encoding.upper()}; expected UTF-8."
+        raise Refusal(400, message, code="invalid_json")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        message = f"The body has the byte 0x{content[error.start]:02x} at position {error.start} (line {line})"
+        raise Refusal(400, f"{message}, which is no UTF-8; expected JSON in UTF-8.", code="invalid_json") from None
+
+
+def _syntax_error(error: json.JSONDecodeError) -> Refusal:
+    place = f"line {error.lineno}, column {error.colno} (character {error.pos})"
+    reason = error.msg[:1].lower() + error.msg[1:]
+    reason = reason.replace("expecting", "expected").replace("extra data", "expected nothing after the object")
+    rest = error.doc[error.pos : error.pos + MAX_EXCERPT]
+    if rest.strip():
+        message = f"The body is not valid JSON at {place}, before {rest!a}: {reason}."
+    else:
+        message = f"The body is cut off: it ends at {place}, where JSON goes on: {reason}."
+    return Refusal(400, message, code="invalid_json")
+
+
+def check_body(data: dict[str, Any], model: type[AnyBody], *, is_strict: bool) -> tuple[AnyBody, list[str]]:
+    """Validate a body; return the request and the warnings about it."""
+    fields, warnings = sift(data, model, model.SPELLINGS, is_strict=is_strict)
+    try:
+        body = model.model_validate(fields)
+    except ValidationError as error:
+        raise _invalid(error, fields) from None
+    told: dict[str, str] = {}
+    for text in (each for part in body.parts() for each in judge_extras(*part, is_strict=is_strict)):
+        # A conversation of a hundred messages with names needs the warning once.
+        told.setdefault(text.partition(" ")[0].rpartition(".")[2], text)
+    return body, [*warnings, *told.values(), *body.remarks()]
+
+
+def _invalid(error: ValidationError, body: dict[str, Any]) -> Refusal:
+    """Turn pydantic's findings into one: the deepest, for the shallower ones are other branches of a union."""
+    findings = error.errors()
+    places = [_place(finding["loc"], body, finding["type"]) for finding in findings]
+    deepest = max(places, key=lambda place: place.count(".") + place.count("["))
+    finding = findings[places.index(deepest)]
+    if finding["type"] == "refused":
+        param = finding.get("ctx", {}).get("param") or deepest
+        return Refusal(400, finding["msg"], param=param or None)
+    reasons = [found["msg"] for found, place in zip(findings, places, strict=True) if place == deepest]
+    given = "" if finding["type"] == "missing" else f" (given: {_shown(finding['input'])})"
+    return Refusal(400, f"{deepest}: {' or '.join(dict.fromkeys(reasons))}{given}", param=deepest)
+
+
+def _place(location: Sequence[Any], body: Any, kind: str) -> str:
+    """Spell a location as the client would, leaving out pydantic's names of union branches."""
+    place = ""
+    for index, part in enumerate(location):
+        if isinstance(part, int) and isinstance(body, list) and part < len(body):
+            place, body = f"{place}[{part}]", body[part]
+        elif isinstance(body, dict) and part in body:
+            place, body = f"{place}.{part}".lstrip("."), body[part]
+        elif kind == "missing" and index == len(location) - 1:
+            place = f"{place}.{part}".lstrip(".")
+    return place
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -1,0 +1,52 @@
+"""`tools` and `tool_choice` of a chat request -> checked values."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from puna.serve.requests.checks import OPEN, STRICT, Name
+
+
+class Function(BaseModel):
+    model_config = OPEN
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    model_config = OPEN
+
+    type: Literal["function"]
+    function: Function
+
+
+def keep_as_given(value: Any, check: Any) -> Any:
+    """Check a tool, and keep its JSON: the order of a schema's keys is part of what the model reads."""
+    check(value)
+    return value
+
+
+def shown_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool as the model reads it: without `strict`, without null, without fields of other programs."""
+    function = {
+        name: value
+        for name, value in tool["function"].items()
+        if name in ("name", "description", "parameters") and value is not None
+    }
+    return {name: function if name == "function" else tool[name] for name in tool if name in Tool.model_fields}
+
+
+class NamedFunction(BaseModel):
+    model_config = STRICT
+
+    name: Name
+
+
+class NamedChoice(BaseModel):
+    model_config = STRICT
+
+    type: Literal["function"]
+    function: NamedFunction

@@ -1,0 +1,92 @@
+"""Added tokens: texts with an id of their own outside the byte-level BPE, either special or plain text.
+
+A special token marks structure (a header, the end of a turn): no text leads to its id, and answers are printed without
+it. A text token is text: it becomes one id wherever it stands, and it is printed. The flags are those of Hugging Face's
+`added_tokens`. Source: `AddedToken` in the documentation of the tokenizers library.
+"""
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import tokenizers
+from tokenizers import models
+
+
+class AddedToken(NamedTuple):
+    """An entry of `added_tokens` in tokenizer.json.
+
+    Attributes:
+        single_word: match only where no letter or digit touches the token.
+        lstrip: the match includes the space on the left.
+        rstrip: the match includes the space on the right.
+        normalized: match in the normalized text. Llama 3 has no normalizer.
+
+    Example:
+        >>> AddedToken("<order>", 128256, is_special=False).to_json()["special"]
+        False
+    """
+
+    text: str
+    id: int
+    is_special: bool
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+
+    @classmethod
+    def parse(cls, entry: Mapping[str, Any]) -> "AddedToken":
+        """Read an entry of tokenizer.json; an entry without `special` is special, as Llama 3's are."""
+        flags = {name: bool(entry.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+        text, index = entry["content"], operator.index(entry["id"])
+        if not isinstance(text, str) or index < 0:
+            raise TypeError(f"added token {text!a:.100} with the id {index}")
+        return cls(text, index, bool(entry.get("special", True)), **flags)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of tokenizer.json."""
+        names = {"text": "content", "is_special": "special"}
+        return {names.get(name, name): value for name, value in self._asdict().items()}
+
+
+def special_tokens(ids: Mapping[str, int]) -> tuple[AddedToken, ...]:
+    """Return special tokens of these texts and ids, without further flags."""
+    return tuple(AddedToken(text, index, is_special=True) for text, index in ids.items())
+
+
+class TextTokens:
+    """Finds text tokens in a text as the tokenizers library does, whatever their ids are."""
+
+    def __init__(self, tokens: Sequence[AddedToken], normalizer: Any):
+        # A model of one word: every part between two matches becomes one unknown word with its place.
+        self._finder = tokenizers.Tokenizer(models.WordLevel({"": 0}, unk_token=""))
+        self._finder.normalizer = normalizer  # pyright: ignore[reportAttributeAccessIssue]
+        self._finder.add_tokens(list(map(_library_token, tokens)))
+        self._ids = {self._finder.token_to_id(token.text): token.id for token in tokens if token.text}
+        self._texts = None if normalizer else [token.text for token in tokens if token.text]
+
+    def cut(self, text: str) -> Iterator[str | int]:
+        """Yield the parts of a text in order: the id of a text token, or the text between two of them."""
+        if self._texts is not None and not any(each in text for each in self._texts):
+            yield text
+            return
+        found = self._finder.encode(text, add_special_tokens=False)
+        for index, (start, end) in zip(found.ids, found.offsets, strict=True):
+            yield self._ids.get(index, text[start:end])
+
+
+def _library_token(token: AddedToken) -> tokenizers.AddedToken:
+    flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+    return tokenizers.AddedToken(token.text, special=False, **flags)
+
+
+def require_own_ids(tokens: Iterable[AddedToken], vocab: Mapping[str, int]) -> None:
+    """Raise ValueError where two tokens share an id, or where the vocabulary has another id for a token's text."""
+    texts = {index: text for text, index in vocab.items()}
+    for token in tokens:
+        other = texts.get(token.id, token.text)
+        if other != token.text or vocab.get(token.text, token.id) != token.id:
+            known = f"{other!a:.100} has this id" if other != token.text else f"the vocabulary says {vocab[token.text]}"
+            raise ValueError(f"added token {token.text!a:.100} with the id {token.id}: {known}")
+        texts[token.id] = token.text
