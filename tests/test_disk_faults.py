@@ -20,14 +20,13 @@ from puna.storage.faults import WRITE_FAULTS, explain, naming_newest
 
 Settings = dict[str, Any]
 Perform = Callable[..., bool]
-PUNA = Path(sys.executable).parent / "puna"
 LIMITED = """
 import json, resource, sys
 from puna.cli import main
-limit, flag_sets = json.load(sys.stdin)
+limit, flags = json.load(sys.stdin)
 import torch, puna.train.sft, puna.compress.quantize  # what is imported and compiled once is there before the limit
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-sys.argv = ["puna", *flag_sets]
+sys.argv = ["puna", *flags]
 main()
 """
 
@@ -45,7 +44,7 @@ def test_a_write_that_fails_is_told_with_the_file_and_what_to_do(number: int):
         (PermissionError(errno.EACCES, "Permission denied", "out"), "out: Permission denied. Change its permissions"),
         (
             OSError(errno.EMFILE, "Too many open files", "a.json"),
-            "a.json: Too many open files. Raise the limit on open",
+            "a.json: Too many open files. Raise the limit",
         ),
         (OSError(errno.ENFILE, "Too many open files in system"), "a file: Too many open files in system. Close other"),
         (OSError(errno.ENOSPC, "No space left on device"), "a file or the terminal cannot be written: No space left"),
@@ -68,7 +67,7 @@ def test_a_failed_write_without_a_name_gets_that_of_the_file_being_written(tmp_p
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OSError, match=r"'a\.json'"), naming_newest(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device", "a.json")
-    with pytest.raises(OSError, match="^no number$"), naming_newest(tmp_path):
+    with pytest.raises(OSError, match=r"^no number$"), naming_newest(tmp_path):
         raise OSError("no number")
 
 
@@ -134,17 +133,8 @@ def commands(
 
 def limited(limit: int, flags: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the command line where no file may grow beyond `limit` bytes."""
-    told = json.dumps([limit, flags])
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PUNA_UNUSED": ""}
-    return subprocess.run(
-        [sys.executable, "-c", LIMITED],
-        input=told,
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=settings,
-        timeout=200,
-    )
+    command, told = [sys.executable, "-c", LIMITED], json.dumps([limit, flags])
+    return subprocess.run(command, input=told, capture_output=True, text=True, cwd=folder, timeout=200)
 
 
 FAST = ("ingest", "synthesize")
@@ -159,7 +149,7 @@ OTHERS = (
     [
         *((verb, (100,)) for verb in FAST),
         *(pytest.param(verb, (700,), marks=pytest.mark.tenth) for verb in OTHERS),
-        *(pytest.param(v, (0, 100, 700, 3000, 20_000), marks=pytest.mark.slow) for v in (*FAST, *OTHERS)),
+        *(pytest.param(v, (100, 3000, 20_000), marks=pytest.mark.slow) for v in (*FAST, *OTHERS)),
     ],
 )
 def test_where_no_file_may_grow_a_stage_names_the_one_that_would(
