@@ -155,6 +155,26 @@ def test_a_claim_without_a_number_can_be_read_where_it_did_not_hold(tmp_path: Pa
     assert not found.held and found.value != found.value
 
 
+def test_a_receipt_of_another_name_is_refused_before_a_copy_of_it_is_written_elsewhere(tmp_path: Path):
+    told = {"claim": "../../outside", "parent": "a", "value": 0.1, "tolerance": 0.2, "held": True}
+    (tmp_path / "receipts").mkdir()
+    (tmp_path / "receipts" / "kl.json").write_text(json.dumps(told))
+    with pytest.raises(ArtifactError, match=r"kl\.json: claim = '\.\./\.\./outside'; expected 'kl'"):
+        artifact.read_receipts(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_MANIFESTS if name not in ("a list", "a number", "null")])
+def test_a_file_beside_a_damaged_manifest_is_not_taken_for_a_raw_one(name: str, tmp_path: Path):
+    path = write_artifact(tmp_path / "model", BAD_MANIFESTS[name])
+    with pytest.raises(ArtifactError, match=r"model/manifest\.json"):
+        artifact.find_artifact(path / "a.txt")
+
+
+def test_a_file_beside_another_programs_manifest_is_a_raw_one(tmp_path: Path):
+    path = write_artifact(tmp_path / "site", json.dumps({"name": "a page", "files": ["a.txt"], "version": 3}))
+    assert artifact.find_artifact(path / "a.txt") is None
+
+
 def test_lineage_that_leads_in_a_circle_ends(tmp_path: Path):
     for one, other in (("a", "b"), ("b", "a"), ("self", "self")):
         write_artifact(tmp_path / one, manifest(inputs={"start": source(path=f"../{other}", kind="checkpoint")}))
