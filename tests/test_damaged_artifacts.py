@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import pytest
 
 from puna import artifact
 from puna.artifact import Manifest, Receipt
+from puna.diagnose.comparison import Comparison, Side
+from puna.diagnose.record import Record
+from puna.diagnose.rules.table import explain
 from puna.errors import ArtifactError, PunaError
 from puna.lineage import trace
 from puna.shelf.shelf import promote
@@ -245,7 +249,7 @@ def run_verbs(commands: list[list[str]]) -> list[tuple[Any, str]]:
 
 
 @pytest.mark.parametrize(
-    "share", [0.05, pytest.param(0.1, marks=pytest.mark.tenth), pytest.param(1.0, marks=pytest.mark.slow)]
+    "share", [pytest.param(0.1, marks=pytest.mark.tenth), pytest.param(1.0, marks=pytest.mark.slow)]
 )
 def test_every_verb_says_which_file_is_damaged(checkpoint_path: Path, dataset_path: Path, tmp_path: Path, share: float):
     names = list(BAD_MANIFESTS)[:: round(1 / share)]
@@ -262,3 +266,18 @@ def test_every_verb_says_which_file_is_damaged(checkpoint_path: Path, dataset_pa
         told = f"{status}\n{said}"
         assert "Traceback" not in told and status not in (None, 0), (what, told)
         assert "manifest.json" in told, (what, told)
+
+
+@pytest.mark.parametrize("change", [{"answers": 3}, {"epochs": "many"}, {"num_too_long": "x"}])
+def test_records_of_a_run_that_do_not_fit_stop_a_comparison_with_a_message(
+    change: dict[str, Any], perform_stage: Perform, training: dict[str, Any], tmp_path: Path, no_picture: None
+):
+    perform_stage("sft", tmp_path / "out", **{**training, "steps": 2})
+    record = Record.read(tmp_path / "out")
+    assert record is not None
+    side = Side("mine", replace(record, facts=record.facts | change), "", "")
+    with pytest.raises(ArtifactError, match=r"the records of the run of mine.*run_facts\.json"):
+        explain(Comparison(side, None, None, None, {}, {}))
+    (tmp_path / "out" / "run_facts.json").write_text(json.dumps(record.facts | change))
+    with pytest.raises(ArtifactError, match=r"run_facts\.json was altered"):
+        Record.read(tmp_path / "out")

@@ -24,7 +24,6 @@ LIMITED = """
 import json, resource, sys
 from puna.cli import main
 limit, flags = json.load(sys.stdin)
-import torch, puna.train.sft, puna.compress.quantize  # what is imported and compiled once is there before the limit
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 sys.argv = ["puna", *flags]
 main()
@@ -137,8 +136,9 @@ def limited(limit: int, flags: list[str], folder: Path) -> subprocess.CompletedP
     return subprocess.run(command, input=told, capture_output=True, text=True, cwd=folder, timeout=200)
 
 
-FAST = ("ingest", "synthesize")
+FAST = ("ingest",)
 OTHERS = (
+    "synthesize",
     *("tokenizer", "sft", "pretrain", "label", "distill", "answer", "evaluate", "quantize", "prune", "merge", "export"),
     *("import", "release"),
 )
