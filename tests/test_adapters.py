@@ -34,7 +34,7 @@ from puna.model.llama import Llama
 from puna.model.lora import Lora
 from puna.model.quantized import QuantizedLinear, round_linears
 from puna.model.scheme import Scheme
-from puna.serve.middleware.gate import make_rules
+from puna.serve.middleware.rules import make_rules
 from puna.serve.serve import open_served
 
 GREEDY = SamplingParams(max_tokens=12)

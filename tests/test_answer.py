@@ -23,7 +23,7 @@ from puna.data.preference import Preference
 from puna.engine.options import EngineOptions
 from puna.errors import ConfigError, DataError, RequestError
 from puna.model.reward import become_reward_model
-from puna.serve.middleware.gate import make_rules
+from puna.serve.middleware.rules import make_rules
 from puna.serve.serve import open_served
 from puna.synthesize.asking import Ask, Asker, Reply
 from puna.synthesize.picking import Candidate, Rule

@@ -15,7 +15,7 @@ from puna import artifact
 from puna.data.dataset import Dataset
 from puna.data.labels import LabelledRow, read_header
 from puna.errors import ConfigError, DataError, RequestError
-from puna.serve.middleware.gate import Rules
+from puna.serve.middleware.rules import Rules
 from puna.serve.serve import make_server, open_served
 from puna.tokenizer.train import train_tokenizer
 

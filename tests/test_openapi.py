@@ -14,7 +14,7 @@ from test_requests import SENT_BACK, WITHOUT_EFFECT
 from test_serve import KEY, SENTENCES, TOOL, save_tiny, serving
 
 from puna.serve.app import ROUTES
-from puna.serve.middleware.gate import make_rules
+from puna.serve.middleware.rules import make_rules
 from puna.serve.openapi.document import OPERATIONS, openapi_document
 from puna.serve.serve import open_served
 

@@ -20,7 +20,7 @@ from puna.engine.options import EngineOptions
 from puna.errors import ConfigError
 from puna.serve.browser.origins import parse_origins
 from puna.serve.browser.page import FILES, FOLDER
-from puna.serve.middleware.gate import Rules, make_rules
+from puna.serve.middleware.rules import Rules, make_rules
 from puna.serve.serve import open_served, serve
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.tokenizer.train import train_tokenizer

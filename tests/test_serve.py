@@ -36,7 +36,7 @@ from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.serve.app import ROUTES
 from puna.serve.generation.engine_thread import MAX_FAILURES, EngineThread
-from puna.serve.middleware.gate import Rules, make_rules
+from puna.serve.middleware.rules import Rules, make_rules
 from puna.serve.serve import make_server, open_served, serve
 from puna.serve.served import Served
 from puna.tokenizer.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ from test_serve import HI, KEY, connect, save_tiny, serving
 from puna.engine.grammar import check
 from puna.errors import CheckpointError
 from puna.serve import grammars
-from puna.serve.middleware.gate import make_rules
+from puna.serve.middleware.rules import make_rules
 from puna.serve.serve import open_served
 from puna.serve.served import Served
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from puna import artifact
 from puna.errors import ArtifactError, ConfigError
-from puna.progress import Progress
+from puna.progress import Progress, printable
 from puna.storage.files import fsync, hash_file, naming
 from puna.storage.journal import Journal
 
@@ -59,6 +59,7 @@ class Run:
         """Print a line and append it to the log."""
         if self.rank:
             return
+        text = printable(text)
         self.console.print(text, markup=False, highlight=False)
         self._append("log.txt", f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
 

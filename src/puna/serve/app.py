@@ -1,44 +1,41 @@
-"""A served checkpoint and the gate's rules -> the web application and its server. The routes are the table at its head.
+"""A served checkpoint and the rules -> the web application. The routes are the table at its head.
 
 FastAPI's pages of documentation load scripts from elsewhere, so only /openapi.json is there, behind the key, and
 written by openapi/document.py. The chat page (browser/page.py) is static and open.
 """
 
-import asyncio
-import logging
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-import h11
-import uvicorn
 from fastapi import FastAPI, Request
 from starlette.responses import Response
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from puna import __version__
 from puna.serve.browser.page import page_routes
 from puna.serve.chat_completions import create_chat_completion
 from puna.serve.completions import create_completion
-from puna.serve.generation.engine_thread import EngineThread
-from puna.serve.middleware.gate import Gate, Rules
+from puna.serve.generation.metrics import CONTENT_TYPE
+from puna.serve.middleware.rules import Rules, RulesMiddleware
 from puna.serve.middleware.warnings import Warnings
 from puna.serve.openapi.document import openapi_document
-from puna.serve.refusals import Refusal, add_error_handlers, encode_json, json_response, overloaded
+from puna.serve.refusals import Refusal, add_error_handlers, json_response
 from puna.serve.served import Served
-
-LAST_SECONDS = 2.0
-ANY_ADDRESS = ("0.0.0.0", "::", "")
-
-logger = logging.getLogger("uvicorn.error")  # where uvicorn says that it runs
 
 
 async def check_health(served: Served) -> Response:
     """Say whether requests are being answered, and nothing else: this route is open."""
-    if not served.engine.is_alive:
-        raise overloaded("The engine is not running.")
+    if problem := served.engine.problem():
+        raise problem
     return json_response({"status": "ok"})
+
+
+async def show_metrics(served: Served, request: Request) -> Response:
+    """Tell what the server has counted, to Prometheus. For keys that are for all models: others are a customer's."""
+    if request.state.tenant.models is not None:
+        raise Refusal(403, "Metrics are for keys that are for all models.", code="key_not_allowed")
+    engine = served.engine
+    return Response(engine.metrics.text(engine.admission.held, is_up=engine.is_alive), media_type=CONTENT_TYPE)
 
 
 async def list_models(served: Served, request: Request) -> Response:
@@ -60,6 +57,7 @@ async def describe_api(served: Served) -> Response:
 
 ROUTES = (
     ("GET", "/health", check_health),
+    ("GET", "/metrics", show_metrics),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/{model:path}", retrieve_model),
     ("POST", "/v1/chat/completions", create_chat_completion),
@@ -77,7 +75,7 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
         try:
             yield
         finally:
-            await asyncio.to_thread(served.engine.stop)
+            await served.engine.stop()
 
     app = FastAPI(
         title="Puna",
@@ -93,7 +91,7 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
         app.add_api_route(path, partial(handler, served), methods=[method], name=handler.__name__)
     app.router.routes.extend(page_routes())
     app.add_middleware(Warnings)
-    app.add_middleware(Gate, rules=rules)
+    app.add_middleware(RulesMiddleware, rules=rules)
     add_error_handlers(app)
     return app
 
@@ -103,46 +101,3 @@ def _model(served: Served, name: str) -> dict[str, str | int]:
     if name != served.name:
         model["parent"] = served.name
     return model | ({"notice": served.notice} if served.notice else {})
-
-
-class Server(uvicorn.Server):
-    """Waits for running requests when told to stop; shortly before it gives up, ends them with an error."""
-
-    def __init__(self, config: uvicorn.Config, engine: EngineThread):
-        super().__init__(config)
-        self._engine = engine
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say where the chat page is."""
-        await super().startup(sockets)
-        for server in self.servers[:1]:
-            port = server.sockets[0].getsockname()[1]
-            host = "localhost" if self.config.host in ANY_ADDRESS else self.config.host
-            logger.info("The chat page is at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        patience = max(0.0, (self.config.timeout_graceful_shutdown or 0) - LAST_SECONDS)
-        ending = asyncio.get_running_loop().call_later(patience, self._engine.refuse_and_end)
-        try:
-            await super().shutdown(sockets)
-        finally:
-            ending.cancel()
-
-
-class JsonProtocol(H11Protocol):
-    """HTTP/1.1 whose answer to bytes that are no HTTP is JSON."""
-
-    def send_400_response(self, msg: str) -> None:
-        body = encode_json(Refusal(400, msg, code="invalid_http").body())
-        headers = [
-            ("content-type", "application/json"),
-            ("content-length", str(len(body))),
-            ("connection", "close"),
-        ]
-        for event in (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=body),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()

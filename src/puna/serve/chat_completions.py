@@ -4,19 +4,23 @@ How a conversation becomes tokens, and tokens tool calls, is the chat format's b
 """
 
 import asyncio
+import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response
 
 from puna.chat.conversation import Conversation
+from puna.serve.answers.pieces import JsonList, JsonResponse
+from puna.serve.answers.size import AnswerSize, most_tokens
 from puna.serve.chat_reply import ChatReply, Piece
-from puna.serve.generation.engine_thread import Batch
+from puna.serve.generation.batch import Batch
 from puna.serve.grammars import message_grammar
-from puna.serve.refusals import Refusal, json_response
+from puna.serve.offload.room import require_room
+from puna.serve.refusals import Refusal
 from puna.serve.requests.chat import ChatRequest
 from puna.serve.requests.reading import read_request
 from puna.serve.served import EventStream, Served, answer_unless_gone, usage
@@ -24,40 +28,66 @@ from puna.serve.served import EventStream, Served, answer_unless_gone, usage
 
 async def create_chat_completion(served: Served, request: Request) -> Response:
     """Answer a chat request in OpenAI's format."""
-    body = await read_request(request, ChatRequest, is_strict=served.strict_fields)
+    body = await read_request(request, ChatRequest, served.workers, is_strict=served.strict_fields)
     adapter = served.adapter_of(body.model, request.state.tenant)
-    conversation, prompt = await asyncio.to_thread(_read_conversation, served, body)
+    # Before the prompt is tokenized: under overload most requests end here.
+    await served.engine.expect_room(request.state.tenant.name, body.n or 1)
+    num_bytes = len(await request.body())
+    conversation, prompt = await served.workers.run(_read_conversation, served, body, num_bytes, num_bytes=num_bytes)
     grammar = await message_grammar(served.grammars, body, conversation)
     begun = conversation.messages[-1].content.strip() if body.is_continuing else ""
     if begun and grammar:
         grammar = await asyncio.to_thread(grammar.after, served.tokenizer.encode(begun))
+    max_tokens = body.max_tokens or body.max_completion_tokens
+    room = served.max_context - len(prompt)
+    most = most_tokens(body.n or 1, body.num_top_logprobs)
+    if max_tokens is None and most is not None and most < room:
+        max_tokens = most
+    size = AnswerSize([len(prompt)], body.n or 1, max(0, max_tokens or room), body.num_top_logprobs)
     params = served.sampling(
         body,
         prompt,
-        max_tokens=body.max_tokens or body.max_completion_tokens,
+        max_tokens=max_tokens,
         logprobs=body.num_top_logprobs,
         # Without a grammar only these could begin a call or promise one.
         banned_ids=served.format.call_ids if body.tool_choice == "none" and grammar is None else (),
         grammar=grammar,
     )
+    size.require_fit("top_logprobs")
     requests = [(prompt, each) for each in params]
-    batch = await served.engine.submit(requests, tenant=request.state.tenant.name, adapter=adapter)
+    space = served.answer_space.take(size.num_logprobs)
+    try:
+        batch = await served.engine.submit(requests, tenant=request.state.tenant.name, adapter=adapter)
+    except BaseException:
+        space.close()
+        raise
     tools = None if body.tool_choice == "none" else list(conversation.tools)
     stop_ids = (*served.stop_ids, *(body.stop_token_ids or ()))
     replies = [ChatReply(served, tools, begun=begun, stop_ids=stop_ids) for _ in params]
     answer = _ChatAnswer(body, batch, len(prompt), replies, echoed=begun if body.echo else "")
     if body.stream:
-        return EventStream(answer.events(), batch)
-    return await answer_unless_gone(request, batch, answer.whole)
+        return EventStream(answer.events(), batch, space)
+    return await answer_unless_gone(request, batch, answer.whole, space)
 
 
-def _read_conversation(served: Served, body: ChatRequest) -> tuple[Conversation, list[int]]:
+def _read_conversation(served: Served, body: ChatRequest, num_bytes: int) -> tuple[Conversation, list[int]]:
     try:
         conversation = Conversation.from_json(body.conversation())
+        if num_bytes > served.max_context:  # No token has less than a byte.
+            require_room(served.tokenizer, _texts(conversation), served.max_context, param="messages")
         prompt = served.format.prompt_to_continue if body.is_continuing else served.format.prompt
         return conversation, prompt(conversation)
     except RecursionError:
         raise Refusal(400, "The arguments of a tool call are nested too deeply.", param="messages") from None
+
+
+def _texts(conversation: Conversation) -> Iterator[str]:
+    """Yield what the prompt holds at least."""
+    for message in conversation.messages:
+        yield message.content.strip()
+        yield from (json.dumps(call.arguments, ensure_ascii=False) for call in message.tool_calls)
+    if conversation.tools:
+        yield json.dumps(conversation.tools, ensure_ascii=False)
 
 
 class _ChatAnswer:
@@ -76,13 +106,16 @@ class _ChatAnswer:
         self._num_prompt_tokens = num_prompt_tokens
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
 
-    async def whole(self) -> Response:
-        pieces: list[list[Piece]] = [[] for _ in self._replies]
+    async def whole(self) -> JsonResponse:
+        texts: list[list[str]] = [[] for _ in self._replies]
+        entries = [JsonList() for _ in self._replies]
+        last: dict[int, Piece] = {}
         async for index, piece in self._pieces():
-            pieces[index].append(piece)
-        choices = [self._choice(index, found) for index, found in enumerate(pieces)]
-        payload = {"object": "chat.completion", "choices": choices, "usage": self._usage()}
-        return json_response(self._head | payload)
+            texts[index].append(piece.text)
+            entries[index].extend(piece.logprobs)
+            last[index] = piece
+        choices = [self._choice(i, self._echoed + "".join(texts[i]), entries[i], last[i]) for i in range(len(texts))]
+        return JsonResponse(self._head | {"object": "chat.completion", "choices": choices, "usage": self._usage()})
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         for index in range(len(self._replies)):
@@ -115,18 +148,16 @@ class _ChatAnswer:
         no_usage = {"usage": None} if self._body.wants_usage else {}
         return self._head | {"object": "chat.completion.chunk", "choices": [choice]} | no_usage
 
-    def _choice(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
-        text, calls = self._echoed + "".join(piece.text for piece in pieces), pieces[-1].tool_calls
-        message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None}
-        logprobs = self._logprobs([entry for piece in pieces for entry in piece.logprobs])
+    def _choice(self, index: int, text: str, entries: JsonList, last: Piece) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text if text or not last.tool_calls else None}
         return {
             "index": index,
-            "message": message | ({"tool_calls": calls} if calls else {}),
-            "logprobs": logprobs,
-            "finish_reason": pieces[-1].finish_reason,
+            "message": message | ({"tool_calls": last.tool_calls} if last.tool_calls else {}),
+            "logprobs": self._logprobs(entries),
+            "finish_reason": last.finish_reason,
         }
 
-    def _logprobs(self, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    def _logprobs(self, entries: list[dict[str, Any]] | JsonList) -> dict[str, Any] | None:
         return {"content": entries} if self._body.logprobs else None
 
     def _usage(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ import asyncio
 import codecs
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -16,24 +16,33 @@ from starlette.responses import Response
 
 from puna.engine.sampler import Chunk, SamplingParams, TokenLogprob
 from puna.errors import RequestError, TokenizerError
-from puna.serve.generation.engine_thread import Batch
+from puna.serve.answers.pieces import JsonList, JsonResponse
+from puna.serve.answers.size import AnswerSize
+from puna.serve.generation.batch import Batch
 from puna.serve.grammars import answer_grammar
-from puna.serve.refusals import json_response
+from puna.serve.offload.room import require_room
 from puna.serve.requests.completion import CompletionRequest
 from puna.serve.requests.reading import read_request
 from puna.serve.served import EventStream, Served, answer_unless_gone, logprob_value, usage
 
 DEFAULT_MAX_TOKENS = 16
+PART_LOGPROBS = 4096
 LAYOUT = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 
 async def create_completion(served: Served, request: Request) -> Response:
     """Answer a completion request in OpenAI's legacy format."""
-    body = await read_request(request, CompletionRequest, is_strict=served.strict_fields)
+    body = await read_request(request, CompletionRequest, served.workers, is_strict=served.strict_fields)
     adapter = served.adapter_of(body.model, request.state.tenant)
-    prompts = await asyncio.to_thread(lambda: [_token_ids(served, prompt) for prompt in body.prompts()])
+    # Before the prompt is tokenized: under overload most requests end here.
+    await served.engine.expect_room(request.state.tenant.name, len(body.prompts()) * (body.n or 1))
+    num_bytes = len(await request.body())
+    prompts = await served.workers.run(_tokenize, served, body, num_bytes=num_bytes)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     is_echo = bool(body.echo) or max_tokens == 0
+    echo_logprobs = (is_echo and body.logprobs is not None) or body.prompt_logprobs is not None
+    size = AnswerSize([*map(len, prompts)], body.n or 1, max_tokens, body.num_scored, echo_logprobs)
+    size.require_fit("logprobs" if body.prompt_logprobs is None else "prompt_logprobs")
     grammar = await answer_grammar(served.grammars, body.response_format)
     pairs: list[tuple[list[int], SamplingParams]] = []
     for prompt in prompts:
@@ -42,21 +51,32 @@ async def create_completion(served: Served, request: Request) -> Response:
             prompt,
             max_tokens=max_tokens,
             logprobs=body.num_scored,
-            echo_logprobs=(is_echo and body.logprobs is not None) or body.prompt_logprobs is not None,
+            echo_logprobs=echo_logprobs,
             grammar=grammar,
         )
         pairs += [(prompt, each) for each in params]
-    batch = await served.engine.submit(pairs, tenant=request.state.tenant.name, adapter=adapter)
+    space = served.answer_space.take(size.num_logprobs)
+    try:
+        batch = await served.engine.submit(pairs, tenant=request.state.tenant.name, adapter=adapter)
+    except BaseException:
+        space.close()
+        raise
     texts = [_CompletionText(served, body, prompt, is_echo=is_echo) for prompt, _ in pairs]
     answer = _CompletionAnswer(served, body, batch, sum(map(len, prompts)), texts)
     if body.stream:
-        return EventStream(answer.events(), batch)
-    return await answer_unless_gone(request, batch, answer.whole)
+        return EventStream(answer.events(), batch, space)
+    return await answer_unless_gone(request, batch, answer.whole, space)
+
+
+def _tokenize(served: Served, body: CompletionRequest) -> list[list[int]]:
+    """Return the ids of each prompt."""
+    return [_token_ids(served, prompt) for prompt in body.prompts()]
 
 
 def _token_ids(served: Served, prompt: str | list[int]) -> list[int]:
     """Return the ids of a prompt: a text gets begin_of_text, as documents do in training; ids stay as they are."""
     if isinstance(prompt, str):
+        require_room(served.tokenizer, [prompt], served.max_context, param="prompt")
         return [served.tokenizer.special("begin_of_text"), *served.tokenizer.encode(prompt)]
     try:
         served.tokenizer.decode_bytes(prompt)
@@ -85,18 +105,21 @@ class _CompletionAnswer:
             "model": body.model,
         }
 
-    async def whole(self) -> Response:
-        choices: list[dict[str, Any]] = [{} for _ in self._texts]
+    async def whole(self) -> JsonResponse:
+        choices = [_Choice() for _ in self._texts]
         async for index, chunk in self._batch:
-            choices[index] = _join(choices[index], self._texts[index].feed(chunk))
-        choices = [{"index": index} | choice for index, choice in enumerate(choices)]
-        return json_response(self._head | {"choices": choices, "usage": self._usage()})
+            for number, part in enumerate(self._texts[index].parts(chunk)):
+                if number:
+                    await asyncio.sleep(0)
+                choices[index].add(part)
+        told = [{"index": index} | choice.payload() for index, choice in enumerate(choices)]
+        return JsonResponse(self._head | {"choices": told, "usage": self._usage()})
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         no_usage = {"usage": None} if self._body.wants_usage else {}
         async for index, chunk in self._batch:
-            choice = {"index": index} | self._texts[index].feed(chunk)
-            yield self._head | {"choices": [choice]} | no_usage
+            for part in self._texts[index].parts(chunk):
+                yield self._head | {"choices": [{"index": index} | part]} | no_usage
         if self._body.wants_usage:
             yield self._head | {"choices": [], "usage": self._usage()}
 
@@ -104,26 +127,72 @@ class _CompletionAnswer:
         return usage(self._num_prompt_tokens, sum(text.num_tokens for text in self._texts))
 
 
+class _Choice:
+    """One choice of a whole answer; its lists are encoded as they grow."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._lists: dict[str, JsonList] = {}
+        self._last: dict[str, Any] = {}
+
+    def add(self, part: dict[str, Any]) -> None:
+        self._texts.append(part["text"])
+        scored = {"prompt_logprobs": part["prompt_logprobs"]} if "prompt_logprobs" in part else {}
+        for name, items in ((part["logprobs"] or {}) | scored).items():
+            self._lists.setdefault(name, JsonList()).extend(items)
+        self._last = part
+
+    def payload(self) -> dict[str, Any]:
+        lists = dict(self._lists)
+        scored = {name: lists.pop(name) for name in ("prompt_logprobs",) if name in lists}
+        return self._last | {"text": "".join(self._texts), "logprobs": lists or None} | scored
+
+
 class _CompletionText:
     """One choice as it comes in; special tokens are among the tokens, but have no text."""
 
     def __init__(self, served: Served, body: CompletionRequest, prompt: list[int], *, is_echo: bool):
         self.num_tokens = 0
-        self._served, self._num_top, self._echoed = served, body.logprobs, prompt if is_echo else None
+        self._served, self._num_top = served, body.logprobs
+        self._prompt: list[int] | None = prompt if is_echo else []  # None once it has been told
         self._num_prompt_top = body.prompt_logprobs
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._num_chars = 0
 
-    def feed(self, chunk: Chunk) -> dict[str, Any]:
-        """Return the chunk as a choice without its index; the first one begins with the echoed prompt."""
+    def parts(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        """Yield what a chunk adds to the choice; a long prompt comes in parts, each of a few milliseconds' work."""
         self.num_tokens += len(chunk.ids)
         layout: dict[str, list[Any]] = {name: [] for name in LAYOUT}
-        text = self._echo(chunk.prompt_logprobs, layout) + chunk.text
+        text = ""
+        if self._prompt is not None:
+            yield from self._prompt_parts(self._prompt, chunk.prompt_logprobs)
+            self._prompt = None
+            # The prompt may end within a character; what is generated starts afresh.
+            text = self._decoder.decode(b"", final=True)
+            self._num_chars += len(text)
         for entry in chunk.logprobs:
             self._place(entry.id, entry, layout)
+        yield self._part(text + chunk.text, layout, (), chunk.finish_reason)
+
+    def _prompt_parts(self, echoed: list[int], entries: Sequence[TokenLogprob | None]) -> Iterator[dict[str, Any]]:
+        step = PART_LOGPROBS // max(1, self._num_top or 0, self._num_prompt_top or 0)
+        for begin in range(0, max(len(echoed), len(entries)), step):
+            ids, known = echoed[begin : begin + step], entries[begin : begin + step]
+            layout: dict[str, list[Any]] = {name: [] for name in LAYOUT}
+            pairs = zip(ids, known or [None] * len(ids), strict=True) if ids else ()
+            text = "".join(self._place(token, entry, layout) for token, entry in pairs)
+            yield self._part(text, layout, known, None)
+
+    def _part(
+        self,
+        text: str,
+        layout: dict[str, list[Any]],
+        entries: Sequence[TokenLogprob | None],
+        finish_reason: str | None,
+    ) -> dict[str, Any]:
         logprobs = None if self._num_top is None else layout
-        scored = {} if self._num_prompt_top is None else {"prompt_logprobs": self._by_ids(chunk.prompt_logprobs)}
-        return {"text": text, "logprobs": logprobs, "finish_reason": chunk.finish_reason} | scored
+        scored = {} if self._num_prompt_top is None else {"prompt_logprobs": self._by_ids(entries)}
+        return {"text": text, "logprobs": logprobs, "finish_reason": finish_reason} | scored
 
     def _by_ids(self, entries: Sequence[TokenLogprob | None]) -> list[dict[str, Any] | None]:
         """Spell the prompt's log-probabilities as vLLM does: by id, the token itself always among them."""
@@ -146,18 +215,6 @@ class _CompletionText:
             )
         return told
 
-    def _echo(self, entries: Sequence[TokenLogprob | None], layout: dict[str, list[Any]]) -> str:
-        echoed, self._echoed = self._echoed or [], None
-        entries = entries if echoed else ()
-        text = "".join(
-            self._place(token, entry, layout)
-            for token, entry in zip(echoed, entries or [None] * len(echoed), strict=True)
-        )
-        # The prompt may end within a character; what is generated starts afresh.
-        rest = self._decoder.decode(b"", final=True)
-        self._num_chars += len(rest)
-        return text + rest
-
     def _place(self, token: int, entry: TokenLogprob | None, layout: dict[str, list[Any]]) -> str:
         """Enter a token into the layout and return its text."""
         spelled, tokenizer = self._served.token_text, self._served.tokenizer
@@ -172,12 +229,3 @@ class _CompletionText:
         text = self._decoder.decode(tokenizer.decode_bytes([token])) if is_text else ""
         self._num_chars += len(text)
         return text
-
-
-def _join(choice: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Append what a chunk added to a choice."""
-    if not choice:
-        return more
-    layout = more["logprobs"] and {name: choice["logprobs"][name] + more["logprobs"][name] for name in LAYOUT}
-    scored = {name: choice[name] + more[name] for name in ("prompt_logprobs",) if name in choice}
-    return more | {"text": choice["text"] + more["text"], "logprobs": layout} | scored

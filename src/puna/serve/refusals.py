@@ -72,6 +72,9 @@ def as_refusal(error: Exception) -> Refusal:
         return Refusal(400, str(error), param=error.param)
     if isinstance(error, ChatError):
         return Refusal(400, str(error), param="messages")
+    if isinstance(error, MemoryError):
+        message = "The server's memory does not suffice for this request; ask for less at once."
+        return Refusal(503, message, code="out_of_memory", headers={"retry-after": "1"})
     if isinstance(error, HTTPException):
         headers = dict(error.headers) if error.headers else None
         return Refusal(error.status_code, str(error.detail), headers=headers)
@@ -84,5 +87,5 @@ def add_error_handlers(app: FastAPI) -> None:
     async def answer(_: Request, error: Exception) -> Response:
         return as_refusal(error).response()
 
-    for kind in (Refusal, PunaError, HTTPException, Exception):
+    for kind in (Refusal, PunaError, HTTPException, MemoryError, Exception):
         app.add_exception_handler(kind, answer)

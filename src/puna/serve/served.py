@@ -9,20 +9,23 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from puna.chat.format import ChatFormat
-from puna.engine.adapters import Adapters
 from puna.engine.grammar.grammar import Grammar
 from puna.engine.sampler import SamplingParams
 from puna.errors import RequestError
-from puna.serve.generation.engine_thread import Batch, EngineThread
+from puna.serve.answers.pieces import JsonResponse
+from puna.serve.answers.size import AnswerSpace, TakenSpace
+from puna.serve.generation.batch import Batch
+from puna.serve.generation.engine_client import EngineClient
 from puna.serve.grammars import Grammars
-from puna.serve.middleware.gate import Tenant
+from puna.serve.middleware.keys import Tenant
+from puna.serve.offload.workers import Workers
 from puna.serve.refusals import Refusal, as_refusal, encode_json
 from puna.serve.requests.body import Body
 from puna.tokenizer.tokenizer import Tokenizer
@@ -32,6 +35,14 @@ LEAST_LOGPROB = -9999.0
 logger = logging.getLogger("puna.serve")
 
 Answer = TypeVar("Answer")
+
+
+class AdapterNames(Protocol):
+    """What is known of the adapters of a model: puna.engine.adapters.Adapters, or their folder alone."""
+
+    def names(self) -> list[str]: ...
+
+    def find(self, name: str) -> object | None: ...
 
 
 @dataclass(frozen=True)
@@ -45,19 +56,29 @@ class Served:
     name: str
     tokenizer: Tokenizer
     format: ChatFormat
-    engine: EngineThread
+    engine: EngineClient
     max_context: int
     stop_ids: tuple[int, ...]
     defaults: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=1.0))
     notice: str = ""
     strict_fields: bool = False
-    adapters: Adapters | None = None
+    adapters: AdapterNames | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
     def grammars(self) -> Grammars:
         """What compiles the forms that answers are held to."""
         return Grammars(self.tokenizer, self.stop_ids)
+
+    @cached_property
+    def workers(self) -> Workers:
+        """The threads that read, render and tokenize requests."""
+        return Workers()
+
+    @cached_property
+    def answer_space(self) -> AnswerSpace:
+        """What bounds the log-probabilities of all answers together."""
+        return AnswerSpace()
 
     def names(self, tenant: Tenant) -> list[str]:
         """Return the models that a tenant can name: the checkpoint and its adapters, or those that its key is for."""
@@ -141,29 +162,39 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, payloads: AsyncIterator[dict[str, Any]], batch: Batch):
+    def __init__(self, payloads: AsyncIterator[dict[str, Any]], batch: Batch, space: TakenSpace):
         super().__init__(_events(payloads), headers={"cache-control": "no-cache"})
-        self._batch = batch
+        self._batch, self._space = batch, space
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["is_event_stream"] = True  # protocol/http.py may send a comment between events
         # Leaving for any reason, a client that hangs up among them, stops the generation.
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._batch.close()
+            self._space.close()
 
 
-async def answer_unless_gone(request: Request, batch: Batch, answer: Callable[[], Awaitable[Response]]) -> Response:
-    """Run `answer`, but stop the batch as soon as the client hangs up."""
+async def answer_unless_gone(
+    request: Request, batch: Batch, answer: Callable[[], Awaitable[JsonResponse]], space: TakenSpace
+) -> Response:
+    """Run `answer`, but stop the batch as soon as the client hangs up; the answer keeps its space until it is sent."""
     work = asyncio.ensure_future(answer())
     leaving = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else Response(status_code=499)
+        if not work.done():
+            return Response(status_code=499)
+        response = work.result()
+        response.space = space
+        return response
     finally:
         work.cancel()
         leaving.cancel()
         batch.close()
+        if not work.done() or work.cancelled() or work.exception():
+            space.close()
 
 
 async def _disconnected(request: Request) -> None:

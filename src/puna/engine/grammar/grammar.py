@@ -74,20 +74,25 @@ class GrammarCompiler:
         self._check = GrammarCheck(LIMITS)
         self._passed: set[bytes] = set()
 
-    def compile(self, grammar: str, *, param: str = "grammar") -> "Grammar":
-        """Compile a grammar; RequestError naming `param` for one that is wrong, too large or admits nothing."""
+    def compile(self, grammar: str, *, param: str = "grammar", is_sound: bool = False) -> "Grammar":
+        """Compile a grammar; RequestError naming `param` for one that is wrong, too large or admits nothing.
+
+        `is_sound` leaves out the checks: for a grammar that another process has compiled already.
+        """
         if len(grammar) > MAX_GRAMMAR_CHARS:
             given, expected = f"a grammar of {len(grammar):,} characters", f"at most {MAX_GRAMMAR_CHARS:,}"
             raise RequestError(given, expected=expected, param=param)
         library = _library()
-        self._pass(grammar, param)
+        if not is_sound:
+            self._pass(grammar, param)
         with self._lock:
             if self._vocabulary is None:
                 spelled = _SpelledTokens(self._tokenizer, self._stop_ids)
                 self._vocabulary = library.LLTokenizer(spelled, eos_token=self._stop_ids)
         limits = library.LLParserLimits(**LIMITS)
-        compiled = Grammar(library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits), param)
-        self._rehearse(compiled.matcher())
+        compiled = Grammar(library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits), param, grammar)
+        if not is_sound:
+            self._rehearse(compiled.matcher())
         return compiled
 
     def _pass(self, grammar: str, param: str) -> None:
@@ -112,13 +117,13 @@ class GrammarCompiler:
 
 
 class Grammar:
-    """A compiled grammar, where every answer to one request begins: after the ids `begun`.
+    """A compiled grammar, where every answer to one request begins: after the ids `begun`. `text` is its source.
 
     NOTE: what its matchers learn of it they share, and it is bounded; kept for ever it would be used up.
     """
 
-    def __init__(self, start: "llguidance.LLMatcher", param: str, begun: Sequence[int] = ()):
-        self._start, self.param, self.begun = start, param, tuple(begun)
+    def __init__(self, start: "llguidance.LLMatcher", param: str, text: str, begun: Sequence[int] = ()):
+        self._start, self.param, self.text, self.begun = start, param, text, tuple(begun)
 
     def matcher(self) -> "Matcher":
         return Matcher(self._start.deep_copy(), self.param)
@@ -135,7 +140,7 @@ class Grammar:
             raise RequestError(given, expected=f"the beginning of an answer that {self.param} admits", param="messages")
         if start.is_stopped():
             raise RequestError("the message to be continued is complete", expected="a part of it", param="messages")
-        return Grammar(start, self.param, (*self.begun, *ids))
+        return Grammar(start, self.param, self.text, (*self.begun, *ids))
 
 
 class Matcher:

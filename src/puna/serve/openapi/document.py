@@ -37,10 +37,10 @@ HEADERS = {
 
 
 class Operation(NamedTuple):
-    """A route as it is described."""
+    """A route as it is described; without a model its answer is plain text."""
 
     summary: str
-    answer: type[BaseModel]
+    answer: type[BaseModel] | None
     errors: tuple[int, ...] = DEFENCES
     body: type[Body] | None = None
     event: type[BaseModel] | None = None
@@ -49,6 +49,7 @@ class Operation(NamedTuple):
 WITH_MODEL = (*DEFENCES, 404)
 OPERATIONS = {
     ("GET", "/health"): Operation("Tell whether requests are answered; without a key", answers.Health),
+    ("GET", "/metrics"): Operation("Tell Prometheus what the server has counted", None),
     ("GET", "/v1/models"): Operation("List the model and its adapters", answers.ModelList),
     ("GET", "/v1/models/{model}"): Operation("Describe a model", answers.Model, WITH_MODEL),
     ("POST", "/v1/chat/completions"): Operation(
@@ -67,7 +68,7 @@ def openapi_document(*, is_strict: bool) -> dict[str, Any]:
 
     Example:
         >>> sorted(openapi_document(is_strict=False)["paths"])[:2]
-        ['/health', '/openapi.json']
+        ['/health', '/metrics']
     """
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), operation in OPERATIONS.items():
@@ -85,7 +86,9 @@ def openapi_document(*, is_strict: bool) -> dict[str, Any]:
 
 
 def _describe(path: str, operation: Operation) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": _reference(operation.answer)}}
+    content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+    if operation.answer:
+        content = {"application/json": {"schema": _reference(operation.answer)}}
     if operation.event:
         content["text/event-stream"] = {"schema": _event(operation.event)}
     success: dict[str, Any] = {"description": "The answer", "content": content}

@@ -153,6 +153,8 @@ REPEATED = {"index", "parsed", "parsed_arguments", "type"}
 NO_MISSPELLINGS = {"mode", "context"}
 NO_NAMES = "Llama's chat format has no place for names"
 MIN_LIKENESS = 0.8
+# A body of 4 MiB could have half a million, and each unknown one is compared with the known ones.
+MAX_FIELDS = 256
 
 
 class Sifted(NamedTuple):
@@ -188,6 +190,8 @@ def sift(
     """
     fields: dict[str, Any] = {}
     warnings: list[str] = []
+    if len(data) > MAX_FIELDS:
+        raise Refusal(400, f"The body has {len(data):,} fields; expected at most {MAX_FIELDS}.")
     if data.get("do_sample") is False and not is_strict:
         # lm-evaluation-harness and others send transformers' word for the most likely tokens.
         data = {name: value for name, value in data.items() if name != "do_sample"} | {"temperature": 0}
@@ -239,7 +243,10 @@ def judge_extras(model: BaseModel, place: str, *, is_strict: bool) -> Iterator[s
     Raises:
         Refusal: For a misspelled name and for media; in strict mode for every field that is not empty.
     """
-    for name, value in (model.model_extra or {}).items():
+    extra = model.model_extra or {}
+    if len(extra) > MAX_FIELDS:
+        raise Refusal(400, f"{place} has {len(extra):,} unknown fields; expected at most {MAX_FIELDS}.", param=place)
+    for name, value in extra.items():
         if _asks_nothing(value) or name in REPEATED:
             continue
         where = f"{place}.{shown(name)}"

@@ -1,0 +1,1 @@
+"""Answers -> bytes within bounds: how many log-probabilities fit, and JSON that is encoded and sent in pieces."""

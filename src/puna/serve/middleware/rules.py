@@ -1,0 +1,74 @@
+"""Flags of the command -> the rules that requests are held to, and the middlewares that hold them.
+
+One concern a file: http_syntax, hosts, keys, concurrency, body_limit. The file refuse answers for all of them. No
+middleware looks into bodies.
+"""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from puna.errors import ConfigError
+from puna.serve.middleware.body_limit import BodyLimitMiddleware
+from puna.serve.middleware.concurrency import ConcurrencyMiddleware
+from puna.serve.middleware.hosts import HostsMiddleware, is_loopback, own_hosts
+from puna.serve.middleware.http_syntax import HttpSyntaxMiddleware
+from puna.serve.middleware.keys import (
+    KEY_VARIABLE,
+    MAKE_KEY,
+    SERVE_WITH_KEY,
+    KeysMiddleware,
+    Tenant,
+    read_tenants,
+)
+from puna.serve.middleware.refuse import RefuseMiddleware
+from puna.serve.protocol.connections import ConnectionLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What requests are held to. No `tenants`: no key is asked for; no `hosts`: any Host header will do.
+
+    Web pages of `origins` may read the answers (browser/origins.py); the keys hold for them too.
+    """
+
+    tenants: Mapping[bytes, Tenant] = field(default_factory=dict)  # by the hashes of their keys
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    max_body_bytes: int = 4 * 2**20
+    body_seconds: float = 30.0
+    max_requests: int = 1024
+    connections: ConnectionLimits | None = None  # None: derived from the limit of open files
+
+
+def make_rules(host: str, key_file: Path | None, environment: Mapping[str, str]) -> Rules:
+    """Collect the keys and judge whether `host` may be listened on.
+
+    A line of `key_file` is a key and, if it is not for all, the models that it is for; PUNA_API_KEY is one for all.
+    Raises ConfigError for a weak or unreadable key, and for an address beyond loopback without any.
+    """
+    tenants = read_tenants(key_file, environment)
+    if not tenants and not is_loopback(host):
+        raise ConfigError(
+            f"--host {host} can be reached from other machines and no key is set",
+            expected=f"--api-key-file or {KEY_VARIABLE}, or a host such as 127.0.0.1",
+            hint=f"{MAKE_KEY} > keys.txt, then: {SERVE_WITH_KEY.replace('0.0.0.0', shlex.quote(host))}",
+        )
+    return Rules(tenants, frozenset() if tenants else own_hosts(host))
+
+
+class RulesMiddleware:
+    """The middlewares as one, outermost first: a request that one of them refuses is seen by none behind it."""
+
+    def __init__(self, app: ASGIApp, rules: Rules):
+        self.app = app
+        guarded: ASGIApp = BodyLimitMiddleware(app, max_bytes=rules.max_body_bytes, seconds=rules.body_seconds)
+        guarded = ConcurrencyMiddleware(guarded, rules.max_requests)
+        guarded = KeysMiddleware(guarded, rules.tenants)
+        self.guarded: ASGIApp = RefuseMiddleware(HttpSyntaxMiddleware(HostsMiddleware(guarded, rules.hosts)))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.app if scope["type"] == "lifespan" else self.guarded)(scope, receive, send)
