@@ -45,8 +45,6 @@ REFUSED = (
 TEXTS = ("prompt", "instruction", "input", "question", "query", "completion", "response", "output", "text")
 # Verdicts on one answer alone (KTO): no row of a dialogue teaches them.
 VERDICTS = ("label", "kto_tag")
-
-
 _EMPTY_TEXTS = ("", "[]", "{}", "null")
 _LIST_IN_TEXT = re.compile(r"\s*\[\s*\{")
 
@@ -76,7 +74,7 @@ def beside(row: Row, used: set[str], messages: Sequence[Row]) -> Beside:
         ChatError: A column belongs to the prompt and has no place in a conversation, or contradicts the dialogue.
 
     Example:
-        >>> beside({"id": 3, "source": "web", "images": []}, {"id"}, []).descriptive
+        >>> beside({"id": 3, "source": "web", "system": "Be brief."}, {"id"}, []).descriptive
         ('source',)
     """
     others = {name: value for name, value in row.items() if name not in used and value is not None}
@@ -98,9 +96,11 @@ def with_system(messages: list[Row], system: str) -> list[Row]:
     """
     if not system:
         return messages
-    if messages and messages[0]["role"] == "system":
-        return messages if messages[0].get("content") else [{"role": "system", "content": system}, *messages[1:]]
-    return [{"role": "system", "content": system}, *messages]
+    first = messages[0] if messages else {}
+    is_there = first.get("role") == "system"
+    if is_there and str(first.get("content") or "").strip():
+        return messages
+    return [{"role": "system", "content": system}, *messages[int(is_there) :]]
 
 
 def with_history(messages: list[Row], row: Row, used: set[str]) -> list[Row]:

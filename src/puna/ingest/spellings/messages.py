@@ -19,9 +19,7 @@ ROLES = {
     **dict.fromkeys(("function_call", "tool_call"), "call"),
 }
 # Fields of a message that the prompt format has no room for: the name of a speaker, and descriptions of the message.
-DESCRIPTIVE = {
-    *("name", "id", "message_id", "turn_id", "index", "timestamp", "created_at", "model", "language", "num_tokens"),
-}
+DESCRIPTIVE = frozenset("name id message_id turn_id index timestamp created_at model language num_tokens".split())
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 
@@ -62,8 +60,8 @@ def read_messages(value: Any, place: str) -> Messages:
     for index, item in items:
         message = _read_message(item, f"{place}[{index}]")
         for name in DESCRIPTIVE & message.keys():
-            # The name of a tool repeats the call, and may be empty; Message knows the field.
-            if not (name == "name" and message["role"] == "tool") and message.pop(name) not in ("message", ""):
+            if (name, message["role"]) != ("name", "tool"):  # The name of a tool repeats the call.
+                del message[name]
                 left_out.add(f"{place}[].{name}")
         is_call = message.pop("is_call", False)
         if is_call and follows_call:
