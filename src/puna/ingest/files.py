@@ -36,7 +36,7 @@ class SourceFile(NamedTuple):
 def find_files(source: Path, include: Sequence[str] = ("*",)) -> list[SourceFile]:
     """List the files of a source, hidden ones aside.
 
-    A link counts as a file if the target is a regular file inside the source: the user offered nothing outside. A source
+    A link counts as a file if the target is a regular file inside the source: nothing outside was offered. A source
     may be a link.
 
     Args:
