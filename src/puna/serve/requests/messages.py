@@ -34,7 +34,7 @@ class TextPart(BaseModel):
         return self.text if self.type == "text" else self.refusal
 
 
-Content = str | Annotated[list[TextPart], Field(max_length=1024)]
+Content = str | Annotated[list[TextPart], Field(fail_fast=True, max_length=1024)]
 
 
 class FunctionCall(BaseModel):
@@ -122,7 +122,7 @@ class AssistantMessage(BaseModel):
     role: Literal["assistant"]
     content: Content | None = None
     refusal: str | None = None
-    tool_calls: Annotated[list[ToolCallPart | FlatCall], Field(max_length=128)] | None = None
+    tool_calls: Annotated[list[ToolCallPart | FlatCall], Field(fail_fast=True, max_length=128)] | None = None
     function_call: FunctionCall | None = None
     prefix: bool | None = None
     partial: bool | None = None
