@@ -116,7 +116,7 @@ def test_the_template_renders_our_ids_and_mask_in_every_setting(
         Message("assistant", "", (LOOK, LOOK, ToolCall("order", {}))),
         Message("assistant", "", (LOOK, LOOK)),
         Message("assistant", "See <function=look>", (LOOK,)),
-        Message("assistant", "", (ToolCall("look", {"a": "</function>\\"}),)),
+        Message("assistant", "", (ToolCall("look", {"a": "</function>\\ \x7f"}),)),
         Message("assistant", "", (ToolCall("order", {}),)),
         Message("assistant", "", (ToolCall("brave_search", {"query": "tea"}),)),
         Message("assistant", "", (ToolCall("brave_search", {"query": 'the "best" tea'}),)),

@@ -217,15 +217,18 @@ def verifying(path: Path) -> Iterator[None]:
 def content_hash(path: Path) -> str:
     """Hash what stands at `path`: an artifact by its manifest, a raw file or folder by names and contents.
 
-    Hidden files of a raw folder (.git, .DS_Store) do not count.
+    Hidden files of a raw folder (.git, .DS_Store) do not count. Nothing is read of a file outside the folder that a
+    link leads to, or of a file that the user may not read: their names count.
     """
     if is_artifact(path):
         return read_manifest(path).content_hash
     if path.is_file():
         return hash_file(path)
     if path.is_dir():
-        return _hash_json({name: hash_file(path / name) for name in _visible_files(path)})
-    raise ArtifactError(f"{path} does not exist", expected="a file, a folder or an artifact")
+        root = path.resolve()
+        return _hash_json({name: _hash_inside(path / name, root) for name in _visible_files(path)})
+    problem = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
+    raise ArtifactError(f"{path} {problem}", expected="a file, a folder or an artifact")
 
 
 @contextlib.contextmanager
@@ -266,6 +269,15 @@ def _files(directory: Path) -> list[str]:
 
 def _visible_files(directory: Path) -> list[str]:
     return [name for name in _files(directory) if not any(part.startswith(".") for part in name.split("/"))]
+
+
+def _hash_inside(path: Path, root: Path) -> str:
+    if not path.resolve().is_relative_to(root):
+        return "outside"
+    try:
+        return hash_file(path)
+    except PermissionError:
+        return "unreadable"
 
 
 def _hash_json(value: Any) -> str:

@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from puna import __version__, offline
 from puna.errors import ConfigError, PunaError
+from puna.progress import printable
 from puna.run import ranks
 from puna.stages import STAGES, Stage
 
@@ -49,7 +50,8 @@ def main() -> None:
     except CycloptsError as error:
         sys.exit(f"puna: {_usage_error(error, arguments[0])}")
     except PunaError as error:
-        sys.exit(f"puna: {error}" if ranks()[0] == 0 else f"puna, process {ranks()[0]}: {error}")
+        told = printable(str(error))
+        sys.exit(f"puna: {told}" if ranks()[0] == 0 else f"puna, process {ranks()[0]}: {told}")
     except KeyboardInterrupt:
         print("puna: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from puna import artifact
 from puna.errors import ArtifactError, ConfigError
-from puna.progress import Progress
+from puna.progress import Progress, duration, printable
 from puna.storage.files import fsync, hash_file
 from puna.storage.journal import Journal
 
@@ -59,6 +59,7 @@ class Run:
         """Print a line and append it to the log."""
         if self.rank:
             return
+        text = printable(text)
         self.console.print(text, markup=False, highlight=False)
         with (self.directory / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
@@ -155,5 +156,4 @@ def num_restarts() -> int:
 
 def elapsed(start: float) -> str:
     """Say how long ago `start` (time.monotonic) was: "1m 05s"."""
-    seconds = int(time.monotonic() - start)
-    return f"{seconds // 60}m {seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
+    return duration(time.monotonic() - start)

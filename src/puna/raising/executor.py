@@ -138,7 +138,7 @@ def _require_apart(path: Path, inputs: dict[str, Path]) -> None:
     """Refuse an output that would replace one of its inputs, or become part of one."""
     output = path.resolve()
     for role, source in inputs.items():
-        given = source.resolve()
+        given = Path(os.path.realpath(source))  # Unlike resolve(), it takes a loop of links as it stands.
         if output == given or output in given.parents or given in output.parents:
             raise ConfigError(
                 f"{role} = {source} and the output {path} lie in one another", hint="Choose another output"

@@ -50,6 +50,7 @@ class Operation(NamedTuple):
 WITH_MODEL = (*DEFENCES, 404)
 OPERATIONS = {
     ("GET", "/health"): Operation("Tell whether requests are answered; without a key", answers.Health),
+    ("GET", "/metrics"): Operation("Tell Prometheus what the server has counted", None),
     ("GET", "/v1/models"): Operation("List the model and its adapters", answers.ModelList),
     ("GET", "/v1/models/{model}"): Operation("Describe a model", answers.Model, WITH_MODEL),
     ("POST", "/v1/chat/completions"): Operation(
@@ -68,7 +69,7 @@ def openapi_document(*, is_strict: bool) -> dict[str, Any]:
 
     Example:
         >>> sorted(openapi_document(is_strict=False)["paths"])[:2]
-        ['/health', '/openapi.json']
+        ['/health', '/metrics']
     """
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), operation in OPERATIONS.items():

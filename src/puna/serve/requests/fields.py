@@ -153,8 +153,8 @@ REPEATED = {"index", "parsed", "parsed_arguments", "type"}
 NO_MISSPELLINGS = {"mode", "context"}
 NO_NAMES = "Llama's chat format has no place for names"
 MIN_LIKENESS = 0.8
-# Names are compared with all known names: many would take long.
-MAX_NAMES = 256
+# A body of 4 MiB could have half a million, and each unknown one is compared with the known ones.
+MAX_FIELDS = 256
 
 
 class Sifted(NamedTuple):
@@ -188,10 +188,10 @@ def sift(
         >>> sift({"top_k": -1, "verbosity": "low"}, Request, {"top_k": (-1, 0, "no limit")}, is_strict=False)
         Sifted(fields={'top_k': 0}, warnings=['top_k: -1 is read as no limit', 'verbosity has no effect'])
     """
-    if len(data) > MAX_NAMES:
-        raise Refusal(400, f"The body has {len(data):,} fields; expected at most {MAX_NAMES}.")
     fields: dict[str, Any] = {}
     warnings: list[str] = []
+    if len(data) > MAX_FIELDS:
+        raise Refusal(400, f"The body has {len(data):,} fields; expected at most {MAX_FIELDS}.")
     if data.get("do_sample") is False and not is_strict:
         # lm-evaluation-harness and others send transformers' word for the most likely tokens.
         data = {name: value for name, value in data.items() if name != "do_sample"} | {"temperature": 0}
@@ -248,15 +248,15 @@ def judge_extras(model: BaseModel, place: str, seen: set[str], *, is_strict: boo
         is_strict: Refuse every field that is not empty.
 
     Raises:
-        Refusal: For a misspelled name, for media, and for more than MAX_NAMES names.
+        Refusal: For a misspelled name, for media, and for more than MAX_FIELDS names.
     """
     for name, value in (model.model_extra or {}).items():
         if name in seen or name in REPEATED or _asks_nothing(value):
             continue
         where = f"{place}.{shown(name)}"
         seen.add(name)
-        if len(seen) > MAX_NAMES:
-            raise Refusal(400, f"{where}: more than {MAX_NAMES} unknown names of fields.", param=where)
+        if len(seen) > MAX_FIELDS:
+            raise Refusal(400, f"{where}: more than {MAX_FIELDS} unknown names of fields.", param=where)
         if name in ("audio", "images", "videos"):
             raise Refusal(400, f"{where} is not supported. {TEXT_ONLY}", param=where)
         hint = _nearest(name, type(model))
