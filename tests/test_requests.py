@@ -413,6 +413,12 @@ def logging_to(lines: list[str]) -> Iterator[None]:
         logging.getLogger("uvicorn.error").removeHandler(handler)
 
 
+def test_a_schema_beside_json_object_is_fitted_as_others_are(http):
+    schema = {"type": "object", "properties": {"to": {"type": "string", "pattern": r"^(?!\.)[a-z.]+$"}}}
+    form = {"type": "json_object", "schema": schema}
+    assert "pattern" in warning_of(ask(http, CHAT | {"response_format": form}))
+
+
 def test_warnings_are_one_bounded_line_of_ascii_without_values(http, tokenizer, engine):
     secret, lines = "s" * 40, list[str]()
     with logging_to(lines):
