@@ -3,6 +3,7 @@
 How a conversation becomes tokens, and tokens tool calls, is the chat format's business.
 """
 
+import asyncio
 import json
 import time
 import uuid
@@ -39,8 +40,7 @@ async def create_chat_completion(served: Served, request: Request) -> Response:
     begun = conversation.messages[-1].content.strip() if body.is_continuing else ""
     # Every answer reads again what it continues.
     work = (served, body, conversation, grammar, begun)
-    num_read = len(begun) * (body.n or 1)
-    grammar, replies = await served.workers.run(_begin, *work, num_bytes=num_read) if begun else _begin(*work)
+    grammar, replies = await asyncio.to_thread(_begin, *work) if begun else _begin(*work)
     max_tokens = body.max_tokens or body.max_completion_tokens
     room = served.max_context - len(prompt)
     most = most_tokens(body.n or 1, body.num_top_logprobs)
@@ -85,7 +85,10 @@ def _read_conversation(served: Served, body: ChatRequest, num_bytes: int) -> tup
     try:
         conversation = Conversation.from_json(body.conversation())
         if num_bytes > served.max_context:  # No token has less than a byte.
-            require_room(served.tokenizer, _texts(conversation), served.max_context, param="messages")
+            texts = [*_texts(conversation)]
+            has_large_tools = bool(conversation.tools) and 2 * len(texts[-1]) > sum(map(len, texts))
+            param = "tools" if has_large_tools else "messages"
+            require_room(served.tokenizer, texts, served.max_context, param=param)
         prompt = served.format.prompt_to_continue if body.is_continuing else served.format.prompt
         return conversation, prompt(conversation)
     except RecursionError:
