@@ -218,7 +218,7 @@ def test_a_tenant_that_is_refused_again_and_again_waits_for_its_refusals():
 def test_slow_grammars_of_one_tenant_leave_another_its_turn(tokenizer_path):
     release = threading.Event()
 
-    def slow() -> str:
+    def slow(_: object) -> str:
         release.wait(20)
         return json_grammar({"type": "null"})
 
@@ -230,7 +230,7 @@ def test_slow_grammars_of_one_tenant_leave_another_its_turn(tokenizer_path):
             await grammars.compile(slow, param="tools", tenant="a")
         assert caught.value.status == 503
         for _ in range(3):
-            assert await grammars.compile(lambda: json_grammar({"type": "null"}), param="tools", tenant="b")
+            assert await grammars.compile(lambda _: json_grammar({"type": "null"}), param="tools", tenant="b")
         assert not any(task.done() for task in waiting)
         release.set()
         await asyncio.gather(*waiting)

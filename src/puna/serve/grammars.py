@@ -9,12 +9,16 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
+
+from fastapi import Request
 
 from puna.chat.call_grammar import CallRules, call_grammar
 from puna.chat.conversation import Conversation
 from puna.engine.grammar.grammar import Grammar, GrammarCompiler, json_grammar, lark_grammar, regex_grammar, with_layout
 from puna.errors import ChatError, RequestError
 from puna.serve.generation.admission import Admission
+from puna.serve.middleware.warnings import warn
 from puna.serve.refusals import Refusal, overloaded
 from puna.serve.requests.chat import ChatRequest
 from puna.serve.requests.forms import GrammarFormat, JsonObjectFormat, JsonSchemaFormat, ResponseFormat, TextFormat
@@ -24,6 +28,9 @@ from puna.tokenizer.tokenizer import Tokenizer
 NUM_THREADS, THREADS_PER_TENANT = 3, 2
 MAX_WAITING = 64
 MAX_SECONDS = 10.0
+
+Fit = Callable[[Any, bool, str], dict[str, Any]]  # (schema, is_strict, place) -> what a grammar holds of the schema.
+Spell = Callable[[Fit], str]
 
 
 class Grammars:
@@ -38,15 +45,18 @@ class Grammars:
         self._admission = Admission(MAX_WAITING, noun="grammars")
         self._turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(THREADS_PER_TENANT))
 
-    async def compile(self, spell: Callable[[], str], *, param: str, tenant: str = "") -> Grammar:
-        """Return the grammar that `spell` gives as text; RequestError or Refusal naming `param` where it cannot be."""
+    async def compile(self, spell: Spell, *, param: str, tenant: str = "") -> Grammar:
+        """Return the grammar that `spell` gives as text; RequestError or Refusal naming `param` where it cannot be.
+
+        The grammar's `notes` say what of the schemas that `spell` fitted is left out.
+        """
         self._admission.take(tenant, 1)
         try:
             return await self._compile_in_turn(spell, param, self._turns[tenant])
         finally:
             self._admission.release(tenant)
 
-    async def _compile_in_turn(self, spell: Callable[[], str], param: str, turn: asyncio.Semaphore) -> Grammar:
+    async def _compile_in_turn(self, spell: Spell, param: str, turn: asyncio.Semaphore) -> Grammar:
         loop = asyncio.get_running_loop()
         job: Future[Grammar] | None = None
 
@@ -67,18 +77,28 @@ class Grammars:
                 raise Refusal(400, message, param=param) from None
             raise overloaded("Other grammars are being compiled.") from None
 
-    def _compile(self, spell: Callable[[], str], param: str) -> Grammar:
+    def _compile(self, spell: Spell, param: str) -> Grammar:
+        notes: list[str] = []
+
+        def fit(schema: Any, is_strict: bool, place: str) -> dict[str, Any]:
+            fitted = self._compiler.fit(schema, is_strict=is_strict, place=place)
+            notes.extend(fitted.notes)
+            return fitted.schema
+
         try:
-            return self._compiler.compile(spell(), param=param)
+            return self._compiler.compile(spell(fit), param=param, notes=notes)
         except RecursionError:
             raise RequestError("a schema that is nested too deeply", param=param) from None
+        except RequestError as error:
+            error.param = error.param or param
+            raise
 
 
 async def answer_grammar(grammars: Grammars, form: ResponseFormat | None, *, tenant: str = "") -> Grammar | None:
     """Return the grammar of an answer that is no call; None where it is free."""
     if form is None or isinstance(form, TextFormat):
         return None
-    return await grammars.compile(lambda: _spell_answer(form), param="response_format", tenant=tenant)
+    return await grammars.compile(lambda fit: _spell_answer(form, fit), param="response_format", tenant=tenant)
 
 
 async def message_grammar(
@@ -102,10 +122,14 @@ async def message_grammar(
         has_answer=has_answer,
     )
 
-    def spell() -> str:
-        answer = _spell_answer(form) if has_answer and form else ""
+    def spell(fit: Fit) -> str:
+        answer = _spell_answer(form, fit) if has_answer and form else ""
         try:
-            lark = call_grammar(conversation, rules, lambda schema, strict: with_layout(schema, is_strict=strict))
+            lark = call_grammar(
+                conversation,
+                rules,
+                lambda tool, schema, strict: with_layout(fit(schema, strict, f"tool {tool}")),
+            )
         except ChatError as error:
             raise RequestError(error.given, expected=error.expected, param="tools") from None
         return lark_grammar(lark, answer=answer)
@@ -113,9 +137,15 @@ async def message_grammar(
     return await grammars.compile(spell, param="tools", tenant=tenant)
 
 
-def _spell_answer(form: ResponseFormat) -> str:
+def warn_of_notes(request: Request, grammar: Grammar | None) -> None:
+    """Tell the client in a header what of its schemas the grammar does not hold."""
+    for note in grammar.notes if grammar else ():
+        warn(request, note)
+
+
+def _spell_answer(form: ResponseFormat, fit: Fit) -> str:
     if isinstance(form, JsonSchemaFormat):
-        return json_grammar(form.json_schema.schema_, is_strict=bool(form.json_schema.strict))
+        return json_grammar(fit(form.json_schema.schema_, bool(form.json_schema.strict), "response_format"))
     if isinstance(form, GrammarFormat):
         return lark_grammar(form.definition) if form.syntax == "lark" else regex_grammar(form.definition)
     return json_grammar((form.schema_ if isinstance(form, JsonObjectFormat) else None) or {"type": "object"})

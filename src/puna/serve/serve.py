@@ -77,6 +77,7 @@ def serve(
     allow_origin: Annotated[list[str] | None, Parameter(negative="")] = None,
     name: str | None = None,
     max_queue: int = 256,
+    max_connections_per_address: Annotated[int, Parameter(show_default=False)] = 0,
     strict_fields: bool = False,
     engine: Annotated[EngineFlags, Parameter(name="*")] = EngineFlags(),
 ) -> None:
@@ -98,12 +99,15 @@ def serve(
         What clients call the model, instead of the directory's name.
     max_queue
         How many continuations are held at once, the running ones included, in equal shares for keys; more get a 503.
+    max_connections_per_address
+        Connections from one address. Half of all by default; behind a proxy all come from the proxy's address.
     strict_fields
         Refuse fields that have no effect, instead of accepting them with the header X-Puna-Warning.
     """
     bounded = ("max_batch", "adapter_mib", "max_step_seconds")
-    _require_bounds(port=port, max_queue=max_queue, **{flag: getattr(engine, flag) for flag in bounded})
-    rules = _read_rules(host, port, api_key_file, allow_origin or [])
+    least_zero = {"port": port, "max_connections_per_address": max_connections_per_address}
+    _require_bounds(**least_zero, max_queue=max_queue, **{flag: getattr(engine, flag) for flag in bounded})
+    rules = _read_rules(host, port, api_key_file, allow_origin or [], max_connections_per_address)
     spec, name = engine_spec(checkpoint, engine), name or checkpoint.resolve().name
     served, unfit = open_supervised(spec, name, max_queue, engine.max_step_seconds)
     print(*filter(None, (served.notice, *unfit)), sep="\n", file=sys.stderr)
@@ -112,12 +116,15 @@ def serve(
 
 def _require_bounds(**flags: int) -> None:
     for name, value in flags.items():
-        least, most = 0 if name == "port" else 1, 2**31 if name == "adapter_mib" else 65_535
+        least, most = (
+            int(name not in ("port", "max_connections_per_address")),
+            2**31 if name == "adapter_mib" else 65_535,
+        )
         if not least <= value <= most:
             raise ConfigError(f"--{name.replace('_', '-')} {value}", expected=f"{least} to {most}")
 
 
-def _read_rules(host: str, port: int, api_key_file: Path | None, origins: list[str]) -> "Rules":
+def _read_rules(host: str, port: int, api_key_file: Path | None, origins: list[str], per_address: int) -> "Rules":
     """Collect the rules for an address that is free; before all else, check that serving is installed."""
     try:
         import_module("llguidance")
@@ -129,7 +136,7 @@ def _read_rules(host: str, port: int, api_key_file: Path | None, origins: list[s
     raise_open_files()
     rules = make_rules(host, api_key_file, os.environ)
     _require_free(host, port)
-    return replace(rules, origins=parse_origins(origins), connections=default_limits())
+    return replace(rules, origins=parse_origins(origins), connections=default_limits(per_address))
 
 
 def _require_free(host: str, port: int) -> None:

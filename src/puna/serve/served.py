@@ -25,6 +25,7 @@ from puna.serve.generation.batch import Batch
 from puna.serve.generation.engine_client import EngineClient
 from puna.serve.grammars import Grammars
 from puna.serve.middleware.keys import Tenant
+from puna.serve.offload.workers import Workers
 from puna.serve.refusals import Refusal, as_refusal, encode_json
 from puna.serve.requests.body import Body
 from puna.tokenizer.tokenizer import Tokenizer
@@ -68,6 +69,11 @@ class Served:
     def grammars(self) -> Grammars:
         """What compiles the forms that answers are held to."""
         return Grammars(self.tokenizer, self.stop_ids)
+
+    @cached_property
+    def workers(self) -> Workers:
+        """The threads that read, render and tokenize requests."""
+        return Workers()
 
     @cached_property
     def answer_space(self) -> AnswerSpace:
