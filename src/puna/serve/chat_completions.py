@@ -32,10 +32,10 @@ async def create_chat_completion(served: Served, request: Request) -> Response:
     body = await read_request(request, ChatRequest, served.workers, is_strict=served.strict_fields)
     adapter = served.adapter_of(body.model, request.state.tenant)
     # Before the prompt is tokenized: under overload most requests end here.
-    await served.engine.expect_room(request.state.tenant.name, body.n or 1)
+    await served.engine.expect_room(tenant := request.state.tenant.name, body.n or 1)
     num_bytes = len(await request.body())
     conversation, prompt = await served.workers.run(_read_conversation, served, body, num_bytes, num_bytes=num_bytes)
-    grammar = await message_grammar(served.grammars, body, conversation)
+    grammar = await message_grammar(served.grammars, body, conversation, tenant=tenant)
     warn_of_notes(request, grammar)
     begun = conversation.messages[-1].content.strip() if body.is_continuing else ""
     # Every answer reads again what it continues.
@@ -60,7 +60,7 @@ async def create_chat_completion(served: Served, request: Request) -> Response:
     requests = [(prompt, each) for each in params]
     space = served.answer_space.take(size.num_logprobs)
     try:
-        batch = await served.engine.submit(requests, tenant=request.state.tenant.name, adapter=adapter)
+        batch = await served.engine.submit(requests, tenant=tenant, adapter=adapter)
     except BaseException:
         space.close()
         raise
