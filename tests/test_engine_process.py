@@ -409,7 +409,7 @@ def test_answers_of_the_process_equal_those_of_an_engine_in_this_one(tmp_path):
         ("chat/completions", chat | {"response_format": form, "messages": begun, "continue_final_message": True}),
         (
             "completions",
-            {"model": "tiny", "prompt": ["We", [70, 71]], "max_tokens": 5, "echo": True, "logprobs": 2, "seed": 1},
+            {"model": "tiny", "prompt": ["We", "open"], "max_tokens": 5, "echo": True, "logprobs": 2, "seed": 1},
         ),
         ("completions", {"model": "tiny", "prompt": [70, 71, 72], "max_tokens": 0, "prompt_logprobs": 5}),
         ("completions", {"model": "tiny", "prompt": [70] * 300}),
