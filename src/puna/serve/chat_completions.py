@@ -29,12 +29,12 @@ from puna.serve.served import EventStream, Served, answer_unless_gone, usage
 
 async def create_chat_completion(served: Served, request: Request) -> Response:
     """Answer a chat request in OpenAI's format."""
-    body = await read_request(request, ChatRequest, served.workers, is_strict=served.strict_fields)
+    body = await read_request(request, ChatRequest, served.readers, is_strict=served.strict_fields)
     adapter = served.adapter_of(body.model, request.state.tenant)
     # Before the prompt is tokenized: under overload most requests end here.
     await served.engine.expect_room(tenant := request.state.tenant.name, body.n or 1)
     num_bytes = len(await request.body())
-    conversation, prompt = await served.workers.run(_read_conversation, served, body, num_bytes, num_bytes=num_bytes)
+    conversation, prompt = await served.tokenizers.run(_read_conversation, served, body, num_bytes, num_bytes=num_bytes)
     grammar = await message_grammar(served.grammars, body, conversation, tenant=tenant)
     warn_of_notes(request, grammar)
     begun = conversation.messages[-1].content.strip() if body.is_continuing else ""
