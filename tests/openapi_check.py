@@ -39,6 +39,8 @@ def problems(method: str, path: str, status: int, kind: str, body: bytes) -> lis
             model = "Error" if event.startswith(b'{"error"') else operation.event.__name__
             found += _differences(place, model, event)
         return found
+    if operation.answer is None:
+        return [] if kind.startswith("text/plain") else [f"{place}: Content-Type {kind}"]
     if kind != "application/json":
         return [f"{place}: Content-Type {kind}"]
     return _differences(place, operation.answer.__name__, body)

@@ -74,7 +74,7 @@ class Disk:
     def _bytes(self, number: int, keeps_bytes: bool | str) -> bytes:
         durable, shown = self.durable_bytes.get(number, b""), self.shown.get(number, b"")
         if keeps_bytes == "torn" and shown != durable:
-            same = len(os.path.commonprefix([durable, shown]))
+            same = len(durable) if shown.startswith(durable) else 0
             half = (same + len(shown)) // 2
             return shown[:half] + bytes(len(shown) - half)
         return shown if keeps_bytes else durable

@@ -135,12 +135,12 @@ def test_the_chosen_answers_of_preferences_are_counted(ingest: Callable[..., Ing
 # Empty answers
 
 
-def test_empty_answers_are_told_and_left_out_on_request(ingest: Callable[..., Ingested]):
+def test_empty_answers_are_left_out_or_told_on_request(ingest: Callable[..., Ingested]):
     rows = [*various(18), dialogue("Open?", " \n"), dialogue("Closed?", "")]
-    finding = ingest(rows).finding("answers-empty")
+    finding = ingest(rows, drop_empty=False).finding("answers-empty")
     assert (finding["count"], finding["total"]) == (2, 20) and "drop_empty = true" in finding["remedy"]
     assert "first train.jsonl row 19: 'Open?'" in finding["seen"]
-    found = ingest(rows, drop_empty=True)
+    found = ingest(rows)
     assert [row["place"] for row in found.rejected] == ["train.jsonl row 19", "train.jsonl row 20"]
     assert len(found.rows) == 18 and "answers-empty" not in found.codes()
 

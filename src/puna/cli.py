@@ -14,8 +14,10 @@ from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from puna import __version__, offline
 from puna.errors import ConfigError, PunaError
+from puna.progress import printable
 from puna.run import ranks
 from puna.stages import STAGES, Stage
+from puna.storage.faults import explain
 
 FACES = (
     ("chat", "puna.agent.command:chat", "Talk with a checkpoint in the terminal"),
@@ -49,7 +51,8 @@ def main() -> None:
     except CycloptsError as error:
         sys.exit(f"puna: {_usage_error(error, arguments[0])}")
     except PunaError as error:
-        sys.exit(f"puna: {error}" if ranks()[0] == 0 else f"puna, process {ranks()[0]}: {error}")
+        told = printable(str(error))
+        sys.exit(f"puna: {told}" if ranks()[0] == 0 else f"puna, process {ranks()[0]}: {told}")
     except KeyboardInterrupt:
         print("puna: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -57,7 +60,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads what Python flushes at its exit
         sys.exit(1)
     except OSError as error:
-        sys.exit(f"puna: {error}")
+        sys.exit(f"puna: {explain(error)}")
 
 
 def build_app(arguments: list[str]) -> App:

@@ -106,7 +106,9 @@ class Preference:
 
 def _require_answer(name: str, answer: Answer) -> None:
     if not answer or answer[0].role != "assistant" or answer[-1].role != "assistant":
-        raise ChatError(f"{name} of {len(answer)} messages", expected="messages that begin and end with the assistant")
+        hint = f"The first one is of the {answer[0].role}, the last one of the {answer[-1].role}" if answer else ""
+        expected = "messages that begin and end with the assistant"
+        raise ChatError(f"{name} of {len(answer)} messages", expected=expected, hint=hint)
     for index, message in enumerate(answer):
         if message.role not in ("assistant", "tool"):
             raise ChatError(f"{name}[{index}] is a {message.role} message", expected="the assistant and tools only")
@@ -137,7 +139,7 @@ def _read_messages(row: dict[str, Any], name: str) -> Answer:
 
 def _split(answers: dict[str, Answer], raw: Sequence[Any]) -> tuple[dict[str, Answer], list[Any]]:
     """Take what all answers begin with for the prompt, up to the last message that is not the assistant's."""
-    whole = [answer for answer in answers.values() if answer]
+    whole = [answer for name, answer in answers.items() if answer or name != "edited"]
     size = 0
     while all(len(answer) > size and answer[size] == whole[0][size] for answer in whole):
         size += 1

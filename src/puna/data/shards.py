@@ -141,6 +141,7 @@ class ParquetRows(Rows):
             self.table = pq.read_table(path, memory_map=True)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{path} is not a Parquet file ({error})") from None
+        self._unreadable = (ValueError, TypeError, ArithmeticError, ImportError, pa.ArrowException)
         self.json_names = {field.name for field in self.table.schema if isinstance(field.type, pa.JsonType)}
 
     def __len__(self) -> int:
@@ -149,7 +150,7 @@ class ParquetRows(Rows):
     def row(self, index: int) -> dict[str, Any]:
         try:
             row = self.table.slice(index, 1).to_pylist()[0]
-        except (ValueError, OverflowError, ArithmeticError, TypeError, ImportError, RuntimeError) as error:
+        except self._unreadable as error:
             raise DataError(f"{self.path} row {index + 1} holds a value that cannot be read ({error})") from None
         present = {name: value for name, value in row.items() if value is not None}
         try:

@@ -8,6 +8,7 @@ Shapes: N rows whose hidden states are needed, D model width, V vocabulary.
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -22,7 +23,7 @@ from puna.engine.request import Request, State
 from puna.engine.runners.native_runner import NativeRunner, native_kernels
 from puna.engine.runners.runner import Runner
 from puna.engine.runners.torch_runner import TorchRunner
-from puna.engine.sampler import Chunk, SamplingParams, TokenLogprob
+from puna.engine.sampler import Chunk, SamplingParams, TokenLogprob, Usage
 from puna.engine.scheduler import Scheduler, Work
 from puna.engine.text import TextStream
 from puna.errors import ConfigError, RequestError
@@ -88,6 +89,20 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         return self._scheduler.num_waiting
+
+    def usage(self) -> Usage:
+        """Return how much is in use, and what the requests that started since the last call found and waited."""
+        scheduler, pool = self._scheduler, self.pool
+        num_cached, seconds = scheduler.take_started()
+        return Usage(
+            num_free_pages=pool.num_free,
+            num_used_pages=pool.num_held,
+            num_cached_pages=pool.num_available - pool.num_free,
+            running=Counter(request.tenant for request in scheduler.running),
+            waiting=scheduler.num_waiting_by_tenant,
+            num_cached_tokens=num_cached,
+            queue_seconds=seconds,
+        )
 
     def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """Raise RequestError if this request can never be served. Touches no state: any thread may call it."""
@@ -254,7 +269,7 @@ class Engine:
 
     def _fail(self, request: Request, error: Exception) -> Chunk:
         log.warning("request %d failed", request.id, exc_info=error)
-        chunk = request.end("error", error=f"{type(error).__name__}: {error}")
+        chunk = request.end("error", error=error)
         self._end(request, is_clean=False)
         return chunk
 

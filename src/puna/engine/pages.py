@@ -30,6 +30,11 @@ class PagePool:
         return len(self._holders)
 
     @property
+    def num_free(self) -> int:
+        """Pages whose contents nobody can find."""
+        return len(self._free)
+
+    @property
     def num_available(self) -> int:
         """Pages that can be taken: free ones, and kept ones, whose contents are then forgotten."""
         return len(self._free) + len(self._kept)

@@ -1,5 +1,6 @@
 """One request on its way through the engine: its tokens, its pages, and when it ends. Knows no cache and no model."""
 
+import time
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum
@@ -8,6 +9,7 @@ from puna.engine.adapters import AdapterKey
 from puna.engine.choose import Row
 from puna.engine.sampler import Chunk, FinishReason, SamplingParams, TokenLogprob
 from puna.engine.text import TextStream
+from puna.errors import RequestError
 
 MAX_GUESSES = 12
 # Steps without guesses after many wrong ones.
@@ -64,6 +66,8 @@ class Request:
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     guessing: Guessing = field(default_factory=Guessing)
     row: Row = field(init=False)
+    submitted: float = field(default_factory=time.monotonic)
+    has_started: bool = False
     _has_told: bool = False
 
     def __post_init__(self) -> None:
@@ -131,8 +135,10 @@ class Request:
             reason = "length"
         return text + ("" if reason is None else self.text.finish()), reason
 
-    def end(self, reason: FinishReason, *, error: str = "") -> Chunk:
-        return Chunk((), "", (), reason, self._take_prompt_logprobs(), error)
+    def end(self, reason: FinishReason, *, error: Exception | None = None) -> Chunk:
+        told = f"{type(error).__name__}: {error}" if error else ""
+        refusal = error if isinstance(error, RequestError) else None
+        return Chunk((), "", (), reason, self._take_prompt_logprobs(), told, refusal)
 
     def _take_prompt_logprobs(self) -> tuple[TokenLogprob | None, ...]:
         told, self._has_told = self._has_told, True

@@ -4,7 +4,7 @@ Knows nothing of text formats, tools or HTTP: prompts are token ids that the cha
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -102,7 +102,7 @@ class Chunk:
     """What one step added to a request. The last chunk of a request, and no other, has a finish_reason.
 
     `prompt_logprobs` come once, in the first chunk; the first prompt token has none. `error` says why a request ended
-    with finish_reason "error".
+    with finish_reason "error"; `refusal` is that reason as an object where the request itself is at fault.
     """
 
     ids: tuple[int, ...] = ()
@@ -111,6 +111,24 @@ class Chunk:
     finish_reason: FinishReason | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     error: str = ""
+    refusal: RequestError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How much of an engine is in use: pages of the KV cache, and requests by tenant.
+
+    `num_cached_tokens` counts prompt tokens that were found in the cache, `queue_seconds` holds the times from
+    submission to start; both are those of requests that have started since the last report.
+    """
+
+    num_free_pages: int
+    num_used_pages: int
+    num_cached_pages: int
+    running: Mapping[str, int]
+    waiting: Mapping[str, int]
+    num_cached_tokens: int = 0
+    queue_seconds: Sequence[float] = ()
 
 
 @dataclass(slots=True)

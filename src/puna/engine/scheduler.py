@@ -1,15 +1,17 @@
 """Waiting and running requests -> what the next step computes. Knows no tensors.
 
-Every running request that generates gets its next token in every step; what is left of the step's budget goes to
-prompts, in pieces, and then to new requests: of the tenant that has had least, first come first served. A request
-is admitted when there is room for what it has to say so far, and for its adapter; if pages run out, the youngest
-gives its own back and waits. A prompt whose beginning another one is just computing waits until it can share it.
+Every running request that generates gets its next token in every step. The rest of the step's budget goes to prompts,
+in pieces: of the tenant with the fewest served tokens, running requests before waiting ones, first come first served.
+A request is admitted when there is room for its tokens so far, and for its adapter. If pages run out, the youngest
+request gives its own back and waits. Likewise when one tenant holds more than an equal share of the batch and another
+tenant, with a smaller share, waits. A prompt whose beginning another one is just computing waits until it can share it.
 """
 
 import hashlib
 import secrets
+import time
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +23,7 @@ from puna.kernels.native import PAGE_LEN
 # Prompt tokens in one step: few while others wait for their next token, many when nobody does.
 BUSY_TOKENS = 256
 IDLE_TOKENS = 2048
+MAX_STARTED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +51,41 @@ class Scheduler:
         self.pool, self.max_batch, self.adapters = pool, max_batch, adapters
         self.running: list[Request] = []
         self._waiting: dict[str, deque[Request]] = {}
-        self._had: dict[str, int] = {}  # tokens computed for each tenant that has requests
+        # Tokens computed for each tenant with requests, and for absent tenants that are ahead of the virtual time.
+        self._had: dict[str, int] = {}
+        self._virtual_time = 0
+        # Of requests that have started; bounded, for only a server asks.
+        self._num_cached_tokens, self._queue_seconds = 0, deque[float](maxlen=MAX_STARTED)
         self._secret = secrets.token_bytes(32)
 
     @property
     def num_waiting(self) -> int:
         return sum(map(len, self._waiting.values()))
 
+    @property
+    def num_waiting_by_tenant(self) -> dict[str, int]:
+        return {tenant: len(queue) for tenant, queue in self._waiting.items() if queue}
+
+    def take_started(self) -> tuple[int, list[float]]:
+        """Return the cached prompt tokens and the waiting times of requests that started since the last call."""
+        taken = self._num_cached_tokens, list(self._queue_seconds)
+        self._num_cached_tokens = 0
+        self._queue_seconds.clear()
+        return taken
+
     def waiting(self) -> Iterable[Request]:
         return (request for queue in self._waiting.values() for request in queue)
 
     def add(self, request: Request) -> None:
-        """Queue a new request. A tenant that comes back starts with the least that any present one has had."""
+        """Queue a new request. A tenant without requests starts at the virtual time, or at its own count if larger.
+
+        The virtual time is the count of the tenants in service: start-time fair queueing (Goyal, Vin and Cheng, 1996).
+        """
         assert request.state is State.WAITING
-        if request.tenant not in self._had:
-            self._had[request.tenant] = min(self._had.values(), default=0)
+        if request.tenant not in self._present():
+            least = min((self._had[each.tenant] for each in self.running), default=0)
+            self._virtual_time = max(self._virtual_time, least)
+            self._had[request.tenant] = max(self._had.get(request.tenant, 0), self._virtual_time)
         self._waiting.setdefault(request.tenant, deque()).append(request)
 
     def remove(self, request: Request) -> list[int]:
@@ -81,16 +104,14 @@ class Scheduler:
         decoding = [request for request in self.running if request.is_decoding]
         works = [work for request in decoding if (work := self._grow(request, min(request.num_left, BUSY_TOKENS)))]
         left = BUSY_TOKENS if works else IDLE_TOKENS
-        for request in [*self.running]:
-            if left > 0 and not request.is_decoding and (work := self._grow(request, min(request.num_left, left))):
+        reading, planned = [each for each in self.running if not each.is_decoding], Counter[str]()
+        while left > 0 and (request := self._next_prompt(reading, planned)) is not None:
+            if work := self._grow(request, min(request.num_left, left)):
                 works.append(work)
+                planned[request.tenant] += work.num_tokens
                 left -= work.num_tokens
-        while left > 0 and (request := self._admit()) is not None:
-            work = self._grow(request, min(request.num_left, left))
-            assert work is not None, "an admitted request has its pages"
-            works.append(work)
-            left -= work.num_tokens
-        # A request that was preempted for another one's sake after it had been planned:
+            # NOTE: at once, for a request that was preempted after it had been planned may be admitted again.
+            works = [work for work in works if work.request.state is State.RUNNING]
         works = [work for work in works if work.request.state is State.RUNNING]
         # Side by side those of one adapter: its weights are read once.
         return sorted(works, key=lambda work: work.request.adapter.name if work.request.adapter else "")
@@ -130,31 +151,74 @@ class Scheduler:
         assert all(request.state is State.WAITING and not request.table for request in self.waiting())
         assert len({page for request in self.running for page in request.table}) == self.pool.num_held
 
-    def _admit(self) -> Request | None:
-        """Let in the next waiting request that has room, or nobody."""
-        if len(self.running) >= self.max_batch:
-            return None
-        for tenant in sorted(self._waiting, key=self._had.__getitem__):
-            queue = self._waiting[tenant]
-            if not queue:
+    def _next_prompt(self, reading: list[Request], planned: Counter[str]) -> Request | None:
+        """Return the request whose prompt is read next, admitted if it waited; None if there is none.
+
+        `reading` are running requests with unread prompts; `planned` counts the tokens of this step by tenant.
+        """
+        # NOTE: a request that was preempted in this step may have been admitted and planned again.
+        reading[:] = [request for request in reading if request.state is State.RUNNING]
+        tenants = {request.tenant for request in reading} | {name for name, queue in self._waiting.items() if queue}
+        may_admit = True
+        num_running = Counter(request.tenant for request in self.running)
+        for tenant in sorted(tenants, key=lambda name: (self._had[name] + planned[name], num_running[name], name)):
+            if own := next((request for request in reading if request.tenant == tenant), None):
+                reading.remove(own)
+                if own.state is State.RUNNING:
+                    return own
+            queue = self._waiting.get(tenant)
+            if not (may_admit and queue):
                 continue
-            shared = self._shared_pages(queue[0])
-            if self._is_being_computed(queue[0], len(shared)):
+            is_full = len(self.running) >= self.max_batch
+            if (is_full and self._victim(tenant) is None) or self._is_being_computed(queue[0]):
                 continue
-            kept = sum(self.pool.is_kept(page) for page in shared)
-            needed = num_pages_for(len(queue[0].tokens)) - len(shared)
-            if needed + kept + self._num_promised() > self.pool.num_available:
-                return None  # Nobody overtakes the one whose turn it is, or it might wait for ever.
-            if queue[0].adapter and not (self.adapters and self.adapters.hold(queue[0].adapter)):
-                return None
-            request = queue.popleft()
-            for page in shared:
-                self.pool.hold(page)
-            request.table, request.num_computed = array("i", shared), len(shared) * PAGE_LEN
-            request.state = State.RUNNING
-            self.running.append(request)
-            return request
+            while not self._has_room(queue[0]):
+                if (victim := self._victim(tenant)) is None:
+                    # Nobody overtakes the one whose turn it is, or it might wait for ever.
+                    may_admit = False
+                    break
+                self._preempt(victim)
+            else:
+                return self._admit(queue.popleft())
         return None
+
+    def _has_room(self, request: Request) -> bool:
+        """Whether a waiting request can run now; if so, its adapter is held."""
+        if len(self.running) >= self.max_batch:
+            return False
+        shared = self._shared_pages(request)
+        kept = sum(self.pool.is_kept(page) for page in shared)
+        needed = num_pages_for(len(request.tokens)) - len(shared)
+        if needed + kept + self._num_promised() > self.pool.num_available:
+            return False
+        return not request.adapter or bool(self.adapters and self.adapters.hold(request.adapter))
+
+    def _admit(self, request: Request) -> Request:
+        shared = self._shared_pages(request)
+        for page in shared:
+            self.pool.hold(page)
+        request.table, request.num_computed = array("i", shared), len(shared) * PAGE_LEN
+        request.state = State.RUNNING
+        self.running.append(request)
+        self._virtual_time = max(self._virtual_time, self._had[request.tenant])
+        if not request.has_started:
+            request.has_started = True
+            self._num_cached_tokens += request.num_computed
+            self._queue_seconds.append(time.monotonic() - request.submitted)
+        return request
+
+    def _victim(self, tenant: str) -> Request | None:
+        """Return the request that makes way for `tenant`, if that runs fewer requests than an equal share of the batch.
+
+        It is the youngest of the tenant that runs most, if that tenant runs more than an equal share and has had at
+        least as many tokens. The oldest request of a tenant never makes way.
+        """
+        num_running = Counter(request.tenant for request in self.running)
+        share = max(1, self.max_batch // len(self._present()))
+        largest = max(num_running, key=num_running.__getitem__, default=tenant)
+        if num_running[largest] <= share or num_running[tenant] >= share or self._had[largest] < self._had[tenant]:
+            return None
+        return next(request for request in reversed(self.running) if request.tenant == largest)
 
     def _shared_pages(self, request: Request) -> list[int]:
         """Return the pages that hold this request's beginning already; its last token is always computed."""
@@ -168,8 +232,9 @@ class Scheduler:
             pages.append(page)
         return pages
 
-    def _is_being_computed(self, request: Request, index: int) -> bool:
-        """Whether a running request is about to fill the page of this index, the first that this one lacks."""
+    def _is_being_computed(self, request: Request) -> bool:
+        """Whether a running request is about to fill the first page that this waiting one lacks."""
+        index = len(self._shared_pages(request))
         if request.num_to_score or index >= (len(request.tokens) - 1) // PAGE_LEN:
             return False
         key = request.page_keys[index]
@@ -207,12 +272,22 @@ class Scheduler:
             self.adapters.release(request.adapter)
         return freed
 
+    def _present(self) -> set[str]:
+        """Return the tenants that have requests."""
+        return {name for name, queue in self._waiting.items() if queue} | {each.tenant for each in self.running}
+
     def _leave_tenant(self, tenant: str) -> None:
-        """Forget a tenant without requests."""
+        """Forget a tenant without requests, and absent ones that the virtual time has passed."""
         if not self._waiting.get(tenant):
             self._waiting.pop(tenant, None)
-            if all(request.tenant != tenant for request in self.running):
-                del self._had[tenant]
+        present = self._present()
+        if not present:
+            self._had.clear()
+            self._virtual_time = 0
+        elif tenant not in present:
+            for name in self._had.keys() - present:
+                if self._had[name] <= self._virtual_time:
+                    del self._had[name]
 
     def _salt(self, request: Request) -> bytes:
         """Tell apart whose pages can be shared: with another adapter the same text has other keys and values."""

@@ -2,9 +2,8 @@
 
 import contextlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -18,15 +17,20 @@ from puna.data.preference import Preference
 from puna.data.shards import encode_row
 from puna.errors import ConfigError, DataError
 from puna.estimate import Estimate, Known
-from puna.ingest.checks.findings import EXAMPLES, DataFinding, find, frequent_answer
+from puna.ingest.checks.findings import DataFinding, find, frequent_answer
 from puna.ingest.checks.held_out import HeldOut
 from puna.ingest.checks.selection import Duplicates, Selection, leave_out
-from puna.ingest.checks.table import MAX_NEAR_ROWS, Places, Table
+from puna.ingest.checks.table import MAX_NEAR_ROWS, Table
+from puna.ingest.files import SourceFile, find_files
+from puna.ingest.read import Accepted, Read, Rejected
 from puna.ingest.readers import FORMATS
+from puna.ingest.reading import SHARDS, Reading, kind_of
 from puna.ingest.sketch import estimate_reading
+from puna.progress import printable
 from puna.run import Run
 
-SHARDS: dict[type, str] = {Document: "documents", Conversation: "conversations", Preference: "preferences"}
+MAX_REASONS = 20  # in the log
+MAX_REASON_CHARACTERS = 2000  # A reason quotes names of fields, which may be of any length.
 # A record of the run: it does not count in the content hash, and stages that read the data do not run again for it.
 FINDINGS = artifact.RECORD_PREFIX + "findings.json"
 
@@ -47,7 +51,7 @@ class Config(StageConfig):
         description="Whether to keep one of several equal rows; near: one of several nearly equal rows, too",
     )
     drop_empty: bool = Field(
-        default=False, description="Whether to leave out rows with an answer of no words and no call"
+        default=True, description="Whether to leave out rows with an answer of no words and no call"
     )
     max_equal_answers: int | None = Field(
         default=None,
@@ -64,21 +68,6 @@ class Config(StageConfig):
         return estimate_reading(_files(self), self.format)
 
 
-@dataclass
-class Reading:
-    """What was read so far: where the rows of each shard stood, and how many records have which reason."""
-
-    places: dict[str, Places] = field(default_factory=lambda: {name: Places() for name in SHARDS.values()})
-    reasons: Counter[str] = field(default_factory=Counter[str])
-    rejected: list[dict[str, str]] = field(default_factory=list)
-
-    def reject(self, place: str, reason: str) -> None:
-        """Count a record that goes to rejected.jsonl, and keep the first few."""
-        self.reasons[_kind_of(reason)] += 1
-        if len(self.rejected) < EXAMPLES:
-            self.rejected.append({"place": place, "text": reason})
-
-
 def run(config: Config, run: Run) -> None:
     """Write the dataset and run_findings.json; DataError if nothing could be read, or nothing is left."""
     reading = _read_all(config, run)
@@ -93,7 +82,7 @@ def run(config: Config, run: Run) -> None:
         held_out = leave_out(Selection(*settings), tables)
     found = find(tables, reading.rejected, reading.reasons.total())
     for table in tables:
-        _drop_rows(table, shards[table.kind], run.output / "rejected.jsonl", reading.reasons)
+        _drop_rows(table, shards[table.kind], run.output / "rejected.jsonl", reading)
     counts = dict.fromkeys(SHARDS.values(), 0) | {table.kind: table.num_kept for table in tables}
     if not any(counts.values()):
         raise DataError(
@@ -104,12 +93,7 @@ def run(config: Config, run: Run) -> None:
     for name in SHARDS.values():
         if not counts[name]:
             shards[name].unlink()
-    _report(run, counts | {"rejected": reading.reasons.total()}, reading.reasons, tables, held_out, found)
-
-
-def _kind_of(reason: str) -> str:
-    """Return the part of a reason that other records share: what stands before the colon."""
-    return reason.partition(":")[0]
+    _report(run, counts | {"rejected": reading.reasons.total()}, reading, tables, held_out, found)
 
 
 def _read_all(config: Config, run: Run) -> Reading:
@@ -122,15 +106,19 @@ def _read_all(config: Config, run: Run) -> Reading:
             shards[name] = stack.enter_context((run.output / f"{name}.jsonl").open("wb"))
         first_reason = ""
         for file in files:
-            source = _source_of(config, file)
-            for number, (name, line, reason) in enumerate(_read(config, file, source, run.licences), start=1):
-                shards[name].write(line)
-                if reason:
-                    reading.reject(json.loads(line)["id"], reason)
-                    first_reason = first_reason or reason
-                else:
-                    reading.places[name].add(source, number)
-                    num_rows += 1
+            for number, read in enumerate(_read(config, file), start=1):
+                read, line = _finished(read, reading, config.licence)
+                if isinstance(read, Rejected):
+                    shards["rejected"].write(line)
+                    reading.reject(read)
+                    first_reason = first_reason or read.reason
+                    continue
+                shards[SHARDS[type(read.row)]].write(line)
+                reading.accept(read, file.name, number)
+                num_rows += 1
+                # What is made of the rows inherits the licences that they name.
+                if isinstance(read.row, Document) and read.row.licence:
+                    run.licences.add(licence.identify(read.row.licence))
             bar.advance()
     if not num_rows:
         raise DataError(
@@ -141,7 +129,7 @@ def _read_all(config: Config, run: Run) -> Reading:
     return reading
 
 
-def _drop_rows(table: Table, shard: Path, rejected: Path, reasons: Counter[str]) -> None:
+def _drop_rows(table: Table, shard: Path, rejected: Path, reading: Reading) -> None:
     """Move the rows that are left out from a shard to rejected.jsonl, each with its place and reason."""
     if not table.left_out:
         return
@@ -152,7 +140,7 @@ def _drop_rows(table: Table, shard: Path, rejected: Path, reasons: Counter[str])
                 staying.write(encode_row(row))
                 continue
             place, reason = table.places[index], table.left_out[index]
-            reasons[_kind_of(reason)] += 1
+            reading.reasons[kind_of(reason)] += 1
             leaving.write(encode_row({"id": row.get("id") or place, "reason": reason, "place": place, "row": row}))
     kept.replace(shard)
 
@@ -160,7 +148,7 @@ def _drop_rows(table: Table, shard: Path, rejected: Path, reasons: Counter[str])
 def _report(
     run: Run,
     counts: Mapping[str, int],
-    reasons: Counter[str],
+    reading: Reading,
     tables: Sequence[Table],
     held_out: HeldOut | None,
     found: Sequence[DataFinding],
@@ -168,8 +156,12 @@ def _report(
     """Say how many rows there are, why others are not among them, and what the checks found; keep it as a file."""
     # Where there are no preferences, as mostly, nothing is said of them.
     run.log(", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name != "preferences"))
-    for reason, count in reasons.most_common():
+    for reason, count in reading.reasons.most_common(MAX_REASONS):
         run.log(f"  rejected {count}: {reason}")
+    if len(reading.reasons) > MAX_REASONS:
+        run.log(f"  and {len(reading.reasons) - MAX_REASONS:,} other reasons, which rejected.jsonl lists")
+    for line in reading.lines():
+        run.log(line)
     if held_out is not None:
         run.log(f"  {held_out.summary}")
     frequent = {table.kind: answer for table in tables if (answer := frequent_answer(table))}
@@ -182,7 +174,8 @@ def _report(
         run.log(f"{each.finding.code}: {each.finding.seen} {each.finding.remedy}")
     told = {
         "rows": counts,
-        "reasons": dict(reasons.most_common()),
+        "reasons": dict(reading.reasons.most_common()),
+        **reading.notes(),
         "held_out": held_out.summary if held_out else "",
         "most_frequent_answers": {
             kind: {"text": answer.text, "count": answer.count, "total": answer.total, "share": answer.share}
@@ -190,53 +183,48 @@ def _report(
         },
         "findings": [each.to_json() for each in found],
     }
-    artifact.write_text(run.output / FINDINGS, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    artifact.write_text(run.output / FINDINGS, printable(json.dumps(told, indent=1, ensure_ascii=False)) + "\n")
 
 
-def _files(config: Config) -> list[Path]:
+def _files(config: Config) -> list[SourceFile]:
     """List the files to read; those that the format does not take are among them, to be rejected by name."""
     if config.format not in FORMATS:
         raise ConfigError(f"format = '{config.format}'", expected=", ".join(FORMATS))
-    if not config.source.exists():
-        raise DataError(f"source {config.source} does not exist", expected="a file or a folder")
-    if config.source.is_file():
-        return [config.source]
-    found = (file for file in sorted(config.source.rglob("*")) if not file.is_dir())
-    files = [file for file in found if not any(part.startswith(".") for part in file.relative_to(config.source).parts)]
-    files = [file for file in files if any(file.match(pattern) for pattern in config.include)]
-    if not files:
-        raise DataError(f"no file in {config.source} fits", expected=f"files named {', '.join(config.include)}")
-    return files
+    return find_files(config.source, config.include)
 
 
-def _source_of(config: Config, file: Path) -> str:
-    return file.relative_to(config.source).as_posix() if file != config.source else file.name
-
-
-def _read(config: Config, file: Path, source: str, licences: set[str]) -> Iterator[tuple[str, bytes, str]]:
-    """Yield (shard, line, reason) for every record of a file; only a rejected one has a reason.
-
-    The licences that records name are added to `licences`: what is made of them inherits those too.
-    """
+def _read(config: Config, file: SourceFile) -> Iterator[Read]:
     suffixes = FORMATS[config.format].suffixes
-    if not file.name.lower().endswith(suffixes):
-        yield _reject(source, f"not a file of format '{config.format}' ({', '.join(suffixes)}): {file.suffix}")
-        return
-    for row in FORMATS[config.format].read(file, source):
-        if isinstance(row, tuple):
-            yield _reject(*row)
-            continue
-        if isinstance(row, Conversation) and all(message.role != "assistant" for message in row.messages):
-            yield _reject(row.id or source, "a conversation in which no assistant speaks")
-            continue
-        if isinstance(row, Document):
-            row = replace(row, licence=row.licence or config.licence)
-            licences |= {licence.identify(row.licence)} if row.licence else set()
+    if file.refusal:
+        yield Rejected(file.name, file.refusal)
+    elif not file.path.name.lower().endswith(suffixes):
+        expected = f"not a file of format '{config.format}' ({', '.join(suffixes)})"
+        yield Rejected(file.name, f"{expected}: {file.path.suffix}")
+    else:
+        yield from FORMATS[config.format].read(file.path, file.name)
+
+
+def _finished(read: Read, reading: Reading, default_licence: str) -> tuple[Read, bytes]:
+    """Return a record with its line: a row with licence and an id of its own, or the reason why the row cannot stay."""
+    if isinstance(read, Accepted):
+        if isinstance(read.row, Document) and not read.row.licence:
+            read = read._replace(row=replace(read.row, licence=default_licence))
+        problem = _problem(read.row)
+        read = Rejected(read.row.id, problem) if problem else reading.with_own_id(read)
+    if isinstance(read, Accepted):
         try:
-            yield SHARDS[type(row)], encode_row(row.to_json()), ""
+            return read, encode_row(read.row.to_json())
         except DataError as error:
-            yield _reject(row.id or source, str(error))
+            read = Rejected(read.row.id, str(error))
+    read = read._replace(reason=read.reason[:MAX_REASON_CHARACTERS])
+    return read, encode_row({"id": read.name, "reason": read.reason})
 
 
-def _reject(name: str, reason: str) -> tuple[str, bytes, str]:
-    return "rejected", encode_row({"id": name, "reason": reason}), reason
+def _problem(row: Document | Conversation | Preference) -> str:
+    """Return why nothing can be learned from a row, or nothing."""
+    if not isinstance(row, Conversation) or any(message.is_learned for message in row.messages):
+        return ""
+    is_silent = all(message.role != "assistant" for message in row.messages)
+    if is_silent:
+        return "a conversation in which no assistant speaks"
+    return "a conversation of which nothing is learned; every answer has weight 0"

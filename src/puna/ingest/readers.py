@@ -4,20 +4,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from puna.chat.conversation import Conversation
-from puna.data.document import Document
-from puna.data.preference import Preference
-from puna.ingest.pairs import read_pairs
-from puna.ingest.records import read_records
+from puna.ingest.read import Read
+from puna.ingest.records import read_pairs, read_records
+from puna.ingest.rows import SUFFIXES
 from puna.ingest.taskmaster import read_taskmaster
 from puna.ingest.text import read_text
 
-Reader = Callable[[Path, str], Iterator[Document | Conversation | Preference | tuple[str, str]]]
+Reader = Callable[[Path, str], Iterator[Read]]
 
 
 @dataclass(frozen=True)
 class Format:
-    """`read(path, source)` yields documents, conversations, preferences, or (id, reason) for what it must reject."""
+    """`read(path, source)` yields rows in Puna's schema, or the reason why a record is none."""
 
     suffixes: tuple[str, ...]
     read: Reader
@@ -25,7 +23,7 @@ class Format:
 
 FORMATS = {
     "text": Format((".md", ".txt"), read_text),
-    "records": Format((".jsonl", ".jsonl.gz", ".parquet"), read_records),
-    "preferences": Format((".jsonl", ".jsonl.gz", ".parquet"), read_pairs),
+    "records": Format(SUFFIXES, read_records),
+    "preferences": Format(SUFFIXES, read_pairs),
     "taskmaster": Format((".json", ".json.gz"), read_taskmaster),
 }

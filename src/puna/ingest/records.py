@@ -1,87 +1,114 @@
-"""JSONL (plain or gzip) and Parquet rows -> documents (`text`) or conversations (`messages`)."""
+"""Rows of files, in any known spelling -> documents, conversations or preferences."""
 
-import gzip
-import json
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from puna.chat.conversation import Conversation
+from puna.chat.padding import without_padding
 from puna.data.document import Document
 from puna.data.preference import Preference
-from puna.data.shards import read_rows
+from puna.data.shards import without_nulls
 from puna.errors import ChatError, DataError
+from puna.ingest.read import Accepted, Read, Rejected
+from puna.ingest.rows import read_file
+from puna.ingest.spellings.columns import MEDIA, is_given
+from puna.ingest.spellings.dialogues import is_dialogue, read_dialogue
+from puna.ingest.spellings.preferences import read_preference
 
-Read = Document | Conversation | Preference | tuple[str, str]
+DOCUMENT_COLUMNS = {"text", "id", "lang", "language", "licence", "license", "source"}
 # A row, its name, the file's name.
-ReadRow = Callable[[dict[str, Any], str, str], Document | Conversation | Preference]
+ReadRow = Callable[[dict[str, Any], str, str], Accepted]
 
 
 def read_records(path: Path, source: str) -> Iterator[Read]:
-    """Yield what each row holds; fields that a document or a conversation does not have become its metadata."""
-    return read_each(path, source, _read_row)
+    """Yield a document or a conversation for each row; columns that describe the row become its metadata.
+
+    Example:
+        accepted = [read.row for read in read_records(Path("train.jsonl"), "train.jsonl") if isinstance(read, Accepted)]
+    """
+    return _read_each(path, source, _read_record)
 
 
-def read_each(path: Path, source: str, read_row: ReadRow) -> Iterator[Read]:
-    """Yield what a function makes of each row of a file, or the row's name and why it makes nothing of it."""
+def read_pairs(path: Path, source: str) -> Iterator[Read]:
+    """Yield a preference for each row; columns that describe the row become its metadata.
+
+    Example:
+        pairs = [read.row for read in read_pairs(Path("pairs.jsonl"), "pairs.jsonl") if isinstance(read, Accepted)]
+    """
+    return _read_each(path, source, _read_pair)
+
+
+def _read_each(path: Path, source: str, read_row: ReadRow) -> Iterator[Read]:
     line = 0
     try:
-        for line, row in enumerate(_rows(path), start=1):
+        for line, row in enumerate(read_file(path), start=1):
             where = f"{source}:{line}"
+            if row is None:
+                continue
+            if isinstance(row, DataError):
+                yield Rejected(where, str(row))
+                continue
             try:
-                if not isinstance(row, bytes) or row.strip():
-                    yield read_row(_object(row), where, source)
+                yield read_row(row, where, source)
             except (ChatError, DataError) as error:
-                yield where, str(error)
-    except (OSError, EOFError, zlib.error, DataError) as error:
-        yield source, f"unreadable after record {line}: {error}"
+                yield Rejected(where, str(error))
+            except RecursionError:
+                yield Rejected(where, "a row nested too deeply")
+    except DataError as error:
+        yield Rejected(source, f"unreadable after record {line}: {error}")
 
 
-def _rows(path: Path) -> Iterator[Any]:
-    if path.suffix.lower() == ".parquet":
-        yield from read_rows(path)
-        return
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        yield from file
-
-
-def _object(row: Any) -> dict[str, Any]:
-    if isinstance(row, bytes):
-        try:
-            row = json.loads(row)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"a line is not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise DataError(f"a line is not a JSON object: {str(row)[:60]!r}")
-    return row
-
-
-def _read_row(row: dict[str, Any], where: str, source: str) -> Document | Conversation:
-    if "messages" in row:
-        names = {each.name for each in fields(Conversation)}
-        known = {name: value for name, value in row.items() if name in names}
-        return Conversation.from_json({**known, "id": first_of(row, "id") or where, "metadata": metadata(row, names)})
+def _read_record(row: dict[str, Any], where: str, source: str) -> Accepted:
+    if is_dialogue(row):
+        found = read_dialogue(row)
+        fields = without_padding(found.fields)
+        fields |= {"id": _first_of(row, "id") or where, "metadata": _metadata(row, found.descriptive)}
+        told = _told(row, found.descriptive)
+        return Accepted(Conversation.from_json(fields), found.spelling, told, found.left_out, where)
     if not isinstance(row.get("text"), str) or not row["text"].strip():
-        raise DataError(f"a row has neither 'text' nor 'messages'; it has {', '.join(row) or 'nothing'}")
-    return Document(
+        raise DataError(
+            f"a row has neither 'text' nor 'messages'; it has {', '.join(row) or 'nothing'}",
+            hint="docs/ingest.md lists the spellings of a dialogue",
+        )
+    descriptive = tuple(name for name, value in row.items() if name not in DOCUMENT_COLUMNS and value is not None)
+    for name in descriptive:
+        if name in MEDIA and row[name]:
+            raise DataError(f"the column '{name}' belongs to the text", expected="text only")
+    document = Document(
         text=row["text"],
-        id=first_of(row, "id") or where,
-        source=first_of(row, "source") or source,
-        language=first_of(row, "language", "lang"),
-        licence=first_of(row, "licence", "license"),
-        metadata=metadata(row, {"text", "id", "lang", "language", "licence", "license", "source"}),
+        id=_first_of(row, "id") or where,
+        source=_first_of(row, "source") or source,
+        language=_first_of(row, "language", "lang"),
+        licence=_first_of(row, "licence", "license"),
+        metadata=_metadata(row, descriptive),
     )
+    return Accepted(document, "text", _told(row, descriptive), place=where)
 
 
-def first_of(row: dict[str, Any], *names: str) -> str:
+def _read_pair(row: dict[str, Any], where: str, source: str) -> Accepted:
+    found = read_preference(row)
+    fields = without_padding(found.fields)
+    fields |= {"id": _first_of(row, "id", "prompt_id") or where}
+    fields |= {"metadata": _metadata(row, tuple(name for name in found.descriptive if name != "prompt_id"))}
+    is_shared = row.get("id") is None and row.get("prompt_id") is not None  # Several pairs have one prompt.
+    preference = Preference.from_json(fields)
+    told = _told(row, found.descriptive)
+    return Accepted(preference, found.spelling, told, found.left_out, where, is_shared)
+
+
+def _first_of(row: dict[str, Any], *names: str) -> str:
     """Return the first of these fields that says anything, as a string."""
     return next((str(row[name]) for name in names if row.get(name) is not None), "")
 
 
-def metadata(row: dict[str, Any], known: set[str]) -> dict[str, Any]:
-    """Gather what has no field of its own; an object `metadata` is taken apart."""
-    others = {name: value for name, value in row.items() if name not in known | {"metadata"} and value is not None}
-    own = row.get("metadata")
+def _told(row: dict[str, Any], descriptive: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the columns that the report names: those with a value, an object `metadata` aside."""
+    return tuple(name for name in descriptive if name != "metadata" and is_given(row.get(name)))
+
+
+def _metadata(row: dict[str, Any], descriptive: tuple[str, ...]) -> dict[str, Any]:
+    """Gather the columns that describe a row; an object `metadata` is taken apart."""
+    others = {name: without_nulls(row[name]) for name in descriptive if name != "metadata"}
+    own = without_nulls(row.get("metadata"))
     return {**own, **others} if isinstance(own, dict) else {**others, **({"metadata": own} if own is not None else {})}

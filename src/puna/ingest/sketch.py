@@ -11,6 +11,8 @@ from puna.data.preference import Preference
 from puna.data.shards import encode_row
 from puna.errors import DataError
 from puna.estimate import Estimate, Sketch
+from puna.ingest.files import SourceFile
+from puna.ingest.read import Accepted
 from puna.ingest.readers import FORMATS
 from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 
@@ -22,7 +24,7 @@ COMPRESSION = 4.0
 Row = Document | Conversation | Preference
 
 
-def estimate_reading(files: Sequence[Path], format_name: str) -> Estimate:
+def estimate_reading(files: Sequence[SourceFile], format_name: str) -> Estimate:
     """Read about 1,000 rows and scale by bytes.
 
     Raises:
@@ -34,8 +36,10 @@ def estimate_reading(files: Sequence[Path], format_name: str) -> Estimate:
         num_bytes += len(encode_row(row.to_json()))
     seconds = time.perf_counter() - start
     if not taken:
-        raise DataError(f"no row of format '{format_name}' in {files[0].parent}", expected="rows to train on")
-    whole = sum(_num_bytes(file) for file in files) / num_bytes if len(taken) > MAX_ROWS else 1.0
+        raise DataError(f"no row of format '{format_name}' in {files[0].path.parent}", expected="rows to train on")
+    whole = (
+        sum(_num_bytes(file.path) for file in files if not file.refusal) / num_bytes if len(taken) > MAX_ROWS else 1.0
+    )
     samples = {kind: [row for row in taken[:MAX_ROWS] if type(row) is each] for each, kind in KINDS.items()}
     counts = {kind: round(len(rows) * max(1.0, whole)) for kind, rows in samples.items()}
     note = ", ".join(f"{'about ' if whole > 1 else ''}{count:,} {kind}" for kind, count in counts.items() if count)
@@ -43,12 +47,12 @@ def estimate_reading(files: Sequence[Path], format_name: str) -> Estimate:
     return Estimate(STAGE_SECONDS + 2 * seconds * max(1.0, whole), PROCESS_BYTES, sketch, note=note)
 
 
-def _rows(files: Sequence[Path], format_name: str) -> Iterator[Row]:
+def _rows(files: Sequence[SourceFile], format_name: str) -> Iterator[Row]:
     """Yield the rows that a reader accepts; the ingest step reports rejected rows."""
     found = FORMATS[format_name]
     for file in files:
-        if file.name.lower().endswith(found.suffixes):
-            yield from (row for row in found.read(file, file.name) if not isinstance(row, tuple))
+        if not file.refusal and file.path.name.lower().endswith(found.suffixes):
+            yield from (read.row for read in found.read(file.path, file.name) if isinstance(read, Accepted))
 
 
 def _num_bytes(file: Path) -> float:

@@ -14,28 +14,31 @@ from typing import Any
 
 from puna.chat.conversation import Conversation, Message, ToolCall
 from puna.errors import ChatError
+from puna.ingest.read import Accepted, Read, Rejected
+from puna.ingest.rows import without_copies
 
 SYSTEM = "You take orders in a coffee shop."
 
 
-def read_taskmaster(path: Path, source: str) -> Iterator[Conversation | tuple[str, str]]:
+def read_taskmaster(path: Path, source: str) -> Iterator[Read]:
     """Yield each dialogue of a file as a conversation, or its id and the reason why it cannot be used."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            dialogues = json.load(file)
+            dialogues = json.load(file, object_pairs_hook=without_copies)
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        yield source, f"unreadable: {error}"
+        yield Rejected(source, f"unreadable: {error}")
         return
     if not isinstance(dialogues, list):
-        yield source, f"a JSON {type(dialogues).__name__}, not a list of dialogues"
+        yield Rejected(source, f"a JSON {type(dialogues).__name__}, not a list of dialogues")
         return
     for number, dialogue in enumerate(dialogues, start=1):
         try:
-            yield _conversation(dialogue)
+            yield Accepted(_conversation(dialogue))
         except (KeyError, TypeError, AttributeError) as error:
-            yield _name(dialogue, f"{source}:{number}"), f"not laid out as a dialogue: {type(error).__name__} {error}"
+            reason = f"not laid out as a dialogue: {type(error).__name__} {error}"
+            yield Rejected(_name(dialogue, f"{source}:{number}"), reason)
         except (ValueError, ChatError) as error:
-            yield _name(dialogue, f"{source}:{number}"), str(error)
+            yield Rejected(_name(dialogue, f"{source}:{number}"), str(error))
 
 
 def _name(dialogue: Any, where: str) -> str:
@@ -43,6 +46,8 @@ def _name(dialogue: Any, where: str) -> str:
 
 
 def _conversation(dialogue: dict[str, Any]) -> Conversation:
+    if not isinstance(dialogue["conversation_id"], str):
+        raise ValueError(f"a conversation_id of type {type(dialogue['conversation_id']).__name__}")
     messages = [Message("system", SYSTEM)]
     for utterance in dialogue["utterances"]:
         text = utterance["text"].strip()

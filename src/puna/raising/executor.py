@@ -23,6 +23,7 @@ from puna.errors import ArtifactError, ConfigError
 from puna.lineage import licences_of
 from puna.run import EndOfPreview, Run, ranks
 from puna.stages import Stage
+from puna.storage.faults import naming_newest
 from puna.storage.files import make_directory
 
 # The table by which a stage says that processes can divide its work.
@@ -77,7 +78,7 @@ def perform(
     directory = path.parent / ".runs" / path.name
     make_directory(directory)
     with _only_run(directory):
-        with artifact.writing(path) as output:
+        with artifact.writing(path) as output, naming_newest(output, directory):
             _prepare(directory, key, config)
             run = Run(stage.verb, key, output, directory, console, hashes=hashes, num_ranks=num_ranks)
             if path.exists():
@@ -138,7 +139,7 @@ def _require_apart(path: Path, inputs: dict[str, Path]) -> None:
     """Refuse an output that would replace one of its inputs, or become part of one."""
     output = path.resolve()
     for role, source in inputs.items():
-        given = source.resolve()
+        given = Path(os.path.realpath(source))  # Unlike resolve(), it takes a loop of links as it stands.
         if output == given or output in given.parents or given in output.parents:
             raise ConfigError(
                 f"{role} = {source} and the output {path} lie in one another", hint="Choose another output"
@@ -230,7 +231,8 @@ def _timed(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        artifact.write_text(directory / SECONDS, f"{before + time.monotonic() - start:.3f}")
+        with contextlib.suppress(OSError):  # a full disk: what stopped the block is told, not this
+            artifact.write_text(directory / SECONDS, f"{before + time.monotonic() - start:.3f}")
 
 
 def read_seconds(directory: Path) -> float:

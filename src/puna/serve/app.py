@@ -4,7 +4,6 @@ FastAPI's pages of documentation load scripts from elsewhere, so only /openapi.j
 written by openapi/document.py. The chat page (browser/page.py) is static and open.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,18 +15,27 @@ from puna import __version__
 from puna.serve.browser.page import page_routes
 from puna.serve.chat_completions import create_chat_completion
 from puna.serve.completions import create_completion
+from puna.serve.generation.metrics import CONTENT_TYPE
 from puna.serve.middleware.rules import Rules, RulesMiddleware
 from puna.serve.middleware.warnings import Warnings
 from puna.serve.openapi.document import openapi_document
-from puna.serve.refusals import add_error_handlers, json_response, overloaded
+from puna.serve.refusals import Refusal, add_error_handlers, json_response
 from puna.serve.served import Served
 
 
 async def check_health(served: Served) -> Response:
     """Say whether requests are being answered, and nothing else: this route is open."""
-    if not served.engine.is_alive:
-        raise overloaded("The engine is not running.")
+    if problem := served.engine.problem():
+        raise problem
     return json_response({"status": "ok"})
+
+
+async def show_metrics(served: Served, request: Request) -> Response:
+    """Tell what the server has counted, to Prometheus. For keys that are for all models: others are a customer's."""
+    if request.state.tenant.models is not None:
+        raise Refusal(403, "Metrics are for keys that are for all models.", code="key_not_allowed")
+    engine = served.engine
+    return Response(engine.metrics.text(engine.admission.held, is_up=engine.is_alive), media_type=CONTENT_TYPE)
 
 
 async def list_models(served: Served, request: Request) -> Response:
@@ -49,6 +57,7 @@ async def describe_api(served: Served) -> Response:
 
 ROUTES = (
     ("GET", "/health", check_health),
+    ("GET", "/metrics", show_metrics),
     ("GET", "/v1/models", list_models),
     ("GET", "/v1/models/{model:path}", retrieve_model),
     ("POST", "/v1/chat/completions", create_chat_completion),
@@ -66,7 +75,7 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
         try:
             yield
         finally:
-            await asyncio.to_thread(served.engine.stop)
+            await served.engine.stop()
 
     app = FastAPI(
         title="Puna",

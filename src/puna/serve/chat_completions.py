@@ -4,9 +4,10 @@ How a conversation becomes tokens, and tokens tool calls, is the chat format's b
 """
 
 import asyncio
+import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from fastapi import Request
@@ -16,8 +17,9 @@ from puna.chat.conversation import Conversation
 from puna.serve.answers.pieces import JsonList, JsonResponse
 from puna.serve.answers.size import AnswerSize, most_tokens
 from puna.serve.chat_reply import ChatReply, Piece
-from puna.serve.generation.engine_thread import Batch
-from puna.serve.grammars import message_grammar
+from puna.serve.generation.batch import Batch
+from puna.serve.grammars import message_grammar, warn_of_notes
+from puna.serve.offload.room import require_room
 from puna.serve.refusals import Refusal
 from puna.serve.requests.chat import ChatRequest
 from puna.serve.requests.reading import read_request
@@ -26,10 +28,14 @@ from puna.serve.served import EventStream, Served, answer_unless_gone, usage
 
 async def create_chat_completion(served: Served, request: Request) -> Response:
     """Answer a chat request in OpenAI's format."""
-    body = await read_request(request, ChatRequest, is_strict=served.strict_fields)
+    body = await read_request(request, ChatRequest, served.workers, is_strict=served.strict_fields)
     adapter = served.adapter_of(body.model, request.state.tenant)
-    conversation, prompt = await asyncio.to_thread(_read_conversation, served, body)
+    # Before the prompt is tokenized: under overload most requests end here.
+    await served.engine.expect_room(request.state.tenant.name, body.n or 1)
+    num_bytes = len(await request.body())
+    conversation, prompt = await served.workers.run(_read_conversation, served, body, num_bytes, num_bytes=num_bytes)
     grammar = await message_grammar(served.grammars, body, conversation)
+    warn_of_notes(request, grammar)
     begun = conversation.messages[-1].content.strip() if body.is_continuing else ""
     if begun and grammar:
         grammar = await asyncio.to_thread(grammar.after, served.tokenizer.encode(begun))
@@ -65,13 +71,24 @@ async def create_chat_completion(served: Served, request: Request) -> Response:
     return await answer_unless_gone(request, batch, answer.whole, space)
 
 
-def _read_conversation(served: Served, body: ChatRequest) -> tuple[Conversation, list[int]]:
+def _read_conversation(served: Served, body: ChatRequest, num_bytes: int) -> tuple[Conversation, list[int]]:
     try:
         conversation = Conversation.from_json(body.conversation())
+        if num_bytes > served.max_context:  # No token has less than a byte.
+            require_room(served.tokenizer, _texts(conversation), served.max_context, param="messages")
         prompt = served.format.prompt_to_continue if body.is_continuing else served.format.prompt
         return conversation, prompt(conversation)
     except RecursionError:
         raise Refusal(400, "The arguments of a tool call are nested too deeply.", param="messages") from None
+
+
+def _texts(conversation: Conversation) -> Iterator[str]:
+    """Yield what the prompt holds at least."""
+    for message in conversation.messages:
+        yield message.content.strip()
+        yield from (json.dumps(call.arguments, ensure_ascii=False) for call in message.tool_calls)
+    if conversation.tools:
+        yield json.dumps(conversation.tools, ensure_ascii=False)
 
 
 class _ChatAnswer:

@@ -18,8 +18,9 @@ from puna.engine.sampler import Chunk, SamplingParams, TokenLogprob
 from puna.errors import RequestError, TokenizerError
 from puna.serve.answers.pieces import JsonList, JsonResponse
 from puna.serve.answers.size import AnswerSize
-from puna.serve.generation.engine_thread import Batch
-from puna.serve.grammars import answer_grammar
+from puna.serve.generation.batch import Batch
+from puna.serve.grammars import answer_grammar, warn_of_notes
+from puna.serve.offload.room import require_room
 from puna.serve.requests.completion import CompletionRequest
 from puna.serve.requests.reading import read_request
 from puna.serve.served import EventStream, Served, answer_unless_gone, logprob_value, usage
@@ -31,15 +32,19 @@ LAYOUT = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 async def create_completion(served: Served, request: Request) -> Response:
     """Answer a completion request in OpenAI's legacy format."""
-    body = await read_request(request, CompletionRequest, is_strict=served.strict_fields)
+    body = await read_request(request, CompletionRequest, served.workers, is_strict=served.strict_fields)
     adapter = served.adapter_of(body.model, request.state.tenant)
-    prompts = await asyncio.to_thread(lambda: [_token_ids(served, prompt) for prompt in body.prompts()])
+    # Before the prompt is tokenized: under overload most requests end here.
+    await served.engine.expect_room(request.state.tenant.name, len(body.prompts()) * (body.n or 1))
+    num_bytes = len(await request.body())
+    prompts = await served.workers.run(_tokenize, served, body, num_bytes=num_bytes)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     is_echo = bool(body.echo) or max_tokens == 0
     echo_logprobs = (is_echo and body.logprobs is not None) or body.prompt_logprobs is not None
     size = AnswerSize([*map(len, prompts)], body.n or 1, max_tokens, body.num_scored, echo_logprobs)
     size.require_fit("logprobs" if body.prompt_logprobs is None else "prompt_logprobs")
     grammar = await answer_grammar(served.grammars, body.response_format)
+    warn_of_notes(request, grammar)
     pairs: list[tuple[list[int], SamplingParams]] = []
     for prompt in prompts:
         params = served.sampling(
@@ -64,9 +69,15 @@ async def create_completion(served: Served, request: Request) -> Response:
     return await answer_unless_gone(request, batch, answer.whole, space)
 
 
+def _tokenize(served: Served, body: CompletionRequest) -> list[list[int]]:
+    """Return the ids of each prompt."""
+    return [_token_ids(served, prompt) for prompt in body.prompts()]
+
+
 def _token_ids(served: Served, prompt: str | list[int]) -> list[int]:
     """Return the ids of a prompt: a text gets begin_of_text, as documents do in training; ids stay as they are."""
     if isinstance(prompt, str):
+        require_room(served.tokenizer, [prompt], served.max_context, param="prompt")
         return [served.tokenizer.special("begin_of_text"), *served.tokenizer.encode(prompt)]
     try:
         served.tokenizer.decode_bytes(prompt)

@@ -7,25 +7,64 @@ import math
 import os
 import socket
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from puna.engine.options import DEFAULTS, EngineOptions
 from puna.errors import ConfigError
+from puna.licence import badges
+from puna.lineage import licences_of
+from puna.shelf.shelf import follow
 
 if TYPE_CHECKING:
-    import torch
     import uvicorn
 
+    from puna.serve.generation.engine_client import EngineClient
+    from puna.serve.generation.messages import Facts
     from puna.serve.middleware.rules import Rules
-    from puna.serve.served import Served
+    from puna.serve.served import AdapterNames, Served
+    from puna.tokenizer.tokenizer import Tokenizer
 
 SHUTDOWN_SECONDS = 30
-OPENAIS_TEMPERATURE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFlags:
+    """Flags of the engine.
+
+    Parameters
+    ----------
+    max_batch
+        How many requests are generated side by side.
+    max_context
+        The longest prompt and answer together, if less than the model can do.
+    dtype
+        The type of weights and activations.
+    kv_cache
+        What keys and values are kept in: as they are computed, or as int8, half as large.
+    draft
+        A smaller checkpoint of the same tokenizer that guesses tokens ahead, or "lookup" to guess from the prompt.
+    adapters
+        A directory whose subdirectories are adapters of the model; clients name one as the model.
+    adapter_mib
+        How many MiB adapters may take in memory; what is not in use makes room for what is asked for.
+    max_step_seconds
+        How long one step of the engine may take before its process counts as hung and is started again.
+    """
+
+    max_batch: int = 32
+    max_context: int | None = None
+    dtype: Literal["stored", "float32", "bfloat16"] = "stored"
+    kv_cache: Literal["stored", "int8"] = "stored"
+    draft: str = ""
+    adapters: Path | None = None
+    adapter_mib: int = 4096
+    max_step_seconds: int = 120
 
 
 def serve(
@@ -37,15 +76,10 @@ def serve(
     api_key_file: Path | None = None,
     allow_origin: Annotated[list[str] | None, Parameter(negative="")] = None,
     name: str | None = None,
-    max_batch: int = 32,
     max_queue: int = 256,
-    max_context: int | None = None,
-    dtype: Literal["stored", "float32", "bfloat16"] = "stored",
-    kv_cache: Literal["stored", "int8"] = "stored",
-    draft: str = "",
-    adapters: Path | None = None,
-    adapter_mib: int = 4096,
+    max_connections_per_address: Annotated[int, Parameter(show_default=False)] = 0,
     strict_fields: bool = False,
+    engine: Annotated[EngineFlags, Parameter(name="*")] = EngineFlags(),
 ) -> None:
     """Serve a checkpoint through an OpenAI-compatible API, and a chat page for browsers at /.
 
@@ -63,41 +97,34 @@ def serve(
         Origin of web pages whose scripts may call the API (CORS), such as https://shop.example; may be repeated.
     name
         What clients call the model, instead of the directory's name.
-    max_batch
-        How many requests are generated side by side.
     max_queue
-        How many are held at once, the running ones included; more are answered with 503.
-    max_context
-        The longest prompt and answer together, if less than the model can do.
-    dtype
-        The type of weights and activations.
-    kv_cache
-        What keys and values are kept in: as they are computed, or as int8, half as large.
-    draft
-        A smaller checkpoint of the same tokenizer that guesses tokens ahead, or "lookup" to guess from the prompt.
-    adapters
-        A directory whose subdirectories are adapters of the model; clients name one as the model.
-    adapter_mib
-        How many MiB adapters may take in memory; what is not in use makes room for what is asked for.
+        How many continuations are held at once, the running ones included, in equal shares for keys; more get a 503.
+    max_connections_per_address
+        Connections from one address. Half of all by default; behind a proxy all come from the proxy's address.
     strict_fields
         Refuse fields that have no effect, instead of accepting them with the header X-Puna-Warning.
     """
-    _require_bounds(port=port, max_batch=max_batch, max_queue=max_queue, adapter_mib=adapter_mib)
-    rules = _read_rules(host, port, api_key_file, allow_origin or [])
-    options = EngineOptions(max_batch, max_context, None, *_types_of(dtype, kv_cache), adapters, adapter_mib << 20)
-    served = open_served(checkpoint, name=name, max_queue=max_queue, options=options, draft=draft)
-    print(*filter(None, (served.notice, *served.unfit_adapters())), sep="\n", file=sys.stderr)
+    bounded = ("max_batch", "adapter_mib", "max_step_seconds")
+    least_zero = {"port": port, "max_connections_per_address": max_connections_per_address}
+    _require_bounds(**least_zero, max_queue=max_queue, **{flag: getattr(engine, flag) for flag in bounded})
+    rules = _read_rules(host, port, api_key_file, allow_origin or [], max_connections_per_address)
+    spec, name = engine_spec(checkpoint, engine), name or checkpoint.resolve().name
+    served, unfit = open_supervised(spec, name, max_queue, engine.max_step_seconds)
+    print(*filter(None, (served.notice, *unfit)), sep="\n", file=sys.stderr)
     make_server(replace(served, strict_fields=strict_fields), rules, host=host, port=port).run()
 
 
 def _require_bounds(**flags: int) -> None:
     for name, value in flags.items():
-        least, most = 0 if name == "port" else 1, 2**31 if name == "adapter_mib" else 65_535
+        least, most = (
+            int(name not in ("port", "max_connections_per_address")),
+            2**31 if name == "adapter_mib" else 65_535,
+        )
         if not least <= value <= most:
             raise ConfigError(f"--{name.replace('_', '-')} {value}", expected=f"{least} to {most}")
 
 
-def _read_rules(host: str, port: int, api_key_file: Path | None, origins: list[str]) -> "Rules":
+def _read_rules(host: str, port: int, api_key_file: Path | None, origins: list[str], per_address: int) -> "Rules":
     """Collect the rules for an address that is free; before all else, check that serving is installed."""
     try:
         import_module("llguidance")
@@ -109,7 +136,7 @@ def _read_rules(host: str, port: int, api_key_file: Path | None, origins: list[s
     raise_open_files()
     rules = make_rules(host, api_key_file, os.environ)
     _require_free(host, port)
-    return replace(rules, origins=parse_origins(origins), connections=default_limits())
+    return replace(rules, origins=parse_origins(origins), connections=default_limits(per_address))
 
 
 def _require_free(host: str, port: int) -> None:
@@ -124,11 +151,33 @@ def _require_free(host: str, port: int) -> None:
         raise ConfigError(f"--host {host} --port {port}: {reason}", expected="an address that is free here") from None
 
 
-def _types_of(dtype: str, kv_cache: str) -> "tuple[torch.dtype | None, bool]":
-    """Return the type of the weights, and whether the cache is rounded to int8."""
-    import torch
+def engine_spec(checkpoint: Path, flags: EngineFlags) -> dict[str, Any]:
+    """Describe an engine as JSON for its process."""
+    options: dict[str, Any] = {
+        "max_batch": flags.max_batch,
+        "max_context": flags.max_context,
+        "dtype": None if flags.dtype == "stored" else flags.dtype,
+        "is_int8_cache": flags.kv_cache == "int8",
+        "adapters": flags.adapters and str(flags.adapters.resolve()),
+        "adapter_bytes": flags.adapter_mib << 20,
+    }
+    return {"checkpoint": str(follow(checkpoint).resolve()), "draft": flags.draft, "options": options}
 
-    return None if dtype == "stored" else getattr(torch, dtype), kv_cache == "int8"
+
+def open_supervised(
+    spec: Mapping[str, Any], name: str, max_queue: int, stall_seconds: float
+) -> tuple["Served", list[str]]:
+    """Load a checkpoint in a process of its own; return what is served and why adapters cannot be.
+
+    Torch is imported there only: this process holds the connections, and is there to say so when the other one dies.
+    """
+    from puna.serve.generation.engine_process import AdapterFolder, EngineProcess
+    from puna.tokenizer.tokenizer import Tokenizer
+
+    engine = EngineProcess(spec, max_jobs=max_queue, stall_seconds=stall_seconds)
+    facts, adapters, path = engine.open(), spec["options"]["adapters"], Path(spec["checkpoint"])
+    folder = AdapterFolder(Path(adapters)) if adapters else None
+    return _served(path, name, Tokenizer.load(path), engine, facts, folder), facts.unfit_adapters
 
 
 def open_served(
@@ -139,36 +188,38 @@ def open_served(
     options: EngineOptions = DEFAULTS,
     draft: str = "",
 ) -> "Served":
-    """Load a checkpoint and put an engine, not started yet, behind it."""
-    from puna.artifact import verifying
-    from puna.chat.format import ChatFormat
-    from puna.checkpoint.checkpoint import Checkpoint
-    from puna.engine.local import LocalSampler, sampling_defaults
-    from puna.engine.sampler import SamplingParams
-    from puna.licence import badges
-    from puna.lineage import licences_of
+    """Load a checkpoint in this process and put an engine, not started yet, behind it: for tests and programs."""
     from puna.serve.generation.engine_thread import EngineThread
-    from puna.serve.served import Served
-    from puna.shelf.shelf import follow
+    from puna.serve.generation.loading import facts_of, open_sampler
 
     opened = follow(checkpoint)
-    readable = Checkpoint.open(opened).config.max_context
-    if options.max_context is not None and not 2 <= options.max_context <= readable:
-        raise ConfigError(f"--max-context {options.max_context}", expected=f"2 to {readable}, which the model can read")
-    with verifying(opened):
-        sampler = LocalSampler.open(opened, options=options, draft=draft)
-    chat_format = ChatFormat(sampler.tokenizer)
-    stop_ids = (*Checkpoint.open(opened).stop_ids, *chat_format.stop_ids)
+    sampler = open_sampler(opened, options=options, draft=draft)
+    engine, facts = EngineThread(sampler.engine, max_jobs=max_queue), facts_of(opened, sampler)
+    name = name or checkpoint.resolve().name
+    return _served(opened, name, sampler.tokenizer, engine, facts, sampler.engine.adapters)
+
+
+def _served(
+    path: Path,
+    name: str,
+    tokenizer: "Tokenizer",
+    engine: "EngineClient",
+    facts: "Facts",
+    adapters: "AdapterNames | None",
+) -> "Served":
+    from puna.chat.format import ChatFormat
+    from puna.serve.served import Served
+
     return Served(
-        name=name or checkpoint.resolve().name,
-        tokenizer=sampler.tokenizer,
-        format=chat_format,
-        engine=EngineThread(sampler.engine, max_jobs=max_queue),
-        max_context=sampler.max_context,
-        stop_ids=tuple(dict.fromkeys(stop_ids)),
-        defaults=sampling_defaults(opened, SamplingParams(temperature=OPENAIS_TEMPERATURE)),
-        notice=", ".join(badges(licences_of(opened))),
-        adapters=sampler.engine.adapters,
+        name=name,
+        tokenizer=tokenizer,
+        format=ChatFormat(tokenizer),
+        engine=engine,
+        max_context=facts.max_context,
+        stop_ids=facts.stop_ids,
+        defaults=facts.defaults,
+        notice=", ".join(badges(licences_of(path))),
+        adapters=adapters,
     )
 
 

@@ -9,22 +9,23 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from puna.chat.format import ChatFormat
-from puna.engine.adapters import Adapters
 from puna.engine.grammar.grammar import Grammar
 from puna.engine.sampler import SamplingParams
 from puna.errors import RequestError
 from puna.serve.answers.pieces import JsonResponse
 from puna.serve.answers.size import AnswerSpace, TakenSpace
-from puna.serve.generation.engine_thread import Batch, EngineThread
+from puna.serve.generation.batch import Batch
+from puna.serve.generation.engine_client import EngineClient
 from puna.serve.grammars import Grammars
 from puna.serve.middleware.keys import Tenant
+from puna.serve.offload.workers import Workers
 from puna.serve.refusals import Refusal, as_refusal, encode_json
 from puna.serve.requests.body import Body
 from puna.tokenizer.tokenizer import Tokenizer
@@ -34,6 +35,14 @@ LEAST_LOGPROB = -9999.0
 logger = logging.getLogger("puna.serve")
 
 Answer = TypeVar("Answer")
+
+
+class AdapterNames(Protocol):
+    """What is known of the adapters of a model: puna.engine.adapters.Adapters, or their folder alone."""
+
+    def names(self) -> list[str]: ...
+
+    def find(self, name: str) -> object | None: ...
 
 
 @dataclass(frozen=True)
@@ -47,19 +56,24 @@ class Served:
     name: str
     tokenizer: Tokenizer
     format: ChatFormat
-    engine: EngineThread
+    engine: EngineClient
     max_context: int
     stop_ids: tuple[int, ...]
     defaults: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=1.0))
     notice: str = ""
     strict_fields: bool = False
-    adapters: Adapters | None = None
+    adapters: AdapterNames | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
     def grammars(self) -> Grammars:
         """What compiles the forms that answers are held to."""
         return Grammars(self.tokenizer, self.stop_ids)
+
+    @cached_property
+    def workers(self) -> Workers:
+        """The threads that read, render and tokenize requests."""
+        return Workers()
 
     @cached_property
     def answer_space(self) -> AnswerSpace:

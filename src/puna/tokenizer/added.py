@@ -80,7 +80,8 @@ class TextTokens:
         if self._texts is not None and not any(each in text for each in self._texts):
             yield text
             return
-        found = self._finder.encode(text, add_special_tokens=False)
+        # NOTE: for a batch the library releases Python's lock (GIL), in `encode` it does not.
+        found = self._finder.encode_batch([text], add_special_tokens=False)[0]
         for index, (start, end) in zip(found.ids, found.offsets, strict=True):
             yield self._ids.get(index, text[start:end])
 

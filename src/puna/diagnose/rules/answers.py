@@ -30,4 +30,6 @@ def answers_empty(record: Record) -> Finding | None:
     if not empty or empty <= MOST_EMPTY * (empty + facts["num_spoken"]):
         return None
     seen = f"{empty:,} of {empty + facts['num_spoken']:,} answers looked at are empty."
-    return Finding("answers-empty", seen, "Set drop_empty = true at puna ingest, or write the answers.")
+    return Finding(
+        "answers-empty", seen, "Let puna ingest read the rows, which leaves these out, or write the answers."
+    )

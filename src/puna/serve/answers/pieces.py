@@ -70,18 +70,20 @@ class JsonResponse(Response):
 
     def __init__(self, payload: Any):
         super().__init__()
-        self._pieces = list(json_pieces(payload))
+        self._payload = payload
         self.space: TakenSpace | None = None  # is free once the answer is sent or the client is gone
-        self.headers["content-length"] = str(sum(map(len, self._pieces)))
+        self.headers["content-length"] = str(sum(map(len, _parts(payload))))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            for number, piece in enumerate(self._pieces, 1):
-                is_last = number == len(self._pieces)
-                await send({"type": "http.response.body", "body": piece, "more_body": not is_last})
-                if not is_last:
+            last = b""
+            for piece in json_pieces(self._payload):
+                if last:
+                    await send({"type": "http.response.body", "body": last, "more_body": True})
                     await asyncio.sleep(0)
+                last = piece
+            await send({"type": "http.response.body", "body": last, "more_body": False})
         finally:
             if self.space:
                 self.space.close()

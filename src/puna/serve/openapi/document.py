@@ -19,7 +19,7 @@ from puna.serve.requests.completion import CompletionRequest
 VERSION = "3.1.1"
 PLACE_OF_MODELS = "#/components/schemas/{model}"
 # What the server's own defences answer before a route is asked.
-DEFENCES = (400, 401, 403, 408, 413, 500, 503)
+DEFENCES = (400, 401, 403, 408, 413, 431, 500, 503)
 MEANINGS = {
     400: "The request is wrong: `param` names the field.",
     401: "A valid key is needed.",
@@ -27,6 +27,7 @@ MEANINGS = {
     404: "There is no such model for this key.",
     408: "The request took too long to arrive.",
     413: "The body is too large.",
+    431: "The request's headers are too long.",
     500: "The server failed on this request.",
     503: "The server is overloaded, starting or stopping: come back after the time in Retry-After.",
 }
@@ -37,10 +38,10 @@ HEADERS = {
 
 
 class Operation(NamedTuple):
-    """A route as it is described."""
+    """A route as it is described; without a model its answer is plain text."""
 
     summary: str
-    answer: type[BaseModel]
+    answer: type[BaseModel] | None
     errors: tuple[int, ...] = DEFENCES
     body: type[Body] | None = None
     event: type[BaseModel] | None = None
@@ -49,6 +50,7 @@ class Operation(NamedTuple):
 WITH_MODEL = (*DEFENCES, 404)
 OPERATIONS = {
     ("GET", "/health"): Operation("Tell whether requests are answered; without a key", answers.Health),
+    ("GET", "/metrics"): Operation("Tell Prometheus what the server has counted", None),
     ("GET", "/v1/models"): Operation("List the model and its adapters", answers.ModelList),
     ("GET", "/v1/models/{model}"): Operation("Describe a model", answers.Model, WITH_MODEL),
     ("POST", "/v1/chat/completions"): Operation(
@@ -67,7 +69,7 @@ def openapi_document(*, is_strict: bool) -> dict[str, Any]:
 
     Example:
         >>> sorted(openapi_document(is_strict=False)["paths"])[:2]
-        ['/health', '/openapi.json']
+        ['/health', '/metrics']
     """
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), operation in OPERATIONS.items():
@@ -85,7 +87,9 @@ def openapi_document(*, is_strict: bool) -> dict[str, Any]:
 
 
 def _describe(path: str, operation: Operation) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": _reference(operation.answer)}}
+    content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+    if operation.answer:
+        content = {"application/json": {"schema": _reference(operation.answer)}}
     if operation.event:
         content["text/event-stream"] = {"schema": _event(operation.event)}
     success: dict[str, Any] = {"description": "The answer", "content": content}

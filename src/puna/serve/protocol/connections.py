@@ -113,8 +113,12 @@ def address_key(host: str) -> str:
     return str(ipaddress.IPv6Network((address.packed[:8] + bytes(8), 64)))
 
 
-def default_limits(per_address: int | None = None) -> ConnectionLimits:
-    """Derive the bounds from the limit of open files, which leaves a part to files, pipes and threads."""
+def default_limits(per_address: int = 0) -> ConnectionLimits:
+    """Derive the bounds from the limit of open files, which leaves a part to files, pipes and threads.
+
+    Args:
+        per_address: Connections from one address; 0 for half of all.
+    """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     total = min(MAX_CONNECTIONS, soft - min(MAX_RESERVED_FILES, soft // 2))
     return ConnectionLimits(total, min(total, per_address or max(1, total // 2)))

@@ -6,7 +6,7 @@ import socket
 
 import uvicorn
 
-from puna.serve.generation.engine_thread import EngineThread
+from puna.serve.generation.engine_client import EngineClient
 from puna.serve.protocol.http import HttpProtocol
 from puna.serve.protocol.log_limit import LogLimit
 
@@ -23,7 +23,7 @@ logger = logging.getLogger("uvicorn.error")  # where uvicorn says that it runs
 class Server(uvicorn.Server):
     """Waits for running requests when told to stop; shortly before it gives up, ends them with an error."""
 
-    def __init__(self, config: uvicorn.Config, engine: EngineThread):
+    def __init__(self, config: uvicorn.Config, engine: EngineClient):
         super().__init__(config)
         self._engine = engine
         self._log_limit = LogLimit()

@@ -30,7 +30,7 @@ class ChatRequest(Body):
         "max_completion_tokens": (-1, None, "all that fit"),
     }
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=4096)]
     tools: Annotated[list[Annotated[Tool, WrapValidator(keep_as_given)]], Field(max_length=128)] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None

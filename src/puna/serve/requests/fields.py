@@ -153,6 +153,8 @@ REPEATED = {"index", "parsed", "parsed_arguments", "type"}
 NO_MISSPELLINGS = {"mode", "context"}
 NO_NAMES = "Llama's chat format has no place for names"
 MIN_LIKENESS = 0.8
+# A body of 4 MiB could have half a million, and each unknown one is compared with the known ones.
+MAX_FIELDS = 256
 
 
 class Sifted(NamedTuple):
@@ -188,6 +190,8 @@ def sift(
     """
     fields: dict[str, Any] = {}
     warnings: list[str] = []
+    if len(data) > MAX_FIELDS:
+        raise Refusal(400, f"The body has {len(data):,} fields; expected at most {MAX_FIELDS}.")
     if data.get("do_sample") is False and not is_strict:
         # lm-evaluation-harness and others send transformers' word for the most likely tokens.
         data = {name: value for name, value in data.items() if name != "do_sample"} | {"temperature": 0}
@@ -196,16 +200,17 @@ def sift(
         if problem := json_problem(value):
             raise Refusal(400, f"{shown(name)}: {problem}", param=name)
         known = name if is_strict else ALIASES.get(name, name)
+        if value is None and name not in model.model_fields:
+            continue
         if known not in model.model_fields:
-            if value is not None and (warning := _judge(name, value, model, is_strict=is_strict)):
-                warnings.append(warning)
+            warnings.append(_judge(name, value, model, is_strict=is_strict))
             continue
         spelled = None if is_strict else spellings.get(known)
         if spelled and type(value) is type(spelled[0]) and value == spelled[0]:
             warnings.append(f"{name}: {value!a} is read as {spelled[2]}")
             value = spelled[1]
         if known != name:
-            if data.get(known, value) != value:
+            if any(other != value for other in (data.get(known, value), fields.get(known, value))):
                 raise Refusal(400, f"{name} differs from {known}; give one of them.", param=name)
             warnings.append(f"{name} is read as {known}")
         fields[known] = value
@@ -239,7 +244,10 @@ def judge_extras(model: BaseModel, place: str, *, is_strict: bool) -> Iterator[s
     Raises:
         Refusal: For a misspelled name and for media; in strict mode for every field that is not empty.
     """
-    for name, value in (model.model_extra or {}).items():
+    extra = model.model_extra or {}
+    if len(extra) > MAX_FIELDS:
+        raise Refusal(400, f"{place} has {len(extra):,} unknown fields; expected at most {MAX_FIELDS}.", param=place)
+    for name, value in extra.items():
         if _asks_nothing(value) or name in REPEATED:
             continue
         where = f"{place}.{shown(name)}"

@@ -1,7 +1,7 @@
 """The bytes of a body -> a checked request. A wrong body is a 400 that says where, and what was expected."""
 
-import asyncio
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -9,20 +9,22 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from puna.serve.middleware.warnings import warn
+from puna.serve.offload.workers import LARGE_BYTES, Workers
 from puna.serve.refusals import Refusal
 from puna.serve.requests.body import Body
 from puna.serve.requests.fields import judge_extras, sift
 
 MAX_SHOWN = 80
 MAX_EXCERPT = 24
-# Larger bodies are read in a thread, so that other requests do not wait.
-LARGE_BYTES = 1 << 16
+# Of one body: 4,096 messages of four parts have as many.
+MAX_STRINGS = 100_000
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 AnyBody = TypeVar("AnyBody", bound=Body)
 
 
-async def read_request(request: Request, model: type[AnyBody], *, is_strict: bool) -> AnyBody:
-    """Read a request's body, and note warnings about fields without effect.
+async def read_request(request: Request, model: type[AnyBody], workers: Workers, *, is_strict: bool) -> AnyBody:
+    """Read a request's body, a large one in a thread, and note warnings about fields without effect.
 
     Raises:
         Refusal: Status 400, for bytes that are no JSON object and for fields that are wrong.
@@ -34,7 +36,8 @@ async def read_request(request: Request, model: type[AnyBody], *, is_strict: boo
         data = parse_body(content, content_type=headers["content-type"], encoding=headers["content-encoding"])
         return check_body(data, model, is_strict=is_strict)
 
-    body, warnings = await asyncio.to_thread(read) if len(content) > LARGE_BYTES else read()
+    is_large = len(content) > LARGE_BYTES
+    body, warnings = await workers.run(read, num_bytes=len(content)) if is_large else read()
     for text in warnings:
         warn(request, text)
     return body
@@ -61,6 +64,7 @@ def parse_body(content: bytes, *, content_type: str, encoding: str = "") -> dict
         raise Refusal(400, message, code="invalid_content_type")
     if not content.strip():
         raise Refusal(400, "The body is empty; expected a JSON object.", code="invalid_json")
+    _require_few_values(content)
     text = _decode(content)
     try:
         data = json.loads(text)
@@ -76,6 +80,19 @@ def parse_body(content: bytes, *, content_type: str, encoding: str = "") -> dict
         message = f"The body is {kinds.get(type(data), 'a number')}; expected a JSON object."
         raise Refusal(400, message, code="invalid_json")
     return data
+
+
+def _require_few_values(content: bytes) -> None:
+    """Refuse what would hold all other requests up: reading JSON cannot be interrupted, whatever thread reads."""
+    num_strings = (content.count(b'"') - content.count(b'\\"')) // 2
+    if num_strings > MAX_STRINGS:
+        message = f"The body has about {num_strings:,} strings; expected at most {MAX_STRINGS:,}."
+        raise Refusal(400, message, code="body_too_complex")
+    if content.count(b"{") + content.count(b"[") > MAX_STRINGS:
+        outside = _STRING.sub(b"", content)
+        if (number := outside.count(b"{") + outside.count(b"[")) > MAX_STRINGS:
+            message = f"The body has {number:,} objects and lists; expected at most {MAX_STRINGS:,}."
+            raise Refusal(400, message, code="body_too_complex")
 
 
 def _decode(content: bytes) -> str:

@@ -1,0 +1,34 @@
+"""A dialogue in one text, as Anthropic's hh-rlhf has it -> messages; any other text -> one message."""
+
+import re
+
+_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ \t]*")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+Said = dict[str, str]
+
+
+def split_turns(text: str) -> list[Said]:
+    """Return the messages of a dialogue in one text; none for any other text.
+
+    Example:
+        >>> split_turns("Human: Open?\\n\\nAssistant: Yes.")[1]
+        {'role': 'assistant', 'content': 'Yes.'}
+    """
+    before, *parts = _TURN.split(text.replace("\r\n", "\n"))
+    if before.strip():
+        return []
+    return [{"role": _ROLES[role], "content": said.strip()} for role, said in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def as_prompt(text: str) -> list[Said]:
+    """Return the messages of a prompt in one text, without the open turn of the assistant at its end.
+
+    Example:
+        >>> as_prompt("Human: Open?\\n\\nAssistant:")
+        [{'role': 'user', 'content': 'Open?'}]
+    """
+    turns = split_turns(text)
+    if turns and turns[-1] == {"role": "assistant", "content": ""}:
+        turns.pop()
+    return turns or [{"role": "user", "content": text}]

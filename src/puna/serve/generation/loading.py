@@ -1,0 +1,72 @@
+"""A checkpoint directory -> a loaded engine and what the server needs to know of it. Imports torch.
+
+Called in the engine's process by `puna serve`, and in this one for an EngineThread.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puna.artifact import verifying
+from puna.chat.format import ChatFormat
+from puna.checkpoint.checkpoint import Checkpoint
+from puna.engine.grammar.grammar import Grammar, GrammarCompiler
+from puna.engine.local import LocalSampler, sampling_defaults
+from puna.engine.options import EngineOptions
+from puna.engine.sampler import SamplingParams
+from puna.errors import ConfigError, RequestError
+from puna.serve.generation.engine_loop import StepEngine
+from puna.serve.generation.messages import Facts
+
+OPENAIS_TEMPERATURE = 1.0
+
+CompileGrammar = Callable[[str, str], Grammar]  # of a grammar's text and the name of its field
+
+
+def load_engine(spec: Mapping[str, Any]) -> tuple[StepEngine, Facts, CompileGrammar]:
+    """Load the checkpoint of an `engine_spec`; return its engine, its facts, and what compiles grammars for it."""
+    options = EngineOptions(**spec["options"])
+    adapters, dtype = spec["options"]["adapters"], spec["options"]["dtype"]
+    options = replace(options, adapters=adapters and Path(adapters), dtype=dtype and getattr(torch, dtype))
+    path = Path(spec["checkpoint"])
+    sampler = open_sampler(path, options=options, draft=spec["draft"], is_verified=spec.get("is_verified", False))
+    facts = facts_of(path, sampler)
+    compiler = GrammarCompiler(sampler.tokenizer, facts.stop_ids)
+    return sampler.engine, facts, lambda text, param: compiler.compile(text, param=param, is_sound=True)
+
+
+def open_sampler(path: Path, *, options: EngineOptions, draft: str, is_verified: bool = False) -> LocalSampler:
+    """Load a checkpoint directory, and verify it meanwhile if it is an artifact."""
+    readable = Checkpoint.open(path).config.max_context
+    if options.max_context is not None and not 2 <= options.max_context <= readable:
+        raise ConfigError(f"--max-context {options.max_context}", expected=f"2 to {readable}, which the model can read")
+    with contextlib.nullcontext() if is_verified else verifying(path):
+        return LocalSampler.open(path, options=options, draft=draft)
+
+
+def facts_of(path: Path, sampler: LocalSampler) -> Facts:
+    """Collect what the server needs to know."""
+    stop_ids = (*Checkpoint.open(path).stop_ids, *ChatFormat(sampler.tokenizer).stop_ids)
+    return Facts(
+        max_context=sampler.max_context,
+        stop_ids=tuple(dict.fromkeys(stop_ids)),
+        defaults=sampling_defaults(path, SamplingParams(temperature=OPENAIS_TEMPERATURE)),
+        unfit_adapters=_unfit_adapters(sampler),
+    )
+
+
+def _unfit_adapters(sampler: LocalSampler) -> list[str]:
+    """Say of each adapter that can't be run why."""
+    adapters, lines = sampler.engine.adapters, list[str]()
+    if adapters is None:
+        return lines
+    for name in adapters.names():
+        try:
+            adapters.find(name)
+        except RequestError as error:
+            lines.append(str(error))
+    return lines
