@@ -17,7 +17,7 @@ from typing import Literal
 
 from puna import artifact
 from puna.errors import ArtifactError, ConfigError
-from puna.storage.files import make_directory
+from puna.storage.files import make_directory, naming
 from puna.storage.records import read_record
 
 POINTER = "current.json"
@@ -160,7 +160,10 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise naming(error, target) from None
 
 
 def _change(shelf: Path, changes: list[Change], change: Change) -> Change:
