@@ -16,10 +16,12 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from datasets import Dataset as Rows
+from random_models import wide_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
@@ -62,7 +64,8 @@ class PunaSteps:
 
     def __init__(self, folder: Path, rows: torch.Tensor, prompt_len: int):
         self.ids, self.mask = rows.tolist(), [at >= prompt_len for at in range(rows.shape[1])]
-        chat: Any = None  # Rows come as ids: nothing is encoded.
+        # Rows come as ids: nothing is encoded.
+        chat: Any = SimpleNamespace(tokenizer=wide_tokenizer(VOCAB_SIZE))
         self.distilling = StoredLabels(chat, False, False, Divergence(), 1.0, 1.0)
         self.plain = NextToken(chat, False, False)
         self.models = [Checkpoint.open(folder / "student").load(torch.float32).train() for _ in range(2)]
@@ -72,7 +75,9 @@ class PunaSteps:
     def label(self, folder: Path) -> float:
         """Label the rows as `puna label` does; return the seconds that it took."""
         size = {"top_k": 64, "temperature": 1.0, "context": len(self.mask), "batch_tokens": 4096}
-        teacher = LocalTeacher(Checkpoint.open(folder / "teacher").load(torch.bfloat16), dtype=torch.bfloat16, **size)
+        teacher = LocalTeacher(
+            Checkpoint.open(folder / "teacher").load(torch.bfloat16), None, dtype=torch.bfloat16, **size
+        )
         begin = time.perf_counter()
         found = teacher.label([Item(None, ids, self.mask) for ids in self.ids], lambda _: None)  # type: ignore[arg-type]
         parts = [labelled.labels.columns() for labelled in found if labelled.labels]

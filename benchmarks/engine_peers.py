@@ -62,16 +62,16 @@ class Puna(Runs):
 
     def __init__(self, path: Path, threads: int):
         import torch
+        from random_models import wide_tokenizer
 
         from puna.checkpoint.checkpoint import Checkpoint
         from puna.engine.engine import Engine
         from puna.engine.options import EngineOptions
         from puna.kernels.native import shared_kernels
-        from puna.tokenizer import train_tokenizer
 
         torch.set_num_threads(threads)
         model = Checkpoint.open(path).load()
-        tokenizer = train_tokenizer(["some words, some words"] * 2, vocab_size=520, split_digits=False)
+        tokenizer = wide_tokenizer(model.config.vocab_size)
         # Any id decodes to something: what the text would be is not measured.
         tokenizer.is_special = lambda _: True  # type: ignore[method-assign]
         options = EngineOptions(max_batch=32, max_context=8192, cache_tokens=2**15)

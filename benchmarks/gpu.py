@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from random_models import wide_tokenizer
 from transformers import LlamaConfig as Theirs
 from transformers import LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
 
@@ -30,7 +31,6 @@ from puna.model.float8 import Float8Linear
 from puna.model.llama import Llama
 from puna.model.quantized import round_linears
 from puna.model.scheme import FP8
-from puna.tokenizer import train_tokenizer
 
 # Ids that every tokenizer has; the rest of the vocabulary gets logits of zero, which are never the greatest.
 NUM_IDS = 256
@@ -58,7 +58,7 @@ class Puna:
     """The engine, opened anew for each model."""
 
     def __init__(self, model: Llama, told: argparse.Namespace):
-        tokenizer = train_tokenizer(["some words and more words"] * 2, vocab_size=520, split_digits=False)
+        tokenizer = wide_tokenizer(model.config.vocab_size)
         context = max(told.context + told.tokens + max(told.batches) * told.context // 256, told.prompt) + 32
         options = {"max_batch": max(told.batches), "max_context": min(context, model.config.max_context)}
         cache_tokens = max(told.batches) * (context + 32)

@@ -1,9 +1,11 @@
 """A published shape and a form -> a model of random weights on disk, written once: a checkpoint, or a GGUF file."""
 
+import json
 import sys
 import zlib
 from pathlib import Path
 
+import tokenizers
 import torch
 
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint, write_checkpoint
@@ -14,6 +16,7 @@ from puna.model.config import SIZES
 from puna.model.quantized import round_linears, rounded
 from puna.model.scheme import Scheme
 from puna.tokenizer import Tokenizer, train_tokenizer
+from puna.tokenizer.added import special_tokens
 
 CHECKPOINT_FORMS = ("bf16", "int8", "int4")
 BITS = {"int4": 4, "int8": 8}
@@ -73,6 +76,13 @@ def _tokenizer() -> Tokenizer:
     except ModuleNotFoundError:
         return train_tokenizer(["some words and more words"] * 2, vocab_size=520, split_digits=False)
     return Tokenizer.load(Path(llama_models.__file__).parent / "llama3" / "tokenizer.model")
+
+
+def wide_tokenizer(vocab_size: int) -> Tokenizer:
+    """Return a small tokenizer with a token for each of `vocab_size` ids: the engine leaves out rows without one."""
+    small = train_tokenizer(["some words and more words"] * 2, vocab_size=520, split_digits=False)
+    rows = special_tokens({f"<|row {index}|>": index for index in range(small.vocab_size, vocab_size)})
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(small.to_json())), (*small.added, *rows))
 
 
 def _write_quantized(source: Path, path: Path, bits: int) -> None:

@@ -50,7 +50,7 @@ def trained(base: Path, directory: Path, *, num_added: int = 0, kind: Any = "LOR
             noise = torch.randn(parameter.shape, generator=generator) * 0.1
             with torch.no_grad():  # in place: tied modules share their tensors
                 parameter.copy_(noise.abs() + 1) if "magnitude" in name else parameter.add_(noise)
-    adapted.save_pretrained(directory)
+    adapted.save_pretrained(str(directory))
     with torch.no_grad():
         return adapted(TOKENS[None]).logits[0]
 

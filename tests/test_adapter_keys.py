@@ -169,13 +169,13 @@ def test_settings_that_change_nothing_are_read(written: Trained, tmp_path: Path,
     shutil.copytree(adapter, tmp_path / "adapter")
     edit_json(tmp_path / "adapter" / CONFIG_NAME, lambda raw: raw.update(change))
     assert_same_logits(logits_of(read_merged(base, tmp_path / "adapter", tmp_path / "out")), expected)
-    assert open_adapter(tmp_path / "adapter").config.notes == ()
+    assert open_adapter(tmp_path / "adapter").notes == ()
 
 
 def test_a_field_of_a_newer_peft_is_said_and_left_out(written: Trained, tmp_path: Path):
     shutil.copytree(written[1], tmp_path / "adapter")
     edit_json(tmp_path / "adapter" / CONFIG_NAME, lambda raw: raw.update(use_tomorrow=True, rank_of_tomorrow=3))
-    (note,) = open_adapter(tmp_path / "adapter").config.notes
+    (note,) = open_adapter(tmp_path / "adapter").notes
     assert "does not know and leaves out, as PEFT does: rank_of_tomorrow, use_tomorrow" in note
     findings = {finding.code: finding.what for finding in examine(tmp_path / "adapter").findings}
     assert "adapter-extra" in findings
@@ -243,3 +243,17 @@ def test_an_adapter_for_llama_cpp_and_half_a_directory_are_named(
         perform_stage("merge", tmp_path / "out", adapter=str(tmp_path / "half"), base=str(base))
     with pytest.raises(ConfigError, match=r"Name the directory"):
         perform_stage("merge", tmp_path / "out", adapter=str(adapter / WEIGHTS_NAME), base=str(base))
+    shutil.copytree(adapter, tmp_path / "checkpoints" / "checkpoint-500")
+    with pytest.raises(ConfigError, match=r"Name one of the adapters inside: .*checkpoint-500"):
+        perform_stage("merge", tmp_path / "out", adapter=str(tmp_path / "checkpoints"), base=str(base))
+
+
+def test_a_config_of_the_base_beside_an_adapter_makes_no_checkpoint_of_it(
+    perform_stage: Callable[..., bool], written: Trained, tmp_path: Path
+):
+    base, adapter, expected = written
+    shutil.copytree(adapter, tmp_path / "adapter")
+    shutil.copy(base / "config.json", tmp_path / "adapter")
+    perform_stage("merge", tmp_path / "out", adapter=str(tmp_path / "adapter"), base=str(base))
+    assert_same_logits(logits_of(Checkpoint.open(tmp_path / "out").load()), expected)
+    assert examine(tmp_path / "adapter").kind == "adapter"

@@ -1,18 +1,21 @@
 """Adapters of the embeddings and the head: what PEFT computes, whether the base has one table for both or two."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 from test_adapter import assert_same_logits, read_merged, trained
-from tiny_checkpoint import TOKENS, edit_json, logits_of, save
+from tiny_checkpoint import TOKENS, edit_json, logits_of, random_llama, save, tokenizer
 
 from puna.checkpoint.adapters.adapter import merged, open_adapter, require_runnable, require_trainable
 from puna.checkpoint.adapters.keys import CONFIG_NAME, WEIGHTS_NAME
 from puna.checkpoint.adapters.reference import SideBySide
-from puna.checkpoint.checkpoint import Checkpoint
+from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.doctor.examine import examine
 from puna.errors import CheckpointError
+from puna.model.llama import Llama
 
 LAYERS: dict[str, Any] = {"target_modules": ["k_proj"]}
 BOTH = ["lm_head", "embed_tokens"]
@@ -69,6 +72,9 @@ def test_merged_tables_give_the_logits_of_peft(base: Path, tmp_path: Path, varia
     assert_same_logits(reference.logits(TOKENS.tolist()), expected)
     assert (ours - logits_of(Checkpoint.open(base).load())).abs().max() > 0.1
     assert is_tied(tmp_path / "merged") == (is_tied(base) and stays_tied)
+    report = examine(tmp_path / "adapter", base=base)
+    assert not [finding for finding in report.findings if finding.severity == "broken"]
+    assert ("become two" in report.facts.get("merged", "")) == (is_tied(base) and not stays_tied)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +115,24 @@ def test_the_tokenizer_beside_the_adapter_goes_with_its_vocabulary(base: Path, t
     theirs.save_pretrained(tmp_path / "adapter")
     source = merged(Checkpoint.open(base).source(), open_adapter(tmp_path / "adapter"))
     assert source.tokenizer and source.tokenizer.special("mark") == 530
+
+
+def test_tokens_that_were_added_on_rows_of_padding_come_with_the_adapter(tmp_path: Path):
+    import transformers
+
+    (tmp_path / "base").mkdir()
+    padded = Llama(replace(random_llama().config, vocab_size=536))
+    padded.initialize(0)
+    save_checkpoint(tmp_path / "base", padded, tokenizer())
+    trained(tmp_path / "base", tmp_path / "adapter", **LAYERS, trainable_token_indices=[7, 530])
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
+    theirs.save_pretrained(tmp_path / "adapter")
+    source = merged(Checkpoint.open(tmp_path / "base").source(), open_adapter(tmp_path / "adapter"))
+    assert source.tokenizer and source.tokenizer.vocab_size == 530
+    theirs.add_special_tokens({"additional_special_tokens": ["<|mark|>"]})
+    theirs.save_pretrained(tmp_path / "adapter")
+    source = merged(Checkpoint.open(tmp_path / "base").source(), open_adapter(tmp_path / "adapter"))
+    assert source.tokenizer and source.tokenizer.special("mark") == 530 and source.config.vocab_size == 536
 
 
 def test_rows_that_do_not_fit_are_refused(base: Path, tmp_path: Path):

@@ -2,15 +2,19 @@
 
 import json
 import random
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
 
-from puna.chat import ChatFormat, Conversation, Message
+from puna.chat import ChatFormat, Conversation, Message, ToolCall
 from puna.chat.call_grammar import CallRules, call_grammar
+from puna.chat.parse import CODE_TAKEN
 from puna.engine.grammar.grammar import GrammarCompiler, json_grammar, lark_grammar, with_layout
 from puna.errors import ChatError
 from puna.tokenizer import Tokenizer, train_tokenizer
@@ -103,7 +107,7 @@ def walk(grammar: str, attempt: str, seed: int) -> list[int] | None:
 
 def grammar_of(setting: str, rules: CallRules) -> str:
     conversation = Conversation((Message("user", "?"),), tools=TOOLS, **SETTINGS[setting])
-    lark = call_grammar(conversation, rules, lambda schema, strict: with_layout(schema, is_strict=strict))
+    lark = call_grammar(conversation, rules, lambda _, schema, strict: with_layout(schema))
     return lark_grammar(lark, answer=json_grammar({"enum": ["open", {"n": 1}]}) if rules.has_answer else "")
 
 
@@ -173,6 +177,63 @@ def test_parameters_that_are_no_object_are_refused():
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}
     conversation = Conversation((), tools=(tool,))
     with pytest.raises(ChatError, match="parameters of f"):
-        call_grammar(conversation, CallRules(), lambda schema, strict: schema)
+        call_grammar(conversation, CallRules(), lambda _, schema, strict: schema)
     with pytest.raises(ChatError, match="can be called"):
-        call_grammar(Conversation(()), CallRules(must_call=True), lambda schema, strict: schema)
+        call_grammar(Conversation(()), CallRules(must_call=True), lambda _, schema, strict: schema)
+
+
+ANY_ARGUMENTS = ({"type": "function", "function": {"name": "keep", "parameters": {"type": "object"}}},)
+TEXTS = st.text(max_size=6) | st.sampled_from(
+    ["</function>", "<function=keep>{}", "a\\</function>\\", '"}</function>', "\x7f\x00"]
+)
+# Free text may not open a call of a tool that is offered.
+CONTENTS = st.text(max_size=6) | st.sampled_from(["a</function>", '{"city": "Rome"}', "<function>", "\x7f"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def calls() -> st.SearchStrategy[list[ToolCall]]:
+    kept = st.builds(lambda arguments: ToolCall("keep", arguments), st.dictionaries(TEXTS, VALUES, max_size=2))
+    return st.lists(kept, min_size=1, max_size=2)
+
+
+def built_in_calls() -> st.SearchStrategy[list[ToolCall]]:
+    codes = st.text() | st.sampled_from(["{", "\x85", " print(1)", "[x]", "<function=keep>{}</function>", "\x1c{"])
+    return (
+        st.builds(lambda code: ToolCall("code_interpreter", {"code": code}), codes)
+        | st.builds(lambda query: ToolCall("brave_search", {"query": query}), st.text())
+    ).map(lambda call: [call])
+
+
+def assert_admitted_and_read_back(calls: list[ToolCall], content: str, setting: str) -> None:
+    conversation = Conversation((Message("user", "?"),), tools=ANY_ARGUMENTS, **SETTINGS[setting])
+    message = Message("assistant", content, tuple(calls))
+    chat = ChatFormat(tokenizer())
+    whole = replace(conversation, messages=(*conversation.messages, message))
+    ids = chat.encode(whole).ids[len(chat.prompt(conversation)) :]
+    read = chat.parse(ids, ANY_ARGUMENTS)
+    assert read.tool_calls == message.tool_calls and read.content == content.strip()
+    lark = call_grammar(conversation, CallRules(), lambda _, schema, strict: with_layout(schema))
+    matcher = compiler().compile(lark_grammar(lark)).matcher()
+    for at, token in enumerate(ids):
+        assert matcher.admitted(tokenizer().vocab_size)[token] == 0, tokenizer().decode(ids[: at + 1])
+        matcher.accept(token)
+
+
+@given(calls(), CONTENTS, st.sampled_from(list(SETTINGS)))
+@example([ToolCall("keep", {"a</function>": "b</function>"})], "", "tag")
+def test_whatever_the_format_writes_the_grammar_admits_and_the_parser_reads_back(calls, content, setting):
+    assert_admitted_and_read_back(calls, content, setting)
+
+
+@given(built_in_calls(), CONTENTS)
+def test_so_are_searches_and_code(calls, content):
+    # Another spelling of these calls is JSON, which the grammar keeps for tools with a schema.
+    (call,) = calls
+    text = next(iter(call.arguments.values()))
+    is_native = '"' not in text if call.name == "brave_search" else text == text.strip() and text
+    assume(is_native and not text.startswith(CODE_TAKEN))
+    assert_admitted_and_read_back(calls, content, "ipython")

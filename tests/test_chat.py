@@ -198,7 +198,7 @@ def test_calls_are_spelled_as_llama_3_1_spells_them(message: Message, environmen
             Message("assistant", "So:", (ToolCall("f", {}), ToolCall("f", {"a": 1}))),
             'So:<function=f>{}</function><function=f>{"a": 1}</function><|eot_id|>',
         ),
-        (call("f", a="</function>"), '<function=f>{"a": "<\\/function>"}</function><|eot_id|>'),
+        (call("f", a="</function>"), '<function=f>{"a": "</function>"}</function><|eot_id|>'),
     ],
 )
 def test_calls_in_tags_are_bare_and_end_the_turn_in_every_environment(message: Message, environment: str, body: str):

@@ -33,6 +33,10 @@ SETTINGS = {
     "fp8": {INNER_MLP: FP8},
     "int8 with its head": {LAYERS: INT8, "lm_head": INT8},
     "int4 with an int8 head": {LAYERS: INT4, "lm_head": INT8},
+    "int8 with an int4 head": {LAYERS: INT8, "lm_head": INT4},
+    "int8 in groups with an int8 head": {LAYERS: Scheme("int", 8, 64), "lm_head": INT8},
+    "int4 in groups with int4 rows": {LAYERS: INT4, "layers.0.": Scheme("int", 4)},
+    "int4 in groups of 32 and 64": {LAYERS: INT4, "lm_head": Scheme("int", 4, 64)},
     "fp8 with an int8 head": {INNER_MLP: FP8, "lm_head": INT8},
     "int8 with embeddings": {LAYERS: INT8, "lm_head": INT8, "embed_tokens": INT8},
     "tied, int8": {LAYERS: INT8},
@@ -100,6 +104,25 @@ def test_a_quantized_model_survives_writing_and_loading(tmp_path: Path, setting:
     write_checkpoint(floats, checkpoint.source(), dtype=torch.float32)
     if "fp8" not in setting:  # whose activations are rounded too
         torch.testing.assert_close(logits_of(Checkpoint.open(floats).load()), logits_of(model), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("setting", [name for name in SETTINGS if "tied" not in name])
+def test_transformers_never_unpacks_wrong_weights_without_a_word(tmp_path: Path, setting: str):
+    model = quantized_llama(setting)
+    save_checkpoint(tmp_path, model, tokenizer())
+    unpacked = transformers.CompressedTensorsConfig(dequantize=True)
+    schemes = set(schemes_of(model).values())
+    if len({(each.kind, each.bits) for each in schemes}) > 1 or len({each.group_size for each in schemes} - {None}) > 1:
+        with pytest.raises(RuntimeError, match="conversion of the weights"):
+            transformers.AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=unpacked)
+        return
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, quantization_config=unpacked
+    )
+    with torch.no_grad():
+        logits = theirs(TOKENS[None]).logits[0]
+    # Weights are unpacked to the dtype of their scales, bfloat16 for groups; activations are not rounded to float8.
+    assert (logits - logits_of(model)).std() < (0.05 if "fp8" in setting else 0.01) * logits.std()
 
 
 def test_words_are_stored_as_compressed_tensors_packs_them_and_stay_mapped(tmp_path: Path):

@@ -13,13 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from puna.chat.format import ChatFormat
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.checkpoint.checkpoint import Checkpoint
 from puna.config import parse_config
 from puna.data.dataset import Dataset
 from puna.data.packing import Batch, Packer, Position
 from puna.errors import ConfigError
 from puna.model.attend import packed_attend
-from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.tokenizer.train import train_tokenizer
 from puna.train.distill import Config, live_teacher
@@ -133,18 +132,6 @@ def test_a_teacher_with_another_tokenizer_is_refused(
             **{**training, "tokenizer": str(tmp_path / "tokenizer")},
             teacher=str(teacher_path),
         )
-
-
-def test_a_teacher_with_more_embeddings_is_refused(
-    perform_stage: Perform, training: Settings, checkpoint_path: Path, tmp_path: Path
-):
-    tokenizer = Checkpoint.open(checkpoint_path).tokenizer()
-    model = Llama(LlamaConfig(16, 32, 8, 1, 2, 1, vocab_size=tokenizer.vocab_size + 8, max_context=256))
-    model.initialize(0)
-    (tmp_path / "teacher").mkdir()
-    save_checkpoint(tmp_path / "teacher", model, tokenizer)
-    with pytest.raises(ConfigError, match="has 568 embeddings; expected as many as the student, 560"):
-        perform_stage("distill", tmp_path / "out", **training, teacher=str(tmp_path / "teacher"))
 
 
 def test_the_same_command_with_a_changed_teacher_trains_again(
@@ -369,7 +356,7 @@ def test_a_student_with_its_teachers_tokenizer_has_a_span_for_each_token(
 ):
     chat = ChatFormat(Checkpoint.open(checkpoint_path).tokenizer())
     teacher = Checkpoint.open(teacher_path).load()
-    asked = LocalTeacher(teacher, dtype=torch.float32, top_k=1, temperature=1.0, context=256, batch_tokens=256)
+    asked = LocalTeacher(teacher, None, dtype=torch.float32, top_k=1, temperature=1.0, context=256, batch_tokens=256)
     objective = AcrossTokenizers(chat, False, False, chat, live_knowledge(asked), 1.0)
     rows = Dataset([dataset_path], objective.kinds)
     packer = Packer(rows, objective.encode, seed=0, batch_tokens=600, context=300, is_cut=objective.is_cut)

@@ -142,9 +142,16 @@ def test_a_draft_gives_its_pages_back():
     assert engine._drafter._pool.num_held == 0 and not engine._drafter._readings  # type: ignore[union-attr]
 
 
-def test_a_draft_of_another_vocabulary_is_refused():
-    with pytest.raises(ConfigError, match="a draft with 4,000 token ids; expected the model's 530"):
-        Engine(tiny_model(), tiny_tokenizer(), draft=tiny_model(vocab_size=4000))
+def test_a_draft_with_more_rows_guesses_tokens_only_and_one_with_fewer_is_refused():
+    padded = tiny_model(vocab_size=536)
+    with torch.no_grad():
+        padded.lm_head.weight[530:] = 9.0  # type: ignore[union-attr]
+    params = [SamplingParams(max_tokens=20)] * 3
+    plain, _ = run(Engine(tiny_model(), tiny_tokenizer()), PROMPTS[:3], params)
+    assert run(Engine(tiny_model(), tiny_tokenizer(), draft=padded), PROMPTS[:3], params)[0] == plain
+    assert run(Engine(padded, tiny_tokenizer(), draft=tiny_model()), PROMPTS[:3], params)[0]
+    with pytest.raises(ConfigError, match="a draft with 500 embeddings; expected at least the model's 530"):
+        Engine(tiny_model(), tiny_tokenizer(), draft=tiny_model(vocab_size=500))
 
 
 def test_a_draft_that_is_no_network_fails_alone():

@@ -248,15 +248,24 @@ def test_an_exception_while_a_prompt_is_read_ends_that_request_alone():
     assert found[2].ids == complete_alone(PROMPTS[4], params).ids
 
 
-def test_a_token_that_the_tokenizer_lacks_ends_one_request_alone():
+def test_rows_without_a_token_are_never_sampled_and_have_no_probability():
     wide = tiny_model(vocab_size=4000)
+    narrow = tiny_model()
     with torch.no_grad():
-        wide.lm_head.weight[530:] = 0  # type: ignore[union-attr]
-    hot, cold = SamplingParams(max_tokens=8, temperature=100.0, seed=0), SamplingParams(max_tokens=8)
-    found = LocalSampler(wide, tiny_tokenizer()).complete(PROMPTS[:3], [cold, hot, cold])
-    assert [done.finish_reason for done in found] == ["length", "error", "length"]
-    assert "token id" in found[1].error
-    assert found[0].ids == complete_alone(PROMPTS[0], cold, Engine(wide, tiny_tokenizer())).ids
+        for name, tensor in narrow.named_parameters():
+            wide.get_parameter(name)[: len(tensor)] = tensor
+        wide.lm_head.weight[530:] = 9.0  # type: ignore[union-attr]
+    asked = [
+        SamplingParams(max_tokens=8, temperature=temperature, top_p=top_p, seed=0, logprobs=5, echo_logprobs=True)
+        for temperature, top_p in ((0.0, 1.0), (100.0, 1.0), (1.0, 0.9))
+    ]
+    found = LocalSampler(wide, tiny_tokenizer()).complete(PROMPTS[:3], asked)
+    plain = LocalSampler(narrow, tiny_tokenizer()).complete(PROMPTS[:3], asked)
+    assert [done.ids for done in found] == [done.ids for done in plain]
+    for ours, theirs in zip(found, plain, strict=True):
+        for name in ("logprobs", "prompt_logprobs"):
+            pairs = zip(getattr(ours, name), getattr(theirs, name), strict=True)
+            assert all(each is other or abs(each.logprob - other.logprob) < 1e-4 for each, other in pairs)
 
 
 @pytest.mark.parametrize(

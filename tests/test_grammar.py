@@ -283,11 +283,3 @@ def test_a_grammar_that_cannot_be_followed_is_refused(name):
     with pytest.raises(RequestError) as caught:
         compiler().compile(BROKEN[name], param="response_format")
     assert caught.value.param == "response_format" and len(str(caught.value)) < 500
-
-
-def test_a_schema_that_is_not_strict_is_held_to_as_far_as_it_can_be():
-    text = json_grammar(
-        {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "maxItems": 3}, is_strict=False
-    )
-    for done in said(text):
-        assert set(json.loads(done.text)) <= {1, 2}

@@ -10,6 +10,9 @@ from puna.chat.conversation import Conversation
 from puna.chat.padding import tool_without_padding, without_padding
 from puna.data.dataset import Dataset
 from puna.data.shards import write_jsonl
+from puna.ingest.read import Accepted
+from puna.ingest.records import read_records
+from puna.serve.requests.chat import ChatRequest
 
 
 def tool(properties: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -66,6 +69,19 @@ def test_a_null_argument_stays_only_where_its_schema_admits_null(given: Any, mea
     assert function.get("arguments", ...) == meant
 
 
+def test_an_argument_behind_a_reference_is_judged_by_the_definition():
+    guest = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"anyOf": [{"type": "integer"}, {"$ref": "#/$defs/None"}]}},
+    }
+    definitions = {"Guest": guest, "None": {"type": "null"}, "Loop": {"$ref": "#/$defs/Loop"}}
+    properties = {"guest": {"anyOf": [{"$ref": "#/$defs/Guest"}, {"type": "null"}]}, "loop": {"$ref": "#/$defs/Loop"}}
+    tools = [tool(properties, **{"$defs": definitions})]
+    given = {"guest": {"name": None, "age": None, "city": None}, "loop": None}
+    row = without_padding({"messages": called(given), "tools": tools})
+    assert row["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"guest": {"age": None}}
+
+
 def test_fields_of_messages_and_parts_lose_their_nulls_and_malformed_parts_stay():
     part = {"type": "text", "text": "Hi", "image_url": None}
     row = {"messages": [{"role": "user", "content": [part], "name": None}, 3], "tools": [None, "x"], "id": None}
@@ -90,6 +106,22 @@ def test_an_arrow_table_gives_the_same_rows_as_json(tmp_path: Path):
     read = [list(Dataset([tmp_path / f"conversations.{suffix}"])) for suffix in ("parquet", "jsonl")]
     meant = [Conversation.from_json(row) for row in rows]
     assert read[0] == meant and [row.tools for row in read[1]] == [row.tools for row in meant]
+
+
+def test_a_request_and_a_row_of_json_give_the_same_tools_and_messages(tmp_path: Path):
+    padded = tool({"day": {"type": "string", "enum": None, "default": None}, "city": None}, required=None)
+    messages = [{**each, "name": None} for each in called('{"day": "Monday", "city": null}')]
+    results = [{"role": "tool", "tool_call_id": "1", "content": "Booked."}, {"role": "assistant", "content": "Done."}]
+    row = {"messages": [*messages, *results], "tools": [padded]}
+    write_jsonl(tmp_path / "rows.jsonl", [row])
+    (read,) = read_records(tmp_path / "rows.jsonl", "rows.jsonl")
+    assert isinstance(read, Accepted) and isinstance(read.row, Conversation)
+    request = ChatRequest.model_validate(
+        {"model": "m", **row, "messages": [*row["messages"], {"role": "user", "content": "Hi"}]}
+    )
+    asked = Conversation.from_json(request.conversation())
+    assert (asked.tools, asked.messages[:-1]) == (read.row.tools, read.row.messages)
+    assert read.row.tools == (tool({"day": {"type": "string", "default": None}}),)
 
 
 def schema(name: str) -> dict[str, Any]:

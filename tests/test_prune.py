@@ -577,3 +577,13 @@ def test_text_that_is_measured_on_is_not_calibrated_on(tmp_path: Path) -> None:
 def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(Config, {"checkpoint": "m", "data": ["d"], "calibration": ["c"], **settings}, where="prune")
+
+
+@pytest.mark.parametrize("depth", ["influence", "divergence"])
+def test_the_bar_counts_each_pass_of_the_texts_through_a_layer(depth):
+    bar, steps = silent(), list[int]()
+    bar.advance = lambda amount=1, note="": steps.append(amount)
+    source, layers = source_of(planted()), BIG.num_layers
+    measure_importance(source, examples(), F32, bar, width="contribution", depth=depth)
+    without_one = list(range(layers, 0, -1))  # Without the first layer, the texts go through all the others.
+    assert steps == ([1] * layers if depth == "influence" else [1] * 2 * layers + without_one)

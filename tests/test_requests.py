@@ -97,6 +97,7 @@ SENT_BACK: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
     "arguments of PHP": (spelled("[]"), EMPTY),
     "arguments padded with null": (spelled({**ARGUMENTS, "city": None}), called()),
     "call without id and type": (called({"id": None, "function": called()[1]["tool_calls"][0]["function"]}), called()),
+    "call without an envelope": (called({"id": "c1", "name": "find_order", "arguments": ARGUMENTS}), called()),
     "content of a call as an empty string": (called(content=""), called()),
     "content of a call as an empty list": (called(content=[]), called()),
     "deprecated function call": (
@@ -189,6 +190,12 @@ def test_every_form_of_the_clients_own_message_can_be_sent_back(tokenizer, way):
         ({"role": "assistant", "content": "", "audio": {"id": "a1"}}, "messages[0].audio"),
         ({"role": "assistant", "tool_cals": [1]}, "messages[0].tool_cals"),
         ({"role": "assistant", "content": "", "functionCall": {"name": "f"}}, "messages[0].functionCall"),
+        ({"role": "assistant", "tool_calls": [{"id": "c1"}]}, "messages[0].tool_calls[0].function"),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"arguments": ""}}]},
+            "messages[0].tool_calls[0].function.name",
+        ),
+        ({"role": "assistant", "tool_calls": [{"type": "custom", "name": "f"}]}, "messages[0].tool_calls[0].type"),
         ({"role": "user", "content": None}, "messages[0].content"),
         ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0]"),
         ({"role": "tool", "content": 5}, "messages[0].content"),
@@ -358,8 +365,10 @@ def test_other_programs_names_and_values_are_honoured(http, engine, tokenizer):
     assert params({"random_seed": 4})[0] == params({"seed": 4})[0]
     assert params({"top_k": -1}) == (params({"top_k": 0})[0], "top_k: -1 is read as no limit")
     assert params({"stop": ""})[0] == params({"top_logprobs": 0, "logprobs": False})[0] == params({})[0]
-    answer = http.post("/v1/chat/completions", json=CHAT | {"n_predict": 9})
-    assert answer.status_code == 400 and error_of(answer)["param"] == "n_predict"
+    assert params({"n_predict": None, "max_tokens": 3}) == (params({"max_tokens": 3})[0], "")
+    for two in ({"max_tokens": 4, "n_predict": 9}, {"max_new_tokens": 4, "n_predict": 9}):
+        answer = http.post("/v1/chat/completions", json=body | two)
+        assert answer.status_code == 400 and error_of(answer)["param"] == "n_predict"
 
 
 @pytest.mark.parametrize("tools", [[], [TOOL]], ids=["no tools", "tools"])

@@ -211,9 +211,41 @@ def test_a_form_that_cannot_be_held_is_a_400_and_the_server_goes_on(client, name
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**(ASK | {"max_tokens": 20} | BAD_FORMS[name]))
     expected = "tool_choice" if name.startswith("no ") and "tool" in name else next(iter(BAD_FORMS[name]))
-    assert caught.value.param.startswith(expected) and len(caught.value.message) < 700
+    assert str(caught.value.param).startswith(expected) and len(caught.value.message) < 700
     answer = client.chat.completions.create(**ASK, response_format=form_of(SHOP), seed=1)
     jsonschema.validate(json.loads(answer.choices[0].message.content), SHOP)
+
+
+LETTER = {"type": "object", "properties": {"to": {"type": "string", "pattern": "^(?!a)[a-z]+$"}}, "required": ["to"]}
+LETTER["additionalProperties"] = False
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_pattern_that_no_grammar_holds_is_left_out_and_named_in_a_header(client, stream):
+    write = {"type": "function", "function": {"name": "write", "parameters": LETTER}}
+    for asked, place in (
+        ({"tools": [*TOOLS, write]}, "tool write"),
+        ({"response_format": form_of(LETTER, strict=False)}, "response_format"),
+    ):
+        raw = client.chat.completions.with_raw_response.create(**(ASK | {"max_tokens": 8}), **asked, stream=stream)
+        warning = raw.headers["x-puna-warning"]
+        assert warning.startswith(f'{place}, field to: "pattern" is left out (') and "[a-z]" not in warning
+    raw = client.completions.with_raw_response.create(
+        model="tiny", prompt="a", max_tokens=8, extra_body={"response_format": form_of(LETTER, strict=False)}
+    )
+    assert 'field to: "pattern" is left out' in raw.headers["x-puna-warning"]
+    raw = client.chat.completions.with_raw_response.create(**(ASK | {"max_tokens": 8}), tools=TOOLS)
+    assert "x-puna-warning" not in raw.headers
+
+
+def test_a_strict_schema_with_such_a_pattern_is_refused_by_tool_field_and_keyword(client):
+    write = {"type": "function", "function": {"name": "write", "parameters": LETTER, "strict": True}}
+    with pytest.raises(openai.BadRequestError, match='tool write, field to: "pattern", which a strict') as caught:
+        client.chat.completions.create(**ASK, tools=[*TOOLS, write])
+    assert caught.value.param == "tools"
+    with pytest.raises(openai.BadRequestError, match='response_format, field to: "pattern", which') as caught:
+        client.chat.completions.create(**ASK, response_format=form_of(LETTER))
+    assert caught.value.param == "response_format"
 
 
 def test_a_form_that_turns_out_too_complex_fails_alone_with_a_400(client):

@@ -69,6 +69,20 @@ DIALOGUES: list[tuple[str, Row]] = [
     ("messages", {"messages": json.dumps(CHAT)}),
     ("messages", {"messages": [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in CHAT]}),
     ("messages", {"messages": [{**each, "role": each["role"].title(), "weight": None} for each in CHAT]}),
+    (
+        "messages",
+        {
+            "messages": [
+                {
+                    **each,
+                    "type": "message",
+                    "content": [{"type": "output_text", "text": each["content"], "annotations": []}],
+                }
+                for each in CHAT
+            ]
+        },
+    ),
+    ("messages", {"messages": CHAT, "images": [None], "image": [{"bytes": None, "path": None}], "tools": "null"}),
     ("messages", {"conversations": CHAT}),
     ("messages", {"conversation": CHAT, "system": "", "tools": "[]", "history": []}),
     ("ShareGPT", {"conversations": share_gpt(CHAT)}),
@@ -126,6 +140,9 @@ TAKEN_IN: list[tuple[Row, list[Row]]] = [
         for name in ("system", "system_prompt", "system_message")
     ],
     ({"system": "Be brief.", "messages": [BRIEF, *CHAT]}, [BRIEF, *CHAT]),
+    ({"system": "Be brief.", "messages": [{**BRIEF, "content": ""}, *CHAT]}, [BRIEF, *CHAT]),
+    ({"instructions": "Be brief.", "messages": CHAT}, [BRIEF, *CHAT]),
+    ({"chat_history": [["Hello", "Good day."]], "messages": CHAT}, [*EARLIER, *CHAT]),
     ({"system": "Be brief.", "conversations": share_gpt(CHAT)}, [BRIEF, *CHAT]),
     ({"system": "Be brief.", "instruction": QUESTION, "output": ANSWER}, [BRIEF, *CHAT]),
     ({"system_prompt": "Be brief.", "question": QUESTION, "response": ANSWER}, [BRIEF, *CHAT]),
@@ -228,6 +245,11 @@ def test_columns_that_describe_a_row_are_told(ingest: Callable[..., Ingested]):
     assert found.rows[0]["metadata"] == {"source": "port", "score": 0}
     assert found.rows[1]["metadata"] == {"source": "", "name": "x"}
     assert "  kept as metadata: name (1 rows), score (1 rows), source (1 rows)" in found.log
+
+
+def test_what_ingest_wrote_is_read_as_it_stands(ingest: Callable[..., Ingested]):
+    rows = ingest([row for row, _ in TAKEN_IN] + tool_rows()).rows
+    assert ingest(rows).rows == rows
 
 
 def test_names_of_speakers_are_left_out_and_told(ingest: Callable[..., Ingested]):

@@ -56,6 +56,56 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
         ("K-4471", "under k-4471.", True),
         ("K-4471", "under K-44712", False),
         ("๔", "๒๔", False),
+        ("5", "It is -5 degrees.", False),
+        ("-3", "It fell to \u22123 degrees.", True),
+        ("3", "It fell to \u22123 degrees.", False),
+        ("5", "\u20135", False),
+        ("5", "minus 5 degrees", False),
+        ("-5", "minus 5 degrees", True),
+        ("5", "10 minus 5 is 5", True),
+        ("5", "- 5 apples", True),
+        ("5", "-$5", False),
+        ("-5", "$-5", True),
+        ("42", "**-42**", False),
+        ("42", "x=-42", False),
+        ("10 euros", "-10 euros", False),
+        ("9", "7\u20139", True),
+        ("10", "5\u20ac-10\u20ac", True),
+        ("10", "10 000", False),
+        ("10", "10\u202f000", False),
+        ("10", "10\u2019000", False),
+        ("000", "10 000", False),
+        ("10000", "10\u00a0000 people", True),
+        ("8:45 to 18:30", "8:45 to 18:30 088-555-0121", True),
+        ("100 people", "in 2024 100 people came", True),
+        ("200", "at 18:30 200 people came", True),
+        ("10,000", "10.000 Euro", True),
+        ("100000", "1,00,000", True),
+        ("1", "1,00,000", False),
+        ("\u20ac5", "\u20ac5 000", False),
+        ("000 euros", "10 000 euros", False),
+        ("1000", "1,000", True),
+        ("1,500", "1.5", False),
+        ("1.234", "1,234 kg", True),
+        ("29", "$29.00", True),
+        ("4.9", "4,90", True),
+        (".5", "0.5", True),
+        ("5", "0.5", False),
+        ("5", "5\u00bd", False),
+        ("10", "10\u00b2", False),
+        ("1", "1/2", False),
+        ("2026", "3/4/2026", True),
+        ("30", "at 10:30", False),
+        ("5", "A5", False),
+        ("5", "EUR5, 5kg or 5%", True),
+        ("007", "7", False),
+        ("7", "007", False),
+        ("3", "version 1.2.3", False),
+        ("12", "\u0967\u0968", True),
+        ("12", "\u09e7\u09e8", True),
+        ("12", "\uff11\uff12", True),
+        ("3.5", "\u0663\u066b\u0665", True),
+        ("1000", "\u0661\u066c\u0660\u0660\u0660", True),
     ],
 )
 def test_a_number_matches_as_a_whole_only(wanted: str, answer: str, is_right: bool) -> None:
@@ -65,6 +115,28 @@ def test_a_number_matches_as_a_whole_only(wanted: str, answer: str, is_right: bo
 def test_case_white_space_and_composition_make_no_difference() -> None:
     answer = says("ouvert  LE\nsamedi\u00a0matin: cafe\u0301")
     assert judge("contains", {"contains": ["le samedi matin", "caf\u00e9"]}, answer).score == 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answer"),
+    [
+        ("I don't know.", "I don\u2019t know."),
+        ("I don\u2019t know.", "I don't know."),
+        ("it's", "it\u2032s"),
+        ('say "no"', "say \u00abno\u00bb"),
+        ('say "no"', "say \u201eno\u201c"),
+        ("wait...", "wait\u2026"),
+        ("co-op", "co\u2011op"),
+        ("a - b", "a \u2014 b"),
+        ("cooperate", "co\u00adop\u200berate"),
+        ("A: b!", "\uff21\uff1a\u3000\uff42\uff01"),
+        ("caf\u00e9", "cafe\u0301"),
+    ],
+)
+def test_quotes_dashes_and_characters_without_width_make_no_difference(wanted: str, answer: str) -> None:
+    assert judge("contains", {"contains": [wanted]}, says(answer)).score == 1
+    assert judge("refusal", {"contains": [wanted]}, says(answer)).score == 1
+    assert judge("exact", {"exact": f"So: {wanted}"}, says(f"So:  {answer}")).score == 1
 
 
 def test_an_answer_needs_every_string_and_no_distractor() -> None:

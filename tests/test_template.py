@@ -116,7 +116,7 @@ def test_the_template_renders_our_ids_and_mask_in_every_setting(
         Message("assistant", "", (LOOK, LOOK, ToolCall("order", {}))),
         Message("assistant", "", (LOOK, LOOK)),
         Message("assistant", "See <function=look>", (LOOK,)),
-        Message("assistant", "", (ToolCall("look", {"a": "</function>\\"}),)),
+        Message("assistant", "", (ToolCall("look", {"a": "</function>\\ \x7f"}),)),
         Message("assistant", "", (ToolCall("order", {}),)),
         Message("assistant", "", (ToolCall("brave_search", {"query": "tea"}),)),
         Message("assistant", "", (ToolCall("brave_search", {"query": 'the "best" tea'}),)),
@@ -203,6 +203,14 @@ def test_a_message_to_be_continued_is_cut_where_transformers_cuts_it(text: str):
     conversation = Conversation((SYSTEM, Message("user", "Where?"), Message("assistant", text)), tools=(tool("look"),))
     options = {"continue_final_message": True, "return_dict": True}
     assert apply(conversation, **options)["input_ids"] == ChatFormat(ours()).prompt_to_continue(conversation)
+
+
+def test_an_empty_message_is_continued_as_an_open_header_is():
+    """transformers loses the header's blank line here: findings/transformers_continue_empty_message.sh."""
+    asked = Conversation((Message("user", "Where?"),))
+    for text in ("", " \n"):
+        begun = asked.with_message(Message("assistant", text))
+        assert ChatFormat(ours()).prompt_to_continue(begun) == ChatFormat(ours()).prompt(asked)
 
 
 @pytest.mark.parametrize("messages", [(), (Message("user", "Where?"),), ROUND[:2], ROUND[:3]])

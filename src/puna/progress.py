@@ -7,10 +7,12 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 SECONDS_BETWEEN_LINES = 15.0
+# The first of these in which a whole unit is done states the rate.
+SPANS = {"s": 1, "min": 60, "h": 3600, "day": 86_400}
 # Names in files and what models write may hold sequences that drive the terminal; only line breaks and tabs pass.
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 
@@ -20,13 +22,37 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode().translate(_CONTROLS)
 
 
+def duration(seconds: float) -> str:
+    """Return a time in its two largest units.
+
+    Example:
+        >>> duration(65), duration(3 * 3600 + 120)
+        ('1m 05s', '3h 02m')
+    """
+    whole = int(seconds)
+    for large, small, size, part in (("d", "h", 86_400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
+        if whole >= size:
+            return f"{whole // size}{large} {whole % size // part:02d}{small}"
+    return f"{whole}s"
+
+
 class Progress:
-    """A count towards `total` with rate and ETA; work that was `done` before is not part of the rate."""
+    """A count towards `total` with rate and remaining time; work that was `done` before is not part of the rate.
+
+    Rate and remaining time are measured from the first advance on, as soon as there is a second one: the first includes
+    the start, such as reading a model.
+
+    Example:
+        >>> with Progress(Console(), 32, "pruning", unit="layers") as bar:
+        ...     bar.advance(note="loss 2.1")
+    """
 
     def __init__(self, console: Console, total: int, description: str, *, unit: str, done: int = 0):
         self.console, self.total, self.description, self.unit = console, total, description, unit
-        self.count = self.first = done
-        self.start = self.last_line = time.monotonic()
+        self.count = done
+        self.last_line = time.monotonic()
+        self._start = (self.last_line, done)  # The time and the count from which the rate is measured.
+        self._first: tuple[float, int] | None = None
         self.bar = _bar(console) if console.is_terminal else None
 
     def __enter__(self) -> "Progress":
@@ -44,22 +70,30 @@ class Progress:
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Count `amount` more units; `note` says how the work goes (loss, rate)."""
         self.count += amount
+        if amount > 0 and self._first is None:
+            self._first = (time.monotonic(), self.count)
+        elif amount > 0:
+            assert self._first
+            self._start = self._first
+        shown = "  ".join(filter(None, (self.unit, self._pace(), note)))
         if self.bar:
-            self.bar.update(self.task, completed=self.count, note=note)
+            self.bar.update(self.task, completed=self.count, note=shown)
         elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            self.console.print(f"{self._line()}  {note}", markup=False, highlight=False)
+            line = f"{self.description}  {self.count:,}/{self.total:,} {shown}"
+            self.console.print(line, markup=False, highlight=False)
 
-    def _line(self) -> str:
-        rate = (self.count - self.first) / max(1e-9, time.monotonic() - self.start)
-        left = (self.total - self.count) / rate if rate else 0.0
-        share = f"{self.count:,}/{self.total:,} {self.unit}"
-        return f"{self.description}  {share}  {rate:,.1f} {self.unit}/s  {left:.0f}s left"
+    def _pace(self) -> str:
+        """Return the rate, in a span of time that holds a whole unit, and the time that is left at this rate."""
+        begin, before = self._start
+        seconds, done = time.monotonic() - begin, self.count - before
+        if done <= 0 or seconds <= 0:
+            return ""
+        rate = done / seconds
+        span = next((name for name, size in SPANS.items() if rate * size >= 1), "day")
+        return f"{rate * SPANS[span]:,.1f} {self.unit}/{span}  {duration((self.total - self.count) / rate)} left"
 
 
 def _bar(console: Console) -> Bar:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     return Bar(*columns, console=console, transient=True)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from puna import artifact
 from puna.errors import ArtifactError, ConfigError
-from puna.progress import Progress, printable
+from puna.progress import Progress, duration, printable
 from puna.storage.files import fsync, hash_file, naming
 from puna.storage.journal import Journal
 
@@ -162,5 +162,4 @@ def num_restarts() -> int:
 
 def elapsed(start: float) -> str:
     """Say how long ago `start` (time.monotonic) was: "1m 05s"."""
-    seconds = int(time.monotonic() - start)
-    return f"{seconds // 60}m {seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
+    return duration(time.monotonic() - start)

@@ -15,7 +15,9 @@ from puna.chat.format import CALL_SEPARATOR
 from puna.chat.parse import CODE_TAKEN, TAG_CLOSING, TAG_OPENING
 from puna.errors import ChatError
 
-SchemaLayout = Callable[[dict[str, Any], bool], dict[str, Any]]
+SchemaLayout = Callable[[str, dict[str, Any], bool], dict[str, Any]]
+# Types of JSON that are no object; another name is of another dialect, where a function has named arguments too.
+NO_OBJECT = {"null", "boolean", "integer", "number", "string", "array"}
 ANYTHING = r"/(?s:.*)/"
 BLANK = r"[\s\x1c-\x1f]*"  # What Python's strip takes away.
 
@@ -37,7 +39,8 @@ class CallRules:
 def call_grammar(conversation: Conversation, rules: CallRules, layout: SchemaLayout) -> str:
     """Return the grammar of the next message; ChatError if it is to be a call and there is nothing to call.
 
-    `layout` adds to a schema, which may be strict or not, how its JSON is written.
+    `layout` gets a tool's name, its schema and whether the schema is strict. It returns the schema that is held, with
+    how its JSON is written.
     """
     tools = [tool for tool in conversation.tools if rules.name in ("", tool_name(tool))]
     marked, bare = _calls(conversation, rules, tools)
@@ -85,7 +88,7 @@ def _rules(
         lines += ["calls: call" if one else f"calls: call ({separator} call)*"]
     for number, tool in zip(numbers, tools, strict=True):
         name = tool_name(tool)
-        schema = layout(_arguments(tool), name in rules.strict)
+        schema = layout(name, _arguments(tool), name in rules.strict)
         arguments = f"arguments_{number}"
         lines += [f"{arguments}: %json {json.dumps(schema, ensure_ascii=False)}"]
         if conversation.call_format == "tag":
@@ -100,8 +103,9 @@ def _rules(
 def _arguments(tool: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a tool's arguments, which are an object whatever else it says."""
     schema = tool["function"].get("parameters") or {}
-    kind = schema.get("type", "object")
-    if "object" not in (kind if isinstance(kind, list) else [kind]):
+    kind = schema.get("type")
+    names = [str(name).lower() for name in (kind if isinstance(kind, list) else [kind])]
+    if names and NO_OBJECT.issuperset(names):
         raise ChatError(f"parameters of {tool_name(tool)} of type {kind!r}", expected='"object"')
     return {**schema, "type": "object"}
 

@@ -33,11 +33,11 @@ TAGS_AFTER = (
     "- Only call one function at a time\n"
     "- Put the entire function call reply on one line"
 )
+# The grammar of JSON strings admits no raw delete character, which json.dumps does not escape.
+DELETE, DELETE_ESCAPED = "\x7f", r"\u007f"
 TOOLS_LINE = "Tools: "
 KNOWLEDGE_LINE = "Cutting Knowledge Date: December 2023"
 CALL_SEPARATOR = "; "
-# JSON may escape a slash, so that no argument can close the tag it stands in.
-CLOSING_ESCAPED = TAG_CLOSING.replace("/", "\\/")
 
 
 class Encoded(NamedTuple):
@@ -218,13 +218,13 @@ def _json_call(call: ToolCall) -> str:
 
 
 def _tagged_call(call: ToolCall) -> str:
-    arguments = _dump(call.arguments, call).replace(TAG_CLOSING, CLOSING_ESCAPED)
-    return f"{TAG_OPENING}{call.name}>{arguments}{TAG_CLOSING}"
+    # A closing tag within a string of the arguments closes nothing: parse.py reads strings as a whole.
+    return f"{TAG_OPENING}{call.name}>{_dump(call.arguments, call)}{TAG_CLOSING}"
 
 
 def _dump(data: dict[str, Any], call: ToolCall) -> str:
     try:
-        return json.dumps(data, ensure_ascii=False, allow_nan=False)
+        return json.dumps(data, ensure_ascii=False, allow_nan=False).replace(DELETE, DELETE_ESCAPED)
     except (TypeError, ValueError, RecursionError) as error:
         raise ChatError(f"arguments of {call.name} ({error})", expected="values that JSON can hold") from error
 

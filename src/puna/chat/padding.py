@@ -6,8 +6,8 @@ the `default` of a JSON schema, a `const` that the type of its schema admits, an
 Lists are never padded: `enum: [null]` stays. Arguments in a string are never padded either, and stay verbatim.
 """
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 # Keywords of JSON Schema (2020-12 and draft 7), by the form of their value.
 _MAPS_OF_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
@@ -16,6 +16,7 @@ _SCHEMAS = {"items", "additionalProperties", "not", "if", "then", "else", "conta
 # Fields of a conversation or of a preference that hold messages, and all fields that this file strips.
 _MESSAGES = ("messages", "prompt", "chosen", "rejected", "edited")
 PADDED = ("tools", *_MESSAGES)
+_MAX_REFERENCES = 8
 _BRANCHES = ("anyOf", "oneOf", "allOf")
 
 
@@ -74,48 +75,66 @@ def _call(call: Any, schemas: Mapping[str, Any]) -> Any:
         present["function"] = _call(present["function"], schemas)
     elif isinstance(present.get("arguments"), dict):
         schema = schemas.get(present["name"]) if isinstance(present.get("name"), str) else None
-        present["arguments"] = _argument(present["arguments"], schema)
+        present["arguments"] = _argument(present["arguments"], _Place(schema, schema))
     return present
 
 
-def _argument(value: Any, schema: Any) -> Any:
+class _Place(NamedTuple):
+    """The schema of a place in the arguments of a call, and the schema of all arguments with its definitions."""
+
+    schema: Any
+    root: Any
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the schema behind any chain of local references; an empty one admits nothing in particular."""
+        schema = self.schema
+        for _ in range(_MAX_REFERENCES):
+            reference = schema.get("$ref") if isinstance(schema, dict) else None
+            if not isinstance(reference, str) or not reference.startswith("#/"):
+                break
+            schema = self.root
+            for name in reference[2:].split("/"):
+                schema = schema.get(name) if isinstance(schema, dict) else None
+        return cast(dict[str, Any], schema) if isinstance(schema, dict) else {}
+
+    def below(self, keyword: str, depth: int = _MAX_REFERENCES) -> Any:
+        """Return the value of a keyword here, or in the first branch that has the keyword."""
+        schema = self.resolved()
+        if keyword in schema or not depth:
+            return schema.get(keyword)
+        found = (branch.below(keyword, depth - 1) for branch in self.branches())
+        return next((value for value in found if value is not None), None)
+
+    def branches(self) -> Iterator["_Place"]:
+        schema = self.resolved()
+        return (_Place(branch, self.root) for name in _BRANCHES for branch in _list(schema.get(name)))
+
+    def admits_null(self, depth: int = _MAX_REFERENCES) -> bool:
+        """Return whether the schema names null: as a type, as a value, in a branch, or with OpenAPI's `nullable`."""
+        schema = self.resolved()
+        types = schema.get("type")
+        if types == "null" or "null" in _list(types) or None in _list(schema.get("enum")):
+            return True
+        if schema.get("nullable") is True or ("const" in schema and schema["const"] is None):
+            return True
+        return depth > 0 and any(branch.admits_null(depth - 1) for branch in self.branches())
+
+
+def _argument(value: Any, place: _Place) -> Any:
     """Strip an argument: a null stays where the schema of its place admits null."""
     if isinstance(value, list):
-        return [_argument(item, _below(schema, "items")) for item in value]
+        items = _Place(place.below("items"), place.root)
+        return [_argument(item, items) for item in value]
     if not isinstance(value, dict):
         return value
-    places = {name: _property(schema, name) for name in value}
+    properties = place.below("properties")
+    known = cast(dict[str, Any], properties) if isinstance(properties, dict) else {}
+    places = {name: _Place(known.get(name), place.root) for name in value}
     return {
         name: _argument(item, places[name])
         for name, item in value.items()
-        if item is not None or _admits_null(places[name])
+        if item is not None or places[name].admits_null()
     }
-
-
-def _property(schema: Any, name: str) -> Any:
-    properties = _below(schema, "properties")
-    return properties.get(name) if isinstance(properties, dict) else None
-
-
-def _below(schema: Any, keyword: str) -> Any:
-    """Return the value of a keyword in a schema, or in the first of its branches that has the keyword."""
-    if not isinstance(schema, dict):
-        return None
-    if keyword in schema:
-        return schema[keyword]
-    branches = (branch for name in _BRANCHES for branch in _list(schema.get(name)))
-    return next((found for branch in branches if (found := _below(branch, keyword)) is not None), None)
-
-
-def _admits_null(schema: Any) -> bool:
-    """Return whether a schema names null: as a type, as a value, in a branch, or with OpenAPI's `nullable`."""
-    if not isinstance(schema, dict):
-        return False
-    types = schema.get("type")
-    if types == "null" or "null" in _list(types) or None in _list(schema.get("enum")) or schema.get("nullable") is True:
-        return True
-    is_null = "const" in schema and schema["const"] is None
-    return is_null or any(_admits_null(branch) for name in _BRANCHES for branch in _list(schema.get(name)))
 
 
 def _schema(schema: Any) -> Any:
@@ -138,7 +157,7 @@ def _schema(schema: Any) -> Any:
 
 
 def _admits_null_const(schema: Mapping[str, Any]) -> bool:
-    return schema.get("type") is None or _admits_null({"type": schema["type"]})
+    return schema.get("type") in (None, "null") or "null" in _list(schema.get("type"))
 
 
 def _schemas_by_name(tools: Any) -> dict[str, Any]:

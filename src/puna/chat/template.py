@@ -8,7 +8,8 @@ that token there. Reads no clock.
 from puna.chat.conversation import BUILTIN_TOOLS
 from puna.chat.format import (
     CALL_SEPARATOR,
-    CLOSING_ESCAPED,
+    DELETE,
+    DELETE_ESCAPED,
     KNOWLEDGE_LINE,
     TAGS_AFTER,
     TAGS_BEFORE,
@@ -27,7 +28,8 @@ _CONSTANTS = {
     "tags_after": TAGS_AFTER,
     "tag_opening": TAG_OPENING,
     "tag_closing": TAG_CLOSING,
-    "closing_escaped": CLOSING_ESCAPED,
+    "delete": DELETE,
+    "delete_escaped": DELETE_ESCAPED,
     "tools_line": TOOLS_LINE,
     "knowledge_line": KNOWLEDGE_LINE,
     "call_separator": CALL_SEPARATOR,
@@ -58,7 +60,7 @@ _MACROS = r"""
 {%- endmacro -%}
 
 {%- macro arguments(call) -%}
-    {{- call.arguments if call.arguments is string else call.arguments | tojson -}}
+    {{- call.arguments if call.arguments is string else call.arguments | tojson | replace(delete, delete_escaped) -}}
 {%- endmacro -%}
 
 {%- macro json_calls(calls) -%}
@@ -72,7 +74,7 @@ _MACROS = r"""
 {%- macro tagged_calls(calls) -%}
     {%- for call in calls -%}
         {{- tag_opening + call.function.name + '>' -}}
-        {{- arguments(call.function) | replace(tag_closing, closing_escaped) + tag_closing -}}
+        {{- arguments(call.function) + tag_closing -}}
     {%- endfor -%}
 {%- endmacro -%}
 
@@ -147,6 +149,7 @@ _DIALOGUE = r"""
 """
 
 _SETTINGS = "".join(f"{{%- set {name} = {value!r} -%}}\n" for name, value in _CONSTANTS.items())
+_SETTINGS = _SETTINGS.replace(r"\x7f", DELETE)  # Other engines for Jinja know fewer escapes than jinja2.
 
 CHAT_TEMPLATE = (_SETTINGS + _MACROS + _DIALOGUE).strip() + "\n"
 # The same without the marks of what the assistant says, which only transformers knows: for llama.cpp and the like.

@@ -71,5 +71,5 @@ def _open_merged(path: Path, base: Path | None) -> Opened:
         )
     opened = open_source(base)
     source = merged(opened.source, adapter)
-    notes = (opened.note, *adapter.config.notes, *describe_tables(opened.source.config, source.config))
+    notes = (opened.note, *adapter.notes, *describe_tables(opened.source.config, source.config))
     return Opened(source, "; ".join(filter(None, notes)))

@@ -66,7 +66,7 @@ def run(config: Config, run: Run) -> None:
     source = merged(base.source(), adapter)
     dtype = base.dtype if config.dtype == "stored" else getattr(torch, config.dtype)
     run.log(f"merging {len(adapter.parts)} tensors of an adapter into {config.base}")
-    for note in (*adapter.config.notes, *describe_tables(base.config, source.config)):
+    for note in (*adapter.notes, *describe_tables(base.config, source.config)):
         run.log(note)
     write_checkpoint(run.output, source, dtype=dtype)
     tokenizer, longest = base.tokenizer(), min(config.context, base.config.max_context)

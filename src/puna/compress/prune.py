@@ -170,7 +170,9 @@ def _texts(config: Config, run: Run, parent: Checkpoint) -> tuple[Texts, Texts]:
 def _measure(config: Config, run: Run, source: Source, texts: Texts, *, is_narrower: bool) -> tuple[Importance, Origin]:
     """Return how much each part is needed and what to cut from; a turned stream has channels of its own."""
     layers = source.config.num_layers
-    with run.progress(layers * (3 if config.depth == "divergence" else 1), "measuring", unit="layers") as bar:
+    # Without one layer after the other, the texts go through all the layers behind.
+    passes = 2 * layers + layers * (layers + 1) // 2 if config.depth == "divergence" else layers
+    with run.progress(passes, "measuring", unit="layer passes") as bar:
         importance = measure_importance(source, texts, config.dtype, bar, width=config.width, depth=config.depth)
     if not is_narrower or config.stream == "channels":
         return importance, Origin(source, source)

@@ -191,6 +191,8 @@ def _round(config: Config, run: Run, model: Llama, schemes: dict[str, Scheme], t
         _round_others(model, schemes, bar)
     if "embed_tokens" in schemes and len(set(schemes.values())) > 1:
         run.log('int8 embeddings beside another scheme: transformers cannot load this; vocabulary = "head" it can')
+    elif note := _loading_note(schemes):
+        run.log(note)
 
 
 def _round_others(model: Llama, schemes: dict[str, Scheme], bar: Progress) -> None:
@@ -213,6 +215,13 @@ def _round_others(model: Llama, schemes: dict[str, Scheme], bar: Progress) -> No
         bar.advance()
 
 
+def _loading_note(schemes: dict[str, Scheme]) -> str:
+    """Return what other programs must know to load weights of several widths; nothing for those of one."""
+    if len({(scheme.kind, scheme.bits) for scheme in schemes.values()}) < 2:
+        return ""
+    return f"{describe_schemes(schemes)}: transformers loads this as it is and refuses it with dequantize=True"
+
+
 def _prove_weights(config: Config, run: Run, pieces: Pieces, schemes: dict[str, Scheme]) -> None:
     """Compare what was written with its parent."""
     before, after = _num_bytes(config.checkpoint), _num_bytes(run.output)
@@ -224,6 +233,7 @@ def _prove_weights(config: Config, run: Run, pieces: Pieces, schemes: dict[str, 
             comparison.add(*(logits_of(model, ids, path) for path, model in models.items()), ids=ids)
             bar.advance(len(ids))
     details = {"num_tokens": num_tokens, "schemes": describe_schemes(schemes)}
+    details |= {"loading": note} if (note := _loading_note(schemes)) else {}
     details |= {"bytes_before": before, "bytes_after": after, "method": config.method}
     _write_receipts(run, comparison, config.checkpoint.name, config.limits(TOLERANCES[config.scheme]), details)
 

@@ -1,4 +1,4 @@
-"""A PEFT adapter's directory -> findings about its settings, its matrices and their base. Merges nothing.
+"""A PEFT adapter's directory -> findings about settings, matrices and base. Merges nothing.
 
 Settings, names, patterns and shapes are judged by the code that merges, serves and trains (checkpoint/adapters).
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from puna.checkpoint.adapters.adapter import doubts, weights_hint
+from puna.checkpoint.adapters.adapter import alpha_notes, describe_tables, doubts, open_adapter, weights_hint
 from puna.checkpoint.adapters.config import AdapterConfig, parse_config, problems
 from puna.checkpoint.adapters.delta import Delta, matrices
 from puna.checkpoint.adapters.fit import misfits
@@ -41,7 +41,7 @@ Layout = Mapping[str, StoredTensor]
 
 
 def check_adapter(directory: Path, report: Report, console: Console, *, quick: bool, base: Path | None) -> None:
-    """Add all findings about an adapter; it is held against `base`, or the base that it names if that is here."""
+    """Add all findings about an adapter, compared with `base`, or with the named base if that path exists."""
     with report.attempt("file-unreadable", "."):
         check_files(directory, report)
     raw: dict[str, Any] = {}
@@ -67,16 +67,23 @@ def check_adapter(directory: Path, report: Report, console: Console, *, quick: b
             for doubt in doubts(config, layout, parts):
                 remedy = "Take adapter_config.json and weights of one training: PEFT leaves such modules out, or fails"
                 report.add(CODES[doubt.kind], WEIGHTS_NAME, doubt.text, remedy)
+            for note in alpha_notes(config, parts):
+                fix = "Compare the merged model with the trained one, and write an alpha for each module"
+                report.add("adapter-extra", CONFIG_NAME, note, fix)
     with report.attempt("base-unknown", CONFIG_NAME):
         found = _find_base(directory, raw, report, base)
         if found and config and parts:
             _check_fit(Delta(config, layout, parts, {}), found, report)
+            if not any(finding.severity == "broken" for finding in report.findings):
+                network = Checkpoint.open(found).config
+                tables = "; ".join(describe_tables(network, open_adapter(directory).delta.merged_config(network)))
+                report.facts |= {"merged": tables} if tables else {}
     if not quick:
         _check_values(layout, report, console)
 
 
 def _check_settings(raw: dict[str, Any], report: Report) -> AdapterConfig | None:
-    """Add the findings about settings; return them unless one cannot be followed."""
+    """Add the findings about settings; return the settings if all can be followed."""
     if raw.get("auto_map"):
         report.add("code-named", CONFIG_NAME, "auto_map names Python code", "Remove it: LoRA needs no code")
     remedy = "Merge this adapter with the program that trained it, and look at the merged checkpoint"

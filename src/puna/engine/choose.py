@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from puna.engine.grammar.grammar import Matcher
 from puna.engine.sampler import SamplingParams, TokenLogprob
 from puna.errors import RequestError
+from puna.tokenizer.tokenizer import Tokenizer
 
 # Below this a temperature only makes numbers overflow: the most likely token has all the mass.
 GREEDY_BELOW = 1e-5
@@ -26,6 +27,22 @@ NUM_LANES = 16
 BLOCK = 512
 # Logits that a CPU works on at once: more of them leave its cache, and are memory that is given back at each step.
 CHUNK = 1 << 21
+
+
+# The logit of an id that no token has: its probability is 0, and 0 times its logarithm is 0 and not NaN.
+NO_TOKEN = -1e4
+
+
+def of_tokens(logits_NV: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
+    """Return logits without the rows of the embeddings that no token belongs to.
+
+    Embeddings are padded to multiples of 64 or 128, and models of one tokenizer are padded differently. Rows behind the
+    last token are cut off, which is a view; ids in between, which are rare, get the probability 0.
+    """
+    kept_NV = logits_NV[..., : tokenizer.vocab_size]
+    if not tokenizer.unused_ids:
+        return kept_NV
+    return kept_NV.index_fill(-1, torch.tensor(tokenizer.unused_ids, device=kept_NV.device), NO_TOKEN)
 
 
 class Row:

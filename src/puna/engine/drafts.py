@@ -13,11 +13,12 @@ from typing import Protocol
 
 import torch
 
-from puna.engine.choose import Row, choose
+from puna.engine.choose import Row, choose, of_tokens
 from puna.engine.pages import PagePool, num_pages_for
 from puna.engine.request import Request
 from puna.engine.runners.runner import Runner
 from puna.kernels.native import Span
+from puna.tokenizer.tokenizer import Tokenizer
 
 # How likely a network has to find all its guesses so far to go on, where the most likely tokens are chosen. Where
 # tokens are drawn, its draws are right as often as it agrees with the other network, however likely each token is.
@@ -97,8 +98,8 @@ class _Reading:
 class ModelDrafter:
     """A small network of the same vocabulary guesses, by its most likely tokens or at the request's own draws."""
 
-    def __init__(self, runner: Runner, *, num_pages: int):
-        self._runner, self._pool = runner, PagePool(num_pages)
+    def __init__(self, runner: Runner, tokenizer: Tokenizer, *, num_pages: int):
+        self._runner, self._tokenizer, self._pool = runner, tokenizer, PagePool(num_pages)
         self._readings: dict[int, _Reading] = {}
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[list[int]]:
@@ -169,7 +170,7 @@ class ModelDrafter:
             total += len(tokens)
             ends.append(total - 1)
         hidden_BD = self._runner.forward([token for tokens in pending for token in tokens], spans, ends)
-        return self._runner.logits(hidden_BD)
+        return of_tokens(self._runner.logits(hidden_BD), self._tokenizer)
 
 
 def _probabilities(logits_BV: torch.Tensor, tokens: Sequence[int]) -> list[float]:

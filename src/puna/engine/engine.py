@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from puna.engine.adapters import AdapterKey, Adapters
-from puna.engine.choose import choose, score_ids
+from puna.engine.choose import choose, of_tokens, score_ids
 from puna.engine.drafts import Drafter, ModelDrafter, PromptLookup
 from puna.engine.options import DEFAULTS, EngineOptions
 from puna.engine.pages import PagePool, num_pages_for
@@ -73,7 +73,7 @@ class Engine:
         self.runner = open_runner(model, self.pool.num_pages, dtype, is_int8_cache=options.is_int8_cache)
         self.adapters = _open_adapters(options, self.runner)
         self._scheduler = Scheduler(self.pool, max_batch=options.max_batch, adapters=self.adapters)
-        self._drafter = _open_drafter(draft, model, self.pool.num_pages, options)
+        self._drafter = _open_drafter(draft, tokenizer, self.pool.num_pages, options)
         self._next_id = itertools.count()
         self._requests: dict[int, Request] = {}
         self._aborted: list[tuple[int, Chunk]] = []
@@ -106,7 +106,7 @@ class Engine:
 
     def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """Raise RequestError if this request can never be served. Touches no state: any thread may call it."""
-        vocab_size = self.config.vocab_size
+        vocab_size = min(self.config.vocab_size, self.tokenizer.vocab_size)
         if not prompt:
             raise RequestError("an empty prompt", expected="at least one token id", param="prompt")
         if not all(0 <= token < vocab_size for token in prompt):
@@ -200,7 +200,7 @@ class Engine:
             rows += range(len(tokens) - num_chosen, len(tokens))
         hidden_ND = self.runner.forward(tokens, spans, rows)
         wanted = [row for each in chosen for row in each]
-        logits_NV = self.runner.logits(hidden_ND[wanted]) if wanted else None
+        logits_NV = of_tokens(self.runner.logits(hidden_ND[wanted]), self.tokenizer) if wanted else None
         scores = [self._score(work, hidden_ND[at.start : at.stop]) for work, at in zip(works, scored, strict=True)]
         # From here on nothing can fail: what fails is done again for each work alone.
         for work, entries in zip(works, scores, strict=True):
@@ -218,7 +218,7 @@ class Engine:
         targets = request.prompt[work.start + 1 : work.start + 1 + len(hidden_ND)]
         for start in range(0, len(targets), SCORED_TOKENS):
             piece = targets[start : start + SCORED_TOKENS]
-            logits_NV = self.runner.logits(hidden_ND[start : start + len(piece)])
+            logits_NV = of_tokens(self.runner.logits(hidden_ND[start : start + len(piece)]), self.tokenizer)
             scored += score_ids(logits_NV, piece, request.params.logprobs or 0)
         return scored
 
@@ -330,16 +330,15 @@ def _open_adapters(options: EngineOptions, runner: Runner) -> Adapters | None:
 
 
 def _open_drafter(
-    draft: Llama | PromptLookup | None, model: Llama, num_pages: int, options: EngineOptions
+    draft: Llama | PromptLookup | None, tokenizer: Tokenizer, num_pages: int, options: EngineOptions
 ) -> Drafter | None:
     if not isinstance(draft, Llama):
         return draft
-    if draft.config.vocab_size != model.config.vocab_size:
-        raise ConfigError(
-            f"a draft with {draft.config.vocab_size:,} token ids", expected=f"the model's {model.config.vocab_size:,}"
-        )
+    if draft.config.vocab_size < tokenizer.vocab_size:
+        given = f"a draft with {draft.config.vocab_size:,} embeddings"
+        raise ConfigError(given, expected=f"at least the model's {tokenizer.vocab_size:,} token ids")
     runner = open_runner(draft, num_pages, draft.dtype, is_int8_cache=options.is_int8_cache)
-    return ModelDrafter(runner, num_pages=num_pages)
+    return ModelDrafter(runner, tokenizer, num_pages=num_pages)
 
 
 def _default_cache_tokens(model: Llama, options: EngineOptions, max_context: int, dtype: torch.dtype) -> int:

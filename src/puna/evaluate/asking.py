@@ -42,7 +42,7 @@ def ask(model: Completer, sampling: Sampling, seed: int, run: Run, name: str, it
     model.complete(prompts[:1], replace(sampling, max_tokens=min(2, sampling.max_tokens)))
     start = time.monotonic()
     with run.progress(len(items), name, unit="questions") as bar:
-        replies = model.complete(prompts, sampling, lambda done: bar.advance(bar.first + done - bar.count))
+        replies = model.complete(prompts, sampling, lambda done: bar.advance(done - bar.count))
     seconds = time.monotonic() - start
     num_tokens = sum(reply.num_tokens for reply in replies)
     return Asked(replies, num_tokens, sum(reply.num_prompt_tokens for reply in replies), seconds)

@@ -20,6 +20,8 @@ _KINDS = {
 class SourceFile(NamedTuple):
     """A file below a source; `name` is its path from there, `refusal` says why the file must not be opened.
 
+    A refused folder stands among the files: the shell patterns do not apply to folders.
+
     Example:
         >>> SourceFile(Path("raw/a.md"), "a.md").refusal
         ''
@@ -28,6 +30,7 @@ class SourceFile(NamedTuple):
     path: Path
     name: str
     refusal: str = ""
+    is_folder: bool = False
 
 
 def find_files(source: Path, include: Sequence[str] = ("*",)) -> list[SourceFile]:
@@ -58,7 +61,7 @@ def find_files(source: Path, include: Sequence[str] = ("*",)) -> list[SourceFile
     if not stat.S_ISDIR(mode):
         raise DataError(f"source {source} is {_kind(mode)}", expected="a file or a folder")
     found = sorted(_walk(source, root), key=lambda each: each.path)
-    files = [each for each in found if any(each.path.match(pattern) for pattern in include) or each.path.is_dir()]
+    files = [each for each in found if any(each.path.match(pattern) for pattern in include) or each.is_folder]
     if not files:
         raise DataError(f"no file in {source} fits", expected=f"files named {', '.join(include)}")
     return files
@@ -69,7 +72,7 @@ def _walk(source: Path, root: Path) -> list[SourceFile]:
 
     def refuse(error: OSError) -> None:
         path = Path(os.fsdecode(error.filename))
-        found.append(SourceFile(path, path.relative_to(source).as_posix(), f"unreadable: {_reason(error)}"))
+        found.append(SourceFile(path, path.relative_to(source).as_posix(), f"unreadable: {_reason(error)}", True))
 
     for folder, below, names in os.walk(source, onerror=refuse):
         links = [name for name in below if os.path.islink(os.path.join(folder, name))]
@@ -77,7 +80,8 @@ def _walk(source: Path, root: Path) -> list[SourceFile]:
         for name in (*names, *links):
             path = Path(folder, name)
             if not name.startswith("."):
-                found.append(SourceFile(path, path.relative_to(source).as_posix(), _refusal(path, root)))
+                name_below = path.relative_to(source).as_posix()
+                found.append(SourceFile(path, name_below, _refusal(path, root), is_folder=name in links))
     return found
 
 

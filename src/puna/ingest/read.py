@@ -13,7 +13,8 @@ class Accepted(NamedTuple):
     """A row, and what the report says about its source.
 
     `spelling` names how the record was written, `descriptive` the columns that became metadata, `left_out` the fields
-    that the prompt format has no room for. `place` is the id of a row whose own id need not be unique.
+    that the prompt format has no room for. `place` is the file and line of the record, and becomes the id of a row
+    whose id other rows share by right.
 
     Example:
         >>> Accepted(Document("A page.", "page.md")).spelling
@@ -25,6 +26,7 @@ class Accepted(NamedTuple):
     descriptive: tuple[str, ...] = ()
     left_out: frozenset[str] = frozenset()
     place: str = ""
+    may_share_id: bool = False
 
 
 class Rejected(NamedTuple):

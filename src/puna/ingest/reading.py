@@ -43,6 +43,7 @@ class Reading:
     spellings: Counter[str] = field(default_factory=Counter[str])
     columns: Counter[str] = field(default_factory=Counter[str])
     left_out: Counter[str] = field(default_factory=Counter[str])
+    num_unanswered: int = 0
     # Digest of every id, with the index of its row.
     rows_by_id: dict[str, dict[int, int]] = field(default_factory=lambda: {name: {} for name in SHARDS.values()})
 
@@ -52,9 +53,11 @@ class Reading:
         earlier = self.rows_by_id[kind].get(digest(read.row.id))
         if earlier is None:
             return read
-        if read.place:
+        if read.may_share_id:
             return read._replace(row=replace(read.row, id=read.place))
-        return Rejected(read.row.id, f"an id that an earlier row has: {read.row.id!r}, {self.places[kind][earlier]}")
+        return Rejected(
+            read.place or read.row.id, f"an id that an earlier row has: {read.row.id!r}, {self.places[kind][earlier]}"
+        )
 
     def accept(self, read: Accepted, file: str, number: int) -> None:
         """Note the place and the id of a row, its spelling and its columns."""
@@ -64,6 +67,7 @@ class Reading:
         self.spellings.update([read.spelling] if read.spelling else [])
         self.columns.update(read.descriptive)
         self.left_out.update(read.left_out)
+        self.num_unanswered += isinstance(read.row, Conversation) and read.row.messages[-1].role != "assistant"
 
     def reject(self, read: Rejected) -> None:
         """Count a record that goes to rejected.jsonl, and keep the first few."""
@@ -72,9 +76,10 @@ class Reading:
             self.rejected.append({"place": read.name, "text": read.reason})
 
     def notes(self) -> dict[str, Any]:
-        """Return the counts of spellings, of columns that became metadata, and of fields that were left out."""
+        """Return the counts of spellings, metadata columns and fields left out, and of rows with an open question."""
         counts = {"spellings": self.spellings, "metadata_columns": self.columns, "left_out": self.left_out}
-        return {name: dict(sorted(count.items())) for name, count in counts.items()}
+        listed = {name: dict(sorted(count.items())) for name, count in counts.items()}
+        return {**listed, "unanswered": self.num_unanswered}
 
     def lines(self) -> Iterator[str]:
         """Yield the notes as lines of the log."""
@@ -83,3 +88,5 @@ class Reading:
             if counts and list(counts) != ["text"]:
                 listed = ", ".join(f"{name} ({count:,} rows)" for name, count in sorted(counts.items()))
                 yield f"  {words}: {listed}"
+        if self.num_unanswered:
+            yield f"  {self.num_unanswered:,} conversations end with a message without an answer, which is not learned"

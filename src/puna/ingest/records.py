@@ -65,7 +65,7 @@ def _read_record(row: dict[str, Any], where: str, source: str) -> Accepted:
         fields = without_padding(found.fields)
         fields |= {"id": _first_of(row, "id") or where, "metadata": _metadata(row, found.descriptive)}
         told = _told(row, found.descriptive)
-        return Accepted(Conversation.from_json(fields), found.spelling, told, found.left_out)
+        return Accepted(Conversation.from_json(fields), found.spelling, told, found.left_out, where)
     if not isinstance(row.get("text"), str) or not row["text"].strip():
         raise DataError(
             f"a row has neither 'text' nor 'messages'; it has {', '.join(row) or 'nothing'}",
@@ -83,7 +83,7 @@ def _read_record(row: dict[str, Any], where: str, source: str) -> Accepted:
         licence=_first_of(row, "licence", "license"),
         metadata=_metadata(row, descriptive),
     )
-    return Accepted(document, "text", _told(row, descriptive))
+    return Accepted(document, "text", _told(row, descriptive), place=where)
 
 
 def _read_pair(row: dict[str, Any], where: str, source: str) -> Accepted:
@@ -94,7 +94,7 @@ def _read_pair(row: dict[str, Any], where: str, source: str) -> Accepted:
     is_shared = row.get("id") is None and row.get("prompt_id") is not None  # Several pairs have one prompt.
     preference = Preference.from_json(fields)
     told = _told(row, found.descriptive)
-    return Accepted(preference, found.spelling, told, found.left_out, where if is_shared else "")
+    return Accepted(preference, found.spelling, told, found.left_out, where, is_shared)
 
 
 def _first_of(row: dict[str, Any], *names: str) -> str:

@@ -110,8 +110,16 @@ def _parse(text: bytes) -> Any:
         raise DataError(str(error)) from None
 
 
-def _without_copies(pairs: list[tuple[str, Any]]) -> Row:
-    """Build an object; JSON leaves open which of two equal keys counts, and one would be lost."""
+def without_copies(pairs: list[tuple[str, Any]]) -> Row:
+    """Build an object; JSON leaves open which of two equal keys counts, and one would be lost.
+
+    Raises:
+        ValueError: A key stands twice.
+
+    Example:
+        >>> without_copies([("a", 1), ("b", 2)])
+        {'a': 1, 'b': 2}
+    """
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
@@ -120,4 +128,4 @@ def _without_copies(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_copies)
+_DECODER = json.JSONDecoder(object_pairs_hook=without_copies)

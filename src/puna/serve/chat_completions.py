@@ -18,7 +18,7 @@ from puna.serve.answers.pieces import JsonList, JsonResponse
 from puna.serve.answers.size import AnswerSize, most_tokens
 from puna.serve.chat_reply import ChatReply, Piece
 from puna.serve.generation.batch import Batch
-from puna.serve.grammars import message_grammar
+from puna.serve.grammars import message_grammar, warn_of_notes
 from puna.serve.offload.room import require_room
 from puna.serve.refusals import Refusal
 from puna.serve.requests.chat import ChatRequest
@@ -35,6 +35,7 @@ async def create_chat_completion(served: Served, request: Request) -> Response:
     num_bytes = len(await request.body())
     conversation, prompt = await served.workers.run(_read_conversation, served, body, num_bytes, num_bytes=num_bytes)
     grammar = await message_grammar(served.grammars, body, conversation)
+    warn_of_notes(request, grammar)
     begun = conversation.messages[-1].content.strip() if body.is_continuing else ""
     if begun and grammar:
         grammar = await asyncio.to_thread(grammar.after, served.tokenizer.encode(begun))

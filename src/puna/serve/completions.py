@@ -19,7 +19,7 @@ from puna.errors import RequestError, TokenizerError
 from puna.serve.answers.pieces import JsonList, JsonResponse
 from puna.serve.answers.size import AnswerSize
 from puna.serve.generation.batch import Batch
-from puna.serve.grammars import answer_grammar
+from puna.serve.grammars import answer_grammar, warn_of_notes
 from puna.serve.offload.room import require_room
 from puna.serve.requests.completion import CompletionRequest
 from puna.serve.requests.reading import read_request
@@ -44,6 +44,7 @@ async def create_completion(served: Served, request: Request) -> Response:
     size = AnswerSize([*map(len, prompts)], body.n or 1, max_tokens, body.num_scored, echo_logprobs)
     size.require_fit("logprobs" if body.prompt_logprobs is None else "prompt_logprobs")
     grammar = await answer_grammar(served.grammars, body.response_format)
+    warn_of_notes(request, grammar)
     pairs: list[tuple[list[int], SamplingParams]] = []
     for prompt in prompts:
         params = served.sampling(

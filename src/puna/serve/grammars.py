@@ -8,11 +8,15 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fastapi import Request
 
 from puna.chat.call_grammar import CallRules, call_grammar
 from puna.chat.conversation import Conversation
 from puna.engine.grammar.grammar import Grammar, GrammarCompiler, json_grammar, lark_grammar, regex_grammar, with_layout
 from puna.errors import ChatError, RequestError
+from puna.serve.middleware.warnings import warn
 from puna.serve.refusals import Refusal, overloaded
 from puna.serve.requests.chat import ChatRequest
 from puna.serve.requests.forms import GrammarFormat, JsonObjectFormat, JsonSchemaFormat, ResponseFormat, TextFormat
@@ -22,6 +26,9 @@ from puna.tokenizer.tokenizer import Tokenizer
 NUM_THREADS = 2
 MAX_WAITING = 64
 MAX_SECONDS = 10.0
+
+Fit = Callable[[Any, bool, str], dict[str, Any]]  # (schema, is_strict, place) -> what a grammar holds of the schema.
+Spell = Callable[[Fit], str]
 
 
 class Grammars:
@@ -33,8 +40,11 @@ class Grammars:
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
         self._num_waiting = 0
 
-    async def compile(self, spell: Callable[[], str], *, param: str) -> Grammar:
-        """Return the grammar that `spell` gives as text; RequestError or Refusal naming `param` where it cannot be."""
+    async def compile(self, spell: Spell, *, param: str) -> Grammar:
+        """Return the grammar that `spell` gives as text; RequestError or Refusal naming `param` where it cannot be.
+
+        The grammar's `notes` say what of the schemas that `spell` fitted is left out.
+        """
         if self._num_waiting >= MAX_WAITING:
             raise overloaded("Too many grammars are waiting to be compiled.")
         self._num_waiting += 1
@@ -52,18 +62,28 @@ class Grammars:
         with self._lock:
             self._num_waiting -= 1
 
-    def _compile(self, spell: Callable[[], str], param: str) -> Grammar:
+    def _compile(self, spell: Spell, param: str) -> Grammar:
+        notes: list[str] = []
+
+        def fit(schema: Any, is_strict: bool, place: str) -> dict[str, Any]:
+            fitted = self._compiler.fit(schema, is_strict=is_strict, place=place)
+            notes.extend(fitted.notes)
+            return fitted.schema
+
         try:
-            return self._compiler.compile(spell(), param=param)
+            return self._compiler.compile(spell(fit), param=param, notes=notes)
         except RecursionError:
             raise RequestError("a schema that is nested too deeply", param=param) from None
+        except RequestError as error:
+            error.param = error.param or param
+            raise
 
 
 async def answer_grammar(grammars: Grammars, form: ResponseFormat | None) -> Grammar | None:
     """Return the grammar of an answer that is no call; None where it is free."""
     if form is None or isinstance(form, TextFormat):
         return None
-    return await grammars.compile(lambda: _spell_answer(form), param="response_format")
+    return await grammars.compile(lambda fit: _spell_answer(form, fit), param="response_format")
 
 
 async def message_grammar(grammars: Grammars, body: ChatRequest, conversation: Conversation) -> Grammar | None:
@@ -85,10 +105,14 @@ async def message_grammar(grammars: Grammars, body: ChatRequest, conversation: C
         has_answer=has_answer,
     )
 
-    def spell() -> str:
-        answer = _spell_answer(form) if has_answer and form else ""
+    def spell(fit: Fit) -> str:
+        answer = _spell_answer(form, fit) if has_answer and form else ""
         try:
-            lark = call_grammar(conversation, rules, lambda schema, strict: with_layout(schema, is_strict=strict))
+            lark = call_grammar(
+                conversation,
+                rules,
+                lambda tool, schema, strict: with_layout(fit(schema, strict, f"tool {tool}")),
+            )
         except ChatError as error:
             raise RequestError(error.given, expected=error.expected, param="tools") from None
         return lark_grammar(lark, answer=answer)
@@ -96,9 +120,15 @@ async def message_grammar(grammars: Grammars, body: ChatRequest, conversation: C
     return await grammars.compile(spell, param="tools")
 
 
-def _spell_answer(form: ResponseFormat) -> str:
+def warn_of_notes(request: Request, grammar: Grammar | None) -> None:
+    """Tell the client in a header what of its schemas the grammar does not hold."""
+    for note in grammar.notes if grammar else ():
+        warn(request, note)
+
+
+def _spell_answer(form: ResponseFormat, fit: Fit) -> str:
     if isinstance(form, JsonSchemaFormat):
-        return json_grammar(form.json_schema.schema_, is_strict=bool(form.json_schema.strict))
+        return json_grammar(fit(form.json_schema.schema_, bool(form.json_schema.strict), "response_format"))
     if isinstance(form, GrammarFormat):
         return lark_grammar(form.definition) if form.syntax == "lark" else regex_grammar(form.definition)
     return json_grammar((form.schema_ if isinstance(form, JsonObjectFormat) else None) or {"type": "object"})

@@ -118,6 +118,11 @@ class Tokenizer:
         """One more than the largest id, added tokens included."""
         return max(self._bytes_of) + 1
 
+    @cached_property
+    def unused_ids(self) -> tuple[int, ...]:
+        """The ids below `vocab_size` that no token has."""
+        return tuple(sorted(set(range(self.vocab_size)) - self._bytes_of.keys()))
+
     def special(self, name: str) -> int:
         """Return the id of a special token, named without brackets: "eot_id"."""
         if name not in self.special_ids:

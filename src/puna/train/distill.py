@@ -87,7 +87,7 @@ def run(config: Config, run: Run) -> None:
     model, tokenizer = starting_model(config)
     if config.labels:
         labels = read_header(config.labels)
-        require_fit(config, labels, model, tokenizer)
+        require_fit(config, labels, tokenizer)
         run.log(_described(labels))
         objective = _spans_of_labels if config.divergence.kind == "spans" else stored_labels
         read = config.model_copy(update={"data": [config.labels]})
@@ -101,7 +101,7 @@ def run(config: Config, run: Run) -> None:
         config = adapt(config, run, plain, model)
         train(config, run, _spans_of_teacher(config, tokenizer, teacher), model, tokenizer)
         return
-    _require_shared_tokenizer(config.teacher, teacher, model, tokenizer)
+    _require_shared_tokenizer(config.teacher, teacher, tokenizer)
     objective = live_teacher(config, tokenizer, teacher.load(config.dtype))
     on_policy = config.on_policy
     if on_policy is None:
@@ -121,8 +121,9 @@ def _spans_of_teacher(config: Config, tokenizer: Tokenizer, teacher: Checkpoint)
     loaded = teacher.load(config.dtype)
     if ranks()[1] == 1:
         loaded.to(choose_device(config.parallel.device))
-    asked = LocalTeacher(loaded, dtype=config.dtype, **size)
-    return _across(config, tokenizer, teacher.tokenizer(), live_knowledge(asked))
+    other = teacher.tokenizer()
+    asked = LocalTeacher(loaded, other, dtype=config.dtype, **size)
+    return _across(config, tokenizer, other, live_knowledge(asked))
 
 
 def _spans_of_labels(config: Config, tokenizer: Tokenizer) -> AcrossTokenizers:
@@ -163,14 +164,15 @@ def stored_labels(config: Config, tokenizer: Tokenizer) -> StoredLabels:
     )
 
 
-def require_fit(config: Config, labels: LabelHeader, model: Llama, tokenizer: Tokenizer) -> None:
+def require_fit(config: Config, labels: LabelHeader, tokenizer: Tokenizer) -> None:
     """Refuse labels that are about other tokens than the student's, or that were taken otherwise than is asked for."""
     if labels.tokenizer != tokenizer.fingerprint and config.divergence.kind != "spans":
         given = f"labels {config.labels} are of another tokenizer than the student's"
         raise ConfigError(given, expected="the same tokenizer.json", hint=TOKENIZER_HINT)
-    if labels.vocab_size > model.config.vocab_size and config.divergence.kind != "spans":
-        given = f"labels {config.labels} of {labels.vocab_size:,} token ids"
-        raise ConfigError(given, expected=f"at most the student's {model.config.vocab_size:,}")
+    if labels.vocab_size > tokenizer.vocab_size and config.divergence.kind != "spans":
+        given = f"labels {config.labels} of {labels.vocab_size:,} token ids, rows without a token among them"
+        hint = "Label again: rows of the embeddings that no token belongs to are left out now"
+        raise ConfigError(given, expected=f"at most the tokenizer's {tokenizer.vocab_size:,}", hint=hint)
     for name in ("temperature", "every_token"):
         asked, taken = getattr(config, name), getattr(labels, name)
         if asked != taken:
@@ -178,17 +180,12 @@ def require_fit(config: Config, labels: LabelHeader, model: Llama, tokenizer: To
             raise ConfigError(f"{name} = {asked}", expected=f"{taken}, at which the labels were taken", hint=hint)
 
 
-def _require_shared_tokenizer(path: Path, teacher: Checkpoint, model: Llama, tokenizer: Tokenizer) -> None:
+def _require_shared_tokenizer(path: Path, teacher: Checkpoint, tokenizer: Tokenizer) -> None:
     if teacher.tokenizer().fingerprint != tokenizer.fingerprint:
         raise ConfigError(
             f"teacher {path} has another tokenizer than the student",
             expected="the same tokenizer.json",
             hint=TOKENIZER_HINT,
-        )
-    if teacher.config.vocab_size != model.config.vocab_size:
-        raise ConfigError(
-            f"teacher {path} has {teacher.config.vocab_size:,} embeddings",
-            expected=f"as many as the student, {model.config.vocab_size:,}",
         )
 
 

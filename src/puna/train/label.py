@@ -114,7 +114,8 @@ class Config(StageConfig):
 
 def run(config: Config, run: Run) -> None:
     """Write the labels, their header, the rows that they are about and the tokenizer."""
-    config, tokenizer, vocab_size, teacher = _open_teacher(config, run)
+    config, tokenizer, teacher = _open_teacher(config, run)
+    vocab_size = tokenizer.vocab_size
     rows = _Rows(config, tokenizer)
     shards = ShardDirectory(run, vocab_size=vocab_size)
     if shards.end:
@@ -124,7 +125,7 @@ def run(config: Config, run: Run) -> None:
             _label_shard(teacher, rows, shards, bar)
     total = shards.total()
     _tell(run, total)
-    top_k = min(config.top_k, vocab_size)
+    top_k = min(config.top_k, vocab_size - len(tokenizer.unused_ids))
     shards.publish(run.output)
     tokenizer.save(run.output)
     # Not the teacher's path: equal labels are equal wherever the teacher lies. The manifest's inputs have the path.
@@ -144,18 +145,17 @@ def run(config: Config, run: Run) -> None:
     ).save(run.output)
 
 
-def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, int, Teacher]:
-    """Return the teacher, its tokenizer and number of token ids; and the config with the context chosen."""
+def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, Teacher]:
+    """Return the teacher and its tokenizer; and the config with the context chosen."""
     if endpoint := config.endpoint:
         tokenizer = Tokenizer.load(endpoint.tokenizer)
         run.licences.add(licence.identify(config.licence) if config.licence else licence.UNKNOWN)
         key = run.secret(endpoint.key_variable) if endpoint.key_variable else ""
         server = Endpoint(endpoint, key, run.log)
         config = _with_context(config, run, tokenizer, MAX_CONTEXT)
-        size = tokenizer.vocab_size
         if endpoint.answers:
-            return config, tokenizer, size, AnsweringTeacher(server, tokenizer, config.top_k, config.seed)
-        return config, tokenizer, size, ScoringTeacher(server, tokenizer, config.top_k, config.max_length)
+            return config, tokenizer, AnsweringTeacher(server, tokenizer, config.top_k, config.seed)
+        return config, tokenizer, ScoringTeacher(server, tokenizer, config.top_k, config.max_length)
     assert config.teacher
     checkpoint = Checkpoint.open(config.teacher)
     tokenizer = checkpoint.tokenizer()
@@ -167,13 +167,14 @@ def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, int, Tea
     device = choose_device(config.device)
     teacher = LocalTeacher(
         checkpoint.load(dtype).to(device),
+        tokenizer,
         dtype=dtype,
         top_k=config.top_k,
         temperature=config.temperature,
         context=config.max_length,
         batch_tokens=config.batch_tokens,
     )
-    return config, tokenizer, checkpoint.config.vocab_size, teacher
+    return config, tokenizer, teacher
 
 
 def _with_context(config: Config, run: Run, tokenizer: Tokenizer, bound: int) -> Config:

@@ -1,9 +1,8 @@
-"""A PEFT adapter directory <-> an adapter: merged into a Source as that is read, run beside a base, or trained.
+"""A PEFT adapter directory -> an adapter: merged into a Source tensor by tensor, run beside a base, or trained.
 
-Merges LoRA with its variants rsLoRA and DoRA, on linear layers and embeddings, rows of chosen tokens and tensors saved
-whole; a base whose weights are quantized has no exact merge and is refused by what calls this. What is run beside the
-base, quantized or not, is LoRA and rsLoRA of the layers' matrices; what is trained and written may be DoRA and the
-head's, too.
+Merges LoRA, rsLoRA and DoRA of linear layers and embeddings, rows of chosen tokens, and tensors saved whole. Callers
+refuse a quantized base, which has no exact merge. LoRA and rsLoRA of the layers' matrices run beside a base, quantized
+or not. DoRA and LoRA of a separate head can also be trained and written.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,12 +27,12 @@ from puna.checkpoint.adapters.keys import (
     WEIGHTS_NAME,
     find_parts,
 )
-from puna.checkpoint.adapters.patterns import module_settings
+from puna.checkpoint.adapters.patterns import module_settings, overlapping
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import StoredTensor, read_header
 from puna.checkpoint.source import Source
 from puna.checkpoint.weights import read_floats
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, TokenizerError
 from puna.model.config import ADAPTED, LlamaConfig
 from puna.model.lora import Lora, LowRank
 from puna.tokenizer.tokenizer import Tokenizer
@@ -54,11 +53,12 @@ OTHER_WEIGHTS = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """An opened adapter: its settings, and what is stored for each tensor of the base."""
+    """An opened adapter: settings, tensors, and notes for the log."""
 
     path: Path
     config: AdapterConfig
     delta: Delta
+    notes: tuple[str, ...] = ()
 
     @property
     def base_name(self) -> str:
@@ -83,7 +83,7 @@ class Adapter:
 
 
 def open_adapter(directory: Path) -> Adapter:
-    """Read an adapter's config and headers; CheckpointError for what is not LoRA, or not safetensors."""
+    """Read an adapter's config and headers; CheckpointError for other methods and other file formats."""
     config_path, weights_path = (find_file(directory, name) for name in (CONFIG_NAME, WEIGHTS_NAME))
     if config_path is None:
         given, hint = f"{directory} has no {CONFIG_NAME}", missing_hint(directory)
@@ -101,23 +101,36 @@ def open_adapter(directory: Path) -> Adapter:
         )
     for doubt in doubts(config, layout, parts):
         raise CheckpointError(f"{directory}: {doubt.text}", expected="adapter_config.json and weights of one training")
-    return Adapter(directory, config, Delta(config, layout, parts, _scales(config, layout, parts)))
+    delta = Delta(config, layout, parts, _scales(config, layout, parts))
+    return Adapter(directory, config, delta, (*config.notes, *alpha_notes(config, parts)))
+
+
+def alpha_notes(config: AdapterConfig, parts: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Say where the alpha that was trained with is not certain."""
+    if modules := overlapping(config, [name.removesuffix(".weight") for name in parts]):
+        yield (
+            f"alpha_pattern has two keys with different values for {_listed(modules)}: PEFT takes the first, and sorts "
+            "them when it saves, so that training may have used the other"
+        )
 
 
 def weights_hint(directory: Path) -> str:
-    """Return what to do where a directory has an adapter's settings and no weights that are read."""
+    """Return the remedy for a directory with an adapter's settings and without readable weights."""
     found = next((hint for name, hint in OTHER_WEIGHTS.items() if (directory / name).exists()), "")
     return found or "Copy adapter_model.safetensors, too"
 
 
 def missing_hint(directory: Path) -> str:
-    """Return what to do where a path is no directory with adapter_config.json."""
+    """Return the remedy for a path that is no directory with adapter_config.json."""
     if directory.suffix == ".gguf":
         return "A LoRA for llama.cpp is not read: take the PEFT directory that convert_lora_to_gguf.py has read"
     if directory.is_file():
         return f"Name the directory that {CONFIG_NAME} and {WEIGHTS_NAME} lie in"
     if (directory / WEIGHTS_NAME).exists() and not (directory / CONFIG_NAME).exists():
         return f"Copy {CONFIG_NAME}, too: alpha and rank stand in it"
+    inside = sorted(path.parent.name for path in directory.glob(f"*/{CONFIG_NAME}"))
+    if inside:
+        return f"Name one of the adapters inside: {', '.join(str(directory / name) for name in inside[:5])}"
     return next((hint for name, hint in OTHER_WEIGHTS.items() if (directory / name).exists()), "")
 
 
@@ -133,7 +146,7 @@ def doubts(
 ) -> Iterator[Doubt]:
     """Yield where settings and tensors contradict each other: modules that are no target, and other ranks.
 
-    PEFT leaves out the first and fails at the second when it loads the adapter.
+    On loading, PEFT leaves out the first and fails at the second.
     """
     ranks = {name.removesuffix(".weight"): rank for name, rank in stored_ranks(layout, parts).items()}
     told = module_settings(config, list(ranks))
@@ -143,7 +156,8 @@ def doubts(
     others = {module: rank for module, rank in ranks.items() if told[module].rank != rank}
     if others:
         wrong = [f"{module} has rank {rank} instead of {told[module].rank}" for module, rank in others.items()]
-        yield Doubt("rank", _listed(wrong))
+        sorting = "; of two keys of rank_pattern that match, PEFT takes the first, and sorts them when it saves"
+        yield Doubt("rank", _listed(wrong) + (sorting if len(config.rank_pattern) > 1 else ""))
 
 
 def _listed(items: list[str]) -> str:
@@ -151,7 +165,7 @@ def _listed(items: list[str]) -> str:
 
 
 def stored_ranks(layout: Mapping[str, StoredTensor], parts: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
-    """Return the rank of each tensor's matrices as they are stored."""
+    """Return the stored rank of every pair of matrices, by the tensor of the base."""
     keys = {name: each.get(DOWN) or each.get(EMBEDDING_DOWN) for name, each in parts.items()}
     return {name: (layout[key].shape or (0,))[0] for name, key in keys.items() if key}
 
@@ -159,7 +173,7 @@ def stored_ranks(layout: Mapping[str, StoredTensor], parts: Mapping[str, Mapping
 def _scales(
     config: AdapterConfig, layout: Mapping[str, StoredTensor], parts: Mapping[str, Mapping[str, str]]
 ) -> dict[str, float]:
-    """Return the LoRA scaling of each tensor: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv 2312.03732)."""
+    """Return the LoRA scaling by tensor: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv 2312.03732)."""
     ranks = stored_ranks(layout, parts)
     told = module_settings(config, [name.removesuffix(".weight") for name in ranks])
     alphas = {name: told[name.removesuffix(".weight")].alpha for name in ranks}
@@ -169,29 +183,37 @@ def _scales(
 
 
 def merged(base: Source, adapter: Adapter) -> Source:
-    """Return the base with the adapter added to each tensor as it is read, in float32.
+    """Return the base with the adapter added to every tensor on reading, in float32.
 
-    Head and embeddings of a tied base become two tables where PEFT computes with two. A vocabulary that has grown comes
-    with its tables, and with the tokenizer beside the adapter.
+    Head and embeddings of a tied base become two tables where PEFT computes with two. A grown vocabulary brings
+    tables and, where one lies beside the adapter, the tokenizer.
     """
     require_fit(adapter.path, adapter.delta, adapter.base_name, base.config)
     config = adapter.delta.merged_config(base.config)
-    tokenizer = base.tokenizer if config.vocab_size == base.config.vocab_size else _tokenizer(adapter.path, base)
+    tokenizer = _tokenizer(adapter.path, base, config.vocab_size)
     read = partial(adapter.delta.apply, base)
     return replace(base, format=f"{base.format} with an adapter", config=config, tokenizer=tokenizer, read=read)
 
 
 def describe_tables(base: LlamaConfig, config: LlamaConfig) -> Iterator[str]:
-    """Say how the tables of a merged model differ from those of its base."""
+    """Say how the tables of a merged model differ from the base's tables."""
     if config.vocab_size != base.vocab_size:
         yield f"the adapter has a vocabulary of its own: {config.vocab_size:,} rows instead of {base.vocab_size:,}"
     if base.tie_embeddings and not config.tie_embeddings:
         yield "head and embeddings, one table in the base, become two: the adapter changes them apart, as PEFT does"
 
 
-def _tokenizer(directory: Path, base: Source) -> Tokenizer | None:
-    beside = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    return Tokenizer.load(directory) if beside else base.tokenizer
+def _tokenizer(directory: Path, base: Source, num_rows: int) -> Tokenizer | None:
+    """Return the tokenizer beside an adapter if it has tokens of its own, else the base's."""
+    if base.tokenizer is None or not (directory / "tokenizer.json").is_file():
+        return base.tokenizer
+    try:
+        tokenizer = Tokenizer.load(directory)
+    except TokenizerError:
+        if num_rows != base.config.vocab_size:
+            raise
+        return base.tokenizer
+    return tokenizer if base.tokenizer.vocab_size < tokenizer.vocab_size <= num_rows else base.tokenizer
 
 
 def require_runnable(adapter: Adapter, config: LlamaConfig) -> None:
@@ -207,7 +229,7 @@ def require_runnable(adapter: Adapter, config: LlamaConfig) -> None:
 
 
 def require_trainable(adapter: Adapter, config: LlamaConfig) -> None:
-    """Raise CheckpointError unless the adapter fits this network and all of it can be trained on."""
+    """Raise CheckpointError unless the adapter fits this network and every part can be trained on."""
     require_fit(adapter.path, adapter.delta, adapter.base_name, config)
     trained = ADAPTED if config.tie_embeddings else (*ADAPTED, run_path(HEAD))
     for name, parts in adapter.parts.items():
@@ -221,7 +243,7 @@ def require_trainable(adapter: Adapter, config: LlamaConfig) -> None:
 
 
 def read_lora(adapter: Adapter) -> Lora:
-    """Return the weights beside linear layers as they are stored, mapped from the file."""
+    """Return the stored weights beside linear layers, mapped from the file."""
     tensors = read_floats(adapter.layout)
     for key, tensor in tensors.items():
         if not tensor.abs().amax().isfinite():
@@ -234,7 +256,7 @@ def read_lora(adapter: Adapter) -> Lora:
 
 
 def read_magnitudes(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """Return DoRA's lengths of the rows by the paths of the modules; none for other adapters."""
+    """Return DoRA's lengths of the rows by the paths of the modules; empty for other adapters."""
     return {
         run_path(name): adapter.delta.read(name, MAGNITUDE).flatten()
         for name, parts in adapter.linears.items()
@@ -243,12 +265,13 @@ def read_magnitudes(adapter: Adapter) -> dict[str, torch.Tensor]:
 
 
 def is_adapter(directory: Path) -> bool:
-    """Tell whether a directory holds an adapter and no checkpoint."""
-    return (directory / CONFIG_NAME).is_file() and not (directory / "config.json").exists()
+    """Tell whether a directory holds an adapter and no checkpoint. A config.json alone makes no checkpoint."""
+    has_model = (directory / "config.json").exists() and any(directory.glob("model*.safetensors*"))
+    return (directory / CONFIG_NAME).is_file() and not has_model
 
 
 def base_of(directory: Path) -> Path | None:
-    """Return the base that an adapter was trained beside, by its lineage or by the path it names, if it is here."""
+    """Return the base by the adapter's lineage or by the path in the settings; None if that path does not exist."""
     places: list[Path] = []
     if artifact.is_artifact(directory):
         trained_beside = artifact.read_manifest(directory).inputs.get("start")
@@ -261,9 +284,10 @@ def base_of(directory: Path) -> Path | None:
 
 
 def checkpoint_at(path: Path) -> Path:
-    """Return a checkpoint's path as it is, and for an adapter's that of its base; CheckpointError if that is not here.
+    """Return a checkpoint's path unchanged, and the base's path for an adapter.
 
-    A base whose manifest tells that it is another one by now is none.
+    Raises:
+        CheckpointError: The adapter's base is missing, or its content hash has changed since the training.
     """
     if not is_adapter(path):
         return path

@@ -1,7 +1,7 @@
-"""adapter_config.json -> AdapterConfig: PEFT's settings that decide what an adapter computes, and their problems.
+"""adapter_config.json -> AdapterConfig: PEFT's settings that decide an adapter's logits, and the problems in the file.
 
-Fields that change training alone are ignored, as PEFT ignores them when it loads. A field that would change the result
-and is not computed here is a Problem; merging, serving, training and doctor report the same ones.
+Fields that change training alone are ignored, as in PEFT's own loading. A field that would change the result and is not
+computed here is a Problem. Merging, serving, training and doctor report the same problems.
 """
 
 from collections.abc import Iterator, Mapping
@@ -53,7 +53,7 @@ TORCHTUNE_FIELDS = ("adapter_type", "lora_attn_modules", "apply_lora_to_mlp")
 
 
 class Problem(NamedTuple):
-    """A setting that cannot be followed: the setting and its value, what was expected, what to do."""
+    """A setting that cannot be followed: field, value, expectation and remedy."""
 
     field: str
     given: str
@@ -71,7 +71,7 @@ class AdapterConfig:
         targets: `target_modules`: names that a module's path ends in, one regular expression, or "all-linear"; None for
             the modules that matrices are stored for.
         excluded: `exclude_modules`: names, or one regular expression.
-        saved: `modules_to_save`: modules whose own copy is trained and stored whole.
+        saved: `modules_to_save`: modules with a trained copy that is stored whole.
         layers: `layers_to_transform`; None for all layers.
         token_rows: `trainable_token_indices`: rows of a table by the module's name.
         is_tied: `ensure_weight_tying`: changes of the embeddings of a tied base are changes of the head, too.
@@ -97,7 +97,7 @@ class AdapterConfig:
 
 
 def read_config(path: Path) -> AdapterConfig:
-    """Read adapter_config.json; CheckpointError for the first problem in it."""
+    """Read adapter_config.json; CheckpointError for the first problem."""
     raw = read_json(path)
     refuse_code(raw, path)
     for problem in problems(raw):
@@ -202,7 +202,7 @@ def _lora_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _shape_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield fields whose values are of another type than PEFT writes."""
+    """Yield fields with values of another type than PEFT writes."""
     texts = "names of modules, or null"
     for key in ("target_modules", "exclude_modules", "layers_pattern"):
         if not (raw.get(key) is None or isinstance(raw[key], str) or _is_list(raw[key], str)):

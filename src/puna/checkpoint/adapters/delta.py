@@ -1,8 +1,8 @@
-"""An adapter and a tensor of its base -> the tensor with the adapter added to it, in float32.
+"""An adapter and a tensor of the base -> the tensor with the adapter added, in float32.
 
-A base whose head and embeddings are one table is the hard case. PEFT wraps the two modules one by one: a copy in
-modules_to_save or a LoRA of the one leaves the other as it was, so that the merged model has two tables. Rows of chosen
-tokens are shared by both, unless each has rows of its own.
+A base with tied head and embeddings is the hard case. PEFT wraps the two modules one by one: a copy in modules_to_save
+or a LoRA of one module leaves the other module unchanged, so that the merged model has two tables. Head and embeddings
+share the rows of chosen tokens, unless trainable_token_indices names both with different rows.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ Parts = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Delta:
-    """The tensors of an adapter with their scales. `parts` maps a tensor of the base to the parts stored for it."""
+    """The tensors of an adapter with LoRA scalings. `parts` maps a tensor of the base to the names of stored parts."""
 
     config: AdapterConfig
     layout: Mapping[str, StoredTensor]
@@ -86,7 +86,7 @@ class Delta:
         return torch.equal(embedding, head.T if is_transposed else head)
 
     def apply(self, base: Source, name: str) -> torch.Tensor:
-        """Return a tensor of the base with what the adapter stores for it."""
+        """Return a tensor of the base with the adapter's update."""
         parts = self.parts.get(name, {})
         if WHOLE in parts:
             return self.read(name, WHOLE)
@@ -100,7 +100,7 @@ class Delta:
         return self._with_product(weight.float(), name)
 
     def _beneath(self, base: Source, name: str) -> torch.Tensor:
-        """Return the tensor under the adapter: the base's, or what the adapter stores in its place."""
+        """Return the tensor under the adapter: the base's, or a replacement that PEFT stored."""
         is_tied = base.config.tie_embeddings and name in (EMBEDDING, HEAD)
         for place in (name, EMBEDDING, HEAD) if is_tied else (name,):
             if BASE_LAYER in self.parts.get(place, {}):
@@ -127,5 +127,5 @@ class Delta:
 
 
 def matrices(parts: Mapping[str, str]) -> tuple[str, str]:
-    """Return the names of the two matrices of a module: those of embeddings, or those of a linear layer."""
+    """Return the names of the two matrices of a module: an embedding's, or a linear layer's."""
     return (EMBEDDING_DOWN, EMBEDDING_UP) if EMBEDDING_DOWN in parts else (DOWN, UP)

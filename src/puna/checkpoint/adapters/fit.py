@@ -33,13 +33,13 @@ class Misfit(NamedTuple):
 
 
 def require_fit(path: Path, delta: Delta, base_name: str, base: LlamaConfig) -> None:
-    """Raise CheckpointError unless every tensor of an adapter belongs to this base and has its shape."""
+    """Raise CheckpointError unless every tensor of an adapter belongs to this base and has the right shape."""
     for misfit in misfits(delta, base_name, base):
         raise CheckpointError(f"{path}: {misfit.given}", expected=misfit.expected, hint=misfit.hint)
 
 
 def misfits(delta: Delta, base_name: str, base: LlamaConfig) -> Iterator[Misfit]:
-    """Yield everything about an adapter that does not fit its base."""
+    """Yield every tensor of an adapter that does not fit the base."""
     shapes = dict(tensor_shapes(base))
     if base.tie_embeddings:
         shapes[HEAD] = shapes[EMBEDDING]
@@ -57,7 +57,7 @@ def misfits(delta: Delta, base_name: str, base: LlamaConfig) -> Iterator[Misfit]
 
 
 def _table_misfits(delta: Delta, base: LlamaConfig) -> Iterator[Misfit]:
-    """Yield the table that an adapter with a vocabulary of its own lacks: the embeddings, or the head."""
+    """Yield the table that is missing for a changed vocabulary: the embeddings, or the head."""
     vocab_size = delta.vocab_size(base)
     if vocab_size == base.vocab_size:
         return
@@ -103,7 +103,7 @@ def _shape_misfits(delta: Delta, name: str, shape: Shape) -> Iterator[Misfit]:
 def _expected_shapes(
     delta: Delta, parts: Mapping[str, str], shape: Shape
 ) -> Iterator[tuple[str, tuple[Shape, Shape]]]:  # fmt: skip
-    """Yield each part's shape as it is and as the base asks for it."""
+    """Yield part, stored shape and the shape that the base requires."""
     stored = {part: delta.layout[key].shape for part, key in parts.items()}
     for part in (WHOLE, BASE_LAYER):
         if part in parts:

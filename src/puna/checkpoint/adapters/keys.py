@@ -1,7 +1,7 @@
-"""The name of a stored tensor -> the tensor of the base that it changes, and which part of an adapter it is.
+"""The name of a stored tensor -> the changed tensor of the base, and the part of an adapter.
 
-Reads PEFT's names with and without prefixes, adapter names and wrappers of compilers and sharding. A spelling of
-another program whose matrices lie otherwise is named, with the way to PEFT's layout.
+Reads PEFT's names with and without prefixes, adapter names and wrappers of compilers and sharding. Spellings of other
+programs, with matrices in another layout, are named together with the way to PEFT's layout.
 """
 
 import re
@@ -46,7 +46,7 @@ MODULE = re.compile(
 
 
 class Spelling(NamedTuple):
-    """Names that another program writes: how to tell them, what they are, and the way to an adapter that is read."""
+    """Names that another program writes: a mark to tell the program, a description, the way to a readable adapter."""
 
     mark: re.Pattern[str]
     name: str
@@ -116,7 +116,7 @@ class Place(NamedTuple):
 
 
 def place_of(key: str) -> Place | None:
-    """Read the name of a stored tensor; None if it is none of a Llama's adapter.
+    """Read the name of a stored tensor; None if no Llama's adapter has such a name.
 
     Example:
         >>> place_of("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight")
@@ -142,12 +142,12 @@ def place_of(key: str) -> Place | None:
 
 
 def find_spelling(key: str) -> Spelling | None:
-    """Return the program or method whose spelling a name is, if it is a known one."""
+    """Return the spelling that a name belongs to, if the program or method is known."""
     return next((each for each in SPELLINGS if each.mark.search(key)), None)
 
 
 def find_parts(keys: Iterable[str], config: AdapterConfig, path: Path) -> dict[str, dict[str, str]]:
-    """Return the stored names of each tensor's parts.
+    """Return the stored names of the parts, by the tensor of the base.
 
     Raises:
         CheckpointError: A name is another program's, or two names mean the same part.
@@ -181,12 +181,12 @@ def find_parts(keys: Iterable[str], config: AdapterConfig, path: Path) -> dict[s
 
 
 def _are_one(plain: str, other: str) -> bool:
-    """Return whether PEFT writes a table under both names, as it does where the vocabulary has grown."""
+    """Return whether PEFT writes one table under both names, which happens where the vocabulary has grown."""
     return ".modules_to_save." in other or ".original_module." in other or "base_layer" in plain + other
 
 
 def foreign_key(key: str, path: Path) -> CheckpointError:
-    """Say which program writes such a name, and what to do."""
+    """Return an error that names the program and the remedy."""
     if spelling := find_spelling(key):
         return CheckpointError(
             f"{path}: tensor {key!a}: {spelling.name}",
@@ -201,7 +201,7 @@ def foreign_key(key: str, path: Path) -> CheckpointError:
 
 
 def token_rows(config: AdapterConfig, name: str, *, is_tied: bool) -> tuple[int, ...]:
-    """Return the rows of a table that an adapter replaces; those of the embeddings stand for a tied head's, too."""
+    """Return the rows of a table that an adapter replaces; a tied head follows the embeddings."""
     rows: Mapping[str, tuple[int, ...]] = config.token_rows or {}
     module = name.removesuffix(".weight")
     own = next((ids for key, ids in rows.items() if module.endswith(key)), ())

@@ -1,6 +1,6 @@
-"""Regular expressions and names on standard input -> the names that match, one line of JSON an expression. A process.
+"""Regular expressions and names on standard input -> the names that match, one line of JSON an expression.
 
-Started by patterns.py, isolated; imports the standard library only. Bounds its memory and its time, since the
+An isolated process that patterns.py starts; imports the standard library only. Memory and time are bounded, since the
 expressions come from a stranger's file.
 """
 
@@ -15,7 +15,7 @@ CPU_SECONDS = 3
 
 
 def main() -> None:
-    """Answer each expression with {"matches": {name: group idx}} or {"error": text}."""
+    """Answer every expression with {"matches": {name: group idx}} or {"error": text}."""
     asked = json.load(sys.stdin)
     for kind, most in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CPU, CPU_SECONDS)):
         with suppress(ValueError, OSError):  # a stricter limit of the system stands

@@ -1,8 +1,8 @@
-"""Module names and an adapter's settings -> the modules that it targets, with rank and alpha, exactly as PEFT decides.
+"""Module names and an adapter's settings -> the targeted modules with rank and alpha, exactly as PEFT decides.
 
 PEFT's rules (tuners_utils.check_target_module_exists and other.get_pattern_key of peft 0.21): a list names endings of
 paths, a string is a regular expression for the whole path, keys of rank_pattern and alpha_pattern are regular
-expressions for the path or an ending of it behind a dot, and the first key that matches counts.
+expressions for the path or an ending behind a dot, and the first key that matches counts.
 
 An expression from a stranger's file can take a matcher longer than the universe lasts. Plain names are matched here,
 all other expressions in a process of bounded time and memory (pattern_child.py).
@@ -32,7 +32,7 @@ Method = Literal["match", "fullmatch"]
 
 
 class Expression(NamedTuple):
-    """A regular expression and how it is tried: `re.match` or `re.fullmatch`; its spelling and place in the file."""
+    """A regular expression, tried with `re.match` or `re.fullmatch`, and the spelling and field of the file."""
 
     method: Method
     text: str
@@ -41,7 +41,7 @@ class Expression(NamedTuple):
 
 
 class ModuleSettings(NamedTuple):
-    """The settings of one module: whether the config targets it, its rank and its alpha."""
+    """The settings of one module: whether the config targets the module, rank and alpha."""
 
     is_target: bool
     rank: int
@@ -76,8 +76,21 @@ def module_settings(config: AdapterConfig, modules: Sequence[str]) -> dict[str, 
     }
 
 
+def overlapping(config: AdapterConfig, modules: Sequence[str]) -> list[str]:
+    """Return the modules that two keys of alpha_pattern match with different values.
+
+    PEFT takes the first key, and sorts the keys on saving: training may have used the other one.
+    """
+    expressions = _expressions("alpha_pattern", config.alpha_pattern)
+    values: dict[str, set[float]] = {}
+    for key, groups in zip(config.alpha_pattern, _matches(expressions, tuple(modules)), strict=True):
+        for name in groups:
+            values.setdefault(name, set()).add(config.alpha_pattern[key])
+    return [name for name, found in values.items() if len(found) > 1]
+
+
 def is_saved(config: AdapterConfig, modules: Sequence[str]) -> set[str]:
-    """Return the modules that lie in a module of `modules_to_save`, and so have a copy of their own."""
+    """Return the modules inside a module of `modules_to_save`, which have a trained copy."""
     return {name for name in modules if any(parent.endswith(config.saved) for parent in _parents(name))}
 
 
@@ -86,9 +99,13 @@ def _parents(name: str) -> list[str]:
     return [".".join(parts[: index + 1]) for index in range(len(parts))]
 
 
+def _expressions(field: str, patterns: Mapping[str, object]) -> tuple[Expression, ...]:
+    return tuple(Expression("match", rf"(.*\.)?({key})$", key, field) for key in patterns)
+
+
 def _first_keys(field: str, patterns: Mapping[str, object], names: tuple[str, ...]) -> dict[str, str]:
-    """Return the first key of a pattern that matches each name."""
-    expressions = tuple(Expression("match", rf"(.*\.)?({key})$", key, field) for key in patterns)
+    """Return the first matching key of a pattern by name."""
+    expressions = _expressions(field, patterns)
     found: dict[str, str] = {}
     for key, groups in zip(patterns, _matches(expressions, names), strict=True):
         for name in groups:
@@ -120,7 +137,7 @@ def _named(field: str, wanted: str | tuple[str, ...] | None, names: tuple[str, .
 
 
 def _layers(patterns: tuple[str, ...], names: tuple[str, ...]) -> dict[str, int]:
-    """Return the layer that each path lies in: the first number behind the list of layers."""
+    """Return the layers of paths: the first number behind the list of layers."""
     number = r"\.(?P<idx>\d+)\."
     expressions = tuple(
         Expression("match", rf"(?:^|.*?\.){pattern}{number}", pattern, "layers_pattern") for pattern in patterns
@@ -136,7 +153,7 @@ def _layers(patterns: tuple[str, ...], names: tuple[str, ...]) -> dict[str, int]
 
 @lru_cache(maxsize=64)
 def _matches(expressions: tuple[Expression, ...], names: tuple[str, ...]) -> list[dict[str, str | None]]:
-    """Return the names that each expression matches, with the group `idx` if it has one."""
+    """Return the matching names of every expression, with the group `idx` if there is one."""
     if all(PLAIN.fullmatch(each.key) for each in expressions):
         return [_match_plain(each, names) for each in expressions]
     longest = max(expressions, key=lambda each: len(each.text))

@@ -1,8 +1,8 @@
-"""A base's network and an adapter's raw files -> logits of the two as they run side by side: the reference for a merge.
+"""A base's network and an adapter's raw files -> logits of both side by side: the reference for a merge.
 
-Written apart from what it checks: reads adapter_config.json and the safetensors file by itself, finds modules by the
-network's own paths, and adds each update to a product at run time, never to a weight. Shares no code with the modules
-beside it, so that a mistake of theirs is not its own. PEFT's rules as in peft 0.21.
+Independent of the merge: reads adapter_config.json and the safetensors file directly, finds modules by the network's
+paths, and adds every update to a product at run time, never to a weight. The file shares no code with the other modules
+of this room, so that a mistake there is not repeated here. PEFT's rules as in peft 0.21.
 
 Shapes: T tokens, D model width, R rank, I inputs, O outputs, V vocabulary.
 """
@@ -29,11 +29,11 @@ Stored = dict[str, torch.Tensor]
 
 
 class SideBySide:
-    """A network of float weights and an adapter, computed side by side; the network itself stays as it is.
+    """A network of float weights and an adapter, computed side by side; the network stays unchanged.
 
     Args:
         model: The base.
-        directory: The adapter, as PEFT writes it, that was opened without an error before.
+        directory: Directory of an adapter that `open_adapter` has opened without an error.
     """
 
     def __init__(self, model: Llama, directory: Path):
@@ -51,7 +51,7 @@ class SideBySide:
         return self._head(hidden_TD).float()
 
     def _assign(self, stored: Stored) -> dict[str, Stored]:
-        """Sort the stored tensors by module: of the paths in a key the first one, and of those the longest."""
+        """Sort the stored tensors by module: the first path in a key counts, then the longest."""
         paths = [path for path in (*dict(self.model.named_modules()), HEAD) if path]
         parts: dict[str, Stored] = defaultdict(dict)
         for name, tensor in sorted(stored.items(), key=lambda item: len(item[0])):
@@ -88,7 +88,7 @@ class SideBySide:
 
     @contextmanager
     def _hooked(self, tokens_T: torch.Tensor) -> Iterator[None]:
-        """Let each module of the network below the head compute with its part of the adapter."""
+        """Let all modules of the network below the head compute with the adapter."""
 
         def embed(_module: nn.Module, _inputs: Any, _out: torch.Tensor) -> torch.Tensor:
             return self._embed(tokens_T)
@@ -179,7 +179,7 @@ class SideBySide:
         return self._linear(HEAD, parts, hidden_TD, logits_TV, table_VD)
 
     def _head_parts(self) -> Stored:
-        """Return the head's parts; with ensure_weight_tying those of the embeddings, where none are stored for it."""
+        """Return the head's parts; with ensure_weight_tying a head without parts takes the embeddings' parts."""
         parts, embedding = self.parts[HEAD], self.parts[EMBEDDINGS]
         if {*parts} - {"under"} or not (self._is_tied and self.raw.get("ensure_weight_tying")):
             return parts

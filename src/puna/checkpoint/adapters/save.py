@@ -1,4 +1,4 @@
-"""A network that carries an adapter -> the directory that PEFT writes of it."""
+"""A network that carries an adapter -> adapter_config.json and safetensors in PEFT's layout."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -55,7 +55,7 @@ def _render(model: Llama, modules: Mapping[str, AdaptedLinear], base_name: str) 
 
 
 def _target_names(model: Llama, names: list[str]) -> list[str]:
-    """Name the modules as short as it can be: "q_proj" where every layer's is meant, otherwise one by one."""
+    """Return the shortest names: "q_proj" for all layers' q_proj, otherwise one path per module."""
     counts = Counter(name.rpartition(".")[2] for name in names)
     every = {name for name, count in counts.items() if count == (1 if name == HEAD else model.config.num_layers)}
     return sorted({name.rpartition(".")[2] if name.rpartition(".")[2] in every else name for name in names})

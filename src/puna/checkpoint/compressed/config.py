@@ -4,6 +4,7 @@ Reads what compressed-tensors' tools write for integer weights (pack-quantized) 
 would be computed otherwise than Puna does (zero points, g_idx, int8 activations, quantized caches) is refused with why.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -149,6 +150,9 @@ def render_quantization(schemes: Mapping[str, Scheme], config: LlamaConfig) -> d
             targets.setdefault(scheme, []).append(f"re:.*{path}$")
         elif scheme != main:
             targets.setdefault(scheme, []).append(f"model.{path}")
+    # NOTE: `dequantize=True` of transformers unpacks every weight by the first group's scheme. A scheme of groups fits
+    # rows of as many bits too. With the most bits first the rest is refused; after int4 an int8 head comes out wrong.
+    targets = dict(sorted(targets.items(), key=lambda item: (-item[0].bits, item[0].group_size or math.inf)))
     formats = {_format_of(scheme) for scheme in targets}
     groups = {
         f"group_{index}": _render_group(scheme, named, is_mixed=len(formats) > 1)

@@ -81,7 +81,7 @@ class Moments:
 def measure_importance(
     source: Source, texts: Texts, dtype: torch.dtype, bar: Progress, *, width: Width, depth: Depth
 ) -> Importance:
-    """Measure all parts on these texts; `bar` has a unit a layer, with depth "divergence" three."""
+    """Measure all parts on these texts; `bar` counts the passes of the texts through a layer."""
     batches, layers = first_batches(source, texts, dtype), list[LayerImportance]()
     energies, reads, stream_DD = dict[str, torch.Tensor](), list[torch.Tensor](), torch.zeros(())
     for index in range(source.config.num_layers):
@@ -118,7 +118,7 @@ def divergences_without(source: Source, texts: Texts, dtype: torch.dtype, bar: P
             batches = through(read_block(source, index), batches)
         divergences.append(reference.judge(source, batches).divergence)
         before = through(read_block(source, left_out), before)
-        bar.advance()
+        bar.advance(source.config.num_layers - left_out)
     return torch.tensor(divergences)
 
 

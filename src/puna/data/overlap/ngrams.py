@@ -17,8 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # Scripts that write no spaces between words: there a character counts as a word.
-ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-WORD = re.compile(rf"[{ALONE}]|[^\W_{ALONE}]+")
+ALONE = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+# Marks that a writer may leave out: Hebrew points, Arabic and Syriac vowels, accents of stress, variation selectors.
+OPTIONAL = re.compile(
+    "[\u0300\u0301\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06dc"
+    "\u06df-\u06e8\u06ea-\u06ed\u0730-\u074a\u08d3-\u08ff\ufb1e\ufe00-\ufe0f]"
+)
 # The same words where a text is ASCII, found in half of the time.
 ASCII_WORD = re.compile("[a-z0-9]+")
 # Fields of a row that are no text of it.
@@ -27,7 +31,7 @@ MIN_WORDS = 8
 # An n-gram of more groups than this share (and than two) is the test's own template, and tells nothing.
 TEMPLATE_SHARE = 0.1
 BATCH_WORDS = 500_000
-NORMALIZATION = "NFKC, no case, words of letters and digits alone; scripts without spaces by character"
+NORMALIZATION = "NFKC, no case, words of letters with their marks and digits; scripts without spaces by character"
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,37 @@ class OverlapReport:
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a text as they are compared."""
+    """Return the words of a text as they are compared.
+
+    A letter keeps its combining marks, which are vowels in the scripts of India. Marks that a writer may leave out, and
+    characters without width, are no part of a word.
+
+    Example:
+        >>> split_words("Déjà vu: दुकान")
+        ['déjà', 'vu', 'दुकान']
+    """
     if text.isascii():
         return ASCII_WORD.findall(text.lower())
-    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return unicodedata.normalize("NFKC", text).casefold().translate(_SPELLED).split()
+
+
+class _Spelled(dict[int, str]):
+    """A character -> its spelling in a text whose words are separated by spaces; filled as characters come."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        category = unicodedata.category(char)
+        if OPTIONAL.match(char) or category in ("Cf", "Me"):
+            spelled = ""
+        elif ALONE.match(char):
+            spelled = f" {char} "
+        else:
+            spelled = char if char.isalnum() or category[0] == "M" else " "
+        self[code] = spelled
+        return spelled
+
+
+_SPELLED = _Spelled()
 
 
 def row_text(value: Any) -> str:

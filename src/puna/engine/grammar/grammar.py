@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from puna.engine.grammar.check import GrammarCheck
+from puna.engine.grammar.schema.fit import FittedSchema, SchemaFitter
 from puna.errors import ConfigError, RequestError, TokenizerError
 from puna.tokenizer import Tokenizer
 
@@ -39,9 +40,9 @@ LIMITS: dict[str, Any] = {
 }
 
 
-def json_grammar(schema: Any, *, is_strict: bool = True) -> str:
-    """Return the grammar of a JSON schema; if not strict, keywords that cannot be held are left out of it."""
-    return _grammars({"json_schema": with_layout(schema, is_strict=is_strict)})
+def json_grammar(schema: dict[str, Any]) -> str:
+    """Return the grammar of a JSON schema that GrammarCompiler.fit returned, or that llguidance holds as it is."""
+    return _grammars({"json_schema": with_layout(schema)})
 
 
 def regex_grammar(regex: str) -> str:
@@ -55,13 +56,10 @@ def lark_grammar(lark: str, *, answer: str = "") -> str:
     return _grammars({"lark_grammar": lark}, *named)
 
 
-def with_layout(schema: Any, *, is_strict: bool) -> Any:
+def with_layout(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a schema with how its JSON is laid out; what it says of this itself stays."""
-    if not isinstance(schema, dict):
-        raise RequestError(f"a JSON schema that is {type(schema).__name__}", expected="an object")
-    layout = JSON_LAYOUT | ({} if is_strict else {"lenient": True})
     own = schema.get("x-guidance")
-    return {**schema, "x-guidance": layout | own if isinstance(own, dict) else layout}
+    return {**schema, "x-guidance": JSON_LAYOUT | own if isinstance(own, dict) else JSON_LAYOUT}
 
 
 class GrammarCompiler:
@@ -73,8 +71,15 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._check = GrammarCheck(LIMITS)
         self._passed: set[bytes] = set()
+        self._fitter = SchemaFitter(lambda schema: self._check.problem(json_grammar(schema)))
 
-    def compile(self, grammar: str, *, param: str = "grammar", is_sound: bool = False) -> "Grammar":
+    def fit(self, schema: Any, *, is_strict: bool, place: str) -> FittedSchema:
+        """Return what a grammar can hold of a JSON schema; RequestError naming `place` where the rest must be held."""
+        return self._fitter.fit(schema, is_strict=is_strict, place=place)
+
+    def compile(
+        self, grammar: str, *, param: str = "grammar", notes: Sequence[str] = (), is_sound: bool = False
+    ) -> "Grammar":
         """Compile a grammar; RequestError naming `param` for one that is wrong, too large or admits nothing.
 
         `is_sound` leaves out the checks: for a grammar that another process has compiled already.
@@ -90,7 +95,8 @@ class GrammarCompiler:
                 spelled = _SpelledTokens(self._tokenizer, self._stop_ids)
                 self._vocabulary = library.LLTokenizer(spelled, eos_token=self._stop_ids)
         limits = library.LLParserLimits(**LIMITS)
-        compiled = Grammar(library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits), param, grammar)
+        start = library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
+        compiled = Grammar(start, param, grammar, notes=notes)
         if not is_sound:
             self._rehearse(compiled.matcher())
         return compiled
@@ -119,11 +125,22 @@ class GrammarCompiler:
 class Grammar:
     """A compiled grammar, where every answer to one request begins: after the ids `begun`. `text` is its source.
 
+    `notes` say what of the client's schemas the grammar does not hold.
+
     NOTE: what its matchers learn of it they share, and it is bounded; kept for ever it would be used up.
     """
 
-    def __init__(self, start: "llguidance.LLMatcher", param: str, text: str, begun: Sequence[int] = ()):
-        self._start, self.param, self.text, self.begun = start, param, text, tuple(begun)
+    def __init__(
+        self,
+        start: "llguidance.LLMatcher",
+        param: str,
+        text: str,
+        begun: Sequence[int] = (),
+        *,
+        notes: Sequence[str] = (),
+    ):
+        self._start, self.param, self.text = start, param, text
+        self.begun, self.notes = tuple(begun), tuple(notes)
 
     def matcher(self) -> "Matcher":
         return Matcher(self._start.deep_copy(), self.param)
@@ -140,7 +157,7 @@ class Grammar:
             raise RequestError(given, expected=f"the beginning of an answer that {self.param} admits", param="messages")
         if start.is_stopped():
             raise RequestError("the message to be continued is complete", expected="a part of it", param="messages")
-        return Grammar(start, self.param, self.text, (*self.begun, *ids))
+        return Grammar(start, self.param, self.text, (*self.begun, *ids), notes=self.notes)
 
 
 class Matcher:

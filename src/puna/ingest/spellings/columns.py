@@ -26,7 +26,17 @@ HISTORY = ("history", "chat_history", "conversation_history", "dialog_history")
 MEDIA = ("images", "image", "videos", "video", "audios", "audio", "objects", "bbox")
 # Columns that a chat template, a trainer or a reader of other files puts into the prompt, without a place in Puna's.
 REFUSED = (
-    *("documents", "document", "context", "contexts", "passages", "knowledge", "chunks", "retrieved_documents"),
+    *(
+        "documents",
+        "document",
+        "context",
+        "contexts",
+        "passages",
+        "knowledge",
+        "knowledge_base",
+        "chunks",
+        "retrieved_documents",
+    ),
     *("chat_template_kwargs", "chat_template", "chat_template_args", "template_kwargs", "date_string", "prefix"),
     *("suffix", "few_shot", "demonstrations", "examples", "persona", "character", "reasoning_content", "thinking"),
     *("tool_responses", "retrieved_docs", "search_results", *HISTORY),
@@ -37,6 +47,7 @@ TEXTS = ("prompt", "instruction", "input", "question", "query", "completion", "r
 VERDICTS = ("label", "kto_tag")
 
 
+_EMPTY_TEXTS = ("", "[]", "{}", "null")
 _LIST_IN_TEXT = re.compile(r"\s*\[\s*\{")
 
 
@@ -79,14 +90,16 @@ def beside(row: Row, used: set[str], messages: Sequence[Row]) -> Beside:
 
 
 def with_system(messages: list[Row], system: str) -> list[Row]:
-    """Return a dialogue behind a system message, unless it begins with the same one.
+    """Return a dialogue behind a system message, unless it begins with the same one; an empty one is replaced.
 
     Example:
         >>> with_system([{"role": "user", "content": "Open?"}], "Be brief.")[0]
         {'role': 'system', 'content': 'Be brief.'}
     """
-    if not system or (messages and messages[0]["role"] == "system"):
+    if not system:
         return messages
+    if messages and messages[0]["role"] == "system":
+        return messages if messages[0].get("content") else [{"role": "system", "content": system}, *messages[1:]]
     return [{"role": "system", "content": system}, *messages]
 
 
@@ -148,7 +161,9 @@ def is_given(value: Any) -> bool:
     """
     if isinstance(value, dict):
         return any(map(is_given, cast(Row, value).values()))  # Arrow pads absent objects, too.
-    return value is not None and value not in ("", []) and not (isinstance(value, str) and value.strip() in ("", "[]"))
+    if isinstance(value, list):
+        return any(map(is_given, cast(list[Any], value)))
+    return value is not None and not (isinstance(value, str) and value.strip() in _EMPTY_TEXTS)
 
 
 def _refuse_prompt_column(name: str, value: Any) -> None:
@@ -200,7 +215,7 @@ def _system(others: Row, messages: Sequence[Row]) -> str:
             raise ChatError(f"the column '{name}' is {type(value).__name__}", expected="a string")
     texts = {name: value.strip() for name, value in given.items()}
     first = messages[0] if messages else {}
-    if first.get("role") == "system" and isinstance(first.get("content"), str):
+    if first.get("role") == "system" and isinstance(first.get("content"), str) and first["content"].strip():
         texts["the first message"] = first["content"].strip()
     if len(set(texts.values())) > 1:
         raise ChatError(f"{' and '.join(texts)} hold different system messages", expected="one")

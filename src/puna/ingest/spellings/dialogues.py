@@ -166,7 +166,7 @@ def _read_question(question: Any, addition: Any, spelling: Instruction) -> Messa
         return Messages(list(as_prompt(text)), spelling.name, frozenset())
     if addition:
         raise ChatError(f"{spelling.question} is a list beside {spelling.addition}", expected="a string")
-    return read_messages(question, spelling.question)
+    return read_messages([question] if isinstance(question, dict) else question, spelling.question)
 
 
 def _require_words(messages: list[Row]) -> None:

@@ -18,6 +18,11 @@ ROLES = {
     **dict.fromkeys(("tool", "ipython", "function", "observation", "tool_response", "function_response"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "call"),
 }
+# Fields of a message that the prompt format has no room for: the name of a speaker, and descriptions of the message.
+DESCRIPTIVE = {
+    *("name", "id", "message_id", "turn_id", "index", "timestamp", "created_at", "model", "language", "num_tokens"),
+}
+_TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 
 class Messages(NamedTuple):
@@ -56,8 +61,10 @@ def read_messages(value: Any, place: str) -> Messages:
     items = [each for index, item in enumerate(cast(list[Any], value)) for each in _messages_in(item, index)]
     for index, item in items:
         message = _read_message(item, f"{place}[{index}]")
-        if message["role"] != "tool" and message.pop("name", ""):  # The prompt format has no room for a name.
-            left_out.add(f"{place}[].name")
+        for name in DESCRIPTIVE & message.keys():
+            # The name of a tool repeats the call, and may be empty; Message knows the field.
+            if not (name == "name" and message["role"] == "tool") and message.pop(name) not in ("message", ""):
+                left_out.add(f"{place}[].{name}")
         is_call = message.pop("is_call", False)
         if is_call and follows_call:
             messages[-1]["tool_calls"] += message["tool_calls"]  # Calls in a row are made at once.
@@ -122,6 +129,10 @@ def _read_message(item: Any, place: str) -> dict[str, Any]:
     if isinstance(fields.get("tool_calls"), list):
         calls = enumerate(fields["tool_calls"])
         fields["tool_calls"] = [_in_envelope(call, f"{place}.tool_calls[{number}]") for number, call in calls]
+    if fields.get("type") in ("message", "text"):
+        del fields["type"]
+    if isinstance(fields.get("content"), list) and not _is_data(fields["content"]):
+        fields["content"] = [_text_part(part) for part in fields["content"]]
     if role == "tool" and _is_data(fields.get("content")):
         fields["content"] = json.dumps(fields["content"], ensure_ascii=False)
     return fields | ({} if weight else {"weight": 0})
@@ -135,8 +146,16 @@ def _says_something(name: str, value: Any) -> bool:
 def _is_data(content: Any) -> bool:
     """Return whether the result of a tool is JSON data: an object, or a list of no text parts."""
     if isinstance(content, list):
-        return not all(isinstance(part, dict) and "type" in part for part in cast(list[Any], content))
+        return not all(isinstance(part, dict) and {"type", "text"} & part.keys() for part in cast(list[Any], content))
     return isinstance(content, dict | int | float)
+
+
+def _text_part(part: Any) -> Any:
+    """Return a part of a content in OpenAI's chat spelling; the Responses API tells input from output."""
+    if not isinstance(part, dict) or not isinstance(part.get("text"), str) or part.get("type") not in _TEXT_PARTS:
+        return part
+    rest = {name: value for name, value in part.items() if name != "type" and value not in (None, [], {})}
+    return {"type": "text", **rest}
 
 
 def _in_envelope(call: Any, place: str) -> Any:

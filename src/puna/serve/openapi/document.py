@@ -19,7 +19,7 @@ from puna.serve.requests.completion import CompletionRequest
 VERSION = "3.1.1"
 PLACE_OF_MODELS = "#/components/schemas/{model}"
 # What the server's own defences answer before a route is asked.
-DEFENCES = (400, 401, 403, 408, 413, 500, 503)
+DEFENCES = (400, 401, 403, 408, 413, 431, 500, 503)
 MEANINGS = {
     400: "The request is wrong: `param` names the field.",
     401: "A valid key is needed.",
@@ -27,6 +27,7 @@ MEANINGS = {
     404: "There is no such model for this key.",
     408: "The request took too long to arrive.",
     413: "The body is too large.",
+    431: "The request's headers are too long.",
     500: "The server failed on this request.",
     503: "The server is overloaded, starting or stopping: come back after the time in Retry-After.",
 }

@@ -200,16 +200,17 @@ def sift(
         if problem := json_problem(value):
             raise Refusal(400, f"{shown(name)}: {problem}", param=name)
         known = name if is_strict else ALIASES.get(name, name)
+        if value is None and name not in model.model_fields:
+            continue
         if known not in model.model_fields:
-            if value is not None and (warning := _judge(name, value, model, is_strict=is_strict)):
-                warnings.append(warning)
+            warnings.append(_judge(name, value, model, is_strict=is_strict))
             continue
         spelled = None if is_strict else spellings.get(known)
         if spelled and type(value) is type(spelled[0]) and value == spelled[0]:
             warnings.append(f"{name}: {value!a} is read as {spelled[2]}")
             value = spelled[1]
         if known != name:
-            if data.get(known, value) != value:
+            if any(other != value for other in (data.get(known, value), fields.get(known, value))):
                 raise Refusal(400, f"{name} differs from {known}; give one of them.", param=name)
             warnings.append(f"{name} is read as {known}")
         fields[known] = value

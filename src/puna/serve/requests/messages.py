@@ -84,6 +84,16 @@ class ToolCallPart(BaseModel):
         return {"id": self.id or "", "type": "function", "function": self.function.to_json()}
 
 
+class FlatCall(FunctionCall):
+    """A call without the envelope `function`, as trainers and some clients spell it."""
+
+    id: CallId | None = None
+    type: Literal["function", "tool_call"] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id or "", "type": "function", "function": super().to_json()}
+
+
 class SystemMessage(BaseModel):
     model_config = OPEN
 
@@ -112,7 +122,7 @@ class AssistantMessage(BaseModel):
     role: Literal["assistant"]
     content: Content | None = None
     refusal: str | None = None
-    tool_calls: Annotated[list[ToolCallPart], Field(fail_fast=True, max_length=128)] | None = None
+    tool_calls: Annotated[list[ToolCallPart | FlatCall], Field(fail_fast=True, max_length=128)] | None = None
     function_call: FunctionCall | None = None
     prefix: bool | None = None
     partial: bool | None = None

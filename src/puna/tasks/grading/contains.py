@@ -1,16 +1,36 @@
 """Grade `contains`: required strings stand in the answer, forbidden strings do not."""
 
 import re
-import unicodedata
+from collections.abc import Iterator
+from decimal import Decimal
 
 from puna.chat.conversation import Message
+from puna.tasks.grading.extraction.extract import normalize
+from puna.tasks.grading.extraction.numbers import BEFORE, FRACTION, read_number
 from puna.tasks.question import Grade, Question
+
+SAME = str.maketrans({**dict.fromkeys("–—―‒", "-"), **dict.fromkeys("“”„‟«»‹›″", '"'), "…": "...", "⁄": "/"})
+CURRENCY = "$€£¥₹฿"
+# Digits with their grouping and decimals; not a piece of a time, a version or a power.
+DIGITS = re.compile(
+    r"(?<![\d:])(?<!\d[.,'])(?:(?:\d{1,3}(?: \d{3})+(?!\d)|\d+(?:[,.']\d+)*)(?:[.,]\d+)?|[.,]\d+)"
+    r"(?![\d²³¹⁰⁴-⁹¼-¾⅐-⅞]|[.,:']\d)"
+)
+# A hyphen between words or in a range is no sign: K-4471, 7-9, 5 €-9 €.
+SIGN = re.compile(
+    rf"(?:(?<![\w)\]%°])(?<!\d[{CURRENCY}])(?<!\d [{CURRENCY}])-[{CURRENCY}]?"
+    r"|(?<!\d )\b(?:minus|negative|moins|meno|menos) )$"
+)
+NUMBER = re.compile(r"[-+]?(?:\d[\d.,' ]*\d|\d|[.,]\d+)")
+LOOK_BACK = 20
 
 
 def contains(question: Question, message: Message) -> Grade:
     """Require every string of `contains` and forbid every string of `distractors`.
 
-    Case and white space do not matter. A number matches as a whole only: "4.90" is not in "24.90", "4" not in "4.5".
+    Case, white space, and the shapes of quotes, dashes and digits do not matter. A number matches by its value, with
+    sign and grouping: 5 is neither in "-5" nor in "4.5", 10 not in "10 000", and 1000 is "1,000". A number with a
+    leading zero is an id.
 
     Example:
         >>> question = Question("1", conversation, {"contains": ["24.90"], "distractors": ["4.90"]})
@@ -25,12 +45,47 @@ def contains(question: Question, message: Message) -> Grade:
     return Grade(0.0, ", ".join(complaints)) if complaints else Grade(1.0, "has all that was expected")
 
 
-def _normalize(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+def fold(text: str) -> str:
+    """Return a text with plain quotes, dashes, digits and spaces.
+
+    Example:
+        >>> fold("“I don’t  know…”")
+        '"I don\\'t know..."'
+    """
+    return " ".join(normalize(text).translate(SAME).split())
 
 
 def _stands_in(text: str, answer: str) -> bool:
-    wanted = _normalize(text)
-    before = r"(?<!\d)(?<!\d[.,:'’])" if wanted[:1].isdecimal() else ""
-    after = r"(?!\d|[.,:'’]\d)" if wanted[-1:].isdecimal() else ""
-    return re.search(before + re.escape(wanted) + after, _normalize(answer)) is not None
+    wanted, answer = fold(text).casefold(), f" {fold(answer).casefold()} "
+    values = _values(wanted)
+    if values:
+        # "1,500" is rather 1500 than 1.5, unless the answer leaves both open, too.
+        return any(max(values) in stated or values == stated for stated in _numbers(answer))
+    before = r"(?<!\d)(?<!\d[.,:'])" if wanted[:1].isdecimal() else ""
+    after = r"(?!\d|[.,:']\d)" if wanted[-1:].isdecimal() else ""
+    after += r"(?! \d{3}(?!\d))" if re.search(r"(?<![\d:.,'/-])\d{1,3}$", wanted) else ""
+    places = re.finditer(before + re.escape(wanted) + after, answer)
+    return any(not wanted[:1].isdecimal() or not _is_led(answer, place.start(), wanted) for place in places)
+
+
+def _is_led(answer: str, start: int, wanted: str) -> bool:
+    """Tell whether the number at the start of a text has a sign or a group of thousands before it."""
+    lead = answer[max(0, start - LOOK_BACK) : start]
+    is_group = re.match(r"\d{3}(?![\d:/-])", wanted) and re.search(r"(?<![\d:.,'/-])\d{1,3} $", lead)
+    return bool(is_group) or SIGN.search(lead) is not None
+
+
+def _values(wanted: str) -> set[Decimal]:
+    """Return the values of a text that is one number; none for other texts, and for ids such as 007."""
+    is_number = NUMBER.fullmatch(wanted) and DIGITS.fullmatch(wanted.lstrip("-+"))
+    return read_number(wanted) if is_number and not re.match(r"[-+]?0\d", wanted) else set()
+
+
+def _numbers(answer: str) -> Iterator[set[Decimal]]:
+    """Yield the values that each number of an answer can stand for."""
+    text = FRACTION.sub(lambda match: "/" * len(match[0]), answer)
+    for match in DIGITS.finditer(text):
+        lead = text[max(0, match.start() - LOOK_BACK) : match.start()]
+        is_name = lead[-1].isalpha() and not BEFORE.search(lead)  # A5, but not EUR5.
+        if not is_name and not re.match(r"0\d", match[0]):
+            yield {-value if SIGN.search(lead) else value for value in read_number(match[0])}

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 
 from puna.data.labels import LabelledRow
-from puna.engine.choose import most_likely_first
+from puna.engine.choose import most_likely_first, of_tokens
 from puna.engine.pages import num_pages_for
 from puna.engine.runners.native_runner import NativeRunner, native_kernels
 from puna.errors import CheckpointError
 from puna.kernels.native import Kernels, Span
 from puna.model.attend import packed_attend
 from puna.model.llama import Llama
+from puna.tokenizer.tokenizer import Tokenizer
 from puna.train.labelling.teacher import Item, Labelled, Piece, cut
 
 # Logits that are held at once.
@@ -37,12 +38,25 @@ class Found:
 
 
 class LocalTeacher:
-    """Labels with a network in memory, in `dtype`; rows longer than `context` are read in pieces of that length."""
+    """Labels with a network in memory, in `dtype`; rows longer than `context` are read in pieces of that length.
+
+    Rows of the embeddings that no token of `tokenizer` belongs to are left out; None if a token belongs to every row.
+    """
 
     def __init__(
-        self, model: Llama, *, dtype: torch.dtype, top_k: int, temperature: float, context: int, batch_tokens: int
+        self,
+        model: Llama,
+        tokenizer: Tokenizer | None,
+        *,
+        dtype: torch.dtype,
+        top_k: int,
+        temperature: float,
+        context: int,
+        batch_tokens: int,
     ):
-        self._top_k, self._temperature = min(top_k, model.config.vocab_size), temperature
+        self._tokenizer, self._temperature = tokenizer, temperature
+        num_tokens = tokenizer.vocab_size - len(tokenizer.unused_ids) if tokenizer else model.config.vocab_size
+        self._top_k = min(top_k, num_tokens)
         self._context, self._batch_tokens = context, max(batch_tokens, context)
         kernels = native_kernels(model, dtype)
         self._network = _Torch(model, dtype) if kernels is None else _Native(model, kernels, self._batch_tokens)
@@ -79,12 +93,16 @@ class LocalTeacher:
         targets_N = torch.tensor([piece.ids[at] for piece in batch for at in piece.wanted], device=hidden_ND.device)
         size = max(1, CHUNK_VALUES // self._network.vocab_size)
         chunks = [
-            self._label(self._network.logits(hidden_CD), targets_C)
+            self._label(self._logits(hidden_CD), targets_C)
             for hidden_CD, targets_C in zip(hidden_ND.split(size), targets_N.split(size), strict=True)
         ]
         whole = _concatenated(chunks)
         ends = np.cumsum([len(piece.wanted) for piece in batch])
         return [_part(whole, slice(end - len(piece.wanted), end)) for piece, end in zip(batch, ends, strict=True)]
+
+    def _logits(self, hidden_CD: torch.Tensor) -> torch.Tensor:
+        logits_CV = self._network.logits(hidden_CD)
+        return of_tokens(logits_CV, self._tokenizer) if self._tokenizer else logits_CV
 
     def _label(self, logits_CV: torch.Tensor, targets_C: torch.Tensor) -> Found:
         softened_CV = logits_CV.div_(self._temperature) if self._temperature != 1 else logits_CV

@@ -20,6 +20,7 @@ def reading_rate(widths: LlamaConfig, precision: str, top_k: int) -> float:
     small, lengths = reduced(widths, LENGTHS)
     teacher = LocalTeacher(
         probe_network(small, DTYPES[precision]),
+        None,
         dtype=DTYPES[precision],
         top_k=min(top_k, small.vocab_size),
         temperature=1.0,

@@ -4,11 +4,18 @@ import re
 from decimal import Decimal
 
 from puna.tasks.grading.extraction.fact import Fact, Reading, Scan
-from puna.tasks.grading.extraction.tables import UNITS
+from puna.tasks.grading.extraction.numbers import AFTER
+from puna.tasks.grading.extraction.tables import CURRENCIES, UNITS
 
 URL = re.compile(r"(?:https?://|www\.)[^\s<>\"'`|\x00]+", re.IGNORECASE)
-DOMAINS = "com|org|net|edu|gov|io|app|dev|info|eu|de|fr|it|es|pt|br|in|th|uk|at|ch"
-HOST = re.compile(rf"(?<![\w@.-])(?:[a-z0-9-]+\.)*[a-z0-9-]{{3,}}\.(?:{DOMAINS})(?:/[^\s<>\"'`|\x00]*)?(?![\w-])")
+DOMAINS = (
+    "com|org|net|edu|gov|io|app|dev|info|eu|de|fr|it|es|pt|br|in|th|uk|at|ch|shop|store|online|site|cloud|tech|blog|news|"
+    "nl|pl|se|dk|fi|cz|jp|cn|ca|au|nz|us|mx|ar|cl|biz|xyz|ai|tv|example|test"
+)
+# A host under another domain is one where a path follows.
+HOST = re.compile(
+    rf"(?<![\w@.-])(?:[a-z0-9-]+\.)*[a-z0-9-]{{3,}}\.(?:(?:{DOMAINS})(?:/[^\s<>\"'`|\x00]*)?(?![\w-])|[a-z]{{2,12}}/[\w%~][^\s<>\"'`|\x00]*)"
+)
 # Begins where a word begins, so that a long run of letters is read once; "_" around an address is Markdown.
 EMAIL = re.compile(r"(?<![^\W_])(?<![.+-])[^\W_][\w.+-]*+@[\w-]++(?:\.[\w-]++)+")
 PHONE = re.compile(r"(?<![\w.,:+/-])(?:\+|\()?\d(?:(?:\.| ?[/-] ?|\) ?| ?\(| )?\d){5,}(?![\w])")
@@ -23,6 +30,10 @@ ID = re.compile(
     r"(?<![\w./-])#?(?=[\w/.#-]*\d)(?=[\w/.#-]*[A-Za-z#])[A-Za-z0-9_]+(?:[-_/.]+[A-Za-z0-9_]+)*(?!\w)"
     r"|(?<![\w.,/-])#\d+(?!\w)"
 )
+# ISO 13616 writes an IBAN in groups of four; people and machines leave the spaces out.
+IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
+# Flights, trains, courses: LH 441 is LH441. Beside that the number is read, since "EU 27" is no code.
+SPACED = re.compile(r"(?<![\w./-])([A-Z]{2,3}) (\d{2,4})(?![\w./:-]|[.,:]\d| \d)")
 # "30-day", "5kg", "3rd", "10am", "90s": numbers with a word, no ids.
 NUMBER_WITH_WORD = re.compile(
     r"\d+(?:[.,]\d+)*(?:-[a-z]{2,}(?:-[a-z]+)*|st|nd|rd|th|er|ère|ème|e|s|x|k)", re.IGNORECASE
@@ -79,6 +90,13 @@ def read_ids(scan: Scan) -> None:
         >>> [fact.text for fact in scan.facts]
         ['AB-48213']
     """
+    for match in IBAN.finditer(scan.text):
+        scan.take(match.span(), Fact("id", match[0], frozenset([("code", match[0].casefold().replace(" ", ""))])))
+    for match in SPACED.finditer(scan.text):
+        after = AFTER.match(scan.text, match.end())
+        if match[1].casefold() not in CURRENCIES and not (after and after["unit"]):
+            readings = {("code", f"{match[1]}{match[2]}".casefold()), ("number", None, Decimal(match[2]))}
+            scan.take(match.span(), Fact("id", match[0], frozenset(readings)))
     for match in ID.finditer(scan.text):
         is_number = NUMBER_WITH_WORD.fullmatch(match[0]) or _is_number_with_unit(match[0])
         if not is_number:

@@ -1,5 +1,6 @@
 """Text -> its facts, in the order of the text."""
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -12,7 +13,22 @@ from puna.tasks.grading.extraction.tables import guess_language
 from puna.tasks.grading.extraction.times import read_times
 
 # Spellings of one character.
-SAME = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "−": "-", "‑": "-", "‐": "-", "\u00ad": "", "\u200b": ""})
+SAME = str.maketrans(
+    {
+        **dict.fromkeys("’‘‛ʼ′＇", "'"),
+        **dict.fromkeys("−‑‐﹣", "-"),
+        **{chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # Full-width forms of ASCII.
+        **dict.fromkeys(
+            "\u00ad\u200b\u200c\u200d\u2060\ufeff\u200e\u200f\u202a\u202b\u202c\u2066\u2067\u2068\u2069", ""
+        ),
+        "٫": ".",
+        "٬": ",",
+    }
+)
+
+
+# AB–48213; a dash between words or numbers is one of a range.
+DASH_IN_ID = re.compile(r"(?<=[A-Za-z])[–—](?=\d)|(?<=\d)[–—](?=[A-Za-z]+[-–—]?\d)")
 
 
 def normalize(text: str) -> str:
@@ -23,6 +39,7 @@ def normalize(text: str) -> str:
         "nine o'clock"
     """
     text = unicodedata.normalize("NFC", text).translate(SAME)
+    text = DASH_IN_ID.sub("-", text)
     return "".join(map(_plain, text))
 
 

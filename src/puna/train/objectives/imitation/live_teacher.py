@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from puna.data.packing import Batch
+from puna.engine.choose import of_tokens
 from puna.model.gradients.padding import padded_rows
 from puna.model.llama import Llama
 from puna.train.objectives.entropy import cross_entropy_sum, entropy_sum
@@ -21,7 +22,8 @@ from puna.train.objectives.next_token import NextToken
 class LiveTeacher(NextToken):
     """w * t^2 * divergence at temperature t, plus (1 - w) * cross entropy, at the trained tokens.
 
-    Source: Hinton et al. (2015, arXiv 1503.02531).
+    The divergence is over the tokens: teacher and student may be padded to different numbers of rows. Source: Hinton et
+    al. (2015, arXiv 1503.02531).
     """
 
     divergence: Divergence
@@ -43,16 +45,20 @@ class LiveTeacher(NextToken):
     @torch.no_grad()
     def _with_logits(self, rows: Rows) -> Rows:
         hidden_CD = rows["teacher"]
-        return {**rows, "teacher": self.teacher.logits(padded_rows(hidden_CD))[: len(hidden_CD)]}
+        known_CV = self.teacher.logits(padded_rows(hidden_CD))[: len(hidden_CD)]
+        return {**rows, "teacher": of_tokens(known_CV, self.chat.tokenizer)}
 
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
         known_CV, targets_C, is_softened = rows["teacher"], rows["targets"], self.temperature != 1
+        # Cross entropy is over all rows, so that other programs learn not to sample a row without a token.
+        told_CV = of_tokens(logits_CV, self.chat.tokenizer)
+        is_whole = told_CV.shape == logits_CV.shape and not self.chat.tokenizer.unused_ids
 
         def log_probabilities(each_CV: torch.Tensor) -> torch.Tensor:
             return F.log_softmax(each_CV / self.temperature if is_softened else each_CV, dim=-1)
 
-        teacher_CV, student_CV = log_probabilities(known_CV), log_probabilities(logits_CV)
-        if is_softened:
+        teacher_CV, student_CV = log_probabilities(known_CV), log_probabilities(told_CV)
+        if is_softened or not is_whole:
             cross_entropy = F.cross_entropy(logits_CV, targets_C, reduction="sum")
         else:  # one look at the vocabulary serves both losses
             cross_entropy = F.nll_loss(student_CV, targets_C, reduction="sum")
@@ -63,7 +69,7 @@ class LiveTeacher(NextToken):
             "kl_loss": divergence,
             "token_loss": cross_entropy,
             "teacher_loss": cross_entropy_sum(known_CV, targets_C),
-            "entropy": entropy_sum(logits_CV),
+            "entropy": entropy_sum(told_CV),
             "teacher_entropy": entropy_sum(known_CV),
             "label_entropy": entropy_sum(known_CV, self.temperature),
         }

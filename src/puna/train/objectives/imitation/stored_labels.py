@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from puna.data.dataset import LABELS
 from puna.data.labels import LabelledRow
 from puna.data.packing import Example
+from puna.engine.choose import of_tokens
 from puna.train.objectives.entropy import entropy_sum
 from puna.train.objectives.imitation.divergence import NOTHING, Divergence, buckets
 from puna.train.objectives.losses import Rows
@@ -41,13 +42,16 @@ class StoredLabels(NextToken):
 
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
         top_CK, targets_C, is_softened = rows["top"].float(), rows["targets"], self.temperature != 1
-        softened_CV = logits_CV / self.temperature if is_softened else logits_CV
+        told_CV = of_tokens(logits_CV, self.chat.tokenizer)
+        is_whole = told_CV.shape == logits_CV.shape and not self.chat.tokenizer.unused_ids
+        softened_CV = told_CV / self.temperature if is_softened else told_CV
         student = buckets(softened_CV, rows["top_ids"].long(), top_CK.isfinite(), targets_C)
         teacher_CN = teacher_buckets(top_CK, rows["tail"].float())
         divergence = self.divergence.between(teacher_CN, student.log_CN)
-        token_loss = F.cross_entropy(logits_CV, targets_C, reduction="sum") if is_softened else -student.target_C.sum()
+        is_shared = is_whole and not is_softened  # one look at the vocabulary serves both losses
+        token_loss = -student.target_C.sum() if is_shared else F.cross_entropy(logits_CV, targets_C, reduction="sum")
         loss = self.teacher_weight * self.temperature**2 * divergence + (1 - self.teacher_weight) * token_loss
-        told = {"loss": loss, "kl_loss": divergence, "token_loss": token_loss, "entropy": entropy_sum(logits_CV)}
+        told = {"loss": loss, "kl_loss": divergence, "token_loss": token_loss, "entropy": entropy_sum(told_CV)}
         return told | self.label_sums(teacher_CN, rows["chosen"].float())
 
     def label_sums(self, teacher_CN: torch.Tensor, chosen_C: torch.Tensor) -> dict[str, torch.Tensor]:
