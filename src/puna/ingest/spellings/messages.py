@@ -19,7 +19,9 @@ ROLES = {
     **dict.fromkeys(("function_call", "tool_call"), "call"),
 }
 # Fields of a message that the prompt format has no room for: the name of a speaker, and descriptions of the message.
-DESCRIPTIVE = frozenset("name id message_id turn_id index timestamp created_at model language num_tokens".split())
+DESCRIPTIVE = frozenset(
+    ["name", "id", "message_id", "turn_id", "index", "timestamp", "created_at", "model", "language", "num_tokens"]
+)
 _TURNS = {"input": "user", "query": "user", "question": "user"} | dict.fromkeys(
     ("output", "response", "answer"), "assistant"
 )
