@@ -249,10 +249,10 @@ def test_a_text_that_cannot_fit_is_refused_by_its_bytes(scoring):
         {"prompt": [1.5] * 800_000},
         {"prompt": ["a", *[1] * 800_000]},
         {"stop": ["a"] * 700_000, "prompt": "a"},
-        {f"field_{number}": 1 for number in range(40_000)} | {"prompt": "a"},
+        {f"field_{number}": 1 for number in range(10_000)} | {"prompt": "a"},
         {"messages": [{"role": "user", "content": [{}] * 1000}] * 900},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 30}] * 4000},
-        {"messages": [{"role": "user", "content": "a", **{f"field_{number}": 1 for number in range(40_000)}}]},
+        {"messages": [{"role": "user", "content": "a", **{f"field_{number}": 1 for number in range(10_000)}}]},
         {
             "messages": HI,
             "tools": [{"type": "function", "function": {"name": "f", "parameters": {"enum": [[]] * 900_000}}}],

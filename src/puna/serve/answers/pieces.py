@@ -71,14 +71,18 @@ class JsonResponse(Response):
     def __init__(self, payload: Any):
         super().__init__()
         self._payload = payload
+        try:
+            self._whole = encode_json(payload)
+        except TypeError:  # It holds a JsonList.
+            self._whole = b""
         self.space: TakenSpace | None = None  # is free once the answer is sent or the client is gone
-        self.headers["content-length"] = str(sum(map(len, _parts(payload))))
+        self.headers["content-length"] = str(len(self._whole) or sum(map(len, _parts(payload))))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             last = b""
-            for piece in json_pieces(self._payload):
+            for piece in [self._whole] if self._whole else json_pieces(self._payload):
                 if last:
                     await send({"type": "http.response.body", "body": last, "more_body": True})
                     await asyncio.sleep(0)
