@@ -53,6 +53,7 @@ BAD_MANIFESTS = {
     "deep config": manifest(config=None)[:-1] + ', "config": ' + '{"a":' * 900 + "1" + "}" * 900 + "}",
     "a key twice": manifest()[:-1] + ', "kind": "dataset"}',
     "NaN": manifest()[:-1].replace('"size": 0', '"size": NaN') + "}",
+    "beyond numbers": manifest(config=None)[:-1] + ', "config": {"lr": 1e999}}',
     "two values": manifest() + manifest(),
     "files is null": manifest(files=0),
     "files is a list": manifest(files=["a.txt"]),

@@ -16,6 +16,7 @@ from tiny_checkpoint import save
 
 from puna import artifact
 from puna.run import Run
+from puna.shelf.shelf import is_shelf, promote
 from puna.storage.faults import WRITE_FAULTS, explain, naming_newest
 
 Settings = dict[str, Any]
@@ -168,3 +169,19 @@ def test_where_no_file_may_grow_a_stage_names_the_one_that_would(
             continue
         assert str(folder) in done.stderr, (limit, done.stderr)
         assert not (folder / "out").exists()
+
+
+def test_a_registry_on_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with artifact.writing(tmp_path / "release") as partial:
+        (partial / "weights").write_text("a")
+        artifact.Receipt("gate", "a", 0, 0, True).save(partial)
+        artifact.commit(partial, tmp_path / "release", artifact.Manifest("release", "release", "key", {}, {}, {}))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.link", full)
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*registry.*/(weights|gate\.json)'"):
+        promote(tmp_path / "release", tmp_path / "registry")
+    assert not is_shelf(tmp_path / "registry")

@@ -121,7 +121,7 @@ def preview(stage: Stage, config: StageConfig, path: Path, console: Console) -> 
     directory = path.parent / ".runs" / f"{path.name}.preview"
     output = directory / "output"
     directory.mkdir(parents=True, exist_ok=True)
-    with _only_run(directory):
+    with _only_run(directory), naming_newest(directory):
         _prepare(directory, key, config)
         output.mkdir(exist_ok=True)
         with contextlib.suppress(EndOfPreview):

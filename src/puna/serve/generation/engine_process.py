@@ -35,8 +35,10 @@ from puna.serve.generation.messages import (
 from puna.serve.refusals import Refusal
 
 COMMAND = (sys.executable, "-m", "puna.serve.generation.engine_child")
-# Seconds before each further attempt to start an engine that has answered nothing since its last death.
+# Seconds before each further attempt to start an engine that has answered nothing since its last death. Deaths of an
+# engine that has run for STABLE_SECONDS are no crash loop.
 BACK_OFF = (0.0, 0.5, 1.0, 2.0, 4.0)
+STABLE_SECONDS = 60.0
 LOAD_SECONDS = 900.0
 STOP_SECONDS = 30.0
 WATCH_SECONDS = 0.5
@@ -76,7 +78,8 @@ class Child:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            code = self.process.wait()
+            self.process.wait()
+            return "it hung and was killed"
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
@@ -113,7 +116,7 @@ class EngineProcess(EngineClient):
         self._child = Child(self._command, self._spec)
         message = self._child.first_message()
         if "facts" not in message:
-            how = self._child.end(1.0)
+            how = self._child.end(10.0)
             self._child.connection.close()
             if "error" in message:
                 raise error_from_json(message["error"])
@@ -173,10 +176,12 @@ class EngineProcess(EngineClient):
                     writer.close()
                 self._writer = None
                 self._lose_all(self._restarting(LOST))
-                self._last_death = await asyncio.to_thread(self._child.end, 0.1)
+                self._last_death = await asyncio.to_thread(self._child.end, 1.0)
                 if self._is_stopping:
                     return
                 logger.error("the engine's process ended: %s", self._last_death)
+                if time.monotonic() - self._child.started > self._load_seconds + STABLE_SECONDS:
+                    self._num_deaths = 0
                 while (reader := await self._start_again()) is None:
                     if self._has_given_up or self._is_stopping:
                         return
@@ -203,7 +208,7 @@ class EngineProcess(EngineClient):
         self._child = child = Child(self._command, self._spec | {"is_verified": True})
         message = await asyncio.to_thread(child.first_message)
         if "facts" not in message:
-            self._last_death = await asyncio.to_thread(child.end, 1.0)
+            self._last_death = await asyncio.to_thread(child.end, 10.0)
             child.connection.close()
             if "error" in message:
                 self._last_death = str(error_from_json(message["error"]))
