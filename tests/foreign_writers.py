@@ -125,7 +125,7 @@ def by_gguf_py(path: Path, setting: Setting) -> torch.Tensor:
         with torch.no_grad():
             kept = torch.from_numpy(gguf.quants.dequantize(stored, kind).reshape(values.shape).copy())
             tensor.copy_(_permuted(name, kept, model.config, is_back=True))
-        writer.add_tensor(names.get_name(name, (".weight",)), stored, raw_dtype=kind)
+        writer.add_tensor(names.get_name(name, (".weight",)) or name, stored, raw_dtype=kind)
     if setting.scaled_rope:
         # Divisors of the frequencies, as the converter computes them from config.json.
         inverse = model.model.rotary_emb.inv_freq
@@ -191,17 +191,15 @@ def by_compressed_tensors(path: Path, setting: Setting) -> torch.Tensor:
     patterns = {"re:.*self_attn.*": setting.schemes[0], r"re:.*mlp\.(gate|up|down)_proj$": setting.schemes[-1]}
     for number, (target, scheme) in enumerate(patterns.items()):
         bits, size = QUANTIZED[scheme]
-        args = QuantizationArgs(
-            num_bits=bits, type="int", symmetric=True, strategy="group" if size else "channel", group_size=size
-        )
+        told = {"num_bits": bits, "type": "int", "symmetric": True, "group_size": size}
+        args = QuantizationArgs.model_validate(told | {"strategy": "group" if size else "channel"})
         part = "self_attn" if "self_attn" in target else "mlp"
         for name in [name for name in tensors if f"{part}." in name]:
             _pack(tensors, name, args)
         groups[f"group_{number}"] = QuantizationScheme(targets=[target], weights=args)
     save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
-    config = QuantizationConfig(
-        config_groups=groups, format="pack-quantized", quantization_status="compressed", ignore=["lm_head"]
-    )
+    about = {"format": "pack-quantized", "quantization_status": "compressed", "ignore": ["lm_head"]}
+    config = QuantizationConfig.model_validate(about | {"config_groups": groups})
     told = config.model_dump(mode="json") | {"version": compressed_tensors.__version__}
     edit_json(path / "config.json", lambda raw: raw.update(quantization_config=told))
     return logits_of(transformers.LlamaForCausalLM.from_pretrained(path, dtype=torch.float32))

@@ -332,3 +332,15 @@ def test_renamed_reserved_tokens_keep_their_ids(tmp_path: Path):
     ours.save(path)
     assert Tokenizer.load(path).added == ours.added
     assert Checkpoint.open(path).tokenizer().vocab_size == 530
+
+
+def test_training_keeps_every_flag(tmp_path: Path, perform_stage: Callable[..., bool], no_picture: None):
+    tokens = entry("<order>", rstrip=True), entry("<|mark|>", special=True, normalized=False)
+    path = grow(tmp_path / "model", *tokens)
+    said = [{"role": "user", "content": "an <order>"}, {"role": "assistant", "content": "the <order> fox"}]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "conversations.jsonl").write_text((json.dumps({"messages": said}) + "\n") * 4)
+    settings = {"epochs": 1, "context": 128, "batch_tokens": 256, "precision": "float32"}
+    perform_stage("sft", tmp_path / "tuned", start=str(path), data=[str(tmp_path / "data")], **settings)
+    tuned = Tokenizer.load(tmp_path / "tuned")
+    assert tuned.added == Tokenizer.load(path).added and tuned.fingerprint == Tokenizer.load(path).fingerprint
