@@ -54,6 +54,16 @@ class Disk:
         elif what is not None:
             self.durable_names[number] = dict(what)
 
+    def sync_all(self) -> None:
+        """Take all that is shown for durable."""
+        self.look()
+        self.held += [os.open(path, os.O_RDONLY) for path in (self.root, *self.root.rglob("*"))]
+        for number, what in self.shown.items():
+            if isinstance(what, bytes):
+                self.durable_bytes[number] = what
+            else:
+                self.durable_names[number] = dict(what)
+
     def after_power_loss(self, policy: Policy) -> Tree:
         return self._directory(self.root.stat().st_ino, policy)
 
@@ -74,7 +84,7 @@ class Disk:
     def _bytes(self, number: int, keeps_bytes: bool | str) -> bytes:
         durable, shown = self.durable_bytes.get(number, b""), self.shown.get(number, b"")
         if keeps_bytes == "torn" and shown != durable:
-            same = len(os.path.commonprefix([durable, shown]))
+            same = len(durable) if shown.startswith(durable) else 0
             half = (same + len(shown)) // 2
             return shown[:half] + bytes(len(shown) - half)
         return shown if keeps_bytes else durable
@@ -94,13 +104,14 @@ def policies(seed: int) -> Iterator[tuple[str, Policy]]:
 class Recorder:
     """Records a block that writes below `root`; `states` are the different disks that a power loss may leave.
 
-    `root` itself is durable. Of the points only every `1 / share`-th counts.
+    What stands in `root` before is durable. Of the points only every `1 / share`-th counts. `acknowledged` are the
+    disks after the block.
     """
 
     def __init__(self, root: Path, monkeypatch: Any, share: float = 1.0):
         self._disk, self._monkeypatch, self._step = Disk(root), monkeypatch, max(1, round(1 / share))
         self._is_on, self.num_points, self.states = False, 0, dict[str, tuple[str, Tree]]()
-        self._last: Any = None
+        self.acknowledged: list[Tree] = []
 
     def __enter__(self) -> "Recorder":
         sync = os.fsync
@@ -113,14 +124,15 @@ class Recorder:
             self._point("after fsync")
 
         self._monkeypatch.setattr(os, "fsync", watched)
-        self._disk.look()
+        self._disk.sync_all()
         self._is_on = True
         sys.addaudithook(self._heard)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._point("end")
         self._is_on = False
+        self._disk.look()
+        self.acknowledged = [self._disk.after_power_loss(policy) for _, policy in policies(0)]
         self._monkeypatch.undo()
         for descriptor in self._disk.held:
             os.close(descriptor)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import pytest
 
 from puna import artifact
 from puna.artifact import Manifest, Receipt
+from puna.diagnose.comparison import Comparison, Side
+from puna.diagnose.record import Record
+from puna.diagnose.rules.table import explain
 from puna.errors import ArtifactError, PunaError
 from puna.lineage import trace
 from puna.shelf.shelf import promote
@@ -49,6 +53,7 @@ BAD_MANIFESTS = {
     "deep config": manifest(config=None)[:-1] + ', "config": ' + '{"a":' * 900 + "1" + "}" * 900 + "}",
     "a key twice": manifest()[:-1] + ', "kind": "dataset"}',
     "NaN": manifest()[:-1].replace('"size": 0', '"size": NaN') + "}",
+    "beyond numbers": manifest(config=None)[:-1] + ', "config": {"lr": 1e999}}',
     "two values": manifest() + manifest(),
     "files is null": manifest(files=0),
     "files is a list": manifest(files=["a.txt"]),
@@ -155,6 +160,26 @@ def test_a_claim_without_a_number_can_be_read_where_it_did_not_hold(tmp_path: Pa
     assert not found.held and found.value != found.value
 
 
+def test_a_receipt_of_another_name_is_refused_before_a_copy_of_it_is_written_elsewhere(tmp_path: Path):
+    told = {"claim": "../../outside", "parent": "a", "value": 0.1, "tolerance": 0.2, "held": True}
+    (tmp_path / "receipts").mkdir()
+    (tmp_path / "receipts" / "kl.json").write_text(json.dumps(told))
+    with pytest.raises(ArtifactError, match=r"kl\.json: claim = '\.\./\.\./outside'; expected 'kl'"):
+        artifact.read_receipts(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_MANIFESTS if name not in ("a list", "a number", "null")])
+def test_a_file_beside_a_damaged_manifest_is_not_taken_for_a_raw_one(name: str, tmp_path: Path):
+    path = write_artifact(tmp_path / "model", BAD_MANIFESTS[name])
+    with pytest.raises(ArtifactError, match=r"model/manifest\.json"):
+        artifact.find_artifact(path / "a.txt")
+
+
+def test_a_file_beside_another_programs_manifest_is_a_raw_one(tmp_path: Path):
+    path = write_artifact(tmp_path / "site", json.dumps({"name": "a page", "files": ["a.txt"], "version": 3}))
+    assert artifact.find_artifact(path / "a.txt") is None
+
+
 def test_lineage_that_leads_in_a_circle_ends(tmp_path: Path):
     for one, other in (("a", "b"), ("b", "a"), ("self", "self")):
         write_artifact(tmp_path / one, manifest(inputs={"start": source(path=f"../{other}", kind="checkpoint")}))
@@ -225,7 +250,7 @@ def run_verbs(commands: list[list[str]]) -> list[tuple[Any, str]]:
 
 
 @pytest.mark.parametrize(
-    "share", [0.05, pytest.param(0.1, marks=pytest.mark.tenth), pytest.param(1.0, marks=pytest.mark.slow)]
+    "share", [pytest.param(0.1, marks=pytest.mark.tenth), pytest.param(1.0, marks=pytest.mark.slow)]
 )
 def test_every_verb_says_which_file_is_damaged(checkpoint_path: Path, dataset_path: Path, tmp_path: Path, share: float):
     names = list(BAD_MANIFESTS)[:: round(1 / share)]
@@ -242,3 +267,18 @@ def test_every_verb_says_which_file_is_damaged(checkpoint_path: Path, dataset_pa
         told = f"{status}\n{said}"
         assert "Traceback" not in told and status not in (None, 0), (what, told)
         assert "manifest.json" in told, (what, told)
+
+
+@pytest.mark.parametrize("change", [{"answers": 3}, {"epochs": "many"}, {"num_too_long": "x"}])
+def test_records_of_a_run_that_do_not_fit_stop_a_comparison_with_a_message(
+    change: dict[str, Any], perform_stage: Perform, training: dict[str, Any], tmp_path: Path, no_picture: None
+):
+    perform_stage("sft", tmp_path / "out", **{**training, "steps": 2})
+    record = Record.read(tmp_path / "out")
+    assert record is not None
+    side = Side("mine", replace(record, facts=record.facts | change), "", "")
+    with pytest.raises(ArtifactError, match=r"the records of the run of mine.*run_facts\.json"):
+        explain(Comparison(side, None, None, None, {}, {}))
+    (tmp_path / "out" / "run_facts.json").write_text(json.dumps(record.facts | change))
+    with pytest.raises(ArtifactError, match=r"run_facts\.json was altered"):
+        Record.read(tmp_path / "out")

@@ -16,6 +16,7 @@ from preference_rows import row, write
 
 from puna import artifact
 from puna.errors import ArtifactError
+from puna.shelf.shelf import follow, promote
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -104,6 +105,67 @@ def test_after_a_power_loss_at_any_point_a_stage_ends_as_without_one(
         perform_stage(verb, place / "out", **settings)
         assert artifact.verify(place / "out").content_hash == whole, what
         shutil.rmtree(place)
+    for number, tree in enumerate(recorder.acknowledged):
+        write_tree(tree, tmp_path / "acknowledged" / str(number))
+        assert not perform_stage(verb, tmp_path / "acknowledged" / str(number) / "out", **settings), "it is there"
+        assert artifact.verify(tmp_path / "acknowledged" / str(number) / "out").content_hash == whole
+
+
+def save(directory: Path, text: str) -> None:
+    """Write an artifact of two files below a folder that may not be there yet."""
+    path = directory / "build" / "out"
+    with artifact.writing(path) as partial:
+        (partial / "deep").mkdir()
+        (partial / "weights").write_text(text * 100)
+        (partial / "deep" / "about").write_text(text)
+        about = artifact.Manifest("release", "release", "key", {"name": "Tiny"}, {}, {})
+        artifact.Receipt("gate", "a", 0, 0, True).save(partial)
+        artifact.commit(partial, path, about)
+
+
+def found(directory: Path) -> str:
+    """Return the text of the artifact that is found whole; "" for none."""
+    path = directory / "build" / "out"
+    if not path.exists():
+        return ""
+    artifact.verify(path)
+    return (path / "deep" / "about").read_text()
+
+
+def test_a_power_loss_at_any_point_leaves_the_old_artifact_or_the_new_one(tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    for before, text in (("", "one"), ("one", "two"), ("two", "three")):
+        with pytest.MonkeyPatch.context() as patch, Recorder(tmp_path / "disk", patch) as recorder:
+            save(tmp_path / "disk", text)
+        trees = [tree for _, tree in recorder.states.values()]
+        for number, tree in enumerate([*trees, *recorder.acknowledged]):
+            place = tmp_path / f"{text} {number}"
+            write_tree(tree, place)
+            assert found(place) in ((before, text) if number < len(trees) else (text,))
+            save(place, "after")
+            assert found(place) == "after"
+        assert recorder.num_points > 15
+
+
+def test_a_power_loss_while_a_release_is_promoted_leaves_the_old_one_in_use_or_the_new_one(tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    registry = tmp_path / "disk" / "models" / "shop"
+    names: list[str] = []
+    for text in ("one", "two"):
+        save(tmp_path / text, text)
+        with pytest.MonkeyPatch.context() as patch, Recorder(tmp_path / "disk", patch) as recorder:
+            promote(tmp_path / text / "build" / "out", registry)
+        names.append(follow(registry).name)
+        trees = [tree for _, tree in recorder.states.values()]
+        for number, tree in enumerate([*trees, *recorder.acknowledged]):
+            place = tmp_path / f"{text} {number}"
+            write_tree(tree, place)
+            now = follow(place / "models" / "shop")
+            if number < len(trees) and now == place / "models" / "shop":
+                assert len(names) == 1
+                continue
+            assert now.name in (names if number < len(trees) else names[-1:])
+            assert artifact.verify(now)
 
 
 # ---- bit flips

@@ -10,6 +10,7 @@ from preference_rows import row, write
 from puna.data.dataset import Dataset
 from puna.data.preference import Preference
 from puna.errors import ChatError
+from puna.train.evidence.rows import describe_rows
 
 
 def said(role: str, content: str) -> dict[str, str]:
@@ -87,3 +88,25 @@ def test_preferences_are_no_text_unless_asked_for(tmp_path: Path, dataset_path: 
     assert len(Dataset([tmp_path])) == 12
     assert len(Dataset([tmp_path], ["preferences"])) == 1
     assert json.loads((tmp_path / "preferences.jsonl").read_text())["strength"] == "significantly better"
+
+
+def test_pairs_repeat_by_what_they_say_whatever_they_are_called(tmp_path: Path):
+    rows = [row(n % 3) | {"id": f"row {n}", "metadata": {"source": f"file {n}"}} for n in range(12)]
+    rows[11] |= {"strength": "better"}
+    assert describe_rows(Dataset([write(tmp_path / "copies", rows)], ["preferences"]))["copies_share"] == pytest.approx(
+        9 / 12
+    )
+    others = [row(0) | {"chosen": [{"role": "assistant", "content": f"Order {n}."}]} for n in range(6)]
+    others += [row(0) | {"rejected": [{"role": "assistant", "content": f"No {n}."}]} for n in range(6)]
+    assert describe_rows(Dataset([write(tmp_path / "others", others)], ["preferences"]))["copies_share"] == 0
+
+
+def test_conversations_repeat_whatever_the_ids_of_their_calls_are(tmp_path: Path):
+    rows = []
+    for n in range(4):
+        call = {"id": f"call_{n}", "type": "function", "function": {"name": "find", "arguments": {"order": "1"}}}
+        messages = [said("user", "Where?"), {"role": "assistant", "content": "", "tool_calls": [call]}]
+        messages += [{"role": "tool", "tool_call_id": f"call_{n}", "content": "{}"}, said("assistant", "Here.")]
+        rows.append({"messages": messages, "id": f"row {n}"})
+    (tmp_path / "conversations.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    assert describe_rows(Dataset([tmp_path], ["conversations"]))["copies_share"] == pytest.approx(3 / 4)

@@ -200,7 +200,7 @@ BAD_FORMS: dict[str, dict[str, Any]] = {
     "tool without object": {
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]
     },
-    "huge tool": {"tools": [{"type": "function", "function": {"name": "f", "parameters": HUGE}}]},
+    "exponential tool": {"tools": [{"type": "function", "function": {"name": "f", "parameters": EXPONENTIAL}}]},
     "no such tool": {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "other"}}},
     "no tools": {"tool_choice": "required"},
 }

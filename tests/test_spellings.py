@@ -97,7 +97,8 @@ DIALOGUES: list[tuple[str, Row]] = [
             ],
         },
     ),
-    ("ShareGPT", {"conversation": [{"human": QUESTION, "assistant": ANSWER}]}),
+    ("turns", {"conversation": [{"human": QUESTION, "assistant": ANSWER}]}),
+    ("turns", {"conversation": [{"input": QUESTION, "output": ANSWER}], "options": ["a"]}),
     (
         "ShareGPT",
         {

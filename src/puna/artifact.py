@@ -20,7 +20,7 @@ from typing import Any
 from puna import __version__
 from puna.errors import ArtifactError, ReceiptError
 from puna.storage.files import entry, fsync, hash_file, make_directory, replace_directory, write_text
-from puna.storage.records import read_record
+from puna.storage.records import parse_strict, read_bounded, read_record
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -105,6 +105,8 @@ def _read_receipt(path: Path) -> Receipt:
         found = read_record(path, ReceiptFile, expected="a receipt as Puna writes it", hint=hint, allow_nan=True)
     except FileNotFoundError:  # a link to nothing
         raise ArtifactError(f"{path} does not exist", expected="a receipt as Puna writes it", hint=hint) from None
+    if found.claim != path.stem:  # a copy of the receipt is named after its claim
+        raise ArtifactError(f"{path}: claim = {found.claim!a}", expected=f"{path.stem!a}, as the file", hint=hint)
     return Receipt(**asdict(found))
 
 
@@ -130,13 +132,32 @@ def is_artifact(path: Path) -> bool:
 
 
 def find_artifact(path: Path) -> Path | None:
-    """Return the artifact that stands at `path`, or that the file at `path` is part of."""
+    """Return the artifact that stands at `path`, or that the file at `path` is part of.
+
+    A folder whose manifest.json has another program's fields is no artifact.
+
+    Raises:
+        ArtifactError: The manifest beside the file is damaged, so that nobody knows whether the file is whole.
+    """
     if is_artifact(path):
         return path
+    if not is_artifact(path.parent):
+        return None
     try:
         return path.parent if path.name in read_manifest(path.parent).files else None
     except ArtifactError:
-        return None
+        if _is_foreign(path.parent / MANIFEST):
+            return None
+        raise
+
+
+def _is_foreign(path: Path) -> bool:
+    """Tell whether a manifest.json is whole JSON, but without most of the fields that Puna writes."""
+    try:
+        value = parse_strict(read_bounded(path))
+    except (OSError, ValueError, RecursionError, ArtifactError):
+        return False
+    return not isinstance(value, dict) or len({"kind", "stage", "key", "files"} & value.keys()) < 2
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -17,6 +17,7 @@ from puna.errors import ConfigError, PunaError
 from puna.progress import printable
 from puna.run import ranks
 from puna.stages import STAGES, Stage
+from puna.storage.faults import explain
 
 FACES = (
     ("chat", "puna.agent.command:chat", "Talk with a checkpoint in the terminal"),
@@ -59,7 +60,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads what Python flushes at its exit
         sys.exit(1)
     except OSError as error:
-        sys.exit(f"puna: {error}")
+        sys.exit(f"puna: {explain(error)}")
 
 
 def build_app(arguments: list[str]) -> App:

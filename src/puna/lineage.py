@@ -64,10 +64,10 @@ def _origin(artifact_path: Path, entry: dict[str, str], hashes: Hashes, above: t
     shown = source.relative_to(Path.cwd()) if source.is_relative_to(Path.cwd()) else source
     state = _state(source, entry["hash"], hashes)
     node = {"path": str(shown), "kind": entry["kind"], "hash": entry["hash"], "state": state}
-    parent = artifact.find_artifact(shown)
-    if parent and parent.resolve() in above:
-        return {**node, "state": "changed", "inputs": {}}
     try:
+        parent = artifact.find_artifact(shown)
+        if parent and parent.resolve() in above:
+            return {**node, "state": "changed", "inputs": {}}
         if parent == shown:
             return _trace(shown, hashes, above, entry["hash"])
         return {**node, "inputs": {"part of": _trace(parent, hashes, above)} if parent else {}}

@@ -19,7 +19,7 @@ from rich.console import Console
 from puna import artifact
 from puna.errors import ArtifactError, ConfigError
 from puna.progress import Progress, duration, printable
-from puna.storage.files import fsync, hash_file
+from puna.storage.files import fsync, hash_file, naming
 from puna.storage.journal import Journal
 
 JOURNALS = "journals"
@@ -61,8 +61,7 @@ class Run:
             return
         text = printable(text)
         self.console.print(text, markup=False, highlight=False)
-        with (self.directory / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
+        self._append("log.txt", f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
 
     def journal(self, name: str) -> Journal:
         """Open the journal of one piece of work: its records are those of the interrupted executions before this one.
@@ -94,8 +93,7 @@ class Run:
         if self.rank:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._append("metrics.jsonl", json.dumps({"step": step, **finite}) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read the rows of metrics.jsonl up to the first that a crash cut short."""
@@ -136,6 +134,14 @@ class Run:
             hint = f"Delete it: the run goes on after step {step}, and its records begin there"
             raise ArtifactError(f"{path} was altered or cut short", expected=f"the rows up to step {step}", hint=hint)
         artifact.write_text(path, text)
+
+    def _append(self, name: str, text: str) -> None:
+        path = self.directory / name
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise naming(error, path) from None
 
     def progress(self, total: int, description: str, *, unit: str = "it", done: int = 0) -> Progress:
         """Open a progress bar with rate and ETA over `total` units, `done` of them already there."""

@@ -16,6 +16,7 @@ from puna.storage.records import read_bounded, read_record, validate
 METRICS, CONFIG, FACTS = (artifact.RECORD_PREFIX + name for name in ("metrics.jsonl", "config.json", "facts.json"))
 MAX_METRICS_BYTES = 2**30
 Table = dict[str, Any]
+Numbers = dict[str, int | float | None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Record:
         config = read_record(path / CONFIG, Table, expected=expected)
         lines = read_bounded(path / METRICS, max_bytes=MAX_METRICS_BYTES).splitlines()
         rows = [
-            validate(line, Table, f"{path / METRICS} line {number}", expected=expected)
+            validate(line, Numbers, f"{path / METRICS} line {number}", expected=expected)
             for number, line in enumerate(lines, start=1)
         ]
         record = cls(manifest.stage, config, rows, facts)

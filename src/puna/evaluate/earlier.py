@@ -10,7 +10,7 @@ from puna import artifact
 from puna.chat.conversation import Conversation
 from puna.completer.completer import Reply
 from puna.data.shards import read_rows
-from puna.errors import ArtifactError, ConfigError
+from puna.errors import ArtifactError, ChatError, ConfigError
 from puna.evaluate.asking import Asked
 from puna.evaluate.grading import Item
 from puna.storage.records import read_record
@@ -46,10 +46,14 @@ def read_earlier(path: Path, settings: dict[str, Any], checkpoint: Path, items: 
             given = f"answers = {path} with {name} = {manifest.config.get(name)}, and {name} = {settings[name]} here"
             raise ConfigError(given, expected="the same settings of asking", hint=f"Set {name} alike, or ask anew")
     name = _name_of(manifest.inputs, artifact.content_hash(checkpoint))
-    rows = read_rows(path / f"conversations-{name}.jsonl") if name else ()
-    known = {_key(row["task"], row["id"], row["conversation"]): row for row in rows}
-    found = [known.get(_key(task.name, question.id, question.conversation.to_json())) for task, question in items]
-    return [_reply(row) if row and row["finish_reason"] in WHOLE else None for row in found]
+    file = path / f"conversations-{name}.jsonl"
+    try:
+        rows = read_rows(file) if name else ()
+        known = {_key(row["task"], row["id"], row["conversation"]): row for row in rows}
+        found = [known.get(_key(task.name, question.id, question.conversation.to_json())) for task, question in items]
+        return [_reply(row) if row and row["finish_reason"] in WHOLE else None for row in found]
+    except (KeyError, TypeError, ChatError) as error:
+        raise ArtifactError(f"{file} ({error})", expected="answers as 'evaluate' writes them") from None
 
 
 def read_measured(path: Path, checkpoint: Path, replies: list[Reply]) -> Asked:

@@ -23,6 +23,7 @@ from puna.errors import ArtifactError, ConfigError
 from puna.lineage import licences_of
 from puna.run import EndOfPreview, Run, ranks
 from puna.stages import Stage
+from puna.storage.faults import naming_newest
 from puna.storage.files import make_directory
 
 # The table by which a stage says that processes can divide its work.
@@ -77,7 +78,7 @@ def perform(
     directory = path.parent / ".runs" / path.name
     make_directory(directory)
     with _only_run(directory):
-        with artifact.writing(path) as output:
+        with artifact.writing(path) as output, naming_newest(output, directory):
             _prepare(directory, key, config)
             run = Run(stage.verb, key, output, directory, console, hashes=hashes, num_ranks=num_ranks)
             if path.exists():
@@ -120,7 +121,7 @@ def preview(stage: Stage, config: StageConfig, path: Path, console: Console) -> 
     directory = path.parent / ".runs" / f"{path.name}.preview"
     output = directory / "output"
     directory.mkdir(parents=True, exist_ok=True)
-    with _only_run(directory):
+    with _only_run(directory), naming_newest(directory):
         _prepare(directory, key, config)
         output.mkdir(exist_ok=True)
         with contextlib.suppress(EndOfPreview):
@@ -230,7 +231,8 @@ def _timed(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        artifact.write_text(directory / SECONDS, f"{before + time.monotonic() - start:.3f}")
+        with contextlib.suppress(OSError):  # a full disk: what stopped the block is told, not this
+            artifact.write_text(directory / SECONDS, f"{before + time.monotonic() - start:.3f}")
 
 
 def read_seconds(directory: Path) -> float:

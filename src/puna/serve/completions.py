@@ -32,12 +32,12 @@ LAYOUT = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 async def create_completion(served: Served, request: Request) -> Response:
     """Answer a completion request in OpenAI's legacy format."""
-    body = await read_request(request, CompletionRequest, served.workers, is_strict=served.strict_fields)
+    body = await read_request(request, CompletionRequest, served.readers, is_strict=served.strict_fields)
     adapter = served.adapter_of(body.model, request.state.tenant)
     # Before the prompt is tokenized: under overload most requests end here.
     await served.engine.expect_room(tenant := request.state.tenant.name, len(body.prompts()) * (body.n or 1))
     num_bytes = len(await request.body())
-    prompts = await served.workers.run(_tokenize, served, body, num_bytes=num_bytes, tenant=tenant)
+    prompts = await served.tokenizers.run(_tokenize, served, body, num_bytes=num_bytes, tenant=tenant)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     is_echo = bool(body.echo) or max_tokens == 0
     echo_logprobs = (is_echo and body.logprobs is not None) or body.prompt_logprobs is not None

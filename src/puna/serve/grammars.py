@@ -148,4 +148,6 @@ def _spell_answer(form: ResponseFormat, fit: Fit) -> str:
         return json_grammar(fit(form.json_schema.schema_, bool(form.json_schema.strict), "response_format"))
     if isinstance(form, GrammarFormat):
         return lark_grammar(form.definition) if form.syntax == "lark" else regex_grammar(form.definition)
-    return json_grammar((form.schema_ if isinstance(form, JsonObjectFormat) else None) or {"type": "object"})
+    if isinstance(form, JsonObjectFormat) and form.schema_ is not None:
+        return json_grammar(fit(form.schema_, False, "response_format"))
+    return json_grammar({"type": "object"})

@@ -17,6 +17,7 @@ from typing import Literal
 
 from puna import artifact
 from puna.errors import ArtifactError, ConfigError
+from puna.storage.files import make_directory, naming
 from puna.storage.records import read_record
 
 POINTER = "current.json"
@@ -85,7 +86,7 @@ def promote(release: Path, shelf: Path) -> Change:
     Raises ArtifactError for what is no whole release, ReceiptError for one that the gate did not let through.
     """
     manifest = require_release(release)
-    shelf.mkdir(parents=True, exist_ok=True)
+    make_directory(shelf)
     if artifact.is_artifact(shelf):
         raise ConfigError(f"{shelf} is an artifact", expected="a folder of its own for releases")
     with _only_change(shelf):
@@ -159,7 +160,10 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise naming(error, target) from None
 
 
 def _change(shelf: Path, changes: list[Change], change: Change) -> Change:

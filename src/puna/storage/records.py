@@ -4,6 +4,7 @@ A file may have been damaged, cut, replaced or forged: sizes, types, hashes and 
 """
 
 import json
+import math
 import stat
 from functools import cache
 from pathlib import Path
@@ -24,11 +25,12 @@ def parse_strict(raw: bytes, *, allow_nan: bool = False) -> Any:
     """Return the value of a JSON text in UTF-8.
 
     Raises:
-        ValueError: The text is no JSON, has a key twice in one object or, unless `allow_nan`, holds NaN or Infinity.
+        ValueError: The text is no JSON, has a key twice in one object or, unless `allow_nan`, holds NaN, Infinity or a
+            number beyond the range of a float (1e999).
         RecursionError: The text is nested too deeply.
     """
-    constant = float if allow_nan else _refuse_constant
-    return json.loads(raw.decode(), parse_constant=constant, object_pairs_hook=_unique_keys)
+    hooks: dict[str, Any] = {} if allow_nan else {"parse_constant": _refuse_constant, "parse_float": _finite}
+    return json.loads(raw.decode(), object_pairs_hook=_unique_keys, **hooks)
 
 
 def read_bounded(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
@@ -111,6 +113,13 @@ def _short(problem: object) -> str:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is beyond the range of numbers")
+    return value
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

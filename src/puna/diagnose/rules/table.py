@@ -7,6 +7,7 @@ from puna.diagnose.finding import Finding
 from puna.diagnose.order import in_order
 from puna.diagnose.record import Record
 from puna.diagnose.rules import answers, chat, fit, forgetting, labels, learning, masks, sides
+from puna.errors import ArtifactError
 
 # On what one training run recorded.
 RUN_RULES: tuple[Callable[[Record], Finding | None], ...] = (
@@ -70,9 +71,18 @@ def examine(record: Record) -> list[Finding]:
 
 
 def explain(comparison: Comparison) -> list[Finding]:
-    """Apply every rule to a student, those beside it and the record of its run; what to try first comes first."""
-    found = [finding for rule in COMPARISON_RULES if (finding := rule(comparison))]
-    return in_order([*found, *(_of_run(comparison.student.record) if comparison.student.record else [])])
+    """Apply every rule to a student, those beside it and the record of its run; what to try first comes first.
+
+    Raises:
+        ArtifactError: A record that another run left lacks a fact, or has one of another type.
+    """
+    try:
+        found = [finding for rule in COMPARISON_RULES if (finding := rule(comparison))]
+        return in_order([*found, *(_of_run(comparison.student.record) if comparison.student.record else [])])
+    except (TypeError, KeyError, AttributeError, ValueError, ZeroDivisionError) as error:
+        given = f"the records of the run of {comparison.student.name}, or of a checkpoint beside it ({error!r})"
+        expected = "run_facts.json, run_config.json and run_metrics.jsonl as a training run writes them"
+        raise ArtifactError(given, expected=expected, hint="Train again, or evaluate without compare") from error
 
 
 def _of_run(record: Record) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Functions that large requests need -> threads of their own, few and with a bounded queue.
+"""Functions that large requests need -> a thread of their own with a bounded queue.
 
 NOTE: Python's lock (GIL) lets one thread run at a time. With many threads the event loop would get a turn as rarely as
 one of them, so large requests wait for one another instead.
@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from puna.serve.generation.admission import Admission
 
-NUM_THREADS = 2
 MAX_WAITING = 64
 # Reading, rendering and tokenizing fewer bytes takes some milliseconds.
 LARGE_BYTES = 1 << 16
@@ -21,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """Runs functions in threads: those of large requests in few, one after another.
+    """Runs functions in threads: those of large requests in one, one after another.
 
     Example:
         >>> asyncio.run(Workers().run(len, "a text", num_bytes=1 << 20))
@@ -29,7 +28,7 @@ class Workers:
     """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="large-request")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-request")
         self._admission = Admission(MAX_WAITING, noun="large requests")
         self._turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(1))
 
@@ -38,7 +37,7 @@ class Workers:
     ) -> Result:
         """Call a function of a request with `num_bytes` in its body.
 
-        A tenant has one thread at a time: its large requests do not hold up those of another tenant.
+        A tenant has one place before the thread: another tenant waits for one of its large requests, never for all.
 
         Raises:
             Refusal: Status 503. The tenant has more than its share of large requests waiting.
@@ -48,6 +47,6 @@ class Workers:
         self._admission.take(tenant, 1)
         try:
             async with self._turns[tenant]:
-                return await asyncio.wrap_future(self._threads.submit(function, *arguments))
+                return await asyncio.wrap_future(self._thread.submit(function, *arguments))
         finally:
             self._admission.release(tenant)

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from puna.chat.conversation import Conversation, Message
@@ -58,5 +58,13 @@ def _said(row: object) -> str:
     if isinstance(row, LabelledRow):
         return row.ids_T.tobytes().hex()
     if isinstance(row, Preference):
-        return repr((row.prompt.messages, row.chosen, row.rejected, row.edited))
-    return repr(row.messages if isinstance(row, Conversation) else row)
+        return repr([_spoken(each) for each in (row.prompt.messages, row.chosen, row.rejected, row.edited)])
+    return repr(_spoken(row.messages) if isinstance(row, Conversation) else row)
+
+
+def _spoken(messages: Sequence[Message]) -> list[tuple[object, ...]]:
+    """Return the part of messages that a model reads and learns: ids of calls are none of it."""
+    return [
+        (each.role, each.content, [(call.name, call.arguments) for call in each.tool_calls], each.weight)
+        for each in messages
+    ]

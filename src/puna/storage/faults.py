@@ -1,0 +1,77 @@
+"""Errors of the operating system -> a message with the file, what happened to it and what to do."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+WRITE_FAULTS = {
+    errno.ENOSPC: "free space on its disk, or choose another output",
+    errno.EDQUOT: "your quota on its disk is used up: remove files, or choose another output",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or choose another disk",
+    errno.EIO: "its disk reports a fault: look at the system's log, and choose another disk",
+    errno.EROFS: "its disk is mounted read-only: choose another output",
+}
+OTHER_FAULTS = {
+    errno.EACCES: "change its permissions or those of its folder, or choose another path",
+    errno.EPERM: "change its permissions or those of its folder, or choose another path",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs: all file handles of this machine are in use",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ENOTDIR: "a part of the path is a file: choose another path",
+    errno.EISDIR: "it is a folder: name a file",
+}
+NOTHING_LOST = "Finished artifacts are whole, and the same command goes on where this one stopped"
+
+
+def explain(error: OSError) -> str:
+    """Return a message for a person; without known advice the system's own words.
+
+    Example:
+        >>> explain(OSError(errno.EROFS, "Read-only file system", "out/a.json")).partition(". ")[0]
+        'out/a.json cannot be written: Read-only file system'
+    """
+    file = _file_of(error)
+    if error.errno in WRITE_FAULTS:
+        advice = _sentence(WRITE_FAULTS[error.errno])
+        return f"{file or 'a file or the terminal'} cannot be written: {error.strerror}. {advice}. {NOTHING_LOST}"
+    if error.errno in OTHER_FAULTS:
+        return f"{file or 'a file'}: {error.strerror}. {_sentence(OTHER_FAULTS[error.errno])}"
+    if error.errno == errno.ENOENT and not file:  # Python's tempfile names the folders it tried, and no file
+        return f"{error.strerror}. Name a folder with room for temporary files in TMPDIR"
+    return f"{file}: {error.strerror}" if file and error.strerror else str(error)
+
+
+@contextlib.contextmanager
+def naming_newest(*directories: Path) -> Iterator[None]:
+    """Give an OSError of the block that names no file the newest file in `directories`: the one being written.
+
+    Only a failed open names its file; a failed write, flush or copy through a library does not.
+    """
+    try:
+        yield
+    except OSError as error:
+        newest = _newest(directories)
+        if error.errno is None or _file_of(error) or newest is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(newest)) from error
+
+
+def _file_of(error: OSError) -> str:
+    # A copy names its source first; what cannot be written is its target.
+    file = error.filename2 if error.errno in WRITE_FAULTS and error.filename2 else error.filename
+    return os.fsdecode(file) if isinstance(file, str | bytes) else ""
+
+
+def _newest(directories: tuple[Path, ...]) -> Path | None:
+    times: dict[Path, int] = {}
+    for path in (path for directory in directories for path in directory.rglob("*")):
+        with contextlib.suppress(OSError):
+            if path.is_file():
+                times[path] = path.stat().st_mtime_ns
+    return max(times, key=times.__getitem__, default=None)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
