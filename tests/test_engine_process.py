@@ -217,6 +217,16 @@ def test_a_request_that_crashes_the_engine_is_not_sent_again_and_a_crash_loop_en
         assert len(opened.pids) == 5
 
 
+def test_deaths_of_an_engine_that_ran_long_are_no_crash_loop(scene, monkeypatch):
+    monkeypatch.setattr(engine_process, "BACK_OFF", (0.0, 0.0))
+    monkeypatch.setattr(engine_process, "STABLE_SECONDS", -60.0)
+    with scene() as opened:
+        for _ in range(4):
+            opened.kill()
+            opened.wait_until_back()
+        assert opened.complete([5]).status_code == 200
+
+
 def test_an_engine_that_cannot_be_loaded_again_is_given_up(scene, monkeypatch):
     monkeypatch.setattr(engine_process, "BACK_OFF", (0.0, 0.0, 0.0))
     with scene(dies_on_load=True) as opened:

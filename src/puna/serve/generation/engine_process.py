@@ -35,8 +35,10 @@ from puna.serve.generation.messages import (
 from puna.serve.refusals import Refusal
 
 COMMAND = (sys.executable, "-m", "puna.serve.generation.engine_child")
-# Seconds before each further attempt to start an engine that has answered nothing since its last death.
+# Seconds before each further attempt to start an engine that has answered nothing since its last death. Deaths of an
+# engine that has run for STABLE_SECONDS are no crash loop.
 BACK_OFF = (0.0, 0.5, 1.0, 2.0, 4.0)
+STABLE_SECONDS = 60.0
 LOAD_SECONDS = 900.0
 STOP_SECONDS = 30.0
 WATCH_SECONDS = 0.5
@@ -178,6 +180,8 @@ class EngineProcess(EngineClient):
                 if self._is_stopping:
                     return
                 logger.error("the engine's process ended: %s", self._last_death)
+                if time.monotonic() - self._child.started > self._load_seconds + STABLE_SECONDS:
+                    self._num_deaths = 0
                 while (reader := await self._start_again()) is None:
                     if self._has_given_up or self._is_stopping:
                         return
