@@ -22,6 +22,8 @@ from puna.serve.generation.admission import (
     RefusalPace,
 )
 from puna.serve.grammars import MAX_WAITING, Grammars
+from puna.serve.offload.workers import LARGE_BYTES, Workers
+from puna.serve.offload.workers import MAX_WAITING as MOST_LARGE
 from puna.serve.refusals import Refusal
 from puna.tokenizer.tokenizer import Tokenizer
 
@@ -234,5 +236,28 @@ def test_slow_grammars_of_one_tenant_leave_another_its_turn(tokenizer_path):
         assert not any(task.done() for task in waiting)
         release.set()
         await asyncio.gather(*waiting)
+
+    asyncio.run(run())
+
+
+def test_large_requests_of_one_tenant_leave_another_its_turn():
+    began, release = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        began.set()
+        release.wait(20)
+
+    async def run() -> None:
+        workers, large = Workers(), LARGE_BYTES + 1
+        many = [asyncio.create_task(workers.run(slow, num_bytes=large, tenant="a")) for _ in range(MOST_LARGE)]
+        await asyncio.to_thread(began.wait, 20)
+        with pytest.raises(Refusal) as caught:
+            await workers.run(len, "text", num_bytes=large, tenant="a")
+        assert caught.value.status == 503
+        other = asyncio.create_task(workers.run(len, "text", num_bytes=large, tenant="b"))
+        await asyncio.sleep(0.1)
+        release.set()
+        assert await other == 4 and sum(task.done() for task in many) <= 2
+        await asyncio.gather(*many)
 
     asyncio.run(run())

@@ -34,7 +34,9 @@ async def create_chat_completion(served: Served, request: Request) -> Response:
     # Before the prompt is tokenized: under overload most requests end here.
     await served.engine.expect_room(tenant := request.state.tenant.name, body.n or 1)
     num_bytes = len(await request.body())
-    conversation, prompt = await served.tokenizers.run(_read_conversation, served, body, num_bytes, num_bytes=num_bytes)
+    conversation, prompt = await served.tokenizers.run(
+        _read_conversation, served, body, num_bytes, num_bytes=num_bytes, tenant=tenant
+    )
     grammar = await message_grammar(served.grammars, body, conversation, tenant=tenant)
     warn_of_notes(request, grammar)
     begun = conversation.messages[-1].content.strip() if body.is_continuing else ""

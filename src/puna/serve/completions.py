@@ -37,7 +37,7 @@ async def create_completion(served: Served, request: Request) -> Response:
     # Before the prompt is tokenized: under overload most requests end here.
     await served.engine.expect_room(tenant := request.state.tenant.name, len(body.prompts()) * (body.n or 1))
     num_bytes = len(await request.body())
-    prompts = await served.tokenizers.run(_tokenize, served, body, num_bytes=num_bytes)
+    prompts = await served.tokenizers.run(_tokenize, served, body, num_bytes=num_bytes, tenant=tenant)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     is_echo = bool(body.echo) or max_tokens == 0
     echo_logprobs = (is_echo and body.logprobs is not None) or body.prompt_logprobs is not None

@@ -5,12 +5,12 @@ one of them, so large requests wait for one another instead.
 """
 
 import asyncio
-import threading
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from puna.serve.refusals import overloaded
+from puna.serve.generation.admission import Admission
 
 MAX_WAITING = 64
 # Reading, rendering and tokenizing fewer bytes takes some milliseconds.
@@ -29,20 +29,24 @@ class Workers:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-request")
-        self._num_waiting = 0
-        self._lock = threading.Lock()
+        self._admission = Admission(MAX_WAITING, noun="large requests")
+        self._turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(1))
 
-    async def run(self, function: Callable[..., Result], *arguments: object, num_bytes: int) -> Result:
-        """Call a function of a request with `num_bytes` in its body; Refusal (503) where too many wait."""
+    async def run(
+        self, function: Callable[..., Result], *arguments: object, num_bytes: int, tenant: str = ""
+    ) -> Result:
+        """Call a function of a request with `num_bytes` in its body.
+
+        A tenant has one place before the thread: another tenant waits for one of its large requests, never for all.
+
+        Raises:
+            Refusal: Status 503. The tenant has more than its share of large requests waiting.
+        """
         if num_bytes <= LARGE_BYTES:
             return await asyncio.to_thread(function, *arguments)
-        if self._num_waiting >= MAX_WAITING:
-            raise overloaded("Too many large requests are waiting to be read.")
-        self._count(1)
-        job = self._thread.submit(function, *arguments)
-        job.add_done_callback(lambda _: self._count(-1))
-        return await asyncio.wrap_future(job)
-
-    def _count(self, more: int) -> None:
-        with self._lock:
-            self._num_waiting += more
+        self._admission.take(tenant, 1)
+        try:
+            async with self._turns[tenant]:
+                return await asyncio.wrap_future(self._thread.submit(function, *arguments))
+        finally:
+            self._admission.release(tenant)

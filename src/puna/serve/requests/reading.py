@@ -37,7 +37,8 @@ async def read_request(request: Request, model: type[AnyBody], workers: Workers,
         return check_body(data, model, is_strict=is_strict)
 
     is_large = len(content) > LARGE_BYTES
-    body, warnings = await workers.run(read, num_bytes=len(content)) if is_large else read()
+    tenant = request.state.tenant.name
+    body, warnings = await workers.run(read, num_bytes=len(content), tenant=tenant) if is_large else read()
     for text in warnings:
         warn(request, text)
     return body
