@@ -21,6 +21,7 @@ from puna.checkpoint.adapters.config import parse_config
 from puna.checkpoint.adapters.keys import CONFIG_NAME
 from puna.checkpoint.adapters.patterns import module_settings
 from puna.checkpoint.checkpoint import Checkpoint
+from puna.checkpoint.formats import open_source
 from puna.doctor.examine import examine
 from puna.errors import CheckpointError
 
@@ -121,6 +122,21 @@ def test_a_target_that_the_settings_leave_out_is_named_by_merge_and_doctor(tmp_p
         open_adapter(tmp_path / "adapter")
     findings = {finding.code: finding.what for finding in examine(tmp_path / "adapter").findings}
     assert told in findings["adapter-target"]
+
+
+def test_targets_without_matrices_are_said_and_stay_as_in_the_base(tmp_path: Path):
+    (tmp_path / "base").mkdir()
+    save(tmp_path / "base")
+    trained(tmp_path / "base", tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
+    names = ["q_proj", "v_proj", "o_proj", "a_module_of_another_model"]
+    edit_json(tmp_path / "adapter" / CONFIG_NAME, lambda raw: raw.update(target_modules=names))
+    source, note = open_source(tmp_path / "adapter", base=tmp_path / "base")
+    lost = "model.layers.0.self_attn.o_proj, model.layers.1.self_attn.o_proj"
+    assert f"nothing for {lost}, which it targets" in note and not source.config.tie_embeddings
+    findings = {
+        finding.code: finding.what for finding in examine(tmp_path / "adapter", base=tmp_path / "base").findings
+    }
+    assert findings == {"adapter-extra": f"no matrices for {lost}, which target_modules names"}
 
 
 @pytest.mark.parametrize(

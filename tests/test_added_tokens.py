@@ -132,6 +132,22 @@ def test_flags_survive_saving_and_transformers_reads_the_same(tmp_path: Path):
         assert theirs.decode(ids, skip_special_tokens=True) == Tokenizer.load(tmp_path).decode(ids)
 
 
+def test_the_fingerprint_is_that_of_the_ids_and_a_listed_token_is_no_regular_one(tmp_path: Path):
+    plain, normalized = (with_tokens(AddedToken("<order>", ORDER, False, normalized=flag)) for flag in (False, True))
+    assert plain.fingerprint == normalized.fingerprint
+    path = grow(tmp_path / "model", entry("<order>"))
+    edit_json(path / "tokenizer.json", lambda raw: raw["model"]["vocab"].update({"<order>": ORDER}))
+    listed = Tokenizer.load(path)
+    assert listed.num_regular == plain.num_regular == tokenizer().num_regular
+    assert listed.encode("a<order>b") == plain.encode("a<order>b")
+
+
+def test_many_text_tokens_are_found_like_few():
+    tokens = [AddedToken(f"<item {number}>", 530 + number, False) for number in range(500)]
+    ids = with_tokens(*tokens).encode("<item 7> and <item 499>")
+    assert (ids[0], ids[-1]) == (537, 1029)
+
+
 def test_a_token_that_the_vocabulary_has_already_keeps_its_id(tmp_path: Path):
     grow(tmp_path / "model")
     known = tokenizer().encode("the")[0]

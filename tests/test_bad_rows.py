@@ -169,6 +169,9 @@ RECORDS: list[tuple[Row | str | bytes, str]] = [
     ({"prompt": CHAT, "completion": [SAY]}, "prompt ends with the assistant"),
     ({"prompt": "a", "completion": [ASK]}, "completion begins with the user"),
     ({"prompt": "a", "completion": 3}, "completion is int"),
+    ({"question": "a", "answer": "B", "choices": ["b", "c"]}, "the column 'choices' belongs to the prompt"),
+    ({"question": "a", "answer": 1, "choices": ["b", "c"]}, "answer is int; expected a text, or messages"),
+    ({"question": "a", "answer": "b", "passage": "c"}, "the column 'passage' belongs to the prompt"),
     ({"question": "a", "answers": ["b"]}, "it has question, answers"),
     # Fields of Puna
     (said({}, {}, environment="jupyter"), "environment 'jupyter'"),

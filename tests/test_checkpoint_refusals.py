@@ -175,6 +175,9 @@ def test_tied_embeddings_with_another_head_beside_them_are_refused(tmp_path: Pat
     edit_json(tmp_path / CONFIG, lambda raw: raw.update(tie_word_embeddings=True))
     with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):
         Checkpoint.open(tmp_path).load()
+    # What reads tensor by tensor (import, merge, export) would lose the head without a word.
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs.*tie_word_embeddings: false.*keep this head"):
+        Checkpoint.open(tmp_path).source()
     head = model.get_submodule("lm_head")
     head.load_state_dict({"weight": model.embed_tokens.weight})
     twice = tmp_path / "twice"

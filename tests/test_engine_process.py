@@ -447,7 +447,7 @@ def test_adapters_of_the_process_are_named_and_judged_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "num_stops", [1, pytest.param(2, marks=pytest.mark.tenth), pytest.param(20, marks=pytest.mark.slow)]
+    "num_stops", [pytest.param(2, marks=pytest.mark.tenth), pytest.param(20, marks=pytest.mark.slow)]
 )
 def test_sigterm_lets_running_requests_finish_and_ends_the_engine(tmp_path, num_stops):
     checkpoint = save_tiny(tmp_path / "tiny", SENTENCES, num_merges=40, max_context=1024)

@@ -1,11 +1,14 @@
 """Tenants share one engine: equal tokens under overload, room for newcomers, and an honest time to come back."""
 
+import asyncio
 import random
+import threading
 from collections import Counter
 
 import pytest
 from test_scheduler import new_prompt, new_request, run_step
 
+from puna.engine.grammar.grammar import json_grammar
 from puna.engine.pages import PagePool
 from puna.engine.request import Request, State
 from puna.engine.scheduler import IDLE_TOKENS, Scheduler
@@ -18,7 +21,9 @@ from puna.serve.generation.admission import (
     Admission,
     RefusalPace,
 )
+from puna.serve.grammars import MAX_WAITING, Grammars
 from puna.serve.refusals import Refusal
+from puna.tokenizer.tokenizer import Tokenizer
 
 
 class Clock:
@@ -208,3 +213,26 @@ def test_a_tenant_that_is_refused_again_and_again_waits_for_its_refusals():
     assert max(pace.delay("storm") for _ in range(1000)) == MOST_DELAY
     clock.now += 10 * MOST_DELAY
     assert pace.delay("storm") == 0
+
+
+def test_slow_grammars_of_one_tenant_leave_another_its_turn(tokenizer_path):
+    release = threading.Event()
+
+    def slow(_: object) -> str:
+        release.wait(20)
+        return json_grammar({"type": "null"})
+
+    async def run() -> None:
+        grammars = Grammars(Tokenizer.load(tokenizer_path), [1])
+        waiting = [asyncio.create_task(grammars.compile(slow, param="tools", tenant="a")) for _ in range(MAX_WAITING)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(Refusal) as caught:
+            await grammars.compile(slow, param="tools", tenant="a")
+        assert caught.value.status == 503
+        for _ in range(3):
+            assert await grammars.compile(lambda _: json_grammar({"type": "null"}), param="tools", tenant="b")
+        assert not any(task.done() for task in waiting)
+        release.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(run())

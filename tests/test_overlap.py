@@ -227,3 +227,10 @@ def test_a_copy_is_found_whichever_side_has_vowels(vowelled, plain):
     for probe, row in ((vowelled, plain), (plain, vowelled)):
         assert found([Probe("q", probe, probe)], row) == ["q"]
         assert found([Probe("q", probe, probe)], " ".join(reversed(row.split()))) == []
+
+
+def test_sentences_of_thai_on_one_subject_are_no_copies():
+    one = "ร้านเปิดทุกวันตั้งแต่เก้าโมงเช้าถึงหกโมงเย็น ยกเว้นวันอาทิตย์และวันหยุดราชการ"
+    other = "ห้องสมุดเปิดทุกวันตั้งแต่แปดโมงเช้าถึงห้าโมงเย็น ปิดวันจันทร์และวันหยุดนักขัตฤกษ์"
+    assert found([Probe("q", one, one)], other) == []
+    assert found([Probe("q", one, one)], f"{other} {one}") == ["q"]

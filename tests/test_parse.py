@@ -218,3 +218,10 @@ def test_a_closing_tag_within_an_argument_closes_nothing():
     assert [call.arguments for call in calls] == [{"by": 'a</function>b"</function>', "n": 1}, {"n": 2}] and rest == ""
     odd = '<function=find>{"n": "}</function>'
     assert read_tags(odd, {"find": None}) == ((), odd)
+
+
+def test_types_in_upper_case_are_those_of_the_schema():
+    parameters = {"type": "OBJECT", "properties": {"n": {"type": "INTEGER"}, "order": {"type": ["STRING", "NULL"]}}}
+    tool = {"type": "function", "function": {"name": "songs", "parameters": parameters}}
+    (found,) = parse(json.dumps({"name": "songs", "parameters": {"n": "10", "order": 7}}), tool).tool_calls
+    assert found.arguments == {"n": 10, "order": "7"}

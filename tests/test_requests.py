@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,11 +19,17 @@ from puna.engine.sampler import SamplingParams
 from puna.serve.browser.origins import parse_origins
 from puna.serve.middleware.rules import Rules
 from puna.serve.middleware.warnings import MAX_CHARS, MAX_LOGGED, header_value
+from puna.serve.refusals import Refusal
+from puna.serve.requests.chat import ChatRequest
+from puna.serve.requests.completion import CompletionRequest
+from puna.serve.requests.reading import check_body, parse_body
 from puna.serve.serve import open_served
 from puna.serve.served import Served
 from puna.tokenizer.tokenizer import Tokenizer
 
 CHAT = {"model": "tiny", "messages": HI, "max_tokens": 4}
+REQUESTS = {False: ChatRequest, True: CompletionRequest}
+JSON = "application/json"
 ARGUMENTS = {"number": 17, "by": "Zoë"}
 
 
@@ -364,7 +371,12 @@ def test_other_programs_names_and_values_are_honoured(http, engine, tokenizer):
     assert params({"do_sample": False, "temperature": 1})[0] == params({"temperature": 0})[0]
     assert params({"random_seed": 4})[0] == params({"seed": 4})[0]
     assert params({"top_k": -1}) == (params({"top_k": 0})[0], "top_k: -1 is read as no limit")
-    assert params({"stop": ""})[0] == params({"top_logprobs": 0, "logprobs": False})[0] == params({})[0]
+    assert (
+        params({"logit_bias": []})[0]
+        == params({"stop": ""})[0]
+        == params({"top_logprobs": 0, "logprobs": False})[0]
+        == params({})[0]
+    )
     assert params({"n_predict": None, "max_tokens": 3}) == (params({"max_tokens": 3})[0], "")
     for two in ({"max_tokens": 4, "n_predict": 9}, {"max_new_tokens": 4, "n_predict": 9}):
         answer = http.post("/v1/chat/completions", json=body | two)
@@ -401,6 +413,12 @@ def logging_to(lines: list[str]) -> Iterator[None]:
         logging.getLogger("uvicorn.error").removeHandler(handler)
 
 
+def test_a_schema_beside_json_object_is_fitted_as_others_are(http):
+    schema = {"type": "object", "properties": {"to": {"type": "string", "pattern": r"^(?!\.)[a-z.]+$"}}}
+    form = {"type": "json_object", "schema": schema}
+    assert "pattern" in warning_of(ask(http, CHAT | {"response_format": form}))
+
+
 def test_warnings_are_one_bounded_line_of_ascii_without_values(http, tokenizer, engine):
     secret, lines = "s" * 40, list[str]()
     with logging_to(lines):
@@ -430,6 +448,36 @@ def test_the_log_has_few_lines_whatever_clients_send(tokenizer, engine):
 def test_a_hundred_names_are_one_warning(http):
     messages = [{**message, "name": "Kim"} for message in HI * 50]
     assert warning_of(ask(http, CHAT | {"messages": messages})).count("name has no effect") == 1
+
+
+MANY = 200_000
+NAMES = {f"u{number:x}": 1 for number in range(MANY)}
+LARGE: dict[str, dict[str, Any]] = {
+    "numbers that are no tokens": {"prompt": [1.5] * 4 * MANY},
+    "prompts that are no tokens": {"prompt": [[1.5]] * 3 * MANY},
+    "prompts of numbers that are no tokens": {"prompt": [[1.5] * 4000] * 250},
+    "unknown fields": NAMES,
+    "unknown fields of a message": {"messages": [HI[0] | NAMES]},
+    "unknown fields of messages": {"messages": [HI[0] | {f"u{i}_{j}": 1 for j in range(50)} for i in range(4000)]},
+    "unknown fields of tools": {"tools": [TOOL | {f"u{number}": 1 for number in range(2000)}] * 100},
+    "parts of an unknown type": {"messages": [{"role": "user", "content": [{"type": "x"}] * 1000}] * 150},
+    "parts that are numbers": {"messages": [{"role": "user", "content": [1] * 1000}] * 1500},
+    "calls without a name": {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}] * 128}] * 800},
+    "biases of words": {"logit_bias": NAMES},
+    "messages that are numbers": {"messages": [1] * 4 * MANY},
+    "stops that are numbers": {"stop": [1] * 4 * MANY},
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_wrong_body_is_refused_in_less_than_a_second(name):
+    body: dict[str, Any] = {"model": "tiny"} | ({} if "prompt" in LARGE[name] else {"messages": HI}) | LARGE[name]
+    content = json.dumps(body, separators=(",", ":")).encode()
+    assert 300_000 < len(content) < 4 << 20
+    began = time.thread_time()
+    with pytest.raises(Refusal) as caught:
+        check_body(parse_body(content, content_type=JSON), REQUESTS["prompt" in body], is_strict=False)
+    assert time.thread_time() - began < 1 and caught.value.status == 400 and len(str(caught.value)) < 1000
 
 
 BEGUN = [*HI, {"role": "assistant", "content": " We open "}]
@@ -535,7 +583,6 @@ def test_what_cannot_be_continued_is_refused(http, change, param):
 
 
 GOOD = json.dumps(CHAT).encode()
-JSON = "application/json"
 BODIES: dict[str, tuple[bytes, str, str]] = {
     "empty": (b"", JSON, "The body is empty; expected a JSON object"),
     "blank": (b" \n", JSON, "The body is empty"),

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_call_grammar import compiler, tokenizer
 
@@ -98,6 +98,11 @@ def test_only_the_keyword_that_cannot_be_held_is_left_out():
     assert whole["properties"]["letters"]["items"]["properties"]["to"] == mail  # The client's own stays as it is.
 
 
+def test_what_lies_within_a_keyword_that_is_left_out_is_not_noted():
+    notes = fit(fields(to={"type": "string", "not": {"pattern": "^(?!a)"}}), is_strict=False).notes
+    assert notes == ('tool book, field to: "not" is left out (not supported)',)
+
+
 def test_notes_quote_no_value_of_a_schema():
     secret = {"type": "string", "pattern": "^(?!sesame)", "format": "sesame", "enum": []}
     assert "sesame" not in "".join(fit(fields(to=secret), is_strict=False).notes)
@@ -122,6 +127,17 @@ def test_a_keyword_of_the_wrong_kind_is_refused_by_name_strict_or_not(schema):
         with pytest.raises(RequestError) as caught:
             fit(fields(to=schema), is_strict=is_strict)
         assert str(caught.value).startswith("tool book, field to") and "; expected " in str(caught.value)
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_what_no_grammar_holds_as_a_whole_is_refused_by_tool(is_strict):
+    for schema in (
+        fields(to={"type": "string", "description": "x" * 200_000}),
+        fields(**{f"field {at}": {} for at in range(5000)}),
+        {"allOf": [fields(a={"const": 1}), fields(a={"const": 2})]},
+    ):
+        with pytest.raises(RequestError, match=r"^tool book: "):
+            fit(schema, is_strict=is_strict)
 
 
 SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -340,6 +356,7 @@ def keywords() -> st.SearchStrategy[dict[str, Any]]:
             "uniqueItems": st.booleans(),
             "required": st.lists(st.sampled_from(["a", "b"]), unique=True),
             "maxProperties": few,
+            "minProperties": st.integers(0, 2),
             "not": st.sampled_from([{"type": "string"}, {}]),
             "title": st.just("T"),
         },
@@ -354,6 +371,8 @@ def schemas() -> st.SearchStrategy[dict[str, Any]]:
             optional={
                 "properties": st.dictionaries(st.sampled_from(["a", "b"]), child, max_size=2),
                 "additionalProperties": child,
+                "patternProperties": st.dictionaries(st.sampled_from(["^a", "b$", "^(?!a)"]), child, max_size=2),
+                "propertyNames": st.sampled_from([{"type": "string"}, {"maxLength": 1}]),
                 "items": child,
                 "prefixItems": st.lists(child, min_size=1, max_size=2),
                 "anyOf": st.lists(child, min_size=1, max_size=2),
@@ -366,6 +385,7 @@ def schemas() -> st.SearchStrategy[dict[str, Any]]:
     return st.recursive(keywords(), grown, max_leaves=4)
 
 
+@settings(max_examples=60)
 @given(schemas(), st.integers(0, 9))
 def test_whatever_a_strict_grammar_admits_is_valid(schema, seed):
     try:
@@ -375,6 +395,7 @@ def test_whatever_a_strict_grammar_admits_is_valid(schema, seed):
     jsonschema.Draft202012Validator(schema).validate(said(fitted.schema, seed))
 
 
+@settings(max_examples=60)
 @given(schemas(), st.integers(0, 9))
 def test_where_nothing_is_noted_an_answer_to_a_schema_that_is_not_strict_is_valid(schema, seed):
     try:

@@ -629,7 +629,7 @@ def test_the_command_serves_as_it_is_told_until_it_is_told_to_stop(checkpoint, c
         shutil.copytree(checkpoint, partial, dirs_exist_ok=True)
         artifact.commit(partial, made, manifest)
     command = "from puna.cli import main; main()"
-    flags = ["--port", "0", "--name", "shop", "--kv-cache", "int8"]
+    flags = ["--port", "0", "--name", "shop", "--kv-cache", "int8", "--strict-fields"]
     arguments = [sys.executable, "-c", command, "serve", str(made), *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
@@ -648,6 +648,8 @@ def test_the_command_serves_as_it_is_told_until_it_is_told_to_stop(checkpoint, c
         usual, rounded = (answer.choices[0].logprobs.token_logprobs[1:] for answer in answers)
         assert rounded != usual and rounded == pytest.approx(usual, abs=0.1)
         assert log.startswith("Built with Llama\n")
+        with pytest.raises(openai.BadRequestError, match="reasoning_effort"):
+            shop.chat.completions.create(model="shop", messages=HI, reasoning_effort="low")
     finally:
         process.send_signal(signal.SIGTERM)
         log += process.communicate(timeout=20)[1]

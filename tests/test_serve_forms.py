@@ -15,7 +15,7 @@ from test_serve import HI, KEY, connect, save_tiny, serving
 
 from puna.engine.grammar import check
 from puna.errors import CheckpointError
-from puna.serve import grammars
+from puna.serve.generation.admission import Admission
 from puna.serve.middleware.rules import make_rules
 from puna.serve.serve import open_served
 from puna.serve.served import Served
@@ -200,7 +200,7 @@ BAD_FORMS: dict[str, dict[str, Any]] = {
     "tool without object": {
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]
     },
-    "huge tool": {"tools": [{"type": "function", "function": {"name": "f", "parameters": HUGE}}]},
+    "exponential tool": {"tools": [{"type": "function", "function": {"name": "f", "parameters": EXPONENTIAL}}]},
     "no such tool": {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "other"}}},
     "no tools": {"tool_choice": "required"},
 }
@@ -274,8 +274,11 @@ def test_a_grammar_that_would_compile_for_ever_is_a_400_and_stalls_no_one(client
     jsonschema.validate(json.loads(answer.choices[0].message.content), SHOP)
 
 
-def test_more_grammars_than_can_wait_are_answered_with_503(client, monkeypatch):
-    monkeypatch.setattr(grammars, "MAX_WAITING", 0)
+def test_more_grammars_than_can_wait_are_answered_with_503(client, served, monkeypatch):
+    full = Admission(1, noun="grammars")
+    full.take("0", 1)
+    full.take("", 1)
+    monkeypatch.setattr(served.grammars, "_admission", full)
     with pytest.raises(openai.APIStatusError) as caught:
         client.chat.completions.create(**ASK, response_format=form_of(SHOP))
     assert caught.value.status_code == 503 and caught.value.response.headers["retry-after"]

@@ -230,7 +230,7 @@ def test_a_text_that_cannot_fit_is_refused_by_its_bytes(scoring):
         ("/v1/completions", {"prompt": ["short", text]}, "prompt"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}, "messages"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": TEXT * 19}] * 4000}, "messages"),
-        ("/v1/chat/completions", {"messages": HI, "tools": [tool]}, "messages"),
+        ("/v1/chat/completions", {"messages": HI, "tools": [tool]}, "tools"),
         ("/v1/chat/completions", {"messages": [*HI, {"role": "assistant", "tool_calls": [call]}]}, "messages"),
     ]
     for path, fields, param in bodies:

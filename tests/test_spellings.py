@@ -97,7 +97,8 @@ DIALOGUES: list[tuple[str, Row]] = [
             ],
         },
     ),
-    ("ShareGPT", {"conversation": [{"human": QUESTION, "assistant": ANSWER}]}),
+    ("turns", {"conversation": [{"human": QUESTION, "assistant": ANSWER}]}),
+    ("turns", {"conversation": [{"input": QUESTION, "output": ANSWER}], "options": ["a"]}),
     (
         "ShareGPT",
         {
@@ -171,7 +172,7 @@ def tool_rows() -> list[Row]:
     text = json.dumps(CALL["arguments"])
     old = [TOOL_CHAT[0], {"role": "assistant", "content": None, "function_call": {**CALL, "arguments": text}},
            {"role": "function", "name": "find_ferry", "content": "late"}, TOOL_CHAT[3]]  # fmt: skip
-    spoken = share_gpt([TOOL_CHAT[0]]) + [{"from": "function_call", "value": json.dumps(CALL)},
+    spoken = [*share_gpt([TOOL_CHAT[0]]), {"from": "function_call", "value": json.dumps(CALL)},
               {"from": "observation", "value": "late"}, {"from": "gpt", "value": ANSWER}]  # fmt: skip
     swift = [TOOL_CHAT[0], {"role": "tool_call", "content": json.dumps(CALL)},
              {"role": "tool_response", "content": "late"}, TOOL_CHAT[3]]  # fmt: skip

@@ -110,7 +110,7 @@ class _Place(NamedTuple):
         return (_Place(branch, self.root) for name in _BRANCHES for branch in _list(schema.get(name)))
 
     def admits_null(self, depth: int = _MAX_REFERENCES) -> bool:
-        """Return whether the schema names null: as a type, as a value, in a branch, or with OpenAPI's `nullable`."""
+        """Return whether the schema names null: as a type, a value, in a branch, or by OpenAPI's `nullable`."""
         schema = self.resolved()
         types = schema.get("type")
         if types == "null" or "null" in _list(types) or None in _list(schema.get("enum")):

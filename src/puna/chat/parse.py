@@ -134,9 +134,9 @@ def _value_in_text(text: str, schema: dict[str, Any], types: Sequence[str]) -> A
 def _types_of(schema: dict[str, Any]) -> list[str]:
     named = schema.get("type")
     if isinstance(named, str):
-        return [named]
+        return [named.lower()]  # Gemini's functions have "STRING".
     if isinstance(named, list):
-        return [name for name in named if isinstance(name, str)]
+        return [name.lower() for name in named if isinstance(name, str)]
     choices = schema.get("anyOf") or schema.get("oneOf")
     parts = [part for part in choices if isinstance(part, dict)] if isinstance(choices, list) else []
     return [name for part in parts for name in _types_of(part)]

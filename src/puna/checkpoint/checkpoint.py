@@ -103,6 +103,7 @@ class Checkpoint:
 
     def source(self) -> Source:
         """Return the same model as a Source: to write it in another format, tensor by tensor."""
+        weights.require_one_table(self.layout, self.config)
         generation = find_file(self.path, GENERATION_NAME)
         return Source(
             "Hugging Face",

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from puna.checkpoint.adapters.adapter import describe_tables, merged, open_adapter
+from puna.checkpoint.adapters.adapter import merge_notes, merged, open_adapter
 from puna.checkpoint.adapters.keys import CONFIG_NAME as ADAPTER_NAME
 from puna.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from puna.checkpoint.gguf.container import is_gguf
@@ -71,5 +71,5 @@ def _open_merged(path: Path, base: Path | None) -> Opened:
         )
     opened = open_source(base)
     source = merged(opened.source, adapter)
-    notes = (opened.note, *adapter.notes, *describe_tables(opened.source.config, source.config))
+    notes = (opened.note, *merge_notes(adapter, opened.source.config))
     return Opened(source, "; ".join(filter(None, notes)))

@@ -128,10 +128,9 @@ def map_weights(
     """
     model = build_empty(config, schemes)
     tensors = dict(_open_tensors(layout))
-    head = tensors.pop("lm_head.weight", None) if config.tie_embeddings else None
-    if head is not None and not torch.equal(head, tensors["model.embed_tokens.weight"]):
-        file = layout["lm_head.weight"].file
-        raise CheckpointError(f"{file}: tensor lm_head.weight differs from the embeddings", expected="tied embeddings")
+    require_one_table(layout, config)
+    if config.tie_embeddings:
+        tensors.pop("lm_head.weight", None)
     for path, module in _packed(model).items():
         name = disk_name(f"{path}.weight_shape")
         said, shape = tuple(tensors.pop(name).tolist()), (module.out_dim, module.in_dim)
@@ -144,6 +143,21 @@ def map_weights(
         state[name] = tensor if is_kept else tensor.to(dtype or tensor.dtype)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
+
+
+def require_one_table(layout: Mapping[str, StoredTensor], config: LlamaConfig) -> None:
+    """Raise CheckpointError if a tied config stands beside a head that is not the embeddings' table."""
+    if not (config.tie_embeddings and "lm_head.weight" in layout):
+        return
+    names = ("lm_head.weight", "model.embed_tokens.weight")
+    head, embeddings = (read_float(layout, name) for name in names)
+    if head.dtype != embeddings.dtype or not torch.equal(head, embeddings):
+        raise CheckpointError(
+            f"{layout[names[0]].file}: tensor lm_head.weight differs from the embeddings",
+            expected="tied embeddings, as config.json says",
+            hint="Write tie_word_embeddings: false into config.json to keep this head, as transformers 5 does; or "
+            "remove lm_head.weight, which transformers 4 leaves out",
+        )
 
 
 def _open_tensors(layout: Mapping[str, StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:

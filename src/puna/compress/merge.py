@@ -12,7 +12,7 @@ from pydantic import Field
 
 from puna import artifact
 from puna.artifact import Receipt
-from puna.checkpoint.adapters.adapter import base_of, describe_tables, is_adapter, merged, missing_hint, open_adapter
+from puna.checkpoint.adapters.adapter import base_of, is_adapter, merge_notes, merged, missing_hint, open_adapter
 from puna.checkpoint.adapters.receipt import difference_receipt
 from puna.checkpoint.adapters.reference import SideBySide
 from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
@@ -66,7 +66,7 @@ def run(config: Config, run: Run) -> None:
     source = merged(base.source(), adapter)
     dtype = base.dtype if config.dtype == "stored" else getattr(torch, config.dtype)
     run.log(f"merging {len(adapter.parts)} tensors of an adapter into {config.base}")
-    for note in (*adapter.notes, *describe_tables(base.config, source.config)):
+    for note in merge_notes(adapter, base.config):
         run.log(note)
     write_checkpoint(run.output, source, dtype=dtype)
     tokenizer, longest = base.tokenizer(), min(config.context, base.config.max_context)

@@ -120,7 +120,7 @@ def _as_rendered(answer: Answer) -> str:
     """Return an answer without what no prompt shows: ids, and white space around a text."""
     calls = ([(call.name, call.arguments) for call in message.tool_calls] for message in answer)
     parts = [(each.role, each.content.strip(), given) for each, given in zip(answer, calls, strict=True)]
-    return json.dumps(parts, sort_keys=True, default=str)
+    return json.dumps(parts, default=str)
 
 
 def _read_messages(row: dict[str, Any], name: str) -> Answer:

@@ -9,7 +9,14 @@ from typing import Any
 
 from rich.console import Console
 
-from puna.checkpoint.adapters.adapter import alpha_notes, describe_tables, doubts, open_adapter, weights_hint
+from puna.checkpoint.adapters.adapter import (
+    alpha_notes,
+    describe_tables,
+    doubts,
+    missing_targets,
+    open_adapter,
+    weights_hint,
+)
 from puna.checkpoint.adapters.config import AdapterConfig, parse_config, problems
 from puna.checkpoint.adapters.delta import Delta, matrices
 from puna.checkpoint.adapters.fit import misfits
@@ -76,6 +83,10 @@ def check_adapter(directory: Path, report: Report, console: Console, *, quick: b
             _check_fit(Delta(config, layout, parts, {}), found, report)
             if not any(finding.severity == "broken" for finding in report.findings):
                 network = Checkpoint.open(found).config
+                if missing := missing_targets(config, parts, network):
+                    what = f"no matrices for {listed(missing)}, which target_modules names"
+                    fix = "Copy the file again if the training saved these; merging leaves the modules as in the base"
+                    report.add("adapter-extra", WEIGHTS_NAME, what, fix)
                 tables = "; ".join(describe_tables(network, open_adapter(directory).delta.merged_config(network)))
                 report.facts |= {"merged": tables} if tables else {}
     if not quick:
@@ -94,7 +105,7 @@ def _check_settings(raw: dict[str, Any], report: Report) -> AdapterConfig | None
     targets = raw.get("target_modules")
     names = [str(name).split(".")[-1] for name in targets] if isinstance(targets, list) else []
     unknown = sorted(name for name in names if name not in TARGETS)
-    if unknown:
+    if unknown and len(unknown) == len(names):  # PEFT leaves out names that the model does not have
         what = f"target_modules has {listed(unknown)}; expected modules of a Llama: {', '.join(sorted(TARGETS))}"
         report.add("adapter-target", CONFIG_NAME, what, "Use the adapter on the kind of model that it was trained for")
     for key in ("modules_to_save", "trainable_token_indices"):

@@ -1,4 +1,4 @@
-"""A source -> the files to read in the order of their names, each a regular file inside the source or a refusal."""
+"""A source -> the files to read, sorted by name: regular files inside the source, and refusals."""
 
 import os
 import stat
@@ -18,7 +18,7 @@ _KINDS = {
 
 
 class SourceFile(NamedTuple):
-    """A file below a source; `name` is its path from there, `refusal` says why the file must not be opened.
+    """A file below a source: path, path relative to the source, and the reason why the file must not be opened.
 
     A refused folder stands among the files: the shell patterns do not apply to folders.
 
@@ -36,8 +36,8 @@ class SourceFile(NamedTuple):
 def find_files(source: Path, include: Sequence[str] = ("*",)) -> list[SourceFile]:
     """List the files of a source, hidden ones aside.
 
-    A link counts as a file if it leads to a regular file inside the source: what lies outside was not offered. A source
-    that is a link itself is followed.
+    A link counts as a file if the target is a regular file inside the source: nothing outside was offered. A source
+    may be a link.
 
     Args:
         source: A regular file, or a folder that is read with its sub-folders.

@@ -121,10 +121,12 @@ def _read_all(config: Config, run: Run) -> Reading:
                     run.licences.add(licence.identify(read.row.licence))
             bar.advance()
     if not num_rows:
+        others = [reason for reason, _ in reading.reasons.most_common(5) if not first_reason.startswith(reason)]
+        more = f". Others: {'; '.join(others)}" if others else ""
         raise DataError(
             f"nothing in {config.source} could be read",
             expected=f"records of format '{config.format}'",
-            hint=f"The first of {reading.reasons.total()} reasons: {first_reason}",
+            hint=f"The first of {reading.reasons.total()} reasons: {first_reason}{more}",
         )
     return reading
 

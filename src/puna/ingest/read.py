@@ -1,4 +1,4 @@
-"""What a reader yields for a record: a row in Puna's schema with notes for the report, or a reason."""
+"""The results of a reader for a record: a row in Puna's schema with notes for the report, or a reason."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ Row = Document | Conversation | Preference
 
 
 class Accepted(NamedTuple):
-    """A row, and what the report says about its source.
+    """A row with notes for the report.
 
     `spelling` names how the record was written, `descriptive` the columns that became metadata, `left_out` the fields
-    that the prompt format has no room for. `place` is the file and line of the record, and becomes the id of a row
-    whose id other rows share by right.
+    that the prompt format has no room for. `place` is the file and line of the record, and becomes the id where
+    other rows share the id by right.
 
     Example:
         >>> Accepted(Document("A page.", "page.md")).spelling

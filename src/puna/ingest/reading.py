@@ -1,4 +1,4 @@
-"""Records as they are read -> places, ids, reasons and notes for the report of ingest."""
+"""Records -> places, ids, reasons and notes for the report of ingest."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ class Reading:
     rows_by_id: dict[str, dict[int, int]] = field(default_factory=lambda: {name: {} for name in SHARDS.values()})
 
     def with_own_id(self, read: Accepted) -> Read:
-        """Return a row with an id that no earlier row has: its place, if its id is shared, or a rejection."""
+        """Return a row with an id of no earlier row, if need be the place for a shared id, or a rejection."""
         kind = SHARDS[type(read.row)]
         earlier = self.rows_by_id[kind].get(digest(read.row.id))
         if earlier is None:
@@ -60,7 +60,7 @@ class Reading:
         )
 
     def accept(self, read: Accepted, file: str, number: int) -> None:
-        """Note the place and the id of a row, its spelling and its columns."""
+        """Note place, id, spelling and columns of a row."""
         kind = SHARDS[type(read.row)]
         self.rows_by_id[kind][digest(read.row.id)] = len(self.rows_by_id[kind])
         self.places[kind].add(file, number)

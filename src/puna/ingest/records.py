@@ -22,7 +22,7 @@ ReadRow = Callable[[dict[str, Any], str, str], Accepted]
 
 
 def read_records(path: Path, source: str) -> Iterator[Read]:
-    """Yield a document or a conversation for each row; columns that describe the row become its metadata.
+    """Yield a document or a conversation per row; columns that describe the row become metadata.
 
     Example:
         accepted = [read.row for read in read_records(Path("train.jsonl"), "train.jsonl") if isinstance(read, Accepted)]
@@ -31,7 +31,7 @@ def read_records(path: Path, source: str) -> Iterator[Read]:
 
 
 def read_pairs(path: Path, source: str) -> Iterator[Read]:
-    """Yield a preference for each row; columns that describe the row become its metadata.
+    """Yield a preference per row; columns that describe the row become metadata.
 
     Example:
         pairs = [read.row for read in read_pairs(Path("pairs.jsonl"), "pairs.jsonl") if isinstance(read, Accepted)]

@@ -1,4 +1,4 @@
-"""A Markdown or text file -> one document; its language is the name of its folder where that is a language code."""
+"""A Markdown or text file -> one document. A folder named after a language code gives the language."""
 
 import codecs
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ MAX_BYTES = 1 << 30
 
 
 def read_text(path: Path, source: str) -> Iterator[Read]:
-    """Yield the file as a document, or the reason why it is none.
+    """Yield the file as a document, or a reason.
 
     Example:
         (read,) = read_text(Path("en/opening.md"), "en/opening.md")

@@ -14,6 +14,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from puna.chat.conversation import Conversation
+from puna.engine.grammar.grammar import Grammar
 from puna.serve.answers.pieces import JsonList, JsonResponse
 from puna.serve.answers.size import AnswerSize, most_tokens
 from puna.serve.chat_reply import ChatReply, Piece
@@ -28,17 +29,18 @@ from puna.serve.served import EventStream, Served, answer_unless_gone, usage
 
 async def create_chat_completion(served: Served, request: Request) -> Response:
     """Answer a chat request in OpenAI's format."""
-    body = await read_request(request, ChatRequest, served.workers, is_strict=served.strict_fields)
+    body = await read_request(request, ChatRequest, served.readers, is_strict=served.strict_fields)
     adapter = served.adapter_of(body.model, request.state.tenant)
     # Before the prompt is tokenized: under overload most requests end here.
-    await served.engine.expect_room(request.state.tenant.name, body.n or 1)
+    await served.engine.expect_room(tenant := request.state.tenant.name, body.n or 1)
     num_bytes = len(await request.body())
-    conversation, prompt = await served.workers.run(_read_conversation, served, body, num_bytes, num_bytes=num_bytes)
-    grammar = await message_grammar(served.grammars, body, conversation)
+    conversation, prompt = await served.tokenizers.run(_read_conversation, served, body, num_bytes, num_bytes=num_bytes)
+    grammar = await message_grammar(served.grammars, body, conversation, tenant=tenant)
     warn_of_notes(request, grammar)
     begun = conversation.messages[-1].content.strip() if body.is_continuing else ""
-    if begun and grammar:
-        grammar = await asyncio.to_thread(grammar.after, served.tokenizer.encode(begun))
+    # Every answer reads again what it continues.
+    work = (served, body, conversation, grammar, begun)
+    grammar, replies = await asyncio.to_thread(_begin, *work) if begun else _begin(*work)
     max_tokens = body.max_tokens or body.max_completion_tokens
     room = served.max_context - len(prompt)
     most = most_tokens(body.n or 1, body.num_top_logprobs)
@@ -58,24 +60,35 @@ async def create_chat_completion(served: Served, request: Request) -> Response:
     requests = [(prompt, each) for each in params]
     space = served.answer_space.take(size.num_logprobs)
     try:
-        batch = await served.engine.submit(requests, tenant=request.state.tenant.name, adapter=adapter)
+        batch = await served.engine.submit(requests, tenant=tenant, adapter=adapter)
     except BaseException:
         space.close()
         raise
-    tools = None if body.tool_choice == "none" else list(conversation.tools)
-    stop_ids = (*served.stop_ids, *(body.stop_token_ids or ()))
-    replies = [ChatReply(served, tools, begun=begun, stop_ids=stop_ids) for _ in params]
     answer = _ChatAnswer(body, batch, len(prompt), replies, echoed=begun if body.echo else "")
     if body.stream:
         return EventStream(answer.events(), batch, space)
     return await answer_unless_gone(request, batch, answer.whole, space)
 
 
+def _begin(
+    served: Served, body: ChatRequest, conversation: Conversation, grammar: Grammar | None, begun: str
+) -> tuple[Grammar | None, list[ChatReply]]:
+    """Return the grammar of what is generated and the `n` replies, behind the text of a message that is continued."""
+    ids = served.tokenizer.encode(begun)
+    tools = None if body.tool_choice == "none" else list(conversation.tools)
+    stop_ids = (*served.stop_ids, *(body.stop_token_ids or ()))
+    replies = [ChatReply(served, tools, begun=begun, begun_ids=ids, stop_ids=stop_ids) for _ in range(body.n or 1)]
+    return grammar.after(ids) if grammar and begun else grammar, replies
+
+
 def _read_conversation(served: Served, body: ChatRequest, num_bytes: int) -> tuple[Conversation, list[int]]:
     try:
         conversation = Conversation.from_json(body.conversation())
         if num_bytes > served.max_context:  # No token has less than a byte.
-            require_room(served.tokenizer, _texts(conversation), served.max_context, param="messages")
+            texts = [*_texts(conversation)]
+            has_large_tools = bool(conversation.tools) and 2 * len(texts[-1]) > sum(map(len, texts))
+            param = "tools" if has_large_tools else "messages"
+            require_room(served.tokenizer, texts, served.max_context, param=param)
         prompt = served.format.prompt_to_continue if body.is_continuing else served.format.prompt
         return conversation, prompt(conversation)
     except RecursionError:

@@ -33,17 +33,24 @@ class ChatReply:
         served: The format and the tokenizer.
         tools: Tools that may be called; None: nothing is read as a call.
         begun: The text of a message that is continued. The whole message is read, and the rest is told.
+        begun_ids: The tokens of that text.
         stop_ids: Token ids that ended the continuation are no part of it.
     """
 
     def __init__(
-        self, served: Served, tools: list[dict[str, Any]] | None, *, begun: str = "", stop_ids: Sequence[int] = ()
+        self,
+        served: Served,
+        tools: list[dict[str, Any]] | None,
+        *,
+        begun: str = "",
+        begun_ids: Sequence[int] = (),
+        stop_ids: Sequence[int] = (),
     ):
         self.num_tokens = 0
         self._served, self._stop_ids = served, stop_ids or served.stop_ids
         self._stream = None if tools is None else MessageStream(served.format, tools)
         self._text = begun  # All of it, but a stop string.
-        parts = [begun] if self._stream is None else self._stream.feed(served.tokenizer.encode(begun))
+        parts = [begun] if self._stream is None else self._stream.feed(begun_ids)
         self._content = "".join(part for part in parts if isinstance(part, str))  # What is certain to be no call.
         self._num_sent = len(begun)
         self._last_id: int | None = None

@@ -32,18 +32,18 @@ LAYOUT = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 async def create_completion(served: Served, request: Request) -> Response:
     """Answer a completion request in OpenAI's legacy format."""
-    body = await read_request(request, CompletionRequest, served.workers, is_strict=served.strict_fields)
+    body = await read_request(request, CompletionRequest, served.readers, is_strict=served.strict_fields)
     adapter = served.adapter_of(body.model, request.state.tenant)
     # Before the prompt is tokenized: under overload most requests end here.
-    await served.engine.expect_room(request.state.tenant.name, len(body.prompts()) * (body.n or 1))
+    await served.engine.expect_room(tenant := request.state.tenant.name, len(body.prompts()) * (body.n or 1))
     num_bytes = len(await request.body())
-    prompts = await served.workers.run(_tokenize, served, body, num_bytes=num_bytes)
+    prompts = await served.tokenizers.run(_tokenize, served, body, num_bytes=num_bytes)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     is_echo = bool(body.echo) or max_tokens == 0
     echo_logprobs = (is_echo and body.logprobs is not None) or body.prompt_logprobs is not None
     size = AnswerSize([*map(len, prompts)], body.n or 1, max_tokens, body.num_scored, echo_logprobs)
     size.require_fit("logprobs" if body.prompt_logprobs is None else "prompt_logprobs")
-    grammar = await answer_grammar(served.grammars, body.response_format)
+    grammar = await answer_grammar(served.grammars, body.response_format, tenant=tenant)
     warn_of_notes(request, grammar)
     pairs: list[tuple[list[int], SamplingParams]] = []
     for prompt in prompts:
@@ -58,7 +58,7 @@ async def create_completion(served: Served, request: Request) -> Response:
         pairs += [(prompt, each) for each in params]
     space = served.answer_space.take(size.num_logprobs)
     try:
-        batch = await served.engine.submit(pairs, tenant=request.state.tenant.name, adapter=adapter)
+        batch = await served.engine.submit(pairs, tenant=tenant, adapter=adapter)
     except BaseException:
         space.close()
         raise

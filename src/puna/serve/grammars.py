@@ -5,9 +5,10 @@ format's business, what a grammar admits the engine's.
 """
 
 import asyncio
-import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from fastapi import Request
@@ -16,6 +17,7 @@ from puna.chat.call_grammar import CallRules, call_grammar
 from puna.chat.conversation import Conversation
 from puna.engine.grammar.grammar import Grammar, GrammarCompiler, json_grammar, lark_grammar, regex_grammar, with_layout
 from puna.errors import ChatError, RequestError
+from puna.serve.generation.admission import Admission
 from puna.serve.middleware.warnings import warn
 from puna.serve.refusals import Refusal, overloaded
 from puna.serve.requests.chat import ChatRequest
@@ -23,7 +25,7 @@ from puna.serve.requests.forms import GrammarFormat, JsonObjectFormat, JsonSchem
 from puna.serve.requests.tools import NamedChoice
 from puna.tokenizer.tokenizer import Tokenizer
 
-NUM_THREADS = 2
+NUM_THREADS, THREADS_PER_TENANT = 3, 2
 MAX_WAITING = 64
 MAX_SECONDS = 10.0
 
@@ -32,35 +34,48 @@ Spell = Callable[[Fit], str]
 
 
 class Grammars:
-    """Compiles for one tokenizer; one that fails or takes too long is refused, and the next is compiled."""
+    """Compiles for one tokenizer; one that fails or takes too long is refused, and the next is compiled.
+
+    No tenant can take all the threads, nor more than its share of the queue.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]):
         self._compiler = GrammarCompiler(tokenizer, stop_ids)
-        self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
-        self._num_waiting = 0
+        self._admission = Admission(MAX_WAITING, noun="grammars")
+        self._turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(THREADS_PER_TENANT))
 
-    async def compile(self, spell: Spell, *, param: str) -> Grammar:
+    async def compile(self, spell: Spell, *, param: str, tenant: str = "") -> Grammar:
         """Return the grammar that `spell` gives as text; RequestError or Refusal naming `param` where it cannot be.
 
         The grammar's `notes` say what of the schemas that `spell` fitted is left out.
         """
-        if self._num_waiting >= MAX_WAITING:
-            raise overloaded("Too many grammars are waiting to be compiled.")
-        self._num_waiting += 1
-        job = self._threads.submit(self._compile, spell, param)
-        job.add_done_callback(lambda _: self._count_down())
+        self._admission.take(tenant, 1)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(job), MAX_SECONDS)
+            return await self._compile_in_turn(spell, param, self._turns[tenant])
+        finally:
+            self._admission.release(tenant)
+
+    async def _compile_in_turn(self, spell: Spell, param: str, turn: asyncio.Semaphore) -> Grammar:
+        loop = asyncio.get_running_loop()
+        job: Future[Grammar] | None = None
+
+        def end_turn(_: object) -> None:
+            with suppress(RuntimeError):  # The loop is closed when the server has stopped.
+                loop.call_soon_threadsafe(turn.release)
+
+        try:
+            async with asyncio.timeout(MAX_SECONDS):
+                await turn.acquire()
+                job = self._threads.submit(self._compile, spell, param)
+                # NOTE: a turn ends with its thread's work, not with the patience of the one who waits for it.
+                job.add_done_callback(end_turn)
+                return await asyncio.wrap_future(job)
         except TimeoutError:
-            if job.running():
+            if job and job.running():
                 message = f"{param}: a grammar that takes more than {MAX_SECONDS:g} seconds to compile."
                 raise Refusal(400, message, param=param) from None
             raise overloaded("Other grammars are being compiled.") from None
-
-    def _count_down(self) -> None:
-        with self._lock:
-            self._num_waiting -= 1
 
     def _compile(self, spell: Spell, param: str) -> Grammar:
         notes: list[str] = []
@@ -79,21 +94,23 @@ class Grammars:
             raise
 
 
-async def answer_grammar(grammars: Grammars, form: ResponseFormat | None) -> Grammar | None:
+async def answer_grammar(grammars: Grammars, form: ResponseFormat | None, *, tenant: str = "") -> Grammar | None:
     """Return the grammar of an answer that is no call; None where it is free."""
     if form is None or isinstance(form, TextFormat):
         return None
-    return await grammars.compile(lambda fit: _spell_answer(form, fit), param="response_format")
+    return await grammars.compile(lambda fit: _spell_answer(form, fit), param="response_format", tenant=tenant)
 
 
-async def message_grammar(grammars: Grammars, body: ChatRequest, conversation: Conversation) -> Grammar | None:
+async def message_grammar(
+    grammars: Grammars, body: ChatRequest, conversation: Conversation, *, tenant: str = ""
+) -> Grammar | None:
     """Return the grammar of the next message: a call, or text or an answer in its form where the choice allows it."""
     choice, form = body.tool_choice or "auto", body.response_format
     name = choice.function.name if isinstance(choice, NamedChoice) else ""
     if name and name not in body.strictness:
         raise RequestError(f"tool_choice names {name!a}", expected="one of the tools", param="tool_choice")
     if choice == "none" or (choice == "auto" and not conversation.tools):
-        return await answer_grammar(grammars, form)
+        return await answer_grammar(grammars, form, tenant=tenant)
     if choice == "required" and not (conversation.tools or conversation.environment):
         raise RequestError("tool_choice 'required' without tools", expected="tools to choose from", param="tool_choice")
     has_answer = choice == "auto" and not (form is None or isinstance(form, TextFormat))
@@ -117,7 +134,7 @@ async def message_grammar(grammars: Grammars, body: ChatRequest, conversation: C
             raise RequestError(error.given, expected=error.expected, param="tools") from None
         return lark_grammar(lark, answer=answer)
 
-    return await grammars.compile(spell, param="tools")
+    return await grammars.compile(spell, param="tools", tenant=tenant)
 
 
 def warn_of_notes(request: Request, grammar: Grammar | None) -> None:
@@ -131,4 +148,6 @@ def _spell_answer(form: ResponseFormat, fit: Fit) -> str:
         return json_grammar(fit(form.json_schema.schema_, bool(form.json_schema.strict), "response_format"))
     if isinstance(form, GrammarFormat):
         return lark_grammar(form.definition) if form.syntax == "lark" else regex_grammar(form.definition)
-    return json_grammar((form.schema_ if isinstance(form, JsonObjectFormat) else None) or {"type": "object"})
+    if isinstance(form, JsonObjectFormat) and form.schema_ is not None:
+        return json_grammar(fit(form.schema_, False, "response_format"))
+    return json_grammar({"type": "object"})

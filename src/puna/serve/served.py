@@ -71,8 +71,13 @@ class Served:
         return Grammars(self.tokenizer, self.stop_ids)
 
     @cached_property
-    def workers(self) -> Workers:
-        """The threads that read, render and tokenize requests."""
+    def readers(self) -> Workers:
+        """The threads that read bodies."""
+        return Workers()
+
+    @cached_property
+    def tokenizers(self) -> Workers:
+        """The threads that render and tokenize prompts."""
         return Workers()
 
     @cached_property

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import models
 
+# Text tokens up to this number are looked for one by one before the library is asked: most texts have none.
+MAX_LOOKED_FOR = 64
+
 
 class AddedToken(NamedTuple):
     """An entry of `added_tokens` in tokenizer.json.
@@ -44,6 +47,11 @@ class AddedToken(NamedTuple):
             raise TypeError(f"added token {text!a:.100} with the id {index}")
         return cls(text, index, bool(entry.get("special", True)), **flags)
 
+    @property
+    def plain(self) -> "AddedToken":
+        """The token without `normalized`, which says nothing where a tokenizer has no normalizer."""
+        return self._replace(normalized=False)
+
     def to_json(self) -> dict[str, Any]:
         """Return the entry of tokenizer.json."""
         names = {"text": "content", "is_special": "special"}
@@ -64,7 +72,8 @@ class TextTokens:
         self._finder.normalizer = normalizer  # pyright: ignore[reportAttributeAccessIssue]
         self._finder.add_tokens(list(map(_library_token, tokens)))
         self._ids = {self._finder.token_to_id(token.text): token.id for token in tokens if token.text}
-        self._texts = None if normalizer else [token.text for token in tokens if token.text]
+        is_few = len(tokens) <= MAX_LOOKED_FOR
+        self._texts = [token.text for token in tokens if token.text] if is_few and not normalizer else None
 
     def cut(self, text: str) -> Iterator[str | int]:
         """Yield the parts of a text in order: the id of a text token, or the text between two of them."""

@@ -40,7 +40,15 @@ class Tokenizer:
         self._special_set = frozenset(self._specials.values())
         self.text_tokens = tuple(token for token in self.added if not token.is_special)
         self._finder = TextTokens(self.text_tokens, encoder.normalizer) if self.text_tokens else None
-        self.num_regular = encoder.get_vocab_size()
+        self.num_regular = self._count_regular()
+
+    def _count_regular(self) -> int:
+        """Count the vocabulary, without text tokens that some writers list behind it."""
+        if not self.text_tokens:
+            return self._encoder.get_vocab_size()
+        ids = self._encoder.get_vocab().values()
+        last = max(set(ids) - {token.id for token in self.text_tokens}, default=-1)
+        return sum(index <= last for index in ids)
 
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
@@ -140,7 +148,10 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """A hash that is equal for tokenizers that map every text to the same ids."""
         told = self._encoder.to_str() + repr(sorted(self._specials.items()))
-        told += repr(sorted(map(tuple, self.text_tokens))) if self.text_tokens else ""
+        if self.text_tokens:
+            # Without a normalizer it makes no difference whether a token is matched before or after normalizing.
+            texts = self.text_tokens if self._encoder.normalizer else [each.plain for each in self.text_tokens]
+            told += repr(sorted(map(tuple, texts)))
         return hashlib.sha256(told.encode()).hexdigest()
 
     @cached_property

@@ -30,7 +30,7 @@ from puna.checkpoint.adapters.keys import (
 from puna.checkpoint.adapters.patterns import module_settings, overlapping
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import StoredTensor, read_header
-from puna.checkpoint.source import Source
+from puna.checkpoint.source import Source, tensor_shapes
 from puna.checkpoint.weights import read_floats
 from puna.errors import CheckpointError, TokenizerError
 from puna.model.config import ADAPTED, LlamaConfig
@@ -193,6 +193,23 @@ def merged(base: Source, adapter: Adapter) -> Source:
     tokenizer = _tokenizer(adapter.path, base, config.vocab_size)
     read = partial(adapter.delta.apply, base)
     return replace(base, format=f"{base.format} with an adapter", config=config, tokenizer=tokenizer, read=read)
+
+
+def merge_notes(adapter: Adapter, base: LlamaConfig) -> tuple[str, ...]:
+    """Return everything about a merge that belongs into a log: doubts that do not stop it, and changed tables."""
+    missing = missing_targets(adapter.config, adapter.parts, base)
+    lost = f"the adapter holds nothing for {_listed(missing)}, which it targets; they stay as in the base, as in PEFT"
+    tables = describe_tables(base, adapter.delta.merged_config(base))
+    return (*adapter.notes, *([lost] if missing else []), *tables)
+
+
+def missing_targets(config: AdapterConfig, parts: Mapping[str, Mapping[str, str]], base: LlamaConfig) -> list[str]:
+    """Return the targeted modules of a base that no matrices are stored for. PEFT warns of missing keys there."""
+    modules = [name.removesuffix(".weight") for name, shape in tensor_shapes(base).items() if len(shape) == 2]
+    if config.targets is None or config.is_tied or not config.is_lora:
+        return []
+    told = module_settings(config, modules)
+    return [module for module in modules if told[module].is_target and f"{module}.weight" not in parts]
 
 
 def describe_tables(base: LlamaConfig, config: LlamaConfig) -> Iterator[str]:

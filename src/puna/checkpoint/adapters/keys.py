@@ -26,7 +26,7 @@ TOKENS = "trainable_tokens_delta"
 WHOLE, BASE_LAYER = "weight", "base_layer.weight"
 
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-PREFIXES = re.compile(r"^(?:module\.)?(?:base_model\.model\.|base_model\.)*")
+PREFIXES = re.compile(r"^(?:base_model\.model\.|base_model\.|pretrained_model\.|module\.|model\.(?=model\.))*")
 # Behind the part stands the adapter's name where a program stored PEFT's state_dict as it is.
 ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\.lora_A(?:\.(?!weight$)(?P<name>[^.]+))?(?:\.weight)?$"), DOWN),
@@ -93,6 +93,11 @@ SPELLINGS = (
         re.compile(r"\.language_model\.|\.vision_|\.multi_modal"),
         "names of a model that reads pictures",
         "Use the adapter with the base that it was trained for; Puna computes text models",
+    ),
+    Spelling(
+        re.compile(r"(^|\.)(score|classifier|v_head|summary)\."),
+        "the head of a classifier or a reward model",
+        "Only adapters of causal language models are merged here: " + MERGE_IN_PEFT,
     ),
     Spelling(
         re.compile(r"hada_w|lokr_|oft_|boft_|vera_lambda|ia3_|lora_E|lora_mobius|prompt_embeddings|\.hra_|ranknum"),

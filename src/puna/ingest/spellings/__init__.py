@@ -1,1 +1,1 @@
-"""Rows as other programs spell them -> OpenAI's spelling. The tables stand in dialogues.py and preferences.py."""
+"""Rows in the spellings of other programs -> OpenAI's spelling. The tables stand in dialogues.py and preferences.py."""

@@ -41,12 +41,15 @@ REFUSED = (
     *("suffix", "few_shot", "demonstrations", "examples", "persona", "character", "reasoning_content", "thinking"),
     *("tool_responses", "retrieved_docs", "search_results", *HISTORY),
 )
+# Columns that a question in a column of its own may need: beside a whole dialogue these describe the row.
+MATERIAL = (
+    *("choices", "options", "passage", "article", "paragraph", "story", "facts", "background", "evidence"),
+    *("hint", "hints", "schema", "table"),
+)
 # Texts of a dialogue. Beside a dialogue each is a copy of a part of the dialogue, or a part that would be lost.
 TEXTS = ("prompt", "instruction", "input", "question", "query", "completion", "response", "output", "text")
 # Verdicts on one answer alone (KTO): no row of a dialogue teaches them.
 VERDICTS = ("label", "kto_tag")
-
-
 _EMPTY_TEXTS = ("", "[]", "{}", "null")
 _LIST_IN_TEXT = re.compile(r"\s*\[\s*\{")
 
@@ -64,26 +67,27 @@ class Beside(NamedTuple):
     descriptive: tuple[str, ...]
 
 
-def beside(row: Row, used: set[str], messages: Sequence[Row]) -> Beside:
+def beside(row: Row, used: set[str], messages: Sequence[Row], *, is_question: bool = False) -> Beside:
     """Sort the columns of a row that its spelling did not use.
 
     Args:
         row: The row as it stands in the file.
         used: Names of the columns that hold the dialogue, and of Puna's own fields.
         messages: The dialogue in OpenAI's spelling.
+        is_question: Whether the dialogue is one question in a column of its own, which may need other columns.
 
     Raises:
         ChatError: A column belongs to the prompt and has no place in a conversation, or contradicts the dialogue.
 
     Example:
-        >>> beside({"id": 3, "source": "web", "images": []}, {"id"}, []).descriptive
+        >>> beside({"id": 3, "source": "web", "system": "Be brief."}, {"id"}, []).descriptive
         ('source',)
     """
     others = {name: value for name, value in row.items() if name not in used and value is not None}
     given = {name: value for name, value in others.items() if is_given(value)}
     for name, value in given.items():
         if name not in SYSTEM and name not in TOOLS:
-            _refuse_prompt_column(name, value)
+            _refuse_prompt_column(name, value, (*REFUSED, *MEDIA, *(MATERIAL if is_question else ())))
             _refuse_other_text(name, value, messages)
     descriptive = tuple(name for name in others if name not in given or name not in (*SYSTEM, *TOOLS))
     return Beside(_system(given, messages), _tools(given), descriptive)
@@ -98,9 +102,11 @@ def with_system(messages: list[Row], system: str) -> list[Row]:
     """
     if not system:
         return messages
-    if messages and messages[0]["role"] == "system":
-        return messages if messages[0].get("content") else [{"role": "system", "content": system}, *messages[1:]]
-    return [{"role": "system", "content": system}, *messages]
+    first = messages[0] if messages else {}
+    is_there = first.get("role") == "system"
+    if is_there and str(first.get("content") or "").strip():
+        return messages
+    return [{"role": "system", "content": system}, *messages[int(is_there) :]]
 
 
 def with_history(messages: list[Row], row: Row, used: set[str]) -> list[Row]:
@@ -166,9 +172,9 @@ def is_given(value: Any) -> bool:
     return value is not None and not (isinstance(value, str) and value.strip() in _EMPTY_TEXTS)
 
 
-def _refuse_prompt_column(name: str, value: Any) -> None:
+def _refuse_prompt_column(name: str, value: Any, refused: Sequence[str]) -> None:
     is_text_or_more = isinstance(value, str | list | dict | bytes)  # A number counts or rates.
-    if is_text_or_more and name in (*REFUSED, *MEDIA):
+    if is_text_or_more and name in refused:
         raise ChatError(
             f"the column '{name}' belongs to the prompt, and a conversation has no place for it",
             expected="text in the messages, system prompts and tools only",

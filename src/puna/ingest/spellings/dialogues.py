@@ -113,7 +113,7 @@ def read_dialogue(row: Row) -> Dialogue:
     else:
         read, used = _read_instruction(row)
     read = read._replace(messages=with_history(read.messages, row, used))
-    others = beside(row, used | OWN, read.messages)
+    others = beside(row, used | OWN, read.messages, is_question=not column)
     messages = with_system(read.messages, others.system)
     _require_words(messages)
     fields = {name: row[name] for name in OWN & row.keys()} | {"messages": messages}
@@ -146,6 +146,8 @@ def _read_instruction(row: Row) -> tuple[Messages, set[str]]:
     if isinstance(answer, str):
         said = [{"role": "assistant", "content": answer}]
     else:
+        if not isinstance(answer, dict | list):
+            raise ChatError(f"{spelling.answer} is {type(answer).__name__}", expected="a text, or messages")
         read = read_messages([answer] if isinstance(answer, dict) else answer, spelling.answer)
         said, left_out = read.messages, left_out | read.left_out
     if said and said[0]["role"] != "assistant":

@@ -19,9 +19,12 @@ ROLES = {
     **dict.fromkeys(("function_call", "tool_call"), "call"),
 }
 # Fields of a message that the prompt format has no room for: the name of a speaker, and descriptions of the message.
-DESCRIPTIVE = {
-    *("name", "id", "message_id", "turn_id", "index", "timestamp", "created_at", "model", "language", "num_tokens"),
-}
+DESCRIPTIVE = frozenset(
+    ["name", "id", "message_id", "turn_id", "index", "timestamp", "created_at", "model", "language", "num_tokens"]
+)
+_TURNS = {"input": "user", "query": "user", "question": "user"} | dict.fromkeys(
+    ("output", "response", "answer"), "assistant"
+)
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 
@@ -62,8 +65,8 @@ def read_messages(value: Any, place: str) -> Messages:
     for index, item in items:
         message = _read_message(item, f"{place}[{index}]")
         for name in DESCRIPTIVE & message.keys():
-            # The name of a tool repeats the call, and may be empty; Message knows the field.
-            if not (name == "name" and message["role"] == "tool") and message.pop(name) not in ("message", ""):
+            if (name, message["role"]) != ("name", "tool"):  # The name of a tool repeats the call.
+                del message[name]
                 left_out.add(f"{place}[].{name}")
         is_call = message.pop("is_call", False)
         if is_call and follows_call:
@@ -71,8 +74,9 @@ def read_messages(value: Any, place: str) -> Messages:
         else:
             messages.append(message)
         follows_call = is_call
-    is_share_gpt = any(isinstance(item, dict) and "from" in item for _, item in items)
-    return Messages(messages, "ShareGPT" if is_share_gpt else "messages", frozenset(left_out))
+    has_from = any(isinstance(item, dict) and "from" in item for item in cast(list[Any], value))
+    spelling = "ShareGPT" if has_from else "messages" if len(items) == len(value) else "turns"
+    return Messages(messages, spelling, frozenset(left_out))
 
 
 def parsed(text: str, place: str) -> Any:
@@ -92,14 +96,14 @@ def parsed(text: str, place: str) -> Any:
 
 
 def _messages_in(item: Any, index: int) -> list[tuple[int, Any]]:
-    """Return the messages of an item: ms-swift also takes a turn of a question and an answer as one object."""
+    """Return the messages of an item: ms-swift and Capybara have a turn of question and answer as one object."""
     if not isinstance(item, dict) or not {"role", "from"}.isdisjoint(item):
         return [(index, item)]
     said = {name: text for name, text in cast(dict[str, Any], item).items() if text is not None}
-    roles = [ROLES.get(name, "") for name in said]
+    roles = [_TURNS.get(name, ROLES.get(name, "")) for name in said]
     if roles not in (["user", "assistant"], ["tool", "assistant"], ["assistant", "user"], ["assistant", "tool"]):
         return [(index, item)]
-    turns = [(index, {"from": name, "value": text}) for name, text in said.items()]
+    turns = [(index, {"from": role, "value": text}) for role, text in zip(roles, said.values(), strict=True)]
     return turns if roles[-1] == "assistant" else turns[::-1]
 
 

@@ -91,7 +91,8 @@ def _assemble(row: Row, spelling: Answers, prompt: list[Row] | None, used: set[s
         prompt, answers = _apart(prompt, answers)
     if prompt is not None:
         prompt = with_history(prompt, row, used)
-    others = beside(row, used | OWN, [*(prompt or []), *answers["chosen"]])
+    is_question = not used.isdisjoint(PROMPTS[:4])
+    others = beside(row, used | OWN, [*(prompt or []), *answers["chosen"]], is_question=is_question)
     _require_words(prompt, answers)
     if prompt is not None:
         fields: Row = {"prompt": with_system(prompt, others.system)} | answers

@@ -1,4 +1,4 @@
-"""A dialogue in one text, as Anthropic's hh-rlhf has it -> messages; any other text -> one message."""
+"""A dialogue in one text, as in Anthropic's hh-rlhf -> messages; any other text -> one message."""
 
 import re
 
@@ -22,7 +22,7 @@ def split_turns(text: str) -> list[Said]:
 
 
 def as_prompt(text: str) -> list[Said]:
-    """Return the messages of a prompt in one text, without the open turn of the assistant at its end.
+    """Return the messages of a prompt in one text, without the open turn of the assistant at the end.
 
     Example:
         >>> as_prompt("Human: Open?\\n\\nAssistant:")

@@ -76,7 +76,8 @@ class Child:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            code = self.process.wait()
+            self.process.wait()
+            return "it hung and was killed"
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
@@ -113,7 +114,7 @@ class EngineProcess(EngineClient):
         self._child = Child(self._command, self._spec)
         message = self._child.first_message()
         if "facts" not in message:
-            how = self._child.end(1.0)
+            how = self._child.end(10.0)
             self._child.connection.close()
             if "error" in message:
                 raise error_from_json(message["error"])
@@ -173,7 +174,7 @@ class EngineProcess(EngineClient):
                     writer.close()
                 self._writer = None
                 self._lose_all(self._restarting(LOST))
-                self._last_death = await asyncio.to_thread(self._child.end, 0.1)
+                self._last_death = await asyncio.to_thread(self._child.end, 1.0)
                 if self._is_stopping:
                     return
                 logger.error("the engine's process ended: %s", self._last_death)
@@ -203,7 +204,7 @@ class EngineProcess(EngineClient):
         self._child = child = Child(self._command, self._spec | {"is_verified": True})
         message = await asyncio.to_thread(child.first_message)
         if "facts" not in message:
-            self._last_death = await asyncio.to_thread(child.end, 1.0)
+            self._last_death = await asyncio.to_thread(child.end, 10.0)
             child.connection.close()
             if "error" in message:
                 self._last_death = str(error_from_json(message["error"]))

@@ -1,4 +1,4 @@
-"""Functions that large requests need -> threads of their own, few and with a bounded queue.
+"""Functions that large requests need -> a thread of their own with a bounded queue.
 
 NOTE: Python's lock (GIL) lets one thread run at a time. With many threads the event loop would get a turn as rarely as
 one of them, so large requests wait for one another instead.
@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from puna.serve.refusals import overloaded
 
-NUM_THREADS = 2
 MAX_WAITING = 64
 # Reading, rendering and tokenizing fewer bytes takes some milliseconds.
 LARGE_BYTES = 1 << 16
@@ -21,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """Runs functions in threads: those of large requests in few, one after another.
+    """Runs functions in threads: those of large requests in one, one after another.
 
     Example:
         >>> asyncio.run(Workers().run(len, "a text", num_bytes=1 << 20))
@@ -29,7 +28,7 @@ class Workers:
     """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="large-request")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-request")
         self._num_waiting = 0
         self._lock = threading.Lock()
 
@@ -40,7 +39,7 @@ class Workers:
         if self._num_waiting >= MAX_WAITING:
             raise overloaded("Too many large requests are waiting to be read.")
         self._count(1)
-        job = self._threads.submit(function, *arguments)
+        job = self._thread.submit(function, *arguments)
         job.add_done_callback(lambda _: self._count(-1))
         return await asyncio.wrap_future(job)
 

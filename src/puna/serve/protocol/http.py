@@ -23,7 +23,7 @@ from puna.serve.refusals import Refusal, encode_json, overloaded
 LINGER_SECONDS = 2.0
 # Bounds what one read can keep the event loop busy with: 16 KiB may hold 2,700 chunks of one byte.
 READ_BYTES = 16 * 1024
-MAX_FRAMING_BYTES = 256 * 1024
+MAX_FRAMING_BYTES = 128 * 1024
 MAX_PIPELINED_BYTES = 64 * 1024
 # What the kernel may hold for a client that does not read; its own choice can be megabytes.
 SEND_BUFFER_BYTES = 256 * 1024

@@ -3,15 +3,27 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from puna.engine.sampler import MAX_BIAS, MAX_BIASES, MAX_PENALTY, MAX_REPETITION_PENALTY, MAX_TOP_K
 from puna.serve.requests.checks import OPEN, STRICT, refused
 from puna.serve.requests.forms import ResponseFormat
 
+
+def require_few(biases: Any) -> Any:
+    """Refuse too many biases before any of them is looked at: pydantic would describe every wrong one."""
+    if isinstance(biases, dict) and len(biases) > MAX_BIASES:
+        raise refused("logit_bias", f"logit_bias: {len(biases):,} tokens; expected at most {MAX_BIASES:,}")
+    return biases
+
+
 Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
 WrittenId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
-Biases = Annotated[dict[WrittenId, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]], Field(max_length=MAX_BIASES)]
+Biases = Annotated[
+    dict[WrittenId, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
+    Field(max_length=MAX_BIASES),
+    BeforeValidator(require_few),
+]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -31,7 +43,11 @@ class Body(BaseModel):
 
     model_config = STRICT
 
-    SPELLINGS: ClassVar[dict[str, Spelling]] = {"top_k": (-1, 0, "no limit"), "stop": ("", None, "no stop string")}
+    SPELLINGS: ClassVar[dict[str, Spelling]] = {
+        "logit_bias": ([], None, "no bias"),
+        "stop": ("", None, "no stop string"),
+        "top_k": (-1, 0, "no limit"),
+    }
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

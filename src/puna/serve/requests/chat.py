@@ -31,7 +31,9 @@ class ChatRequest(Body):
     }
 
     messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=4096)]
-    tools: Annotated[list[Annotated[Tool, WrapValidator(keep_as_given)]], Field(max_length=128)] | None = None
+    tools: (
+        Annotated[list[Annotated[Tool, WrapValidator(keep_as_given)]], Field(fail_fast=True, max_length=128)] | None
+    ) = None
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None

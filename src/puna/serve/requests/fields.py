@@ -238,19 +238,25 @@ def _judge(name: str, value: Any, model: type[BaseModel], *, is_strict: bool) ->
     return f"{shown(name)} has no effect"
 
 
-def judge_extras(model: BaseModel, place: str, *, is_strict: bool) -> Iterator[str]:
+def judge_extras(model: BaseModel, place: str, seen: set[str], *, is_strict: bool) -> Iterator[str]:
     """Yield warnings about fields below a request's first level that no model declares.
 
+    Args:
+        model: A part of the request.
+        place: The part's place in the request, such as messages[0].
+        seen: Names that have a warning; a name in a hundred messages has one warning, with the first place.
+        is_strict: Refuse every field that is not empty.
+
     Raises:
-        Refusal: For a misspelled name and for media; in strict mode for every field that is not empty.
+        Refusal: For a misspelled name, for media, and for more than MAX_FIELDS names.
     """
-    extra = model.model_extra or {}
-    if len(extra) > MAX_FIELDS:
-        raise Refusal(400, f"{place} has {len(extra):,} unknown fields; expected at most {MAX_FIELDS}.", param=place)
-    for name, value in extra.items():
-        if _asks_nothing(value) or name in REPEATED:
+    for name, value in (model.model_extra or {}).items():
+        if name in seen or name in REPEATED or _asks_nothing(value):
             continue
         where = f"{place}.{shown(name)}"
+        seen.add(name)
+        if len(seen) > MAX_FIELDS:
+            raise Refusal(400, f"{where}: more than {MAX_FIELDS} unknown names of fields.", param=where)
         if name in ("audio", "images", "videos"):
             raise Refusal(400, f"{where} is not supported. {TEXT_ONLY}", param=where)
         hint = _nearest(name, type(model))
@@ -262,7 +268,7 @@ def judge_extras(model: BaseModel, place: str, *, is_strict: bool) -> Iterator[s
         for index, item in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(item, BaseModel):
                 below = f"{place}.{name}".lstrip(".") + (f"[{index}]" if isinstance(value, list) else "")
-                yield from judge_extras(item, below, is_strict=is_strict)
+                yield from judge_extras(item, below, seen, is_strict=is_strict)
 
 
 def shown(name: str) -> str:

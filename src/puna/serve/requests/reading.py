@@ -127,11 +127,9 @@ def check_body(data: dict[str, Any], model: type[AnyBody], *, is_strict: bool) -
         body = model.model_validate(fields)
     except ValidationError as error:
         raise _invalid(error, fields) from None
-    told: dict[str, str] = {}
-    for text in (each for part in body.parts() for each in judge_extras(*part, is_strict=is_strict)):
-        # A conversation of a hundred messages with names needs the warning once.
-        told.setdefault(text.partition(" ")[0].rpartition(".")[2], text)
-    return body, [*warnings, *told.values(), *body.remarks()]
+    seen: set[str] = set()
+    extras = (text for part in body.parts() for text in judge_extras(*part, seen, is_strict=is_strict))
+    return body, [*warnings, *extras, *body.remarks()]
 
 
 def _invalid(error: ValidationError, body: dict[str, Any]) -> Refusal:

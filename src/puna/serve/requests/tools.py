@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from puna.serve.requests.checks import OPEN, STRICT, Name
+from puna.serve.requests.checks import OPEN, Name
 
 
 class Function(BaseModel):
@@ -40,13 +40,13 @@ def shown_tool(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 class NamedFunction(BaseModel):
-    model_config = STRICT
+    model_config = OPEN
 
     name: Name
 
 
 class NamedChoice(BaseModel):
-    model_config = STRICT
+    model_config = OPEN
 
     type: Literal["function"]
     function: NamedFunction

@@ -11,9 +11,10 @@ from puna.tasks.question import Grade, Question
 
 SAME = str.maketrans({**dict.fromkeys("–—―‒", "-"), **dict.fromkeys("“”„‟«»‹›″", '"'), "…": "...", "⁄": "/"})
 CURRENCY = "$€£¥₹฿"
+SPACED_UNIT = re.compile(rf"(?<=\d) (?=[%‰°{CURRENCY}])|(?<=[{CURRENCY}]) (?=\d)")
 # Digits with their grouping and decimals; not a piece of a time, a version or a power.
 DIGITS = re.compile(
-    r"(?<![\d:])(?<!\d[.,'])(?:(?:\d{1,3}(?: \d{3})+(?!\d)|\d+(?:[,.']\d+)*)(?:[.,]\d+)?|[.,]\d+)"
+    r"(?<!\d)(?<!\d[.,':])(?:(?:\d{1,3}(?: \d{3})+(?!\d)|\d+(?:[,.']\d+)*)(?:[.,]\d+)?|[.,]\d+)"
     r"(?![\d²³¹⁰⁴-⁹¼-¾⅐-⅞]|[.,:']\d)"
 )
 # A hyphen between words or in a range is no sign: K-4471, 7-9, 5 €-9 €.
@@ -22,6 +23,7 @@ SIGN = re.compile(
     r"|(?<!\d )\b(?:minus|negative|moins|meno|menos) )$"
 )
 NUMBER = re.compile(r"[-+]?(?:\d[\d.,' ]*\d|\d|[.,]\d+)")
+LATIN = re.compile("[a-zß-ɏ]$")
 LOOK_BACK = 20
 
 
@@ -46,13 +48,13 @@ def contains(question: Question, message: Message) -> Grade:
 
 
 def fold(text: str) -> str:
-    """Return a text with plain quotes, dashes, digits and spaces.
+    """Return a text with plain quotes, dashes, digits and spaces, and without a space between a number and %, ° or €.
 
     Example:
         >>> fold("“I don’t  know…”")
         '"I don\\'t know..."'
     """
-    return " ".join(normalize(text).translate(SAME).split())
+    return SPACED_UNIT.sub("", " ".join(normalize(text).translate(SAME).split()))
 
 
 def _stands_in(text: str, answer: str) -> bool:
@@ -60,12 +62,13 @@ def _stands_in(text: str, answer: str) -> bool:
     values = _values(wanted)
     if values:
         # "1,500" is rather 1500 than 1.5, unless the answer leaves both open, too.
-        return any(max(values) in stated or values == stated for stated in _numbers(answer))
+        return any(max(values, key=abs) in stated or values == stated for stated in _numbers(answer))
     before = r"(?<!\d)(?<!\d[.,:'])" if wanted[:1].isdecimal() else ""
     after = r"(?!\d|[.,:']\d)" if wanted[-1:].isdecimal() else ""
     after += r"(?! \d{3}(?!\d))" if re.search(r"(?<![\d:.,'/-])\d{1,3}$", wanted) else ""
     places = re.finditer(before + re.escape(wanted) + after, answer)
-    return any(not wanted[:1].isdecimal() or not _is_led(answer, place.start(), wanted) for place in places)
+    is_amount = re.match(rf"[{CURRENCY}]?\d", wanted)
+    return any(not (is_amount and _is_led(answer, place.start(), wanted)) for place in places)
 
 
 def _is_led(answer: str, start: int, wanted: str) -> bool:
@@ -86,6 +89,6 @@ def _numbers(answer: str) -> Iterator[set[Decimal]]:
     text = FRACTION.sub(lambda match: "/" * len(match[0]), answer)
     for match in DIGITS.finditer(text):
         lead = text[max(0, match.start() - LOOK_BACK) : match.start()]
-        is_name = lead[-1].isalpha() and not BEFORE.search(lead)  # A5, but not EUR5.
+        is_name = LATIN.search(lead) and not BEFORE.search(lead)  # A5, but neither EUR5 nor 第5.
         if not is_name and not re.match(r"0\d", match[0]):
             yield {-value if SIGN.search(lead) else value for value in read_number(match[0])}

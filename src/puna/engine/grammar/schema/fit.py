@@ -15,9 +15,10 @@ from puna.engine.grammar.schema.dialect import LISTS, MAPS, SINGLES, TYPES, Node
 from puna.engine.grammar.schema.formats import EXACT_PATTERNS
 from puna.errors import RequestError
 
-MAX_SECONDS = 6.0
+MAX_SCHEMA_CHARS = 100_000
+MAX_SECONDS = 4.0
 MAX_REASON_CHARS = 120
-MAX_REMEMBERED = 512
+MAX_REMEMBERED = 128
 # What is kept where two keywords contradict one another: the first.
 FIRST = ("enum", "const", "type", "properties", "prefixItems", "items", "additionalProperties", "required", "anyOf")
 # Without these nothing would be left of a schema.
@@ -77,6 +78,9 @@ class SchemaFitter:
             given = f"{place}: a JSON schema that is {type(schema).__name__}"
             raise RequestError(given, expected="an object")
         key = (json.dumps(schema), place, is_strict)
+        if len(key[0]) > MAX_SCHEMA_CHARS:
+            given = f"{place}: a JSON schema of {len(key[0]):,} characters"
+            raise RequestError(given, expected=f"at most {MAX_SCHEMA_CHARS:,}")
         if key not in self._known:
             fitted = _Fitting(self._problem, is_strict, place).run(schema)
             with self._lock:
@@ -100,8 +104,8 @@ class _Fitting:
         # A property that no value satisfies compiles, and is never written: only strict schemas may have such.
         if self._is_strict and not self._problem(root):
             return FittedSchema(root)
-        for path, node in list(_nodes(root)):
-            self._fit_node(root, path, node)
+        for path, node in _nodes(root):
+            self._fit_node(root, path, node)  # Before its children, which may be left out with a keyword.
         reason = self._problem(root)
         if reason and any("oneOf" in node for _, node in _nodes(root)):
             reason = self._fit_choices(root)
@@ -164,7 +168,7 @@ class _Fitting:
             return reason
         for path, node in overlapping:
             node["oneOf"] = node.pop("anyOf")
-            if reason := self._problem(root):
+            if self._problem(root):
                 self._leave_out(path, "oneOf", "its choices may overlap", instead="read as anyOf")
                 node["anyOf"] = node.pop("oneOf")
         return ""
@@ -178,9 +182,8 @@ class _Fitting:
                 raise self._refusal(path, f'"{keyword}" that is {_name(value)}', expected=" or ".join(names))
             for name, child in _named(keyword, value):
                 if not isinstance(child, dict | bool):
-                    raise self._refusal(
-                        (*path, keyword, name), f"a schema that is {_name(child)}", expected="an object"
-                    )
+                    place = (*path, keyword, name)
+                    raise self._refusal(place, f"a schema that is {_name(child)}", expected="an object")
 
     def _leave_out(self, path: Path, keyword: str, reason: str, *, instead: str = "left out") -> None:
         if self._is_strict or keyword in STRUCTURE:
