@@ -45,6 +45,7 @@ def raise_everything(room: Path, adapted: Path, dataset: Path, training: Setting
     make("pretrain", **rest)
     model = make("sft", **rest)
     started = {**rest, "size": None, "tokenizer": None}
+    make("sft", "adapted", **{**started, "start": model, "adapter": {"rank": 2}})
     pairs = {**started, "data": [str(room / "pairs")], "start": model}
     make("dpo", **pairs)
     make("reward", **pairs)

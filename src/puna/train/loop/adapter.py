@@ -1,6 +1,5 @@
 """Config -> a frozen network with an adapter to be trained; and its way into an artifact afterwards."""
 
-import os
 from typing import Any
 
 from puna.checkpoint.adapters.adapter import (
@@ -46,11 +45,14 @@ def adapted_start(config: TrainConfig, checkpoint: Checkpoint) -> Llama:
 
 
 def write_adapter(config: TrainConfig, run: Run, model: Llama) -> None:
-    """Write what was trained beside `config.start`, which it names by its name on the hub or by the way to it."""
+    """Write the adapter, which names its base by the name on the hub, or by the folder's name.
+
+    The path to the base stands in the manifest's inputs: equal adapters are equal wherever the base lies.
+    """
     assert config.start is not None
     origin = config.start / ORIGIN_NAME
     told = read_record(origin, dict[str, Any], expected="the origin as 'import' writes it") if origin.is_file() else {}
-    save_adapter(run.output, model, base_name=str(told.get("hub") or "") or os.path.relpath(config.start, run.output))
+    save_adapter(run.output, model, base_name=str(told.get("hub") or config.start.resolve().name))
     run.kind = KIND
 
 
