@@ -6,9 +6,10 @@ format's business, what a grammar admits the engine's.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -31,6 +32,7 @@ MAX_SECONDS = 10.0
 
 Fit = Callable[[Any, bool, str], dict[str, Any]]  # (schema, is_strict, place) -> what a grammar holds of the schema.
 Spell = Callable[[Fit], str]
+Admit = Callable[[Callable[[], None], str], Awaitable[None]]  # (take, tenant): as EngineClient.admit
 
 
 class Grammars:
@@ -39,7 +41,8 @@ class Grammars:
     No tenant can take all the threads, nor more than its share of the queue.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]):
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int], admit: Admit | None = None):
+        self._admit = admit
         self._compiler = GrammarCompiler(tokenizer, stop_ids)
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
         self._admission = Admission(MAX_WAITING, noun="grammars")
@@ -50,7 +53,8 @@ class Grammars:
 
         The grammar's `notes` say what of the schemas that `spell` fitted is left out.
         """
-        self._admission.take(tenant, 1)
+        take = partial(self._admission.take, tenant, 1)
+        await self._admit(take, tenant) if self._admit else take()
         try:
             return await self._compile_in_turn(spell, param, self._turns[tenant])
         finally:

@@ -68,7 +68,7 @@ class Served:
     @cached_property
     def grammars(self) -> Grammars:
         """What compiles the forms that answers are held to."""
-        return Grammars(self.tokenizer, self.stop_ids)
+        return Grammars(self.tokenizer, self.stop_ids, self.engine.admit)
 
     @cached_property
     def readers(self) -> Workers:

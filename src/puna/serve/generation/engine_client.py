@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from puna.engine.sampler import Chunk, SamplingParams
@@ -70,17 +70,21 @@ class EngineClient(ABC):
         return self.problem() is None
 
     async def expect_room(self, tenant: str, size: int) -> None:
-        """Raise as `submit` would where a request cannot join now: before the work that it takes to prepare it.
+        """Raise as `submit` would where a request cannot join now: before the work that it takes to prepare it."""
+        await self.admit(lambda: self._require_room(tenant, size), tenant, size)
+
+    async def admit(self, take: Callable[[], None], tenant: str, size: int = 1) -> None:
+        """Call `take`, which raises a Refusal where a queue of the server has no room.
 
         A tenant that is refused often waits for its refusals, and joins if there is room by then.
         """
         try:
-            self._require_room(tenant, size)
+            take()
         except Refusal:
             if (delay := self._pace.delay(tenant)) > 0:
                 await asyncio.sleep(delay)
             try:
-                self._require_room(tenant, size)
+                take()
             except Refusal:
                 self.metrics.count_ended("refused", size)
                 raise
