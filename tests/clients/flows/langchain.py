@@ -42,10 +42,10 @@ def main(url: str) -> None:
     bound.invoke([*messages, streamed, *results])
     model.bind_tools([find_order], tool_choice="find_order", strict=True, parallel_tool_calls=False).invoke(messages)
     model.invoke([*messages, AIMessage("At nine."), HumanMessage([{"type": "text", "text": "Thanks"}])])
-    for method in ("json_schema", "function_calling", "json_mode"):
-        model.with_structured_output(Hours, method=method, include_raw=True).invoke(messages)
     model.batch([messages, messages], stop=["\n\n"])
     OpenAI(model="tiny", base_url=url, api_key="none", max_tokens=8).invoke("We open")
+    for method in ("json_schema", "function_calling", "json_mode"):
+        model.with_structured_output(Hours, method=method, include_raw=True).invoke(messages)
 
 
 main(sys.argv[1])

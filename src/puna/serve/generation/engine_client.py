@@ -79,15 +79,10 @@ class EngineClient(ABC):
         A tenant that is refused often waits for its refusals, and joins if there is room by then.
         """
         try:
-            take()
+            await self._pace.admit(tenant, take)
         except Refusal:
-            if (delay := self._pace.delay(tenant)) > 0:
-                await asyncio.sleep(delay)
-            try:
-                take()
-            except Refusal:
-                self.metrics.count_ended("refused", size)
-                raise
+            self.metrics.count_ended("refused", size)
+            raise
 
     def _require_room(self, tenant: str, size: int) -> None:
         if problem := overloaded(STOPPING) if self._is_stopping else self.problem():
