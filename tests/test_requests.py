@@ -421,6 +421,7 @@ def test_a_schema_beside_json_object_is_fitted_as_others_are(http):
 
 def test_warnings_are_one_bounded_line_of_ascii_without_values(http, tokenizer, engine):
     secret, lines = "s" * 40, list[str]()
+    time.sleep(1.0)  # The tests before may have used up this second's lines of the log.
     with logging_to(lines):
         told = warning_of(ask(http, CHAT | {"metadata": {secret: secret}, "späß\r\nx-evil: 1": secret}))
         ask(http, CHAT | {"metadata": {secret: secret}, "verbosity": "low"})

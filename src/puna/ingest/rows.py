@@ -1,4 +1,4 @@
-"""A file of rows (JSONL or JSON, plain or gzip, or Parquet) -> its rows, or the reason why one cannot be read."""
+"""A file of rows (JSONL or JSON, plain or gzip, or Parquet) -> rows, or the reason why a row cannot be read."""
 
 import gzip
 import json

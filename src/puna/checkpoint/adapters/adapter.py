@@ -221,7 +221,7 @@ def describe_tables(base: LlamaConfig, config: LlamaConfig) -> Iterator[str]:
 
 
 def _tokenizer(directory: Path, base: Source, num_rows: int) -> Tokenizer | None:
-    """Return the tokenizer beside an adapter if it has tokens of its own, else the base's."""
+    """Return the tokenizer beside an adapter if the adapter added tokens, else the base's."""
     if base.tokenizer is None or not (directory / "tokenizer.json").is_file():
         return base.tokenizer
     try:
@@ -264,7 +264,9 @@ def read_lora(adapter: Adapter) -> Lora:
     tensors = read_floats(adapter.layout)
     for key, tensor in tensors.items():
         if not tensor.abs().amax().isfinite():
-            raise CheckpointError(f"{adapter.path}: {key!a} has values that are not finite", expected="numbers")
+            raise CheckpointError(
+                f"{adapter.path}: {key!a} has values that are not finite", expected="finite numbers in every tensor"
+            )
     lora: dict[str, LowRank] = {}
     for name, parts in adapter.linears.items():
         down_RI, up_OR = tensors[parts[DOWN]], tensors[parts[UP]]
