@@ -318,6 +318,8 @@ CHANGES_THE_ANSWER = {
     "include_stop_str_in_output": True,
     "instructions": "Be brief.",
     "min_tokens": 3,
+    "options.num_predict": 8,
+    "options.temperature": 0.5,
     "mirostat": 2,
     "modalities": ["text", "audio"],
     "prediction": {"type": "content", "content": "a"},

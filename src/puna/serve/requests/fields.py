@@ -228,11 +228,14 @@ def _judge(name: str, value: Any, model: type[BaseModel], *, is_strict: bool) ->
             raise Refusal(
                 400, f"{name} would change the answer, and is not supported. {REFUSED[name].advice}", param=name
             )
-    elif name == "chat_template_kwargs" and isinstance(value, dict):
-        for argument in value:
-            if argument in TEMPLATE_FIELDS:
-                place = f"{name}.{argument}"
-                raise Refusal(400, f"{place}: give the field `{TEMPLATE_FIELDS[argument]}`.", param=place)
+    elif name in ("chat_template_kwargs", "options") and isinstance(value, dict):
+        # Ollama's `options` hold settings of sampling beside those of its own memory.
+        fields = (
+            TEMPLATE_FIELDS if name == "chat_template_kwargs" else ALIASES | {each: each for each in model.model_fields}
+        )
+        for argument in fields.keys() & value.keys():
+            place = f"{name}.{argument}"
+            raise Refusal(400, f"{place}: give the field `{fields[argument]}`.", param=place)
     elif not _asks_nothing(value) and (hint := _nearest(name, model)):
         raise Refusal(400, f"Unknown field {shown(name)}. {hint}", param=name)
     return f"{shown(name)} has no effect"
