@@ -18,7 +18,6 @@ from starlette.types import Receive, Scope, Send
 from puna.chat.format import ChatFormat
 from puna.engine.grammar.grammar import Grammar
 from puna.engine.sampler import SamplingParams
-from puna.errors import RequestError
 from puna.serve.answers.pieces import JsonResponse
 from puna.serve.answers.size import AnswerSpace, TakenSpace
 from puna.serve.generation.batch import Batch
@@ -90,16 +89,6 @@ class Served:
         adapters = self.adapters.names() if self.adapters else []
         names = [self.name, *(name for name in adapters if name != self.name)]
         return [name for name in names if tenant.models is None or name in tenant.models]
-
-    def unfit_adapters(self) -> list[str]:
-        """Return a line with the reason for every adapter that cannot be run."""
-        lines: list[str] = []
-        for name in self.adapters.names() if self.adapters else ():
-            try:
-                self.adapter_of(name, Tenant())
-            except RequestError as error:
-                lines.append(str(error))
-        return lines
 
     def adapter_of(self, name: str, tenant: Tenant) -> str:
         """Return the adapter that a model's name stands for, "" for the checkpoint itself; Refusal for other names."""

@@ -17,16 +17,8 @@ from puna import artifact
 from puna.checkpoint.adapters.config import AdapterConfig, read_config
 from puna.checkpoint.adapters.delta import Delta
 from puna.checkpoint.adapters.fit import require_fit
-from puna.checkpoint.adapters.keys import (
-    CONFIG_NAME,
-    DOWN,
-    EMBEDDING_DOWN,
-    HEAD,
-    MAGNITUDE,
-    UP,
-    WEIGHTS_NAME,
-    find_parts,
-)
+from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from puna.checkpoint.adapters.keys import DOWN, EMBEDDING_DOWN, HEAD, MAGNITUDE, UP, find_parts
 from puna.checkpoint.adapters.patterns import module_settings, overlapping
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import StoredTensor, read_header
