@@ -13,7 +13,7 @@ from puna.serve.protocol.log_limit import LogLimit
 LAST_SECONDS = 2.0
 ANY_ADDRESS = ("0.0.0.0", "::", "")
 # NOTE: asyncio accepts this many connections before one of them is looked at, and where files run out it fails and
-# logs as many times (selector_events.py of Python 3.11). The kernel's queue of new connections is another matter.
+# logs as many times (python/cpython#151615). The kernel's queue of new connections is another matter.
 ACCEPTS_AT_ONCE = 16
 BACKLOG = 2048
 
