@@ -1,6 +1,6 @@
 """A row in any known spelling of a dialogue -> a conversation in OpenAI's spelling, and the name of the spelling.
 
-The columns decide: each spelling has columns that no other one has, and what else a row holds must not contradict.
+The columns decide: every spelling has columns of its own, and the other columns of a row must not contradict.
 """
 
 from typing import Any, NamedTuple

@@ -1,7 +1,7 @@
 """A row in any known spelling of a pair -> the fields of a preference, and the name of the spelling.
 
-Takes answers as messages or as text, behind a prompt of their own or each behind the same dialogue. Turns no scores
-into strengths.
+Takes answers as messages or as text, behind a prompt or behind the same dialogue twice. Scores do not become
+strengths.
 """
 
 from typing import Any, cast
@@ -17,8 +17,6 @@ OWN = {"edited", "strength", "id", "metadata", *SETTINGS} - {"tools"}
 # Columns with the prompt of a pair, in the order in which they are looked for.
 PROMPTS = ("prompt", "question", "instruction", "query", *LISTS, "input")
 _ADDITIONS = {"instruction": "input"}
-
-
 NAMES = ("chosen", "rejected")
 _BEFORE = ("system", "user")
 

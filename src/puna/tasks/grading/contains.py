@@ -79,7 +79,7 @@ def _is_led(answer: str, start: int, wanted: str) -> bool:
 
 
 def _values(wanted: str) -> set[Decimal]:
-    """Return the values of a text that is one number; none for other texts, and for ids such as 007."""
+    """Return the possible values of a text that is one number; empty for other texts, and for ids such as 007."""
     is_number = NUMBER.fullmatch(wanted) and DIGITS.fullmatch(wanted.lstrip("-+"))
     return read_number(wanted) if is_number and not re.match(r"[-+]?0\d", wanted) else set()
 
