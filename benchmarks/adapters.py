@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from puna.checkpoint.adapters.keys import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from puna.checkpoint.adapters.keys import PREFIX
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.checkpoint.source import tensor_shapes
 from puna.engine.engine import Engine

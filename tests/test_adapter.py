@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoint import TOKENS, edit_json, logits_of, save
 
 from puna.checkpoint.adapters.adapter import merged, open_adapter
-from puna.checkpoint.adapters.keys import CONFIG_NAME, WEIGHTS_NAME
+from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.errors import CheckpointError
 from puna.model.llama import Llama

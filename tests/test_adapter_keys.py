@@ -13,7 +13,8 @@ from test_adapter import assert_same_logits, read_merged, trained
 from tiny_checkpoint import TOKENS, edit_json, logits_of, save
 
 from puna.checkpoint.adapters.adapter import open_adapter
-from puna.checkpoint.adapters.keys import CONFIG_NAME, WEIGHTS_NAME, place_of
+from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from puna.checkpoint.adapters.keys import place_of
 from puna.checkpoint.adapters.reference import SideBySide
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.doctor.examine import examine

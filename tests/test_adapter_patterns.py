@@ -18,7 +18,7 @@ from tiny_checkpoint import edit_json, logits_of, save
 from puna.checkpoint.adapters import patterns
 from puna.checkpoint.adapters.adapter import open_adapter
 from puna.checkpoint.adapters.config import parse_config
-from puna.checkpoint.adapters.keys import CONFIG_NAME
+from puna.checkpoint.adapters.folder import CONFIG_NAME
 from puna.checkpoint.adapters.patterns import module_settings
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.checkpoint.formats import open_source

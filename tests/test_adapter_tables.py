@@ -10,7 +10,7 @@ from test_adapter import assert_same_logits, read_merged, trained
 from tiny_checkpoint import TOKENS, edit_json, logits_of, random_llama, save, tokenizer
 
 from puna.checkpoint.adapters.adapter import merged, open_adapter, require_runnable, require_trainable
-from puna.checkpoint.adapters.keys import CONFIG_NAME, WEIGHTS_NAME
+from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.checkpoint.adapters.reference import SideBySide
 from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.doctor.examine import examine

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_tuning import gradients_of, new_batch
 
 from puna import artifact
-from puna.checkpoint.adapters.keys import CONFIG_NAME, WEIGHTS_NAME
+from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.config import parse_config
 from puna.doctor.examine import examine

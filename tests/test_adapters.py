@@ -20,8 +20,10 @@ from puna.checkpoint.adapters.adapter import (
     read_lora,
     require_runnable,
 )
-from puna.checkpoint.adapters.keys import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from puna.checkpoint.adapters.keys import PREFIX
 from puna.checkpoint.checkpoint import save_checkpoint
+from puna.engine.adapters import Adapters
 from puna.engine.engine import Engine
 from puna.engine.options import EngineOptions
 from puna.engine.runners.native_runner import NativeRunner
@@ -244,7 +246,8 @@ def test_a_served_adapter_is_a_model_of_its_name(tmp_path: Path):
     write_adapter(tmp_path / "adapters" / "alba", model, 1)
     write_adapter(tmp_path / "adapters" / "brook", tiny_model(num_layers=3), 2)
     served = open_served(tmp_path / "base", options=EngineOptions(adapters=tmp_path / "adapters"))
-    assert [line.partition(" can't")[0] for line in served.unfit_adapters()] == ["the adapter 'brook'"]
+    assert isinstance(served.adapters, Adapters)
+    assert [line.partition(" can't")[0] for line in served.adapters.unfit()] == ["the adapter 'brook'"]
     prompt = new_prompt(20)
     with serving(served) as url:
         client = connect(url)

@@ -41,7 +41,7 @@ def test_a_write_that_fails_is_told_with_the_file_and_what_to_do(number: int):
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (PermissionError(errno.EACCES, "Permission denied", "out"), "out: Permission denied. Change its permissions"),
+        (PermissionError(errno.EACCES, "Permission denied", "out"), "out: Permission denied. Change the permissions"),
         (
             OSError(errno.EMFILE, "Too many open files", "a.json"),
             "a.json: Too many open files. Raise the limit",

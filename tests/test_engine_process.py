@@ -23,6 +23,7 @@ from test_engine import tiny_model, tiny_tokenizer
 from test_serve import SENTENCES, save_tiny, serving
 
 from puna.chat.format import ChatFormat
+from puna.checkpoint.adapters.folder import WEIGHTS_NAME
 from puna.checkpoint.checkpoint import save_checkpoint
 from puna.engine.sampler import Chunk, SamplingParams, TokenLogprob, Usage
 from puna.errors import CheckpointError, RequestError
@@ -443,17 +444,26 @@ def test_adapters_of_the_process_are_named_and_judged_there(tmp_path):
     save_checkpoint(tmp_path / "base", model, tiny_tokenizer())
     write_adapter(tmp_path / "adapters" / "alba", model, 1)
     write_adapter(tmp_path / "adapters" / "brook", tiny_model(num_layers=3), 2)
+    write_adapter(tmp_path / "adapters" / "dune", model, 3)
+    (tmp_path / "adapters" / "dune" / WEIGHTS_NAME).rename(tmp_path / "adapters" / "dune" / "adapter_model.bin")
     spec = engine_spec(tmp_path / "base", EngineFlags(adapters=tmp_path / "adapters"))
     served, unfit = open_supervised(spec, "base", 64, 60)
-    assert [line.partition(" can't")[0] for line in unfit] == ["the adapter 'brook'"]
+    assert [line.partition(" can't")[0] for line in unfit] == ["the adapter 'brook'", "the adapter 'dune'"]
     with serving(served) as url:
-        assert {each["id"] for each in httpx2.get(f"{url}/v1/models").json()["data"]} == {"base", "alba", "brook"}
+        assert {each["id"] for each in httpx2.get(f"{url}/v1/models").json()["data"]} == {
+            "base",
+            "alba",
+            "brook",
+            "dune",
+        }
         statuses = {}
-        for name in ("base", "alba", "brook", "../alba", "cedar"):
+        for name in ("base", "alba", "brook", "dune", "../alba", "cedar"):
             body = {"model": name, "prompt": [9, 10], "max_tokens": 4, "temperature": 0}
             statuses[name] = httpx2.post(f"{url}/v1/completions", json=body, timeout=60)
-        assert [each.status_code for each in statuses.values()] == [200, 200, 400, 404, 404]
-        assert "brook" in statuses["brook"].json()["error"]["message"]
+        assert [each.status_code for each in statuses.values()] == [200, 200, 400, 400, 404, 404]
+        for name, reason in (("brook", "another base"), ("dune", "pickled")):
+            message = statuses[name].json()["error"]["message"]
+            assert name in message and reason in message
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from puna import artifact
 from puna.artifact import read_receipts, require_receipts
 from puna.checkpoint.adapters import adapter, patterns, reference
 from puna.checkpoint.adapters.delta import Delta
-from puna.checkpoint.adapters.keys import CONFIG_NAME
+from puna.checkpoint.adapters.folder import CONFIG_NAME
 from puna.checkpoint.adapters.reference import SideBySide
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.errors import CheckpointError, ConfigError, ReceiptError

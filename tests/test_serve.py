@@ -35,7 +35,8 @@ from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.serve.app import ROUTES
-from puna.serve.generation.engine_thread import MAX_FAILURES, EngineThread
+from puna.serve.generation.engine_loop import MAX_FAILURES
+from puna.serve.generation.engine_thread import EngineThread
 from puna.serve.middleware.rules import Rules, make_rules
 from puna.serve.serve import make_server, open_served, serve
 from puna.serve.served import Served

@@ -2,7 +2,7 @@
 
 A column of objects in Arrow is one struct: every object has the keys of all objects of the column, and a key that an
 object lacks is null. JSON written from such a table keeps these nulls. Three kinds of null have a meaning and stay:
-the `default` of a JSON schema, a `const` that the type of its schema admits, and an argument whose schema admits null.
+the `default` of a JSON schema, a `const` that the schema's type admits, and a nullable argument.
 Lists are never padded: `enum: [null]` stays. Arguments in a string are never padded either, and stay verbatim.
 """
 
@@ -21,7 +21,7 @@ _BRANCHES = ("anyOf", "oneOf", "allOf")
 
 
 def without_padding(conversation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a conversation in OpenAI's spelling, or a preference, without null padding in its tools and messages.
+    """Return a conversation in OpenAI's spelling, or a preference, without null padding in tools and messages.
 
     Malformed parts stay as given: Conversation.from_json names the place.
 
@@ -80,7 +80,7 @@ def _call(call: Any, schemas: Mapping[str, Any]) -> Any:
 
 
 class _Place(NamedTuple):
-    """The schema of a place in the arguments of a call, and the schema of all arguments with its definitions."""
+    """The schema of a place in the arguments of a call, and the schema of all arguments with the definitions."""
 
     schema: Any
     root: Any
@@ -121,7 +121,7 @@ class _Place(NamedTuple):
 
 
 def _argument(value: Any, place: _Place) -> Any:
-    """Strip an argument: a null stays where the schema of its place admits null."""
+    """Strip an argument: a null stays where the schema admits null."""
     if isinstance(value, list):
         items = _Place(place.below("items"), place.root)
         return [_argument(item, items) for item in value]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from puna.checkpoint.adapters.adapter import merge_notes, merged, open_adapter
-from puna.checkpoint.adapters.keys import CONFIG_NAME as ADAPTER_NAME
+from puna.checkpoint.adapters.folder import CONFIG_NAME as ADAPTER_NAME
 from puna.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from puna.checkpoint.gguf.container import is_gguf
 from puna.checkpoint.gguf.reader import open_gguf

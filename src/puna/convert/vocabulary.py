@@ -1,7 +1,7 @@
-"""A model's tokenizer as it came and as it was written -> a receipt that both say the same of every added token.
+"""The tokenizers of a source and of the written checkpoint -> a receipt of equal added tokens.
 
-The source is read without Puna's own tokenizer: tokenizer.json by the tokenizers library, GGUF from its arrays. Every
-added token goes through encode and decode between other texts, as it does in a user's message.
+The source is read without Puna's tokenizer: tokenizer.json by the tokenizers library, GGUF from the metadata. Every
+added token is encoded and decoded between other texts, as in a user's message.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ AROUND = ("{}", "a{}b", "a {} b", "({}{})\n", " {} {}  {} ")
 
 
 class Token(NamedTuple):
-    """An added token as a file has it."""
+    """An added token of a file, with flags."""
 
     text: str
     is_special: bool
@@ -62,7 +62,7 @@ def _differing(source: Path, written: tokenizers.Tokenizer, ours: Tokenizer) -> 
 
 
 def _differing_text(text: str, reference: tokenizers.Tokenizer, ours: Tokenizer) -> Iterator[str]:
-    """Compare what Puna reads and prints with the library, for a text without special tokens."""
+    """Compare Puna's encoding and decoding with the library's, for a text without special tokens."""
     ids = _ids(reference, text)
     if ours.encode(text) != ids:
         yield f"{text!a:.100} is read as other tokens by Puna"
@@ -91,7 +91,7 @@ def _ids(library: tokenizers.Tokenizer, text: str) -> list[int]:
 
 
 def _reference(source: Path) -> tokenizers.Tokenizer | None:
-    """Read tokenizer.json with the library, and what stands beside it as transformers does; None for other formats."""
+    """Read tokenizer.json with the library, and the files beside as transformers does; None for other formats."""
     if not (source / NAME).is_file():
         return None
     library = tokenizers.Tokenizer.from_file(str(source / NAME))

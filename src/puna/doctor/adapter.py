@@ -20,16 +20,8 @@ from puna.checkpoint.adapters.adapter import (
 from puna.checkpoint.adapters.config import AdapterConfig, parse_config, problems
 from puna.checkpoint.adapters.delta import Delta, matrices
 from puna.checkpoint.adapters.fit import misfits
-from puna.checkpoint.adapters.keys import (
-    BASE_LAYER,
-    CONFIG_NAME,
-    TOKENS,
-    WEIGHTS_NAME,
-    WHOLE,
-    find_parts,
-    find_spelling,
-    place_of,
-)
+from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from puna.checkpoint.adapters.keys import BASE_LAYER, TOKENS, WHOLE, find_parts, find_spelling, place_of
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import StoredTensor, read_header

@@ -13,12 +13,10 @@ from pathlib import Path
 
 from puna.artifact import verifying
 from puna.checkpoint.adapters.adapter import Adapter, open_adapter, read_lora, require_runnable, weights_hint
-from puna.checkpoint.adapters.keys import CONFIG_NAME, WEIGHTS_NAME
+from puna.checkpoint.adapters.folder import WEIGHTS_NAME, adapter_names, is_adapter_folder
 from puna.errors import ArtifactError, CheckpointError, PunaError, RequestError
 from puna.model.config import LlamaConfig
 from puna.model.lora import Lora
-
-MARKS = (CONFIG_NAME, WEIGHTS_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +55,25 @@ class Adapters:
         return sum(map(self._sizes.__getitem__, self._loaded))
 
     def names(self) -> list[str]:
-        """Return what the folder holds now, fit for use or not."""
-        return sorted({path.parent.name for name in MARKS for path in self.folder.glob(f"*/{name}")})
+        """Return the names in the folder now, fit for use or not."""
+        return adapter_names(self.folder)
+
+    def unfit(self) -> list[str]:
+        """Return a line with the reason for every adapter that cannot be run."""
+        reasons: list[str] = []
+        for name in self.names():
+            try:
+                self.find(name)
+            except RequestError as error:
+                reasons.append(str(error))
+        return reasons
 
     def find(self, name: str) -> AdapterKey | None:
         """Return the adapter of this name as it is now, None if there is none; RequestError if it can't be run.
 
         Reads its headers when it is asked for first, its weights only in `load`.
         """
-        if Path(name).name != name or not any((self.folder / name / mark).is_file() for mark in MARKS):
+        if Path(name).name != name or not is_adapter_folder(self.folder / name):
             return None
         try:
             return self._open(name)[0]

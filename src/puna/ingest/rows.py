@@ -1,4 +1,4 @@
-"""A file of rows (JSONL or JSON, plain or gzip, or Parquet) -> its rows, or the reason why one cannot be read."""
+"""A file of rows (JSONL or JSON, plain or gzip, or Parquet) -> rows, or the reason why a row cannot be read."""
 
 import gzip
 import json
@@ -9,6 +9,7 @@ from typing import IO, Any, cast
 
 from puna.data.shards import ParquetRows
 from puna.errors import DataError
+from puna.storage.records import unique_keys
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 MAX_LINE_BYTES = 64 << 20
@@ -110,22 +111,4 @@ def _parse(text: bytes) -> Any:
         raise DataError(str(error)) from None
 
 
-def without_copies(pairs: list[tuple[str, Any]]) -> Row:
-    """Build an object; JSON leaves open which of two equal keys counts, and one would be lost.
-
-    Raises:
-        ValueError: A key stands twice.
-
-    Example:
-        >>> without_copies([("a", 1), ("b", 2)])
-        {'a': 1, 'b': 2}
-    """
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key '{twice[:60]}' stands twice in an object")
-    return row
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=without_copies)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)

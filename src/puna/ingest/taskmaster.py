@@ -15,7 +15,7 @@ from typing import Any
 from puna.chat.conversation import Conversation, Message, ToolCall
 from puna.errors import ChatError
 from puna.ingest.read import Accepted, Read, Rejected
-from puna.ingest.rows import without_copies
+from puna.storage.records import unique_keys
 
 SYSTEM = "You take orders in a coffee shop."
 
@@ -24,7 +24,7 @@ def read_taskmaster(path: Path, source: str) -> Iterator[Read]:
     """Yield each dialogue of a file as a conversation, or its id and the reason why it cannot be used."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            dialogues = json.load(file, object_pairs_hook=without_copies)
+            dialogues = json.load(file, object_pairs_hook=unique_keys)
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         yield Rejected(source, f"unreadable: {error}")
         return

@@ -17,7 +17,7 @@ from puna.serve.chat_completions import create_chat_completion
 from puna.serve.completions import create_completion
 from puna.serve.generation.metrics import CONTENT_TYPE
 from puna.serve.middleware.rules import Rules, RulesMiddleware
-from puna.serve.middleware.warnings import Warnings
+from puna.serve.middleware.warnings import WarningsMiddleware
 from puna.serve.openapi.document import openapi_document
 from puna.serve.refusals import Refusal, add_error_handlers, json_response
 from puna.serve.served import Served
@@ -31,7 +31,7 @@ async def check_health(served: Served) -> Response:
 
 
 async def show_metrics(served: Served, request: Request) -> Response:
-    """Tell what the server has counted, to Prometheus. For keys that are for all models: others are a customer's."""
+    """Return the metrics for Prometheus; only for keys of all models, since other keys are customers'."""
     if request.state.tenant.models is not None:
         raise Refusal(403, "Metrics are for keys that are for all models.", code="key_not_allowed")
     engine = served.engine
@@ -39,13 +39,13 @@ async def show_metrics(served: Served, request: Request) -> Response:
 
 
 async def list_models(served: Served, request: Request) -> Response:
-    """List the model that is served and its adapters."""
+    """List the served model and the adapters."""
     names = served.names(request.state.tenant)
     return json_response({"object": "list", "data": [_model(served, name) for name in names]})
 
 
 async def retrieve_model(served: Served, model: str, request: Request) -> Response:
-    """Describe the model that is served, or one of its adapters."""
+    """Describe the served model, or an adapter."""
     served.adapter_of(model, request.state.tenant)
     return json_response(_model(served, model))
 
@@ -90,7 +90,7 @@ def build_app(served: Served, rules: Rules) -> FastAPI:
     for method, path, handler in ROUTES:
         app.add_api_route(path, partial(handler, served), methods=[method], name=handler.__name__)
     app.router.routes.extend(page_routes())
-    app.add_middleware(Warnings)
+    app.add_middleware(WarningsMiddleware)
     app.add_middleware(RulesMiddleware, rules=rules)
     add_error_handlers(app)
     return app

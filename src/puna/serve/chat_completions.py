@@ -3,7 +3,6 @@
 How a conversation becomes tokens, and tokens tool calls, is the chat format's business.
 """
 
-import asyncio
 import json
 import time
 import uuid
@@ -33,16 +32,14 @@ async def create_chat_completion(served: Served, request: Request) -> Response:
     adapter = served.adapter_of(body.model, request.state.tenant)
     # Before the prompt is tokenized: under overload most requests end here.
     await served.engine.expect_room(tenant := request.state.tenant.name, body.n or 1)
-    num_bytes = len(await request.body())
-    conversation, prompt = await served.tokenizers.run(
-        _read_conversation, served, body, num_bytes, num_bytes=num_bytes, tenant=tenant
-    )
+    num_bytes, run = len(await request.body()), served.tokenizers.run
+    conversation, prompt = await run(_read_conversation, served, body, num_bytes, num_bytes=num_bytes, tenant=tenant)
     grammar = await message_grammar(served.grammars, body, conversation, tenant=tenant)
     warn_of_notes(request, grammar)
     begun = conversation.messages[-1].content.strip() if body.is_continuing else ""
     # Every answer reads again what it continues.
     work = (served, body, conversation, grammar, begun)
-    grammar, replies = await asyncio.to_thread(_begin, *work) if begun else _begin(*work)
+    grammar, replies = await run(_begin, *work, num_bytes=num_bytes, tenant=tenant) if begun else _begin(*work)
     max_tokens = body.max_tokens or body.max_completion_tokens
     room = served.max_context - len(prompt)
     most = most_tokens(body.n or 1, body.num_top_logprobs)
@@ -60,12 +57,7 @@ async def create_chat_completion(served: Served, request: Request) -> Response:
     )
     size.require_fit("top_logprobs")
     requests = [(prompt, each) for each in params]
-    space = served.answer_space.take(size.num_logprobs)
-    try:
-        batch = await served.engine.submit(requests, tenant=tenant, adapter=adapter)
-    except BaseException:
-        space.close()
-        raise
+    batch, space = await served.submit(requests, size.num_logprobs, tenant=tenant, adapter=adapter)
     answer = _ChatAnswer(body, batch, len(prompt), replies, echoed=begun if body.echo else "")
     if body.stream:
         return EventStream(answer.events(), batch, space)
@@ -75,7 +67,7 @@ async def create_chat_completion(served: Served, request: Request) -> Response:
 def _begin(
     served: Served, body: ChatRequest, conversation: Conversation, grammar: Grammar | None, begun: str
 ) -> tuple[Grammar | None, list[ChatReply]]:
-    """Return the grammar of what is generated and the `n` replies, behind the text of a message that is continued."""
+    """Return the grammar of the generated text and the `n` replies, behind the text of a continued message."""
     ids = served.tokenizer.encode(begun)
     tools = None if body.tool_choice == "none" else list(conversation.tools)
     stop_ids = (*served.stop_ids, *(body.stop_token_ids or ()))
@@ -98,7 +90,7 @@ def _read_conversation(served: Served, body: ChatRequest, num_bytes: int) -> tup
 
 
 def _texts(conversation: Conversation) -> Iterator[str]:
-    """Yield what the prompt holds at least."""
+    """Yield texts that the prompt certainly holds."""
     for message in conversation.messages:
         yield message.content.strip()
         yield from (json.dumps(call.arguments, ensure_ascii=False) for call in message.tool_calls)
@@ -107,7 +99,7 @@ def _texts(conversation: Conversation) -> Iterator[str]:
 
 
 class _ChatAnswer:
-    """What comes back for one request: `n` replies from one batch."""
+    """The answer to one request: `n` replies from one batch."""
 
     def __init__(
         self,

@@ -56,12 +56,7 @@ async def create_completion(served: Served, request: Request) -> Response:
             grammar=grammar,
         )
         pairs += [(prompt, each) for each in params]
-    space = served.answer_space.take(size.num_logprobs)
-    try:
-        batch = await served.engine.submit(pairs, tenant=tenant, adapter=adapter)
-    except BaseException:
-        space.close()
-        raise
+    batch, space = await served.submit(pairs, size.num_logprobs, tenant=tenant, adapter=adapter)
     texts = [_CompletionText(served, body, prompt, is_echo=is_echo) for prompt, _ in pairs]
     answer = _CompletionAnswer(served, body, batch, sum(map(len, prompts)), texts)
     if body.stream:
@@ -87,7 +82,7 @@ def _token_ids(served: Served, prompt: str | list[int]) -> list[int]:
 
 
 class _CompletionAnswer:
-    """What comes back for one request: the choices of one batch, those of the first prompt first."""
+    """The answer to one request: the choices of one batch, in the order of the prompts."""
 
     def __init__(
         self,
@@ -113,8 +108,8 @@ class _CompletionAnswer:
                 if number:
                     await asyncio.sleep(0)
                 choices[index].add(part)
-        told = [{"index": index} | choice.payload() for index, choice in enumerate(choices)]
-        return JsonResponse(self._head | {"choices": told, "usage": self._usage()})
+        payloads = [{"index": index} | choice.payload() for index, choice in enumerate(choices)]
+        return JsonResponse(self._head | {"choices": payloads, "usage": self._usage()})
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         no_usage = {"usage": None} if self._body.wants_usage else {}
@@ -129,7 +124,7 @@ class _CompletionAnswer:
 
 
 class _Choice:
-    """One choice of a whole answer; its lists are encoded as they grow."""
+    """One choice of a whole answer, with lists that are encoded while growing."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
@@ -161,7 +156,7 @@ class _CompletionText:
         self._num_chars = 0
 
     def parts(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        """Yield what a chunk adds to the choice; a long prompt comes in parts, each of a few milliseconds' work."""
+        """Yield the additions of a chunk to the choice; a long prompt comes in parts of a few milliseconds of work."""
         self.num_tokens += len(chunk.ids)
         layout: dict[str, list[Any]] = {name: [] for name in LAYOUT}
         text = ""

@@ -1,7 +1,7 @@
-"""What a request asks of its answer's form -> a compiled grammar: `response_format`, `tools` and `tool_choice`.
+"""`response_format`, `tools` and `tool_choice` -> the compiled grammar of an answer.
 
-Compiles in threads of its own, so that neither the engine nor the event loop waits. The spelling of calls is the chat
-format's business, what a grammar admits the engine's.
+Compiles in separate threads, so that neither the engine nor the event loop waits. The chat format decides the spelling
+of calls, the engine the semantics of a grammar.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class Grammars:
     async def compile(self, spell: Spell, *, param: str, tenant: str = "") -> Grammar:
         """Return the grammar that `spell` gives as text; RequestError or Refusal naming `param` where it cannot be.
 
-        The grammar's `notes` say what of the schemas that `spell` fitted is left out.
+        PLACE
         """
         take = partial(self._admission.take, tenant, 1)
         await self._admit(take, tenant) if self._admit else take()
@@ -99,7 +99,7 @@ class Grammars:
 
 
 async def answer_grammar(grammars: Grammars, form: ResponseFormat | None, *, tenant: str = "") -> Grammar | None:
-    """Return the grammar of an answer that is no call; None where it is free."""
+    """Return the grammar of an answer without calls; None for free text."""
     if form is None or isinstance(form, TextFormat):
         return None
     return await grammars.compile(lambda fit: _spell_answer(form, fit), param="response_format", tenant=tenant)
@@ -142,7 +142,7 @@ async def message_grammar(
 
 
 def warn_of_notes(request: Request, grammar: Grammar | None) -> None:
-    """Tell the client in a header what of its schemas the grammar does not hold."""
+    """Name the keywords of schemas that the grammar does not hold in the warning header."""
     for note in grammar.notes if grammar else ():
         warn(request, note)
 

@@ -1,4 +1,4 @@
-"""A checkpoint ready to answer: its name, how its text becomes tokens, its engine, and what requests are held to.
+"""A checkpoint ready to answer: name, tokenizer, chat format, engine, and defaults for requests.
 
 Knows no endpoint's JSON; both endpoints are given one of these.
 """
@@ -18,7 +18,6 @@ from starlette.types import Receive, Scope, Send
 from puna.chat.format import ChatFormat
 from puna.engine.grammar.grammar import Grammar
 from puna.engine.sampler import SamplingParams
-from puna.errors import RequestError
 from puna.serve.answers.pieces import JsonResponse
 from puna.serve.answers.size import AnswerSpace, TakenSpace
 from puna.serve.generation.batch import Batch
@@ -38,7 +37,7 @@ Answer = TypeVar("Answer")
 
 
 class AdapterNames(Protocol):
-    """What is known of the adapters of a model: puna.engine.adapters.Adapters, or their folder alone."""
+    """The adapters of a model by name: puna.engine.adapters.Adapters, or a reader of the folder alone."""
 
     def names(self) -> list[str]: ...
 
@@ -47,10 +46,10 @@ class AdapterNames(Protocol):
 
 @dataclass(frozen=True)
 class Served:
-    """What the routes know. `defaults` hold where a request says nothing of how to sample.
+    """The state that all routes share. `defaults` are sampling parameters for requests that name none.
 
-    `notice` is what the model's licences want to be shown. `strict_fields` refuses fields without effect. Each of the
-    `adapters` is served as a model of its name.
+    `notice` is the text that the model's licences require to be shown. `strict_fields` refuses fields without effect.
+    Every adapter of `adapters` is served as a model under the adapter's name.
     """
 
     name: str
@@ -67,7 +66,7 @@ class Served:
 
     @cached_property
     def grammars(self) -> Grammars:
-        """What compiles the forms that answers are held to."""
+        """The compiler of `response_format` and tool schemas."""
         return Grammars(self.tokenizer, self.stop_ids, self.engine.admit)
 
     @cached_property
@@ -82,24 +81,14 @@ class Served:
 
     @cached_property
     def answer_space(self) -> AnswerSpace:
-        """What bounds the log-probabilities of all answers together."""
+        """The bound on log-probabilities of all answers together."""
         return AnswerSpace()
 
     def names(self, tenant: Tenant) -> list[str]:
-        """Return the models that a tenant can name: the checkpoint and its adapters, or those that its key is for."""
+        """Return the models that a tenant can name: the checkpoint and the adapters, or the models of the key."""
         adapters = self.adapters.names() if self.adapters else []
         names = [self.name, *(name for name in adapters if name != self.name)]
         return [name for name in names if tenant.models is None or name in tenant.models]
-
-    def unfit_adapters(self) -> list[str]:
-        """Say of each adapter that can't be run why."""
-        lines: list[str] = []
-        for name in self.adapters.names() if self.adapters else ():
-            try:
-                self.adapter_of(name, Tenant())
-            except RequestError as error:
-                lines.append(str(error))
-        return lines
 
     def adapter_of(self, name: str, tenant: Tenant) -> str:
         """Return the adapter that a model's name stands for, "" for the checkpoint itself; Refusal for other names."""
@@ -152,6 +141,17 @@ class Served:
         )
         seeds = [None if body.seed is None else _wrap(body.seed + index) for index in range(body.n or 1)]
         return [replace(first, seed=seed) for seed in seeds]
+
+    async def submit(
+        self, requests: list[tuple[list[int], SamplingParams]], num_logprobs: int, *, tenant: str, adapter: str
+    ) -> tuple[Batch, TakenSpace]:
+        """Submit prompts with parameters to the engine; reserve space for the log-probabilities of the answer."""
+        space = self.answer_space.take(num_logprobs)
+        try:
+            return await self.engine.submit(requests, tenant=tenant, adapter=adapter), space
+        except BaseException:
+            space.close()
+            raise
 
     def token_text(self, token: int) -> str:
         """Return a token as text, and one that is part of a character as OpenAI does: `bytes:\\xe2\\x80`."""

@@ -1,4 +1,4 @@
-"""Errors of the operating system -> a message with the file, what happened to it and what to do."""
+"""Errors of the operating system -> a message with the file, the fault and the remedy."""
 
 import contextlib
 import errno
@@ -7,20 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 WRITE_FAULTS = {
-    errno.ENOSPC: "free space on its disk, or choose another output",
-    errno.EDQUOT: "your quota on its disk is used up: remove files, or choose another output",
-    errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or choose another disk",
-    errno.EIO: "its disk reports a fault: look at the system's log, and choose another disk",
-    errno.EROFS: "its disk is mounted read-only: choose another output",
+    errno.ENOSPC: "Free space on the disk, or choose another output",
+    errno.EDQUOT: "Your quota on the disk is used up: remove files, or choose another output",
+    errno.EFBIG: "Raise the limit on the size of a file (ulimit -f), or choose another disk",
+    errno.EIO: "The disk reports a fault: look at the system's log, and choose another disk",
+    errno.EROFS: "The disk is mounted read-only: choose another output",
 }
 OTHER_FAULTS = {
-    errno.EACCES: "change its permissions or those of its folder, or choose another path",
-    errno.EPERM: "change its permissions or those of its folder, or choose another path",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    errno.ENFILE: "close other programs: all file handles of this machine are in use",
-    errno.ENAMETOOLONG: "choose a shorter path",
-    errno.ENOTDIR: "a part of the path is a file: choose another path",
-    errno.EISDIR: "it is a folder: name a file",
+    errno.EACCES: "Change the permissions of the file or of the folder, or choose another path",
+    errno.EPERM: "Change the permissions of the file or of the folder, or choose another path",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "Close other programs: all file handles of this machine are in use",
+    errno.ENAMETOOLONG: "Choose a shorter path",
+    errno.ENOTDIR: "A part of the path is a file: choose another path",
+    errno.EISDIR: "It is a folder: name a file",
 }
 NOTHING_LOST = "Finished artifacts are whole, and the same command goes on where this one stopped"
 
@@ -34,10 +34,10 @@ def explain(error: OSError) -> str:
     """
     file = _file_of(error)
     if error.errno in WRITE_FAULTS:
-        advice = _sentence(WRITE_FAULTS[error.errno])
-        return f"{file or 'a file or the terminal'} cannot be written: {error.strerror}. {advice}. {NOTHING_LOST}"
+        unwritten = f"{file or 'a file or the terminal'} cannot be written: {error.strerror}"
+        return f"{unwritten}. {WRITE_FAULTS[error.errno]}. {NOTHING_LOST}"
     if error.errno in OTHER_FAULTS:
-        return f"{file or 'a file'}: {error.strerror}. {_sentence(OTHER_FAULTS[error.errno])}"
+        return f"{file or 'a file'}: {error.strerror}. {OTHER_FAULTS[error.errno]}"
     if error.errno == errno.ENOENT and not file:  # Python's tempfile names the folders it tried, and no file
         return f"{error.strerror}. Name a folder with room for temporary files in TMPDIR"
     return f"{file}: {error.strerror}" if file and error.strerror else str(error)
@@ -47,7 +47,7 @@ def explain(error: OSError) -> str:
 def naming_newest(*directories: Path) -> Iterator[None]:
     """Give an OSError of the block that names no file the newest file in `directories`: the one being written.
 
-    Only a failed open names its file; a failed write, flush or copy through a library does not.
+    A failed open names the file; a failed write, flush or copy through a library names none.
     """
     try:
         yield
@@ -71,7 +71,3 @@ def _newest(directories: tuple[Path, ...]) -> Path | None:
             if path.is_file():
                 times[path] = path.stat().st_mtime_ns
     return max(times, key=times.__getitem__, default=None)
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -30,7 +30,25 @@ def parse_strict(raw: bytes, *, allow_nan: bool = False) -> Any:
         RecursionError: The text is nested too deeply.
     """
     hooks: dict[str, Any] = {} if allow_nan else {"parse_constant": _refuse_constant, "parse_float": _finite}
-    return json.loads(raw.decode(), object_pairs_hook=_unique_keys, **hooks)
+    return json.loads(raw.decode(), object_pairs_hook=unique_keys, **hooks)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object, as `object_pairs_hook`: JSON leaves open which of two equal keys counts.
+
+    Raises:
+        ValueError: A key stands twice.
+
+    Example:
+        >>> unique_keys([("a", 1), ("b", 2)])
+        {'a': 1, 'b': 2}
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key '{twice[:60]}' stands twice in an object")
+    return found
 
 
 def read_bounded(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
@@ -120,10 +138,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text} is beyond the range of numbers")
     return value
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found

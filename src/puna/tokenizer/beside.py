@@ -1,7 +1,7 @@
-"""The files beside tokenizer.json that say more about added tokens -> the added tokens that transformers would use.
+"""The files beside tokenizer.json with more added tokens -> the added tokens of transformers.
 
-transformers 5 adds tokens that only tokenizer_config.json (`added_tokens_decoder`) or the older added_tokens.json name,
-and takes a token as special if its entry there says so or if the token is named for a role. The lists
+transformers 5 adds the tokens of tokenizer_config.json (`added_tokens_decoder`) or of the older added_tokens.json. A
+token is special if the entry there says so, or if the token has a role. The lists
 `additional_special_tokens` and `extra_special_tokens` do not change a token that tokenizer.json has.
 """
 
@@ -19,11 +19,11 @@ MAX_BYTES = 64 * 2**20
 
 
 class Beside(NamedTuple):
-    """What the files beside tokenizer.json say.
+    """Added tokens and roles from the files beside tokenizer.json.
 
     Attributes:
-        name: the file that the tokens are from.
-        tokens: added tokens, with their ids.
+        name: source file of the tokens.
+        tokens: added tokens with ids.
         named: texts of tokens with a role, such as eos_token.
     """
 
@@ -43,12 +43,12 @@ def read_beside(directory: Path) -> Beside:
     if "added_tokens_decoder" in config:
         return Beside(CONFIG_NAME, _parse(directory / CONFIG_NAME, config["added_tokens_decoder"]), named)
     entries = _read(directory / OLD_NAME).items()
-    told = {str(index): {"content": text, "special": text in named} for text, index in entries}
-    return Beside(OLD_NAME, _parse(directory / OLD_NAME, told), named)
+    decoder = {str(index): {"content": text, "special": text in named} for text, index in entries}
+    return Beside(OLD_NAME, _parse(directory / OLD_NAME, decoder), named)
 
 
 def with_beside(added: Mapping[str, AddedToken], beside: Beside) -> dict[str, AddedToken]:
-    """Return the added tokens of tokenizer.json, by their texts, with what the files beside it change."""
+    """Return the added tokens of tokenizer.json by text, with the changes of the files beside."""
     found = dict(added)
     for token in beside.tokens:
         known = found.get(token.text, token)
@@ -60,9 +60,10 @@ def _parse(path: Path, entries: Any) -> tuple[AddedToken, ...]:
     """Read {"128256": {"content": ..., "special": ...}}."""
     if not entries:
         return ()
-    told = {"special": False}
     try:
-        return tuple(AddedToken.parse({**told, **entry, "id": int(index)}) for index, entry in entries.items())
+        return tuple(
+            AddedToken.parse({"special": False, **entry, "id": int(index)}) for index, entry in entries.items()
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         given = f"{path}: added tokens ({type(error).__name__}: {error})"
         raise TokenizerError(given, expected="an id for each text", hint="Copy the file again") from error

@@ -17,16 +17,8 @@ from puna import artifact
 from puna.checkpoint.adapters.config import AdapterConfig, read_config
 from puna.checkpoint.adapters.delta import Delta
 from puna.checkpoint.adapters.fit import require_fit
-from puna.checkpoint.adapters.keys import (
-    CONFIG_NAME,
-    DOWN,
-    EMBEDDING_DOWN,
-    HEAD,
-    MAGNITUDE,
-    UP,
-    WEIGHTS_NAME,
-    find_parts,
-)
+from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from puna.checkpoint.adapters.keys import DOWN, EMBEDDING_DOWN, HEAD, MAGNITUDE, UP, find_parts
 from puna.checkpoint.adapters.patterns import module_settings, overlapping
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import StoredTensor, read_header
@@ -221,7 +213,7 @@ def describe_tables(base: LlamaConfig, config: LlamaConfig) -> Iterator[str]:
 
 
 def _tokenizer(directory: Path, base: Source, num_rows: int) -> Tokenizer | None:
-    """Return the tokenizer beside an adapter if it has tokens of its own, else the base's."""
+    """Return the tokenizer beside an adapter if the adapter added tokens, else the base's."""
     if base.tokenizer is None or not (directory / "tokenizer.json").is_file():
         return base.tokenizer
     try:
@@ -264,7 +256,9 @@ def read_lora(adapter: Adapter) -> Lora:
     tensors = read_floats(adapter.layout)
     for key, tensor in tensors.items():
         if not tensor.abs().amax().isfinite():
-            raise CheckpointError(f"{adapter.path}: {key!a} has values that are not finite", expected="numbers")
+            raise CheckpointError(
+                f"{adapter.path}: {key!a} has values that are not finite", expected="finite numbers in every tensor"
+            )
     lora: dict[str, LowRank] = {}
     for name, parts in adapter.linears.items():
         down_RI, up_OR = tensors[parts[DOWN]], tensors[parts[UP]]

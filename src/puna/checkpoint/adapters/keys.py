@@ -13,7 +13,6 @@ from puna.checkpoint.adapters.config import MERGE_IN_PEFT, AdapterConfig
 from puna.checkpoint.adapters.patterns import is_saved
 from puna.errors import CheckpointError
 
-CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # The parts of one module's adapter, as PEFT names them.

@@ -1,6 +1,6 @@
 """A comparison of base and adapter side by side with the merged model -> the receipt of the largest difference.
 
-A mean over 128,256 tokens hides a row of the head that is not the adapter's; the largest difference shows it.
+A mean over 128,256 tokens hides one wrong row of the head; the largest difference shows that row.
 """
 
 from typing import Any

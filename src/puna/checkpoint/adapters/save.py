@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from puna.checkpoint.adapters.keys import CONFIG_NAME, DOWN, MAGNITUDE, PREFIX, UP, WEIGHTS_NAME
+from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from puna.checkpoint.adapters.keys import DOWN, MAGNITUDE, PREFIX, UP
 from puna.checkpoint.directory import write_json
 from puna.checkpoint.source import disk_name
 from puna.checkpoint.writer import Entry, write_file

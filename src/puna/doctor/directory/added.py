@@ -17,8 +17,8 @@ LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 def describe_tokens(tokenizer: Tokenizer) -> str:
     """Return how many ids a tokenizer has, and how many of these are special or added as text."""
-    told = f"{tokenizer.vocab_size:,} ids, {len(tokenizer.special_ids):,} special"
-    return told + (f", {len(tokenizer.text_tokens):,} added as text" if tokenizer.text_tokens else "")
+    counts = f"{tokenizer.vocab_size:,} ids, {len(tokenizer.special_ids):,} special"
+    return counts + (f", {len(tokenizer.text_tokens):,} added as text" if tokenizer.text_tokens else "")
 
 
 def check_added(opened: Opened, data: Any) -> None:

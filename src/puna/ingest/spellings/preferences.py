@@ -1,11 +1,12 @@
 """A row in any known spelling of a pair -> the fields of a preference, and the name of the spelling.
 
-Takes answers as messages or as text, behind a prompt of their own or each behind the same dialogue. Turns no scores
-into strengths.
+Takes answers as messages or as text, behind a prompt or behind the same dialogue twice. Scores do not become
+strengths.
 """
 
 from typing import Any, cast
 
+from puna.chat.conversation import is_blank
 from puna.data.preference import ANSWERS, SETTINGS
 from puna.errors import ChatError, DataError
 from puna.ingest.spellings.columns import Row, beside, is_given, with_history, with_system
@@ -17,8 +18,6 @@ OWN = {"edited", "strength", "id", "metadata", *SETTINGS} - {"tools"}
 # Columns with the prompt of a pair, in the order in which they are looked for.
 PROMPTS = ("prompt", "question", "instruction", "query", *LISTS, "input")
 _ADDITIONS = {"instruction": "input"}
-
-
 NAMES = ("chosen", "rejected")
 _BEFORE = ("system", "user")
 
@@ -168,4 +167,5 @@ def _require_words(prompt: list[Row] | None, answers: dict[str, list[Row]]) -> N
 
 def _said(message: Row) -> str:
     content = message.get("content")
-    return content.strip() if isinstance(content, str) else str(content or "")
+    text = content.strip() if isinstance(content, str) else str(content or "")
+    return "" if is_blank(text) else text

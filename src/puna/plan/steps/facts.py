@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from puna.checkpoint.adapters.adapter import base_of
-from puna.checkpoint.adapters.keys import CONFIG_NAME as ADAPTER_NAME
+from puna.checkpoint.adapters.folder import CONFIG_NAME as ADAPTER_NAME
 from puna.checkpoint.formats import open_source
 from puna.data.dataset import Dataset
 from puna.errors import DataError

@@ -1,4 +1,4 @@
-"""A JSON answer -> pieces: lists are encoded as they grow, and sent piece by piece, so that no other client waits."""
+"""A JSON answer -> pieces: lists are encoded while growing and sent piece by piece, so that no other client waits."""
 
 import asyncio
 from collections.abc import Iterator, Sequence

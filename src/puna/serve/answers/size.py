@@ -1,4 +1,4 @@
-"""The log-probabilities that a request asks for -> admitted before any work, or refused with the way to split it.
+"""Requested log-probabilities -> admitted before any work, or refused with advice on splitting the request.
 
 One log-probability is about 80 bytes of JSON and 120 of memory. An answer's text is bounded by the context.
 """
@@ -14,14 +14,14 @@ MAX_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class AnswerSize:
-    """What is told of a request's tokens.
+    """The number of log-probabilities in an answer, from prompts, tokens and alternatives.
 
     Attributes:
-        prompt_lens: Tokens of each prompt.
-        num_answers: Answers to each prompt.
+        prompt_lens: Lengths of the prompts, in tokens.
+        num_answers: Answers per prompt.
         max_tokens: New tokens of one answer.
-        num_top: Alternatives told of each token; 0 tells the token alone. None: no log-probabilities.
-        has_prompt: Whether the prompt's own log-probabilities are told, with each answer.
+        num_top: Alternatives per token; 0 for the token alone, None for no log-probabilities.
+        has_prompt: Whether every answer repeats the log-probabilities of the prompt.
 
     Example:
         >>> AnswerSize([1000] * 4, 1, 1, 1024, has_prompt=True).num_logprobs
@@ -66,7 +66,7 @@ class AnswerSize:
 
 
 def most_tokens(num_answers: int, num_top: int | None) -> int | None:
-    """Return how many new tokens fit where a request names no number; None where nothing is told of them."""
+    """Return the default for `max_tokens` that fits into an answer; None without log-probabilities."""
     return None if num_top is None else MAX_PER_ANSWER // (num_answers * max(1, num_top))
 
 
@@ -77,7 +77,7 @@ class AnswerSpace:
         self._free = most
 
     def take(self, num_logprobs: int) -> "TakenSpace":
-        """Reserve space; Refusal (503) while other large answers hold it."""
+        """Reserve space; Refusal (503) while other large answers hold the rest."""
         if num_logprobs > self._free:
             raise overloaded("Other answers of this size are being made.")
         self._free -= num_logprobs

@@ -1,6 +1,6 @@
 """Continuations that the server holds, by tenant -> whether another request may join, and when to come back if not.
 
-Every tenant may hold an equal share of the queue. Knows no engine and no HTTP; whose turn it is decides the scheduler.
+Every tenant may hold an equal share of the queue. Knows no engine and no HTTP; the scheduler decides the order.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ BURST, REFUSALS_PER_SECOND, MOST_DELAY = 10, 40.0, 5.0
 
 @dataclass(slots=True)
 class _Held:
-    """Continuations of one tenant, and the times at which its latest ones finished."""
+    """Continuations of one tenant, and the times of the latest ends."""
 
     count: int = 0
     finished: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_TIMED))
@@ -31,9 +31,9 @@ class _Held:
 class Admission:
     """Bounds how many continuations are held: for each tenant `max_held` divided by the number of present tenants.
 
-    What other tenants hold beyond their shares does not count against a newcomer, which always has its whole share.
-    Hence T tenants hold at most `max_held` * (1 + 1/2 + ... + 1/T) together, and `max_held` as soon as the early ones
-    are back within their shares.
+    Continuations of other tenants beyond a share do not count against a newcomer, who always has the whole share.
+    Hence T tenants hold at most `max_held` * (1 + 1/2 + ... + 1/T) together, and `max_held` as soon as the early
+    tenants are back within the shares.
 
     Example:
         >>> admission = Admission(256)
@@ -102,7 +102,7 @@ class Admission:
 
 
 class RefusalPace:
-    """Spaces the refusals of a tenant whose clients ask again at once, however often they are refused.
+    """Spaces the refusals of a tenant with clients that ask again at once after every refusal.
 
     A refused request costs a millisecond of the server's processor. Hundreds a second take the time in which tokens are
     handed out: without spacing, four times the load halved the number of answers.

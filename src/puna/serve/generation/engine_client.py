@@ -1,6 +1,6 @@
-"""Requests of an event loop -> commands to an engine, and its reports back to the batches that wait for them.
+"""Requests of an event loop -> commands to an engine; reports of the engine -> batches.
 
-Bounds how many continuations are held (admission.py) and counts (metrics.py). Where the engine runs, subclasses know.
+Bounds the number of held continuations (admission.py) and counts (metrics.py). Subclasses run the engine.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ STOPPING = "The server is shutting down."
 
 @dataclass(eq=False, slots=True)
 class _Waiting:
-    """A continuation that has not ended."""
+    """A running continuation."""
 
     batch: Batch
     index: int
@@ -32,7 +32,7 @@ class _Waiting:
 
 
 class EngineClient(ABC):
-    """An engine as the routes see it. Only the event loop touches it, from `start` to `stop`.
+    """An engine for the routes. Only the event loop may use the object, from `start` to `stop`.
 
     Example:
         >>> batch = await engine.submit([(prompt, params)], tenant="0")
@@ -55,11 +55,11 @@ class EngineClient(ABC):
 
     @abstractmethod
     async def stop(self) -> None:
-        """End everything and wait for the engine, which finishes the step it is in."""
+        """End all continuations and wait for the engine to finish the current step."""
 
     @abstractmethod
     def problem(self) -> Refusal | None:
-        """Return why no request can be answered now, None if requests are answered."""
+        """Return the refusal for every request while the engine cannot answer, else None."""
 
     @abstractmethod
     def _send(self, command: Command) -> None:
@@ -70,13 +70,13 @@ class EngineClient(ABC):
         return self.problem() is None
 
     async def expect_room(self, tenant: str, size: int) -> None:
-        """Raise as `submit` would where a request cannot join now: before the work that it takes to prepare it."""
+        """Raise as `submit` would where a request cannot join now, before the work of preparing the request."""
         await self.admit(lambda: self._require_room(tenant, size), tenant, size)
 
     async def admit(self, take: Callable[[], None], tenant: str, size: int = 1) -> None:
         """Call `take`, which raises a Refusal where a queue of the server has no room.
 
-        A tenant that is refused often waits for its refusals, and joins if there is room by then.
+        A tenant with many refusals waits longer for the next refusal, and joins if there is room by then.
         """
         try:
             await self._pace.admit(tenant, take)
@@ -92,10 +92,10 @@ class EngineClient(ABC):
     async def submit(
         self, requests: Sequence[tuple[list[int], SamplingParams]], *, tenant: str, adapter: str = ""
     ) -> Batch:
-        """Hand all the requests of a tenant to the engine or none, to be answered by an adapter or the model itself.
+        """Hand all requests to the engine, or none of them; `adapter` "" is the model without an adapter.
 
         Raises:
-            RequestError: The engine can never answer one of them.
+            RequestError: The engine can never answer a request of the batch.
             Refusal: Status 503. The queue has no room, or the engine is not running.
         """
         self._require_room(tenant, len(requests))
@@ -116,7 +116,7 @@ class EngineClient(ABC):
         return batch
 
     def refuse_and_end(self) -> None:
-        """Take no more requests and end those that run, each with an error."""
+        """Take no more requests and end running requests with an error."""
         self._is_stopping = True
         self._send(EndAll())
 
@@ -126,7 +126,7 @@ class EngineClient(ABC):
             self._send(Abort(jobs))
 
     def _receive(self, report: Report) -> None:
-        """Hand on what a report brings."""
+        """Hand on the results in a report."""
         for ticket, error in report.settled:
             settled, jobs = self._tickets.pop(ticket)
             if error:
@@ -155,7 +155,7 @@ class EngineClient(ABC):
         self.metrics.count_ended(outcome, len(jobs))
 
     def _lose_all(self, refusal: Refusal) -> None:
-        """End everything with an error, because the engine that worked on it is gone."""
+        """End all continuations with an error after a death of the engine."""
         batches = {waiting.batch for waiting in self._waiting.values()}
         self._forget(list(self._waiting), "lost")
         tickets, self._tickets = self._tickets, {}

@@ -1,6 +1,6 @@
-"""Commands -> steps of one engine -> reports: the loop of the engine's thread, in the server's process or its own.
+"""Commands -> steps of one engine -> reports: the loop of the engine's thread, in any process.
 
-When the engine itself fails, the loop ends what was running and goes on; after several failures in a row it is broken.
+A failed step ends all running requests, and the loop goes on. After MAX_FAILURES failures in a row the loop is broken.
 """
 
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger("puna.serve")
 
 
 class StepEngine(Protocol):
-    """What is driven here: puna.engine.engine.Engine."""
+    """The methods of puna.engine.engine.Engine that the loop calls."""
 
     def submit(self, prompt: list[int], params: SamplingParams, *, tenant: str, adapter: str) -> int: ...
 
@@ -33,13 +33,13 @@ class StepEngine(Protocol):
 
 @runtime_checkable
 class ReportsUsage(Protocol):
-    """An engine that tells how much of it is in use."""
+    """An engine that reports usage."""
 
     def usage(self) -> Usage: ...
 
 
 class EngineLoop:
-    """Owns the engine: only the thread in `run` touches it. `put` may be called from any thread."""
+    """Owns the engine: only the thread in `run` uses the engine. `put` may be called from any thread."""
 
     def __init__(self, engine: StepEngine, report: Callable[[Report], None]):
         self._engine, self._report = engine, report
@@ -56,7 +56,7 @@ class EngineLoop:
         self._commands.put(command)
 
     def refuse(self, ticket: int, error: Exception) -> None:
-        """Report a request as refused that never came to the engine."""
+        """Report the refusal of a request that never came to the engine."""
         self._report(Report(settled=[(ticket, error)]))
 
     def run(self) -> None:

@@ -1,7 +1,7 @@
-"""An engine in a process of its own: started, watched, and started again when it dies. Needs no torch in this process.
+"""Supervisor of an engine in another process: start, watch, restart after a death. Imports no torch.
 
 When the engine's process dies, or a step takes too long, every open request ends with an error at once, and the next
-process loads the model. No request is sent twice: the one that was the cause would kill the next process too.
+process loads the model. No request is sent twice: the request that was the cause would kill the next process, too.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from puna.checkpoint.adapters.folder import adapter_names
 from puna.errors import CheckpointError
 from puna.serve.generation.engine_client import EngineClient
 from puna.serve.generation.messages import (
@@ -64,7 +65,7 @@ class Child:
         self.started = time.monotonic()
 
     def first_message(self) -> dict[str, Any]:
-        """Wait for the first message, which says how loading went; {} if the process ended without one."""
+        """Wait for the first message, with the result of loading; {} if the process ended without a message."""
         self.connection.settimeout(LOAD_SECONDS)
         with contextlib.suppress(OSError), self.connection.makefile("rb") as stream:
             header = stream.read(LENGTH.size)
@@ -73,7 +74,7 @@ class Child:
         return {}
 
     def end(self, seconds: float = 0.0) -> str:
-        """Wait so many seconds for the process to end, kill it if it does not, and say how it ended."""
+        """Wait `seconds` for the process to end, kill a process that stays, and return the cause of the end."""
         try:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -108,13 +109,13 @@ class EngineProcess(EngineClient):
         self._has_given_up = False
 
     def open(self, meanwhile: Callable[[], object] = list) -> Facts:
-        """Start the process and wait until it has loaded the model.
+        """Start the process and wait until the model is loaded.
 
         Args:
             meanwhile: Called once the process has been started.
 
         Raises:
-            PunaError: The error that the process met.
+            PunaError: The model cannot be loaded.
         """
         self._child = Child(self._command, self._spec)
         meanwhile()
@@ -199,7 +200,7 @@ class EngineProcess(EngineClient):
         return reader
 
     async def _start_again(self) -> asyncio.StreamReader | None:
-        """Start the next process and wait until it is ready; None if it ended before."""
+        """Start the next process and wait until the model is loaded; None after a failed start."""
         self._num_deaths += 1
         if self._num_deaths > len(BACK_OFF):
             self._has_given_up = True
@@ -224,7 +225,7 @@ class EngineProcess(EngineClient):
         return await self._connect()
 
     async def _exchange(self, reader: asyncio.StreamReader) -> None:
-        """Hand on the reports of one process until it ends or says what makes no sense."""
+        """Hand on the reports of one process until the connection ends or brings an invalid report."""
         try:
             while True:
                 length = body_length(await reader.readexactly(LENGTH.size))
@@ -239,11 +240,11 @@ class EngineProcess(EngineClient):
         except (asyncio.IncompleteReadError, OSError):
             return
         except (ValueError, KeyError, TypeError):
-            logger.exception("the engine's process sent what is no report")
+            logger.exception("the engine's process sent an invalid report")
             self._child.process.kill()
 
     async def _watch(self) -> None:
-        """Kill a process whose step takes too long; that it is gone shows in `_exchange`."""
+        """Kill a process after a step that takes too long; `_exchange` notices the end."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             if not (self._writer and self._waiting_for_reports):
@@ -255,21 +256,18 @@ class EngineProcess(EngineClient):
 
 
 class AdapterFolder:
-    """Names of the adapters in a folder, without their weights; whether one can be run the engine tells when asked."""
+    """Names of the adapters in a folder, without weights; the engine refuses unfit adapters when a request comes."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def names(self) -> list[str]:
-        """Return what the folder holds now, fit for use or not."""
-        return sorted(path.parent.name for path in self.folder.glob(f"*/{WEIGHTS_NAME}"))
+        """Return the names in the folder now, fit for use or not."""
+        return adapter_names(self.folder)
 
     def find(self, name: str) -> str | None:
-        """Return the name if the folder holds an adapter of it."""
+        """Return the name if the folder holds such an adapter."""
         return name if name in self.names() else None
-
-
-WEIGHTS_NAME = "adapter_model.safetensors"  # as PEFT has it
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

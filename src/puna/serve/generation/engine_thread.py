@@ -4,13 +4,11 @@ import asyncio
 import threading
 from contextlib import suppress
 
-from puna.serve.generation.batch import Batch
 from puna.serve.generation.engine_client import EngineClient
-from puna.serve.generation.engine_loop import MAX_FAILURES, EngineLoop, StepEngine
+from puna.serve.generation.engine_loop import EngineLoop, StepEngine
 from puna.serve.generation.messages import Command, Leave, Report
 from puna.serve.refusals import Refusal, overloaded
 
-__all__ = ["MAX_FAILURES", "Batch", "EngineThread"]
 STOP_SECONDS = 30.0
 
 

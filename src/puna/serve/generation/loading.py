@@ -1,6 +1,6 @@
-"""A checkpoint directory -> a loaded engine and what the server needs to know of it. Imports torch.
+"""A checkpoint directory -> a loaded engine, and facts for the server. Imports torch.
 
-Called in the engine's process by `puna serve`, and in this one for an EngineThread.
+`puna serve` calls this in the engine's process, `open_served` in the server's process.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from puna.engine.grammar.grammar import Grammar, GrammarCompiler
 from puna.engine.local import LocalSampler, sampling_defaults
 from puna.engine.options import EngineOptions
 from puna.engine.sampler import SamplingParams
-from puna.errors import ConfigError, RequestError
+from puna.errors import ConfigError
 from puna.serve.generation.engine_loop import StepEngine
 from puna.serve.generation.messages import Facts
 
@@ -28,7 +28,7 @@ CompileGrammar = Callable[[str, str], Grammar]  # of a grammar's text and the na
 
 
 def load_engine(spec: Mapping[str, Any]) -> tuple[StepEngine, Facts, CompileGrammar]:
-    """Load the checkpoint of an `engine_spec`; return its engine, its facts, and what compiles grammars for it."""
+    """Load the checkpoint of an `engine_spec`; return the engine, the facts, and a compiler of grammars."""
     options = EngineOptions(**spec["options"])
     adapters, dtype = spec["options"]["adapters"], spec["options"]["dtype"]
     options = replace(options, adapters=adapters and Path(adapters), dtype=dtype and getattr(torch, dtype))
@@ -40,7 +40,7 @@ def load_engine(spec: Mapping[str, Any]) -> tuple[StepEngine, Facts, CompileGram
 
 
 def open_sampler(path: Path, *, options: EngineOptions, draft: str, is_verified: bool = False) -> LocalSampler:
-    """Load a checkpoint directory, and verify it meanwhile if it is an artifact."""
+    """Load a checkpoint directory; meanwhile, verify the files of an artifact."""
     readable = Checkpoint.open(path).config.max_context
     if options.max_context is not None and not 2 <= options.max_context <= readable:
         raise ConfigError(f"--max-context {options.max_context}", expected=f"2 to {readable}, which the model can read")
@@ -49,24 +49,12 @@ def open_sampler(path: Path, *, options: EngineOptions, draft: str, is_verified:
 
 
 def facts_of(path: Path, sampler: LocalSampler) -> Facts:
-    """Collect what the server needs to know."""
+    """Collect the facts that the server's process needs."""
+    adapters = sampler.engine.adapters
     stop_ids = (*Checkpoint.open(path).stop_ids, *ChatFormat(sampler.tokenizer).stop_ids)
     return Facts(
         max_context=sampler.max_context,
         stop_ids=tuple(dict.fromkeys(stop_ids)),
         defaults=sampling_defaults(path, SamplingParams(temperature=OPENAIS_TEMPERATURE)),
-        unfit_adapters=_unfit_adapters(sampler),
+        unfit_adapters=adapters.unfit() if adapters else [],
     )
-
-
-def _unfit_adapters(sampler: LocalSampler) -> list[str]:
-    """Say of each adapter that can't be run why."""
-    adapters, lines = sampler.engine.adapters, list[str]()
-    if adapters is None:
-        return lines
-    for name in adapters.names():
-        try:
-            adapters.find(name)
-        except RequestError as error:
-            lines.append(str(error))
-    return lines

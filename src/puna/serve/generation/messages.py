@@ -1,4 +1,4 @@
-"""Commands to the engine and its reports, and their JSON: what passes between the server's process and the engine's.
+"""Commands to the engine and reports from the engine, as JSON frames between two processes.
 
 A frame is a JSON object behind its length in bytes (4 bytes, big-endian). Nothing is pickled.
 """
@@ -21,7 +21,7 @@ DEFAULTS = SamplingParams()
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One continuation: its id, which the server chooses, and what is asked for."""
+    """One continuation: an id that the server chooses, prompt and parameters."""
 
     id: int
     prompt: list[int]
@@ -30,7 +30,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Take all the jobs of a tenant, or none; the report that settles `ticket` says which."""
+    """Take all the jobs, or refuse all; the report that settles `ticket` has the decision."""
 
     ticket: int
     jobs: list[Job]
@@ -40,7 +40,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """End these jobs, where they have not ended."""
+    """End jobs that are still running; ids of other jobs have no effect."""
 
     jobs: list[int]
 
@@ -60,7 +60,7 @@ Command = Submit | Abort | EndAll | Leave
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the engine did: tickets that were taken (None) or refused, and a step's chunks by job."""
+    """Results of the engine: tickets that were taken (None) or refused, and a step's chunks by job."""
 
     chunks: Sequence[tuple[int, Chunk]] = ()
     settled: Sequence[tuple[int, Exception | None]] = ()
@@ -69,7 +69,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the server needs to know of a loaded checkpoint."""
+    """Facts about a loaded checkpoint that the server's process needs."""
 
     max_context: int
     stop_ids: tuple[int, ...]
@@ -78,7 +78,7 @@ class Facts:
 
 
 def frame(message: Mapping[str, Any]) -> bytes:
-    """Encode a message; ValueError if it is larger than a frame can be."""
+    """Encode a message; ValueError for more than MAX_FRAME_BYTES."""
     body = json.dumps(message, separators=(",", ":")).encode("ascii")
     if len(body) > MAX_FRAME_BYTES:
         raise ValueError(f"a frame of {len(body):,} bytes; at most {MAX_FRAME_BYTES:,}")
@@ -86,7 +86,7 @@ def frame(message: Mapping[str, Any]) -> bytes:
 
 
 def body_length(header: bytes) -> int:
-    """Return how many bytes follow a header; ValueError for more than a frame can have."""
+    """Return the number of bytes behind a header; ValueError for more than MAX_FRAME_BYTES."""
     (length,) = LENGTH.unpack(header)
     if length > MAX_FRAME_BYTES:
         raise ValueError(f"a frame of {length:,} bytes; at most {MAX_FRAME_BYTES:,}")
@@ -94,14 +94,11 @@ def body_length(header: bytes) -> int:
 
 
 def command_to_json(command: Command) -> dict[str, Any]:
-    """Encode a command. Continuations of one prompt share it, and its grammar, which crosses as text."""
+    """Encode a command. Continuations share one copy of the prompt and of the grammar's text."""
     if isinstance(command, Submit):
         prompts = {id(job.prompt): job.prompt for job in command.jobs}
         grammars = {id(job.params.grammar): job.params.grammar for job in command.jobs if job.params.grammar}
-        prompt_places, grammar_places = (
-            {key: i for i, key in enumerate(prompts)},
-            {k: i for i, k in enumerate(grammars)},
-        )
+        prompt_places, grammar_places = ({key: at for at, key in enumerate(shared)} for shared in (prompts, grammars))
         return {
             "ticket": command.ticket,
             "tenant": command.tenant,
@@ -124,13 +121,13 @@ def command_to_json(command: Command) -> dict[str, Any]:
 
 
 def params_to_json(params: SamplingParams) -> dict[str, Any]:
-    """Encode sampling parameters: those that are not the defaults, without the grammar."""
+    """Encode the sampling parameters that differ from the defaults, without the grammar."""
     names = [each.name for each in fields(params) if each.name != "grammar"]
     return {name: value for name in names if (value := getattr(params, name)) != getattr(DEFAULTS, name)}
 
 
 def params_from_json(values: Mapping[str, Any], **more: Any) -> SamplingParams:
-    """Decode sampling parameters, their lists being tuples again."""
+    """Decode sampling parameters; lists become tuples."""
     frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if biases := frozen.get("logit_bias"):
         frozen["logit_bias"] = tuple((token, bias) for token, bias in biases)
@@ -159,7 +156,7 @@ def report_from_json(message: Mapping[str, Any]) -> Report:
 
 
 def error_to_json(error: Exception) -> dict[str, Any]:
-    """Encode an error: one of Puna's with all its parts, of any other no more than that it is one."""
+    """Encode an error: a PunaError with all parts, any other error without details."""
     if not isinstance(error, PunaError):
         return {"type": None}
     parts = {"given": error.given, "expected": error.expected, "hint": error.hint}
@@ -168,7 +165,7 @@ def error_to_json(error: Exception) -> dict[str, Any]:
 
 
 def error_from_json(message: Mapping[str, Any]) -> Exception:
-    """Decode an error; RuntimeError for one that was not Puna's."""
+    """Decode an error; RuntimeError for an error without details."""
     parts = dict(message)
     kind = getattr(puna.errors, parts.pop("type") or "", None)
     if not (isinstance(kind, type) and issubclass(kind, PunaError)):

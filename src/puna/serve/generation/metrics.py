@@ -1,6 +1,6 @@
-"""What a server counts -> Prometheus' text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
+"""Counters of the server -> Prometheus' text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/).
 
-Tenants appear by the number of their key, never by the key.
+Tenants appear by number, never by key.
 """
 
 from bisect import bisect_left
@@ -28,10 +28,10 @@ class Histogram:
 
 
 class Metrics:
-    """Counters of the server's life; `usage` is the engine's latest report, None while it has not reported.
+    """Counters since the server's start; `usage` is the engine's latest report, None before the first report.
 
-    Outcomes of continuations: those of the engine (stop, length, abort, error), `invalid` where the engine refused the
-    request, `refused` for a 503 without an attempt, `lost` where the engine died.
+    Outcomes of continuations: the engine's (stop, length, abort, error), `invalid` for a request that the engine
+    refused, `refused` for a 503 without an attempt, `lost` for a death of the engine.
     """
 
     def __init__(self) -> None:
@@ -45,14 +45,14 @@ class Metrics:
         self.outcomes[outcome] += size
 
     def take_usage(self, usage: Usage) -> None:
-        """Take what the engine reports."""
+        """Add the figures of a report of the engine."""
         self.usage = usage
         self.num_cached_tokens += usage.num_cached_tokens
         for seconds in usage.queue_seconds:
             self.queue_seconds.observe(seconds)
 
     def text(self, held: Mapping[str, int], *, is_up: bool) -> str:
-        """Return all of it in Prometheus' format; `held` are the continuations that each tenant has under way."""
+        """Return all metrics in Prometheus' format; `held` counts continuations by tenant."""
         lines = [*self._gauges(held, is_up), *self._counters()]
         lines += _histogram("queue_seconds", "Seconds from submission to the start.", self.queue_seconds)
         lines += _histogram(

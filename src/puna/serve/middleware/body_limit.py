@@ -1,4 +1,4 @@
-"""A request's body as it comes in -> the whole body; Refusal once it is too large (413) or too slow (408)."""
+"""Chunks of a request's body -> the whole body; Refusal for a body that is too large (413) or too slow (408)."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from puna.serve.refusals import Refusal
 
 
 class BodyLimitMiddleware:
-    """Reads the body before anything else does."""
+    """Reads the whole body before any route runs."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, seconds: float):
         self.app, self.max_bytes, self.seconds = app, max_bytes, seconds
@@ -20,7 +20,7 @@ class BodyLimitMiddleware:
             await self.app(scope, _replay(body, receive), send)
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
-        """Return the whole body, None if the client went away."""
+        """Return the whole body; None after a disconnect."""
         too_large = Refusal(413, f"The body has more than {self.max_bytes:,} bytes.")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > self.max_bytes:

@@ -9,7 +9,7 @@ from puna.serve.middleware.keys import OPEN_PATHS
 
 
 class ConcurrencyMiddleware:
-    """Counts the requests that it has handed on, by tenant: no key can take the places of another one."""
+    """Counts running requests by tenant: one key can never use up another key's share."""
 
     def __init__(self, app: ASGIApp, max_requests: int):
         self.app = app

@@ -1,6 +1,6 @@
-"""Host header -> Refusal (403) for names that are not this machine's, where no key tells who asks.
+"""Host header -> Refusal (403) for any name but this machine's, on a server without keys.
 
-A web page can point its own name at 127.0.0.1 (DNS rebinding); without a key only the Host header tells.
+A web page can point a name at 127.0.0.1 (DNS rebinding): without keys, the Host header alone shows that.
 """
 
 import ipaddress
@@ -48,7 +48,7 @@ def _host_name(header: str) -> str:
 def _explain_host(name: str) -> str:
     """Say why a request for another host is refused, and how containers and other machines are let in.
 
-    NOTE: a page that rebinds its name can read this message: it tells nothing of the checkpoint.
+    NOTE: a page that rebinds a name can read this message, so the message says nothing about the checkpoint.
     """
     return (
         f"Without a key this server answers requests for localhost and 127.0.0.1 only, and this one is for "

@@ -1,4 +1,4 @@
-"""What h11 lets through of a request's head -> Refusal (400), or the spelling that the routes know (RFC 9112)."""
+"""A request head that h11 accepts -> Refusal (400), or the form that the routes know (RFC 9112)."""
 
 from urllib.parse import unquote, urlsplit
 
@@ -11,8 +11,8 @@ from puna.serve.refusals import Refusal
 class HttpSyntaxMiddleware:
     """Reads targets such as http://host/path, answers HEAD as GET, and refuses bodies of two lengths.
 
-    A body that says both its length and that it is chunked has two ends: a proxy in front may see another request
-    behind it than this server does (request smuggling, RFC 9112, section 6.3).
+    A body with both Content-Length and Transfer-Encoding has two ends: a proxy and this server could disagree about
+    the next request (request smuggling, RFC 9112, section 6.3).
     """
 
     def __init__(self, app: ASGIApp):
@@ -33,7 +33,7 @@ class HttpSyntaxMiddleware:
 
 
 def _origin_form(scope: Scope) -> Scope:
-    """Return the path of an absolute target, and its host in the place of the Host header (section 3.2.2)."""
+    """Return the path of an absolute target, and the target's host as the Host header (section 3.2.2)."""
     try:
         target = urlsplit(scope["raw_path"].decode("ascii"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Authorization header -> the tenant whose key was sent; Refusal (401) for every other request.
+"""Authorization header -> the tenant of the key; Refusal (401) for a missing or unknown key.
 
 Default deny: a route is open only if OPEN_PATHS names the path, the chat page's files among them.
 """
@@ -26,14 +26,14 @@ SERVE_WITH_KEY = "puna serve CHECKPOINT --host 0.0.0.0 --api-key-file keys.txt"
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who asks, and for which models only (None: all). Tenants share the machine, and nothing of what they ask."""
+    """The owner of a key, and the models of the key (None: all). Tenants share the machine and no data."""
 
     name: str = ""
     models: frozenset[str] | None = None
 
 
 class KeysMiddleware:
-    """Puts the tenant into the request's state; without `tenants` no key is asked for, and all requests are one's."""
+    """Puts the tenant into the request's state. Without `tenants` no key is needed, and all requests are one tenant."""
 
     def __init__(self, app: ASGIApp, tenants: Mapping[bytes, Tenant]):
         self.app, self.tenants = app, tenants
@@ -52,7 +52,7 @@ class KeysMiddleware:
         await self.app(scope, receive, send)
 
     def _find_tenant(self, headers: Headers) -> Tenant | None:
-        """Return whose key was given, None if it is nobody's; all are compared, whichever it is."""
+        """Return the tenant of the key in the header; None for an unknown key. All keys are compared."""
         given = headers.getlist("authorization")
         scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         hashed = _hash(key.strip().encode("latin-1"))
@@ -61,7 +61,7 @@ class KeysMiddleware:
 
 
 def read_tenants(key_file: Path | None, environment: Mapping[str, str]) -> dict[bytes, Tenant]:
-    """Read the keys: the lines of `key_file`, and PUNA_API_KEY; return tenants by the hashes of their keys.
+    """Read the keys: the lines of `key_file`, and PUNA_API_KEY; return tenants by hash of the key.
 
     Raises ConfigError for a weak or unreadable key.
     """

@@ -29,20 +29,20 @@ class RefuseMiddleware:
 
 
 class _Body:
-    """A request's body; remembers whether it has been read to its end."""
+    """A request's body, with a flag for the end."""
 
     def __init__(self, receive: Receive, *, is_asked_for: bool):
         self._receive = receive
         self._is_whole = not is_asked_for
 
     async def receive(self) -> Message:
-        """Read on; a client that sent Expect: 100-continue is asked for its body by this and not before."""
+        """Read on. With Expect: 100-continue, the first call asks the client for the body."""
         message = await self._receive()
         self._is_whole = not message.get("more_body", False)
         return message
 
     async def discard(self) -> None:
-        """Let a refused client finish its body: a socket that is closed at once can lose the answer."""
+        """Let a refused client finish the body: a socket that is closed at once can lose the answer."""
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
                 while not self._is_whole:

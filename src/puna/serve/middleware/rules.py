@@ -30,7 +30,7 @@ from puna.serve.protocol.connections import ConnectionLimits
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What requests are held to. No `tenants`: no key is asked for; no `hosts`: any Host header will do.
+    """Limits and permissions for requests. No `tenants`: no key is needed; no `hosts`: any Host header is accepted.
 
     Web pages of `origins` may read the answers (browser/origins.py); the keys hold for them too.
     """
@@ -47,8 +47,8 @@ class Rules:
 def make_rules(host: str, key_file: Path | None, environment: Mapping[str, str]) -> Rules:
     """Collect the keys and judge whether `host` may be listened on.
 
-    A line of `key_file` is a key and, if it is not for all, the models that it is for; PUNA_API_KEY is one for all.
-    Raises ConfigError for a weak or unreadable key, and for an address beyond loopback without any.
+    A line of `key_file` is a key, then the models of the key (default: all); PUNA_API_KEY is a key of all models.
+    Raises ConfigError for a weak or unreadable key, and for an address beyond loopback without a key.
     """
     tenants = read_tenants(key_file, environment)
     if not tenants and not is_loopback(host):
@@ -61,7 +61,7 @@ def make_rules(host: str, key_file: Path | None, environment: Mapping[str, str])
 
 
 class RulesMiddleware:
-    """The middlewares as one, outermost first: a request that one of them refuses is seen by none behind it."""
+    """The middlewares as one, outermost first: a refused request reaches no inner middleware."""
 
     def __init__(self, app: ASGIApp, rules: Rules):
         self.app = app

@@ -1,6 +1,6 @@
 """Warnings about an accepted request -> the response header X-Puna-Warning, and lines in the log.
 
-A warning names fields, never their values: header and log hold nothing of what a client asks.
+A warning names fields, never values: header and log hold no content of a request.
 """
 
 import logging
@@ -43,8 +43,8 @@ def header_value(warnings: dict[str, None]) -> bytes:
     return value.encode()
 
 
-class Warnings:
-    """Middleware that collects the warnings of each request and writes the header."""
+class WarningsMiddleware:
+    """Collects the warnings of a request and writes the header."""
 
     def __init__(self, app: ASGIApp):
         self.app = app

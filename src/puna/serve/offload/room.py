@@ -1,4 +1,4 @@
-"""Texts of a prompt -> refused when they cannot fit into the context, long before all of them are tokenized."""
+"""Texts of a prompt -> refused beyond the context's length, long before the whole prompt is tokenized."""
 
 from collections.abc import Iterable
 

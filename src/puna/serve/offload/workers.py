@@ -1,7 +1,7 @@
-"""Functions that large requests need -> a thread of their own with a bounded queue.
+"""Work for large requests -> one separate thread with a bounded queue.
 
-NOTE: Python's lock (GIL) lets one thread run at a time. With many threads the event loop would get a turn as rarely as
-one of them, so large requests wait for one another instead.
+NOTE: Python's lock (GIL) lets one thread run at a time. With many threads the event loop would rarely get a turn, so
+large requests wait for one another instead.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """Runs functions in threads: those of large requests in one, one after another.
+    """Runs functions in threads; the functions of large requests share one thread.
 
     Example:
         >>> asyncio.run(Workers().run(len, "a text", num_bytes=1 << 20))
@@ -37,7 +37,7 @@ class Workers:
     ) -> Result:
         """Call a function of a request with `num_bytes` in its body.
 
-        A tenant has one place before the thread: another tenant waits for one of its large requests, never for all.
+        A tenant has one place before the thread: other tenants wait for one large request of a tenant, never for all.
 
         Raises:
             Refusal: Status 503. The tenant has more than its share of large requests waiting.

@@ -1,4 +1,4 @@
-"""What the API answers, as models: OpenAI's layouts, with the fields that Puna sends and no others."""
+"""Answers of the API as models: OpenAI's layouts, with exactly the fields that Puna sends."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Answer(BaseModel):
-    """A part of an answer; no field beside those that are declared."""
+    """A part of an answer, without undeclared fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -140,7 +140,7 @@ class TextLogprobs(Answer):
 
 
 class PromptToken(Answer):
-    """A token of a prompt by its id, as vLLM spells it; rank null is beyond the alternatives asked for."""
+    """A token of a prompt in vLLM's layout; rank null means beyond the requested alternatives."""
 
     logprob: float
     rank: int | None

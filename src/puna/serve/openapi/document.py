@@ -1,6 +1,6 @@
 """The table of operations -> the OpenAPI document: requests from the models that read, answers from the models here.
 
-OpenAPI 3.1.1. An event stream's schema is that of one event, as an object with `data`: schemathesis holds it so.
+OpenAPI 3.1.1. The schema of an event stream describes one event, an object with `data`, as schemathesis expects.
 """
 
 from functools import lru_cache
@@ -38,7 +38,7 @@ HEADERS = {
 
 
 class Operation(NamedTuple):
-    """A route as it is described; without a model its answer is plain text."""
+    """The description of a route; without a model the answer is plain text."""
 
     summary: str
     answer: type[BaseModel] | None
@@ -124,8 +124,8 @@ def _event(model: type[BaseModel]) -> dict[str, Any]:
 
 def _schemas(*, is_strict: bool) -> dict[str, Any]:
     bodies = [operation.body for operation in OPERATIONS.values() if operation.body]
-    told = [model for operation in OPERATIONS.values() for model in (operation.answer, operation.event) if model]
-    models = dict.fromkeys([*bodies, *told, answers.Error])
+    sent = [model for operation in OPERATIONS.values() for model in (operation.answer, operation.event) if model]
+    models = dict.fromkeys([*bodies, *sent, answers.Error])
     _, found = models_json_schema([(model, "validation") for model in models], ref_template=PLACE_OF_MODELS)
     schemas = found["$defs"]
     for body in () if is_strict else bodies:

@@ -1,7 +1,7 @@
 """Bytes of one connection -> requests for the application, within limits of time, size and number.
 
-Answers what is no HTTP in JSON, serves clients that have closed their sending side, and closes connections whose
-clients neither send nor read. uvicorn and h11 know HTTP; nothing here parses a request.
+Answers invalid HTTP in JSON, serves clients with a closed sending side, and closes connections of clients that neither
+send nor read. uvicorn and h11 parse requests; nothing here does.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class ServerConfig(uvicorn.Config):
 
 
 class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
-    """One connection. As a BufferedProtocol it says how much is read at once."""
+    """One connection; a BufferedProtocol bounds the size of one read."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
         self._note_state()
 
     def handle_events(self) -> None:
-        """Read what has come; go on reading behind a whole request, since only a read tells that the client left."""
+        """Handle the bytes so far; go on reading behind a whole request: only a read shows that the client left."""
         super().handle_events()
         if self.flow.read_paused and self.cycle and not self.cycle.more_body:
             waiting, _ = self.conn.trailing_data
@@ -108,7 +108,7 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
                 self.flow.resume_reading()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep the connection of a client that only waits for its answer; answer half a request."""
+        """Keep the connection of a client that waits for an answer; answer half a request with a 400."""
         if self._is_waiting or self._is_refused:
             is_half_body = self.cycle is not None and not self.cycle.response_complete
             if not self._is_refused and (is_half_body or self.conn.trailing_data[0]):

@@ -1,4 +1,4 @@
-"""uvicorn's server with our bounds: waits for running requests when told to stop, checks connections each second."""
+"""uvicorn's server with bounds: lets running requests finish after SIGTERM, checks connections every second."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from puna.serve.protocol.log_limit import LogLimit
 LAST_SECONDS = 2.0
 ANY_ADDRESS = ("0.0.0.0", "::", "")
 # NOTE: asyncio accepts this many connections before one of them is looked at, and where files run out it fails and
-# logs as many times (selector_events.py of Python 3.11). The kernel's queue of new connections is another matter.
+# logs as many times (python/cpython#151615). The kernel's queue of new connections is another matter.
 ACCEPTS_AT_ONCE = 16
 BACKLOG = 2048
 
@@ -21,7 +21,7 @@ logger = logging.getLogger("uvicorn.error")  # where uvicorn says that it runs
 
 
 class Server(uvicorn.Server):
-    """Waits for running requests when told to stop; shortly before it gives up, ends them with an error."""
+    """Lets running requests finish after SIGTERM; shortly before the deadline, the rest ends with an error."""
 
     def __init__(self, config: uvicorn.Config, engine: EngineClient):
         super().__init__(config)
@@ -29,7 +29,7 @@ class Server(uvicorn.Server):
         self._log_limit = LogLimit()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say where the chat page is."""
+        """Listen, and log the address of the chat page."""
         self._log_limit.install()
         self.config.backlog = ACCEPTS_AT_ONCE
         await super().startup(sockets)
@@ -43,7 +43,7 @@ class Server(uvicorn.Server):
             logger.info("The chat page is at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
 
     async def on_tick(self, counter: int) -> bool:
-        """Each second, close the connections whose clients take too long; uvicorn calls this every 0.1 s."""
+        """Every second, close connections of clients that take too long; uvicorn calls this every 0.1 s."""
         if counter % 10 == 0:
             now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):

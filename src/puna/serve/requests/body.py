@@ -10,7 +10,7 @@ from puna.serve.requests.checks import OPEN, STRICT, refused
 from puna.serve.requests.forms import ResponseFormat
 
 
-def require_few(biases: Any) -> Any:
+def _require_few(biases: Any) -> Any:
     """Refuse too many biases before any of them is looked at: pydantic would describe every wrong one."""
     if isinstance(biases, dict) and len(biases) > MAX_BIASES:
         raise refused("logit_bias", f"logit_bias: {len(biases):,} tokens; expected at most {MAX_BIASES:,}")
@@ -22,7 +22,7 @@ WrittenId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Biases = Annotated[
     dict[WrittenId, Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
     Field(max_length=MAX_BIASES),
-    BeforeValidator(require_few),
+    BeforeValidator(_require_few),
 ]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
@@ -39,7 +39,7 @@ class StreamOptions(BaseModel):
 
 
 class Body(BaseModel):
-    """What both endpoints take."""
+    """Fields of both endpoints."""
 
     model_config = STRICT
 
@@ -89,5 +89,5 @@ class Body(BaseModel):
         yield self, ""
 
     def remarks(self) -> Iterator[str]:
-        """Yield warnings about what the fields together ask for."""
+        """Yield warnings about combinations of fields."""
         yield from ()

@@ -81,7 +81,7 @@ class ChatRequest(Body):
 
     @property
     def strictness(self) -> dict[str, bool]:
-        """Say of each tool whether its schema is to be held to the letter or refused."""
+        """Map each tool to OpenAI's `strict`: a strict schema is held to the letter or refused."""
         return {tool["function"]["name"]: bool(tool["function"].get("strict")) for tool in self._raw_tools}
 
     @property
@@ -98,7 +98,7 @@ class ChatRequest(Body):
             yield NEW_TURN
 
     def conversation(self) -> dict[str, Any]:
-        """Return the dialogue for Conversation.from_json without null padding; no tools if none may be called."""
+        """Return the dialogue for Conversation.from_json without null padding; no tools if `tool_choice` is "none"."""
         tools = [] if self.tool_choice == "none" else self._raw_tools
         dialogue = {
             "messages": [message.to_json() for message in self.messages],

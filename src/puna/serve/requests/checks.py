@@ -15,12 +15,12 @@ Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 def refused(param: str, reason: str) -> PydanticCustomError:
-    """Build a validation error whose field is named in spite of coming from a check over several fields."""
+    """Build a validation error about `param`, for a check over several fields."""
     return PydanticCustomError("refused", "{reason}", {"reason": reason, "param": param})
 
 
 def json_problem(value: Any) -> str:
-    """Say what no field may hold at any depth: numbers beyond JSON, text beyond Unicode, bottomless nesting."""
+    """Return the reason why a value of any field is refused: a number beyond JSON, invalid Unicode, deep nesting."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []

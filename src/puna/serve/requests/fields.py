@@ -1,7 +1,7 @@
 """Fields that Puna does not act on -> accepted with a warning, or refused by name.
 
 A field at null asks for nothing. A field that would change the answer is refused, and so is a name that looks like a
-misspelled one. Every other field is accepted with a warning; with `--strict-fields` it is refused too.
+misspelled one. Every other field is accepted with a warning; `--strict-fields` refuses these, too.
 """
 
 import difflib
@@ -183,7 +183,7 @@ def sift(
         data: The body of a request.
         model: The request's model.
         spellings: Other programs' values, as {name: (value, meaning, words for the meaning)}.
-        is_strict: Refuse what would be a warning, except for STRICT_VALUES.
+        is_strict: Refuse instead of warning, except for STRICT_VALUES.
 
     Raises:
         Refusal: For a field that is refused, status 400 with the field's name.
@@ -289,7 +289,7 @@ def judge_extras(model: BaseModel, place: str, seen: set[str], *, is_strict: boo
 
 
 def shown(name: str) -> str:
-    """Spell a client's name for a field: as it is if it looks like one, else escaped and cut."""
+    """Return the name of a client's field for a message: identifiers unchanged, other names escaped and cut."""
     return name if name.isidentifier() and name.isascii() and len(name) <= 64 else ascii(name)[:64]
 
 

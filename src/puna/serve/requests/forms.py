@@ -15,7 +15,7 @@ class TextFormat(BaseModel):
 
 
 class JsonObjectFormat(BaseModel):
-    """Any object; llama.cpp and others take a `schema` for it here."""
+    """Any object, or an object of `schema`, which is llama.cpp's spelling."""
 
     model_config = OPEN
 
@@ -24,7 +24,7 @@ class JsonObjectFormat(BaseModel):
 
 
 class JsonSchema(BaseModel):
-    """A schema that is not strict is held to as far as it can be."""
+    """Without `strict`, keywords that no grammar can hold are left out."""
 
     model_config = OPEN
 

@@ -87,7 +87,7 @@ Content = str | Annotated[list[Part], Field(fail_fast=True, max_length=1024)]
 
 
 class FunctionCall(BaseModel):
-    """A call that a model made. Its name may be any text: what a model called can be sent back."""
+    """A call that a model made, with any text as the name: clients send back wrong names as well."""
 
     model_config = OPEN
 
@@ -123,7 +123,7 @@ class FunctionCall(BaseModel):
 
 
 def _decoded(arguments: str) -> Any:
-    """Decode arguments; False where they are no JSON, for Conversation.from_json to name the place."""
+    """Decode arguments; False for invalid JSON, which Conversation.from_json reports with the place."""
     try:
         return json.loads(arguments) if arguments.strip() else None
     except (ValueError, RecursionError):
@@ -142,7 +142,7 @@ class ToolCallPart(BaseModel):
 
 
 class FlatCall(FunctionCall):
-    """A call without the envelope `function`, as trainers and some clients spell it."""
+    """A call without the envelope `function`, in the spelling of trainers and some clients."""
 
     id: CallId | None = None
     type: Literal["function", "tool_call"] | None = None

@@ -1,4 +1,4 @@
-"""The bytes of a body -> a checked request. A wrong body is a 400 that says where, and what was expected."""
+"""The bytes of a body -> a checked request. A wrong body is a 400 with the place and the expected value."""
 
 import json
 import re
@@ -84,7 +84,7 @@ def parse_body(content: bytes, *, content_type: str, encoding: str = "") -> dict
 
 
 def _require_few_values(content: bytes) -> None:
-    """Refuse what would hold all other requests up: reading JSON cannot be interrupted, whatever thread reads."""
+    """Refuse bodies that would delay all other requests: a JSON parser cannot be interrupted, in any thread."""
     num_strings = (content.count(b'"') - content.count(b'\\"')) // 2
     if num_strings > MAX_STRINGS:
         message = f"The body has about {num_strings:,} strings; expected at most {MAX_STRINGS:,}."
@@ -122,7 +122,7 @@ def _syntax_error(error: json.JSONDecodeError) -> Refusal:
 
 
 def check_body(data: dict[str, Any], model: type[AnyBody], *, is_strict: bool) -> tuple[AnyBody, list[str]]:
-    """Validate a body; return the request and the warnings about it."""
+    """Validate a body; return the request and the warnings."""
     fields, warnings = sift(data, model, model.SPELLINGS, is_strict=is_strict)
     try:
         body = model.model_validate(fields)

@@ -24,13 +24,13 @@ class Tool(BaseModel):
 
 
 def keep_as_given(value: Any, check: Any) -> Any:
-    """Check a tool, and keep its JSON: the order of a schema's keys is part of what the model reads."""
+    """Check a tool and return the JSON unchanged: the order of a schema's keys is part of the prompt."""
     check(value)
     return value
 
 
 def shown_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """Return a tool as the model reads it: without `strict`, without null, without fields of other programs."""
+    """Return a tool for the prompt: without `strict`, nulls, and fields of other programs."""
     function = {
         name: value
         for name, value in tool["function"].items()

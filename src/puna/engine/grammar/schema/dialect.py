@@ -1,4 +1,4 @@
-"""JSON schemas as clients write them -> the same schemas in draft 2020-12, as llguidance reads it.
+"""JSON schemas in any dialect of clients -> the same schemas in llguidance's draft 2020-12.
 
 Reads the older drafts, OpenAPI 3.0, Gemini's upper-case types, and schemas that a table padded with nulls. Changes no
 meaning: keywords that a grammar cannot hold stay, for fit.py.

@@ -1,6 +1,6 @@
-"""A client's JSON schema -> the schema that its grammar holds, with a note on every keyword that is left out.
+"""A client's JSON schema -> the schema that a grammar holds, with a note on every keyword that is left out.
 
-A keyword is left out where no grammar with it compiles: look-ahead in a `pattern`, an unknown `format`, `if`, `not`.
+Keywords without a grammar are left out: look-ahead in a `pattern`, an unknown `format`, `if`, `not`.
 A strict schema is refused instead, by field and keyword. Notes name fields and keywords, never values.
 """
 
@@ -52,7 +52,7 @@ JSON_NAMES = {
 
 
 class FittedSchema(NamedTuple):
-    """A schema that compiles, and what was left out of the client's schema for it."""
+    """A schema that compiles, and notes on the keywords left out of the client's schema."""
 
     schema: Node
     notes: tuple[str, ...] = ()
@@ -160,7 +160,7 @@ class _Fitting:
         node.pop("type")
 
     def _fit_choices(self, root: Node) -> str:
-        """Read `oneOf` as `anyOf` where the choices may overlap; return what is still wrong."""
+        """Read `oneOf` as `anyOf` where the choices may overlap; return the remaining problem, or ""."""
         overlapping = [(path, node) for path, node in _nodes(root) if "oneOf" in node and "anyOf" not in node]
         for _, node in overlapping:
             node["anyOf"] = node.pop("oneOf")
@@ -174,7 +174,7 @@ class _Fitting:
         return ""
 
     def _check_shapes(self, path: Path, node: Node) -> None:
-        """Refuse a keyword whose value is of the wrong kind: a mistake, strict or not."""
+        """Refuse a keyword with a value of the wrong kind: a mistake, strict or not."""
         for keyword, value in node.items():
             kinds = SHAPES.get(keyword, (object,))
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds and object not in kinds):
@@ -212,7 +212,7 @@ def _with_exact_formats(root: Node) -> Node:
 
 
 def _nodes(root: Node, path: Path = ()) -> Iterator[tuple[Path, Node]]:
-    """Yield every schema within a schema, with its path."""
+    """Yield a schema and every schema inside, with paths."""
     yield path, root
     for step, child in children(root):
         if isinstance(child, dict):
@@ -289,7 +289,7 @@ def _name(value: Any) -> str:
 
 
 def _short(problem: str) -> str:
-    """Return the sentence of an error message, without what the message quotes of the schema."""
+    """Return the sentence of an error message, without quotations of the schema."""
     lines = [line.strip() for line in problem.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     text = (errors or lines or [""])[0]

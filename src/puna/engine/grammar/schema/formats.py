@@ -1,7 +1,7 @@
 """Values of `format` -> regular expressions that are exact where llguidance's own are not.
 
-llguidance admits 29 February of any year, and second 60. RFC 3339 has the leap second only at known instants, so that
-no grammar can hold it; most readers refuse it.
+llguidance admits 29 February of any year, and second 60. RFC 3339 allows leap seconds at known instants only, which
+no grammar can hold; most parsers refuse second 60.
 """
 
 _YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"

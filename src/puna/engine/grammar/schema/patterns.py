@@ -1,7 +1,7 @@
 """Regular expressions of ECMA-262, as JSON Schema has them -> the syntax of Rust's regex crate, with equal matches.
 
-Translates what both read but read differently, and what Rust refuses but can say. What Rust cannot say at all
-(look-around, back-references) stays, for fit.py to leave out.
+Translates syntax with another meaning in Rust, and syntax with another spelling there. Constructs that Rust lacks
+(look-around, back-references) stay, for fit.py to leave out.
 """
 
 import re
