@@ -51,7 +51,7 @@ class Grammars:
     async def compile(self, spell: Spell, *, param: str, tenant: str = "") -> Grammar:
         """Return the grammar that `spell` gives as text; RequestError or Refusal naming `param` where it cannot be.
 
-        PLACE
+        `notes` of the grammar name the keywords of schemas that the grammar does not hold.
         """
         take = partial(self._admission.take, tenant, 1)
         await self._admit(take, tenant) if self._admit else take()
