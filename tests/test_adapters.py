@@ -173,6 +173,16 @@ def test_what_does_not_run_beside_a_base_is_refused_with_what_to_do(tmp_path: Pa
     save_file(tensors | {f"{PREFIX}lm_head.weight": model.lm_head.weight.data}, tmp_path / "other" / WEIGHTS_NAME)
     with pytest.raises(CheckpointError, match=r"lm_head.*puna merge.*makes a checkpoint"):
         require_runnable(open_adapter(tmp_path / "other"), model.config)
+    write_adapter(tmp_path / "dora", model, 0, use_dora=True)
+    tensors = load_file(tmp_path / "dora" / WEIGHTS_NAME)
+    lengths = {
+        key.replace("lora_B.weight", "lora_magnitude_vector"): torch.ones(len(up))
+        for key, up in tensors.items()
+        if key.endswith("lora_B.weight")
+    }
+    save_file(tensors | lengths, tmp_path / "dora" / WEIGHTS_NAME)
+    with pytest.raises(CheckpointError, match=r"lora_magnitude_vector'; expected lora_A and lora_B"):
+        require_runnable(open_adapter(tmp_path / "dora"), model.config)
     write_adapter(tmp_path / "other", tiny_model(num_layers=3), 0)
     with pytest.raises(RequestError, match=r"layers\.2.*another base"):
         new_engine(tmp_path).submit([9], GREEDY, adapter="other")

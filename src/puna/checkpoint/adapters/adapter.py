@@ -230,8 +230,9 @@ def require_runnable(adapter: Adapter, config: LlamaConfig) -> None:
     require_fit(adapter.path, adapter.delta, adapter.base_name, config)
     for name, parts in adapter.parts.items():
         if set(parts) != {DOWN, UP} or not run_path(name).endswith(ADAPTED):
+            others = [key for part, key in parts.items() if part not in (DOWN, UP)]
             raise CheckpointError(
-                f"{adapter.path}: {next(iter(parts.values()))!a}",
+                f"{adapter.path}: {(others or [*parts.values()])[0]!a}",
                 expected="lora_A and lora_B of the layers' matrices, which is what runs beside a base",
                 hint=MERGE_HINT,
             )
