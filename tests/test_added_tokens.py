@@ -289,6 +289,24 @@ def test_the_receipt_finds_a_gguf_kind_that_was_lost(tmp_path: Path, grown: Path
     assert not tokenizer_receipt(path, grown).held
 
 
+def test_llama_cpp_takes_a_text_token_for_one_id_and_keeps_its_kind_when_it_quantizes(
+    tmp_path: Path, grown: Path, perform_stage: Callable[..., bool]
+):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    perform_stage("export", tmp_path / "gguf", checkpoint=str(grown), format="gguf", kind="F32")
+    path, rewritten = tmp_path / "gguf" / "model.gguf", tmp_path / "rewritten.gguf"
+    theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    ours = Tokenizer.load(grown)
+    assert ORDER in ours.encode(TEXT)
+    assert theirs.tokenize(TEXT.encode(), add_bos=False, special=False) == ours.encode(TEXT)
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype, settings.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_F16, 1
+    assert llama_cpp.llama_model_quantize(str(path).encode(), str(rewritten).encode(), settings) == 0
+    read = open_gguf(rewritten).tokenizer
+    assert read is not None and read.encode(TEXT) == ours.encode(TEXT)
+    assert [read.decode([token]) for token in (ORDER, ORDER_END)] == ["<order>", "</order>"]
+
+
 def test_what_gguf_cannot_say_of_a_token_is_refused():
     for flag in ("single_word", "lstrip", "rstrip"):
         token = AddedToken("<order>", ORDER, False, **{flag: True})

@@ -19,6 +19,7 @@ from puna.engine.sampler import SamplingParams
 from puna.serve.browser.origins import parse_origins
 from puna.serve.middleware.rules import Rules
 from puna.serve.middleware.warnings import MAX_CHARS, MAX_LOGGED, header_value
+from puna.serve.protocol.log_limit import LogLimit
 from puna.serve.refusals import Refusal
 from puna.serve.requests.chat import ChatRequest
 from puna.serve.requests.completion import CompletionRequest
@@ -105,6 +106,14 @@ SENT_BACK: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
     "arguments padded with null": (spelled({**ARGUMENTS, "city": None}), called()),
     "call without id and type": (called({"id": None, "function": called()[1]["tool_calls"][0]["function"]}), called()),
     "call without an envelope": (called({"id": "c1", "name": "find_order", "arguments": ARGUMENTS}), called()),
+    "arguments of LangChain": (
+        called({"id": "c1", "type": "tool_call", "name": "find_order", "args": ARGUMENTS}),
+        called(),
+    ),
+    "arguments in Llama's spelling": (
+        called({"function": {"name": "find_order", "arguments": None, "parameters": ARGUMENTS}}),
+        called(),
+    ),
     "content of a call as an empty string": (called(content=""), called()),
     "content of a call as an empty list": (called(content=[]), called()),
     "deprecated function call": (
@@ -127,6 +136,28 @@ SENT_BACK: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
     "tool message of an object": (
         [*called()[:2], {"role": "tool", "tool_call_id": "c1", "content": {"state": "sent"}}],
         [*called()[:2], {"role": "tool", "tool_call_id": "c1", "content": '{"state": "sent"}'}],
+    ),
+    "tool message of rows": (
+        [*called()[:2], {"role": "tool", "content": [{"state": "sent"}, {"type": "parcel"}]}],
+        [*called()[:2], {"role": "tool", "content": '[{"state": "sent"}, {"type": "parcel"}]'}],
+    ),
+    "parts of the newer API": (
+        [
+            {"role": "user", "content": [{"type": "input_text", "text": HI[0]["content"]}]},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "At nine.", "annotations": []}]},
+            {"role": "user", "content": ["Tha", {"text": "nks", "image_url": None}]},
+        ],
+        answered(),
+    ),
+    "thoughts as parts": (
+        answered(
+            content=[
+                {"type": "thinking", "thinking": "Nine?", "signature": "s"},
+                {"type": "reasoning", "text": "Nine!"},
+                {"type": "text", "text": "At nine."},
+            ]
+        ),
+        answered(),
     ),
     "fields of openai's message": (
         answered(refusal=None, audio=None, annotations=[], function_call=None, tool_calls=None, parsed={"a": 1}),
@@ -206,6 +237,10 @@ def test_every_form_of_the_clients_own_message_can_be_sent_back(tokenizer, way):
         ({"role": "user", "content": None}, "messages[0].content"),
         ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0]"),
         ({"role": "tool", "content": 5}, "messages[0].content"),
+        ({"role": "tool", "content": [{"type": "image_url", "image_url": {}}]}, "messages[0].content[0].type"),
+        ({"role": "user", "content": [{"text": "a", "image_url": {"url": "b"}}]}, "messages[0].content[0].type"),
+        ({"content": "Hi"}, "messages[0].role"),
+        ({"role": "human", "content": "Hi"}, "messages[0].role"),
     ],
     ids=str,
 )
@@ -244,6 +279,7 @@ WITHOUT_EFFECT = {
     "chat_template_kwargs": {"enable_thinking": False},
     "function_call": "none",
     "functions": [],
+    "guided_choice": [],
     "guided_decoding_backend": "xgrammar",
     "ignore_eos": False,
     "keep_alive": "5m",
@@ -252,6 +288,7 @@ WITHOUT_EFFECT = {
     "metadata": {"run": {"id": 7}},
     "min_tokens": 0,
     "modalities": ["text"],
+    "models": ["a", "b"],
     "mirostat": 0,
     "options": {"num_ctx": 4096},
     "priority": 1,
@@ -322,6 +359,7 @@ CHANGES_THE_ANSWER = {
     "options.temperature": 0.5,
     "mirostat": 2,
     "modalities": ["text", "audio"],
+    "prompt": "We open",
     "prediction": {"type": "content", "content": "a"},
     "skip_special_tokens": False,
     "structured_outputs": {"regex": "a"},
@@ -343,7 +381,7 @@ def test_a_field_that_would_change_the_answer_is_refused_by_name(http, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["temperatur", "maxTokens", "max-tokens", "top_P", "Seed", "stream_option", "tool_choise"]
+    "name", ["temperatur", "stopp", "maxTokens", "max-tokens", "top_P", "Seed", "stream_option", "tool_choise"]
 )
 def test_a_misspelled_field_is_refused_with_the_right_one(http, name):
     answer = http.post("/v1/chat/completions", json=CHAT | {name: 1})
@@ -356,6 +394,26 @@ def test_a_misspelled_field_is_refused_with_the_right_one(http, name):
 )
 def test_a_name_of_another_field_is_not_taken_for_a_misspelling(http, name):
     assert warning_of(ask(http, CHAT | {name: "x"})) == f"{name} has no effect"
+
+
+def test_special_tokens_of_a_chat_are_its_formats_and_conversations_are_for_chats_only(http):
+    assert warning_of(ask(http, CHAT | {"add_special_tokens": False})) == "add_special_tokens has no effect"
+    text = {"model": "tiny", "prompt": "We open", "max_tokens": 4}
+    for name, value in {"add_special_tokens": False, "messages": HI, "tools": [TOOL]}.items():
+        answer = http.post("/v1/completions", json=text | {name: value})
+        assert answer.status_code == 400 and error_of(answer)["param"] == name
+
+
+def test_whole_numbers_and_stop_strings_are_read_as_other_languages_write_them(http, engine):
+    answer = ask(http, CHAT | {"max_tokens": 3.0, "top_k": 40.0, "stop": ["", "###"]})
+    assert engine.requests[-1].params.max_tokens == 3 and engine.requests[-1].params.top_k == 40
+    assert warning_of(answer) == "stop: '' is read as no stop string"
+    assert http.post("/v1/chat/completions", json=CHAT | {"max_tokens": 3.5}).status_code == 400
+
+
+def test_a_list_that_is_too_long_is_named_before_its_items(http):
+    answer = http.post("/v1/completions", json={"model": "tiny", "prompt": ["We open"] * 257, "max_tokens": 4})
+    assert error_of(answer)["param"] == "prompt" and "at most 256 items" in error_of(answer)["message"]
 
 
 def test_other_programs_names_and_values_are_honoured(http, engine, tokenizer):
@@ -421,19 +479,19 @@ def test_a_schema_beside_json_object_is_fitted_as_others_are(http):
     assert "pattern" in warning_of(ask(http, CHAT | {"response_format": form}))
 
 
-def test_warnings_are_one_bounded_line_of_ascii_without_values(http, tokenizer, engine):
+def test_warnings_are_one_bounded_line_of_ascii_without_values(tokenizer, engine, monkeypatch):
+    monkeypatch.setattr(LogLimit, "filter", lambda limit, record: True)  # The tests before this one wrote lines too.
     secret, lines = "s" * 40, list[str]()
-    time.sleep(1.0)  # The tests before may have used up this second's lines of the log.
-    with logging_to(lines):
+    with serving(scripted(tokenizer, engine)) as url, httpx2.Client(base_url=url) as http, logging_to(lines):
         told = warning_of(ask(http, CHAT | {"metadata": {secret: secret}, "späß\r\nx-evil: 1": secret}))
         ask(http, CHAT | {"metadata": {secret: secret}, "verbosity": "low"})
+        streamed = ask(http, CHAT | {"stream": True, "verbosity": "low"})
+        assert warning_of(streamed) == "verbosity has no effect" and streamed.text.endswith("data: [DONE]\n\n")
     assert told == r"metadata has no effect; 'sp\xe4\xdf\r\nx-evil: 1' has no effect"
     assert any("x-evil" in line for line in lines) and not any(secret in line or "\n" in line for line in lines)
     assert sum("metadata has no effect" in line for line in lines) <= 1
     many = header_value({f"field_{number} has no effect": None for number in range(500)}).decode()
     assert len(many) <= MAX_CHARS and many.endswith(" more")
-    streamed = ask(http, CHAT | {"stream": True, "verbosity": "low"})
-    assert warning_of(streamed) == "verbosity has no effect" and streamed.text.endswith("data: [DONE]\n\n")
     origin = "https://shop.example"
     with serving(scripted(tokenizer, engine), Rules(origins=parse_origins([origin]))) as url:
         answer = httpx2.post(f"{url}/v1/chat/completions", json=CHAT | {"user": "u"}, headers={"origin": origin})

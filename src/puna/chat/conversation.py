@@ -5,6 +5,7 @@ Knows no tokens and no prompt format (format.py), and runs no tools.
 
 import json
 import re
+import unicodedata
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
@@ -18,9 +19,21 @@ ENVIRONMENTS = ("", "ipython")
 CallFormat = Literal["json", "tag"]
 CALL_FORMATS: tuple[str, ...] = get_args(CallFormat)
 BUILTIN_TOOLS = ("brave_search", "wolfram_alpha")
+# Letters and symbols that show nothing: fillers of Hangul, the empty Braille cell.
+_INVISIBLE = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 _TAG_NAME = re.compile(r"[^<>{}\s]+")
 _MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 _TODAY = re.compile(rf"(0[1-9]|[12]\d|3[01]) ({_MONTHS}) \d{{4}}")
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text shows nothing: white space, characters without width, fillers.
+
+    Example:
+        >>> is_blank(" \\u200b\\ufeff"), is_blank("?")
+        (True, False)
+    """
+    return all(char.isspace() or char in _INVISIBLE or unicodedata.category(char) in ("Cc", "Cf") for char in text)
 
 
 @dataclass(frozen=True, slots=True)

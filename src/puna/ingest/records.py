@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from puna.chat.conversation import Conversation
+from puna.chat.conversation import Conversation, is_blank
 from puna.chat.padding import without_padding
 from puna.data.document import Document
 from puna.data.preference import Preference
@@ -66,7 +66,7 @@ def _read_record(row: dict[str, Any], where: str, source: str) -> Accepted:
         fields |= {"id": _first_of(row, "id") or where, "metadata": _metadata(row, found.descriptive)}
         columns = _reported_columns(row, found.descriptive)
         return Accepted(Conversation.from_json(fields), found.spelling, columns, found.left_out, where)
-    if not isinstance(row.get("text"), str) or not row["text"].strip():
+    if not isinstance(row.get("text"), str) or is_blank(row["text"]):
         raise DataError(
             f"a row has neither 'text' nor 'messages'; it has {', '.join(row) or 'nothing'}",
             hint="docs/ingest.md lists the spellings of a dialogue",

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 from pydantic.dataclasses import dataclass
 
 FORMAT_VERSION = 1
+MAX_PATH, MAX_NAME = 4096, 255  # bytes, as on Linux
 STRICT = ConfigDict(extra="forbid")
 
 
@@ -16,7 +17,14 @@ def _relative_name(name: str) -> str:
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\0" in name:
         raise ValueError("a name inside the artifact, without '..' and not absolute")
-    return name
+    return _possible(name)
+
+
+def _possible(path: str) -> str:
+    """Refuse a path that no file system opens: it would fail where files are only looked for."""
+    if len(path.encode()) >= MAX_PATH or any(len(part.encode()) > MAX_NAME for part in path.split("/")):
+        raise ValueError(f"a path below {MAX_PATH} bytes, of names up to {MAX_NAME}")
+    return path
 
 
 def _one_line(text: str) -> str:
@@ -28,7 +36,7 @@ def _one_line(text: str) -> str:
 def _path(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError("a path")
-    return text
+    return _possible(text)
 
 
 def _details(details: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from puna.chat.conversation import is_blank
 from puna.data.overlap.ngrams import row_text, split_words
 from puna.data.overlap.prompts import answer_places, dialogue_of, digest, prompt_digest, said
 
@@ -45,7 +46,7 @@ def compare_row(row: dict[str, Any]) -> Compared:
         return Compared(whole, None, (), None, False, split_words(row_text(row)))
     words = [split_words(said(message)) for message in messages]
     answers = [index for index in answer_places(row, messages) if not messages[index].get("tool_calls")]
-    spoken = [index for index in answers if messages[index]["content"].strip()]
+    spoken = [index for index in answers if not is_blank(messages[index]["content"])]
     digests = tuple(digest(" ".join(words[index]) or messages[index]["content"].strip()) for index in spoken)
     is_one = len(set(digests)) == 1 and len(digests) == len(answer_places(row, messages))
     rejected = [split_words(said(message)) for message in row.get("rejected", [])]

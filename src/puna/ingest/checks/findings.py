@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from puna.chat.conversation import is_blank
 from puna.data.overlap.ngrams import row_text
 from puna.data.overlap.prompts import answer_places, dialogue_of
 from puna.diagnose.finding import Finding
@@ -101,7 +102,7 @@ def frequent_answer(table: Table) -> FrequentAnswer | None:
     first = table.rows[rows[0]]
     messages, _ = dialogue_of(first)
     texts = [messages[place]["content"] for place in answer_places(first, messages)
-             if messages[place]["content"].strip() and not messages[place].get("tool_calls")]  # fmt: skip
+             if not is_blank(messages[place]["content"]) and not messages[place].get("tool_calls")]  # fmt: skip
     return FrequentAnswer(_shown(texts[compare_row(first).answers.index(answer)]), count, counts.total(), rows)
 
 

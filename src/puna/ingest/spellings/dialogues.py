@@ -5,6 +5,7 @@ The columns decide: every spelling has columns of its own, and the other columns
 
 from typing import Any, NamedTuple
 
+from puna.chat.conversation import is_blank
 from puna.errors import ChatError, DataError
 from puna.ingest.spellings.columns import Row, beside, with_history, with_system
 from puna.ingest.spellings.messages import Messages, read_messages
@@ -175,5 +176,5 @@ def _require_words(messages: list[Row]) -> None:
     """Refuse a user message without words, which no answer can follow from."""
     for index, message in enumerate(messages):
         content = message.get("content")
-        if message["role"] == "user" and (content is None or (isinstance(content, str) and not content.strip())):
+        if message["role"] == "user" and (content is None or (isinstance(content, str) and is_blank(content))):
             raise ChatError(f"messages[{index}] is a user message without words", expected="a question")

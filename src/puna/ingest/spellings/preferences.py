@@ -6,6 +6,7 @@ strengths.
 
 from typing import Any, cast
 
+from puna.chat.conversation import is_blank
 from puna.data.preference import ANSWERS, SETTINGS
 from puna.errors import ChatError, DataError
 from puna.ingest.spellings.columns import Row, beside, is_given, with_history, with_system
@@ -166,4 +167,5 @@ def _require_words(prompt: list[Row] | None, answers: dict[str, list[Row]]) -> N
 
 def _said(message: Row) -> str:
     content = message.get("content")
-    return content.strip() if isinstance(content, str) else str(content or "")
+    text = content.strip() if isinstance(content, str) else str(content or "")
+    return "" if is_blank(text) else text

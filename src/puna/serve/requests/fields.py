@@ -63,11 +63,11 @@ REFUSED = {
     "function_call": Unless(("none", "auto"), "Give `tools` and `tool_choice`."),
     "functions": Unless(([],), "Give `tools`."),
     "grammar": Unless(("",), FORM),
-    "guided_choice": Unless((), FORM),
-    "guided_grammar": Unless((), FORM),
+    "guided_choice": Unless(([],), FORM),
+    "guided_grammar": Unless(("",), FORM),
     "guided_json": Unless((), FORM),
     "guided_json_object": Unless((False,), FORM),
-    "guided_regex": Unless((), FORM),
+    "guided_regex": Unless(("",), FORM),
     "ignore_eos": Unless((False,), "An answer ends where the model ends it."),
     "images": Unless(([],), TEXT_ONLY),
     "include_stop_str_in_output": Unless((False,), "An answer ends before its stop string."),
@@ -76,6 +76,7 @@ REFUSED = {
     "length_penalty": Unless((0, 1), NO_SAMPLER),
     "logits_processors": Unless(([],), NO_SAMPLER),
     "max_length": Unless((), "Give `max_tokens`, which counts new tokens only."),
+    "messages": Unless(([],), "Only /v1/chat/completions has `messages`."),
     "min_new_tokens": Unless((0,), "An answer ends where the model ends it."),
     "min_tokens": Unless((0,), "An answer ends where the model ends it."),
     "mirostat": Unless((0,), NO_SAMPLER),
@@ -88,6 +89,7 @@ REFUSED = {
     "penalty_alpha": Unless((0,), NO_SAMPLER),
     "prediction": Unless((), "Puna does not read predicted outputs."),
     "previous_response_id": Unless(("",), "Send the whole conversation."),
+    "prompt": Unless(("", []), "Only /v1/completions has `prompt`."),
     "prompt_embeds": Unless((), TEXT_ONLY),
     "prompt_logprobs": Unless((), "Only /v1/completions has `prompt_logprobs`."),
     "regex": Unless(("",), FORM),
@@ -110,6 +112,7 @@ REFUSED = {
     "temperature_last": Unless((False,), NO_SAMPLER),
     "template": Unless(("",), NO_TEMPLATE),
     "tfs_z": Unless((1,), NO_SAMPLER),
+    "tools": Unless(([],), "Only /v1/chat/completions has `tools`."),
     "top_a": Unless((0,), NO_SAMPLER),
     "top_n_sigma": Unless((-1, 0), NO_SAMPLER),
     "truncate": Unless((), "Shorten the prompt before sending it."),
@@ -119,6 +122,9 @@ REFUSED = {
     "web_search_options": Unless((), "Give a tool, and run it on your side."),
     "xtc_probability": Unless((0,), NO_SAMPLER),
 }
+
+# A chat's format writes all special tokens, whatever is asked for.
+CHAT_REFUSED = {"add_special_tokens": Unless((True, False), NO_TEMPLATE)}
 
 # Arguments of Llama's own chat template that Puna takes as fields.
 TEMPLATE_FIELDS = {
@@ -150,7 +156,7 @@ STRICT_VALUES: dict[str, type | tuple[Any, ...]] = {
 # Fields of messages that repeat what stands elsewhere.
 REPEATED = {"index", "parsed", "parsed_arguments", "type"}
 # Names of other programs' fields that come near "model" and "content".
-NO_MISSPELLINGS = {"mode", "context"}
+NO_MISSPELLINGS = {"mode", "models", "context"}
 NO_NAMES = "Llama's chat format has no place for names"
 MIN_LIKENESS = 0.8
 # A body of 4 MiB could have half a million, and each unknown one is compared with the known ones.
@@ -200,6 +206,8 @@ def sift(
         if problem := json_problem(value):
             raise Refusal(400, f"{shown(name)}: {problem}", param=name)
         known = name if is_strict else ALIASES.get(name, name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # JSON has one kind of number: 8.0 is a whole one.
         if value is None and name not in model.model_fields:
             continue
         if known not in model.model_fields:
@@ -209,6 +217,9 @@ def sift(
         if spelled and type(value) is type(spelled[0]) and value == spelled[0]:
             warnings.append(f"{name}: {value!a} is read as {spelled[2]}")
             value = spelled[1]
+        if known == "stop" and isinstance(value, list) and "" in value and not is_strict:
+            value = [each for each in value if each != ""]
+            warnings.append(f"{name}: '' is read as no stop string")
         if known != name:
             if any(other != value for other in (data.get(known, value), fields.get(known, value))):
                 raise Refusal(400, f"{name} differs from {known}; give one of them.", param=name)
@@ -223,11 +234,9 @@ def _judge(name: str, value: Any, model: type[BaseModel], *, is_strict: bool) ->
         if not _is_accepted_strictly(name, value):
             hint = _nearest(name, model) or "Puna would not act on it."
             raise Refusal(400, f"Unknown or unsupported field {shown(name)}. {hint}", param=name)
-    elif name in REFUSED:
-        if not any(type(value) is type(each) and value == each for each in _numbers(REFUSED[name].values)):
-            raise Refusal(
-                400, f"{name} would change the answer, and is not supported. {REFUSED[name].advice}", param=name
-            )
+    elif unless := _unless(name, model):
+        if not any(type(value) is type(each) and value == each for each in _numbers(unless.values)):
+            raise Refusal(400, f"{name} would change the answer, and is not supported. {unless.advice}", param=name)
     elif name in ("chat_template_kwargs", "options") and isinstance(value, dict):
         # Ollama's `options` hold settings of sampling beside those of its own memory.
         fields = (
@@ -239,6 +248,11 @@ def _judge(name: str, value: Any, model: type[BaseModel], *, is_strict: bool) ->
     elif not _asks_nothing(value) and (hint := _nearest(name, model)):
         raise Refusal(400, f"Unknown field {shown(name)}. {hint}", param=name)
     return f"{shown(name)} has no effect"
+
+
+def _unless(name: str, model: type[BaseModel]) -> Unless | None:
+    in_chat = CHAT_REFUSED.get(name) if "messages" in model.model_fields else None
+    return in_chat or REFUSED.get(name)
 
 
 def judge_extras(model: BaseModel, place: str, seen: set[str], *, is_strict: bool) -> Iterator[str]:
@@ -304,11 +318,12 @@ def _nearest(name: str, model: type[BaseModel]) -> str:
     A field of fewer or more words is not meant, unless all letters agree.
     """
     known = {_folded(each): each for each in model.model_fields}
-    near = difflib.get_close_matches(_folded(name)[:64], known, n=1, cutoff=MIN_LIKENESS)
-    if not near or name in NO_MISSPELLINGS:
+    near = difflib.get_close_matches(_folded(name)[:64], known, cutoff=MIN_LIKENESS)
+    if name in NO_MISSPELLINGS:
         return ""
-    is_alike = near[0] == _folded(name) or _num_words(name) == _num_words(known[near[0]])
-    return f"Did you mean '{known[near[0]]}'?" if is_alike else ""
+    alike = (each for each in near if each == _folded(name) or _num_words(name) == _num_words(known[each]))
+    found = next(alike, None)
+    return f"Did you mean '{known[found]}'?" if found else ""
 
 
 def _folded(name: str) -> str:

@@ -7,11 +7,28 @@ deprecated function calls. Fields that no model here declares are judged by fiel
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from puna.serve.requests.checks import OPEN, refused
 
 CallId = Annotated[str, Field(max_length=256)]
+# Parts of OpenAI's newer API that hold text, and parts that hold what a model thought before it answered.
+TEXTS = {"input_text", "output_text"}
+THOUGHTS = {"reasoning", "redacted_thinking", "thinking"}
+MEDIA = {
+    "audio",
+    "document",
+    "file",
+    "image",
+    "image_url",
+    "input_audio",
+    "input_file",
+    "input_image",
+    "video",
+    "video_url",
+}
+# Other names of a call's arguments: LangChain's, Llama's own, and Anthropic's.
+ARGUMENTS = ("args", "parameters", "input")
 
 
 class TextPart(BaseModel):
@@ -34,7 +51,39 @@ class TextPart(BaseModel):
         return self.text if self.type == "text" else self.refusal
 
 
-Content = str | Annotated[list[TextPart], Field(fail_fast=True, max_length=1024)]
+class SpelledPart(BaseModel):
+    """A part as other programs spell it."""
+
+    model_config = OPEN
+
+    type: Literal["input_text", "output_text", "reasoning", "redacted_thinking", "thinking"] | None = None
+    text: str | None = None
+
+
+def _spelled(part: Any) -> Any:
+    """Return a part in OpenAI's spelling.
+
+    Example:
+        >>> _spelled({"type": "thinking", "thinking": "Nine?"})
+        {'type': 'text', 'text': '', 'thinking': {'thinking': 'Nine?'}}
+    """
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    kind = _kind(part)
+    if kind in THOUGHTS:
+        return {"type": "text", "text": "", kind: {name: part[name] for name in part if name != "type"}}
+    is_bare = isinstance(part, dict) and [name for name in part if part[name] is not None] == ["text"]
+    return {**part, "type": "text"} if kind in TEXTS or is_bare else part
+
+
+def _kind(part: Any) -> str:
+    """Return the type of a content's part, or nothing."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    return kind if isinstance(kind, str) else ""
+
+
+Part = Annotated[TextPart, BeforeValidator(_spelled, json_schema_input_type=str | TextPart | SpelledPart)]
+Content = str | Annotated[list[Part], Field(fail_fast=True, max_length=1024)]
 
 
 class FunctionCall(BaseModel):
@@ -44,6 +93,14 @@ class FunctionCall(BaseModel):
 
     name: Annotated[str, Field(min_length=1, max_length=4096)]
     arguments: str | dict[str, Any] | Annotated[list[Any], Field(max_length=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_spelling(cls, call: Any) -> Any:
+        if not isinstance(call, dict) or call.get("arguments") is not None:
+            return call
+        name = next((name for name in ARGUMENTS if call.get(name) is not None), "arguments")
+        return {each: call[each] for each in call if each != name} | {"arguments": call.get(name)}
 
     def to_json(self) -> dict[str, Any]:
         """Return the call as Conversation.from_json reads calls: arguments are an object, or the JSON of one.
@@ -134,20 +191,40 @@ class AssistantMessage(BaseModel):
         return {"role": self.role, "content": _text(self.content) or self.refusal or "", "tool_calls": calls}
 
 
+ToolContent = Content | dict[str, Any] | list[Any] | None
+
+
+def _written(content: Any) -> Any:
+    """Return the result of a call as it is written to the model: an object or a list of data as JSON.
+
+    Example:
+        >>> _written([{"state": "sent"}]), _written([{"type": "text", "text": "sent"}])
+        ('[{"state": "sent"}]', [{'type': 'text', 'text': 'sent'}])
+    """
+    known = {"text", "refusal", *TEXTS, *THOUGHTS, *MEDIA}
+    is_list = isinstance(content, list)
+    if is_list and (not content or any(_kind(item) in known for item in content)):
+        return content
+    return json.dumps(content, ensure_ascii=False) if is_list or isinstance(content, dict) else content
+
+
 class ToolMessage(BaseModel):
     """The result of a call; of role `function` in the deprecated spelling."""
 
     model_config = OPEN
 
     role: Literal["tool", "function"]
-    content: Content | dict[str, Any] | None = None
+    content: Annotated[Content | None, BeforeValidator(_written, json_schema_input_type=ToolContent)] = None
     tool_call_id: CallId | None = None
     name: Annotated[str, Field(max_length=4096)] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        content = self.content
-        text = json.dumps(content, ensure_ascii=False) if isinstance(content, dict) else _text(content)
-        return {"role": "tool", "content": text, "tool_call_id": self.tool_call_id or "", "name": self.name}
+        return {
+            "role": "tool",
+            "content": _text(self.content),
+            "tool_call_id": self.tool_call_id or "",
+            "name": self.name,
+        }
 
 
 ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]

@@ -111,7 +111,7 @@ def _decode(content: bytes) -> str:
 
 def _syntax_error(error: json.JSONDecodeError) -> Refusal:
     place = f"line {error.lineno}, column {error.colno} (character {error.pos})"
-    reason = error.msg[:1].lower() + error.msg[1:]
+    reason = error.msg[:1].lower() + error.msg[1:].removesuffix(" at").removesuffix(" starting")
     reason = reason.replace("expecting", "expected").replace("extra data", "expected nothing after the object")
     rest = error.doc[error.pos : error.pos + MAX_EXCERPT]
     if rest.strip():
@@ -134,17 +134,39 @@ def check_body(data: dict[str, Any], model: type[AnyBody], *, is_strict: bool) -
 
 
 def _invalid(error: ValidationError, body: dict[str, Any]) -> Refusal:
-    """Turn pydantic's findings into one: the deepest, for the shallower ones are other branches of a union."""
+    """Turn pydantic's findings into one: the deepest, for the shallower ones are other branches of a union.
+
+    A list that is too long is named before an item of it that does not fit another branch.
+    """
     findings = error.errors()
     places = [_place(finding["loc"], body, finding["type"]) for finding in findings]
-    deepest = max(places, key=lambda place: place.count(".") + place.count("["))
+    too_long = [place for finding, place in zip(findings, places, strict=True) if finding["type"] == "too_long"]
+    deepest = max(places, key=_depth)
+    if too_long and deepest not in too_long:
+        deepest = max(too_long, key=_depth)
     finding = findings[places.index(deepest)]
     if finding["type"] == "refused":
         param = finding.get("ctx", {}).get("param") or deepest
         return Refusal(400, finding["msg"], param=param or None)
+    if finding["type"].startswith("union_tag"):
+        return _untagged(deepest, finding)
     reasons = [found["msg"] for found, place in zip(findings, places, strict=True) if place == deepest]
     given = "" if finding["type"] == "missing" else f" (given: {_shown(finding['input'])})"
     return Refusal(400, f"{deepest}: {' or '.join(dict.fromkeys(reasons))}{given}", param=deepest)
+
+
+def _untagged(place: str, finding: Any) -> Refusal:
+    """Name the field that says of which kind an object is, such as the role of a message."""
+    name = finding["ctx"]["discriminator"].strip("'")
+    place = f"{place}.{name}".lstrip(".")
+    if finding["type"] == "union_tag_not_found":
+        return Refusal(400, f"{place}: Field required", param=place)
+    expected, given = finding["ctx"]["expected_tags"], _shown(finding["input"].get(name))
+    return Refusal(400, f"{place}: Input should be one of {expected} (given: {given})", param=place)
+
+
+def _depth(place: str) -> int:
+    return place.count(".") + place.count("[")
 
 
 def _place(location: Sequence[Any], body: Any, kind: str) -> str:

@@ -9,13 +9,23 @@ from puna.tasks.grading.extraction.extract import normalize
 from puna.tasks.grading.extraction.numbers import BEFORE, FRACTION, read_number
 from puna.tasks.question import Grade, Question
 
-SAME = str.maketrans({**dict.fromkeys("–—―‒", "-"), **dict.fromkeys("“”„‟«»‹›″", '"'), "…": "...", "⁄": "/"})
+SAME = str.maketrans(
+    {
+        **dict.fromkeys("–—―‒", "-"),
+        **dict.fromkeys("“”„‟«»‹›″", '"'),
+        **dict.fromkeys("`´", "'"),
+        "…": "...",
+        "⁄": "/",
+        "٪": "%",
+    }
+)
 CURRENCY = "$€£¥₹฿"
+INNER_SPACE = re.compile("(?<=[«‹]) | (?=[»›])")  # French puts spaces inside of its quotes.
 SPACED_UNIT = re.compile(rf"(?<=\d) (?=[%‰°{CURRENCY}])|(?<=[{CURRENCY}]) (?=\d)")
-# Digits with their grouping and decimals; not a piece of a time, a version or a power.
+# Digits with their grouping and decimals; not a piece of a time, a version, a power or 5e3. "Rs.5" is 5.
 DIGITS = re.compile(
-    r"(?<!\d)(?<!\d[.,':])(?:(?:\d{1,3}(?: \d{3})+(?!\d)|\d+(?:[,.']\d+)*)(?:[.,]\d+)?|[.,]\d+)"
-    r"(?![\d²³¹⁰⁴-⁹¼-¾⅐-⅞]|[.,:']\d)"
+    r"(?<!\d)(?<!\d[.,':])(?:(?:\d{1,3}(?: \d{3})+(?!\d)|\d+(?:[,.']\d+)*)(?:[.,]\d+)?|(?<![a-z])[.,]\d+)"
+    r"(?![\d²³¹⁰⁴-⁹¼-¾⅐-⅞]|[.,:']\d|e[-+]?\d)"
 )
 # A hyphen between words or in a range is no sign: K-4471, 7-9, 5 €-9 €.
 SIGN = re.compile(
@@ -54,7 +64,8 @@ def fold(text: str) -> str:
         >>> fold("“I don’t  know…”")
         '"I don\\'t know..."'
     """
-    return SPACED_UNIT.sub("", " ".join(normalize(text).translate(SAME).split()))
+    plain = INNER_SPACE.sub("", " ".join(normalize(text).split()))
+    return SPACED_UNIT.sub("", plain.translate(SAME))
 
 
 def _stands_in(text: str, answer: str) -> bool:
