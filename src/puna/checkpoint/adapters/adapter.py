@@ -304,7 +304,9 @@ def checkpoint_at(path: Path) -> Path:
         return path
     base = base_of(path)
     if base is None:
-        raise CheckpointError(f"{path} is an adapter, and its base is not here", expected="both", hint=ADAPTER_HINT)
+        raise CheckpointError(
+            f"{path} is an adapter, and its base is not here", expected="the adapter and its base", hint=ADAPTER_HINT
+        )
     trained_beside = artifact.read_manifest(path).inputs.get("start") if artifact.is_artifact(path) else None
     if trained_beside and artifact.is_artifact(base) and artifact.content_hash(base) != trained_beside["hash"]:
         raise CheckpointError(

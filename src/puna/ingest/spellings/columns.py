@@ -224,7 +224,7 @@ def _system(others: Row, messages: Sequence[Row]) -> str:
     if first.get("role") == "system" and isinstance(first.get("content"), str) and first["content"].strip():
         texts["the first message"] = first["content"].strip()
     if len(set(texts.values())) > 1:
-        raise ChatError(f"{' and '.join(texts)} hold different system messages", expected="one")
+        raise ChatError(f"{' and '.join(texts)} hold different system messages", expected="one system message in a row")
     return next(iter(given.values()), "")
 
 
