@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from puna.tokenizer.tokenizer import Tokenizer
 
 SHUTDOWN_SECONDS = 30
+INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,10 @@ def serve(
     spec, name = engine_spec(checkpoint, engine), name or checkpoint.resolve().name
     served, unfit = open_supervised(spec, name, max_queue, engine.max_step_seconds)
     print(*filter(None, (served.notice, *unfit)), sep="\n", file=sys.stderr)
-    make_server(replace(served, strict_fields=strict_fields), rules, host=host, port=port).run()
+    try:
+        make_server(replace(served, strict_fields=strict_fields), rules, host=host, port=port).run()
+    except KeyboardInterrupt:  # Ctrl-C has ended the server in order, and there is nothing to be resumed.
+        sys.exit(INTERRUPTED)
 
 
 def _require_bounds(**flags: int) -> None:
@@ -175,9 +179,15 @@ def open_supervised(
     from puna.tokenizer.tokenizer import Tokenizer
 
     engine = EngineProcess(spec, max_jobs=max_queue, stall_seconds=stall_seconds)
-    facts, adapters, path = engine.open(), spec["options"]["adapters"], Path(spec["checkpoint"])
+    facts, adapters, path = engine.open(meanwhile=_import_server), spec["options"]["adapters"], Path(spec["checkpoint"])
     folder = AdapterFolder(Path(adapters)) if adapters else None
     return _served(path, name, Tokenizer.load(path), engine, facts, folder), facts.unfit_adapters
+
+
+def _import_server() -> None:
+    """Import what the server needs while the engine's process imports torch."""
+    for name in ("puna.serve.app", "puna.serve.protocol.server"):
+        import_module(name)
 
 
 def open_served(
