@@ -113,6 +113,18 @@ def test_properties_that_a_lost_pattern_allows_are_not_forbidden():
     assert fit(schema, is_strict=False).schema == {"type": "object"}
 
 
+def test_an_intersection_of_closed_objects_has_the_properties_of_all_branches():
+    schema = {"allOf": [fields(a=NAME), fields(b={"type": "integer"})]}
+    fitted = fit(schema, is_strict=False)
+    assert fitted.notes == (
+        'tool book: "additionalProperties" within "allOf" is left out '
+        "(the branches forbid the properties of one another)",
+    )
+    assert {"a", "b"} <= said(fitted.schema, 0).keys()
+    with pytest.raises(RequestError, match="no value satisfies it"):
+        fit(schema, is_strict=True)
+
+
 def test_a_required_name_without_a_property_does_not_lose_the_others():
     schema = fields(to=NAME) | {"required": ["to", "by"]}
     fitted = fit(schema, is_strict=False)

@@ -106,6 +106,8 @@ class _Fitting:
         if self._is_strict and not self._problem(root):
             return FittedSchema(root)
         for path, node in _nodes(root):
+            if not self._is_strict:
+                self._open_branches(path, node)
             self._fit_node(root, path, node)  # Before its children, which may be left out with a keyword.
         reason = self._problem(root)
         if reason and any("oneOf" in node for _, node in _nodes(root)):
@@ -143,6 +145,21 @@ class _Fitting:
             kept.pop("additionalProperties", None)  # It would forbid the properties that a pattern allows.
         node.clear()
         node.update(kept)
+
+    def _open_branches(self, path: Path, node: Node) -> None:
+        """Let the branches of `allOf` have one another's properties: zod writes an intersection as closed objects."""
+        branches = node.get("allOf")
+        closed = [
+            branch
+            for branch in (branches if isinstance(branches, list) else [])
+            if isinstance(branch, dict) and isinstance(branch.get("properties"), dict)
+            if branch.get("additionalProperties") is False
+        ]
+        if len({frozenset(branch["properties"]) for branch in closed}) > 1:
+            for branch in closed:
+                del branch["additionalProperties"]
+            reason = "the branches forbid the properties of one another"
+            self._notes.append(f'{self._where(path)}: "additionalProperties" within "allOf" is left out ({reason})')
 
     def _fit_reference(self, root: Node, path: Path, node: Node) -> None:
         reference = node.get("$ref")
