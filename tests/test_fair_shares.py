@@ -4,6 +4,7 @@ import asyncio
 import random
 import threading
 from collections import Counter
+from typing import Any
 
 import pytest
 from test_scheduler import new_prompt, new_request, run_step
@@ -22,6 +23,8 @@ from puna.serve.generation.admission import (
     RefusalPace,
 )
 from puna.serve.grammars import MAX_WAITING, Grammars
+from puna.serve.middleware.concurrency import ConcurrencyMiddleware
+from puna.serve.middleware.keys import Tenant
 from puna.serve.offload.workers import LARGE_BYTES, Workers
 from puna.serve.offload.workers import MAX_WAITING as MOST_LARGE
 from puna.serve.refusals import Refusal
@@ -215,6 +218,27 @@ def test_a_tenant_that_is_refused_again_and_again_waits_for_its_refusals():
     assert max(pace.delay("storm") for _ in range(1000)) == MOST_DELAY
     clock.now += 10 * MOST_DELAY
     assert pace.delay("storm") == 0
+
+
+def test_requests_beyond_a_tenants_share_of_the_connections_wait_for_their_refusals():
+    ended = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await ended.wait()
+
+    async def run() -> None:
+        limited = ConcurrencyMiddleware(app, max_requests=1)
+        scope = {"path": "/v1/models", "state": {"tenant": Tenant("storm")}}
+        asked: list[asyncio.Task[None]] = []
+        for _ in range(BURST + 3):
+            asked.append(asyncio.create_task(limited(dict(scope), None, None)))  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        refused = [task for task in asked if task.done()]
+        assert len(refused) == BURST + 1 and all(isinstance(task.exception(), Refusal) for task in refused)
+        ended.set()
+        await asyncio.gather(*asked[BURST + 2 :])  # By then there is room.
+
+    asyncio.run(run())
 
 
 def test_slow_grammars_of_one_tenant_leave_another_its_turn(tokenizer_path):

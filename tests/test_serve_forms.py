@@ -279,9 +279,20 @@ def test_more_grammars_than_can_wait_are_answered_with_503(client, served, monke
     full.take("0", 1)
     full.take("", 1)
     monkeypatch.setattr(served.grammars, "_admission", full)
+    refused = served.engine.metrics.outcomes["refused"]
     with pytest.raises(openai.APIStatusError) as caught:
         client.chat.completions.create(**ASK, response_format=form_of(SHOP))
     assert caught.value.status_code == 503 and caught.value.response.headers["retry-after"]
+    assert served.engine.metrics.outcomes["refused"] == refused + 1
+
+
+def test_a_tenant_that_is_refused_often_waits_for_grammars_too(client, served, monkeypatch):
+    full = Admission(1, noun="grammars")
+    full.take("", 1)
+    monkeypatch.setattr(served.grammars, "_admission", full)
+    monkeypatch.setattr(served.engine._pace, "delay", lambda tenant: full.release(tenant) or 0.0)
+    said = client.chat.completions.create(**ASK, response_format=form_of(SHOP)).choices[0].message
+    jsonschema.validate(json.loads(said.content), SHOP)
 
 
 def test_sampling_settings_reach_the_choice(client, served):

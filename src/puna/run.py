@@ -82,14 +82,14 @@ class Run:
         return journal.records[-1] if journal.records else journal.append(make())
 
     def secret(self, variable: str) -> str:
-        """Return what an environment variable holds; ConfigError if it holds nothing. It is kept nowhere."""
+        """Return the value of an environment variable, which is stored nowhere; ConfigError for an empty one."""
         value = os.environ.get(variable, "")
         if not value:
             raise ConfigError(f"the environment variable {variable} is not set", expected="a key in it")
         return value
 
     def metrics(self, step: int, **values: float) -> None:
-        """Append one row to metrics.jsonl; what is not finite becomes null, since JSON has no NaN."""
+        """Append one row to metrics.jsonl; NaN and infinity, which JSON lacks, become null."""
         if self.rank:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -149,7 +149,7 @@ class Run:
 
 
 def ranks() -> tuple[int, int]:
-    """Return which of how many processes this is, as torchrun tells them: (0, 1) without it."""
+    """Return rank and number of processes, as set by torchrun; (0, 1) without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

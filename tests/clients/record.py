@@ -4,10 +4,12 @@
     python tests/clients/record.py --url http://127.0.0.1:8321/v1 openai_python=/tmp/v/bin/python
 
 The program after `=` is an interpreter that has the client installed; for Node, run this in the folder of node_modules.
-With `--url` the flows run against that server, which serves a model named "tiny", and nothing is recorded.
+With `--url` the flows run against that server, which serves a model named "tiny", and nothing is recorded. Answers are
+longer then: a small model needs more tokens for a call than the stub's.
 """
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -46,10 +48,11 @@ def version(name: str, program: str) -> str:
     return f"{package} {subprocess.check_output([program, '-P', '-c', code], text=True).strip()}"
 
 
-def run_flow(name: str, program: str, url: str) -> bool:
+def run_flow(name: str, program: str, url: str, **environment: str) -> bool:
     """Run one client's flow against `url`; print its error if it fails."""
     safe_path = ["-P"] if FLOWS[name].suffix == ".py" else []  # a flow may be named like the package it imports
-    done = subprocess.run([program, *safe_path, str(FLOWS[name]), url], capture_output=True, text=True, timeout=300)
+    command = [program, *safe_path, str(FLOWS[name]), url]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
     report = "ok" if done.returncode == 0 else done.stderr[-1500:] + done.stdout[-500:]
     print(f"{name}, {version(name, program)}: {report}")
     return done.returncode == 0
@@ -82,5 +85,5 @@ if __name__ == "__main__":
     if arguments[0] == "--url":
         _, url, *arguments = arguments
     clients = dict(argument.split("=", 1) for argument in arguments)
-    results = [run_flow(*client, url) if url else record(*client) for client in clients.items()]
+    results = [run_flow(*client, url, MAX_TOKENS="192") if url else record(*client) for client in clients.items()]
     sys.exit(not all(results))

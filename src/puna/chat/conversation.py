@@ -81,6 +81,12 @@ class Message:
         """Whether a model is trained to write this message."""
         return self.role == "assistant" and self.weight == 1
 
+    @property
+    def rendered(self) -> str:
+        """Role, trimmed text and calls as JSON, without ids: messages with equal JSON look alike in a prompt."""
+        calls = [(call.name, call.arguments) for call in self.tool_calls]
+        return json.dumps((self.role, self.content.strip(), calls), default=str)
+
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.tool_calls:

@@ -9,15 +9,12 @@ Lists are never padded: `enum: [null]` stays. Arguments in a string are never pa
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
-# Keywords of JSON Schema (2020-12 and draft 7), by the form of their value.
-_MAPS_OF_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
-_LISTS_OF_SCHEMAS = {"anyOf", "oneOf", "allOf", "prefixItems", "items"}
-_SCHEMAS = {"items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames"}
+from puna.chat.schema_keywords import BRANCHES, LISTS, MAPS, SINGLES
+
 # Fields of a conversation or of a preference that hold messages, and all fields that this file strips.
 _MESSAGES = ("messages", "prompt", "chosen", "rejected", "edited")
 PADDED = ("tools", *_MESSAGES)
 _MAX_REFERENCES = 8
-_BRANCHES = ("anyOf", "oneOf", "allOf")
 
 
 def without_padding(conversation: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +104,7 @@ class _Place(NamedTuple):
 
     def branches(self) -> Iterator["_Place"]:
         schema = self.resolved()
-        return (_Place(branch, self.root) for name in _BRANCHES for branch in _list(schema.get(name)))
+        return (_Place(branch, self.root) for name in BRANCHES for branch in _list(schema.get(name)))
 
     def admits_null(self, depth: int = _MAX_REFERENCES) -> bool:
         """Return whether the schema names null: as a type, a value, in a branch, or by OpenAPI's `nullable`."""
@@ -145,14 +142,14 @@ def _schema(schema: Any) -> Any:
         if value is None:
             if keyword == "default" or (keyword == "const" and _admits_null_const(schema)):
                 stripped[keyword] = None
-        elif keyword in _MAPS_OF_SCHEMAS and isinstance(value, dict):
+        elif keyword in MAPS and isinstance(value, dict):
             below = {name: _schema(item) for name, item in value.items() if item is not None}
             # A struct whose fields are all null stands for an absent object in some exports.
             stripped[keyword] = {name: item for name, item in below.items() if item != {} or value[name] == {}}
-        elif keyword in _LISTS_OF_SCHEMAS and isinstance(value, list):
+        elif keyword in (*LISTS, "items") and isinstance(value, list):
             stripped[keyword] = [_schema(item) for item in value]
         else:
-            stripped[keyword] = _schema(value) if keyword in _SCHEMAS else value
+            stripped[keyword] = _schema(value) if keyword in SINGLES else value
     return stripped
 
 

@@ -3,7 +3,6 @@
 Reads conversations only: what holds its dialogue in one text goes through `puna ingest` first. Knows no tokens.
 """
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
@@ -49,7 +48,7 @@ class Preference:
             answer: Answer = getattr(self, name)
             if answer or name != "edited":
                 _require_answer(name, answer)
-        chosen, rejected, edited = (_as_rendered(getattr(self, name)) for name in ANSWERS)
+        chosen, rejected, edited = ([message.rendered for message in getattr(self, name)] for name in ANSWERS)
         if chosen == rejected:
             raise ChatError("chosen and rejected are the same", expected="answers that differ in the prompt format")
         if edited in (chosen, rejected):
@@ -114,13 +113,6 @@ def _require_answer(name: str, answer: Answer) -> None:
             raise ChatError(f"{name}[{index}] is a {message.role} message", expected="the assistant and tools only")
         if not message.weight:
             raise ChatError(f"{name}[{index}] has weight 0", expected="answers that are learned from as a whole")
-
-
-def _as_rendered(answer: Answer) -> str:
-    """Return an answer without what no prompt shows: ids, and white space around a text."""
-    calls = ([(call.name, call.arguments) for call in message.tool_calls] for message in answer)
-    parts = [(each.role, each.content.strip(), given) for each, given in zip(answer, calls, strict=True)]
-    return json.dumps(parts, default=str)
 
 
 def _read_messages(row: dict[str, Any], name: str) -> Answer:

@@ -1,7 +1,7 @@
-"""A folder of adapters -> those that a runner has in memory: read when a request needs them, within bounds.
+"""A folder of adapters -> adapters in a runner's memory: loaded for the first request, evicted within bounds.
 
-Each subfolder is an adapter, known by its name; it may be added, replaced or removed at any time. Requests that have
-begun keep the adapter that they began with. Knows no requests and no pages.
+A subfolder is an adapter of that name, and may be added, replaced or removed at any time. Running requests keep the
+adapter of their start. Knows no requests and no pages.
 """
 
 import threading
@@ -21,14 +21,14 @@ from puna.model.lora import Lora
 
 @dataclass(frozen=True, slots=True)
 class AdapterKey:
-    """An adapter as it was found: its name, and what tells its file from one that takes its place."""
+    """Name of an adapter, and the identity of the file, which changes when another file takes the place."""
 
     name: str
     identity: tuple[int, ...]
 
 
 class Adapters:
-    """Invariant: what is in memory, held adapters included, takes at most `max_bytes`.
+    """Invariant: all adapters in memory, held adapters included, take at most `max_bytes`.
 
     `find` may be called from any thread, the rest from the engine's alone.
     """
@@ -69,9 +69,9 @@ class Adapters:
         return reasons
 
     def find(self, name: str) -> AdapterKey | None:
-        """Return the adapter of this name as it is now, None if there is none; RequestError if it can't be run.
+        """Return the present adapter of this name, None for an unknown name; RequestError for an unfit adapter.
 
-        Reads its headers when it is asked for first, its weights only in `load`.
+        The first call reads the headers, only `load` the weights.
         """
         if Path(name).name != name or not is_adapter_folder(self.folder / name):
             return None
@@ -81,7 +81,7 @@ class Adapters:
             raise RequestError(f"the adapter {name!a} can't be used: {error}", param="model") from None
 
     def hold(self, key: AdapterKey) -> bool:
-        """Hold an adapter until `release`; False if those that are held leave no room for it."""
+        """Hold an adapter until `release`; False if held adapters leave no room."""
         others = self._holders.keys() - {key}
         if sum(map(self._sizes.__getitem__, others)) + self._sizes[key] > self.max_bytes:
             return False
@@ -89,7 +89,7 @@ class Adapters:
         return True
 
     def release(self, key: AdapterKey) -> None:
-        """Hold an adapter once less. It stays in memory as long as nothing else needs its place."""
+        """Undo one `hold`. The adapter stays in memory until another one needs the space."""
         self._holders[key] -= 1
         if not self._holders[key]:
             del self._holders[key]

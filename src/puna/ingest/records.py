@@ -64,8 +64,8 @@ def _read_record(row: dict[str, Any], where: str, source: str) -> Accepted:
         found = read_dialogue(row)
         fields = without_padding(found.fields)
         fields |= {"id": _first_of(row, "id") or where, "metadata": _metadata(row, found.descriptive)}
-        told = _told(row, found.descriptive)
-        return Accepted(Conversation.from_json(fields), found.spelling, told, found.left_out, where)
+        columns = _reported_columns(row, found.descriptive)
+        return Accepted(Conversation.from_json(fields), found.spelling, columns, found.left_out, where)
     if not isinstance(row.get("text"), str) or is_blank(row["text"]):
         raise DataError(
             f"a row has neither 'text' nor 'messages'; it has {', '.join(row) or 'nothing'}",
@@ -83,7 +83,7 @@ def _read_record(row: dict[str, Any], where: str, source: str) -> Accepted:
         licence=_first_of(row, "licence", "license"),
         metadata=_metadata(row, descriptive),
     )
-    return Accepted(document, "text", _told(row, descriptive), place=where)
+    return Accepted(document, "text", _reported_columns(row, descriptive), place=where)
 
 
 def _read_pair(row: dict[str, Any], where: str, source: str) -> Accepted:
@@ -93,8 +93,8 @@ def _read_pair(row: dict[str, Any], where: str, source: str) -> Accepted:
     fields |= {"metadata": _metadata(row, tuple(name for name in found.descriptive if name != "prompt_id"))}
     is_shared = row.get("id") is None and row.get("prompt_id") is not None  # Several pairs have one prompt.
     preference = Preference.from_json(fields)
-    told = _told(row, found.descriptive)
-    return Accepted(preference, found.spelling, told, found.left_out, where, is_shared)
+    columns = _reported_columns(row, found.descriptive)
+    return Accepted(preference, found.spelling, columns, found.left_out, where, is_shared)
 
 
 def _first_of(row: dict[str, Any], *names: str) -> str:
@@ -102,7 +102,7 @@ def _first_of(row: dict[str, Any], *names: str) -> str:
     return next((str(row[name]) for name in names if row.get(name) is not None), "")
 
 
-def _told(row: dict[str, Any], descriptive: tuple[str, ...]) -> tuple[str, ...]:
+def _reported_columns(row: dict[str, Any], descriptive: tuple[str, ...]) -> tuple[str, ...]:
     """Return the columns that the report names: those with a value, an object `metadata` aside."""
     return tuple(name for name in descriptive if name != "metadata" and is_given(row.get(name)))
 

@@ -1,7 +1,6 @@
-"""Chunks of one continuation -> what a chat client sees: pieces of text, tool calls, log-probabilities, why it ended.
+"""Chunks of one continuation -> pieces for a chat client: text, tool calls, log-probabilities, finish reason.
 
-Where a call begins and ends is for the chat format to say (chat/stream.py), where a stop string ends the text for the
-engine: what both are certain of is told.
+The chat format finds the calls (chat/stream.py), the engine the stop strings. Text is sent once both are certain.
 """
 
 import json
@@ -18,7 +17,7 @@ from puna.serve.served import Served, logprob_value
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What a chunk adds for the client; the last one has a finish_reason."""
+    """The addition of a chunk for the client; the last piece has a finish_reason."""
 
     text: str
     tool_calls: list[dict[str, Any]]
@@ -31,10 +30,10 @@ class ChatReply:
 
     Args:
         served: The format and the tokenizer.
-        tools: Tools that may be called; None: nothing is read as a call.
-        begun: The text of a message that is continued. The whole message is read, and the rest is told.
-        begun_ids: The tokens of that text.
-        stop_ids: Token ids that ended the continuation are no part of it.
+        tools: Tools that may be called; None: all output is text.
+        begun: The text of a continued message. The whole message is read, and the rest is sent.
+        begun_ids: The tokens of `begun`.
+        stop_ids: Token ids that end the continuation and are no part of the text.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class ChatReply:
         self._logprobs: list[dict[str, Any]] = []
 
     def feed(self, chunk: Chunk) -> Piece | None:
-        """Take a chunk; None if there is nothing to tell yet."""
+        """Take a chunk; return the next piece, None while nothing is certain."""
         self.num_tokens += len(chunk.ids)
         self._last_id = chunk.ids[-1] if chunk.ids else self._last_id
         self._text += chunk.text
@@ -72,17 +71,15 @@ class ChatReply:
 
     def _read(self, chunk: Chunk) -> list[dict[str, Any]]:
         """Take what becomes certain; return the calls of a turn that has ended."""
-        parts: list[Part] = [chunk.text] if self._stream is None else self._stream.feed(self._spoken(chunk.ids))
+        # Without the stop tokens that a client named; the format knows its own.
+        ids = [token for token in chunk.ids if token not in self._stop_ids or token in self._served.stop_ids]
+        parts: list[Part] = [chunk.text] if self._stream is None else self._stream.feed(ids)
         # A reply cut off by its length or by a stop string is text: half a call must not be carried out.
         has_ended = chunk.finish_reason is not None and self._last_id in self._served.stop_ids
         if self._stream is not None and has_ended:
             parts += self._stream.finish()
         self._content += "".join(part for part in parts if isinstance(part, str))
         return [_call(part) for part in parts if isinstance(part, ToolCall)] if has_ended else []
-
-    def _spoken(self, ids: Sequence[int]) -> list[int]:
-        """Leave out a stop token that a client named; the format knows its own."""
-        return [each for each in ids if each not in self._stop_ids or each in self._served.stop_ids]
 
     def _take_text(self, *, has_calls: bool, is_over: bool) -> str:
         source = self._content if has_calls else self._text

@@ -6,9 +6,10 @@ of calls, the engine the semantics of a grammar.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -31,6 +32,7 @@ MAX_SECONDS = 10.0
 
 Fit = Callable[[Any, bool, str], dict[str, Any]]  # (schema, is_strict, place) -> what a grammar holds of the schema.
 Spell = Callable[[Fit], str]
+Admit = Callable[[Callable[[], None], str], Awaitable[None]]  # (take, tenant): as EngineClient.admit
 
 
 class Grammars:
@@ -39,7 +41,8 @@ class Grammars:
     No tenant can take all the threads, nor more than its share of the queue.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]):
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int], admit: Admit | None = None):
+        self._admit = admit
         self._compiler = GrammarCompiler(tokenizer, stop_ids)
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
         self._admission = Admission(MAX_WAITING, noun="grammars")
@@ -48,9 +51,10 @@ class Grammars:
     async def compile(self, spell: Spell, *, param: str, tenant: str = "") -> Grammar:
         """Return the grammar that `spell` gives as text; RequestError or Refusal naming `param` where it cannot be.
 
-        PLACE
+        `notes` of the grammar name the keywords of schemas that the grammar does not hold.
         """
-        self._admission.take(tenant, 1)
+        take = partial(self._admission.take, tenant, 1)
+        await self._admit(take, tenant) if self._admit else take()
         try:
             return await self._compile_in_turn(spell, param, self._turns[tenant])
         finally:

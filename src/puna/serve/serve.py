@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from puna.tokenizer.tokenizer import Tokenizer
 
 SHUTDOWN_SECONDS = 30
+INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +41,21 @@ class EngineFlags:
     Parameters
     ----------
     max_batch
-        How many requests are generated side by side.
+        Number of requests generated side by side.
     max_context
-        The longest prompt and answer together, if less than the model can do.
+        Largest number of tokens of prompt and answer together; default: the model's own limit.
     dtype
         The type of weights and activations.
     kv_cache
-        What keys and values are kept in: as they are computed, or as int8, half as large.
+        Type of the KV cache: as computed, or int8 in half the memory.
     draft
         A smaller checkpoint of the same tokenizer that guesses tokens ahead, or "lookup" to guess from the prompt.
     adapters
-        A directory whose subdirectories are adapters of the model; clients name one as the model.
+        A directory of adapters, one per subdirectory; clients name an adapter as the model.
     adapter_mib
-        How many MiB adapters may take in memory; what is not in use makes room for what is asked for.
+        Memory for adapters in MiB; adapters out of use are evicted for requested ones.
     max_step_seconds
-        How long one step of the engine may take before its process counts as hung and is started again.
+        Longest time of one step of the engine in seconds; beyond it the engine's process is started again.
     """
 
     max_batch: int = 32
@@ -92,13 +93,13 @@ def serve(
     port
         The port to listen on; 0 takes a free one.
     api_key_file
-        A file with one key of 32 characters or more a line, and its models if not all; PUNA_API_KEY holds one too.
+        A file with a key of 32 characters or more per line, then the key's models (default: all). Or: PUNA_API_KEY.
     allow_origin
         Origin of web pages whose scripts may call the API (CORS), such as https://shop.example; may be repeated.
     name
-        What clients call the model, instead of the directory's name.
+        The model's name for clients, instead of the directory's name.
     max_queue
-        How many continuations are held at once, the running ones included, in equal shares for keys; more get a 503.
+        Number of continuations held at once, running ones included, in equal shares for keys; more get a 503.
     max_connections_per_address
         Connections from one address. Half of all by default; behind a proxy all come from the proxy's address.
     strict_fields
@@ -111,7 +112,10 @@ def serve(
     spec, name = engine_spec(checkpoint, engine), name or checkpoint.resolve().name
     served, unfit = open_supervised(spec, name, max_queue, engine.max_step_seconds)
     print(*filter(None, (served.notice, *unfit)), sep="\n", file=sys.stderr)
-    make_server(replace(served, strict_fields=strict_fields), rules, host=host, port=port).run()
+    try:
+        make_server(replace(served, strict_fields=strict_fields), rules, host=host, port=port).run()
+    except KeyboardInterrupt:  # Ctrl-C has ended the server in order, and there is nothing to be resumed.
+        sys.exit(INTERRUPTED)
 
 
 def _require_bounds(**flags: int) -> None:
@@ -140,7 +144,7 @@ def _read_rules(host: str, port: int, api_key_file: Path | None, origins: list[s
 
 
 def _require_free(host: str, port: int) -> None:
-    """Refuse an address that is taken before a model is loaded for it."""
+    """Refuse an address in use, before a model is loaded."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as probe:
@@ -167,17 +171,23 @@ def engine_spec(checkpoint: Path, flags: EngineFlags) -> dict[str, Any]:
 def open_supervised(
     spec: Mapping[str, Any], name: str, max_queue: int, stall_seconds: float
 ) -> tuple["Served", list[str]]:
-    """Load a checkpoint in a process of its own; return what is served and why adapters cannot be.
+    """Load a checkpoint in a separate process; return the served model and a reason for every unfit adapter.
 
-    Torch is imported there only: this process holds the connections, and is there to say so when the other one dies.
+    Only that process imports torch. This process holds the connections and answers after a death of the engine.
     """
     from puna.serve.generation.engine_process import AdapterFolder, EngineProcess
     from puna.tokenizer.tokenizer import Tokenizer
 
     engine = EngineProcess(spec, max_jobs=max_queue, stall_seconds=stall_seconds)
-    facts, adapters, path = engine.open(), spec["options"]["adapters"], Path(spec["checkpoint"])
+    facts, adapters, path = engine.open(meanwhile=_import_server), spec["options"]["adapters"], Path(spec["checkpoint"])
     folder = AdapterFolder(Path(adapters)) if adapters else None
     return _served(path, name, Tokenizer.load(path), engine, facts, folder), facts.unfit_adapters
+
+
+def _import_server() -> None:
+    """Import what the server needs while the engine's process imports torch."""
+    for name in ("puna.serve.app", "puna.serve.protocol.server"):
+        import_module(name)
 
 
 def open_served(

@@ -67,7 +67,7 @@ class Served:
     @cached_property
     def grammars(self) -> Grammars:
         """The compiler of `response_format` and tool schemas."""
-        return Grammars(self.tokenizer, self.stop_ids)
+        return Grammars(self.tokenizer, self.stop_ids, self.engine.admit)
 
     @cached_property
     def readers(self) -> Workers:

@@ -20,7 +20,7 @@ def make_directory(path: Path) -> None:
 
 
 def replace_directory(new: Path, path: Path) -> None:
-    """Rename the directory `new` to `path`; what stood there goes once the new one is durable.
+    """Rename the directory `new` to `path`; the old directory there is removed once the new one is durable.
 
     The two change places in one step where system and disk can. Elsewhere a crash between two renames leaves the old
     one beside `path`, as .NAME.old.

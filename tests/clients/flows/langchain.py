@@ -1,5 +1,6 @@
 """LangChain's ChatOpenAI: invoke, stream, tools and their results, structured output by schema and by function."""
 
+import os
 import sys
 from typing import Literal
 
@@ -7,6 +8,8 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
 from pydantic import BaseModel, Field
+
+MAX_TOKENS = int(os.environ.get("MAX_TOKENS", "24"))
 
 
 @tool
@@ -22,7 +25,7 @@ class Hours(BaseModel):
 
 
 def main(url: str) -> None:
-    model = ChatOpenAI(model="tiny", base_url=url, api_key="none", max_tokens=24, temperature=0, max_retries=0)
+    model = ChatOpenAI(model="tiny", base_url=url, api_key="none", max_tokens=MAX_TOKENS, temperature=0, max_retries=0)
     messages = [SystemMessage("Be brief."), HumanMessage("Where is order 4711?", name="zoe")]
     model.invoke(messages)
     for _ in model.stream(messages, stream_usage=True):
@@ -39,10 +42,10 @@ def main(url: str) -> None:
     bound.invoke([*messages, streamed, *results])
     model.bind_tools([find_order], tool_choice="find_order", strict=True, parallel_tool_calls=False).invoke(messages)
     model.invoke([*messages, AIMessage("At nine."), HumanMessage([{"type": "text", "text": "Thanks"}])])
-    for method in ("json_schema", "function_calling", "json_mode"):
-        model.with_structured_output(Hours, method=method, include_raw=True).invoke(messages)
     model.batch([messages, messages], stop=["\n\n"])
     OpenAI(model="tiny", base_url=url, api_key="none", max_tokens=8).invoke("We open")
+    for method in ("json_schema", "function_calling", "json_mode"):
+        model.with_structured_output(Hours, method=method, include_raw=True).invoke(messages)
 
 
 main(sys.argv[1])

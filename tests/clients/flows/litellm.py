@@ -1,8 +1,11 @@
 """LiteLLM as a library: chat, a stream, a tool with its result in the form that LiteLLM returns."""
 
+import os
 import sys
 
 import litellm
+
+MAX_TOKENS = int(os.environ.get("MAX_TOKENS", "24"))
 
 TOOL = {
     "type": "function",
@@ -15,7 +18,7 @@ TOOL = {
 
 
 def main(url: str) -> None:
-    common = {"model": "openai/tiny", "api_base": url, "api_key": "none", "max_tokens": 24, "temperature": 0.0}
+    common = {"model": "openai/tiny", "api_base": url, "api_key": "none", "max_tokens": MAX_TOKENS, "temperature": 0.0}
     hello = [{"role": "user", "content": "Where is order 4711?"}]
     message = litellm.completion(messages=hello, tools=[TOOL], tool_choice="auto", **common).choices[0].message
     for sent in (message, message.model_dump()):

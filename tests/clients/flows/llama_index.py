@@ -1,5 +1,6 @@
 """LlamaIndex's OpenAILike: complete, chat, stream, tools and their results, structured output."""
 
+import os
 import sys
 from typing import Literal
 
@@ -8,6 +9,8 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
 from pydantic import BaseModel
+
+MAX_TOKENS = int(os.environ.get("MAX_TOKENS", "24"))
 
 
 class Hours(BaseModel):
@@ -22,7 +25,7 @@ def find_order(number: str) -> str:
 
 
 def main(url: str) -> None:
-    shared = {"model": "tiny", "api_base": url, "api_key": "none", "max_tokens": 24, "max_retries": 0}
+    shared = {"model": "tiny", "api_base": url, "api_key": "none", "max_tokens": MAX_TOKENS, "max_retries": 0}
     model = OpenAILike(**shared, is_chat_model=True, is_function_calling_model=True, context_window=1024)
     messages = [ChatMessage(role="system", content="Be brief."), ChatMessage(role="user", content="Order 4711?")]
     model.chat(messages)

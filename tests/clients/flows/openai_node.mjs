@@ -12,7 +12,7 @@ const hello = [
   { role: "user", content: "Where is order 4711?" },
 ];
 const findOrder = zodFunction({ name: "find_order", parameters: z.object({ number: z.literal("4711") }) });
-const common = { model: "tiny", max_tokens: 24, temperature: 0 };
+const common = { model: "tiny", max_tokens: Number(process.env.MAX_TOKENS ?? 24), temperature: 0 };
 
 async function loop(message) {
   const results = (message.tool_calls ?? []).map((call) => ({

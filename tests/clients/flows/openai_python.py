@@ -1,11 +1,14 @@
 """OpenAI's Python client: plain, streamed, messages sent back in four spellings, parsed answers, completions."""
 
 import asyncio
+import os
 import sys
 from typing import Literal
 
 import openai
 from pydantic import BaseModel
+
+MAX_TOKENS = int(os.environ.get("MAX_TOKENS", "24"))
 
 HI = [
     {"role": "system", "content": "Be brief."},
@@ -34,7 +37,7 @@ def loop(client: openai.OpenAI, message, tools: list) -> None:
 def main(url: str) -> None:
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
     tools = [openai.pydantic_function_tool(FindOrder)]
-    common = {"model": "tiny", "max_tokens": 24, "temperature": 0.0}
+    common = {"model": "tiny", "max_tokens": MAX_TOKENS, "temperature": 0.0}
     client.models.list()
     plain = client.chat.completions.create(messages=HI, n=1, seed=7, user="u-1", stop=["\n\n"], **common)
     loop(client, plain.choices[0].message, tools)

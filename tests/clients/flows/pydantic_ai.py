@@ -1,6 +1,7 @@
 """Pydantic AI over chat completions: an agent with a tool, streamed and not, and with a structured answer."""
 
 import asyncio
+import os
 import sys
 from typing import Literal
 
@@ -9,6 +10,8 @@ from pydantic_ai import Agent, NativeOutput
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
+MAX_TOKENS = int(os.environ.get("MAX_TOKENS", "24"))
+
 
 class Hours(BaseModel):
     opens: Literal["at nine"]
@@ -16,7 +19,7 @@ class Hours(BaseModel):
 
 async def main(url: str) -> None:
     model = OpenAIChatModel("tiny", provider=OpenAIProvider(base_url=url, api_key="none"))
-    settings = {"max_tokens": 24, "temperature": 0.0}
+    settings = {"max_tokens": MAX_TOKENS, "temperature": 0.0}
     agent = Agent(model, instructions="Be brief.", model_settings=settings)
 
     @agent.tool_plain

@@ -141,13 +141,13 @@ def doubts(
     On loading, PEFT leaves out the first and fails at the second.
     """
     ranks = {name.removesuffix(".weight"): rank for name, rank in stored_ranks(layout, parts).items()}
-    told = module_settings(config, list(ranks))
-    if strangers := [module for module in ranks if not told[module].is_target]:
+    settings = module_settings(config, list(ranks))
+    if strangers := [module for module in ranks if not settings[module].is_target]:
         text = f"matrices for {_listed(strangers)}, which target_modules and its exceptions leave out, and so does PEFT"
         yield Doubt("target", text)
-    others = {module: rank for module, rank in ranks.items() if told[module].rank != rank}
+    others = {module: rank for module, rank in ranks.items() if settings[module].rank != rank}
     if others:
-        wrong = [f"{module} has rank {rank} instead of {told[module].rank}" for module, rank in others.items()]
+        wrong = [f"{module} has rank {rank} instead of {settings[module].rank}" for module, rank in others.items()]
         sorting = "; of two keys of rank_pattern that match, PEFT takes the first, and sorts them when it saves"
         yield Doubt("rank", _listed(wrong) + (sorting if len(config.rank_pattern) > 1 else ""))
 
@@ -167,8 +167,8 @@ def _scales(
 ) -> dict[str, float]:
     """Return the LoRA scaling by tensor: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv 2312.03732)."""
     ranks = stored_ranks(layout, parts)
-    told = module_settings(config, [name.removesuffix(".weight") for name in ranks])
-    alphas = {name: told[name.removesuffix(".weight")].alpha for name in ranks}
+    settings = module_settings(config, [name.removesuffix(".weight") for name in ranks])
+    alphas = {name: settings[name.removesuffix(".weight")].alpha for name in ranks}
     return {
         name: alphas[name] / (rank**0.5 if config.is_rank_stabilized else max(rank, 1)) for name, rank in ranks.items()
     }
@@ -200,8 +200,8 @@ def missing_targets(config: AdapterConfig, parts: Mapping[str, Mapping[str, str]
     modules = [name.removesuffix(".weight") for name, shape in tensor_shapes(base).items() if len(shape) == 2]
     if config.targets is None or config.is_tied or not config.is_lora:
         return []
-    told = module_settings(config, modules)
-    return [module for module in modules if told[module].is_target and f"{module}.weight" not in parts]
+    settings = module_settings(config, modules)
+    return [module for module in modules if settings[module].is_target and f"{module}.weight" not in parts]
 
 
 def describe_tables(base: LlamaConfig, config: LlamaConfig) -> Iterator[str]:
@@ -304,7 +304,9 @@ def checkpoint_at(path: Path) -> Path:
         return path
     base = base_of(path)
     if base is None:
-        raise CheckpointError(f"{path} is an adapter, and its base is not here", expected="both", hint=ADAPTER_HINT)
+        raise CheckpointError(
+            f"{path} is an adapter, and its base is not here", expected="the adapter and its base", hint=ADAPTER_HINT
+        )
     trained_beside = artifact.read_manifest(path).inputs.get("start") if artifact.is_artifact(path) else None
     if trained_beside and artifact.is_artifact(base) and artifact.content_hash(base) != trained_beside["hash"]:
         raise CheckpointError(

@@ -143,9 +143,9 @@ class SideBySide:
         """Return the ids of the rows that are replaced in a table."""
         if self.raw["peft_type"] != "LORA":
             return self.raw["token_indices"]
-        told = self.raw["trainable_token_indices"]
-        told = {EMBEDDINGS: told} if isinstance(told, list) else told
-        own = next((ids for name, ids in told.items() if self._full(path).endswith(name)), None)
+        rows_by_table = self.raw["trainable_token_indices"]
+        rows_by_table = {EMBEDDINGS: rows_by_table} if isinstance(rows_by_table, list) else rows_by_table
+        own = next((ids for name, ids in rows_by_table.items() if self._full(path).endswith(name)), None)
         return self._ids(EMBEDDINGS) if own is None else own
 
     def _embed(self, tokens_T: torch.Tensor) -> torch.Tensor:

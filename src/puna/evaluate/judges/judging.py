@@ -112,7 +112,7 @@ class Judge:
 
     def __post_init__(self) -> None:
         self._journal = self.run.journal("verdicts")
-        self._rulings = {key: Ruling(*told) for chunk in self._journal.records for key, told in chunk.items()}
+        self._rulings = {key: Ruling(*fields) for chunk in self._journal.records for key, fields in chunk.items()}
 
     @property
     def name(self) -> str:

@@ -197,9 +197,9 @@ def _refuse_other_text(name: str, value: Any, messages: Sequence[Row]) -> None:
             raise ChatError(f"the column '{name}' says what the messages do not", expected="one dialogue in a row")
     value = parsed(value, name) if isinstance(value, str) and _LIST_IN_TEXT.match(value) else value
     if _looks_like(value, ("role", "content")) or _looks_like(value, ("from", "value")):
-        told = [(each["role"], each.get("content")) for each in read_messages(value, name).messages]
+        stated = [(each["role"], each.get("content")) for each in read_messages(value, name).messages]
         given = [(each["role"], each.get("content")) for each in messages]
-        if told not in (given[: len(told)], given[len(given) - len(told) :]):
+        if stated not in (given[: len(stated)], given[len(given) - len(stated) :]):
             raise ChatError(f"the column '{name}' holds other messages", expected="one dialogue in a row")
     elif _looks_like(value, ("name", "parameters")) or _looks_like(_inner(value), ("name", "parameters")):
         raise ChatError(f"the column '{name}' holds tools", expected="them in a column 'tools'")
@@ -224,7 +224,7 @@ def _system(others: Row, messages: Sequence[Row]) -> str:
     if first.get("role") == "system" and isinstance(first.get("content"), str) and first["content"].strip():
         texts["the first message"] = first["content"].strip()
     if len(set(texts.values())) > 1:
-        raise ChatError(f"{' and '.join(texts)} hold different system messages", expected="one")
+        raise ChatError(f"{' and '.join(texts)} hold different system messages", expected="one system message in a row")
     return next(iter(given.values()), "")
 
 

@@ -113,7 +113,7 @@ def _read_message(item: Any, place: str) -> dict[str, Any]:
     fields = {name: value for name, value in cast(dict[str, Any], item).items() if _says_something(name, value)}
     for name, other in (("role", "from"), ("content", "value")):
         if other in fields and name in fields and fields[name] != fields[other]:
-            raise ChatError(f"{place} has {name} and {other}", expected="one of them")
+            raise ChatError(f"{place} has {name} and {other}", expected=f"{name} or {other}")
         if other in fields:
             fields[name] = fields.pop(other)
     role = ROLES.get(fields["role"].lower(), fields["role"]) if isinstance(fields.get("role"), str) else None
@@ -126,7 +126,7 @@ def _read_message(item: Any, place: str) -> dict[str, Any]:
         fields |= {"role": "assistant", "content": "", "tool_calls": calls, "is_call": True}
     if "function_call" in fields:
         if fields.get("tool_calls"):
-            raise ChatError(f"{place} has function_call and tool_calls", expected="one of them")
+            raise ChatError(f"{place} has function_call and tool_calls", expected="function_call or tool_calls")
         fields["tool_calls"] = [{"type": "function", "function": fields.pop("function_call")}]
     if isinstance(in_text := fields.get("tool_calls"), str):
         fields["tool_calls"] = parsed(in_text, f"{place}.tool_calls")

@@ -61,7 +61,7 @@ def _read_openai(row: Row, spelling: Answers) -> Dialogue:
         raise ChatError("input has no messages", expected='{"messages": [...]} beside preferred_output')
     others = {name: value for name, value in cast(Row, given).items() if name != "messages" and value is not None}
     if twice := [name for name in others if _has(row, name)]:
-        raise ChatError(f"'{twice[0]}' stands in the row and in input", expected="one of them")
+        raise ChatError(f"'{twice[0]}' stands in the row and in input", expected="the field in one place")
     prompt = read_messages(given["messages"], "input.messages")
     found = _assemble({**row, **others}, spelling, prompt.messages, {"input", spelling.better, spelling.worse})
     inner = {name for name in found.descriptive if name in others}

@@ -3,6 +3,7 @@
 Every tenant may hold an equal share of the queue. Knows no engine and no HTTP; the scheduler decides the order.
 """
 
+import asyncio
 import math
 import time
 from collections import deque
@@ -110,6 +111,15 @@ class RefusalPace:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self._next: dict[str, float] = {}
+
+    async def admit(self, tenant: str, take: Callable[[], None]) -> None:
+        """Call `take`; where it raises a Refusal, wait until that is due, and call it again."""
+        try:
+            take()
+        except Refusal:
+            if (delay := self.delay(tenant)) > 0:
+                await asyncio.sleep(delay)
+            take()
 
     def delay(self, tenant: str) -> float:
         """Return how many seconds the refusal waits that is due now."""

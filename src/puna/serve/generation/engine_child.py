@@ -1,6 +1,6 @@
 """The engine's process: loads a checkpoint, takes commands from a socket and sends reports, until the socket closes.
 
-Run as a module with the socket's number and what to load as JSON. Reads no network and outlives no server.
+Run as a module with the socket's number and an engine_spec as JSON. Opens no network connection, dies with the server.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ NUM_GRAMMAR_THREADS = 2
 
 
 def main() -> None:
-    """Load what the arguments say and answer."""
+    """Load the engine of the arguments and answer commands."""
     connection, spec = take_connection(), json.loads(sys.argv[2])
     try:
         from puna.serve.generation.loading import load_engine
@@ -166,7 +166,7 @@ def _write(connection: socket.socket, reports: "queue.Queue[Report | None]") -> 
 
 
 def _encoded(report: Report) -> list[bytes]:
-    """Return a report as one frame, or if that is too large, as one for each chunk."""
+    """Return a report as one frame, or as a frame per chunk if one frame would be too large."""
     try:
         return [frame(report_to_json(report))]
     except ValueError:

@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from puna.engine.sampler import Chunk, SamplingParams
@@ -70,20 +70,19 @@ class EngineClient(ABC):
         return self.problem() is None
 
     async def expect_room(self, tenant: str, size: int) -> None:
-        """Raise as `submit` would where a request cannot join now, before the work of preparing the request.
+        """Raise as `submit` would where a request cannot join now, before the work of preparing the request."""
+        await self.admit(lambda: self._require_room(tenant, size), tenant, size)
+
+    async def admit(self, take: Callable[[], None], tenant: str, size: int = 1) -> None:
+        """Call `take`, which raises a Refusal where a queue of the server has no room.
 
         A tenant with many refusals waits longer for the next refusal, and joins if there is room by then.
         """
         try:
-            self._require_room(tenant, size)
+            await self._pace.admit(tenant, take)
         except Refusal:
-            if (delay := self._pace.delay(tenant)) > 0:
-                await asyncio.sleep(delay)
-            try:
-                self._require_room(tenant, size)
-            except Refusal:
-                self.metrics.count_ended("refused", size)
-                raise
+            self.metrics.count_ended("refused", size)
+            raise
 
     def _require_room(self, tenant: str, size: int) -> None:
         if problem := overloaded(STOPPING) if self._is_stopping else self.problem():

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +108,17 @@ class EngineProcess(EngineClient):
         self._last_death = ""
         self._has_given_up = False
 
-    def open(self) -> Facts:
+    def open(self, meanwhile: Callable[[], object] = list) -> Facts:
         """Start the process and wait until the model is loaded.
+
+        Args:
+            meanwhile: Called once the process has been started.
 
         Raises:
             PunaError: The model cannot be loaded.
         """
         self._child = Child(self._command, self._spec)
+        meanwhile()
         message = self._child.first_message()
         if "facts" not in message:
             how = self._child.end(10.0)

@@ -1,4 +1,4 @@
-"""An engine in a thread of this process: for tests and programs; `puna serve` gives it a process of its own."""
+"""An engine in a thread of this process, for tests and programs; `puna serve` starts a separate process."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ STOP_SECONDS = 30.0
 
 
 class EngineThread(EngineClient):
-    """Runs the engine's loop in a thread. Several failures of the engine in a row end it for good."""
+    """Runs the engine's loop in a thread. Several failures of the engine in a row are final."""
 
     def __init__(self, engine: StepEngine, *, max_jobs: int = 256):
         super().__init__(max_jobs=max_jobs)

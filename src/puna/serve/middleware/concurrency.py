@@ -1,8 +1,10 @@
 """Requests under way -> Refusal (503) beyond a tenant's share of a number; open routes are answered always."""
 
+from functools import partial
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from puna.serve.generation.admission import Admission
+from puna.serve.generation.admission import Admission, RefusalPace
 from puna.serve.middleware.keys import OPEN_PATHS
 
 
@@ -11,13 +13,13 @@ class ConcurrencyMiddleware:
 
     def __init__(self, app: ASGIApp, max_requests: int):
         self.app = app
-        self._admission = Admission(max_requests, noun="requests")
+        self._admission, self._pace = Admission(max_requests, noun="requests"), RefusalPace()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] in OPEN_PATHS:
             return await self.app(scope, receive, send)
         tenant = scope["state"]["tenant"].name
-        self._admission.take(tenant, 1)
+        await self._pace.admit(tenant, partial(self._admission.take, tenant, 1))
         try:
             await self.app(scope, receive, send)
         finally:

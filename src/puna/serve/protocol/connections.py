@@ -1,6 +1,6 @@
 """Open connections -> a bounded set: beyond a bound, the connection that has waited longest for its client is closed.
 
-Counts connections in all and per address. A connection whose request is being answered is never closed for another.
+Counts connections in all and per address. A connection with a running answer is never closed for another.
 """
 
 import ipaddress
@@ -38,7 +38,7 @@ class ConnectionLimits:
 
 
 class Connection(Protocol):
-    """One client's connection, as the bounds see it."""
+    """The part of a connection that the bounds need."""
 
     address: str
 
@@ -48,7 +48,7 @@ class Connection(Protocol):
 
 
 class Connections:
-    """Registry of open connections, and of those that wait for their clients, oldest first."""
+    """Registry of open connections; connections that wait for a client are in order, oldest first."""
 
     def __init__(self, limits: ConnectionLimits):
         self.limits = limits

@@ -16,7 +16,7 @@ STREAM_SECONDS = 1.0
 
 
 class PrefixedTransport:
-    """A transport whose answer may have begun: what has been sent of PREFIX is left out of the first write."""
+    """A transport of an answer that may have begun: the first write leaves out the sent part of PREFIX."""
 
     def __init__(self, transport: asyncio.Transport):
         self._transport = transport

@@ -44,7 +44,7 @@ class LogLimit(logging.Filter):
             logging.getLogger(name).addFilter(self)
 
     def remove(self) -> None:
-        """Undo `install`; say what has been left out."""
+        """Undo `install`; log the numbers of left-out lines."""
         for name in LOGGERS:
             logging.getLogger(name).removeFilter(self)
         self.flush()
@@ -64,7 +64,7 @@ class LogLimit(logging.Filter):
         return True
 
     def flush(self) -> None:
-        """Begin a new second: say how many lines of each kind have been left out in the last one."""
+        """Begin a new second; log the number of left-out lines of every kind."""
         with self._lock:
             kinds, self._kinds, self._second = self._kinds, {}, self._clock()
         for (_, _, message), kind in kinds.items():

@@ -235,7 +235,7 @@ def _judge(name: str, value: Any, model: type[BaseModel], *, is_strict: bool) ->
             hint = _nearest(name, model) or "Puna would not act on it."
             raise Refusal(400, f"Unknown or unsupported field {shown(name)}. {hint}", param=name)
     elif unless := _unless(name, model):
-        if not any(type(value) is type(each) and value == each for each in _numbers(unless.values)):
+        if not any(type(value) is type(each) and value == each for each in unless.values):
             raise Refusal(400, f"{name} would change the answer, and is not supported. {unless.advice}", param=name)
     elif name in ("chat_template_kwargs", "options") and isinstance(value, dict):
         # Ollama's `options` hold settings of sampling beside those of its own memory.
@@ -295,14 +295,6 @@ def shown(name: str) -> str:
 
 def _asks_nothing(value: Any) -> bool:
     return value is None or value is False or value in ("", [], {})
-
-
-def _numbers(values: tuple[Any, ...]) -> Iterator[Any]:
-    """Yield values, whole numbers also as floats: JSON of other languages writes 1.0 for 1."""
-    for value in values:
-        yield value
-        if type(value) is int:
-            yield float(value)
 
 
 def _is_accepted_strictly(name: str, value: Any) -> bool:

@@ -62,9 +62,5 @@ def _said(row: object) -> str:
     return repr(_spoken(row.messages) if isinstance(row, Conversation) else row)
 
 
-def _spoken(messages: Sequence[Message]) -> list[tuple[object, ...]]:
-    """Return the part of messages that a model reads and learns: ids of calls are none of it."""
-    return [
-        (each.role, each.content, [(call.name, call.arguments) for call in each.tool_calls], each.weight)
-        for each in messages
-    ]
+def _spoken(messages: Sequence[Message]) -> list[tuple[str, int]]:
+    return [(message.rendered, message.weight) for message in messages]

@@ -51,18 +51,18 @@ class ShardDirectory:
         self._directory, self._vocab_size = run.directory / "shards", vocab_size
         make_directory(self._directory)
         self._journal = run.journal("shards")
-        for number, told in enumerate(self._journal.records):
-            missing = [name for name in told["files"] if not (self._directory / name).is_file()]
+        for number, note in enumerate(self._journal.records):
+            missing = [name for name in note["files"] if not (self._directory / name).is_file()]
             if missing:
                 run.log(f"{self._directory / missing[0]} is missing: going on before it")
                 self._journal.cut(number)
                 break
-            self._verify(told["files"])
-        self.notes = [Note(**told) for told in self._journal.records]
+            self._verify(note["files"])
+        self.notes = [Note(**note) for note in self._journal.records]
 
     def _verify(self, files: dict[str, dict[str, Any]]) -> None:
-        for name, told in files.items():
-            if artifact.entry(self._directory / name) != told:
+        for name, entry in files.items():
+            if artifact.entry(self._directory / name) != entry:
                 hint = "Delete it: the run goes on with the rows of that shard, and keeps the shards before it"
                 raise ArtifactError(f"{self._directory / name} was altered or cut short", hint=hint)
 

@@ -51,8 +51,10 @@ def write_adapter(config: TrainConfig, run: Run, model: Llama) -> None:
     """
     assert config.start is not None
     origin = config.start / ORIGIN_NAME
-    told = read_record(origin, dict[str, Any], expected="the origin as 'import' writes it") if origin.is_file() else {}
-    save_adapter(run.output, model, base_name=str(told.get("hub") or config.start.resolve().name))
+    imported = (
+        read_record(origin, dict[str, Any], expected="the origin as 'import' writes it") if origin.is_file() else {}
+    )
+    save_adapter(run.output, model, base_name=str(imported.get("hub") or config.start.resolve().name))
     run.kind = KIND
 
 

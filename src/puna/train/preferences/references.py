@@ -46,8 +46,8 @@ def _compute(
             hidden_TD = batch.hidden_states(model, config.dtype)
             values = log_probabilities(model, hidden_TD, batch)[0].tolist()
             reached = {"epoch": after.epoch, "index": after.index}
-            told = {"position": reached, "values": dict(zip(answer_keys(batch), values, strict=True))}
-            rows.append(journal.append(told))
+            record = {"position": reached, "values": dict(zip(answer_keys(batch), values, strict=True))}
+            rows.append(journal.append(record))
             bar.advance((len(dataset) if after.epoch else after.index) - position.index)
             position = after
     return {key: value for row in rows for key, value in row["values"].items()}

@@ -7,6 +7,7 @@ meaning: keywords that a grammar cannot hold stay, for fit.py.
 from collections.abc import Iterator
 from typing import Any
 
+from puna.chat.schema_keywords import LISTS, MAPS, SINGLES
 from puna.engine.grammar.schema.patterns import rust_pattern
 
 Node = dict[str, Any]
@@ -16,10 +17,6 @@ TYPES = {"null", "boolean", "integer", "number", "string", "array", "object"}
 # Types of other languages, as function descriptions of BFCL and of Gemini have them.
 OTHER_TYPES = {"dict": "object", "float": "number", "int": "integer", "str": "string", "bool": "boolean"}
 OTHER_TYPES |= {"list": "array", "tuple": "array", "double": "number", "none": "null"}
-MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-SINGLES = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
-           "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
 COUNTS = (
     "minLength",
     "maxLength",
@@ -44,7 +41,11 @@ def read_dialect(schema: Node) -> Node:
         >>> read_dialect({"type": "STRING", "nullable": True, "maxLength": None})
         {'type': ['string', 'null']}
     """
-    node = {name: _value(name, value) for name, value in schema.items() if name not in DROPPED and _says(name, value)}
+    node = {
+        name: _value(name, value)
+        for name, value in schema.items()
+        if name not in DROPPED and (value is not None or name == "const")
+    }
     if "type" in node:
         node["type"] = _types(node["type"])
         if node["type"] in ([], "any"):
@@ -91,10 +92,6 @@ def _child(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     return False if schema.get("not") in ({}, True) else read_dialect(schema)
-
-
-def _says(keyword: str, value: Any) -> bool:
-    return value is not None or keyword == "const"
 
 
 def _types(value: Any) -> Any:

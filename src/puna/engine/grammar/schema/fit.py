@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from puna.engine.grammar.schema.dialect import LISTS, MAPS, SINGLES, TYPES, Node, Path, children, read_dialect
+from puna.chat.schema_keywords import LISTS, MAPS, SINGLES
+from puna.engine.grammar.schema.dialect import TYPES, Node, Path, children, read_dialect
 from puna.engine.grammar.schema.formats import EXACT_PATTERNS
 from puna.errors import RequestError
 
