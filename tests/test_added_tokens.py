@@ -2,11 +2,13 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -362,3 +364,31 @@ def test_training_keeps_every_flag(tmp_path: Path, perform_stage: Callable[..., 
     perform_stage("sft", tmp_path / "tuned", start=str(path), data=[str(tmp_path / "data")], **settings)
     tuned = Tokenizer.load(tmp_path / "tuned")
     assert tuned.added == Tokenizer.load(path).added and tuned.fingerprint == Tokenizer.load(path).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"special": "false"}, "'<order>' with special = 'false'"),
+        ({"special": None}, "'<order>' with special = None"),
+        ({"rstrip": 1}, "'<order>' with rstrip = 1"),
+        ({"id": 10**12}, "'<order>' with the id 1000000000000"),
+        ({"content": 5}, "added token 5"),
+        (None, "added_tokens is dict"),
+    ],
+)
+def test_a_field_that_the_library_refuses_is_refused_by_the_name_of_the_token(
+    change: dict[str, object] | None, told: str, grown: Path, tmp_path: Path
+):
+    path = tmp_path / "tokenizer.json"
+    shutil.copy(grown / "tokenizer.json", path)
+
+    def edit(data: dict[str, Any]) -> None:
+        entries = [each | (change or {}) if each["id"] == ORDER else each for each in data["added_tokens"]]
+        data["added_tokens"] = entries if change else {}
+
+    edit_json(path, edit)
+    with pytest.raises(Exception, match="at line 1 column"):
+        tokenizers.Tokenizer.from_file(str(path))
+    with pytest.raises(TokenizerError, match=re.escape(told)):
+        Tokenizer.load(path)

@@ -165,6 +165,10 @@ RECORDS: list[tuple[Row | str | bytes, str]] = [
     # Other spellings
     ({"prompt": "Is it cold?", "completion": "No.", "label": True}, "the column 'label' judges one answer alone (KTO)"),
     ({"messages": CHAT, "kto_tag": False}, "the column 'kto_tag' judges one answer alone (KTO)"),
+    ({"messages": [], "conversations": CHAT}, ""),
+    ({"conversation": "[]", "dialog": CHAT, "conversations": []}, ""),
+    ({"messages": CHAT, "chosen": "", "rejected": "", "rejected_response": ""}, ""),
+    ({"messages": CHAT, "chosen": [], "rejected": []}, ""),
     (PAIR, "a pair of answers (chosen, rejected); expected one, or format 'preferences'"),
     ({"messages": CHAT, "rejected_response": "No."}, "a pair of answers (messages, rejected_response)"),
     ({"instruction": "", "input": " ", "output": "b"}, "messages[0] is a user message without words"),
@@ -187,6 +191,8 @@ RECORDS: list[tuple[Row | str | bytes, str]] = [
 
 PREFERENCES: list[tuple[Row | str | bytes, str]] = [
     (PAIR, ""),
+    ({**PAIR, "prompt": "", "question": "Is it warm?"}, ""),
+    ({**PAIR, "prompt": [], "messages": [ASK]}, ""),
     ({**PAIR, "prompt": ""}, "a prompt without words"),
     ({**PAIR, "prompt": []}, "a prompt that nobody has to answer"),
     ({**PAIR, "prompt": [{**ASK, "content": " "}]}, "a prompt without words"),

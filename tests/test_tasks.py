@@ -351,3 +351,13 @@ def test_a_name_that_recurs_in_the_task_is_a_fact_and_a_name_that_is_said_once_i
     right, wrong = (Message("assistant", f"The {team} team will do it.") for team in ("Card Delivery", "Lost Cards"))
     both = Message("assistant", "Ask the Card Delivery team, or the Fraud Watch team.")
     assert [task.grade(task.questions[0], each).score for each in (right, wrong, both)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize(("given", "inside"), [(".", "exam"), ("..", "exam/deep"), ("../exam", "exam"), ("exam", ".")])
+def test_a_folder_of_questions_is_named_however_its_path_is_written(
+    given: str, inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "exam" / "deep").mkdir(parents=True)
+    write(tmp_path / "exam" / "questions.jsonl", row())
+    monkeypatch.chdir(tmp_path / inside)
+    assert load_task(Path(given)).name == "exam"

@@ -60,7 +60,8 @@ def load_task(path: Path) -> Task:
         questions[question.id] = question
     if not questions:
         raise DataError(f"{path} has no questions", expected="questions*.jsonl or conversations*.jsonl with rows")
-    name = path.name if path.is_dir() else f"{path.resolve().parent.name}/{path.stem}"
+    named = path.resolve() if path.name in ("", "..") else path  # "." and ".." name no folder
+    name = named.name if path.is_dir() else f"{path.resolve().parent.name}/{path.stem}"
     return Task(name, tuple(questions.values()))
 
 

@@ -14,6 +14,9 @@ from tokenizers import models
 
 # Text tokens up to this number are looked for one by one before the library is asked: most texts have none.
 MAX_LOOKED_FOR = 64
+# More ids than any model has embeddings: tables of all ids are built.
+MAX_IDS = 2**24
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 class AddedToken(NamedTuple):
@@ -40,12 +43,20 @@ class AddedToken(NamedTuple):
 
     @classmethod
     def parse(cls, entry: Mapping[str, Any]) -> "AddedToken":
-        """Read an entry of tokenizer.json; an entry without `special` is special, as Llama 3's are."""
-        flags = {name: bool(entry.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+        """Read an entry of tokenizer.json; an entry without `special` is special, as Llama 3's are.
+
+        Raises:
+            TypeError: A field of another type, or an id that no model has.
+            KeyError: An entry without text or id.
+        """
         text, index = entry["content"], operator.index(entry["id"])
-        if not isinstance(text, str) or index < 0:
+        if not isinstance(text, str) or not 0 <= index < MAX_IDS:
             raise TypeError(f"added token {text!a:.100} with the id {index}")
-        return cls(text, index, bool(entry.get("special", True)), **flags)
+        flags = {name: entry.get(name, name == "special") for name in ("special", *_FLAGS)}
+        for name, flag in flags.items():
+            if not isinstance(flag, bool):
+                raise TypeError(f"added token {text!a:.100} with {name} = {flag!a:.40}")
+        return cls(text, index, flags.pop("special"), **flags)
 
     @property
     def plain(self) -> "AddedToken":
@@ -87,7 +98,7 @@ class TextTokens:
 
 
 def _library_token(token: AddedToken) -> tokenizers.AddedToken:
-    flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+    flags = {name: getattr(token, name) for name in _FLAGS}
     return tokenizers.AddedToken(token.text, special=False, **flags)
 
 

@@ -144,6 +144,8 @@ def _read_json(content: bytes, path: Path) -> TokenizerParts:
     try:
         data = json.loads(content)
         model, entries = data["model"], data["added_tokens"]
+        if not isinstance(entries, list):
+            raise TypeError(f"added_tokens is {type(entries).__name__}")
         added = {token.text: token for token in map(AddedToken.parse, entries)}
         kind, vocab = model.get("type"), model["vocab"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

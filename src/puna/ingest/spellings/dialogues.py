@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from puna.chat.conversation import is_blank
 from puna.errors import ChatError, DataError
-from puna.ingest.spellings.columns import Row, beside, with_history, with_system
+from puna.ingest.spellings.columns import Row, beside, is_given, with_history, with_system
 from puna.ingest.spellings.messages import Messages, read_messages
 from puna.ingest.spellings.spoken import as_prompt
 
@@ -88,9 +88,10 @@ def is_dialogue(row: Row) -> bool:
         >>> is_dialogue({"text": "A page."})
         False
     """
-    is_pair = any(_has(row, pair.better) and _has(row, pair.worse) for pair in PAIRS)
     return (
-        is_pair or any(_holds_list(row, name) for name in LISTS) or any(_is_spelled(row, each) for each in INSTRUCTIONS)
+        _pair_of(row) is not None
+        or any(_holds_list(row, name) for name in LISTS)
+        or any(_is_spelled(row, each) for each in INSTRUCTIONS)
     )
 
 
@@ -105,10 +106,12 @@ def read_dialogue(row: Row) -> Dialogue:
         >>> read_dialogue({"question": "Open?", "answer": "Yes."}).fields["messages"][1]
         {'role': 'assistant', 'content': 'Yes.'}
     """
-    pair = next((pair for pair in PAIRS if _has(row, pair.better) and _has(row, pair.worse)), None)
+    pair = _pair_of(row)
     if pair is not None:
         raise DataError(f"a pair of answers ({pair.better}, {pair.worse})", expected="one, or format 'preferences'")
-    column = next((name for name in LISTS if _holds_list(row, name)), "")
+    lists = [name for name in LISTS if _holds_list(row, name)]
+    # Datasets joined from several files pad an absent column with an empty list.
+    column = next((name for name in lists if is_given(row[name])), next(iter(lists), ""))
     if column:
         read, used = read_messages(row[column], column), {column}
     else:
@@ -120,6 +123,11 @@ def read_dialogue(row: Row) -> Dialogue:
     fields = {name: row[name] for name in OWN & row.keys()} | {"messages": messages}
     fields |= {"tools": others.tools} if others.tools else {}
     return Dialogue(fields, read.spelling, others.descriptive, read.left_out)
+
+
+def _pair_of(row: Row) -> Answers | None:
+    """Return the spelling of the pair of answers that a row holds; empty columns hold none."""
+    return next((pair for pair in PAIRS if is_given(row.get(pair.better)) and is_given(row.get(pair.worse))), None)
 
 
 def _has(row: Row, name: str) -> bool:

@@ -45,7 +45,8 @@ def read_preference(row: Row) -> Dialogue:
     if spelling.name == "OpenAI preferences":
         return _read_openai(row, spelling)
     used = {spelling.better, spelling.worse}
-    column = next((name for name in PROMPTS if _has(row, name)), "")
+    columns = [name for name in PROMPTS if _has(row, name)]
+    column = next((name for name in columns if is_given(row[name])), next(iter(columns), ""))
     if column in LISTS and _is_whole(row[spelling.better]):
         column = ""  # The messages beside a pair repeat the better dialogue, as in UltraFeedback.
     addition = _ADDITIONS.get(column, "")
