@@ -87,7 +87,10 @@ def answer(
     threading.Thread(target=commands.run, daemon=True).start()
     writer = threading.Thread(target=_write, args=(connection, reports), daemon=True)
     writer.start()
-    loop.run()
+    # NOTE: glibc gives the main thread's freed memory back at once, and a step's large tensors are taken anew: 5 %.
+    steps = threading.Thread(target=loop.run, name="engine")
+    steps.start()
+    steps.join()
     reports.put(None)
     writer.join()
     sys.stderr.flush()
