@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from puna.checkpoint.adapters.folder import adapter_names
+from puna.checkpoint.adapters.folder import adapter_names, has_adapter
 from puna.errors import CheckpointError
 from puna.serve.generation.engine_client import EngineClient
 from puna.serve.generation.messages import (
@@ -267,7 +267,7 @@ class AdapterFolder:
 
     def find(self, name: str) -> str | None:
         """Return the name if the folder holds such an adapter."""
-        return name if name in self.names() else None
+        return name if has_adapter(self.folder, name) else None
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:
