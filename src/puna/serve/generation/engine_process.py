@@ -31,6 +31,7 @@ from puna.serve.generation.messages import (
     error_from_json,
     facts_from_json,
     frame,
+    read_frame,
     report_from_json,
 )
 from puna.serve.refusals import Refusal
@@ -68,9 +69,7 @@ class Child:
         """Wait for the first message, with the result of loading; {} if the process ended without a message."""
         self.connection.settimeout(LOAD_SECONDS)
         with contextlib.suppress(OSError), self.connection.makefile("rb") as stream:
-            header = stream.read(LENGTH.size)
-            if len(header) == LENGTH.size:
-                return json.loads(stream.read(body_length(header)))
+            return read_frame(stream) or {}
         return {}
 
     def end(self, seconds: float = 0.0) -> str:
