@@ -82,6 +82,15 @@ def test_an_argument_behind_a_reference_is_judged_by_the_definition():
     assert row["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"guest": {"age": None}}
 
 
+@pytest.mark.parametrize("reference", ["#", "#/properties/a~1b", "#/properties/caf%C3%A9", "#/anyOf/0"])
+def test_a_null_behind_a_reference_stays_however_the_reference_is_spelled(reference: str):
+    node = {"type": "object", "properties": {"note": {"type": ["string", "null"]}}}
+    properties = {"note": {"type": ["string", "null"]}, "a/b": node, "café": node, "next": {"$ref": reference}}
+    given = {"next": {"note": None, "city": None}}
+    row = without_padding({"messages": called(given), "tools": [tool(properties, anyOf=[node])]})
+    assert row["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"next": {"note": None}}
+
+
 def test_fields_of_messages_and_parts_lose_their_nulls_and_malformed_parts_stay():
     part = {"type": "text", "text": "Hi", "image_url": None}
     row = {"messages": [{"role": "user", "content": [part], "name": None}, 3], "tools": [None, "x"], "id": None}

@@ -259,6 +259,13 @@ def test_the_pattern_of_dates_has_each_day_of_the_calendar_and_no_other():
                 assert date.search(text)
 
 
+@pytest.mark.parametrize(("name", "reference"), [("café", "caf%C3%A9"), ("a/b", "a~1b"), ("a b", "a%20b")])
+def test_an_escaped_reference_is_held_even_where_strict(name, reference):
+    schema = {"$defs": {name: NAME}, **fields(to={"$ref": f"#/$defs/{reference}"})}
+    for is_strict in (True, False):
+        assert fit(schema, is_strict=is_strict) == FittedSchema(schema)
+
+
 @pytest.mark.parametrize("name", ["date", "time", "date-time"])
 @pytest.mark.parametrize("seed", range(5))
 def test_dates_and_times_that_a_grammar_admits_are_read_by_python(name, seed):

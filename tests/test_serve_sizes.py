@@ -19,7 +19,7 @@ from test_serve import HI, SENTENCES, ScriptedEngine, connect, error_of, scripte
 
 from puna.engine.sampler import Chunk, TokenLogprob
 from puna.serve import completions
-from puna.serve.answers.pieces import JsonList, json_pieces
+from puna.serve.answers.pieces import JsonList, json_parts, json_pieces
 from puna.serve.answers.size import MAX_PER_ANSWER, AnswerSize, AnswerSpace
 from puna.serve.offload.room import require_room
 from puna.serve.refusals import Refusal
@@ -173,7 +173,7 @@ def test_pieces_of_json_are_the_json(value):
     items = JsonList()
     for start in range(0, 10, 3):
         items.extend([value] * min(3, 10 - start))
-    encoded = b"".join(json_pieces({"a": value, "items": items, "empty": JsonList()}))
+    encoded = b"".join(json_pieces(json_parts({"a": value, "items": items, "empty": JsonList()})))
     assert json.loads(encoded) == {"a": value, "items": [value] * 10, "empty": []}
 
 

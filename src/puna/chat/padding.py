@@ -9,7 +9,7 @@ Lists are never padded: `enum: [null]` stays. Arguments in a string are never pa
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
-from puna.chat.schema_keywords import BRANCHES, LISTS, MAPS, SINGLES
+from puna.chat.schema_keywords import BRANCHES, LISTS, MAPS, SINGLES, pointed_value
 
 # Fields of a conversation or of a preference that hold messages, and all fields that this file strips.
 _MESSAGES = ("messages", "prompt", "chosen", "rejected", "edited")
@@ -87,11 +87,9 @@ class _Place(NamedTuple):
         schema = self.schema
         for _ in range(_MAX_REFERENCES):
             reference = schema.get("$ref") if isinstance(schema, dict) else None
-            if not isinstance(reference, str) or not reference.startswith("#/"):
+            if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
                 break
-            schema = self.root
-            for name in reference[2:].split("/"):
-                schema = schema.get(name) if isinstance(schema, dict) else None
+            schema = pointed_value(self.root, reference)
         return cast(dict[str, Any], schema) if isinstance(schema, dict) else {}
 
     def below(self, keyword: str, depth: int = _MAX_REFERENCES) -> Any:

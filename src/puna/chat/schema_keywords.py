@@ -1,4 +1,10 @@
-"""Keywords of JSON Schema that hold schemas, by the form of the value. Source: drafts 7 and 2020-12 (applicators)."""
+"""Keywords of JSON Schema that hold schemas, by the form of the value, and references from one schema to another.
+
+Source: drafts 7 and 2020-12 (applicators).
+"""
+
+from typing import Any
+from urllib.parse import unquote
 
 # An object of schemas by name.
 MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -9,3 +15,21 @@ SINGLES = (
     *("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames"),
     *("unevaluatedItems", "unevaluatedProperties"),
 )
+
+
+def pointed_value(root: Any, reference: str) -> Any:
+    """Return the value that "#" or a JSON pointer such as "#/$defs/to" leads to (RFC 6901, section 6); else None.
+
+    Example:
+        >>> pointed_value({"$defs": {"a/b": {"type": "null"}}}, "#/$defs/a~1b")
+        {'type': 'null'}
+    """
+    start, *parts = reference.split("/")
+    value = root if start == "#" else None
+    for part in parts:
+        name = unquote(part).replace("~1", "/").replace("~0", "~")
+        if isinstance(value, list):
+            value = value[int(name)] if name.isdecimal() and int(name) < len(value) else None
+        else:
+            value = value.get(name) if isinstance(value, dict) else None
+    return value

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from puna.artifact import verifying
 from puna.checkpoint.adapters.adapter import Adapter, open_adapter, read_lora, require_runnable, weights_hint
-from puna.checkpoint.adapters.folder import WEIGHTS_NAME, adapter_names, is_adapter_folder
+from puna.checkpoint.adapters.folder import WEIGHTS_NAME, adapter_names, has_adapter
 from puna.errors import ArtifactError, CheckpointError, PunaError, RequestError
 from puna.model.config import LlamaConfig
 from puna.model.lora import Lora
@@ -73,7 +73,7 @@ class Adapters:
 
         The first call reads the headers, only `load` the weights.
         """
-        if Path(name).name != name or not is_adapter_folder(self.folder / name):
+        if not has_adapter(self.folder, name):
             return None
         try:
             return self._open(name)[0]

@@ -170,31 +170,33 @@ class Scheduler:
             if not (may_admit and queue):
                 continue
             is_full = len(self.running) >= self.max_batch
-            if (is_full and self._victim(tenant) is None) or self._is_being_computed(queue[0]):
+            if is_full and self._victim(tenant) is None:
                 continue
-            while not self._has_room(queue[0]):
+            # Once: what a victim gives back is still found, and nothing else changes before the admission.
+            shared = self._shared_pages(queue[0])
+            if self._is_being_computed(queue[0], len(shared)):
+                continue
+            while not self._has_room(queue[0], shared):
                 if (victim := self._victim(tenant)) is None:
                     # Nobody overtakes the one whose turn it is, or it might wait for ever.
                     may_admit = False
                     break
                 self._preempt(victim)
             else:
-                return self._admit(queue.popleft())
+                return self._admit(queue.popleft(), shared)
         return None
 
-    def _has_room(self, request: Request) -> bool:
+    def _has_room(self, request: Request, shared: Sequence[int]) -> bool:
         """Whether a waiting request can run now; if so, its adapter is held."""
         if len(self.running) >= self.max_batch:
             return False
-        shared = self._shared_pages(request)
         kept = sum(self.pool.is_kept(page) for page in shared)
         needed = num_pages_for(len(request.tokens)) - len(shared)
         if needed + kept + self._num_promised() > self.pool.num_available:
             return False
         return not request.adapter or bool(self.adapters and self.adapters.hold(request.adapter))
 
-    def _admit(self, request: Request) -> Request:
-        shared = self._shared_pages(request)
+    def _admit(self, request: Request, shared: Sequence[int]) -> Request:
         for page in shared:
             self.pool.hold(page)
         request.table, request.num_computed = array("i", shared), len(shared) * PAGE_LEN
@@ -232,9 +234,8 @@ class Scheduler:
             pages.append(page)
         return pages
 
-    def _is_being_computed(self, request: Request) -> bool:
-        """Whether a running request is about to fill the first page that this waiting one lacks."""
-        index = len(self._shared_pages(request))
+    def _is_being_computed(self, request: Request, index: int) -> bool:
+        """Whether a running request is about to fill the page of this index, the first that this waiting one lacks."""
         if request.num_to_score or index >= (len(request.tokens) - 1) // PAGE_LEN:
             return False
         key = request.page_keys[index]

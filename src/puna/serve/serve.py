@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SHUTDOWN_SECONDS = 30
 INTERRUPTED = 130  # what shells expect after Ctrl-C
+# Bounds of flags that differ from 1 to 65,535.
+LEAST, MOST = {"port": 0, "max_connections_per_address": 0}, {"adapter_mib": 2**31}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +107,14 @@ def serve(
     strict_fields
         Refuse fields that have no effect, instead of accepting them with the header X-Puna-Warning.
     """
-    bounded = ("max_batch", "adapter_mib", "max_step_seconds")
-    least_zero = {"port": port, "max_connections_per_address": max_connections_per_address}
-    _require_bounds(**least_zero, max_queue=max_queue, **{flag: getattr(engine, flag) for flag in bounded})
+    _require_bounds(
+        port=port,
+        max_connections_per_address=max_connections_per_address,
+        max_queue=max_queue,
+        max_batch=engine.max_batch,
+        adapter_mib=engine.adapter_mib,
+        max_step_seconds=engine.max_step_seconds,
+    )
     rules = _read_rules(host, port, api_key_file, allow_origin or [], max_connections_per_address)
     spec, name = engine_spec(checkpoint, engine), name or checkpoint.resolve().name
     served, unfit = open_supervised(spec, name, max_queue, engine.max_step_seconds)
@@ -120,10 +127,7 @@ def serve(
 
 def _require_bounds(**flags: int) -> None:
     for name, value in flags.items():
-        least, most = (
-            int(name not in ("port", "max_connections_per_address")),
-            2**31 if name == "adapter_mib" else 65_535,
-        )
+        least, most = LEAST.get(name, 1), MOST.get(name, 65_535)
         if not least <= value <= most:
             raise ConfigError(f"--{name.replace('_', '-')} {value}", expected=f"{least} to {most}")
 

@@ -1,7 +1,7 @@
 """A JSON answer -> pieces: lists are encoded while growing and sent piece by piece, so that no other client waits."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from starlette.responses import Response
@@ -20,7 +20,7 @@ class JsonList:
         >>> tokens = JsonList()
         >>> tokens.extend(["a"])
         >>> tokens.extend(["b", None])
-        >>> b"".join(json_pieces({"tokens": tokens}))
+        >>> b"".join(json_parts({"tokens": tokens}))
         b'{"tokens":["a","b",null]}'
     """
 
@@ -32,32 +32,36 @@ class JsonList:
             self.parts.append(encode_json(items)[1:-1])
 
 
-def json_pieces(payload: Any) -> Iterator[bytes]:
-    """Yield the JSON of a payload that may hold JsonLists, in pieces of about 64 KiB."""
-    piece = bytearray()
-    for part in _parts(payload):
-        piece += part
-        if len(piece) >= PIECE_BYTES:
-            yield bytes(piece)
-            piece.clear()
-    yield bytes(piece)
+def json_pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Join parts to pieces of about 64 KiB; one part is not copied."""
+    piece: list[bytes] = []
+    num_bytes = 0
+    for part in parts:
+        piece.append(part)
+        num_bytes += len(part)
+        if num_bytes >= PIECE_BYTES:
+            yield b"".join(piece)
+            piece, num_bytes = [], 0
+    if piece:
+        yield b"".join(piece)
 
 
-def _parts(value: Any) -> Iterator[bytes]:
+def json_parts(value: Any) -> Iterator[bytes]:
+    """Yield the JSON of a payload that may hold JsonLists, whose bytes are not copied."""
     if isinstance(value, JsonList):
-        yield b"["
         for index, part in enumerate(value.parts):
-            yield b"," + part if index else part
-        yield b"]"
+            yield b"," if index else b"["
+            yield part
+        yield b"]" if value.parts else b"[]"
     elif isinstance(value, dict):
         for index, (name, item) in enumerate(value.items()):
             yield (b"," if index else b"{") + encode_json(name) + b":"
-            yield from _parts(item)
+            yield from json_parts(item)
         yield b"}" if value else b"{}"
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield b"," if index else b"["
-            yield from _parts(item)
+            yield from json_parts(item)
         yield b"]" if value else b"[]"
     else:
         yield encode_json(value)
@@ -70,19 +74,18 @@ class JsonResponse(Response):
 
     def __init__(self, payload: Any):
         super().__init__()
-        self._payload = payload
         try:
-            self._whole = encode_json(payload)
+            self._parts = [encode_json(payload)]
         except TypeError:  # It holds a JsonList.
-            self._whole = b""
+            self._parts = list(json_parts(payload))
         self.space: TakenSpace | None = None  # is free once the answer is sent or the client is gone
-        self.headers["content-length"] = str(len(self._whole) or sum(map(len, _parts(payload))))
+        self.headers["content-length"] = str(sum(map(len, self._parts)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             last = b""
-            for piece in [self._whole] if self._whole else json_pieces(self._payload):
+            for piece in json_pieces(self._parts):
                 if last:
                     await send({"type": "http.response.body", "body": last, "more_body": True})
                     await asyncio.sleep(0)

@@ -21,7 +21,6 @@ from puna.engine.sampler import Chunk
 from puna.errors import PunaError, RequestError
 from puna.serve.generation.engine_loop import EngineLoop, StepEngine
 from puna.serve.generation.messages import (
-    LENGTH,
     Abort,
     Command,
     EndAll,
@@ -30,11 +29,11 @@ from puna.serve.generation.messages import (
     Leave,
     Report,
     Submit,
-    body_length,
     error_to_json,
     facts_to_json,
     frame,
     params_from_json,
+    read_frame,
     report_to_json,
 )
 
@@ -118,8 +117,8 @@ class _Commands:
     def run(self) -> None:
         """Read until the server closes the connection; then there is nobody to work for."""
         with contextlib.suppress(OSError), self._connection.makefile("rb") as stream:
-            while len(header := stream.read(LENGTH.size)) == LENGTH.size:
-                self._take(json.loads(stream.read(body_length(header))))
+            while (message := read_frame(stream)) is not None:
+                self._take(message)
         os._exit(0)
 
     def _take(self, message: Mapping[str, Any]) -> None:

@@ -85,9 +85,12 @@ class EngineClient(ABC):
             raise
 
     def _require_room(self, tenant: str, size: int) -> None:
+        self._require_running()
+        self.admission.require_room(tenant, size)
+
+    def _require_running(self) -> None:
         if problem := overloaded(STOPPING) if self._is_stopping else self.problem():
             raise problem
-        self.admission.require_room(tenant, size)
 
     async def submit(
         self, requests: Sequence[tuple[list[int], SamplingParams]], *, tenant: str, adapter: str = ""
@@ -98,7 +101,7 @@ class EngineClient(ABC):
             RequestError: The engine can never answer a request of the batch.
             Refusal: Status 503. The queue has no room, or the engine is not running.
         """
-        self._require_room(tenant, len(requests))
+        self._require_running()
         self.admission.take(tenant, len(requests))
         batch = Batch(len(requests), self._abort)
         jobs = [Job(next(self._ids), *request) for request in requests]

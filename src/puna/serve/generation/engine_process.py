@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from puna.checkpoint.adapters.folder import adapter_names
+from puna.checkpoint.adapters.folder import adapter_names, has_adapter
 from puna.errors import CheckpointError
 from puna.serve.generation.engine_client import EngineClient
 from puna.serve.generation.messages import (
@@ -31,6 +31,7 @@ from puna.serve.generation.messages import (
     error_from_json,
     facts_from_json,
     frame,
+    read_frame,
     report_from_json,
 )
 from puna.serve.refusals import Refusal
@@ -68,9 +69,7 @@ class Child:
         """Wait for the first message, with the result of loading; {} if the process ended without a message."""
         self.connection.settimeout(LOAD_SECONDS)
         with contextlib.suppress(OSError), self.connection.makefile("rb") as stream:
-            header = stream.read(LENGTH.size)
-            if len(header) == LENGTH.size:
-                return json.loads(stream.read(body_length(header)))
+            return read_frame(stream) or {}
         return {}
 
     def end(self, seconds: float = 0.0) -> str:
@@ -267,7 +266,7 @@ class AdapterFolder:
 
     def find(self, name: str) -> str | None:
         """Return the name if the folder holds such an adapter."""
-        return name if name in self.names() else None
+        return name if has_adapter(self.folder, name) else None
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

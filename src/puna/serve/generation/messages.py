@@ -7,7 +7,7 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, BinaryIO
 
 import puna.errors
 from puna.engine.sampler import Chunk, SamplingParams, TokenLogprob, Usage
@@ -91,6 +91,12 @@ def body_length(header: bytes) -> int:
     if length > MAX_FRAME_BYTES:
         raise ValueError(f"a frame of {length:,} bytes; at most {MAX_FRAME_BYTES:,}")
     return length
+
+
+def read_frame(stream: BinaryIO) -> dict[str, Any] | None:
+    """Read the next message; None where the stream ends before a frame begins. ValueError as in `body_length`."""
+    header = stream.read(LENGTH.size)
+    return json.loads(stream.read(body_length(header))) if len(header) == LENGTH.size else None
 
 
 def command_to_json(command: Command) -> dict[str, Any]:

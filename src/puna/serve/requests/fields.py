@@ -214,7 +214,7 @@ def sift(
             warnings.append(_judge(name, value, model, is_strict=is_strict))
             continue
         spelled = None if is_strict else spellings.get(known)
-        if spelled and type(value) is type(spelled[0]) and value == spelled[0]:
+        if spelled and _is_same(value, spelled[0]):
             warnings.append(f"{name}: {value!a} is read as {spelled[2]}")
             value = spelled[1]
         if known == "stop" and isinstance(value, list) and "" in value and not is_strict:
@@ -235,14 +235,10 @@ def _judge(name: str, value: Any, model: type[BaseModel], *, is_strict: bool) ->
             hint = _nearest(name, model) or "Puna would not act on it."
             raise Refusal(400, f"Unknown or unsupported field {shown(name)}. {hint}", param=name)
     elif unless := _unless(name, model):
-        if not any(type(value) is type(each) and value == each for each in unless.values):
+        if not any(_is_same(value, each) for each in unless.values):
             raise Refusal(400, f"{name} would change the answer, and is not supported. {unless.advice}", param=name)
-    elif name in ("chat_template_kwargs", "options") and isinstance(value, dict):
-        # Ollama's `options` hold settings of sampling beside those of its own memory.
-        fields = (
-            TEMPLATE_FIELDS if name == "chat_template_kwargs" else ALIASES | {each: each for each in model.model_fields}
-        )
-        for argument in fields.keys() & value.keys():
+    elif isinstance(value, dict) and (fields := _fields_within(name, model)):
+        for argument in filter(fields.__contains__, value):
             place = f"{name}.{argument}"
             raise Refusal(400, f"{place}: give the field `{fields[argument]}`.", param=place)
     elif not _asks_nothing(value) and (hint := _nearest(name, model)):
@@ -253,6 +249,14 @@ def _judge(name: str, value: Any, model: type[BaseModel], *, is_strict: bool) ->
 def _unless(name: str, model: type[BaseModel]) -> Unless | None:
     in_chat = CHAT_REFUSED.get(name) if "messages" in model.model_fields else None
     return in_chat or REFUSED.get(name)
+
+
+def _fields_within(name: str, model: type[BaseModel]) -> Mapping[str, str]:
+    """Return the fields that are meant by settings within an object of other programs, by the setting's name."""
+    if name == "chat_template_kwargs":
+        return TEMPLATE_FIELDS
+    # Ollama's `options` hold settings of sampling beside those of its own memory.
+    return ALIASES | {each: each for each in model.model_fields} if name == "options" else {}
 
 
 def judge_extras(model: BaseModel, place: str, seen: set[str], *, is_strict: bool) -> Iterator[str]:
@@ -291,6 +295,11 @@ def judge_extras(model: BaseModel, place: str, seen: set[str], *, is_strict: boo
 def shown(name: str) -> str:
     """Return the name of a client's field for a message: identifiers unchanged, other names escaped and cut."""
     return name if name.isidentifier() and name.isascii() and len(name) <= 64 else ascii(name)[:64]
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Compare JSON, where true is not 1."""
+    return type(value) is type(other) and value == other
 
 
 def _asks_nothing(value: Any) -> bool:

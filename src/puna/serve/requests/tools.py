@@ -30,12 +30,9 @@ def keep_as_given(value: Any, check: Any) -> Any:
 
 
 def shown_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """Return a tool for the prompt: without `strict`, nulls, and fields of other programs."""
-    function = {
-        name: value
-        for name, value in tool["function"].items()
-        if name in ("name", "description", "parameters") and value is not None
-    }
+    """Return a tool for the prompt: without `strict`, and without fields of other programs."""
+    shown = ("name", "description", "parameters")
+    function = {name: value for name, value in tool["function"].items() if name in shown}
     return {name: function if name == "function" else tool[name] for name in tool if name in Tool.model_fields}
 
 

@@ -5,13 +5,12 @@ A strict schema is refused instead, by field and keyword. Notes name fields and 
 """
 
 import json
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from puna.chat.schema_keywords import LISTS, MAPS, SINGLES
+from puna.chat.schema_keywords import LISTS, MAPS, SINGLES, pointed_value
 from puna.engine.grammar.schema.dialect import TYPES, Node, Path, children, read_dialect
 from puna.engine.grammar.schema.formats import EXACT_PATTERNS
 from puna.errors import RequestError
@@ -267,17 +266,7 @@ def _is_resolvable(root: Node, reference: str) -> bool:
         return any("$id" in node for _, node in _nodes(root)) and "://" not in reference
     if not reference.startswith("#/"):
         return reference == "#" or any(node.get("$anchor") == reference[1:] for _, node in _nodes(root))
-    place: Any = root
-    for part in reference[2:].split("/"):
-        part = re.sub("%([0-9A-Fa-f]{2})", lambda found: chr(int(found[1], 16)), part)
-        part = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
-            place = place[int(part)]
-        elif isinstance(place, dict) and part in place:
-            place = place[part]
-        else:
-            return False
-    return isinstance(place, dict | bool)
+    return isinstance(pointed_value(root, reference), dict | bool)
 
 
 def _field(path: Path) -> str:
