@@ -225,3 +225,13 @@ def test_types_in_upper_case_are_those_of_the_schema():
     tool = {"type": "function", "function": {"name": "songs", "parameters": parameters}}
     (found,) = parse(json.dumps({"name": "songs", "parameters": {"n": "10", "order": 7}}), tool).tool_calls
     assert found.arguments == {"n": 10, "order": "7"}
+
+
+def test_types_of_other_languages_are_those_of_the_grammar():
+    parameters = {
+        "type": "dict",
+        "properties": {"n": {"type": "int"}, "order": {"type": "str"}, "at": {"type": "float"}},
+    }
+    tool = {"type": "function", "function": {"name": "songs", "parameters": parameters}}
+    (found,) = parse(json.dumps({"name": "songs", "parameters": {"n": "3", "order": 7, "at": "0.5"}}), tool).tool_calls
+    assert found.arguments == {"n": 3, "order": "7", "at": 0.5}

@@ -333,7 +333,13 @@ def test_strict_fields_refuse_what_has_no_effect_but_openais_labels(strict):
         answer = strict.post("/v1/chat/completions", json=CHAT | {name: value})
         assert answer.status_code == (200 if name in labels else 400), name
         assert name in labels or error_of(answer)["param"] == name
-    for change in ({"top_k": -1}, {"stop": ""}, {"n_predict": 4}, {"messages": [{**HI[0], "name": "Kim"}]}):
+    for change in (
+        {"top_k": -1},
+        {"stop": ""},
+        {"n_predict": 4},
+        {"best_of": True},
+        {"messages": [{**HI[0], "name": "Kim"}]},
+    ):
         assert strict.post("/v1/chat/completions", json=CHAT | change).status_code == 400
     ask(strict, CHAT | {"metadata": {"run": "7"}, "store": False, "service_tier": "auto"})
     ask(strict, CHAT | {"messages": called(called()[1]["tool_calls"][0] | {"index": 0})})
@@ -438,6 +444,9 @@ def test_other_programs_names_and_values_are_honoured(http, engine, tokenizer):
         == params({})[0]
     )
     assert params({"n_predict": None, "max_tokens": 3}) == (params({"max_tokens": 3})[0], "")
+    for padded in ({"n_predict": 3, "max_tokens": None}, {"max_tokens": None, "n_predict": 3}):
+        assert params(padded)[0].max_tokens == 3
+    assert params({"options": {"temperature": None, "num_ctx": 8}})[1] == "options has no effect"
     for two in ({"max_tokens": 4, "n_predict": 9}, {"max_new_tokens": 4, "n_predict": 9}):
         answer = http.post("/v1/chat/completions", json=body | two)
         assert answer.status_code == 400 and error_of(answer)["param"] == "n_predict"

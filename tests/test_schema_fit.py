@@ -266,6 +266,12 @@ def test_an_escaped_reference_is_held_even_where_strict(name, reference):
         assert fit(schema, is_strict=is_strict) == FittedSchema(schema)
 
 
+def test_a_reference_to_a_name_of_another_script_needs_no_escapes():
+    schemas = [{"$defs": {"café": NAME}, **fields(to={"$ref": f"#/$defs/{name}"})} for name in ("café", "caf%C3%A9")]
+    for is_strict in (True, False):
+        assert fit(schemas[0], is_strict=is_strict) == FittedSchema(schemas[1])
+
+
 @pytest.mark.parametrize("name", ["date", "time", "date-time"])
 @pytest.mark.parametrize("seed", range(5))
 def test_dates_and_times_that_a_grammar_admits_are_read_by_python(name, seed):

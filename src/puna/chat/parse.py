@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from puna.chat.conversation import BUILTIN_TOOLS, ToolCall
+from puna.chat.schema_keywords import type_name
 
 CODE_TOOL = "code_interpreter"
 TAG_OPENING, TAG_CLOSING = "<function=", "</function>"
@@ -134,9 +135,9 @@ def _value_in_text(text: str, schema: dict[str, Any], types: Sequence[str]) -> A
 def _types_of(schema: dict[str, Any]) -> list[str]:
     named = schema.get("type")
     if isinstance(named, str):
-        return [named.lower()]  # Gemini's functions have "STRING".
+        return [type_name(named)]
     if isinstance(named, list):
-        return [name.lower() for name in named if isinstance(name, str)]
+        return [type_name(name) for name in named if isinstance(name, str)]
     choices = schema.get("anyOf") or schema.get("oneOf")
     parts = [part for part in choices if isinstance(part, dict)] if isinstance(choices, list) else []
     return [name for part in parts for name in _types_of(part)]

@@ -16,6 +16,21 @@ SINGLES = (
     *("unevaluatedItems", "unevaluatedProperties"),
 )
 
+# JSON Schema's names of types by the names that function descriptions of BFCL, Gemini and Python have.
+OTHER_TYPES = {"dict": "object", "float": "number", "int": "integer", "str": "string", "bool": "boolean"}
+OTHER_TYPES |= {"list": "array", "tuple": "array", "double": "number", "none": "null"}
+
+
+def type_name(name: str) -> str:
+    """Return the name of a type as JSON Schema has it; an unknown name in lower case.
+
+    Example:
+        >>> type_name("STRING"), type_name("dict")
+        ('string', 'object')
+    """
+    folded = name.strip().lower()
+    return OTHER_TYPES.get(folded, folded)
+
 
 def pointed_value(root: Any, reference: str) -> Any:
     """Return the value that "#" or a JSON pointer such as "#/$defs/to" leads to (RFC 6901, section 6); else None.

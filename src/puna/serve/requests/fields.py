@@ -208,7 +208,7 @@ def sift(
         known = name if is_strict else ALIASES.get(name, name)
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # JSON has one kind of number: 8.0 is a whole one.
-        if value is None and name not in model.model_fields:
+        if value is None and (name not in model.model_fields or known in fields):
             continue
         if known not in model.model_fields:
             warnings.append(_judge(name, value, model, is_strict=is_strict))
@@ -221,7 +221,7 @@ def sift(
             value = [each for each in value if each != ""]
             warnings.append(f"{name}: '' is read as no stop string")
         if known != name:
-            if any(other != value for other in (data.get(known, value), fields.get(known, value))):
+            if any(other not in (None, value) for other in (data.get(known), fields.get(known))):
                 raise Refusal(400, f"{name} differs from {known}; give one of them.", param=name)
             warnings.append(f"{name} is read as {known}")
         fields[known] = value
@@ -238,7 +238,7 @@ def _judge(name: str, value: Any, model: type[BaseModel], *, is_strict: bool) ->
         if not any(_is_same(value, each) for each in unless.values):
             raise Refusal(400, f"{name} would change the answer, and is not supported. {unless.advice}", param=name)
     elif isinstance(value, dict) and (fields := _fields_within(name, model)):
-        for argument in filter(fields.__contains__, value):
+        for argument in (each for each in value if each in fields and value[each] is not None):
             place = f"{name}.{argument}"
             raise Refusal(400, f"{place}: give the field `{fields[argument]}`.", param=place)
     elif not _asks_nothing(value) and (hint := _nearest(name, model)):
@@ -310,7 +310,9 @@ def _is_accepted_strictly(name: str, value: Any) -> bool:
     accepted = STRICT_VALUES.get(name, ())
     if name == "metadata" and isinstance(value, dict):
         return all(isinstance(each, str) for each in value.values())
-    return isinstance(value, accepted) if isinstance(accepted, type) else value in accepted
+    if isinstance(accepted, type):
+        return isinstance(value, accepted)
+    return any(_is_same(value, each) for each in accepted)
 
 
 def _nearest(name: str, model: type[BaseModel]) -> str:

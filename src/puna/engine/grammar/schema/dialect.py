@@ -6,17 +6,15 @@ meaning: keywords that a grammar cannot hold stay, for fit.py.
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
-from puna.chat.schema_keywords import LISTS, MAPS, SINGLES
+from puna.chat.schema_keywords import LISTS, MAPS, SINGLES, type_name
 from puna.engine.grammar.schema.patterns import rust_pattern
 
 Node = dict[str, Any]
 Path = tuple[str | int, ...]
 
 TYPES = {"null", "boolean", "integer", "number", "string", "array", "object"}
-# Types of other languages, as function descriptions of BFCL and of Gemini have them.
-OTHER_TYPES = {"dict": "object", "float": "number", "int": "integer", "str": "string", "bool": "boolean"}
-OTHER_TYPES |= {"list": "array", "tuple": "array", "double": "number", "none": "null"}
 COUNTS = (
     "minLength",
     "maxLength",
@@ -32,6 +30,8 @@ VALUED = {"type", "enum", "$ref", "anyOf", "oneOf", "allOf", "properties", "item
 DROPPED = {"$schema", "$comment", "$vocabulary", "$recursiveAnchor", "default", "examples", "example", "nullable"}
 # A text of so many characters is longer than any context: the bound says nothing, and llguidance cannot read it.
 ENDLESS = 2**31
+# What a reference (RFC 3986) may hold beside letters and digits; clients write names of other scripts unescaped.
+URI_CHARACTERS = "%#/:?@!$&'()*+,;=~-._"
 
 
 def read_dialect(schema: Node) -> Node:
@@ -83,6 +83,8 @@ def _value(keyword: str, value: Any) -> Any:
         return named if keyword != "patternProperties" else {rust_pattern(name): named[name] for name in named}
     if keyword == "pattern" and isinstance(value, str):
         return rust_pattern(value)
+    if keyword == "$ref" and isinstance(value, str):
+        return quote(value, safe=URI_CHARACTERS)
     if (keyword in LISTS or keyword == "items") and isinstance(value, list):
         return [_child(child) for child in value if child is not None]
     return _child(value) if keyword in (*SINGLES, "additionalItems") else value
@@ -97,8 +99,7 @@ def _child(schema: Any) -> Any:
 def _types(value: Any) -> Any:
     """Return type names in lower case; unknown names stay, for fit.py to name."""
     if isinstance(value, str):
-        name = value.strip().lower()
-        return OTHER_TYPES.get(name, name) or []
+        return type_name(value) or []
     if isinstance(value, list):
         names = ["null" if each is None else _types(each) for each in value]
         return [] if "any" in names else [name for at, name in enumerate(names) if name and name not in names[:at]]
