@@ -30,6 +30,7 @@ from puna.doctor.directory.opened import find_safely
 from puna.doctor.finding import Report, listed
 from puna.doctor.values import check_values, readable, scan
 from puna.errors import CheckpointError
+from puna.model.config import LlamaConfig
 
 TARGETS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head", "embed_tokens"}
 # The matrix of each pair that starts at zero.
@@ -72,9 +73,9 @@ def check_adapter(directory: Path, report: Report, console: Console, *, quick: b
     with report.attempt("base-unknown", CONFIG_NAME):
         found = _find_base(directory, raw, report, base)
         if found and config and parts:
-            _check_fit(Delta(config, layout, parts, {}), found, report)
+            network = Checkpoint.open(found).config
+            _check_fit(Delta(config, layout, parts, {}), network, report)
             if not any(finding.severity == "broken" for finding in report.findings):
-                network = Checkpoint.open(found).config
                 if missing := missing_targets(config, parts, network):
                     what = f"no matrices for {listed(missing)}, which target_modules names"
                     fix = "Copy the file again if the training saved these; merging leaves the modules as in the base"
@@ -147,8 +148,8 @@ def _find_base(directory: Path, raw: dict[str, Any], report: Report, base: Path 
     return found
 
 
-def _check_fit(delta: Delta, base: Path, report: Report) -> None:
-    found = list(misfits(delta, delta.config.base_name, Checkpoint.open(base).config))
+def _check_fit(delta: Delta, base: LlamaConfig, report: Report) -> None:
+    found = list(misfits(delta, base))
     for kind, code in CODES.items():
         if every := [each for each in found if each.kind == kind]:
             what = f"{listed([each.given for each in every])}; expected {every[0].expected}"

@@ -48,9 +48,12 @@ class Adapter:
     """An opened adapter: settings, tensors, and notes for the log."""
 
     path: Path
-    config: AdapterConfig
     delta: Delta
     notes: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> AdapterConfig:
+        return self.delta.config
 
     @property
     def base_name(self) -> str:
@@ -94,7 +97,7 @@ def open_adapter(directory: Path) -> Adapter:
     for doubt in doubts(config, layout, parts):
         raise CheckpointError(f"{directory}: {doubt.text}", expected="adapter_config.json and weights of one training")
     delta = Delta(config, layout, parts, _scales(config, layout, parts))
-    return Adapter(directory, config, delta, (*config.notes, *alpha_notes(config, parts)))
+    return Adapter(directory, delta, (*config.notes, *alpha_notes(config, parts)))
 
 
 def alpha_notes(config: AdapterConfig, parts: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
@@ -180,7 +183,7 @@ def merged(base: Source, adapter: Adapter) -> Source:
     Head and embeddings of a tied base become two tables where PEFT computes with two. A grown vocabulary brings
     tables and, where one lies beside the adapter, the tokenizer.
     """
-    require_fit(adapter.path, adapter.delta, adapter.base_name, base.config)
+    require_fit(adapter.path, adapter.delta, base.config)
     config = adapter.delta.merged_config(base.config)
     tokenizer = _tokenizer(adapter.path, base, config.vocab_size)
     read = partial(adapter.delta.apply, base)
@@ -227,7 +230,7 @@ def _tokenizer(directory: Path, base: Source, num_rows: int) -> Tokenizer | None
 
 def require_runnable(adapter: Adapter, config: LlamaConfig) -> None:
     """Raise CheckpointError unless the adapter fits this network and can be run beside it."""
-    require_fit(adapter.path, adapter.delta, adapter.base_name, config)
+    require_fit(adapter.path, adapter.delta, config)
     for name, parts in adapter.parts.items():
         if set(parts) != {DOWN, UP} or not run_path(name).endswith(ADAPTED):
             others = [key for part, key in parts.items() if part not in (DOWN, UP)]
@@ -240,7 +243,7 @@ def require_runnable(adapter: Adapter, config: LlamaConfig) -> None:
 
 def require_trainable(adapter: Adapter, config: LlamaConfig) -> None:
     """Raise CheckpointError unless the adapter fits this network and every part can be trained on."""
-    require_fit(adapter.path, adapter.delta, adapter.base_name, config)
+    require_fit(adapter.path, adapter.delta, config)
     trained = ADAPTED if config.tie_embeddings else (*ADAPTED, run_path(HEAD))
     for name, parts in adapter.parts.items():
         if name not in adapter.linears or not run_path(name).endswith(trained):
