@@ -11,6 +11,7 @@ from rich.console import Console
 
 from puna.checkpoint.adapters.adapter import (
     alpha_notes,
+    base_of,
     describe_tables,
     doubts,
     missing_targets,
@@ -41,7 +42,7 @@ Layout = Mapping[str, StoredTensor]
 
 
 def check_adapter(directory: Path, report: Report, console: Console, *, quick: bool, base: Path | None) -> None:
-    """Add all findings about an adapter, compared with `base`, or with the named base if that path exists."""
+    """Add all findings about an adapter, compared with `base`, or with the base of its lineage or name."""
     with report.attempt("file-unreadable", "."):
         check_files(directory, report)
     raw: dict[str, Any] = {}
@@ -142,7 +143,7 @@ def _find_base(directory: Path, raw: dict[str, Any], report: Report, base: Path 
         remedy = "Write the base's name into adapter_config.json: on another base the adapter does harm"
         report.add("base-unknown", CONFIG_NAME, "no base_model_name_or_path", remedy)
         named = ""
-    found = base or next((path for path in (directory / named, Path(named)) if named and path.is_dir()), None)
+    found = base or (base_of(directory) if raw else None)
     missing = f"{ascii(named)[1:-1]}, not here: give --base to hold the adapter against it"
     report.facts["base"] = str(found) if found else missing
     return found
