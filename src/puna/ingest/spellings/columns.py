@@ -158,6 +158,28 @@ def tool_list(value: Any, name: str) -> list[Any]:
     return [parsed(tool, f"{name}[{index}]") if isinstance(tool, str) else tool for index, tool in enumerate(tools)]
 
 
+def has(row: Row, name: str) -> bool:
+    """Return whether a row has a value in a column.
+
+    Example:
+        >>> has({"answer": ""}, "answer"), has({"answer": None}, "answer")
+        (True, False)
+    """
+    return row.get(name) is not None
+
+
+def first_given(row: Row, names: Sequence[str]) -> str:
+    """Return the first of these columns that says anything, otherwise the first one; "" for no columns.
+
+    Datasets joined from several files pad an absent column with an empty list.
+
+    Example:
+        >>> first_given({"messages": [], "conversations": ["..."]}, ["messages", "conversations"])
+        'conversations'
+    """
+    return next((name for name in names if is_given(row[name])), next(iter(names), ""))
+
+
 def is_given(value: Any) -> bool:
     """Return whether a column says anything: an empty text, list or object says nothing.
 
