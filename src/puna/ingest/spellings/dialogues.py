@@ -125,7 +125,8 @@ def read_dialogue(row: Row) -> Dialogue:
 
 def _pair_of(row: Row) -> Answers | None:
     """Return the spelling of the pair of answers that a row holds; empty columns hold none."""
-    return next((pair for pair in PAIRS if is_given(row.get(pair.better)) and is_given(row.get(pair.worse))), None)
+    # The worse answer first: in most rows that column is missing, while every dialogue may have the other one.
+    return next((pair for pair in PAIRS if is_given(row.get(pair.worse)) and is_given(row.get(pair.better))), None)
 
 
 def _holds_list(row: Row, name: str) -> bool:
