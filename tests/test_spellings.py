@@ -259,6 +259,8 @@ def test_names_of_speakers_are_left_out_and_told(ingest: Callable[..., Ingested]
     )
     assert [row["messages"] for row in found.rows] == [CHAT, CHAT]
     assert found.told["left_out"] == {"messages[].name": 1} and "left out: messages[].name (1 rows)" in found.log
+    found = ingest([{"prompt": [{**CHAT[0], "name": "Kim"}], **TEXTS}], "preferences")
+    assert found.rows[0]["prompt"] == CHAT[:1] and found.told["left_out"] == {"prompt[].name": 1}
 
 
 # Preferences
