@@ -90,10 +90,6 @@ def open_adapter(directory: Path) -> Adapter:
         )
     layout = read_header(weights_path)
     parts = find_parts(layout, config, weights_path)
-    if config.is_lora and config.has_magnitudes != any(MAGNITUDE in each for each in parts.values()):
-        raise CheckpointError(
-            f"{config_path}: use_dora and the tensors of {WEIGHTS_NAME} differ", expected="both, or none"
-        )
     for doubt in doubts(config, layout, parts):
         raise CheckpointError(f"{directory}: {doubt.text}", expected="adapter_config.json and weights of one training")
     delta = Delta(config, layout, parts, _scales(config, layout, parts))
@@ -139,10 +135,12 @@ class Doubt(NamedTuple):
 def doubts(
     config: AdapterConfig, layout: Mapping[str, StoredTensor], parts: Mapping[str, Mapping[str, str]]
 ) -> Iterator[Doubt]:
-    """Yield where settings and tensors contradict each other: modules that are no target, and other ranks.
+    """Yield where settings and tensors contradict each other: magnitudes of DoRA, modules that are no target, ranks.
 
-    On loading, PEFT leaves out the first and fails at the second.
+    On loading, PEFT leaves out modules that are no target, and fails at other ranks.
     """
+    if parts and config.is_lora and config.has_magnitudes != any(MAGNITUDE in each for each in parts.values()):
+        yield Doubt("rank", f"use_dora = {config.has_magnitudes}, and the tensors of {WEIGHTS_NAME} differ from that")
     ranks = {name.removesuffix(".weight"): rank for name, rank in stored_ranks(layout, parts).items()}
     settings = module_settings(config, list(ranks))
     if strangers := [module for module in ranks if not settings[module].is_target]:
