@@ -15,7 +15,6 @@ from puna.checkpoint.adapters.adapter import (
     describe_tables,
     doubts,
     missing_targets,
-    open_adapter,
     weights_hint,
 )
 from puna.checkpoint.adapters.config import AdapterConfig, parse_config, problems
@@ -75,13 +74,14 @@ def check_adapter(directory: Path, report: Report, console: Console, *, quick: b
         found = _find_base(directory, raw, report, base)
         if found and config and parts:
             network = Checkpoint.open(found).config
-            _check_fit(Delta(config, layout, parts, {}), network, report)
+            delta = Delta(config, layout, parts)
+            _check_fit(delta, network, report)
             if not any(finding.severity == "broken" for finding in report.findings):
                 if missing := missing_targets(config, parts, network):
                     what = f"no matrices for {listed(missing)}, which target_modules names"
                     fix = "Copy the file again if the training saved these; merging leaves the modules as in the base"
                     report.add("adapter-extra", WEIGHTS_NAME, what, fix)
-                tables = "; ".join(describe_tables(network, open_adapter(directory).delta.merged_config(network)))
+                tables = "; ".join(describe_tables(network, delta.merged_config(network)))
                 report.facts |= {"merged": tables} if tables else {}
     if not quick:
         _check_values(layout, report, console)

@@ -15,10 +15,10 @@ import torch
 
 from puna import artifact
 from puna.checkpoint.adapters.config import AdapterConfig, read_config
-from puna.checkpoint.adapters.delta import Delta
+from puna.checkpoint.adapters.delta import Delta, stored_ranks
 from puna.checkpoint.adapters.fit import require_fit
 from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
-from puna.checkpoint.adapters.keys import DOWN, EMBEDDING_DOWN, HEAD, MAGNITUDE, UP, find_parts
+from puna.checkpoint.adapters.keys import DOWN, HEAD, MAGNITUDE, UP, find_parts
 from puna.checkpoint.adapters.patterns import module_settings, overlapping
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import StoredTensor, read_header
@@ -92,8 +92,7 @@ def open_adapter(directory: Path) -> Adapter:
     parts = find_parts(layout, config, weights_path)
     for doubt in doubts(config, layout, parts):
         raise CheckpointError(f"{directory}: {doubt.text}", expected="adapter_config.json and weights of one training")
-    delta = Delta(config, layout, parts, _scales(config, layout, parts))
-    return Adapter(directory, delta, (*config.notes, *alpha_notes(config, parts)))
+    return Adapter(directory, Delta(config, layout, parts), (*config.notes, *alpha_notes(config, parts)))
 
 
 def alpha_notes(config: AdapterConfig, parts: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
@@ -155,24 +154,6 @@ def doubts(
 
 def _listed(items: list[str]) -> str:
     return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
-
-
-def stored_ranks(layout: Mapping[str, StoredTensor], parts: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
-    """Return the stored rank of every pair of matrices, by the tensor of the base."""
-    keys = {name: each.get(DOWN) or each.get(EMBEDDING_DOWN) for name, each in parts.items()}
-    return {name: (layout[key].shape or (0,))[0] for name, key in keys.items() if key}
-
-
-def _scales(
-    config: AdapterConfig, layout: Mapping[str, StoredTensor], parts: Mapping[str, Mapping[str, str]]
-) -> dict[str, float]:
-    """Return the LoRA scaling by tensor: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv 2312.03732)."""
-    ranks = stored_ranks(layout, parts)
-    settings = module_settings(config, [name.removesuffix(".weight") for name in ranks])
-    alphas = {name: settings[name.removesuffix(".weight")].alpha for name in ranks}
-    return {
-        name: alphas[name] / (rank**0.5 if config.is_rank_stabilized else max(rank, 1)) for name, rank in ranks.items()
-    }
 
 
 def merged(base: Source, adapter: Adapter) -> Source:
