@@ -22,6 +22,7 @@ from puna.checkpoint.adapters.delta import Delta, matrices
 from puna.checkpoint.adapters.fit import misfits
 from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.checkpoint.adapters.keys import BASE_LAYER, TOKENS, WHOLE, find_parts, find_spelling, place_of
+from puna.checkpoint.adapters.patterns import LINEAR_NAMES
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import StoredTensor, read_header
@@ -32,7 +33,7 @@ from puna.doctor.values import check_values, readable, scan
 from puna.errors import CheckpointError
 from puna.model.config import LlamaConfig
 
-TARGETS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head", "embed_tokens"}
+TARGETS = LINEAR_NAMES | {"lm_head", "embed_tokens"}
 # The matrix of each pair that starts at zero.
 STARTS_ZERO = ("lora_B.weight", "lora_embedding_A")
 CODES = {"target": "adapter-target", "rank": "adapter-rank"}
