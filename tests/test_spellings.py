@@ -335,6 +335,9 @@ def test_pairs_of_one_prompt_may_share_its_id(ingest: Callable[..., Ingested]):
     rows = [{"prompt_id": "p", "prompt": QUESTION, **TEXTS, "rejected": f"No {number}."} for number in range(3)]
     found = ingest(rows, "preferences")
     assert [row["id"] for row in found.rows] == ["p", "raw.jsonl:2", "raw.jsonl:3"]
+    found = ingest([{"id": "raw.jsonl:3", "prompt": QUESTION, **TEXTS, "rejected": "Late."}, *rows], "preferences")
+    assert [row["id"] for row in found.rows] == ["raw.jsonl:3", "p", "raw.jsonl:4"]
+    assert "an id that an earlier row has: 'raw.jsonl:3', raw.jsonl row 1" in found.reasons[3]
 
 
 # One result from every file
