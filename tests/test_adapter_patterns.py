@@ -169,3 +169,17 @@ def test_the_merged_scale_follows_the_same_matcher(tmp_path: Path):
         "model.layers.1.self_attn.q_proj.weight": 2.5,
     }
     assert Checkpoint.open(tmp_path / "base").config.num_layers == 2
+
+
+@pytest.mark.parametrize("has_magnitudes", [True, False])
+def test_settings_and_tensors_that_differ_over_dora_are_named_by_merge_and_doctor(tmp_path: Path, has_magnitudes: bool):
+    (tmp_path / "base").mkdir()
+    save(tmp_path / "base")
+    trained(tmp_path / "base", tmp_path / "adapter", target_modules=["q_proj"], use_dora=has_magnitudes)
+    edit_json(tmp_path / "adapter" / CONFIG_NAME, lambda raw: raw.update(use_dora=not has_magnitudes))
+    told = f"use_dora = {not has_magnitudes}, and the tensors of adapter_model.safetensors differ"
+    with pytest.raises(CheckpointError, match=told):
+        open_adapter(tmp_path / "adapter")
+    for base in (None, tmp_path / "base"):
+        findings = {finding.code: finding.what for finding in examine(tmp_path / "adapter", base=base).findings}
+        assert told in findings["adapter-rank"]

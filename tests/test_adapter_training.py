@@ -76,6 +76,7 @@ def test_every_way_to_train_can_train_an_adapter(
     assert artifact.content_hash(checkpoint_path) == before
     report = examine(tmp_path / "out")
     assert report.kind == "adapter" and not report.findings, report.findings
+    assert report.facts["base"] == str(checkpoint_path.resolve())
     log = (tmp_path / ".runs" / "out" / "log.txt").read_text()
     assert "an adapter of 512 parameters beside 11,312 (4.53%) that stay as they are, in float32" in log
 

@@ -80,34 +80,37 @@ def stages(
 NAMES = ("answer", "label", "dpo", "evaluate", "on_policy")
 
 
+@pytest.fixture
+def perform(
+    name: str, stages: dict[str, tuple[str, Settings]], perform_stage: Perform, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Path], bool]:
+    """Perform the stage of the parameter `name`, whose output the function takes."""
+    verb, settings = stages[name]
+    monkeypatch.setattr("puna.synthesize.answer.ROUNDS", 2)
+    return lambda output: perform_stage(verb, output, **settings)
+
+
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("name", NAMES)
 def test_after_a_power_loss_at_any_point_a_stage_ends_as_without_one(
-    name: str,
-    share: float,
-    stages: dict[str, tuple[str, Settings]],
-    perform_stage: Perform,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    share: float, perform: Callable[[Path], bool], tmp_path: Path
 ):
-    verb, settings = stages[name]
-    monkeypatch.setattr("puna.synthesize.answer.ROUNDS", 2)
-    perform_stage(verb, tmp_path / "plain" / "out", **settings)
+    perform(tmp_path / "plain" / "out")
     whole = artifact.content_hash(tmp_path / "plain" / "out")
     (tmp_path / "disk").mkdir()
     with pytest.MonkeyPatch.context() as patch, Recorder(tmp_path / "disk", patch, share) as recorder:
-        perform_stage(verb, tmp_path / "disk" / "out", **settings)
+        perform(tmp_path / "disk" / "out")
     assert artifact.content_hash(tmp_path / "disk" / "out") == whole
     assert recorder.num_points > 40
     for number, (what, tree) in enumerate(recorder.states.values()):
         place = tmp_path / str(number)
         write_tree(tree, place)
-        perform_stage(verb, place / "out", **settings)
+        perform(place / "out")
         assert artifact.verify(place / "out").content_hash == whole, what
         shutil.rmtree(place)
     for number, tree in enumerate(recorder.acknowledged):
         write_tree(tree, tmp_path / "acknowledged" / str(number))
-        assert not perform_stage(verb, tmp_path / "acknowledged" / str(number) / "out", **settings), "it is there"
+        assert not perform(tmp_path / "acknowledged" / str(number) / "out"), "it is there"
         assert artifact.verify(tmp_path / "acknowledged" / str(number) / "out").content_hash == whole
 
 
@@ -174,22 +177,15 @@ def test_a_power_loss_while_a_release_is_promoted_leaves_the_old_one_in_use_or_t
 @pytest.mark.parametrize("share", [0.03, *SHARES])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_flipped_bit_in_what_an_interrupted_run_kept_is_refused_by_name_or_its_work_done_again(
-    name: str,
-    share: float,
-    stages: dict[str, tuple[str, Settings]],
-    perform_stage: Perform,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, share: float, perform: Callable[[Path], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    verb, settings = stages[name]
-    monkeypatch.setattr("puna.synthesize.answer.ROUNDS", 2)
     with monkeypatch.context() as patch:
         # The run is interrupted as its artifact is about to be sealed: all that it keeps is there.
         patch.setattr(artifact, "commit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            perform_stage(verb, tmp_path / "whole" / "out", **settings)
+            perform(tmp_path / "whole" / "out")
     shutil.copytree(tmp_path / "whole", tmp_path / "plain")
-    perform_stage(verb, tmp_path / "plain" / "out", **settings)
+    perform(tmp_path / "plain" / "out")
     whole, chance = artifact.content_hash(tmp_path / "plain" / "out"), random.Random(0)
     kept = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()]
     kept = [
@@ -201,12 +197,12 @@ def test_a_flipped_bit_in_what_an_interrupted_run_kept_is_refused_by_name_or_its
         file = place / kept[number % len(kept)]
         flip(file, chance)
         try:
-            perform_stage(verb, place / "out", **settings)
+            perform(place / "out")
         except ArtifactError as error:
             num_refused += 1
             assert str(file) in str(error) and "Delete" in str(error)
             file.unlink()
-            perform_stage(verb, place / "out", **settings)
+            perform(place / "out")
         assert artifact.verify(place / "out").content_hash == whole, file
         shutil.rmtree(place)
     assert num_refused or share < 0.1 or name in ("evaluate", "on_policy"), "one record a journal: done again"

@@ -259,6 +259,8 @@ def test_names_of_speakers_are_left_out_and_told(ingest: Callable[..., Ingested]
     )
     assert [row["messages"] for row in found.rows] == [CHAT, CHAT]
     assert found.told["left_out"] == {"messages[].name": 1} and "left out: messages[].name (1 rows)" in found.log
+    found = ingest([{"prompt": [{**CHAT[0], "name": "Kim"}], **TEXTS}], "preferences")
+    assert found.rows[0]["prompt"] == CHAT[:1] and found.told["left_out"] == {"prompt[].name": 1}
 
 
 # Preferences
@@ -333,6 +335,9 @@ def test_pairs_of_one_prompt_may_share_its_id(ingest: Callable[..., Ingested]):
     rows = [{"prompt_id": "p", "prompt": QUESTION, **TEXTS, "rejected": f"No {number}."} for number in range(3)]
     found = ingest(rows, "preferences")
     assert [row["id"] for row in found.rows] == ["p", "raw.jsonl:2", "raw.jsonl:3"]
+    found = ingest([{"id": "raw.jsonl:3", "prompt": QUESTION, **TEXTS, "rejected": "Late."}, *rows], "preferences")
+    assert [row["id"] for row in found.rows] == ["raw.jsonl:3", "p", "raw.jsonl:4"]
+    assert "an id that an earlier row has: 'raw.jsonl:3', raw.jsonl row 1" in found.reasons[3]
 
 
 # One result from every file

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.errors import CheckpointError
-from puna.storage.records import parse_strict
+from puna.storage.records import parse_strict, read_bounded
 
 MAX_JSON_BYTES = 16 * 2**20
 
@@ -50,11 +50,8 @@ def _blobs_of(root: Path) -> Path | None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file of at most 16 MiB; strict: no NaN, no key twice."""
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} has {size:,} bytes", expected=f"at most {MAX_JSON_BYTES:,}")
-        text = path.read_bytes()
-    except OSError as error:
+        text = read_bounded(path, max_bytes=MAX_JSON_BYTES, error=CheckpointError)
+    except FileNotFoundError as error:
         raise CheckpointError(f"{path}: {error.strerror}", expected="a readable file") from error
     return parse_json(text, path)
 

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from puna.checkpoint.adapters.adapter import (
     alpha_notes,
+    base_of,
     describe_tables,
     doubts,
     missing_targets,
-    open_adapter,
     weights_hint,
 )
 from puna.checkpoint.adapters.config import AdapterConfig, parse_config, problems
@@ -22,6 +22,7 @@ from puna.checkpoint.adapters.delta import Delta, matrices
 from puna.checkpoint.adapters.fit import misfits
 from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.checkpoint.adapters.keys import BASE_LAYER, TOKENS, WHOLE, find_parts, find_spelling, place_of
+from puna.checkpoint.adapters.patterns import LINEAR_NAMES
 from puna.checkpoint.checkpoint import Checkpoint
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import StoredTensor, read_header
@@ -30,8 +31,9 @@ from puna.doctor.directory.opened import find_safely
 from puna.doctor.finding import Report, listed
 from puna.doctor.values import check_values, readable, scan
 from puna.errors import CheckpointError
+from puna.model.config import LlamaConfig
 
-TARGETS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head", "embed_tokens"}
+TARGETS = LINEAR_NAMES | {"lm_head", "embed_tokens"}
 # The matrix of each pair that starts at zero.
 STARTS_ZERO = ("lora_B.weight", "lora_embedding_A")
 CODES = {"target": "adapter-target", "rank": "adapter-rank"}
@@ -40,7 +42,7 @@ Layout = Mapping[str, StoredTensor]
 
 
 def check_adapter(directory: Path, report: Report, console: Console, *, quick: bool, base: Path | None) -> None:
-    """Add all findings about an adapter, compared with `base`, or with the named base if that path exists."""
+    """Add all findings about an adapter, compared with `base`, or with the base of its lineage or name."""
     with report.attempt("file-unreadable", "."):
         check_files(directory, report)
     raw: dict[str, Any] = {}
@@ -72,14 +74,15 @@ def check_adapter(directory: Path, report: Report, console: Console, *, quick: b
     with report.attempt("base-unknown", CONFIG_NAME):
         found = _find_base(directory, raw, report, base)
         if found and config and parts:
-            _check_fit(Delta(config, layout, parts, {}), found, report)
+            network = Checkpoint.open(found).config
+            delta = Delta(config, layout, parts)
+            _check_fit(delta, network, report)
             if not any(finding.severity == "broken" for finding in report.findings):
-                network = Checkpoint.open(found).config
                 if missing := missing_targets(config, parts, network):
                     what = f"no matrices for {listed(missing)}, which target_modules names"
                     fix = "Copy the file again if the training saved these; merging leaves the modules as in the base"
                     report.add("adapter-extra", WEIGHTS_NAME, what, fix)
-                tables = "; ".join(describe_tables(network, open_adapter(directory).delta.merged_config(network)))
+                tables = "; ".join(describe_tables(network, delta.merged_config(network)))
                 report.facts |= {"merged": tables} if tables else {}
     if not quick:
         _check_values(layout, report, console)
@@ -141,14 +144,14 @@ def _find_base(directory: Path, raw: dict[str, Any], report: Report, base: Path 
         remedy = "Write the base's name into adapter_config.json: on another base the adapter does harm"
         report.add("base-unknown", CONFIG_NAME, "no base_model_name_or_path", remedy)
         named = ""
-    found = base or next((path for path in (directory / named, Path(named)) if named and path.is_dir()), None)
+    found = base or (base_of(directory) if raw else None)
     missing = f"{ascii(named)[1:-1]}, not here: give --base to hold the adapter against it"
     report.facts["base"] = str(found) if found else missing
     return found
 
 
-def _check_fit(delta: Delta, base: Path, report: Report) -> None:
-    found = list(misfits(delta, delta.config.base_name, Checkpoint.open(base).config))
+def _check_fit(delta: Delta, base: LlamaConfig, report: Report) -> None:
+    found = list(misfits(delta, base))
     for kind, code in CODES.items():
         if every := [each for each in found if each.kind == kind]:
             what = f"{listed([each.given for each in every])}; expected {every[0].expected}"

@@ -13,7 +13,6 @@ from puna import artifact, licence
 from puna.chat.conversation import Conversation
 from puna.config import StageConfig
 from puna.data.document import Document
-from puna.data.preference import Preference
 from puna.data.shards import encode_row
 from puna.errors import ConfigError, DataError
 from puna.estimate import Estimate, Known
@@ -22,7 +21,7 @@ from puna.ingest.checks.held_out import HeldOut
 from puna.ingest.checks.selection import Duplicates, Selection, leave_out
 from puna.ingest.checks.table import MAX_NEAR_ROWS, Table
 from puna.ingest.files import SourceFile, find_files
-from puna.ingest.read import Accepted, Read, Rejected
+from puna.ingest.read import Accepted, Read, Rejected, Row
 from puna.ingest.readers import FORMATS
 from puna.ingest.reading import SHARDS, Reading, kind_of
 from puna.ingest.sketch import estimate_reading
@@ -222,7 +221,7 @@ def _finished(read: Read, reading: Reading, default_licence: str) -> tuple[Read,
     return read, encode_row({"id": read.name, "reason": read.reason})
 
 
-def _problem(row: Document | Conversation | Preference) -> str:
+def _problem(row: Row) -> str:
     """Return why nothing can be learned from a row, or nothing."""
     if not isinstance(row, Conversation) or any(message.is_learned for message in row.messages):
         return ""

@@ -54,7 +54,7 @@ class Reading:
         if earlier is None:
             return read
         if read.may_share_id:
-            return read._replace(row=replace(read.row, id=read.place))
+            return self.with_own_id(read._replace(row=replace(read.row, id=read.place), may_share_id=False))
         return Rejected(
             read.place or read.row.id, f"an id that an earlier row has: {read.row.id!r}, {self.places[kind][earlier]}"
         )

@@ -5,23 +5,18 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from puna.chat.conversation import Conversation
-from puna.data.document import Document
-from puna.data.preference import Preference
 from puna.data.shards import encode_row
 from puna.errors import DataError
 from puna.estimate import Estimate, Sketch
 from puna.ingest.files import SourceFile
-from puna.ingest.read import Accepted
+from puna.ingest.read import Accepted, Row
 from puna.ingest.readers import FORMATS
+from puna.ingest.reading import SHARDS
 from puna.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 
-KINDS: dict[type, str] = {Document: "documents", Conversation: "conversations", Preference: "preferences"}
 MAX_ROWS = 1000
 # Bytes of encoded rows per byte of a compressed file.
 COMPRESSION = 4.0
-
-Row = Document | Conversation | Preference
 
 
 def estimate_reading(files: Sequence[SourceFile], format_name: str) -> Estimate:
@@ -40,7 +35,7 @@ def estimate_reading(files: Sequence[SourceFile], format_name: str) -> Estimate:
     whole = (
         sum(_num_bytes(file.path) for file in files if not file.refusal) / num_bytes if len(taken) > MAX_ROWS else 1.0
     )
-    samples = {kind: [row for row in taken[:MAX_ROWS] if type(row) is each] for each, kind in KINDS.items()}
+    samples = {kind: [row for row in taken[:MAX_ROWS] if type(row) is each] for each, kind in SHARDS.items()}
     counts = {kind: round(len(rows) * max(1.0, whole)) for kind, rows in samples.items()}
     note = ", ".join(f"{'about ' if whole > 1 else ''}{count:,} {kind}" for kind, count in counts.items() if count)
     sketch = Sketch(samples=samples, num_rows=counts)

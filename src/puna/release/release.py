@@ -5,7 +5,6 @@ nothing anywhere, and measures nothing itself: scores are evaluate's, receipts t
 """
 
 import json
-import os
 import re
 import shutil
 from dataclasses import asdict, replace
@@ -33,6 +32,7 @@ from puna.release.page.page import write_page
 from puna.release.terms import Node, applying, find_texts, governing_licence, notice, origin, statement, walk
 from puna.run import Run
 from puna.shelf.shelf import follow
+from puna.storage.files import link_or_copy
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 # What a released checkpoint consists of beside its weights; anything else in the folder stays behind.
@@ -260,14 +260,9 @@ def _copy_checkpoint(source: Path, target: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)
-        if artifact.hash_file(source) != artifact.hash_file(target):
-            raise ArtifactError(
-                f"{source} was not copied as it is", hint="Look at the disk, and release again"
-            ) from None
+    link_or_copy(source, target)
+    if not target.samefile(source) and artifact.hash_file(source) != artifact.hash_file(target):
+        raise ArtifactError(f"{source} was not copied as it is", hint="Look at the disk, and release again")
 
 
 def _opened(path: Path) -> Checkpoint:

@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from typing import Literal
 
 from puna import artifact
 from puna.errors import ArtifactError, ConfigError
-from puna.storage.files import make_directory, naming
+from puna.storage.files import link_or_copy, make_directory
 from puna.storage.records import read_record
 
 POINTER = "current.json"
@@ -142,7 +141,7 @@ def _place(release: Path, target: Path, manifest: artifact.Manifest) -> None:
     with artifact.writing(target) as partial:
         for name in manifest.files:
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            _link(release / name, partial / name)
+            link_or_copy(release / name, partial / name)
         inputs = {
             role: {**entry, "path": os.path.relpath(release / entry["path"], target)}
             for role, entry in manifest.inputs.items()
@@ -154,16 +153,6 @@ def _place(release: Path, target: Path, manifest: artifact.Manifest) -> None:
             for path in (*(Path(directory, name) for name in files), Path(directory)):
                 artifact.fsync(path)
         artifact.replace_directory(partial, target)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
-        try:
-            shutil.copyfile(source, target)
-        except OSError as error:
-            raise naming(error, target) from None
 
 
 def _change(shelf: Path, changes: list[Change], change: Change) -> Change:

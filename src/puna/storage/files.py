@@ -60,6 +60,17 @@ def write_text(path: Path, text: str) -> None:
         raise naming(error, path) from None
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Let a file stand at a second path: as a hard link where the disk can, otherwise as a copy."""
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise naming(error, target) from None
+
+
 def naming(error: OSError, path: Path) -> OSError:
     """Return an error of the system that names the file: a failed write or fsync names none by itself.
 

@@ -6,6 +6,7 @@ A file may have been damaged, cut, replaced or forged: sizes, types, hashes and 
 import json
 import math
 import stat
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -45,28 +46,28 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
         raise ValueError(f"the key '{twice[:60]}' stands twice in an object")
     return found
 
 
-def read_bounded(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """Return the bytes of a regular file; ArtifactError for any other kind of file, and for one that is too large.
+def read_bounded(path: Path, *, max_bytes: int = MAX_BYTES, error: type[PunaError] = ArtifactError) -> bytes:
+    """Return the bytes of a regular file; `error` for any other kind of file, and for one that is too large.
 
     FileNotFoundError passes.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise ArtifactError(f"{path} is not a regular file", expected="a file")
+            raise error(f"{path} is not a regular file", expected="a file")
         if status.st_size > max_bytes:
-            raise ArtifactError(f"{path} has {status.st_size:,} bytes", expected=f"at most {max_bytes:,}")
+            raise error(f"{path} has {status.st_size:,} bytes", expected=f"at most {max_bytes:,}")
         return path.read_bytes()
     except FileNotFoundError:
         raise
-    except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror}", expected="a readable file") from None
+    except OSError as problem:
+        raise error(f"{path}: {problem.strerror}", expected="a readable file") from None
 
 
 def read_record(
@@ -87,13 +88,13 @@ def read_record(
         allow_nan: Whether NaN and Infinity, which JSON does not have, may stand for numbers.
 
     Raises:
-        PunaError: As `error`: the file is no strict JSON, or a field does not fit. FileNotFoundError passes.
+        PunaError: As `error`: the file is too large, no strict JSON, or a field does not fit. FileNotFoundError passes.
 
     Example:
         >>> read_record(folder / "run_cost.json", Cost, expected="seconds as a run writes them").seconds
         12.5
     """
-    raw = read_bounded(path)
+    raw = read_bounded(path, error=error)
     try:
         parse_strict(raw, allow_nan=allow_nan)
     except (ValueError, RecursionError) as problem:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from puna.chat.conversation import Conversation, Message
+from puna.chat.conversation import Conversation, Message, is_blank
 from puna.data.preference import Preference
 from puna.synthesize.asking import Reply
 from puna.tasks.question import Question
@@ -79,7 +79,7 @@ def _usable(candidates: Sequence[Candidate], reasons: dict[int, str]) -> list[Ca
         said = repr((message.content.strip(), [(call.name, call.arguments) for call in message.tool_calls]))
         if each.reply.failure:
             reasons[each.number] = each.reply.failure
-        elif not message.content.strip() and not message.tool_calls:
+        elif is_blank(message.content) and not message.tool_calls:
             reasons[each.number] = "empty"
         elif said in usable:
             reasons[each.number] = f"said before: number {usable[said].number}"

@@ -15,10 +15,10 @@ import torch
 
 from puna import artifact
 from puna.checkpoint.adapters.config import AdapterConfig, read_config
-from puna.checkpoint.adapters.delta import Delta
+from puna.checkpoint.adapters.delta import Delta, stored_ranks
 from puna.checkpoint.adapters.fit import require_fit
 from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
-from puna.checkpoint.adapters.keys import DOWN, EMBEDDING_DOWN, HEAD, MAGNITUDE, UP, find_parts
+from puna.checkpoint.adapters.keys import DOWN, HEAD, MAGNITUDE, UP, find_parts
 from puna.checkpoint.adapters.patterns import module_settings, overlapping
 from puna.checkpoint.directory import find_file, read_json
 from puna.checkpoint.layout import StoredTensor, read_header
@@ -48,9 +48,12 @@ class Adapter:
     """An opened adapter: settings, tensors, and notes for the log."""
 
     path: Path
-    config: AdapterConfig
     delta: Delta
     notes: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> AdapterConfig:
+        return self.delta.config
 
     @property
     def base_name(self) -> str:
@@ -87,14 +90,9 @@ def open_adapter(directory: Path) -> Adapter:
         )
     layout = read_header(weights_path)
     parts = find_parts(layout, config, weights_path)
-    if config.is_lora and config.has_magnitudes != any(MAGNITUDE in each for each in parts.values()):
-        raise CheckpointError(
-            f"{config_path}: use_dora and the tensors of {WEIGHTS_NAME} differ", expected="both, or none"
-        )
     for doubt in doubts(config, layout, parts):
         raise CheckpointError(f"{directory}: {doubt.text}", expected="adapter_config.json and weights of one training")
-    delta = Delta(config, layout, parts, _scales(config, layout, parts))
-    return Adapter(directory, config, delta, (*config.notes, *alpha_notes(config, parts)))
+    return Adapter(directory, Delta(config, layout, parts), (*config.notes, *alpha_notes(config, parts)))
 
 
 def alpha_notes(config: AdapterConfig, parts: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
@@ -136,10 +134,12 @@ class Doubt(NamedTuple):
 def doubts(
     config: AdapterConfig, layout: Mapping[str, StoredTensor], parts: Mapping[str, Mapping[str, str]]
 ) -> Iterator[Doubt]:
-    """Yield where settings and tensors contradict each other: modules that are no target, and other ranks.
+    """Yield where settings and tensors contradict each other: magnitudes of DoRA, modules that are no target, ranks.
 
-    On loading, PEFT leaves out the first and fails at the second.
+    On loading, PEFT leaves out modules that are no target, and fails at other ranks.
     """
+    if parts and config.is_lora and config.has_magnitudes != any(MAGNITUDE in each for each in parts.values()):
+        yield Doubt("rank", f"use_dora = {config.has_magnitudes}, and the tensors of {WEIGHTS_NAME} differ from that")
     ranks = {name.removesuffix(".weight"): rank for name, rank in stored_ranks(layout, parts).items()}
     settings = module_settings(config, list(ranks))
     if strangers := [module for module in ranks if not settings[module].is_target]:
@@ -156,31 +156,13 @@ def _listed(items: list[str]) -> str:
     return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
 
 
-def stored_ranks(layout: Mapping[str, StoredTensor], parts: Mapping[str, Mapping[str, str]]) -> dict[str, int]:
-    """Return the stored rank of every pair of matrices, by the tensor of the base."""
-    keys = {name: each.get(DOWN) or each.get(EMBEDDING_DOWN) for name, each in parts.items()}
-    return {name: (layout[key].shape or (0,))[0] for name, key in keys.items() if key}
-
-
-def _scales(
-    config: AdapterConfig, layout: Mapping[str, StoredTensor], parts: Mapping[str, Mapping[str, str]]
-) -> dict[str, float]:
-    """Return the LoRA scaling by tensor: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv 2312.03732)."""
-    ranks = stored_ranks(layout, parts)
-    settings = module_settings(config, [name.removesuffix(".weight") for name in ranks])
-    alphas = {name: settings[name.removesuffix(".weight")].alpha for name in ranks}
-    return {
-        name: alphas[name] / (rank**0.5 if config.is_rank_stabilized else max(rank, 1)) for name, rank in ranks.items()
-    }
-
-
 def merged(base: Source, adapter: Adapter) -> Source:
     """Return the base with the adapter added to every tensor on reading, in float32.
 
     Head and embeddings of a tied base become two tables where PEFT computes with two. A grown vocabulary brings
     tables and, where one lies beside the adapter, the tokenizer.
     """
-    require_fit(adapter.path, adapter.delta, adapter.base_name, base.config)
+    require_fit(adapter.path, adapter.delta, base.config)
     config = adapter.delta.merged_config(base.config)
     tokenizer = _tokenizer(adapter.path, base, config.vocab_size)
     read = partial(adapter.delta.apply, base)
@@ -227,7 +209,7 @@ def _tokenizer(directory: Path, base: Source, num_rows: int) -> Tokenizer | None
 
 def require_runnable(adapter: Adapter, config: LlamaConfig) -> None:
     """Raise CheckpointError unless the adapter fits this network and can be run beside it."""
-    require_fit(adapter.path, adapter.delta, adapter.base_name, config)
+    require_fit(adapter.path, adapter.delta, config)
     for name, parts in adapter.parts.items():
         if set(parts) != {DOWN, UP} or not run_path(name).endswith(ADAPTED):
             others = [key for part, key in parts.items() if part not in (DOWN, UP)]
@@ -240,7 +222,7 @@ def require_runnable(adapter: Adapter, config: LlamaConfig) -> None:
 
 def require_trainable(adapter: Adapter, config: LlamaConfig) -> None:
     """Raise CheckpointError unless the adapter fits this network and every part can be trained on."""
-    require_fit(adapter.path, adapter.delta, adapter.base_name, config)
+    require_fit(adapter.path, adapter.delta, config)
     trained = ADAPTED if config.tie_embeddings else (*ADAPTED, run_path(HEAD))
     for name, parts in adapter.parts.items():
         if name not in adapter.linears or not run_path(name).endswith(trained):

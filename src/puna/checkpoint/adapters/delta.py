@@ -25,6 +25,7 @@ from puna.checkpoint.adapters.keys import (
     WHOLE,
     token_rows,
 )
+from puna.checkpoint.adapters.patterns import module_settings
 from puna.checkpoint.layout import StoredTensor
 from puna.checkpoint.source import Source
 from puna.checkpoint.weights import read_float
@@ -35,12 +36,19 @@ Parts = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Delta:
-    """The tensors of an adapter with LoRA scalings. `parts` maps a tensor of the base to the names of stored parts."""
+    """The settings and tensors of an adapter. `parts` maps a tensor of the base to the names of stored parts."""
 
     config: AdapterConfig
     layout: Mapping[str, StoredTensor]
     parts: Parts
-    scales: Mapping[str, float]
+
+    @cached_property
+    def scales(self) -> dict[str, float]:
+        """The LoRA scaling by tensor: alpha / rank, or alpha / sqrt(rank) with rsLoRA (arXiv 2312.03732)."""
+        ranks, is_root = stored_ranks(self.layout, self.parts), self.config.is_rank_stabilized
+        settings = module_settings(self.config, [name.removesuffix(".weight") for name in ranks])
+        alphas = {name: settings[name.removesuffix(".weight")].alpha for name in ranks}
+        return {name: alphas[name] / (rank**0.5 if is_root else max(rank, 1)) for name, rank in ranks.items()}
 
     def read(self, name: str, part: str) -> torch.Tensor:
         """Return a stored part in float32."""
@@ -124,6 +132,12 @@ class Delta:
         if is_embedding:  # each dimension of the vectors has a length, over all tokens
             return weight * (magnitude / weight.norm(dim=0))
         return weight * (magnitude / weight.norm(dim=1))[:, None]
+
+
+def stored_ranks(layout: Mapping[str, StoredTensor], parts: Parts) -> dict[str, int]:
+    """Return the stored rank of every pair of matrices, by the tensor of the base."""
+    keys = {name: each.get(DOWN) or each.get(EMBEDDING_DOWN) for name, each in parts.items()}
+    return {name: (layout[key].shape or (0,))[0] for name, key in keys.items() if key}
 
 
 def matrices(parts: Mapping[str, str]) -> tuple[str, str]:

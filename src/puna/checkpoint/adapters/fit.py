@@ -32,15 +32,15 @@ class Misfit(NamedTuple):
     hint: str
 
 
-def require_fit(path: Path, delta: Delta, base_name: str, base: LlamaConfig) -> None:
+def require_fit(path: Path, delta: Delta, base: LlamaConfig) -> None:
     """Raise CheckpointError unless every tensor of an adapter belongs to this base and has the right shape."""
-    for misfit in misfits(delta, base_name, base):
+    for misfit in misfits(delta, base):
         raise CheckpointError(f"{path}: {misfit.given}", expected=misfit.expected, hint=misfit.hint)
 
 
-def misfits(delta: Delta, base_name: str, base: LlamaConfig) -> Iterator[Misfit]:
+def misfits(delta: Delta, base: LlamaConfig) -> Iterator[Misfit]:
     """Yield every tensor of an adapter that does not fit the base."""
-    shapes = dict(tensor_shapes(base))
+    shapes, base_name = dict(tensor_shapes(base)), delta.config.base_name
     if base.tie_embeddings:
         shapes[HEAD] = shapes[EMBEDDING]
     yield from _table_misfits(delta, base)

@@ -19,13 +19,14 @@ from typing import Any, Literal, NamedTuple
 
 from puna.checkpoint.adapters.config import AdapterConfig
 from puna.errors import CheckpointError
+from puna.model.config import ADAPTED
 
 CHILD = Path(__file__).with_name("pattern_child.py")
 # The process bounds its CPU time itself; the clock is for a machine that is busy otherwise.
 MAX_SECONDS = 60.0
 MAX_PATTERN = 20_000
 PLAIN = re.compile(r"\^?(\w|\\?\.)+\$?")
-LINEAR_NAMES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+LINEAR_NAMES = {path.rpartition(".")[2] for path in ADAPTED}
 TIED_NAMES = ("model.embed_tokens", "lm_head")
 
 Method = Literal["match", "fullmatch"]

@@ -50,6 +50,8 @@ MATERIAL = (
 TEXTS = ("prompt", "instruction", "input", "question", "query", "completion", "response", "output", "text")
 # Verdicts on one answer alone (KTO): no row of a dialogue teaches them.
 VERDICTS = ("label", "kto_tag")
+_REFUSED_BESIDE = frozenset((*REFUSED, *MEDIA))
+_REFUSED_BESIDE_QUESTION = _REFUSED_BESIDE.union(MATERIAL)
 _EMPTY_TEXTS = ("", "[]", "{}", "null")
 _LIST_IN_TEXT = re.compile(r"\s*\[\s*\{")
 
@@ -87,7 +89,7 @@ def beside(row: Row, used: set[str], messages: Sequence[Row], *, is_question: bo
     given = {name: value for name, value in others.items() if is_given(value)}
     for name, value in given.items():
         if name not in SYSTEM and name not in TOOLS:
-            _refuse_prompt_column(name, value, (*REFUSED, *MEDIA, *(MATERIAL if is_question else ())))
+            _refuse_prompt_column(name, value, _REFUSED_BESIDE_QUESTION if is_question else _REFUSED_BESIDE)
             _refuse_other_text(name, value, messages)
     descriptive = tuple(name for name in others if name not in given or name not in (*SYSTEM, *TOOLS))
     return Beside(_system(given, messages), _tools(given), descriptive)
@@ -158,6 +160,28 @@ def tool_list(value: Any, name: str) -> list[Any]:
     return [parsed(tool, f"{name}[{index}]") if isinstance(tool, str) else tool for index, tool in enumerate(tools)]
 
 
+def has(row: Row, name: str) -> bool:
+    """Return whether a row has a value in a column.
+
+    Example:
+        >>> has({"answer": ""}, "answer"), has({"answer": None}, "answer")
+        (True, False)
+    """
+    return row.get(name) is not None
+
+
+def first_given(row: Row, names: Sequence[str]) -> str:
+    """Return the first of these columns that says anything, otherwise the first one; "" for no columns.
+
+    Datasets joined from several files pad an absent column with an empty list.
+
+    Example:
+        >>> first_given({"messages": [], "conversations": ["..."]}, ["messages", "conversations"])
+        'conversations'
+    """
+    return next((name for name in names if is_given(row[name])), next(iter(names), ""))
+
+
 def is_given(value: Any) -> bool:
     """Return whether a column says anything: an empty text, list or object says nothing.
 
@@ -172,7 +196,7 @@ def is_given(value: Any) -> bool:
     return value is not None and not (isinstance(value, str) and value.strip() in _EMPTY_TEXTS)
 
 
-def _refuse_prompt_column(name: str, value: Any, refused: Sequence[str]) -> None:
+def _refuse_prompt_column(name: str, value: Any, refused: frozenset[str]) -> None:
     is_text_or_more = isinstance(value, str | list | dict | bytes)  # A number counts or rates.
     if is_text_or_more and name in refused:
         raise ChatError(
@@ -189,8 +213,8 @@ def _refuse_prompt_column(name: str, value: Any, refused: Sequence[str]) -> None
 
 def _refuse_other_text(name: str, value: Any, messages: Sequence[Row]) -> None:
     """Refuse a column that holds words, messages or tools of a dialogue which the dialogue does not hold."""
-    said = [message["content"].strip() for message in messages if isinstance(message.get("content"), str)]
     if name in TEXTS and isinstance(value, str):
+        said = [message["content"].strip() for message in messages if isinstance(message.get("content"), str)]
         text = value.strip()
         is_copy = any(text in each for each in said) or (name == "text" and bool(said) and said[-1] in text)
         if not is_copy:

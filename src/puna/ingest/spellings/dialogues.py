@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from puna.chat.conversation import is_blank
 from puna.errors import ChatError, DataError
-from puna.ingest.spellings.columns import Row, beside, is_given, with_history, with_system
+from puna.ingest.spellings.columns import Row, beside, first_given, has, is_given, with_history, with_system
 from puna.ingest.spellings.messages import Messages, read_messages
 from puna.ingest.spellings.spoken import as_prompt
 
@@ -109,9 +109,7 @@ def read_dialogue(row: Row) -> Dialogue:
     pair = _pair_of(row)
     if pair is not None:
         raise DataError(f"a pair of answers ({pair.better}, {pair.worse})", expected="one, or format 'preferences'")
-    lists = [name for name in LISTS if _holds_list(row, name)]
-    # Datasets joined from several files pad an absent column with an empty list.
-    column = next((name for name in lists if is_given(row[name])), next(iter(lists), ""))
+    column = first_given(row, [name for name in LISTS if _holds_list(row, name)])
     if column:
         read, used = read_messages(row[column], column), {column}
     else:
@@ -127,11 +125,8 @@ def read_dialogue(row: Row) -> Dialogue:
 
 def _pair_of(row: Row) -> Answers | None:
     """Return the spelling of the pair of answers that a row holds; empty columns hold none."""
-    return next((pair for pair in PAIRS if is_given(row.get(pair.better)) and is_given(row.get(pair.worse))), None)
-
-
-def _has(row: Row, name: str) -> bool:
-    return row.get(name) is not None
+    # The worse answer first: in most rows that column is missing, while every dialogue may have the other one.
+    return next((pair for pair in PAIRS if is_given(row.get(pair.worse)) and is_given(row.get(pair.better))), None)
 
 
 def _holds_list(row: Row, name: str) -> bool:
@@ -142,16 +137,14 @@ def _holds_list(row: Row, name: str) -> bool:
 
 
 def _is_spelled(row: Row, spelling: Instruction) -> bool:
-    return _has(row, spelling.question) and _has(row, spelling.answer)
+    return has(row, spelling.question) and has(row, spelling.answer)
 
 
 def _read_instruction(row: Row) -> tuple[Messages, set[str]]:
     spelling = next(each for each in INSTRUCTIONS if _is_spelled(row, each))
     used = {spelling.question, spelling.answer} | ({spelling.addition} - {""})
-    question, left_out = row[spelling.question], set[str]()
-    prompt = _read_question(question, row.get(spelling.addition), spelling)
-    left_out |= prompt.left_out
-    answer = row[spelling.answer]
+    prompt = read_question(row[spelling.question], row.get(spelling.addition), spelling.question, spelling.addition)
+    answer, left_out = row[spelling.answer], prompt.left_out
     if isinstance(answer, str):
         said = [{"role": "assistant", "content": answer}]
     else:
@@ -165,19 +158,28 @@ def _read_instruction(row: Row) -> tuple[Messages, set[str]]:
         raise ChatError(f"{spelling.question} ends with the assistant", expected="a user or a tool")
     # TRL learns from the completion alone: answers in the prompt are context.
     asked = [each | {"weight": 0} if each["role"] == "assistant" else each for each in prompt.messages]
-    return Messages([*asked, *said], spelling.name, frozenset(left_out)), used
+    return Messages([*asked, *said], spelling.name, left_out), used
 
 
-def _read_question(question: Any, addition: Any, spelling: Instruction) -> Messages:
+def read_question(question: Any, addition: Any, column: str, addition_column: str) -> Messages:
+    """Read a question in a column of its own: a text, with the text of a second column, or messages.
+
+    Raises:
+        ChatError: The addition is no text, or stands beside messages, so that its words would be lost.
+
+    Example:
+        >>> read_question("Is it late?", "Ferry A", "instruction", "input").messages
+        [{'role': 'user', 'content': 'Is it late?\\nFerry A'}]
+    """
     if isinstance(question, str):
         if addition is not None and not isinstance(addition, str):
-            raise ChatError(f"{spelling.addition} is {type(addition).__name__}", expected="a string")
+            raise ChatError(f"{addition_column} is {type(addition).__name__}", expected="a string")
         # LLaMA-Factory and ms-swift join the instruction and its input by a line break, too.
         text = "\n".join(part for part in (question, addition) if part and part.strip())
-        return Messages(list(as_prompt(text)), spelling.name, frozenset())
+        return Messages(list(as_prompt(text)), "text", frozenset())
     if addition:
-        raise ChatError(f"{spelling.question} is a list beside {spelling.addition}", expected="a string")
-    return read_messages([question] if isinstance(question, dict) else question, spelling.question)
+        raise ChatError(f"{column} is a list beside {addition_column}", expected="a string")
+    return read_messages([question] if isinstance(question, dict) else question, column)
 
 
 def _require_words(messages: list[Row]) -> None:

@@ -9,10 +9,10 @@ from typing import Any, cast
 from puna.chat.conversation import is_blank
 from puna.data.preference import ANSWERS, SETTINGS
 from puna.errors import ChatError, DataError
-from puna.ingest.spellings.columns import Row, beside, is_given, with_history, with_system
-from puna.ingest.spellings.dialogues import LISTS, PAIRS, Answers, Dialogue
-from puna.ingest.spellings.messages import read_messages
-from puna.ingest.spellings.spoken import as_prompt, split_turns
+from puna.ingest.spellings.columns import Row, beside, first_given, has, is_given, with_history, with_system
+from puna.ingest.spellings.dialogues import LISTS, PAIRS, Answers, Dialogue, read_question
+from puna.ingest.spellings.messages import ROLES, Messages, read_messages
+from puna.ingest.spellings.spoken import split_turns
 
 OWN = {"edited", "strength", "id", "metadata", *SETTINGS} - {"tools"}
 # Columns with the prompt of a pair, in the order in which they are looked for.
@@ -33,9 +33,9 @@ def read_preference(row: Row) -> Dialogue:
         >>> read_preference({"question": "Open?", "chosen": "Until six.", "rejected": "No."}).fields["prompt"]
         [{'role': 'user', 'content': 'Open?'}]
     """
-    spelling = next((each for each in PAIRS if _has(row, each.better) and _has(row, each.worse)), None)
+    spelling = next((each for each in PAIRS if has(row, each.better) and has(row, each.worse)), None)
     if spelling is None:
-        missing = next((name for name in NAMES if not _has(row, name)), "chosen")
+        missing = next((name for name in NAMES if not has(row, name)), "chosen")
         raise DataError(
             f"a row has no '{missing}'; it has {', '.join(row) or 'nothing'}",
             hint="docs/ingest.md lists the spellings of a pair",
@@ -45,13 +45,12 @@ def read_preference(row: Row) -> Dialogue:
     if spelling.name == "OpenAI preferences":
         return _read_openai(row, spelling)
     used = {spelling.better, spelling.worse}
-    columns = [name for name in PROMPTS if _has(row, name)]
-    column = next((name for name in columns if is_given(row[name])), next(iter(columns), ""))
+    column = first_given(row, [name for name in PROMPTS if has(row, name)])
     if column in LISTS and _is_whole(row[spelling.better]):
         column = ""  # The messages beside a pair repeat the better dialogue, as in UltraFeedback.
     addition = _ADDITIONS.get(column, "")
     used |= {column, addition} - {""}
-    prompt = None if not column else _read_prompt(row[column], row.get(addition), column)
+    prompt = None if not column else read_question(row[column], row.get(addition) or None, column, addition)
     return _assemble(row, spelling, prompt, used)
 
 
@@ -60,12 +59,12 @@ def _read_openai(row: Row, spelling: Answers) -> Dialogue:
     if not isinstance(given, dict) or given.get("messages") is None:
         raise ChatError("input has no messages", expected='{"messages": [...]} beside preferred_output')
     others = {name: value for name, value in cast(Row, given).items() if name != "messages" and value is not None}
-    if twice := [name for name in others if _has(row, name)]:
+    if twice := [name for name in others if has(row, name)]:
         raise ChatError(f"'{twice[0]}' stands in the row and in input", expected="the field in one place")
     prompt = read_messages(given["messages"], "input.messages")
-    found = _assemble({**row, **others}, spelling, prompt.messages, {"input", spelling.better, spelling.worse})
+    found = _assemble({**row, **others}, spelling, prompt, {"input", spelling.better, spelling.worse})
     inner = {name for name in found.descriptive if name in others}
-    left_out = found.left_out | prompt.left_out | {f"input.{name}" for name in inner if is_given(others[name])}
+    left_out = found.left_out | {f"input.{name}" for name in inner if is_given(others[name])}
     return found._replace(descriptive=tuple(name for name in found.descriptive if name not in inner), left_out=left_out)
 
 
@@ -74,16 +73,15 @@ def _read_continued(row: Row, spelling: Answers) -> Dialogue:
     read = read_messages(row["messages"], "messages")
     answers = [index for index, message in enumerate(read.messages) if message["role"] == "user"]
     size = answers[-1] + 1 if answers else 0
-    prompt, better = read.messages[:size], read.messages[size:]
-    found = _assemble({**row, "messages": better}, spelling, prompt, {"messages", spelling.worse})
-    return found._replace(left_out=found.left_out | read.left_out)
+    prompt, better = read._replace(messages=read.messages[:size]), read.messages[size:]
+    return _assemble({**row, "messages": better}, spelling, prompt, {"messages", spelling.worse})
 
 
-def _assemble(row: Row, spelling: Answers, prompt: list[Row] | None, used: set[str]) -> Dialogue:
+def _assemble(row: Row, spelling: Answers, question: Messages | None, used: set[str]) -> Dialogue:
     columns = {"chosen": spelling.better, "rejected": spelling.worse} | (
-        {"edited": "edited"} if _has(row, "edited") else {}
+        {"edited": "edited"} if has(row, "edited") else {}
     )
-    left_out = set[str]()
+    prompt, left_out = (question.messages, {*question.left_out}) if question else (None, set[str]())
     answers: dict[str, list[Row]] = {}
     for name, column in columns.items():
         answers[name] = _read_answer(row[column], column, prompt is not None, left_out)
@@ -103,24 +101,13 @@ def _assemble(row: Row, spelling: Answers, prompt: list[Row] | None, used: set[s
     return Dialogue(fields, spelling.name, others.descriptive, frozenset(left_out))
 
 
-def _has(row: Row, name: str) -> bool:
-    return row.get(name) is not None
-
-
 def _is_whole(answer: Any) -> bool:
     """Return whether an answer column holds the whole dialogue rather than the answer alone."""
     if isinstance(answer, str):
         return bool(turns := split_turns(answer)) and turns[0]["role"] == "user"
     first = answer[0] if isinstance(answer, list) and answer else answer
     role = str(first.get("role") or first.get("from")) if isinstance(first, dict) else ""
-    return role.lower() in ("user", "human", "system", "developer")
-
-
-def _read_prompt(value: Any, addition: Any, column: str) -> list[Row]:
-    if isinstance(value, str):
-        text = "\n".join(part for part in (value, addition) if isinstance(part, str) and part.strip())
-        return list(as_prompt(text or value))
-    return read_messages([value] if isinstance(value, dict) else value, column).messages
+    return ROLES.get(role.lower()) in _BEFORE
 
 
 def _read_answer(value: Any, column: str, has_prompt: bool, left_out: set[str]) -> list[Row]:

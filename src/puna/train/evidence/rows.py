@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from puna.chat.conversation import Conversation, Message
+from puna.chat.conversation import Conversation, Message, is_blank
 from puna.data.dataset import Dataset, Document
 from puna.data.labels import LabelledRow
 from puna.data.overlap.ngrams import split_words
@@ -32,7 +32,7 @@ def describe_rows(dataset: Dataset) -> dict[str, Any]:
             row = dataset[index]
             seen.add(hashlib.sha256(_said(row).encode("utf-8", "replace")).digest())
             for message in _answers(row):
-                text = message.content.strip()
+                text = "" if is_blank(message.content) else message.content.strip()
                 if text:
                     key = " ".join(split_words(text)) or text
                     spoken[key] += 1

@@ -4,8 +4,6 @@ A shard is whole once the run's journal has its note, with the hash of every fil
 documents or conversations.
 """
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +18,7 @@ from puna.data.labels import write_shard
 from puna.data.shards import write_jsonl
 from puna.errors import ArtifactError
 from puna.run import Run
-from puna.storage.files import make_directory
+from puna.storage.files import link_or_copy, make_directory
 from puna.train.labelling.teacher import Labelled
 
 
@@ -107,10 +105,7 @@ class ShardDirectory:
     def publish(self, output: Path) -> None:
         """Let the files stand in the artifact too, without a second copy where the disk can."""
         for name in (name for note in self.notes for name in note.files):
-            try:
-                os.link(self._directory / name, output / name)
-            except OSError:
-                shutil.copyfile(self._directory / name, output / name)
+            link_or_copy(self._directory / name, output / name)
 
 
 def _sums(top_NK: np.ndarray, tail_N: np.ndarray, chosen_N: np.ndarray) -> dict[str, float]:
