@@ -2,7 +2,7 @@
 
     python benchmarks/overload.py build/bench/1b-int4 --seconds 60 --tokens 64
 
-The model has random weights (random_models.py), so that no answer ends before its last token.
+Loads come in turns, round after round; a share is the median of the rounds' own. The model has random weights (random_models.py), so that no answer ends before its last token.
 Patient clients wait after a 503 as long as Retry-After says, up to a second; a storm asks again after 0.05 seconds. The
 clients (tests/http_load.py) run in one process beside the server, on the same machine.
 """
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -67,19 +68,25 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--tokens", type=int, default=64, help="new tokens of a request")
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    print("| load | tokens/s | of capacity | most / least tokens of a tenant | answered | refused | broken |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    capacity = 0.0
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in LOADS}
     with serving(options.checkpoint) as port:
         run(port, 1, 1.0, 3, options.tokens)
-        for name, (num_clients, patience) in LOADS.items():
-            outcome = run(port, num_clients, patience, options.seconds, options.tokens)
-            capacity = capacity or outcome.tokens_per_second
-            share, spread = outcome.tokens_per_second / capacity, max(outcome.tokens) / max(1, min(outcome.tokens))
-            answered, refused = outcome.statuses.get("200", 0), outcome.statuses.get("503", 0)
-            rates = f"{outcome.tokens_per_second:.0f} | {share:.2f} | {spread:.2f}"
-            print(f"| {name} | {rates} | {answered} | {refused} | {len(outcome.broken)} |", flush=True)
+        for _ in range(options.rounds):
+            for name, (num_clients, patience) in LOADS.items():
+                outcomes[name].append(run(port, num_clients, patience, options.seconds, options.tokens))
+                print(f"{name}: {outcomes[name][-1].tokens_per_second:.0f} tokens/s", file=sys.stderr)
+    print("| load | tokens/s | of capacity | most / least tokens of a tenant | answered | refused | broken |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    capacities = [outcome.tokens_per_second for outcome in outcomes["capacity"]]
+    for name, found in outcomes.items():
+        rates = [outcome.tokens_per_second for outcome in found]
+        share = statistics.median(rate / capacity for rate, capacity in zip(rates, capacities, strict=True))
+        tokens = [sum(each) for each in zip(*(outcome.tokens for outcome in found), strict=True)]
+        answered, refused = (sum(outcome.statuses.get(status, 0) for outcome in found) for status in ("200", "503"))
+        row = f"{statistics.median(rates):.0f} | {share:.2f} | {max(tokens) / max(1, min(tokens)):.2f}"
+        print(f"| {name} | {row} | {answered} | {refused} | {sum(len(outcome.broken) for outcome in found)} |")
 
 
 if __name__ == "__main__":
