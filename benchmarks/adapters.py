@@ -22,15 +22,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
-from puna.checkpoint.adapters.keys import PREFIX
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.checkpoint.source import tensor_shapes
-from puna.engine.engine import Engine
-from puna.engine.options import EngineOptions
-from puna.engine.sampler import SamplingParams
-from puna.kernels.threads import cpu_limit
+from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from puna.formats.checkpoint.adapters.keys import PREFIX
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.formats.checkpoint.source import tensor_shapes
+from puna.inference.engine.engine import Engine
+from puna.inference.engine.options import EngineOptions
+from puna.inference.engine.sampler import SamplingParams
 from puna.model.config import ADAPTED, LlamaConfig
+from puna.model.kernels.threads import cpu_limit
 
 COUNTS = (0, 1, 8, 64, 256)
 PROMPT_TOKENS = 16

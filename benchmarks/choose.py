@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from puna.engine.choose import Row, choose
-from puna.engine.sampler import SamplingParams
+from puna.inference.engine.choose import Row, choose
+from puna.inference.engine.sampler import SamplingParams
 
 NUM_ROWS, VOCAB_SIZE, NUM_RUNS = 32, 128_256, 15
 SETTINGS = {

@@ -25,19 +25,19 @@ from random_models import wide_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.data.packing import Batch
-from puna.kernels.threads import cpu_limit
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.formats.tokenizer.train import train_tokenizer
 from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig
+from puna.model.kernels.threads import cpu_limit
 from puna.model.llama import Llama
-from puna.tokenizer.train import train_tokenizer
-from puna.train.labelling.local import LocalTeacher
-from puna.train.labelling.teacher import Item
-from puna.train.objectives.imitation.divergence import Divergence
-from puna.train.objectives.imitation.stored_labels import StoredLabels
-from puna.train.objectives.losses import summed_over_tokens
-from puna.train.objectives.next_token import NextToken
+from puna.training.labelling.local import LocalTeacher
+from puna.training.labelling.teacher import Item
+from puna.training.objectives.imitation.divergence import Divergence
+from puna.training.objectives.imitation.stored_labels import StoredLabels
+from puna.training.objectives.losses import summed_over_tokens
+from puna.training.objectives.next_token import NextToken
 
 VOCAB_SIZE = 128_256
 SIZES = {

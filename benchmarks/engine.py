@@ -27,7 +27,7 @@ from full_size import measure
 from hardware import Hardware
 from random_models import decoded_bytes, prepare
 
-from puna.kernels.threads import cpu_limit
+from puna.model.kernels.threads import cpu_limit
 
 MODULES = {"llama.cpp": "llama_cpp", "openvino": "openvino_genai", "transformers": "transformers"}
 # Contestants of each kind: (program, form of the weights).

@@ -64,10 +64,10 @@ class Puna(Runs):
         import torch
         from random_models import wide_tokenizer
 
-        from puna.checkpoint.checkpoint import Checkpoint
-        from puna.engine.engine import Engine
-        from puna.engine.options import EngineOptions
-        from puna.kernels.native import shared_kernels
+        from puna.formats.checkpoint.checkpoint import Checkpoint
+        from puna.inference.engine.engine import Engine
+        from puna.inference.engine.options import EngineOptions
+        from puna.model.kernels.native import shared_kernels
 
         torch.set_num_threads(threads)
         model = Checkpoint.open(path).load()
@@ -98,7 +98,7 @@ class Puna(Runs):
         runner.forward, runner.logits = timed(runner.forward), timed(runner.logits)  # type: ignore[method-assign]
 
     def _run(self, prompts: list[list[int]], num_tokens: int) -> tuple[float, float]:
-        from puna.engine.sampler import SamplingParams
+        from puna.inference.engine.sampler import SamplingParams
 
         start, first = time.perf_counter(), 0.0
         waiting = {self.engine.submit(prompt, SamplingParams(max_tokens=num_tokens)) for prompt in prompts}

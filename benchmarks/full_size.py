@@ -18,12 +18,12 @@ from pathlib import Path
 
 from random_models import CHECKPOINT_FORMS, prepare
 
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.engine.local import LocalSampler
-from puna.engine.options import EngineOptions
-from puna.engine.sampler import SamplingParams
-from puna.kernels.native import shared_kernels
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.inference.engine.local import LocalSampler
+from puna.inference.engine.options import EngineOptions
+from puna.inference.engine.sampler import SamplingParams
 from puna.model.config import SIZES
+from puna.model.kernels.native import shared_kernels
 
 READ_BYTES = 2**24
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from puna.kernels.build import FLAGS, NATIVE, SOURCES, find_compiler
-from puna.kernels.memory import huge_memory
+from puna.model.kernels.build import FLAGS, NATIVE, SOURCES, find_compiler
+from puna.model.kernels.memory import huge_memory
 
 # More than the processors' caches hold, those that a virtual machine shares with others included.
 BUFFER_BYTES = 2**30

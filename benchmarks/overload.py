@@ -2,7 +2,8 @@
 
     python benchmarks/overload.py build/bench/1b-int4 --seconds 60 --tokens 64
 
-Loads come in turns, round after round; a share is the median of the rounds' own. The model has random weights (random_models.py), so that no answer ends before its last token.
+Loads come in turns, round after round; a share is the median over the rounds. The model has random weights
+(random_models.py), so that no answer ends before its last token.
 Patient clients wait after a 503 as long as Retry-After says, up to a second; a storm asks again after 0.05 seconds. The
 clients (tests/http_load.py) run in one process beside the server, on the same machine.
 """

@@ -8,15 +8,15 @@ from pathlib import Path
 import tokenizers
 import torch
 
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint, write_checkpoint
-from puna.checkpoint.gguf.container import read_gguf
-from puna.checkpoint.gguf.writer import write_gguf
-from puna.checkpoint.source import Source, tensor_shapes
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint, write_checkpoint
+from puna.formats.checkpoint.gguf.container import read_gguf
+from puna.formats.checkpoint.gguf.writer import write_gguf
+from puna.formats.checkpoint.source import Source, tensor_shapes
+from puna.formats.tokenizer import Tokenizer, train_tokenizer
+from puna.formats.tokenizer.added import special_tokens
 from puna.model.config import SIZES
 from puna.model.quantized import round_linears, rounded
 from puna.model.scheme import Scheme
-from puna.tokenizer import Tokenizer, train_tokenizer
-from puna.tokenizer.added import special_tokens
 
 CHECKPOINT_FORMS = ("bf16", "int8", "int4")
 BITS = {"int4": 4, "int8": 8}

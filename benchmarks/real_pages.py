@@ -19,11 +19,11 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from puna.chat.conversation import Conversation, Message
-from puna.completer.completer import Prompt, Sampling
-from puna.completer.local import LocalCompleter
-from puna.tasks import GRADES, Question
-from puna.tasks.intervals import difference_interval, score_interval
+from puna.evaluation.tasks import GRADES, Question
+from puna.evaluation.tasks.intervals import difference_interval, score_interval
+from puna.formats.chat.conversation import Conversation, Message
+from puna.inference.completer.completer import Prompt, Sampling
+from puna.inference.completer.local import LocalCompleter
 
 MAX_PASSAGE, MIN_PASSAGE = 900, 200  # characters
 MIN_SENTENCE = 6  # words

@@ -25,20 +25,20 @@ import torch
 from random_models import decoded_bytes
 from widen import widen
 
-from puna.chat.format import ChatFormat
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.engine.drafts import PromptLookup
-from puna.engine.engine import Engine
-from puna.engine.options import EngineOptions
-from puna.engine.request import Request
-from puna.engine.sampler import SamplingParams
-from puna.kernels.threads import cpu_limit
+from puna.evaluation.tasks.task import load_task
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.inference.engine.drafts import PromptLookup
+from puna.inference.engine.engine import Engine
+from puna.inference.engine.options import EngineOptions
+from puna.inference.engine.request import Request
+from puna.inference.engine.sampler import SamplingParams
 from puna.model.attend import attend_causally
 from puna.model.config import SIZES, LlamaConfig
+from puna.model.kernels.threads import cpu_limit
 from puna.model.llama import Llama
 from puna.model.quantized import round_linears, rounded
 from puna.model.scheme import Scheme
-from puna.tasks.task import load_task
 
 STUDENT_SIZE = replace(SIZES["1b"], dim=512, hidden_dim=2048, num_layers=4, num_heads=16, num_kv_heads=4)
 FORMS = {"int4": Scheme("int", 4, 128), "int8": Scheme("int", 8, 128)}

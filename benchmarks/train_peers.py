@@ -65,20 +65,20 @@ class Clock:
 def run_puna(told: dict[str, Any]) -> None:
     """Take the steps of `puna sft`, `puna sft --adapter.rank 16` or `puna distill`, of either kind: the loop's own."""
     from puna.data.packing import Batch
+    from puna.formats.tokenizer.train import train_tokenizer
     from puna.model.adapted import AdapterShape, add_adapter
     from puna.model.config import LlamaConfig
     from puna.model.llama import Llama
-    from puna.tokenizer.train import train_tokenizer
-    from puna.train import distill, sft
-    from puna.train.evidence.counts import TokenCounter
-    from puna.train.loop import loop
-    from puna.train.loop.start import recompute_blocks
-    from puna.train.loop.state import TrainState
-    from puna.train.objectives.imitation.divergence import Divergence
-    from puna.train.objectives.imitation.live_teacher import LiveTeacher
-    from puna.train.objectives.imitation.stored_labels import StoredLabels
-    from puna.train.objectives.next_token import NextToken
-    from puna.train.parallel.team import Team
+    from puna.training import distill, sft
+    from puna.training.evidence.counts import TokenCounter
+    from puna.training.loop import loop
+    from puna.training.loop.start import recompute_blocks
+    from puna.training.loop.state import TrainState
+    from puna.training.objectives.imitation.divergence import Divergence
+    from puna.training.objectives.imitation.live_teacher import LiveTeacher
+    from puna.training.objectives.imitation.stored_labels import StoredLabels
+    from puna.training.objectives.next_token import NextToken
+    from puna.training.parallel.team import Team
 
     tokenizer = train_tokenizer(["some words and more words"] * 2, vocab_size=520, split_digits=False)
     before, widths, length = memory("VmRSS"), told["widths"], told["context"]

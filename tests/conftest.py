@@ -19,7 +19,7 @@ WIDTHS: dict[str, Any] = {"dim": 16, "hidden_dim": 32, "num_layers": 1, "num_hea
 @pytest.fixture(scope="session")
 def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a tokenizer of 600 ids that spells digits one by one."""
-    from puna.tokenizer.train import train_tokenizer
+    from puna.formats.tokenizer.train import train_tokenizer
 
     text = (
         "Where is my order 48151? The parcel 62342 is on its way; we open at nine and close at six. Return it, please."
@@ -60,10 +60,10 @@ def ask_for_order(n: int) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def checkpoint_path(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Path:
     """A directory with a checkpoint of one layer, its weights random, in float32."""
-    from puna.checkpoint.checkpoint import save_checkpoint
+    from puna.formats.checkpoint.checkpoint import save_checkpoint
+    from puna.formats.tokenizer.tokenizer import Tokenizer
     from puna.model.config import LlamaConfig
     from puna.model.llama import Llama
-    from puna.tokenizer.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(tokenizer_path)
     config = LlamaConfig(**WIDTHS, head_dim=8, vocab_size=tokenizer.vocab_size, max_context=256, tie_embeddings=True)
@@ -79,10 +79,10 @@ def perform_stage() -> Callable[..., bool]:
     """Return a function that makes one artifact as the command line does: perform_stage("sft", out, **settings)."""
     from rich.console import Console
 
-    from puna.config import parse_config
-    from puna.raising.executor import perform
-    from puna.raising.recipe import config_class
-    from puna.stages import STAGES
+    from puna.pipeline.config import parse_config
+    from puna.pipeline.execution.executor import perform
+    from puna.pipeline.execution.recipe import config_class
+    from puna.pipeline.stages import STAGES
 
     def perform_one(verb: str, out: Path, *, ignore_receipts: bool = False, **settings: Any) -> bool:
         stage = next(stage for stage in STAGES if stage.verb == verb)
@@ -110,7 +110,7 @@ def training(tokenizer_path: Path, dataset_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the plot at the end of each training, which takes longer than the training."""
-    monkeypatch.setattr("puna.train.loop.loop.plot_losses", lambda *_, **__: None)
+    monkeypatch.setattr("puna.training.loop.loop.plot_losses", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The kernels compiled for another processor and run by an emulator, with the methods of puna.kernels.native.Kernels.
+"""The kernels compiled for another processor and run by an emulator, with the methods of `native.Kernels`.
 
 The program is kernel_calls.cpp; what was sent once (weights, networks, pages) stays there and is named by a number.
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from puna.kernels.build import FLAGS, SOURCES
-from puna.kernels.native import INTEGERS, MATRICES, Network, Packed, Pages, Span, packed_group
+from puna.model.kernels.build import FLAGS, SOURCES
+from puna.model.kernels.native import INTEGERS, MATRICES, Network, Packed, Pages, Span, packed_group
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 CALLS = Path(__file__).with_name("kernel_calls.cpp")

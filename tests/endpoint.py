@@ -11,11 +11,11 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from puna.chat.conversation import Conversation
-from puna.chat.format import ChatFormat
-from puna.checkpoint.checkpoint import Checkpoint
+from puna.formats.chat.conversation import Conversation
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.compare import logits_of
-from puna.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import CONFIG, WEIGHTS, edit_json, save
 
-from puna.tokenizer.tokenizer import Tokenizer
+from puna.formats.tokenizer.tokenizer import Tokenizer
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
 

@@ -5,8 +5,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from puna.chat import ChatFormat
-from puna.tokenizer import Tokenizer
+from puna.formats.chat import ChatFormat
+from puna.formats.tokenizer import Tokenizer
 
 META_MODEL = Path(str(files("llama_models") / "llama3" / "tokenizer.model"))
 

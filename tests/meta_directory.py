@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from puna.checkpoint.source import tensor_shapes
+from puna.formats.checkpoint.source import tensor_shapes
 from puna.model.config import LlamaConfig, RopeScaling
 
 SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)

@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from puna.serve.openapi.document import OPERATIONS, openapi_document
+from puna.serving.openapi.document import OPERATIONS, openapi_document
 
 MAX_BYTES = 4 << 20
 MAX_EVENTS = 100

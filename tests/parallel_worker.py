@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from puna.config import parse_config
-from puna.raising.executor import perform
-from puna.raising.recipe import config_class
-from puna.run import ranks
-from puna.stages import STAGES
-from puna.train.loop import loop
+from puna.pipeline.config import parse_config
+from puna.pipeline.execution.executor import perform
+from puna.pipeline.execution.recipe import config_class
+from puna.pipeline.run import ranks
+from puna.pipeline.stages import STAGES
+from puna.training.loop import loop
 
 take_step, run_shares = loop._step, loop.run_shares
 

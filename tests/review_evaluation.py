@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from puna import artifact
 from puna.data.shards import write_jsonl
-from puna.review.label_file import LabelFile
-from puna.review.pairs import Pair
-from puna.review.server import ReviewServer
-from puna.review.session import Session
-from puna.review.summary import describe_blind
+from puna.evaluation.review.label_file import LabelFile
+from puna.evaluation.review.pairs import Pair
+from puna.evaluation.review.server import ReviewServer
+from puna.evaluation.review.session import Session
+from puna.evaluation.review.summary import describe_blind
+from puna.pipeline.artifacts import artifact
 
 FIRST, SECOND = "zq-baseline", "zq-candidate"  # names that no text of a page holds by chance
 NAMES = (FIRST, SECOND)

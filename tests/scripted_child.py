@@ -9,10 +9,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from puna.engine.sampler import Chunk, SamplingParams, Usage
-from puna.errors import CheckpointError, RequestError
-from puna.serve.generation.engine_child import answer, take_connection
-from puna.serve.generation.messages import Facts, error_to_json, frame
+from puna.inference.engine.sampler import Chunk, SamplingParams, Usage
+from puna.pipeline.errors import CheckpointError, RequestError
+from puna.serving.generation.engine_child import answer, take_connection
+from puna.serving.generation.messages import Facts, error_to_json, frame
 
 CRASH, HANG, REFUSED, FAILING = 200, 201, 202, 203  # first ids of prompts
 

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from test_adapter import assert_same_logits, read_merged, trained
 from tiny_checkpoint import TOKENS, edit_json, logits_of, save
 
-from puna.checkpoint.adapters.adapter import open_adapter
-from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
-from puna.checkpoint.adapters.keys import place_of
-from puna.checkpoint.adapters.reference import SideBySide
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.doctor.examine import examine
-from puna.errors import CheckpointError, ConfigError
+from puna.formats.checkpoint.adapters.adapter import open_adapter
+from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from puna.formats.checkpoint.adapters.keys import place_of
+from puna.formats.checkpoint.adapters.reference import SideBySide
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.pipeline.errors import CheckpointError, ConfigError
+from puna.planning.doctor.examine import examine
 
 Rename = Callable[[str], str]
 Trained = tuple[Path, Path, torch.Tensor]

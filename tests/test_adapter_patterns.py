@@ -15,15 +15,15 @@ from peft.utils.other import get_pattern_key
 from test_adapter import assert_same_logits, read_merged, trained
 from tiny_checkpoint import edit_json, logits_of, save
 
-from puna.checkpoint.adapters import patterns
-from puna.checkpoint.adapters.adapter import open_adapter
-from puna.checkpoint.adapters.config import parse_config
-from puna.checkpoint.adapters.folder import CONFIG_NAME
-from puna.checkpoint.adapters.patterns import module_settings
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.checkpoint.formats import open_source
-from puna.doctor.examine import examine
-from puna.errors import CheckpointError
+from puna.formats.checkpoint.adapters import patterns
+from puna.formats.checkpoint.adapters.adapter import open_adapter
+from puna.formats.checkpoint.adapters.config import parse_config
+from puna.formats.checkpoint.adapters.folder import CONFIG_NAME
+from puna.formats.checkpoint.adapters.patterns import module_settings
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.formats.checkpoint.formats import open_source
+from puna.pipeline.errors import CheckpointError
+from puna.planning.doctor.examine import examine
 
 MATRICES = ["self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.down_proj"]
 MODULES = [f"model.layers.{layer}.{matrix}" for layer in (0, 1, 11) for matrix in MATRICES]

@@ -11,19 +11,19 @@ from preference_rows import row, write
 from safetensors.torch import load_file
 from test_tuning import gradients_of, new_batch
 
-from puna import artifact
-from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.config import parse_config
-from puna.doctor.examine import examine
-from puna.engine.local import LocalSampler, sampling_defaults
-from puna.engine.sampler import SamplingParams
-from puna.errors import CheckpointError, ConfigError
+from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.inference.engine.local import LocalSampler, sampling_defaults
+from puna.inference.engine.sampler import SamplingParams
 from puna.model.attend import packed_attend
-from puna.run import Run
-from puna.train import reward
-from puna.train.loop.start import starting_model
-from puna.train.sft import Config
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.config import parse_config
+from puna.pipeline.errors import CheckpointError, ConfigError
+from puna.pipeline.run import Run
+from puna.planning.doctor.examine import examine
+from puna.training import reward
+from puna.training.loop.start import starting_model
+from puna.training.sft import Config
 
 Perform = Callable[..., bool]
 Settings = dict[str, Any]

@@ -15,29 +15,29 @@ from test_engine import drain, new_prompt, tiny_model, tiny_tokenizer
 from test_kernels import half_model, kernels
 from test_serve import KEY, OTHER_KEY, connect, serving
 
-from puna.checkpoint.adapters.adapter import (
+from puna.formats.checkpoint.adapters.adapter import (
     open_adapter,
     read_lora,
     require_runnable,
 )
-from puna.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
-from puna.checkpoint.adapters.keys import PREFIX
-from puna.checkpoint.checkpoint import save_checkpoint
-from puna.engine.adapters import Adapters
-from puna.engine.engine import Engine
-from puna.engine.options import EngineOptions
-from puna.engine.runners.native_runner import NativeRunner
-from puna.engine.runners.torch_runner import TorchRunner
-from puna.engine.sampler import Completion, SamplingParams, collect
-from puna.errors import CheckpointError, RequestError
-from puna.kernels.native import Span
+from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from puna.formats.checkpoint.adapters.keys import PREFIX
+from puna.formats.checkpoint.checkpoint import save_checkpoint
+from puna.inference.engine.adapters import Adapters
+from puna.inference.engine.engine import Engine
+from puna.inference.engine.options import EngineOptions
+from puna.inference.engine.runners.native_runner import NativeRunner
+from puna.inference.engine.runners.torch_runner import TorchRunner
+from puna.inference.engine.sampler import Completion, SamplingParams, collect
 from puna.model.config import ADAPTED
+from puna.model.kernels.native import Span
 from puna.model.llama import Llama
 from puna.model.lora import Lora
 from puna.model.quantized import QuantizedLinear, round_linears
 from puna.model.scheme import Scheme
-from puna.serve.middleware.rules import make_rules
-from puna.serve.serve import open_served
+from puna.pipeline.errors import CheckpointError, RequestError
+from puna.serving.middleware.rules import make_rules
+from puna.serving.serve import open_served
 
 GREEDY = SamplingParams(max_tokens=12)
 MATRICES = tuple(name.split(".")[1] for name in ADAPTED)

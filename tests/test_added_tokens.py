@@ -19,21 +19,21 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tiny_checkpoint import edit_json, tokenizer
 
-from puna.artifact import read_receipts
-from puna.chat import ChatFormat, Conversation, Message
-from puna.chat.stream import MessageStream
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.checkpoint.gguf.reader import open_gguf
-from puna.checkpoint.gguf.vocabulary import render_tokenizer
-from puna.checkpoint.meta.writer import write_meta
-from puna.convert.vocabulary import tokenizer_receipt
-from puna.doctor.examine import examine
-from puna.doctor.finding import Report
-from puna.engine.text import TextStream
-from puna.errors import CheckpointError, TokenizerError
+from puna.conversion.exchange.vocabulary import tokenizer_receipt
+from puna.formats.chat import ChatFormat, Conversation, Message
+from puna.formats.chat.stream import MessageStream
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.formats.checkpoint.gguf.reader import open_gguf
+from puna.formats.checkpoint.gguf.vocabulary import render_tokenizer
+from puna.formats.checkpoint.meta.writer import write_meta
+from puna.formats.tokenizer.added import AddedToken
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.inference.engine.text import TextStream
 from puna.model.config import LlamaConfig
-from puna.tokenizer.added import AddedToken
-from puna.tokenizer.tokenizer import Tokenizer
+from puna.pipeline.artifacts.artifact import read_receipts
+from puna.pipeline.errors import CheckpointError, TokenizerError
+from puna.planning.doctor.examine import examine
+from puna.planning.doctor.finding import Report
 
 META_MODEL = Path(str(files("llama_models") / "llama3" / "tokenizer.model"))
 TEXT = "the <order>fox</order> dog"

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from puna.cli import _pairs, build_app
-from puna.raising.recipe import override, read_recipe
-from puna.raising.walk import configs_of
+from puna.pipeline.execution.recipe import override, read_recipe
+from puna.pipeline.execution.walk import configs_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "afternoon.md"

@@ -12,23 +12,23 @@ from typing import Any
 import pytest
 from test_serve import KEY, serving
 
-from puna import artifact
-from puna.chat.conversation import Conversation, Message, ToolCall
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.completer.completer import Completer, Sampling
-from puna.completer.endpoint import FIRST_WAIT, EndpointCompleter
-from puna.completer.local import LocalCompleter
+from puna.corpus.synthesize.asking import Ask, Asker, Reply
+from puna.corpus.synthesize.picking import Candidate, Rule
 from puna.data.dataset import Dataset
 from puna.data.preference import Preference
-from puna.engine.options import EngineOptions
-from puna.errors import ConfigError, DataError, RequestError
+from puna.evaluation.tasks import Question
+from puna.evaluation.tasks.reward_model import RewardModel
+from puna.formats.chat.conversation import Conversation, Message, ToolCall
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.inference.completer.completer import Completer, Sampling
+from puna.inference.completer.endpoint import FIRST_WAIT, EndpointCompleter
+from puna.inference.completer.local import LocalCompleter
+from puna.inference.engine.options import EngineOptions
 from puna.model.reward import become_reward_model
-from puna.serve.middleware.rules import make_rules
-from puna.serve.serve import open_served
-from puna.synthesize.asking import Ask, Asker, Reply
-from puna.synthesize.picking import Candidate, Rule
-from puna.tasks import Question
-from puna.tasks.reward_model import RewardModel
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.errors import ConfigError, DataError, RequestError
+from puna.serving.middleware.rules import make_rules
+from puna.serving.serve import open_served
 
 Perform = Callable[..., bool]
 Settings = dict[str, Any]
@@ -140,7 +140,7 @@ def test_an_answer_does_not_depend_on_what_else_is_asked(model_path: Path):
 def test_an_interrupted_run_asks_nothing_twice_and_ends_the_same(
     perform_stage: Perform, settings: Settings, model_path: Path, tmp_path: Path, monkeypatch: Any
 ):
-    monkeypatch.setattr("puna.synthesize.answer.ROUNDS", 1)
+    monkeypatch.setattr("puna.corpus.synthesize.answer.ROUNDS", 1)
     settings = {**settings, "max_batch": 5, "preferences": True}
     perform_stage("answer", tmp_path / "whole", **settings)
     answer, asked = Asker.reply, list[Ask]()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from puna import artifact
-from puna.artifact import Manifest, Receipt
-from puna.errors import ArtifactError, ReceiptError
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.artifacts.artifact import Manifest, Receipt
+from puna.pipeline.errors import ArtifactError, ReceiptError
 
 
 def make(path: Path, files: dict[str, str], **about: str) -> Path:
@@ -77,7 +77,7 @@ def test_at_no_moment_of_a_replacement_is_nothing_there(tmp_path: Path, monkeypa
 
 
 def test_where_the_disk_cannot_exchange_two_renames_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("puna.storage.files._exchange", lambda one, other: False)
+    monkeypatch.setattr("puna.pipeline.storage.files._exchange", lambda one, other: False)
     make(tmp_path / "out", {"a.txt": "one", "only_in_first.txt": "x"})
     assert set(artifact.verify(make(tmp_path / "out", {"a.txt": "two"})).files) == {"a.txt"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
@@ -188,7 +188,7 @@ def test_a_receipt_that_does_not_hold_is_refused_with_its_numbers(tmp_path: Path
 def test_a_text_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "note.json"
     artifact.write_text(path, "one ü")
-    monkeypatch.setattr("puna.storage.files.fsync", lambda path: fail())
+    monkeypatch.setattr("puna.pipeline.storage.files.fsync", lambda path: fail())
     with pytest.raises(SystemExit):
         artifact.write_text(path, "two")
     assert path.read_text(encoding="utf-8") == "one ü"

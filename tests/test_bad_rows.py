@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from puna.data.shards import read_rows
-from puna.errors import PunaError
+from puna.pipeline.errors import PunaError
 
 Row = dict[str, Any]
 ASK, SAY = {"role": "user", "content": "Is it cold?"}, {"role": "assistant", "content": "A little."}
@@ -359,7 +359,7 @@ def test_files_of_another_form_than_their_name_have_one_reason(ingest: Any, tmp_
     write(raw / "wide.jsonl", line.decode().encode("utf-16"))
     write(raw / "archive.jsonl", b"PK\x03\x04rest")
     write(raw / "huge.jsonl", b'{"text": "' + b"a" * 3000 + b'"}\n' + line)
-    monkeypatch.setattr("puna.ingest.rows.MAX_LINE_BYTES", 2000)
+    monkeypatch.setattr("puna.corpus.ingest.rows.MAX_LINE_BYTES", 2000)
     rows, rejected = ingest(format="records")
     assert [row["id"] for row in rows] == [
         *(

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from puna.chat import ChatFormat, Conversation, Message, ToolCall
-from puna.chat.call_grammar import CallRules, call_grammar
-from puna.chat.parse import CODE_TAKEN
-from puna.engine.grammar.grammar import GrammarCompiler, json_grammar, lark_grammar, with_layout
-from puna.errors import ChatError
-from puna.tokenizer import Tokenizer, train_tokenizer
+from puna.formats.chat import ChatFormat, Conversation, Message, ToolCall
+from puna.formats.chat.call_grammar import CallRules, call_grammar
+from puna.formats.chat.parse import CODE_TAKEN
+from puna.formats.tokenizer import Tokenizer, train_tokenizer
+from puna.inference.engine.grammar.grammar import GrammarCompiler, json_grammar, lark_grammar, with_layout
+from puna.pipeline.errors import ChatError
 
 ORDER = {
     "type": "object",

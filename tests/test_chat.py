@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from meta_chat import chat, ids_of, llama, tool
 
-import puna.chat
-from puna.chat import Conversation, Message, ToolCall
-from puna.errors import ChatError
+import puna.formats.chat
+from puna.formats.chat import Conversation, Message, ToolCall
+from puna.pipeline.errors import ChatError
 
 BEGIN, END_OF_TEXT, START, END, EOM, EOT, PYTHON_TAG = 128000, 128001, 128006, 128007, 128008, 128009, 128010
 
@@ -111,7 +111,7 @@ def test_built_in_tools_are_named_between_environment_and_date():
 
 def test_the_date_is_what_one_says_and_never_a_clocks():
     clocks = {"time", "datetime", "calendar", "os", "locale", "random"}
-    for path in Path(puna.chat.__path__[0]).glob("*.py"):
+    for path in Path(puna.formats.chat.__path__[0]).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

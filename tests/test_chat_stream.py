@@ -8,12 +8,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from meta_chat import chat, ids_of, llama, tool
 
-from puna.chat import Conversation, Message, ToolCall
-from puna.chat.stream import MessageStream, Part
-from puna.engine.sampler import Chunk
-from puna.engine.text import TextStream
-from puna.serve.chat_reply import ChatReply
-from puna.serve.served import Served
+from puna.formats.chat import Conversation, Message, ToolCall
+from puna.formats.chat.stream import MessageStream, Part
+from puna.inference.engine.sampler import Chunk
+from puna.inference.engine.text import TextStream
+from puna.serving.chat_reply import ChatReply
+from puna.serving.served import Served
 
 TOOLS = (tool("look", n={"type": "integer"}), tool("order"))
 CALL = '{"name": "look", "parameters": {"n": 1}}'

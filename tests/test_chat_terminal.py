@@ -12,19 +12,19 @@ import pytest
 from rich.console import Console
 
 from puna import cli
-from puna.agent import terminal
-from puna.agent.command import chat
-from puna.agent.terminal import Dialogue, converse
-from puna.chat import ChatFormat, Conversation, Message, ToolCall
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.engine.local import LocalSampler
-from puna.engine.sampler import Chunk, SamplingParams
-from puna.engine.text import TextStream
-from puna.errors import ChatError, ConfigError, RequestError
+from puna.agents import terminal
+from puna.agents.command import chat
+from puna.agents.terminal import Dialogue, converse
+from puna.formats.chat import ChatFormat, Conversation, Message, ToolCall
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.formats.tokenizer import train_tokenizer
+from puna.inference.engine.local import LocalSampler
+from puna.inference.engine.sampler import Chunk, SamplingParams
+from puna.inference.engine.text import TextStream
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.progress import printable
-from puna.tokenizer import train_tokenizer
+from puna.pipeline.errors import ChatError, ConfigError, RequestError
+from puna.pipeline.progress import printable
 
 TOKENIZER = train_tokenizer(["Hello there, how may I help you today? "] * 3, vocab_size=520, split_digits=False)
 FORMAT = ChatFormat(TOKENIZER)

@@ -21,13 +21,14 @@ from tiny_checkpoint import (
     tokenizer,
 )
 
-from puna.chat.template import CHAT_TEMPLATE
-from puna.checkpoint import memory, weights
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.checkpoint.hf_config import parse_config, render_config
-from puna.errors import CheckpointError
+from puna.formats.chat.template import CHAT_TEMPLATE
+from puna.formats.checkpoint import weights
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.formats.checkpoint.hf_config import parse_config, render_config
 from puna.model.config import SIZES
 from puna.model.llama import Llama
+from puna.pipeline import machine
+from puna.pipeline.errors import CheckpointError
 
 # Between us and transformers
 
@@ -142,8 +143,8 @@ def test_files_are_read_ahead_only_where_the_memory_has_room(
     system = {"limit": limit, "meminfo": f"MemTotal: 9 kB\nMemAvailable:   {available} kB\n"}
     for name, text in system.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(memory, "LIMITS", (tmp_path / "gone", tmp_path / "limit"))
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(machine, "LIMITS", (tmp_path / "gone", tmp_path / "limit"))
+    monkeypatch.setattr(machine, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(threading, "Thread", Immediate)
     read: list[Path] = []
     monkeypatch.setattr(weights, "read_through", read.extend)

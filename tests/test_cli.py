@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from puna import artifact, cli
-from puna.raising import executor
-from puna.stages import STAGES
+from puna import cli
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.execution import executor
+from puna.pipeline.stages import STAGES
 
 PAGE = "We open at nine and we close at six. " * 2
 SFT = """
@@ -98,7 +99,7 @@ def test_the_help_of_a_face_imports_neither_torch_nor_transformers():
 
 def test_no_verb_loads_torchs_compiler_before_it_compiles():
     program = (
-        "import sys, puna.agent.terminal, puna.evaluate.evaluate, puna.train.sft\n"
+        "import sys, puna.agents.terminal, puna.evaluation.evaluate.evaluate, puna.training.sft\n"
         "print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

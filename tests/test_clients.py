@@ -10,7 +10,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from test_serve import serving
 
-from puna.serve.serve import open_served
+from puna.serving.serve import open_served
 
 ROOT = Path(__file__).parents[1]
 RECORDED = sorted((ROOT / "tests" / "clients" / "recorded").glob("*.json"))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from puna.cli import build_app
-from puna.errors import ConfigError
-from puna.evaluate.roles import casts
+from puna.evaluation.evaluate.roles import casts
+from puna.pipeline.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 

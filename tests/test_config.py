@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import Field, ValidationError
 
-from puna.config import StageConfig, is_named_step, parse_config
-from puna.errors import ConfigError
+from puna.pipeline.config import StageConfig, is_named_step, parse_config
+from puna.pipeline.errors import ConfigError
 
 
 class Shape(StageConfig):

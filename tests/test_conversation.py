@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from puna.chat import Conversation, Message, ToolCall
-from puna.errors import ChatError
+from puna.formats.chat import Conversation, Message, ToolCall
+from puna.pipeline.errors import ChatError
 
 IPYTHON = {"environment": "ipython"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}

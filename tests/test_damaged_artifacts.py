@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from puna import artifact
-from puna.artifact import Manifest, Receipt
-from puna.diagnose.comparison import Comparison, Side
-from puna.diagnose.record import Record
-from puna.diagnose.rules.table import explain
-from puna.errors import ArtifactError, PunaError
-from puna.lineage import trace
-from puna.shelf.shelf import promote
+from puna.evaluation.diagnose.comparison import Comparison, Side
+from puna.evaluation.diagnose.record import Record
+from puna.evaluation.diagnose.rules.table import explain
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.artifacts.artifact import Manifest, Receipt
+from puna.pipeline.artifacts.lineage import trace
+from puna.pipeline.errors import ArtifactError, PunaError
+from puna.pipeline.registry.registry import promote
 
 HASH = "0" * 64
 Perform = Callable[..., bool]
@@ -126,7 +126,7 @@ def test_a_whole_manifest_is_read_as_it_was_written(tmp_path: Path):
 
 def test_a_manifest_too_large_or_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write_artifact(tmp_path / "model", manifest())
-    monkeypatch.setattr("puna.storage.records.read_bounded.__kwdefaults__", {"max_bytes": 100})
+    monkeypatch.setattr("puna.pipeline.storage.records.read_bounded.__kwdefaults__", {"max_bytes": 100})
     with pytest.raises(ArtifactError, match=r"manifest\.json has \d+ bytes; expected at most 100"):
         artifact.read_manifest(path)
     (path / artifact.MANIFEST).unlink()

@@ -14,16 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.chat.conversation import Conversation, Message, ToolCall
-from puna.chat.format import ChatFormat
 from puna.data.dataset import Dataset
 from puna.data.document import Document
 from puna.data.identifiers import fresh_identifiers
 from puna.data.packing import Batch, Example, Packer, Position
 from puna.data.shards import open_shard, read_rows, write_jsonl, write_parquet
-from puna.errors import ChatError, DataError
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.train.objectives.next_token import NextToken
+from puna.formats.chat.conversation import Conversation, Message, ToolCall
+from puna.formats.chat.format import ChatFormat
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.pipeline.errors import ChatError, DataError
+from puna.training.objectives.next_token import NextToken
 
 JSON = st.recursive(
     st.none()

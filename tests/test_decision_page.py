@@ -6,11 +6,19 @@ from typing import Any
 
 import pytest
 
-from puna.release.page.blocks import Block, Details, SideBySide, Table, to_html, to_markdown
-from puna.release.page.conversations import BEST, RANDOM, WORST, Side, choose, expected_text, show_conversations
-from puna.release.page.exam import NullScore, explain_exam
-from puna.release.page.meaning import explain_right
-from puna.release.page.plain import shorten_ids
+from puna.evaluation.release.page.blocks import Block, Details, SideBySide, Table, to_html, to_markdown
+from puna.evaluation.release.page.conversations import (
+    BEST,
+    RANDOM,
+    WORST,
+    Side,
+    choose,
+    expected_text,
+    show_conversations,
+)
+from puna.evaluation.release.page.exam import NullScore, explain_exam
+from puna.evaluation.release.page.meaning import explain_right
+from puna.evaluation.release.page.plain import shorten_ids
 
 HOSTILE = (
     "</div></details><script>alert(1)</script><img src=x onerror=alert(2)> `x` | [a](javascript:b)\n\n"

@@ -11,12 +11,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from puna.engine.runners import decode_step, replay
-from puna.engine.runners.decode_step import NUM_FIXED, DecodeStep
-from puna.engine.runners.replay import compiled
-from puna.engine.runners.torch_runner import TorchRunner
-from puna.engine.sampler import SamplingParams
-from puna.kernels.native import PAGE_LEN, Span
+from puna.inference.engine.runners import decode_step, replay
+from puna.inference.engine.runners.decode_step import NUM_FIXED, DecodeStep
+from puna.inference.engine.runners.replay import compiled
+from puna.inference.engine.runners.torch_runner import TorchRunner
+from puna.inference.engine.sampler import SamplingParams
+from puna.model.kernels.native import PAGE_LEN, Span
 from puna.model.llama import Llama
 from puna.model.quantized import round_linears
 from puna.model.scheme import FP8, INT8, Scheme

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from puna import artifact
-from puna.config import parse_config
-from puna.run import Run
-from puna.train import distill, sft
-from puna.train.loop import defaults
-from puna.train.loop.defaults import RowLengths, choose
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.config import parse_config
+from puna.pipeline.run import Run
+from puna.training import distill, sft
+from puna.training.loop import defaults
+from puna.training.loop.defaults import RowLengths, choose
 
 Perform = Callable[..., bool]
 

@@ -12,28 +12,28 @@ import pytest
 import torch
 from rich.console import Console
 
-from puna import artifact
-from puna.chat.conversation import Conversation
-from puna.chat.format import ChatFormat
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.config import parse_config
 from puna.data.dataset import Dataset
 from puna.data.packing import Example
-from puna.diagnose.comparison import Comparison, Difference, Side
-from puna.diagnose.finding import REASONS
-from puna.diagnose.record import Record
-from puna.diagnose.report import run_report
-from puna.diagnose.rules import fit, forgetting, labels, learning, masks, sides
-from puna.diagnose.rules.table import COMPARISON_RULES, RUN_RULES, START_RULES, examine, explain
-from puna.run import Run
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.train.evidence.chat import PROBES, measure_chat
-from puna.train.evidence.record import open_record
-from puna.train.loop.loop import train
-from puna.train.loop.start import starting_model
-from puna.train.objectives.entropy import cross_entropy_sum, entropy_sum
-from puna.train.objectives.next_token import NextToken
-from puna.train.sft import Config as SftConfig
+from puna.evaluation.diagnose.comparison import Comparison, Difference, Side
+from puna.evaluation.diagnose.finding import REASONS
+from puna.evaluation.diagnose.record import Record
+from puna.evaluation.diagnose.report import run_report
+from puna.evaluation.diagnose.rules import fit, forgetting, labels, learning, masks, sides
+from puna.evaluation.diagnose.rules.table import COMPARISON_RULES, RUN_RULES, START_RULES, examine, explain
+from puna.formats.chat.conversation import Conversation
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.config import parse_config
+from puna.pipeline.run import Run
+from puna.training.evidence.chat import PROBES, measure_chat
+from puna.training.evidence.record import open_record
+from puna.training.loop.loop import train
+from puna.training.loop.start import starting_model
+from puna.training.objectives.entropy import cross_entropy_sum, entropy_sum
+from puna.training.objectives.next_token import NextToken
+from puna.training.sft import Config as SftConfig
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 

@@ -14,10 +14,10 @@ import pytest
 from test_adapter import trained
 from tiny_checkpoint import save
 
-from puna import artifact
-from puna.run import Run
-from puna.shelf.shelf import is_shelf, promote
-from puna.storage.faults import WRITE_FAULTS, explain, naming_newest
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.registry.registry import is_shelf, promote
+from puna.pipeline.run import Run
+from puna.pipeline.storage.faults import WRITE_FAULTS, explain, naming_newest
 
 Settings = dict[str, Any]
 Perform = Callable[..., bool]

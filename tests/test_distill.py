@@ -12,20 +12,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from puna.chat.format import ChatFormat
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.config import parse_config
 from puna.data.dataset import Dataset
 from puna.data.packing import Batch, Packer, Position
-from puna.errors import ConfigError
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.formats.tokenizer.train import train_tokenizer
 from puna.model.attend import packed_attend
 from puna.model.llama import Llama
-from puna.tokenizer.train import train_tokenizer
-from puna.train.distill import Config, live_teacher
-from puna.train.labelling.local import LocalTeacher
-from puna.train.objectives.imitation.across_tokenizers import AcrossTokenizers, live_knowledge, span_divergence
-from puna.train.objectives.imitation.live_teacher import LiveTeacher
-from puna.train.objectives.imitation.on_policy import Answering, OnPolicyTeacher, Pool
+from puna.pipeline.config import parse_config
+from puna.pipeline.errors import ConfigError
+from puna.training.distill import Config, live_teacher
+from puna.training.labelling.local import LocalTeacher
+from puna.training.objectives.imitation.across_tokenizers import AcrossTokenizers, live_knowledge, span_divergence
+from puna.training.objectives.imitation.live_teacher import LiveTeacher
+from puna.training.objectives.imitation.on_policy import Answering, OnPolicyTeacher, Pool
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 

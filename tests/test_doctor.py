@@ -20,24 +20,24 @@ from doctor_fixtures import BROKEN, BROKEN_SHARDS, HOSTILE, JINJA, STOCK, Broken
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import CONFIG, SCALING, WEIGHTS, edit_json, save, save_quantized, tokenizer
 
-from puna import artifact
-from puna.artifact import Manifest, Receipt
-from puna.chat.template import CHAT_TEMPLATE
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.checkpoint.gguf.blocks import KINDS as KINDS_READ
-from puna.checkpoint.gguf.blocks import OTHER_KINDS
-from puna.checkpoint.gguf.container import read_gguf
-from puna.checkpoint.gguf.modelfile import write_modelfile
-from puna.checkpoint.gguf.reader import open_gguf
-from puna.checkpoint.gguf.writer import write_gguf
-from puna.checkpoint.source import Source, disk_name
-from puna.doctor.command import doctor, print_report
-from puna.doctor.examine import examine
-from puna.doctor.finding import KINDS, Report
-from puna.doctor.render import render
+from puna.formats.chat.template import CHAT_TEMPLATE
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.formats.checkpoint.gguf.blocks import KINDS as KINDS_READ
+from puna.formats.checkpoint.gguf.blocks import OTHER_KINDS
+from puna.formats.checkpoint.gguf.container import read_gguf
+from puna.formats.checkpoint.gguf.modelfile import write_modelfile
+from puna.formats.checkpoint.gguf.reader import open_gguf
+from puna.formats.checkpoint.gguf.writer import write_gguf
+from puna.formats.checkpoint.source import Source, disk_name
 from puna.model.config import LlamaConfig, RopeScaling
 from puna.model.llama import Llama
 from puna.model.scheme import FP8, INT8, Scheme
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.artifacts.artifact import Manifest, Receipt
+from puna.planning.doctor.command import doctor, print_report
+from puna.planning.doctor.examine import examine
+from puna.planning.doctor.finding import KINDS, Report
+from puna.planning.doctor.render import render
 
 PUNA = Path(sys.executable).with_name("puna")
 TEMPLATE = CHAT_TEMPLATE.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
@@ -47,7 +47,7 @@ TEMPLATE = CHAT_TEMPLATE.replace("{%- generation -%}", "").replace("{%- endgener
 def each_rendering_once() -> Iterator[None]:
     """Start one process a template, not one a test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("puna.doctor.template.render", lambda *given: _render(json.dumps(given)))
+        patch.setattr("puna.planning.doctor.template.render", lambda *given: _render(json.dumps(given)))
         yield
 
 
@@ -701,6 +701,6 @@ def test_a_base_that_nothing_asks_for_is_said_to_be_left_aside(good: Path):
 
 def test_a_machine_without_a_compiler_is_told_what_that_costs(good: Path, monkeypatch: pytest.MonkeyPatch):
     assert "kernels" not in examine(good, quick=True).facts
-    monkeypatch.setattr("puna.kernels.build.COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr("puna.model.kernels.build.COMPILERS", ("no-such-compiler",))
     report = examine(good, quick=True)
     assert "torch runs models instead" in report.facts["kernels"] and not report.findings

@@ -11,20 +11,20 @@ from preference_rows import row, write
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from puna import artifact
-from puna.chat.format import ChatFormat
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.checkpoint.source import disk_name
 from puna.data.dataset import Dataset
 from puna.data.packing import Batch, Packer, Position
 from puna.data.preference import STRENGTHS, Preference
-from puna.errors import ConfigError, DataError
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.formats.checkpoint.source import disk_name
 from puna.model.attend import attend_causally, packed_attend
 from puna.model.llama import Llama
-from puna.run import Run
-from puna.train.dpo import Config
-from puna.train.objectives.dpo import Dpo, answer_keys, log_probabilities
-from puna.train.preferences.references import reference_log_probabilities
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.errors import ConfigError, DataError
+from puna.pipeline.run import Run
+from puna.training.dpo import Config
+from puna.training.objectives.dpo import Dpo, answer_keys, log_probabilities
+from puna.training.preferences.references import reference_log_probabilities
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -245,7 +245,7 @@ def test_no_interruption_changes_the_weights_or_computes_a_reference_twice(
         if step == 4:
             raise PowerFailure
 
-    monkeypatch.setattr("puna.train.preferences.references.log_probabilities", compute_and_fail)
+    monkeypatch.setattr("puna.training.preferences.references.log_probabilities", compute_and_fail)
     with pytest.raises(PowerFailure):
         perform_stage("dpo", tmp_path / "out", **settings)
     path = tmp_path / ".runs" / "out" / "journals" / "reference-data.jsonl"

@@ -7,13 +7,13 @@ import pytest
 import torch
 from test_engine import PROMPTS, new_prompt, tiny_model, tiny_tokenizer
 
-from puna.engine.drafts import PromptLookup
-from puna.engine.engine import Engine
-from puna.engine.options import EngineOptions
-from puna.engine.request import Request
-from puna.engine.sampler import SamplingParams
-from puna.errors import ConfigError
+from puna.inference.engine.drafts import PromptLookup
+from puna.inference.engine.engine import Engine
+from puna.inference.engine.options import EngineOptions
+from puna.inference.engine.request import Request
+from puna.inference.engine.sampler import SamplingParams
 from puna.model.llama import Llama
+from puna.pipeline.errors import ConfigError
 
 
 def other_model() -> Llama:

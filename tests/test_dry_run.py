@@ -12,14 +12,14 @@ from preference_rows import row, write
 from rich.console import Console
 
 from puna import cli
-from puna.config import parse_config
-from puna.errors import ConfigError
-from puna.estimate import Estimate, Known, NotKnownYetError, Sketch
-from puna.raising.executor import COST
-from puna.raising.forecast import Cost, ForeseenStep, Pace, foresee
-from puna.raising.recipe import Recipe, config_class, override, read_recipe
-from puna.raising.walk import configs_of, dry_run, raise_recipe
-from puna.stages import STAGES
+from puna.pipeline.config import parse_config
+from puna.pipeline.errors import ConfigError
+from puna.pipeline.estimate import Estimate, Known, NotKnownYetError, Sketch
+from puna.pipeline.execution.dry_run import Cost, ForeseenStep, Pace, foresee
+from puna.pipeline.execution.executor import COST
+from puna.pipeline.execution.recipe import Recipe, config_class, override, read_recipe
+from puna.pipeline.execution.walk import configs_of, dry_run, raise_recipe
+from puna.pipeline.stages import STAGES
 
 STEPS = """
 out = "{folder}/out"

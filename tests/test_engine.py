@@ -10,16 +10,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from puna.engine import engine as engine_module
-from puna.engine.engine import Engine
-from puna.engine.local import LocalSampler
-from puna.engine.options import EngineOptions
-from puna.engine.sampler import Chunk, Completion, SamplingParams, collect
-from puna.errors import RequestError
+from puna.formats.tokenizer import Tokenizer, train_tokenizer
+from puna.inference.engine import engine as engine_module
+from puna.inference.engine.engine import Engine
+from puna.inference.engine.local import LocalSampler
+from puna.inference.engine.options import EngineOptions
+from puna.inference.engine.sampler import Chunk, Completion, SamplingParams, collect
 from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.tokenizer import Tokenizer, train_tokenizer
+from puna.pipeline.errors import RequestError
 
 MAX_CONTEXT = 256
 PROMPT_LENGTHS = (1, 3, 70, 17, 64, 5, 33, 100)
@@ -339,7 +339,7 @@ def test_an_int8_cache_stays_near_the_usual_one_and_has_room_for_more(monkeypatc
     together = complete_together(PROMPTS, SamplingParams(max_tokens=12), is_int8_cache=True)
     for prompt, done in zip(PROMPTS, together, strict=True):
         assert complete_alone(prompt, SamplingParams(max_tokens=12), new_engine(is_int8_cache=True)).ids == done.ids
-    monkeypatch.setattr("puna.engine.engine.DEFAULT_CACHE_BYTES", 500_000)
+    monkeypatch.setattr("puna.inference.engine.engine.DEFAULT_CACHE_BYTES", 500_000)
     pages, more_pages = (new_engine(is_int8_cache=is_int8).pool.num_pages for is_int8 in (False, True))
     head_dim = tiny_model().config.head_dim
     assert more_pages * (head_dim + 4) <= pages * 4 * head_dim < (more_pages + 10) * (head_dim + 4)

@@ -11,8 +11,8 @@ from preference_rows import row, write
 from test_adapter import trained
 from tiny_checkpoint import save
 
-from puna import artifact
-from puna.artifact import Manifest
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.artifacts.artifact import Manifest
 
 Perform = Callable[..., bool]
 Settings = dict[str, Any]

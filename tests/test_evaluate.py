@@ -13,22 +13,22 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 
-from puna.chat.conversation import Conversation, Message, ToolCall
-from puna.chat.format import ChatFormat
-from puna.checkpoint.checkpoint import save_checkpoint
 from puna.data.shards import read_rows, write_jsonl
-from puna.engine.local import LocalSampler
-from puna.engine.sampler import Completion, SamplingParams
-from puna.errors import ConfigError
-from puna.evaluate import evaluate
-from puna.evaluate.evaluate import Config
+from puna.evaluation.evaluate import evaluate
+from puna.evaluation.evaluate.evaluate import Config
+from puna.evaluation.tasks import Question
+from puna.evaluation.tasks.intervals import difference_interval, effective_number, score_interval, t_quantile
+from puna.formats.chat.conversation import Conversation, Message, ToolCall
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.checkpoint import save_checkpoint
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.formats.tokenizer.train import train_tokenizer
+from puna.inference.engine.local import LocalSampler
+from puna.inference.engine.sampler import Completion, SamplingParams
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.run import Run
-from puna.tasks import Question
-from puna.tasks.intervals import difference_interval, effective_number, score_interval, t_quantile
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.tokenizer.train import train_tokenizer
+from puna.pipeline.errors import ConfigError
+from puna.pipeline.run import Run
 
 MAX_CONTEXT = 1000
 LONG = "and so on " * 400

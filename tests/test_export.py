@@ -10,23 +10,23 @@ import pytest
 import torch
 from tiny_checkpoint import SCALING, logits_of, tokenizer
 
-from puna.artifact import Receipt, read_manifest, read_receipts
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.checkpoint.formats import open_source
-from puna.checkpoint.gguf import writer
-from puna.checkpoint.gguf.container import read_gguf
-from puna.checkpoint.gguf.layout import to_pairs
-from puna.checkpoint.weights import load_source
-from puna.convert import export
-from puna.convert.fidelity import peer_receipts, peer_tolerance
-from puna.convert.peers import PEERS, Peer
+from puna.conversion.exchange import export
+from puna.conversion.exchange.fidelity import peer_receipts, peer_tolerance
+from puna.conversion.exchange.peers import PEERS, Peer
 from puna.data.pieces import probe_pieces
-from puna.errors import CheckpointError, ConfigError, ReceiptError
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.formats.checkpoint.formats import open_source
+from puna.formats.checkpoint.gguf import writer
+from puna.formats.checkpoint.gguf.container import read_gguf
+from puna.formats.checkpoint.gguf.layout import to_pairs
+from puna.formats.checkpoint.weights import load_source
 from puna.model import compare
 from puna.model.compare import Comparison
 from puna.model.config import LlamaConfig
 from puna.model.llama import Linear, Llama, RMSNorm
 from puna.model.rope import rope_frequencies
+from puna.pipeline.artifacts.artifact import Receipt, read_manifest, read_receipts
+from puna.pipeline.errors import CheckpointError, ConfigError, ReceiptError
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puna.chat.conversation import Conversation, Message, ToolCall
 from puna.data.shards import write_jsonl
-from puna.errors import DataError
-from puna.tasks import GRADES, Grade, Question, load_task
-from puna.tasks.grading.extraction.extract import extract
-from puna.tasks.grading.extraction.numbers import read_number
+from puna.evaluation.tasks import GRADES, Grade, Question, load_task
+from puna.evaluation.tasks.grading.extraction.extract import extract
+from puna.evaluation.tasks.grading.extraction.numbers import read_number
+from puna.formats.chat.conversation import Conversation, Message, ToolCall
+from puna.pipeline.errors import DataError
 
 
 def judge(reference: str, answer: str, asked: str = "Tell me.", **expected: Any) -> Grade:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from test_scheduler import new_prompt, new_request, run_step
 
-from puna.engine.grammar.grammar import json_grammar
-from puna.engine.pages import PagePool
-from puna.engine.request import Request, State
-from puna.engine.scheduler import IDLE_TOKENS, Scheduler
-from puna.errors import RequestError
-from puna.serve.generation.admission import (
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.inference.engine.grammar.grammar import json_grammar
+from puna.inference.engine.pages import PagePool
+from puna.inference.engine.request import Request, State
+from puna.inference.engine.scheduler import IDLE_TOKENS, Scheduler
+from puna.pipeline.errors import RequestError
+from puna.serving.generation.admission import (
     BURST,
     MOST_DELAY,
     MOST_SECONDS,
@@ -22,13 +23,12 @@ from puna.serve.generation.admission import (
     Admission,
     RefusalPace,
 )
-from puna.serve.grammars import MAX_WAITING, Grammars
-from puna.serve.middleware.concurrency import ConcurrencyMiddleware
-from puna.serve.middleware.keys import Tenant
-from puna.serve.offload.workers import LARGE_BYTES, Workers
-from puna.serve.offload.workers import MAX_WAITING as MOST_LARGE
-from puna.serve.refusals import Refusal
-from puna.tokenizer.tokenizer import Tokenizer
+from puna.serving.grammars import MAX_WAITING, Grammars
+from puna.serving.middleware.concurrency import ConcurrencyMiddleware
+from puna.serving.middleware.keys import Tenant
+from puna.serving.offload.workers import LARGE_BYTES, Workers
+from puna.serving.offload.workers import MAX_WAITING as MOST_LARGE
+from puna.serving.refusals import Refusal
 
 
 class Clock:

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from puna import artifact
-from puna.artifact import Manifest, Receipt
 from puna.data.shards import read_rows, write_jsonl
-from puna.errors import ArtifactError, ConfigError, ReceiptError
-from puna.evaluate.evaluate import Config as EvaluateConfig
-from puna.evaluate.scores import Answers, score
-from puna.release.compare import Comparison, Outcome
-from puna.serve.serve import open_served
-from puna.shelf.shelf import follow, promote, roll_back
-from puna.tasks.intervals import Interval, difference_interval
+from puna.evaluation.evaluate.evaluate import Config as EvaluateConfig
+from puna.evaluation.evaluate.scores import Answers, score
+from puna.evaluation.release.compare import Comparison, Outcome
+from puna.evaluation.tasks.intervals import Interval, difference_interval
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.artifacts.artifact import Manifest, Receipt
+from puna.pipeline.errors import ArtifactError, ConfigError, ReceiptError
+from puna.pipeline.registry.registry import follow, promote, roll_back
+from puna.serving.serve import open_served
 
 PAGE = "The {n} lamp costs {n} euros and weighs {n} g, and the warranty of the {n} lamp lasts for {n} years and a day."
 

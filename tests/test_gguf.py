@@ -15,20 +15,20 @@ import pytest
 import torch
 from tiny_checkpoint import SCALING, tokenizer
 
-from puna.chat import ChatFormat, Conversation
-from puna.chat.template import PLAIN_TEMPLATE
-from puna.checkpoint.checkpoint import Checkpoint, write_checkpoint
-from puna.checkpoint.gguf.blocks import decode, encode
-from puna.checkpoint.gguf.container import read_gguf
-from puna.checkpoint.gguf.modelfile import render_template, write_modelfile
-from puna.checkpoint.gguf.reader import open_gguf
-from puna.checkpoint.gguf.writer import WrittenKind, write_gguf
-from puna.checkpoint.source import Source, disk_name, tensor_shapes
-from puna.errors import CheckpointError
+from puna.formats.chat import ChatFormat, Conversation
+from puna.formats.chat.template import PLAIN_TEMPLATE
+from puna.formats.checkpoint.checkpoint import Checkpoint, write_checkpoint
+from puna.formats.checkpoint.gguf.blocks import decode, encode
+from puna.formats.checkpoint.gguf.container import read_gguf
+from puna.formats.checkpoint.gguf.modelfile import render_template, write_modelfile
+from puna.formats.checkpoint.gguf.reader import open_gguf
+from puna.formats.checkpoint.gguf.writer import WrittenKind, write_gguf
+from puna.formats.checkpoint.source import Source, disk_name, tensor_shapes
+from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig, RopeScaling
 from puna.model.llama import Llama
-from puna.tokenizer.tokenizer import Tokenizer
+from puna.pipeline.errors import CheckpointError
 
 KINDS: tuple[WrittenKind, ...] = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 SCALINGS = (None, SCALING, RopeScaling(32.0, 1.0, 4.0, 8192))

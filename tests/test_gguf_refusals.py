@@ -18,15 +18,15 @@ import torch
 from rich.console import Console
 from tiny_checkpoint import SCALING, tokenizer
 
-from puna.checkpoint.gguf import reader
-from puna.checkpoint.gguf.container import Strings, padding, read_gguf, render_header
-from puna.checkpoint.gguf.reader import open_gguf
-from puna.checkpoint.gguf.writer import WrittenKind, write_gguf
-from puna.checkpoint.source import Source, disk_name, tensor_shapes
-from puna.doctor.examine import examine
-from puna.errors import CheckpointError
+from puna.formats.checkpoint.gguf import reader
+from puna.formats.checkpoint.gguf.container import Strings, padding, read_gguf, render_header
+from puna.formats.checkpoint.gguf.reader import open_gguf
+from puna.formats.checkpoint.gguf.writer import WrittenKind, write_gguf
+from puna.formats.checkpoint.source import Source, disk_name, tensor_shapes
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
+from puna.pipeline.errors import CheckpointError
+from puna.planning.doctor.examine import examine
 
 Q_PROJ, NORM = "blk.0.attn_q.weight", "output_norm.weight"
 MEMORY_LIMIT = 64 * 2**20

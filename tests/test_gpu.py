@@ -11,18 +11,18 @@ import test_engine
 import torch
 from test_decode_step import SCHEMES, quantized_model
 
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.engine.engine import Engine
-from puna.engine.runners.replay import Recorded
-from puna.engine.runners.torch_runner import TorchRunner
-from puna.engine.sampler import SamplingParams
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.inference.engine.engine import Engine
+from puna.inference.engine.runners.replay import Recorded
+from puna.inference.engine.runners.torch_runner import TorchRunner
+from puna.inference.engine.sampler import SamplingParams
 from puna.model import float8
 from puna.model.config import LlamaConfig
 from puna.model.float8 import Float8Linear
 from puna.model.llama import Llama
 from puna.model.quantized import round_linears
 from puna.model.scheme import FP8, Scheme
-from puna.run import Run
+from puna.pipeline.run import Run
 
 pytestmark = [
     pytest.mark.gpu,

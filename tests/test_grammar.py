@@ -13,13 +13,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_checkpoint import random_llama, tokenizer
 
-from puna.engine.grammar import check
-from puna.engine.grammar.grammar import Grammar, GrammarCompiler, json_grammar, lark_grammar, regex_grammar
-from puna.engine.local import LocalSampler
-from puna.engine.options import EngineOptions
-from puna.engine.sampler import Completion, SamplingParams
-from puna.errors import RequestError
-from puna.tokenizer import Tokenizer
+from puna.formats.tokenizer import Tokenizer
+from puna.inference.engine.grammar import check
+from puna.inference.engine.grammar.grammar import Grammar, GrammarCompiler, json_grammar, lark_grammar, regex_grammar
+from puna.inference.engine.local import LocalSampler
+from puna.inference.engine.options import EngineOptions
+from puna.inference.engine.sampler import Completion, SamplingParams
+from puna.pipeline.errors import RequestError
 
 PROMPT = [40, 41, 42]
 ADDRESS = {

@@ -16,11 +16,11 @@ from http_load import KEYS, Outcome
 from test_engine_process import CHILD
 from test_serve import serving
 
-from puna.chat.format import ChatFormat
-from puna.serve.generation.engine_process import EngineProcess
-from puna.serve.middleware.rules import make_rules
-from puna.serve.served import Served
-from puna.tokenizer.tokenizer import Tokenizer
+from puna.formats.chat.format import ChatFormat
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.serving.generation.engine_process import EngineProcess
+from puna.serving.middleware.rules import make_rules
+from puna.serving.served import Served
 
 TOKENS, SLOTS, PAUSE = 16, 32, 0.04
 CAPACITY = SLOTS / PAUSE  # tokens a second

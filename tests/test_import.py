@@ -14,14 +14,14 @@ import pytest
 import torch
 from tiny_checkpoint import logits_of, save, save_quantized
 
-from puna.artifact import read_manifest, read_receipts
-from puna.chat.template import PLAIN_TEMPLATE
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.checkpoint.gguf.writer import write_gguf
-from puna.errors import CheckpointError, ConfigError, PunaError
-from puna.lineage import trace
-from puna.release.facts import base_of
-from puna.serve.serve import open_served
+from puna.evaluation.release.facts import base_of
+from puna.formats.chat.template import PLAIN_TEMPLATE
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.formats.checkpoint.gguf.writer import write_gguf
+from puna.pipeline.artifacts.artifact import read_manifest, read_receipts
+from puna.pipeline.artifacts.lineage import trace
+from puna.pipeline.errors import CheckpointError, ConfigError, PunaError
+from puna.serving.serve import open_served
 
 AGREEMENT = "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\nLlama 3.1 Version Release Date: July 23, 2024\n"
 
@@ -86,7 +86,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(
         file.unlink()
     for name in ("config.json", "generation_config.json"):
         (source / name).unlink()
-    from puna.checkpoint.checkpoint import save_checkpoint
+    from puna.formats.checkpoint.checkpoint import save_checkpoint
 
     save_checkpoint(source, model, Checkpoint.open(model_at(tmp_path / "other")).tokenizer())
     with pytest.raises(CheckpointError, match=r"tensor model\.norm\.weight holds NaN or infinity"):
@@ -278,7 +278,7 @@ def test_a_name_that_the_hub_does_not_know_is_an_error(tmp_path: Path, hub: tupl
 def test_offline_no_connection_beyond_the_machine_can_be_made():
     script = (
         "import socket\n"
-        "from puna import offline\n"
+        "from puna.pipeline import offline\n"
         "offline.enforce()\n"
         "server = socket.create_server(('127.0.0.1', 0))\n"
         "socket.create_connection(server.getsockname()).close()\n"
@@ -304,7 +304,7 @@ def test_offline_no_connection_beyond_the_machine_can_be_made():
 
 @pytest.mark.parametrize("name", ["../x", "a/b/c", "", "a b"])
 def test_a_hub_name_is_a_name(name: str):
-    from puna.convert.hub import download
+    from puna.conversion.exchange.hub import download
 
     with pytest.raises(PunaError, match="OWNER/NAME"):
         download(name)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from puna.data.shards import read_rows, write_jsonl, write_parquet
-from puna.errors import ConfigError, DataError
+from puna.pipeline.errors import ConfigError, DataError
 
 ASK = {"messages": [{"role": "user", "content": "Open?"}, {"role": "assistant", "content": "Yes."}]}
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from puna import artifact
+from puna.corpus.ingest.checks.near_duplicates import THRESHOLD, NearDuplicates, similarity
 from puna.data.shards import read_rows
-from puna.errors import ConfigError, DataError
-from puna.ingest.checks.near_duplicates import THRESHOLD, NearDuplicates, similarity
-from puna.release.facts import read_lineage
-from puna.release.leaks import find_leaks
+from puna.evaluation.release.facts import read_lineage
+from puna.evaluation.release.leaks import find_leaks
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.errors import ConfigError, DataError
 
 Row = dict[str, Any]
 LONG = "Could you please tell me which of your two branches is open on the second Sunday in December"

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from puna.tasks.intervals import Interval, difference_interval, score_interval
-from puna.tasks.paired_test import NORMAL, Pairs, lower_bound, score_statistic
+from puna.evaluation.tasks.intervals import Interval, difference_interval, score_interval
+from puna.evaluation.tasks.paired_test import NORMAL, Pairs, lower_bound, score_statistic
 
 
 def compare(n: int, wins: int, losses: int) -> Interval:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from puna.errors import ArtifactError
-from puna.storage.journal import Journal
+from puna.pipeline.errors import ArtifactError
+from puna.pipeline.storage.journal import Journal
 
 RECORDS = [{"text": f"Antwort {n} \u00e9\ud800", "value": n / 7, "rows": [n] * n} for n in range(5)]
 

@@ -11,19 +11,19 @@ from pydantic import ValidationError
 from test_answer import endpoint, says
 from test_evaluate import asked, new_run, printed, scores, script, write_model, write_task
 
-from puna.chat.conversation import Conversation, Message, ToolCall
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.data.shards import read_rows, write_jsonl
-from puna.errors import ConfigError
-from puna.evaluate import evaluate
-from puna.evaluate.evaluate import Config
-from puna.evaluate.judges.agreement import measure_agreement
-from puna.evaluate.judges.judging import JudgeSettings
+from puna.evaluation.evaluate import evaluate
+from puna.evaluation.evaluate.evaluate import Config
+from puna.evaluation.evaluate.judges.agreement import measure_agreement
+from puna.evaluation.evaluate.judges.judging import JudgeSettings
+from puna.evaluation.tasks import Question
+from puna.evaluation.tasks.grading.judge import judge_prompt, read_verdict
+from puna.evaluation.tasks.grading.similarity import chrf
+from puna.evaluation.tasks.reward_model import RewardModel
+from puna.formats.chat.conversation import Conversation, Message, ToolCall
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.model.reward import become_reward_model
-from puna.tasks import Question
-from puna.tasks.grading.judge import judge_prompt, read_verdict
-from puna.tasks.grading.similarity import chrf
-from puna.tasks.reward_model import RewardModel
+from puna.pipeline.errors import ConfigError
 
 ASKED = Conversation((Message("user", "May I bring my dog?"),))
 QUESTION = Question("q", ASKED, {"no_call": True, "reference": "Yes, dogs are welcome."}, "no_call")
@@ -174,7 +174,7 @@ class Trial:
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch):
         self.path, self.questions = path, in_words(12)
-        monkeypatch.setattr("puna.evaluate.evaluate.draw_scores", lambda *_: True)
+        monkeypatch.setattr("puna.evaluation.evaluate.evaluate.draw_scores", lambda *_: True)
         answers = {"a": {f"q{n}": said(n) for n in range(12)}}
         self.sampler = script(monkeypatch, answers, self.questions)["a"]
         self.model = write_model(path / "a", 0)
@@ -295,7 +295,7 @@ def test_an_interrupted_judge_is_asked_nothing_twice(trial: Trial, monkeypatch: 
 
     with endpoint(honest) as (url, requests):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("puna.evaluate.evaluate.grade_replies", stop)
+            patch.setattr("puna.evaluation.evaluate.evaluate.grade_replies", stop)
             trial(labels=TRUE, **trial.judge(url))
         assert len(requests) == 2 * 9
         with (trial.run.directory / "journals" / "verdicts.jsonl").open("a") as file:
@@ -310,7 +310,7 @@ def test_calls_and_empty_answers_are_wrong_without_asking_a_judge(tmp_path: Path
     said = {f"q{n}": Message("assistant", RIGHT) for n in range(12)}
     said |= {"q10": Message("assistant", tool_calls=(ToolCall("look_up_order", {}),)), "q11": Message("assistant")}
     trial.sampler.script = script(monkeypatch, {"a": said}, trial.questions)["a"].script
-    monkeypatch.setattr("puna.engine.local.LocalSampler.open", lambda path, **_: trial.sampler)
+    monkeypatch.setattr("puna.inference.engine.local.LocalSampler.open", lambda path, **_: trial.sampler)
     with endpoint(honest) as (url, requests):
         rows = trial(labels=TRUE, **trial.judge(url))
     assert [(row["score"], row["judged"], row["judged_by"]) for row in rows[10:]] == [(0, True, "rule")] * 2

@@ -10,20 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.engine.runners.native_runner import NativeRunner
-from puna.engine.runners.torch_pages import TorchPages
-from puna.engine.runners.torch_runner import TorchRunner
-from puna.errors import KernelError
-from puna.kernels import reference
-from puna.kernels.build import find_compiler, library
-from puna.kernels.memory import MAPPINGS
-from puna.kernels.native import Kernels, Layer, Network, Packed, Pages, Sizes, Span, packed_group, unpacked
-from puna.kernels.native import shared_kernels as find_kernels
-from puna.kernels.threads import cpu_limit
+from puna.inference.engine.runners.native_runner import NativeRunner
+from puna.inference.engine.runners.torch_pages import TorchPages
+from puna.inference.engine.runners.torch_runner import TorchRunner
 from puna.model.config import SIZES, LlamaConfig
+from puna.model.kernels import reference
+from puna.model.kernels.build import find_compiler, library
+from puna.model.kernels.memory import MAPPINGS
+from puna.model.kernels.native import Kernels, Layer, Network, Packed, Pages, Sizes, Span, packed_group, unpacked
+from puna.model.kernels.native import shared_kernels as find_kernels
+from puna.model.kernels.threads import cpu_limit
 from puna.model.llama import Llama
 from puna.model.quantized import pack as pack_words
 from puna.model.rope import rope_frequencies
+from puna.pipeline.errors import KernelError
 
 # What tells one token alone, the tiles of vectors, those of a matrix unit and the blocks of many tokens apart.
 BATCHES = (1, 2, 3, 5, 6, 7, 12, 13, 16, 17, 33, 255, 257)
@@ -67,7 +67,7 @@ def test_weights_are_laid_out_as_the_twin_does(rows, groups, group, bits, dtype)
 def test_weights_that_are_packed_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch):
     values, scales = new_weight(200, 64, 2, 4, torch.bfloat16)
     whole = pack(values, scales, 4).memory
-    monkeypatch.setattr("puna.kernels.native.PACKED_AT_ONCE", 64 * 32)
+    monkeypatch.setattr("puna.model.kernels.native.PACKED_AT_ONCE", 64 * 32)
     assert torch.equal(pack(values, scales, 4).memory, whole)
 
 
@@ -255,7 +255,7 @@ def test_older_processors_compute_the_same(flags, name, tmp_path, monkeypatch: p
     if flags == FUSED and "AVX" not in kernels().instructions:
         pytest.skip("a processor without AVX2")
     path = library(flags, tmp_path)
-    monkeypatch.setattr("puna.kernels.native.library", lambda: path)
+    monkeypatch.setattr("puna.model.kernels.native.library", lambda: path)
     older = Kernels(2)
     try:
         assert older.instructions == name
@@ -282,6 +282,6 @@ def test_threads_follow_the_containers_limit(tmp_path):
 
 
 def test_without_a_compiler_it_is_said_what_is_missing(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("puna.kernels.build.COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr("puna.model.kernels.build.COMPILERS", ("no-such-compiler",))
     with pytest.raises(KernelError, match="no C\\+\\+ compiler"):
         library(("-DOTHER",))

@@ -12,8 +12,8 @@ import test_kernels
 import torch
 from emulated_kernels import EmulatedKernels
 
-from puna.engine.runners.native_runner import NativeRunner
-from puna.kernels.native import Span
+from puna.inference.engine.runners.native_runner import NativeRunner
+from puna.model.kernels.native import Span
 from puna.model.quantized import pack, round_linears, rounded
 from puna.model.scheme import INT8, Scheme
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from puna import artifact
-from puna.checkpoint.checkpoint import Checkpoint
 from puna.data.dataset import Dataset
 from puna.data.labels import LabelledRow, LabelRows, num_bits, pack_ids, read_header, unpack_ids, write_shard
-from puna.errors import ArtifactError, ConfigError, DataError
+from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.model.compare import logits_of
-from puna.train.labelling.local import LocalTeacher
-from puna.train.labelling.shards import ShardDirectory
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.errors import ArtifactError, ConfigError, DataError
+from puna.training.labelling.local import LocalTeacher
+from puna.training.labelling.shards import ShardDirectory
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from endpoint import Fake
 
-from puna import artifact
 from puna.data.dataset import Dataset
 from puna.data.labels import LabelledRow, read_header
-from puna.errors import ConfigError, DataError, RequestError
-from puna.serve.middleware.rules import Rules
-from puna.serve.serve import make_server, open_served
-from puna.tokenizer.train import train_tokenizer
+from puna.formats.tokenizer.train import train_tokenizer
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.errors import ConfigError, DataError, RequestError
+from puna.serving.middleware.rules import Rules
+from puna.serving.serve import make_server, open_served
 
 Perform = Callable[..., bool]
 Settings = dict[str, Any]
@@ -25,7 +25,7 @@ Settings = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("puna.train.labelling.endpoint.Endpoint._delay", lambda *_: 0.0)
+    monkeypatch.setattr("puna.training.labelling.endpoint.Endpoint._delay", lambda *_: 0.0)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from puna.artifact import read_manifest
-from puna.licence import LICENCES, identify, recognize
+from puna.pipeline.artifacts.artifact import read_manifest
+from puna.pipeline.artifacts.licence import LICENCES, identify, recognize
 
 MIT_BODY = "Permission is hereby granted, free of charge, to any person obtaining a copy of this software"
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from puna import artifact
-from puna.artifact import Manifest
-from puna.errors import ArtifactError
-from puna.lineage import print_lineage, trace
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.artifacts.artifact import Manifest
+from puna.pipeline.artifacts.lineage import print_lineage, trace
+from puna.pipeline.errors import ArtifactError
 
 WORDS = "We open at nine and we close at six."
 

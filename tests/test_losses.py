@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.train.objectives import losses
-from puna.train.objectives.losses import Rows, summed_over_tokens, token_log_probabilities
+from puna.training.objectives import losses
+from puna.training.objectives.losses import Rows, summed_over_tokens, token_log_probabilities
 
 VOCAB = 96
 

@@ -14,15 +14,15 @@ from test_architecture import imports
 from test_tuning import peft_model
 from tiny_checkpoint import TOKENS, edit_json, logits_of, save, save_quantized
 
-from puna import artifact
-from puna.artifact import read_receipts, require_receipts
-from puna.checkpoint.adapters import adapter, patterns, reference
-from puna.checkpoint.adapters.delta import Delta
-from puna.checkpoint.adapters.folder import CONFIG_NAME
-from puna.checkpoint.adapters.reference import SideBySide
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.errors import CheckpointError, ConfigError, ReceiptError
-from puna.lineage import licences_of
+from puna.formats.checkpoint.adapters import adapter, patterns, reference
+from puna.formats.checkpoint.adapters.delta import Delta
+from puna.formats.checkpoint.adapters.folder import CONFIG_NAME
+from puna.formats.checkpoint.adapters.reference import SideBySide
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.artifacts.artifact import read_receipts, require_receipts
+from puna.pipeline.artifacts.lineage import licences_of
+from puna.pipeline.errors import CheckpointError, ConfigError, ReceiptError
 
 Perform = Callable[..., bool]
 

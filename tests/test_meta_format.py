@@ -22,19 +22,19 @@ from meta_chat import META_MODEL, llama
 from meta_directory import PARAMS, SMALL, as_meta, edit_shard, save_shards, weights_of
 from tiny_checkpoint import tokenizer
 
-from puna.checkpoint.meta.archive import read_table
-from puna.checkpoint.meta.confine import confinement, run_confined
-from puna.checkpoint.meta.params import ffn_hidden_dim, parse_params, render_params
-from puna.checkpoint.meta.pickled import read_state_dict
-from puna.checkpoint.meta.reader import open_meta
-from puna.checkpoint.meta.shard import Shard
-from puna.checkpoint.meta.writer import write_meta
-from puna.checkpoint.source import Source, tensor_shapes
-from puna.checkpoint.weights import load_source
-from puna.convert.peers import peer_logits
-from puna.errors import CheckpointError
+from puna.conversion.exchange.peers import peer_logits
+from puna.formats.checkpoint.meta.archive import read_table
+from puna.formats.checkpoint.meta.confine import confinement, run_confined
+from puna.formats.checkpoint.meta.params import ffn_hidden_dim, parse_params, render_params
+from puna.formats.checkpoint.meta.pickled import read_state_dict
+from puna.formats.checkpoint.meta.reader import open_meta
+from puna.formats.checkpoint.meta.shard import Shard
+from puna.formats.checkpoint.meta.writer import write_meta
+from puna.formats.checkpoint.source import Source, tensor_shapes
+from puna.formats.checkpoint.weights import load_source
 from puna.model.attend import packed_attend
 from puna.model.config import SIZES, LlamaConfig
+from puna.pipeline.errors import CheckpointError
 
 SCALING = SIZES["8b"].rope_scaling
 CONFIG = LlamaConfig(64, 128, 4, 2, 16, 8, 128_256, 131_072, rope_scaling=SCALING)
@@ -440,7 +440,7 @@ def test_the_process_that_looks_into_pickles_reaches_no_server_and_no_disk(tmp_p
     target = tmp_path / "written"
     # Unbuffered: what a buffer can't write when Python ends goes by without an error.
     write = (
-        "from puna.checkpoint.meta.child import confine_self; confine_self(); "
+        "from puna.formats.checkpoint.meta.child import confine_self; confine_self(); "
         f"open({str(target)!r}, 'wb', buffering=0).write(b'x')"
     )
     with (tmp_path / "file").open("rb") as file, pytest.raises(CheckpointError, match="ended with status"):

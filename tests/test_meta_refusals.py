@@ -17,13 +17,13 @@ import pytest
 import torch
 from meta_directory import PARAMS, SMALL, as_meta, edit_shard, save_shards, weights_of
 
-from puna.checkpoint.meta import archive, confine, pickled, shard
-from puna.checkpoint.meta.archive import read_table
-from puna.checkpoint.meta.confine import confinement, run_confined
-from puna.checkpoint.meta.reader import open_meta
-from puna.checkpoint.meta.shard import Shard
-from puna.checkpoint.source import tensor_shapes
-from puna.errors import CheckpointError
+from puna.formats.checkpoint.meta import archive, confine, pickled, shard
+from puna.formats.checkpoint.meta.archive import read_table
+from puna.formats.checkpoint.meta.confine import confinement, run_confined
+from puna.formats.checkpoint.meta.reader import open_meta
+from puna.formats.checkpoint.meta.shard import Shard
+from puna.formats.checkpoint.source import tensor_shapes
+from puna.pipeline.errors import CheckpointError
 
 
 def save_repeated_heads(directory: Path) -> dict[str, torch.Tensor]:
@@ -400,7 +400,7 @@ def test_a_file_cut_short_anywhere_is_refused():
 
 PROBE = """
 import json, os, socket
-from puna.checkpoint.meta.child import confine_self
+from puna.formats.checkpoint.meta.child import confine_self
 confine_self()
 told = {"environment": dict(os.environ)}
 def attempt(name, function):
@@ -465,7 +465,7 @@ def test_without_bubblewrap_a_weaker_confinement_is_used_and_named(tmp_path: Pat
 def test_the_child_loads_neither_torch_nor_pickle(tmp_path: Path):
     (tmp_path / "empty").touch()
     with (tmp_path / "empty").open("rb") as file:
-        program = "import puna.checkpoint.meta.child, sys; print(*sys.modules)"
+        program = "import puna.formats.checkpoint.meta.child, sys; print(*sys.modules)"
         loaded = run_confined(program, file, max_bytes=100_000).decode().split()
     assert "zipfile" in loaded
     assert not {"torch", "numpy", "pickle", "_pickle", "pickletools"} & set(loaded)

@@ -7,12 +7,12 @@ import pytest
 import torch
 import transformers
 
-from puna.errors import ConfigError
 from puna.model.attend import attend_causally, packed_attend
 from puna.model.config import SIZES, LlamaConfig, RopeScaling
 from puna.model.gradients.blocks import attend_in_blocks, causal_blocks
 from puna.model.gradients.operations import linear, rms_norm, swiglu
 from puna.model.llama import Llama
+from puna.pipeline.errors import ConfigError
 
 TINY = LlamaConfig(
     dim=48, hidden_dim=80, head_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=101, max_context=131_072

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from puna.chat.conversation import Conversation, Message, ToolCall, tool_name
 from puna.data.shards import write_jsonl
-from puna.evaluate.exam import describe_null_scores, mean_score, null_scores, null_table
-from puna.evaluate.grading import Grader, Item
-from puna.release.compare import Gate, compare
-from puna.release.evaluations import Answered, Evaluation
-from puna.release.gate import Decision, Model, judge
-from puna.release.rules.exam import examine
-from puna.tasks import Question, Task, load_task
-from puna.tasks.null_models import null_models, right_answer
+from puna.evaluation.evaluate.exam import describe_null_scores, mean_score, null_scores, null_table
+from puna.evaluation.evaluate.grading import Grader, Item
+from puna.evaluation.release.compare import Gate, compare
+from puna.evaluation.release.evaluations import Answered, Evaluation
+from puna.evaluation.release.gate import Decision, Model, judge
+from puna.evaluation.release.rules.exam import examine
+from puna.evaluation.tasks import Question, Task, load_task
+from puna.evaluation.tasks.null_models import null_models, right_answer
+from puna.formats.chat.conversation import Conversation, Message, ToolCall, tool_name
 
 TEAMS = ("Card Delivery", "Lost Cards", "Foreign Transfers", "Direct Debits", "Mortgage Advice", "Fraud Watch")
 TROUBLES = (

@@ -13,10 +13,10 @@ from openapi_check import problems, validator
 from test_requests import SENT_BACK, WITHOUT_EFFECT
 from test_serve import KEY, SENTENCES, TOOL, save_tiny, serving
 
-from puna.serve.app import ROUTES
-from puna.serve.middleware.rules import make_rules
-from puna.serve.openapi.document import OPERATIONS, openapi_document
-from puna.serve.serve import open_served
+from puna.serving.app import ROUTES
+from puna.serving.middleware.rules import make_rules
+from puna.serving.openapi.document import OPERATIONS, openapi_document
+from puna.serving.serve import open_served
 
 SERVE = Path(__file__).parents[1] / "src" / "puna" / "serve"
 # Answered to other methods than an operation's own.

@@ -12,25 +12,25 @@ import torch
 from grown_checkpoint import add_rows, entry, grow
 from tiny_checkpoint import edit_json, save, tokenizer
 
-from puna.artifact import read_receipts
-from puna.chat.conversation import Conversation
-from puna.chat.format import ChatFormat
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.config import parse_config
 from puna.data.dataset import Dataset
 from puna.data.labels import LabelHeader, read_header
 from puna.data.packing import Batch, Packer, Position
-from puna.engine.choose import of_tokens
-from puna.engine.local import LocalSampler
-from puna.engine.sampler import SamplingParams
-from puna.errors import ConfigError
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.train.distill import Config, require_fit
-from puna.train.labelling.local import LocalTeacher
-from puna.train.labelling.teacher import Item
-from puna.train.objectives.imitation.divergence import Divergence
-from puna.train.objectives.imitation.live_teacher import LiveTeacher
-from puna.train.objectives.imitation.stored_labels import StoredLabels
+from puna.formats.chat.conversation import Conversation
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.inference.engine.choose import of_tokens
+from puna.inference.engine.local import LocalSampler
+from puna.inference.engine.sampler import SamplingParams
+from puna.pipeline.artifacts.artifact import read_receipts
+from puna.pipeline.config import parse_config
+from puna.pipeline.errors import ConfigError
+from puna.training.distill import Config, require_fit
+from puna.training.labelling.local import LocalTeacher
+from puna.training.labelling.teacher import Item
+from puna.training.objectives.imitation.divergence import Divergence
+from puna.training.objectives.imitation.live_teacher import LiveTeacher
+from puna.training.objectives.imitation.stored_labels import StoredLabels
 
 Perform = Callable[..., bool]
 # Rows that would have most of the mass if they counted.
@@ -88,7 +88,7 @@ def test_the_divergence_is_over_the_tokens(models: Path, kind: Any, temperature:
 
 
 def test_cross_entropy_is_over_all_rows_as_in_plain_training(models: Path):
-    from puna.train.objectives.next_token import NextToken
+    from puna.training.objectives.next_token import NextToken
 
     distilled = losses_of(live(models / "0"), models / "6", models / "data")
     plain = losses_of(NextToken(ChatFormat(tokenizer()), False, False), models / "6", models / "data")

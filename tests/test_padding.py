@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from puna.chat.conversation import Conversation
-from puna.chat.padding import tool_without_padding, without_padding
+from puna.corpus.ingest.read import Accepted
+from puna.corpus.ingest.records import read_records
 from puna.data.dataset import Dataset
 from puna.data.shards import write_jsonl
-from puna.ingest.read import Accepted
-from puna.ingest.records import read_records
-from puna.serve.requests.chat import ChatRequest
+from puna.formats.chat.conversation import Conversation
+from puna.formats.chat.padding import tool_without_padding, without_padding
+from puna.serving.requests.chat import ChatRequest
 
 
 def tool(properties: dict[str, Any], **more: Any) -> dict[str, Any]:

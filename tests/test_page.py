@@ -15,15 +15,15 @@ from test_adapters import write_adapter
 from test_engine import tiny_model, tiny_tokenizer
 from test_serve import CALL, CHAT, KEY, TOOL, ScriptedEngine, error_of, scripted, serving, wait_until
 
-from puna.checkpoint.checkpoint import save_checkpoint
-from puna.engine.options import EngineOptions
-from puna.errors import ConfigError
-from puna.serve.browser.origins import parse_origins
-from puna.serve.browser.page import FILES, FOLDER
-from puna.serve.middleware.rules import Rules, make_rules
-from puna.serve.serve import open_served, serve
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.tokenizer.train import train_tokenizer
+from puna.formats.checkpoint.checkpoint import save_checkpoint
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.formats.tokenizer.train import train_tokenizer
+from puna.inference.engine.options import EngineOptions
+from puna.pipeline.errors import ConfigError
+from puna.serving.browser.origins import parse_origins
+from puna.serving.browser.page import FILES, FOLDER
+from puna.serving.middleware.rules import Rules, make_rules
+from puna.serving.serve import open_served, serve
 
 SHOP = "https://shop.example"
 TOKENIZER = train_tokenizer(["We open at nine o'clock. "] * 20, vocab_size=520, split_digits=True)

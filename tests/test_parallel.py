@@ -17,16 +17,16 @@ from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from puna import artifact
-from puna.config import parse_config
-from puna.errors import ArtifactError, ConfigError
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.train.parallel.context import OwnBatch
-from puna.train.parallel.layout import Layout
-from puna.train.parallel.parts import Part
-from puna.train.parallel.pieces import Pieces, file_name, write_pieces
-from puna.train.sft import Config
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.config import parse_config
+from puna.pipeline.errors import ArtifactError, ConfigError
+from puna.training.parallel.context import OwnBatch
+from puna.training.parallel.layout import Layout
+from puna.training.parallel.parts import Part
+from puna.training.parallel.pieces import Pieces, file_name, write_pieces
+from puna.training.sft import Config
 
 Settings = dict[str, Any]
 Perform = Callable[..., bool]
@@ -99,7 +99,7 @@ def two(
     """What one process makes, and two that are started once for several trainings."""
     path = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("puna.train.loop.loop.plot_losses", lambda *_, **__: None)
+        patch.setattr("puna.training.loop.loop.plot_losses", lambda *_, **__: None)
         perform_stage("sft", path / "alone", **settings)
     at_step = {"rank": 1, "step": 1}
     jobs = [
@@ -137,7 +137,7 @@ def test_a_state_that_many_wrote_is_read_by_one(
     assert done.returncode == 0, done.stderr[-6000:]
     assert sorted(done.stdout.splitlines()).count("process 0 was asked to stop") == 2
     assert len(list(state_of(path / "stopped").glob("model-*-of-00002.safetensors"))) == 2
-    monkeypatch.setattr("puna.train.loop.loop.plot_losses", lambda *_, **__: None)
+    monkeypatch.setattr("puna.training.loop.loop.plot_losses", lambda *_, **__: None)
     perform_stage("sft", path / "stopped", **settings)
     assert "going on after step 2" in (path / ".runs" / "stopped" / "log.txt").read_text()
     assert_same_training(path / "stopped", path / "alone")

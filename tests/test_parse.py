@@ -6,8 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from meta_chat import chat, ids_of, llama, tool
 
-from puna.chat import Conversation, Message, ToolCall
-from puna.chat.parse import read_tags
+from puna.formats.chat import Conversation, Message, ToolCall
+from puna.formats.chat.parse import read_tags
 
 START, EOM, EOT, PYTHON_TAG = 128006, 128008, 128009, 128010
 

@@ -17,36 +17,36 @@ import torch.nn.functional as F
 from cyclopts import App
 from rich.console import Console
 
-from puna.checkpoint import memory
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.checkpoint.gguf.writer import write_gguf
-from puna.checkpoint.hf_config import render_config
-from puna.checkpoint.weights import build_empty
-from puna.config import parse_config as parse_settings
-from puna.engine.engine import Engine
-from puna.engine.options import EngineOptions
-from puna.engine.runners.torch_runner import TorchRunner
-from puna.engine.sampler import SamplingParams
-from puna.errors import CheckpointError, ConfigError
-from puna.kernels.native import PAGE_LEN
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.formats.checkpoint.gguf.writer import write_gguf
+from puna.formats.checkpoint.hf_config import render_config
+from puna.formats.checkpoint.weights import build_empty
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.formats.tokenizer.train import train_tokenizer
+from puna.inference.engine.engine import Engine
+from puna.inference.engine.options import EngineOptions
+from puna.inference.engine.runners.torch_runner import TorchRunner
+from puna.inference.engine.sampler import SamplingParams
 from puna.model.attend import packed_attend
 from puna.model.config import SIZES, LlamaConfig, matrix_shapes
+from puna.model.kernels.native import PAGE_LEN
 from puna.model.llama import Llama
 from puna.model.quantized import Quantized
 from puna.model.scheme import FP8, INT8, Scheme
-from puna.plan import arithmetic
-from puna.plan import measure as speed
-from puna.plan.advice import Plan, make_plan
-from puna.plan.answer import ADAPTER, RECIPE, Answer
-from puna.plan.arithmetic import DEVICES, GIB, Device, Machine, Service, count_parameters
-from puna.plan.layout import explain_layout, propose_layout
-from puna.plan.plan import Hardware, find_machine, plan, read_model
-from puna.plan.tables import print_plan
-from puna.plan.training import CHUNK_VALUES, TILE_VALUES, Training, plan_training
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.tokenizer.train import train_tokenizer
-from puna.train import sft
-from puna.train.objectives import losses
+from puna.pipeline import machine
+from puna.pipeline.config import parse_config as parse_settings
+from puna.pipeline.errors import CheckpointError, ConfigError
+from puna.planning.plan import arithmetic
+from puna.planning.plan import measure as speed
+from puna.planning.plan.advice import Plan, make_plan
+from puna.planning.plan.answer import ADAPTER, RECIPE, Answer
+from puna.planning.plan.arithmetic import DEVICES, GIB, Device, Machine, Service, count_parameters
+from puna.planning.plan.layout import explain_layout, propose_layout
+from puna.planning.plan.plan import Hardware, find_machine, plan, read_model
+from puna.planning.plan.tables import print_plan
+from puna.planning.plan.training import CHUNK_VALUES, TILE_VALUES, Training, plan_training
+from puna.training import sft
+from puna.training.objectives import losses
 
 SMALL = LlamaConfig(
     dim=64, hidden_dim=160, head_dim=8, num_layers=3, num_heads=8, num_kv_heads=2, vocab_size=530, max_context=4096
@@ -78,13 +78,13 @@ TRAINS = (
     MEASURED
     + """
 from puna.data.packing import Batch
-from puna.tokenizer.train import train_tokenizer
-from puna.train import pretrain
-from puna.train.evidence.counts import TokenCounter
-from puna.train.loop import loop
-from puna.train.objectives.next_token import NextToken
-from puna.train.loop.state import TrainState
-from puna.train.parallel.team import Team
+from puna.formats.tokenizer.train import train_tokenizer
+from puna.training import pretrain
+from puna.training.evidence.counts import TokenCounter
+from puna.training.loop import loop
+from puna.training.objectives.next_token import NextToken
+from puna.training.loop.state import TrainState
+from puna.training.parallel.team import Team
 
 TOKENIZER = train_tokenizer(["some words and more words"] * 2, vocab_size=520, split_digits=False)
 
@@ -119,9 +119,9 @@ print(json.dumps(resident("VmHWM") - before))
 SERVES = (
     MEASURED
     + """
-from puna.engine.local import LocalSampler
-from puna.engine.options import EngineOptions
-from puna.engine.sampler import SamplingParams
+from puna.inference.engine.local import LocalSampler
+from puna.inference.engine.options import EngineOptions
+from puna.inference.engine.sampler import SamplingParams
 
 def serve(path, length):
     sampler = LocalSampler.open(path, options=EngineOptions(max_batch=4))
@@ -393,7 +393,7 @@ def test_a_model_too_large_for_training_may_fit_with_adapters() -> None:
 
 
 def test_this_machine_has_its_memory_and_the_speed_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "LIMITS", ())
+    monkeypatch.setattr(machine, "LIMITS", ())
     monkeypatch.setattr(speed, "measured_flops", lambda: 1e12)
     total = Path("/proc/meminfo").read_text().split()[1]
     made = planned("1b", hardware="here", context=1024)
@@ -464,7 +464,7 @@ def test_a_product_is_measured_on_this_machine() -> None:
 
 def test_a_container_has_the_memory_that_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "limit").write_text("1073741824\n")
-    monkeypatch.setattr(memory, "LIMITS", (tmp_path / "limit",))
+    monkeypatch.setattr(machine, "LIMITS", (tmp_path / "limit",))
     monkeypatch.setattr(speed, "measured_flops", lambda: 1e12)
     assert find_machine(Hardware("here")).device.memory_bytes == 2**30
 

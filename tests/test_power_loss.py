@@ -14,9 +14,9 @@ import pytest
 from power_loss import Recorder, write_tree
 from preference_rows import row, write
 
-from puna import artifact
-from puna.errors import ArtifactError
-from puna.shelf.shelf import follow, promote
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.errors import ArtifactError
+from puna.pipeline.registry.registry import follow, promote
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -86,7 +86,7 @@ def perform(
 ) -> Callable[[Path], bool]:
     """Perform the stage of the parameter `name`, whose output the function takes."""
     verb, settings = stages[name]
-    monkeypatch.setattr("puna.synthesize.answer.ROUNDS", 2)
+    monkeypatch.setattr("puna.corpus.synthesize.answer.ROUNDS", 2)
     return lambda output: perform_stage(verb, output, **settings)
 
 

@@ -9,8 +9,8 @@ from preference_rows import row, write
 
 from puna.data.dataset import Dataset
 from puna.data.preference import Preference
-from puna.errors import ChatError
-from puna.train.evidence.rows import describe_rows
+from puna.pipeline.errors import ChatError
+from puna.training.evidence.rows import describe_rows
 
 
 def said(role: str, content: str) -> dict[str, str]:

@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from puna import artifact
-from puna.chat.conversation import Conversation
-from puna.chat.format import ChatFormat
-from puna.checkpoint.checkpoint import Checkpoint
 from puna.data.dataset import Dataset
 from puna.data.packing import Packer, Position
-from puna.errors import PunaError
+from puna.formats.chat.conversation import Conversation
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.attend import packed_attend
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.train.loop.optimizer import learning_rate
-from puna.train.loop.plot import plot_losses
-from puna.train.loop.settings import Optim
-from puna.train.objectives.next_token import NextToken
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.errors import PunaError
+from puna.training.loop.optimizer import learning_rate
+from puna.training.loop.plot import plot_losses
+from puna.training.loop.settings import Optim
+from puna.training.objectives.next_token import NextToken
 
 Perform = Callable[..., bool]
 

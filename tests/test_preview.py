@@ -14,25 +14,25 @@ import pytest
 import torch
 from rich.console import Console
 
-from puna.chat.conversation import Conversation
-from puna.chat.format import ChatFormat
-from puna.config import parse_config
 from puna.data.dataset import Dataset
 from puna.data.packing import Batch, Example, Packer, Position
-from puna.errors import DataError
+from puna.formats.chat.conversation import Conversation
+from puna.formats.chat.format import ChatFormat
+from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.llama import Llama
-from puna.raising.executor import preview
-from puna.run import Run
-from puna.stages import STAGES
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.train import sft
-from puna.train.loop.loop import train
-from puna.train.loop.start import starting_model
-from puna.train.objectives.next_token import NextToken
-from puna.train.preview.compiled import compiles_products
-from puna.train.preview.forecast import Forecast, Outcome
-from puna.train.preview.show import outcome_lines, render_example
-from puna.train.preview.survey import ShownExample, pieces_of, survey
+from puna.pipeline.config import parse_config
+from puna.pipeline.errors import DataError
+from puna.pipeline.execution.executor import preview
+from puna.pipeline.run import Run
+from puna.pipeline.stages import STAGES
+from puna.training import sft
+from puna.training.loop.loop import train
+from puna.training.loop.start import starting_model
+from puna.training.objectives.next_token import NextToken
+from puna.training.preview.compiled import compiles_products
+from puna.training.preview.forecast import Forecast, Outcome
+from puna.training.preview.show import outcome_lines, render_example
+from puna.training.preview.survey import ShownExample, pieces_of, survey
 
 Perform = Callable[..., bool]
 Settings = dict[str, Any]
@@ -201,9 +201,9 @@ from puna.data.packing import Batch
 from puna.model.adapted import AdapterShape, add_adapter
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.plan.training import Training
-from puna.train.objectives.next_token import NextToken
-from puna.train.preview.compiled import compiled_products
+from puna.planning.plan.training import Training
+from puna.training.objectives.next_token import NextToken
+from puna.training.preview.compiled import compiled_products
 
 torch.set_num_threads(1)
 rank = int(sys.argv[1])

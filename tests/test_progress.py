@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from puna import progress
-from puna.progress import Progress, duration
+from puna.pipeline import progress
+from puna.pipeline.progress import Progress, duration
 
 
 class Clock:

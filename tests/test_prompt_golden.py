@@ -13,8 +13,8 @@ from llama_models.llama3.chat_format import ChatFormat as ReferenceFormat
 from llama_models.llama3.tokenizer import Tokenizer as ReferenceTokenizer
 from meta_chat import chat, ids_of, llama, tool
 
-from puna.chat import Conversation, Message, ToolCall
-from puna.chat.format import opening
+from puna.formats.chat import Conversation, Message, ToolCall
+from puna.formats.chat.format import opening
 
 GOLDEN = Path(__file__).with_name("prompt_golden.txt")
 DOCUMENT = Path(str(files("llama_models") / "llama3_1" / "prompt_format.md"))

@@ -15,34 +15,39 @@ import torch.nn.functional as F
 import transformers
 from rich.console import Console
 
-from puna.artifact import read_receipts, require_receipts
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.checkpoint.source import Source, tensor_shapes
-from puna.checkpoint.weights import load_source
-from puna.compress import prune
-from puna.compress.prune import Config
-from puna.compress.surgery import refit as refitting
-from puna.compress.surgery.choice import choose
-from puna.compress.surgery.cut import cut_source, keep_all
-from puna.compress.surgery.eliminate import contributions, losses_by_elimination
-from puna.compress.surgery.importance import Importance, LayerImportance, divergences_without, measure_importance
-from puna.compress.surgery.layerwise import Reading, Reference
-from puna.compress.surgery.rotate import rotated
-from puna.compress.surgery.targets import Shape, best_size, counts, parse_count, resized, target_size
-from puna.config import parse_config
+from puna.conversion.compression import prune
+from puna.conversion.compression.prune import Config
+from puna.conversion.compression.surgery import refit as refitting
+from puna.conversion.compression.surgery.choice import choose
+from puna.conversion.compression.surgery.cut import cut_source, keep_all
+from puna.conversion.compression.surgery.eliminate import contributions, losses_by_elimination
+from puna.conversion.compression.surgery.importance import (
+    Importance,
+    LayerImportance,
+    divergences_without,
+    measure_importance,
+)
+from puna.conversion.compression.surgery.layerwise import Reading, Reference
+from puna.conversion.compression.surgery.rotate import rotated
+from puna.conversion.compression.surgery.targets import Shape, best_size, counts, parse_count, resized, target_size
 from puna.data.document import Document
 from puna.data.packing import Example
 from puna.data.pieces import cut_examples
 from puna.data.shards import write_jsonl
-from puna.errors import ConfigError, ReceiptError
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.formats.checkpoint.source import Source, tensor_shapes
+from puna.formats.checkpoint.weights import load_source
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.formats.tokenizer.train import train_tokenizer
 from puna.model.attend import packed_attend
 from puna.model.config import SIZES, LlamaConfig
 from puna.model.llama import Block, Llama
 from puna.model.quantized import round_linears
-from puna.progress import Progress
-from puna.run import Run
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.tokenizer.train import train_tokenizer
+from puna.pipeline.artifacts.artifact import read_receipts, require_receipts
+from puna.pipeline.config import parse_config
+from puna.pipeline.errors import ConfigError, ReceiptError
+from puna.pipeline.progress import Progress
+from puna.pipeline.run import Run
 
 TEXTS = [f"On day {day} the shop sells {day * 7} bicycles and {day + 3} lamps." for day in range(40)]
 CALIBRATION = [f"In week {week} the garage mends {week * 3} tyres and {week + 9} chains." for week in range(40)]
@@ -153,7 +158,7 @@ measured = partial(measure_importance, dtype=F32, width="contribution", depth="d
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "report" not in request.node.name:
-        monkeypatch.setattr("puna.compress.surgery.report._draw", lambda *_: True)
+        monkeypatch.setattr("puna.conversion.compression.surgery.report._draw", lambda *_: True)
 
 
 # What is left computes the same

@@ -10,25 +10,25 @@ import pytest
 import torch
 from rich.console import Console
 
-from puna.artifact import read_receipts, require_receipts
-from puna.chat.format import ChatFormat
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.compress import quantize
-from puna.compress.quantize import Config
-from puna.config import parse_config
+from puna.conversion.compression import quantize
+from puna.conversion.compression.quantize import Config
 from puna.data.document import Document
 from puna.data.pieces import cut_pieces
 from puna.data.shards import write_jsonl
-from puna.errors import CheckpointError, ConfigError, ReceiptError
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.formats.tokenizer.train import train_tokenizer
 from puna.model.attend import packed_attend
 from puna.model.compare import Comparison
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.model.quantized import round_weight
 from puna.model.scheme import FP8, INT8
-from puna.run import Run
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.tokenizer.train import train_tokenizer
+from puna.pipeline.artifacts.artifact import read_receipts, require_receipts
+from puna.pipeline.config import parse_config
+from puna.pipeline.errors import CheckpointError, ConfigError, ReceiptError
+from puna.pipeline.run import Run
 
 TEXTS = [f"On day {day} the shop sells {day * 7} bicycles and {day + 3} lamps." for day in range(40)]
 
@@ -214,7 +214,7 @@ def rounded_to_int8(x_TKE: torch.Tensor) -> torch.Tensor:
 def test_the_receipts_of_an_int8_cache_hold_what_rounding_each_key_and_value_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("puna.compress.kv_cache.PIECE", 16)
+    monkeypatch.setattr("puna.conversion.compression.kv_cache.PIECE", 16)
     texts = [" ".join(TEXTS[:2])]
     run, settings = new_run(tmp_path / "stage"), {"scheme": "keep", "kv_cache": "int8", "min_agreement": 0.5}
     config = Config(

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from puna import artifact
-from puna.artifact import Manifest, Receipt
-from puna.errors import ArtifactError, ConfigError, DataError, ReceiptError
-from puna.ingest import ingest
-from puna.raising.recipe import Recipe, override, read_recipe, resolve
-from puna.raising.walk import raise_recipe
+from puna.corpus.ingest import ingest
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.artifacts.artifact import Manifest, Receipt
+from puna.pipeline.errors import ArtifactError, ConfigError, DataError, ReceiptError
+from puna.pipeline.execution.recipe import Recipe, override, read_recipe, resolve
+from puna.pipeline.execution.walk import raise_recipe
 
 RECIPE = """
 out = "{folder}/out"

@@ -12,12 +12,12 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoTokenizer
 
-from puna.artifact import commit, read_manifest, verify, writing
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.errors import ConfigError, ReceiptError
-from puna.licence import LICENCES
-from puna.lineage import trace
-from puna.release.terms import find_texts, governing_licence
+from puna.evaluation.release.terms import find_texts, governing_licence
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.pipeline.artifacts.artifact import commit, read_manifest, verify, writing
+from puna.pipeline.artifacts.licence import LICENCES
+from puna.pipeline.artifacts.lineage import trace
+from puna.pipeline.errors import ConfigError, ReceiptError
 
 AGREEMENT = "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\n\nLlama 3.1 Version Release Date: July 23, 2024\n\n(its text)\n"
 POLICY = "# Acceptable Use Policy\n"
@@ -52,7 +52,7 @@ def made(
     for name, licence in (("data", "CC BY 4.0"), ("free", "Apache-2.0")):
         perform_stage("ingest", path / name, source=str(dataset_path), format="records", licence=licence)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("puna.train.loop.loop.plot_losses", lambda *_, **__: None)
+        patch.setattr("puna.training.loop.loop.plot_losses", lambda *_, **__: None)
         perform_stage("sft", path / "sft", **rest, data=[str(path / "data")], start=str(base))
         perform_stage("tokenizer", path / "tokenizer", data=[str(path / "free")], vocab_size=560)
         settings = {**rest, "size": training["size"], "tokenizer": str(path / "tokenizer")}
@@ -60,7 +60,7 @@ def made(
     data = [str(path / "data")]
     perform_stage("quantize", path / "int8", checkpoint=str(path / "sft"), data=data, **MEASURE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("puna.evaluate.evaluate.draw_scores", lambda *_: True)
+        patch.setattr("puna.evaluation.evaluate.evaluate.draw_scores", lambda *_: True)
         asked = {"teacher": str(base), "mine": str(path / "int8")}
         perform_stage("evaluate", path / "scores", checkpoints=asked, tasks=data, max_questions=6, max_tokens=4)
     return path
@@ -200,7 +200,7 @@ def test_scores_of_another_checkpoint_are_refused(release: Callable[..., Path], 
 def test_scores_with_a_llama_do_not_bind_a_model_that_is_not_made_from_it(
     made: Path, tmp_path: Path, perform_stage: Perform, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("puna.evaluate.evaluate.draw_scores", lambda *_: True)
+    monkeypatch.setattr("puna.evaluation.evaluate.evaluate.draw_scores", lambda *_: True)
     asked = {"base": str(made / "sft"), "mine": str(made / "scratch")}
     settings = {"tasks": [str(made / "data")], "max_questions": 2, "max_tokens": 2}
     perform_stage("evaluate", tmp_path / "scores", checkpoints=asked, **settings)

@@ -14,19 +14,19 @@ import openai
 import pytest
 from test_serve import CALL, HI, SENTENCES, TOOL, ScriptedEngine, connect, error_of, save_tiny, scripted, serving
 
-from puna.chat.conversation import Conversation
-from puna.engine.sampler import SamplingParams
-from puna.serve.browser.origins import parse_origins
-from puna.serve.middleware.rules import Rules
-from puna.serve.middleware.warnings import MAX_CHARS, MAX_LOGGED, header_value
-from puna.serve.protocol.log_limit import LogLimit
-from puna.serve.refusals import Refusal
-from puna.serve.requests.chat import ChatRequest
-from puna.serve.requests.completion import CompletionRequest
-from puna.serve.requests.reading import check_body, parse_body
-from puna.serve.serve import open_served
-from puna.serve.served import Served
-from puna.tokenizer.tokenizer import Tokenizer
+from puna.formats.chat.conversation import Conversation
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.inference.engine.sampler import SamplingParams
+from puna.serving.browser.origins import parse_origins
+from puna.serving.middleware.rules import Rules
+from puna.serving.middleware.warnings import MAX_CHARS, MAX_LOGGED, header_value
+from puna.serving.protocol.log_limit import LogLimit
+from puna.serving.refusals import Refusal
+from puna.serving.requests.chat import ChatRequest
+from puna.serving.requests.completion import CompletionRequest
+from puna.serving.requests.reading import check_body, parse_body
+from puna.serving.serve import open_served
+from puna.serving.served import Served
 
 CHAT = {"model": "tiny", "messages": HI, "max_tokens": 4}
 REQUESTS = {False: ChatRequest, True: CompletionRequest}

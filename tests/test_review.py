@@ -20,16 +20,16 @@ from typing import Any
 import pytest
 from review_evaluation import FIRST, NAMES, SECOND, open_session, plain_evaluation, row, say, serving, write_evaluation
 
-from puna import artifact
-from puna.errors import ConfigError, DataError, PunaError
-from puna.review.label_file import LabelFile
-from puna.review.pairs import Answer, Pair, choose_names, read_pairs
-from puna.review.review import review
-from puna.review.sample import draw_sample, plan_sample, sample_difference
-from puna.review.server import ReviewServer
-from puna.review.session import Session, Verdict, reference
-from puna.review.summary import describe, describe_blind, next_command
-from puna.tasks.labels import read_labels
+from puna.evaluation.review.label_file import LabelFile
+from puna.evaluation.review.pairs import Answer, Pair, choose_names, read_pairs
+from puna.evaluation.review.review import review
+from puna.evaluation.review.sample import draw_sample, plan_sample, sample_difference
+from puna.evaluation.review.server import ReviewServer
+from puna.evaluation.review.session import Session, Verdict, reference
+from puna.evaluation.review.summary import describe, describe_blind, next_command
+from puna.evaluation.tasks.labels import read_labels
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.errors import ConfigError, DataError, PunaError
 
 
 def pairs_of(num_pairs: int, *, num_equal: int = 0, group_size: int = 1, num_by_rule: int = 0) -> list[Pair]:
@@ -470,7 +470,7 @@ def test_hostile_text_reaches_the_page_as_data(tmp_path: Path):
 
 
 def test_the_page_makes_no_markup_from_text_and_asks_no_other_address():
-    page = Path(sys.modules["puna.review"].__path__[0]) / "page"
+    page = Path(sys.modules["puna.evaluation.review"].__path__[0]) / "page"
     for file in page.iterdir():
         text = file.read_text()
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|DOMParser", text), file

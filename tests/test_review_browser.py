@@ -7,8 +7,8 @@ import pytest
 from chromium import ALT, Page, chromium
 from review_evaluation import FIRST, NAMES, SECOND, open_session, plain_evaluation, row, say, serving, write_evaluation
 
-from puna.review.pairs import read_pairs
-from puna.tasks.labels import read_labels
+from puna.evaluation.review.pairs import read_pairs
+from puna.evaluation.tasks.labels import read_labels
 
 pytestmark = pytest.mark.browser
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from puna.errors import DataError
-from puna.tasks.labels import Label, Labels, read_labels
+from puna.evaluation.tasks.labels import Label, Labels, read_labels
+from puna.pipeline.errors import DataError
 
 NINE = {"role": "assistant", "content": "At nine."}
 CALL = {

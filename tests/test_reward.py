@@ -9,23 +9,23 @@ import pytest
 import torch
 from preference_rows import row, write
 
-from puna import artifact
-from puna.chat.conversation import Conversation, Message
-from puna.chat.format import ChatFormat
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.checkpoint.source import disk_name
 from puna.data.dataset import Dataset
 from puna.data.packing import Batch, Packer, Position
 from puna.data.preference import STRENGTHS, Preference
-from puna.doctor.examine import examine
-from puna.errors import ChatError, CheckpointError, ConfigError
+from puna.evaluation.tasks import Question
+from puna.evaluation.tasks.reward_model import RewardModel
+from puna.formats.chat.conversation import Conversation, Message
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.formats.checkpoint.source import disk_name
 from puna.model.attend import packed_attend
 from puna.model.llama import Llama
 from puna.model.reward import become_reward_model
-from puna.run import Run
-from puna.tasks import Question
-from puna.tasks.reward_model import RewardModel
-from puna.train.objectives.reward import Reward
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.errors import ChatError, CheckpointError, ConfigError
+from puna.pipeline.run import Run
+from puna.planning.doctor.examine import examine
+from puna.training.objectives.reward import Reward
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 

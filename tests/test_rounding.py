@@ -7,15 +7,15 @@ import torch
 from rich.console import Console
 from tiny_checkpoint import random_llama
 
-from puna.compress import rounding
-from puna.compress.calibrate import round_by_calibration
-from puna.compress.rounding import best_scale, damped, gptq, nearest
-from puna.errors import CheckpointError
+from puna.conversion.compression import rounding
+from puna.conversion.compression.calibrate import round_by_calibration
+from puna.conversion.compression.rounding import best_scale, damped, gptq, nearest
 from puna.model.attend import packed_attend
 from puna.model.llama import Llama
 from puna.model.quantized import QuantizedLinear, expand_scale, round_values, rounded, schemes_of, widest_scale
 from puna.model.scheme import INT8, Scheme
-from puna.progress import Progress
+from puna.pipeline.errors import CheckpointError
+from puna.pipeline.progress import Progress
 
 GROUPS = [Scheme("int", 4, 16), Scheme("int", 4), Scheme("int", 8)]
 PIECES = [[index * 7 % 250 for index in range(start, start + 40)] for start in (0, 11, 23)]

@@ -11,10 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList
 
-from puna.engine.choose import Row, choose
-from puna.engine.sampler import SamplingParams
-from puna.engine.text import TextStream
-from puna.errors import RequestError
+from puna.inference.engine.choose import Row, choose
+from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.text import TextStream
+from puna.pipeline.errors import RequestError
 
 NUM_DRAWS = 1000
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from puna import artifact
-from puna.agent.command import chat
-from puna.artifact import Manifest
-from puna.errors import ArtifactError, PunaError
+from puna.agents.command import chat
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.serve.serve import open_served
-from puna.train.loop.state import TrainState, load_state, save_state
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.artifacts.artifact import Manifest
+from puna.pipeline.errors import ArtifactError, PunaError
+from puna.serving.serve import open_served
+from puna.training.loop.state import TrainState, load_state, save_state
 
 CONFIG = LlamaConfig(
     dim=8,

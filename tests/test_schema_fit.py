@@ -13,11 +13,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_call_grammar import compiler, tokenizer
 
-from puna.engine.grammar.grammar import json_grammar
-from puna.engine.grammar.schema.dialect import read_dialect
-from puna.engine.grammar.schema.fit import FittedSchema
-from puna.engine.grammar.schema.formats import EXACT_PATTERNS
-from puna.errors import RequestError
+from puna.inference.engine.grammar.grammar import json_grammar
+from puna.inference.engine.grammar.schema.dialect import read_dialect
+from puna.inference.engine.grammar.schema.fit import FittedSchema
+from puna.inference.engine.grammar.schema.formats import EXACT_PATTERNS
+from puna.pipeline.errors import RequestError
 
 NAME = {"type": "string", "maxLength": 4}
 

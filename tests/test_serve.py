@@ -21,27 +21,27 @@ import pytest
 import torch
 from openapi_check import Recorder
 
-from puna import artifact
-from puna.artifact import Manifest
-from puna.chat.conversation import Conversation
-from puna.chat.format import ChatFormat
-from puna.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.engine.options import EngineOptions
-from puna.engine.request import Request
-from puna.engine.sampler import Chunk, SamplingParams
-from puna.engine.text import TextStream
-from puna.errors import ConfigError
+from puna.formats.chat.conversation import Conversation
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.formats.tokenizer.train import train_tokenizer
+from puna.inference.engine.options import EngineOptions
+from puna.inference.engine.request import Request
+from puna.inference.engine.sampler import Chunk, SamplingParams
+from puna.inference.engine.text import TextStream
 from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.serve.app import ROUTES
-from puna.serve.generation.engine_loop import MAX_FAILURES
-from puna.serve.generation.engine_thread import EngineThread
-from puna.serve.middleware.rules import Rules, make_rules
-from puna.serve.serve import make_server, open_served, serve
-from puna.serve.served import Served
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.tokenizer.train import train_tokenizer
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.artifacts.artifact import Manifest
+from puna.pipeline.errors import ConfigError
+from puna.serving.app import ROUTES
+from puna.serving.generation.engine_loop import MAX_FAILURES
+from puna.serving.generation.engine_thread import EngineThread
+from puna.serving.middleware.rules import Rules, make_rules
+from puna.serving.serve import make_server, open_served, serve
+from puna.serving.served import Served
 
 KEY, OTHER_KEY = "k" * 43, "j" * 32
 HI = [{"role": "user", "content": "When do you open?"}]

@@ -11,11 +11,11 @@ import httpx2
 import pytest
 from test_serve import HI, KEY, SENTENCES, ScriptedEngine, error_of, scripted, serving, wait_until
 
-from puna.serve.middleware.rules import Rules, make_rules
-from puna.serve.protocol.connections import ConnectionLimits, address_key
-from puna.serve.protocol.log_limit import LogLimit
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.tokenizer.train import train_tokenizer
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.formats.tokenizer.train import train_tokenizer
+from puna.serving.middleware.rules import Rules, make_rules
+from puna.serving.protocol.connections import ConnectionLimits, address_key
+from puna.serving.protocol.log_limit import LogLimit
 
 HEAD = "host: a\r\ncontent-type: application/json\r\n"
 LONG = {"model": "tiny", "messages": HI}

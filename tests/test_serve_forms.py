@@ -13,12 +13,12 @@ import openai
 import pytest
 from test_serve import HI, KEY, connect, save_tiny, serving
 
-from puna.engine.grammar import check
-from puna.errors import CheckpointError
-from puna.serve.generation.admission import Admission
-from puna.serve.middleware.rules import make_rules
-from puna.serve.serve import open_served
-from puna.serve.served import Served
+from puna.inference.engine.grammar import check
+from puna.pipeline.errors import CheckpointError
+from puna.serving.generation.admission import Admission
+from puna.serving.middleware.rules import make_rules
+from puna.serving.serve import open_served
+from puna.serving.served import Served
 
 ORDER = {
     "type": "object",

@@ -14,16 +14,16 @@ import pytest
 from test_serve import CHAT, SENTENCES, ScriptedEngine, save_tiny, scripted, serving, wait_until
 from test_serve_connections import connections, exchange, port_of, post, seconds_of_health
 
-from puna.serve.serve import open_served
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.tokenizer.train import train_tokenizer
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.formats.tokenizer.train import train_tokenizer
+from puna.serving.serve import open_served
 
 FEW_FILES = """
 import resource, sys
 number = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
 from test_serve import ScriptedEngine, scripted, serving
-from puna.tokenizer.tokenizer import Tokenizer
+from puna.formats.tokenizer.tokenizer import Tokenizer
 
 tokenizer = Tokenizer.load(sys.argv[1])
 with serving(scripted(tokenizer, ScriptedEngine(tokenizer, []))) as url:

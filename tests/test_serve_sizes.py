@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_serve import HI, SENTENCES, ScriptedEngine, connect, error_of, scripted, serving, wait_until
 
-from puna.engine.sampler import Chunk, TokenLogprob
-from puna.serve import completions
-from puna.serve.answers.pieces import JsonList, json_parts, json_pieces
-from puna.serve.answers.size import MAX_PER_ANSWER, AnswerSize, AnswerSpace
-from puna.serve.offload.room import require_room
-from puna.serve.refusals import Refusal
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.tokenizer.train import train_tokenizer
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.formats.tokenizer.train import train_tokenizer
+from puna.inference.engine.sampler import Chunk, TokenLogprob
+from puna.serving import completions
+from puna.serving.answers.pieces import JsonList, json_parts, json_pieces
+from puna.serving.answers.size import MAX_PER_ANSWER, AnswerSize, AnswerSpace
+from puna.serving.offload.room import require_room
+from puna.serving.refusals import Refusal
 
 TEXT = "The shop opens at nine o'clock; returns are free. "
 
@@ -181,7 +181,7 @@ MEMORY = """
 import resource, sys
 from test_serve import scripted, serving
 from test_serve_sizes import ScoringEngine
-from puna.tokenizer.tokenizer import Tokenizer
+from puna.formats.tokenizer.tokenizer import Tokenizer
 
 tokenizer = Tokenizer.load(sys.argv[1])
 with serving(scripted(tokenizer, ScoringEngine(tokenizer, tokenizer.encode("a " * 2000)))) as url:

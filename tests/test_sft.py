@@ -19,22 +19,22 @@ import torch.nn.functional as F
 from rich.console import Console
 from safetensors.torch import load_file
 
-from puna import artifact
-from puna.chat.conversation import Conversation
-from puna.chat.format import ChatFormat
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.config import parse_config
 from puna.data.dataset import Dataset
 from puna.data.packing import Batch, Packer, Position
-from puna.errors import ChatError, DataError, TrainError
+from puna.formats.chat.conversation import Conversation
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.attend import attend_causally
 from puna.model.llama import Llama
-from puna.run import Run
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.train.loop.loop import train
-from puna.train.loop.start import starting_model
-from puna.train.objectives.next_token import NextToken
-from puna.train.sft import Config
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.config import parse_config
+from puna.pipeline.errors import ChatError, DataError, TrainError
+from puna.pipeline.run import Run
+from puna.training.loop.loop import train
+from puna.training.loop.start import starting_model
+from puna.training.objectives.next_token import NextToken
+from puna.training.sft import Config
 
 PUNA = Path(sys.executable).with_name("puna")
 AT_EVERY_STEP = 1e-9
@@ -339,7 +339,7 @@ class Breaking(NextToken):
 def train_breaking(training: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Breaking]:
     """Return a function that trains with an objective that breaks at the steps given."""
     for name in ("look_ahead", "look_back"):  # the preview computes a batch, too
-        monkeypatch.setattr(f"puna.train.loop.loop.{name}", lambda *_: None)
+        monkeypatch.setattr(f"puna.training.loop.loop.{name}", lambda *_: None)
     (tmp_path / "run").mkdir()
 
     def train_once(at: dict[int, str], *, out: str = "out", **changes: Any) -> Breaking:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from puna import artifact
-from puna.artifact import Manifest, Receipt
-from puna.errors import ArtifactError, ConfigError, ReceiptError
-from puna.lineage import trace
-from puna.shelf import command
-from puna.shelf.shelf import follow, promote, read_history, roll_back
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.artifacts.artifact import Manifest, Receipt
+from puna.pipeline.artifacts.lineage import trace
+from puna.pipeline.errors import ArtifactError, ConfigError, ReceiptError
+from puna.pipeline.registry import command
+from puna.pipeline.registry.registry import follow, promote, read_history, roll_back
 
 
 def write_release(path: Path, text: str, *, held: bool = True, claim: str = "gate", **changes: Any) -> Path:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.data.spans import align
-from puna.errors import DataError
+from puna.pipeline.errors import DataError
 
 
 def cut(text: bytes, places: set[int]) -> list[bytes]:

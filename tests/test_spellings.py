@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from puna.chat.conversation import Conversation
-from puna.chat.format import ChatFormat
+from puna.corpus.ingest.read import Accepted, Rejected
+from puna.corpus.ingest.records import read_pairs, read_records
 from puna.data.shards import read_rows
-from puna.ingest.read import Accepted, Rejected
-from puna.ingest.records import read_pairs, read_records
-from puna.tokenizer.tokenizer import Tokenizer
+from puna.formats.chat.conversation import Conversation
+from puna.formats.chat.format import ChatFormat
+from puna.formats.tokenizer.tokenizer import Tokenizer
 
 Row = dict[str, Any]
 QUESTION, ANSWER = "Is the ferry late?", "By ten minutes."

@@ -9,24 +9,24 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from puna.chat.conversation import Conversation
+from puna.corpus.synthesize.conversations import questions
+from puna.corpus.synthesize.languages.others import LANGUAGES
+from puna.corpus.synthesize.matter.layouts import LAYOUTS, MAX_LINES
+from puna.corpus.synthesize.matter.names import Split, split_of
+from puna.corpus.synthesize.matter.scenes import Scene
+from puna.corpus.synthesize.matter.talk import NOT_SAID, TALK
+from puna.corpus.synthesize.matter.values import draw_digits, draw_identifier
+from puna.corpus.synthesize.pages import ask_in_vain, draw_page
+from puna.corpus.synthesize.phrases import PHRASES
+from puna.corpus.synthesize.questions import QUESTIONS
+from puna.corpus.synthesize.synthesize import Config, make_documents, make_scenes, run
+from puna.corpus.synthesize.tools import TOOLS
+from puna.corpus.synthesize.worlds import TOPICS, World, make_world
 from puna.data.document import Document
 from puna.data.shards import read_rows
-from puna.run import Run
-from puna.synthesize.conversations import questions
-from puna.synthesize.languages.others import LANGUAGES
-from puna.synthesize.matter.layouts import LAYOUTS, MAX_LINES
-from puna.synthesize.matter.names import Split, split_of
-from puna.synthesize.matter.scenes import Scene
-from puna.synthesize.matter.talk import NOT_SAID, TALK
-from puna.synthesize.matter.values import draw_digits, draw_identifier
-from puna.synthesize.pages import ask_in_vain, draw_page
-from puna.synthesize.phrases import PHRASES
-from puna.synthesize.questions import QUESTIONS
-from puna.synthesize.synthesize import Config, make_documents, make_scenes, run
-from puna.synthesize.tools import TOOLS
-from puna.synthesize.worlds import TOPICS, World, make_world
-from puna.tasks import load_task
+from puna.evaluation.tasks import load_task
+from puna.formats.chat.conversation import Conversation
+from puna.pipeline.run import Run
 
 KINDS: dict[str, Any] = {"organization_share": 0.25, "language_share": 0.15, "prose_share": 0.15, "bare_share": 0.05}
 TRAIN = Config(seed=3, split="train", conversations_per_world=12, **KINDS)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from puna.chat.conversation import Conversation, Message, ToolCall
+from puna.corpus.synthesize.conversations import draw_conversation, questions
+from puna.corpus.synthesize.worlds import make_world
 from puna.data.shards import write_jsonl
-from puna.errors import DataError
-from puna.synthesize.conversations import draw_conversation, questions
-from puna.synthesize.worlds import make_world
-from puna.tasks import GRADES, Grade, Question, Task, load_task
+from puna.evaluation.tasks import GRADES, Grade, Question, Task, load_task
+from puna.formats.chat.conversation import Conversation, Message, ToolCall
+from puna.pipeline.errors import DataError
 
 ASK = Conversation((Message("user", "How much is it?"),))
 

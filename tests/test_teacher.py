@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from puna.chat.conversation import Conversation, Message
-from puna.completer.completer import Prompt, Sampling
-from puna.completer.local import LocalCompleter
+from puna.formats.chat.conversation import Conversation, Message
+from puna.inference.completer.completer import Prompt, Sampling
+from puna.inference.completer.local import LocalCompleter
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import nodes
 
-from puna.chat import ChatFormat, Conversation, Message, ToolCall
-from puna.chat.template import CHAT_TEMPLATE, PLAIN_TEMPLATE
-from puna.errors import ChatError
-from puna.tokenizer import Tokenizer, train_tokenizer
+from puna.formats.chat import ChatFormat, Conversation, Message, ToolCall
+from puna.formats.chat.template import CHAT_TEMPLATE, PLAIN_TEMPLATE
+from puna.formats.tokenizer import Tokenizer, train_tokenizer
+from puna.pipeline.errors import ChatError
 
 
 @cache

@@ -13,8 +13,8 @@ from llama_models.llama3.tokenizer import Tokenizer as Reference
 from tokenizers import Tokenizer as Encoder
 from tokenizers import models
 
-from puna.errors import TokenizerError
-from puna.tokenizer import Tokenizer, train_tokenizer
+from puna.formats.tokenizer import Tokenizer, train_tokenizer
+from puna.pipeline.errors import TokenizerError
 
 META_MODEL = Path(str(files("llama_models") / "llama3" / "tokenizer.model"))
 
@@ -204,7 +204,7 @@ def test_training_twice_gives_the_same_file(tmp_path: Path):
 
 def test_training_does_not_depend_on_the_number_of_threads(tmp_path: Path):
     program = (
-        "import sys; from puna.tokenizer import train_tokenizer; texts = sys.stdin.read().split('|')\n"
+        "import sys; from puna.formats.tokenizer import train_tokenizer; texts = sys.stdin.read().split('|')\n"
         "print(train_tokenizer(texts, vocab_size=600, split_digits=False).encode(''.join(texts)))"
     )
     outputs = {

@@ -10,13 +10,12 @@ import torch.nn.functional as F
 import transformers
 from tiny_checkpoint import save, tokenizer
 
-from puna.chat.format import ChatFormat
-from puna.checkpoint.adapters.adapter import open_adapter, read_lora, read_magnitudes
-from puna.checkpoint.adapters.save import save_adapter
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.checkpoint.source import disk_name
 from puna.data.packing import Batch
-from puna.errors import ConfigError
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.adapters.adapter import open_adapter, read_lora, read_magnitudes
+from puna.formats.checkpoint.adapters.save import save_adapter
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.formats.checkpoint.source import disk_name
 from puna.model import quantized
 from puna.model.adapted import AdapterShape, adapted_modules, adapters_off, add_adapter, attach
 from puna.model.attend import packed_attend
@@ -24,7 +23,8 @@ from puna.model.config import LlamaConfig
 from puna.model.llama import Linear, Llama
 from puna.model.quantized import QuantizedLinear, round_linears, rounded
 from puna.model.scheme import FP8, INT8, Scheme
-from puna.train.objectives.next_token import NextToken
+from puna.pipeline.errors import ConfigError
+from puna.training.objectives.next_token import NextToken
 
 LENGTHS = (23, 40, 9)
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -283,8 +283,8 @@ def test_no_rounded_weight_is_kept_as_floats_until_the_backward_pass():
 
 
 def test_what_is_frozen_gets_neither_gradients_nor_places_in_the_optimizer(base: Path):
-    from puna.train.loop.optimizer import make_optimizer
-    from puna.train.loop.settings import Optim
+    from puna.training.loop.optimizer import make_optimizer
+    from puna.training.loop.settings import Optim
 
     model = Checkpoint.open(base).load(torch.bfloat16)
     add_adapter(model, AdapterShape(["q_proj"], 2, 4.0, has_magnitudes=True), seed=0)

@@ -12,13 +12,13 @@ import torch
 import transformers
 from foreign_writers import IDS, WRITERS, Setting
 
-from puna.artifact import read_receipts
-from puna.checkpoint.checkpoint import Checkpoint
-from puna.checkpoint.formats import open_source
-from puna.checkpoint.weights import load_source
-from puna.convert.vocabulary import AROUND
+from puna.conversion.exchange.vocabulary import AROUND
 from puna.data.pieces import PROBES
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.formats.checkpoint.formats import open_source
+from puna.formats.checkpoint.weights import load_source
 from puna.model.attend import packed_attend
+from puna.pipeline.artifacts.artifact import read_receipts
 
 FULL, TENTH, FAST = 200, 20, 2
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from puna.checkpoint.checkpoint import save_checkpoint
+from puna.formats.checkpoint.checkpoint import save_checkpoint
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.formats.tokenizer.train import train_tokenizer
 from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig, RopeScaling
 from puna.model.llama import Llama
 from puna.model.quantized import round_linears
 from puna.model.scheme import INT8, Scheme
-from puna.tokenizer.tokenizer import Tokenizer
-from puna.tokenizer.train import train_tokenizer
 
 SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
 TOKENS = torch.arange(40) * 7 % 250

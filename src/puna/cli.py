@@ -12,21 +12,22 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
-from puna import __version__, offline
-from puna.errors import ConfigError, PunaError
-from puna.progress import printable
-from puna.run import ranks
-from puna.stages import STAGES, Stage
-from puna.storage.faults import explain
+from puna import __version__
+from puna.pipeline import offline
+from puna.pipeline.errors import ConfigError, PunaError
+from puna.pipeline.progress import printable
+from puna.pipeline.run import ranks
+from puna.pipeline.stages import STAGES, Stage
+from puna.pipeline.storage.faults import explain
 
 FACES = (
-    ("chat", "puna.agent.command:chat", "Talk with a checkpoint in the terminal"),
-    ("serve", "puna.serve.serve:serve", "Serve a checkpoint through an OpenAI-compatible API, with a chat page"),
-    ("review", "puna.review.review:review", "Judge an evaluation's answers by hand, blind and side by side"),
-    ("plan", "puna.plan.plan:plan", "Compute memory, speed and cost before anything is run"),
-    ("promote", "puna.shelf.command:promote", "Put a release that passed the gate into use"),
-    ("rollback", "puna.shelf.command:rollback", "Put the release before back into use"),
-    ("doctor", "puna.doctor.command:doctor", "Say what is wrong with a model's files, and what to do"),
+    ("chat", "puna.agents.command:chat", "Talk with a checkpoint in the terminal"),
+    ("serve", "puna.serving.serve:serve", "Serve a checkpoint through an OpenAI-compatible API, with a chat page"),
+    ("review", "puna.evaluation.review.review:review", "Judge an evaluation's answers by hand, blind and side by side"),
+    ("plan", "puna.planning.plan.plan:plan", "Compute memory, speed and cost before anything is run"),
+    ("promote", "puna.pipeline.registry.command:promote", "Put a release that passed the gate into use"),
+    ("rollback", "puna.pipeline.registry.command:rollback", "Put the release before back into use"),
+    ("doctor", "puna.planning.doctor.command:doctor", "Say what is wrong with a model's files, and what to do"),
 )
 
 OFFLINE = "--offline"  # with any verb
@@ -125,8 +126,8 @@ def raise_(
 
     from rich.console import Console
 
-    from puna.raising import walk
-    from puna.raising.recipe import override, read_recipe
+    from puna.pipeline.execution import walk
+    from puna.pipeline.execution.recipe import override, read_recipe
 
     plan = override(read_recipe(recipe), dict(_pairs(settings)))
     plan = replace(plan, out=out) if out else plan
@@ -150,8 +151,8 @@ def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", 
     """
     from rich.console import Console
 
-    from puna.lineage import print_lineage, trace
-    from puna.shelf.shelf import follow
+    from puna.pipeline.artifacts.lineage import print_lineage, trace
+    from puna.pipeline.registry.registry import follow
 
     if as_json:
         print(json.dumps(trace(follow(path)), indent=2))
@@ -160,8 +161,8 @@ def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", 
 
 
 def _stage_command(stage: Stage) -> Callable[..., None]:
-    from puna.config import parse_config
-    from puna.raising.recipe import config_class
+    from puna.pipeline.config import parse_config
+    from puna.pipeline.execution.recipe import config_class
 
     settings_class = config_class(stage)
 
@@ -176,7 +177,7 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     ) -> None:
         from rich.console import Console
 
-        from puna.raising.executor import perform, preview
+        from puna.pipeline.execution.executor import perform, preview
 
         chosen = settings or parse_config(settings_class, {}, where=stage.verb)
         if preview_only:
@@ -202,7 +203,7 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
 
 def _file_values(stage: Stage, arguments: list[str]) -> cyclopts.config.Dict:
     """Read the table that --config and --table name, as the values that flags win over."""
-    from puna.raising.recipe import read_recipe, resolve
+    from puna.pipeline.execution.recipe import read_recipe, resolve
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
@@ -227,8 +228,8 @@ def _usage_error(error: CycloptsError, verb: str) -> str:
     """Say what is wrong with the flags of a verb, in the words that a recipe's table would get."""
     from pydantic import ValidationError
 
-    from puna.config import explain
-    from puna.raising.recipe import config_class
+    from puna.pipeline.config import explain
+    from puna.pipeline.execution.recipe import config_class
 
     for stage in STAGES:
         if stage.verb == verb and isinstance(error.__cause__, ValidationError):
@@ -244,7 +245,7 @@ def _not_imported() -> None:
 
 
 def _suggestion(verb: str, verbs: list[str]) -> str:
-    from puna.config import suggestion
+    from puna.pipeline.config import suggestion
 
     return suggestion(verb, verbs)
 

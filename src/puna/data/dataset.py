@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from puna.chat.conversation import Conversation
 from puna.data.document import Document
 from puna.data.labels import LabelRows, find_labels
 from puna.data.preference import Preference
 from puna.data.shards import find_shards, open_shard
-from puna.errors import ChatError, DataError
+from puna.formats.chat.conversation import Conversation
+from puna.pipeline.errors import ChatError, DataError
 
 TEXTS = ("documents", "conversations")
 LABELS = "labels"

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from puna.errors import DataError
+from puna.pipeline.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)

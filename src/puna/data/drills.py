@@ -11,7 +11,7 @@ nothing else.
 import random
 from collections.abc import Sequence
 
-from puna.chat.format import Encoded
+from puna.formats.chat.format import Encoded
 
 MIN_LEN, MAX_LEN = 4, 16
 MIN_PIECE, MAX_PIECE = 3, 8

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from puna.chat.conversation import Conversation, Message
+from puna.formats.chat.conversation import Conversation, Message
 
 IDENTIFIER = re.compile(r"(?<![0-9])(?<![0-9]\.)[0-9]{4,}(?![0-9]|\.[0-9])")
 DRAWS = 100

@@ -19,9 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from puna import artifact
-from puna.errors import DataError
-from puna.storage.records import read_record
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.errors import DataError
+from puna.pipeline.storage.records import read_record
 
 HEADER = "labels.json"
 FORMAT = 1

@@ -13,10 +13,10 @@ from functools import cached_property
 import torch
 
 from puna.data.dataset import Dataset
-from puna.errors import ChatError, DataError
 from puna.model.attend import packed_attend
 from puna.model.gradients.padding import TOKENS_STEP
 from puna.model.llama import Attend, Llama
+from puna.pipeline.errors import ChatError, DataError
 
 
 @dataclass(frozen=True, slots=True)

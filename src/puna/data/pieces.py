@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from puna.chat.conversation import Conversation, Message
-from puna.chat.format import ChatFormat
 from puna.data.dataset import Dataset
 from puna.data.document import Document
 from puna.data.packing import Example
-from puna.tokenizer import Tokenizer
+from puna.formats.chat.conversation import Conversation, Message
+from puna.formats.chat.format import ChatFormat
+from puna.formats.tokenizer import Tokenizer
 
 # Read where no data is given: a sentence in each of Llama 3.1's languages, and one dialogue.
 PROBES = (

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
-from puna.chat.conversation import Conversation, Message
-from puna.errors import ChatError
+from puna.formats.chat.conversation import Conversation, Message
+from puna.pipeline.errors import ChatError
 
 Answer = tuple[Message, ...]
 Strength = Literal["significantly better", "better", "slightly better", "marginally better"]

@@ -12,8 +12,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from puna.chat.padding import PADDED, without_padding
-from puna.errors import DataError
+from puna.formats.chat.padding import PADDED, without_padding
+from puna.pipeline.errors import DataError
 
 SUFFIXES = (".jsonl", ".parquet")
 

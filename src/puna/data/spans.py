@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from puna.errors import DataError
+from puna.pipeline.errors import DataError
 
 
 class Span(NamedTuple):

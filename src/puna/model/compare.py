@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from puna.artifact import Receipt
-from puna.errors import CheckpointError
 from puna.model.attend import packed_attend
 from puna.model.llama import Llama
+from puna.pipeline.artifacts.artifact import Receipt
+from puna.pipeline.errors import CheckpointError
 
 # Positions whose two distributions are held at once, in float64.
 CHUNK = 256

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from puna.errors import ConfigError
+from puna.pipeline.errors import ConfigError
 
 # The matrices of a layer that adapters change, in the order of the computation.
 ADAPTED = (

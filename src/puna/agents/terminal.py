@@ -1,0 +1,178 @@
+"""`puna chat`: a checkpoint -> a conversation in the terminal, streaming; lines from a pipe get one answer each.
+
+Shows the tool calls that the model makes and takes their results from the keyboard; runs no tool itself.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from puna.formats.chat import ChatFormat, Conversation, Message, ToolCall
+from puna.formats.chat.stream import MessageStream, Part
+from puna.formats.checkpoint.adapters.adapter import checkpoint_at
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.inference.engine.local import LocalSampler, sampling_defaults
+from puna.inference.engine.options import EngineOptions
+from puna.inference.engine.sampler import FinishReason, SamplingParams
+from puna.pipeline.artifacts.artifact import verifying
+from puna.pipeline.artifacts.licence import badges
+from puna.pipeline.artifacts.lineage import licences_of
+from puna.pipeline.errors import ChatError, PunaError, RequestError
+from puna.pipeline.progress import printable
+from puna.pipeline.registry.registry import follow
+
+HELP = "/new starts over, /tool TEXT gives a tool's result, /exit or Ctrl-D ends; Ctrl-C stops an answer."
+
+
+# How Meta samples, where a checkpoint does not say.
+METAS = SamplingParams(temperature=0.6, top_p=0.9)
+
+
+class Answer(NamedTuple):
+    """What was streamed, and is on the screen. `reason` None: stopped from the keyboard."""
+
+    message: Message
+    num_tokens: int
+    reason: FinishReason | None
+    error: str
+
+
+def talk(checkpoint: Path, start: Conversation, overrides: dict[str, Any]) -> None:
+    """Open a checkpoint and converse; `overrides` replace the checkpoint's own sampling defaults."""
+    SamplingParams(**overrides)  # Out of bounds: refused before a model is loaded.
+    checkpoint = follow(checkpoint)
+    dialogue = _open(checkpoint, start, overrides)
+    if badge := ", ".join(badges(licences_of(checkpoint))):
+        print(badge, file=sys.stderr)
+    converse(dialogue)
+
+
+class Dialogue:
+    """A conversation that grows by what is asked and what the sampler answers."""
+
+    def __init__(
+        self,
+        sampler: LocalSampler,
+        start: Conversation,
+        params: SamplingParams,
+        stop_ids: tuple[int, ...],
+        console: Console,
+    ):
+        self.conversation, self.console = start, console
+        self._sampler, self._start = sampler, start
+        self._format = ChatFormat(sampler.tokenizer)
+        self._params = replace(params, stop_ids=(*self._format.stop_ids, *stop_ids))
+
+    @property
+    def expects_result(self) -> bool:
+        """Whether the last answer called a tool."""
+        return bool(self.conversation.messages and self.conversation.messages[-1].tool_calls)
+
+    def restart(self) -> None:
+        self.conversation = self._start
+
+    def ask(self, message: Message) -> None:
+        """Show the answer as it comes and keep both; Ctrl-C ends the answer, and what there is of it stays."""
+        conversation = self.conversation.with_message(message)
+        prompt = self._format.prompt(conversation)
+        room = self._sampler.max_context - len(prompt)
+        if room < 1:
+            expected = f"less than {self._sampler.max_context:,}"
+            raise ChatError(f"a conversation of {len(prompt):,} tokens", expected=expected, hint="/new starts over")
+        params = replace(self._params, max_tokens=min(self._params.max_tokens, room))
+        answer = self._stream(prompt, params)
+        if answer.reason == "error":
+            raise RequestError(f"the answer failed ({answer.error})")
+        if answer.num_tokens:
+            self._show_end(answer)
+            self.conversation = conversation.with_message(answer.message)
+
+    def _stream(self, prompt: list[int], params: SamplingParams) -> Answer:
+        """Print the text of an answer while it comes; what may be a tool call comes when that is certain."""
+        num_tokens, reason, error = 0, None, ""
+        reader, parts = MessageStream(self._format, self.conversation.tools), list[Part]()
+        stream = self._sampler.stream(prompt, params)
+        try:
+            for chunk in stream:
+                num_tokens += len(chunk.ids)
+                reason, error = chunk.finish_reason, chunk.error
+                parts += self._show(reader.feed(chunk.ids))
+        except KeyboardInterrupt:
+            reason = None
+        finally:
+            stream.close()
+        parts += self._show(reader.finish(is_ended=reason == "stop"))
+        text = "".join(part for part in parts if isinstance(part, str))
+        calls = tuple(part for part in parts if isinstance(part, ToolCall))
+        return Answer(Message("assistant", text, calls), num_tokens, reason, error)
+
+    def _show(self, parts: list[Part]) -> list[Part]:
+        for part in parts:
+            if isinstance(part, str):
+                self._write(part)
+        return parts
+
+    def _show_end(self, answer: Answer) -> None:
+        message = answer.message
+        if message.content or not message.tool_calls:
+            self._write("\n")
+        for call in message.tool_calls:
+            arguments = json.dumps(call.arguments, ensure_ascii=False)
+            self.console.out(printable(f"calls {call.name} {arguments}"), style="cyan")
+        if self.console.is_terminal and answer.reason in (None, "length"):
+            self.console.out(f"[cut after {answer.num_tokens} tokens]", style="dim")
+
+    def _write(self, text: str) -> None:
+        # Not by way of rich, which would turn tabs into spaces.
+        self.console.file.write(printable(text))
+        self.console.file.flush()
+
+
+def _open(checkpoint: Path, start: Conversation, told: dict[str, Any]) -> Dialogue:
+    with verifying(checkpoint):
+        sampler = LocalSampler.open(checkpoint, options=EngineOptions(max_batch=1))
+        stop_ids = Checkpoint.open(checkpoint_at(checkpoint)).stop_ids
+    params = replace(sampling_defaults(checkpoint, METAS), **told)
+    return Dialogue(sampler, start, params, stop_ids, Console(highlight=False))
+
+
+def converse(dialogue: Dialogue) -> None:
+    """Take lines from the terminal or a pipe until they end; a mistake ends only a pipe."""
+    is_interactive = sys.stdin.isatty()
+    for line in _typed_lines(dialogue.console) if is_interactive else sys.stdin:
+        try:
+            if line.strip() == "/exit":
+                return
+            _take_line(dialogue, line.strip())
+        except PunaError as error:
+            if not is_interactive:
+                raise
+            dialogue.console.out(str(error), style="red")
+
+
+def _take_line(dialogue: Dialogue, line: str) -> None:
+    command, _, rest = line.partition(" ")
+    if line == "/new":
+        dialogue.restart()
+    elif command == "/tool":
+        if not dialogue.expects_result:
+            raise ChatError("/tool without a call", expected="it right after an answer that calls a tool")
+        dialogue.ask(Message("tool", rest.strip()))
+    elif line:
+        dialogue.ask(Message("user", line))
+
+
+def _typed_lines(console: Console) -> Iterator[str]:
+    # Loading it gives `input` a history and line editing.
+    with suppress(ImportError):
+        import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    console.out(HELP, style="dim")
+    with suppress(EOFError, KeyboardInterrupt):
+        while True:
+            yield input("> ")

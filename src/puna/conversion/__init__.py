@@ -1,0 +1,1 @@
+"""A checkpoint becomes another one without training: import, export, merge, prune, quantize."""

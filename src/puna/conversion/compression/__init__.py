@@ -1,0 +1,1 @@
+"""Smaller networks from larger ones: merge an adapter, prune, quantize."""

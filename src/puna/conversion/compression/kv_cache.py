@@ -1,0 +1,44 @@
+"""A model and held-out text -> how far its predictions move when keys and values are kept as int8.
+
+Both are computed by the runner that would serve the model, over pages, a few tokens at a time: all but the newest keys
+and values are read back from the cache. Writes nothing.
+"""
+
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from puna.inference.engine.engine import open_runner
+from puna.inference.engine.pages import num_pages_for
+from puna.inference.engine.runners.runner import Runner
+from puna.model.compare import Comparison, require_finite
+from puna.model.kernels.native import Span
+from puna.model.llama import Llama
+from puna.pipeline.progress import Progress
+
+# Tokens that are read together.
+PIECE = 64
+
+
+@torch.inference_mode()
+def compare_caches(
+    model: Llama, name: Path, texts: Sequence[list[int]], dtype: torch.dtype, bar: Progress
+) -> Comparison:
+    """Compare the model with an int8 cache to itself with the usual one; `name` is where it came from."""
+    num_pages = num_pages_for(max(map(len, texts)))
+    runners = [open_runner(model, num_pages, dtype, is_int8_cache=is_int8) for is_int8 in (False, True)]
+    comparison = Comparison()
+    for ids in texts:
+        comparison.add(*(_paged_logits(runner, ids, name) for runner in runners), ids=ids)
+        bar.advance(len(ids))
+    return comparison
+
+
+def _paged_logits(runner: Runner, ids: list[int], name: Path) -> torch.Tensor:
+    table, parts = array("i", range(num_pages_for(len(ids)))), []
+    for start in range(0, len(ids), PIECE):
+        tokens = ids[start : start + PIECE]
+        parts.append(runner.forward(tokens, [Span(table, start, len(tokens))], range(len(tokens))))
+    return require_finite(runner.logits(torch.cat(parts)), name)

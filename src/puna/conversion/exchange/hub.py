@@ -1,0 +1,62 @@
+"""A model's name and revision on the Hugging Face hub -> its files on this machine, in the hub's own cache."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from puna.pipeline.artifacts import licence
+from puna.pipeline.errors import CheckpointError, ConfigError
+
+TERMS = (*(f"{start}*" for start in licence.NAME_STARTS), "README.md")
+# Never fetched: pickles, code, other programs' weights, pictures.
+WANTED = (
+    "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json",
+    "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "adapter_config.json", *TERMS,
+)  # fmt: skip
+NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+
+
+class Download(NamedTuple):
+    """Where the files lie, and the commit that they are of."""
+
+    path: Path
+    commit: str
+
+
+def download(name: str, *, revision: str = "main", file: str = "") -> Download:
+    """Fetch a repository's weights, tokenizer and licence, or one `file` and the licence; what is there is kept.
+
+    Shows the hub's own progress bars and resumes what was interrupted. Raises ConfigError or CheckpointError: no such
+    name, no access, no network.
+    """
+    if not NAME.fullmatch(name) or ".." in name:
+        raise ConfigError(f"hub = {name!a}", expected="OWNER/NAME")
+    try:
+        import huggingface_hub
+        from huggingface_hub import constants, errors
+    except ModuleNotFoundError:
+        raise ConfigError("downloading needs huggingface_hub", hint="pip install 'puna[hub]'") from None
+    patterns: list[str] = [file, *TERMS] if file else list(WANTED)
+    is_offline = constants.HF_HUB_OFFLINE
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=patterns,
+            local_files_only=is_offline,
+        )
+    except errors.GatedRepoError:
+        hint = "Accept the licence on the model's page, then log in with `hf auth login` or set HF_TOKEN"
+        raise CheckpointError(f"{name} is only for those who accepted its licence", hint=hint) from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        raise CheckpointError(f"the hub has no {name} at {revision!a}", hint="Check spelling and access") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        hint = "Fetch it once without --offline" if is_offline else "Check the network"
+        raise CheckpointError(f"{name} at {revision!a} is not on this machine", hint=hint) from None
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"{name} cannot be fetched: {error}", hint="The same command resumes") from None
+    path = Path(folder)
+    if file and not (path / file).exists():
+        raise CheckpointError(f"{name} has no file {file!a} at {revision!a}", expected="a file of the repository")
+    return Download(path / file if file else path, path.name)

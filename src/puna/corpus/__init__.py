@@ -1,0 +1,1 @@
+"""Training data: documents read from files, and conversations that are generated."""

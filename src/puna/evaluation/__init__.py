@@ -1,0 +1,1 @@
+"""Measurements of a model: tasks, scores, diagnoses of training runs, human reviews, the release gate."""

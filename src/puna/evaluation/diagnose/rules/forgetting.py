@@ -1,0 +1,33 @@
+"""The loss on the start model's data, and scores of general tasks -> what was forgotten."""
+
+import math
+
+from puna.evaluation.diagnose.comparison import Comparison
+from puna.evaluation.diagnose.finding import Finding
+from puna.evaluation.diagnose.record import Record
+
+# As if every tenth guess more were needed.
+MOST_RISE = math.log(1.1)
+REMEDY = "Mix some of the old data in, or tune an adapter instead; if that is not enough, lower optim.lr."
+
+
+def forgot_start(record: Record) -> Finding | None:
+    """The loss on what the start model had learned from rose."""
+    before, after = record.facts.get("start_data_loss"), record.facts.get("start_data_loss_after")
+    if before is None or after is None or after - before <= MOST_RISE:
+        return None
+    seen = f"On the data of the start model the loss was {before:.2f} before this run and {after:.2f} after it."
+    return Finding("forgot-start", seen, REMEDY, ("lower rate",))
+
+
+def forgot_general(comparison: Comparison) -> Finding | None:
+    """Scores on the general tasks fell against the start model, or against the plain one."""
+    for other in filter(None, (comparison.start, comparison.plain)):
+        general = comparison.general_difference(comparison.student, other)
+        if general is not None and general.high < 0:
+            own = comparison.difference(comparison.student, other)
+            seen = (
+                f"On the general tasks {comparison.student.name} is {general} against {other.name}; on its own {own}."
+            )
+            return Finding("forgot-general", seen, REMEDY, ("lower rate",))
+    return None

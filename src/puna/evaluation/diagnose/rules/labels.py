@@ -1,0 +1,79 @@
+"""A teacher's recorded figures on the trained tokens -> what is wrong with what the student was shown.
+
+`tail_mass` is the share of probability outside the stored tokens, `label_entropy` that of the labels as they are
+learned from, at the temperature; `teacher_entropy`, `entropy` and the losses are at temperature 1.
+"""
+
+import math
+
+from puna.evaluation.diagnose.finding import Finding
+from puna.evaluation.diagnose.record import Record
+
+# A total variation of 0.05 from the teacher: as if one label in twenty were another.
+MOST_TAIL = 0.05
+# Half the entropy of a uniform choice: for 2,048 tokens as if 45 were equally likely, for 128,256 as if 358.
+MOST_ENTROPY_SHARE = 0.5
+# A factor of two in the number of equally likely tokens.
+MOST_ENTROPY_GAP = math.log(2)
+LEAST_TEACHER_EXCESS = 1.1
+
+
+def labels_cut(record: Record) -> Finding | None:
+    """The stored top k miss much of the teacher's probability."""
+    tail = record.mean("tail_mass", 0.0)
+    if tail is None or tail <= MOST_TAIL:
+        return None
+    seen = f"{tail:.1%} of the teacher's probability lies outside the stored tokens."
+    return Finding("labels-cut", seen, "Label again with a larger top_k, or at a lower temperature.")
+
+
+def labels_flat(record: Record) -> Finding | None:
+    """The labels are nearly uniform: the temperature is too high, or the teacher knows nothing of this text."""
+    name = "label_entropy" if record.has("label_entropy") else "teacher_entropy"
+    entropy, vocab_size = record.mean(name, 0.0), record.facts.get("vocab_size")
+    if entropy is None or not vocab_size or entropy <= MOST_ENTROPY_SHARE * math.log(vocab_size):
+        return None
+    temperature = record.config.get("temperature", 1.0)
+    seen = (
+        f"At temperature {temperature:g} the labels have {entropy:.1f} nats of entropy, as if {math.exp(entropy):,.0f} "
+    )
+    seen += f"of {vocab_size:,} tokens were equally likely at each place."
+    known = record.mean("teacher_entropy", 0.0)
+    is_softened = known is not None and known <= MOST_ENTROPY_SHARE * math.log(vocab_size)
+    remedy = (
+        f"Lower the temperature: at 1 the teacher has {known:.1f} nats." if is_softened else "Take another teacher."
+    )
+    return Finding("labels-flat", seen, remedy)
+
+
+def entropy_gap(record: Record) -> Finding | None:
+    """At the end the student is far surer, or far less sure, than its teacher."""
+    student, teacher = record.mean("entropy"), record.mean("teacher_entropy", 0.5)
+    if student is None or teacher is None or abs(student - teacher) <= MOST_ENTROPY_GAP:
+        return None
+    seen = f"On the trained tokens the student has {student:.2f} nats of entropy at the end, the teacher {teacher:.2f}."
+    if student < teacher:
+        remedy = "The student overstates: raise teacher_weight, or lower the number of epochs."
+        return Finding("entropy-gap", seen, remedy, ("raise teacher_weight", "fewer steps"))
+    if record.config.get("temperature", 1.0) > 1:
+        remedy = "Lower the temperature to 1: above it the student learns to be less sure than its teacher."
+        return Finding("entropy-gap", seen, remedy)
+    remedy = "The student has not learned what the teacher is sure of: train longer, or take a larger student."
+    return Finding("entropy-gap", seen, remedy, ("more steps",))
+
+
+def teacher_foresees_worse(record: Record) -> Finding | None:
+    """The student ends with a better guess of the text's own words than its teacher has."""
+    teacher, name = record.mean("teacher_loss", 0.5), record.token_loss
+    if teacher is None:
+        return None
+    student, worst = record.mean(name), sum(record.fall(name, (0.9, 1.0), (0.9, 1.0))) * 3
+    if student is None or teacher <= LEAST_TEACHER_EXCESS * student + worst:
+        return None
+    weight = record.config.get("teacher_weight")
+    seen = f"On the trained tokens the teacher's loss is {teacher:.3f}, the student's at the end {student:.3f}"
+    seen += f", with {weight:.0%} of the weight on the teacher." if weight is not None else "."
+    remedy = (
+        "Lower teacher_weight, or tune the teacher on these data first; a label-free run (sft) is the thing to beat."
+    )
+    return Finding("teacher-foresees-worse", seen, remedy, ("lower teacher_weight",))

@@ -1,0 +1,81 @@
+"""A checkpoint and questions -> replies, with seconds and token counts. Asking grades no reply.
+
+Prompts use the training format of the checkpoint. The sampler is the sampler of the server.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from puna.evaluation.evaluate.grading import Item
+from puna.formats.chat.conversation import Conversation
+from puna.inference.completer.completer import Completer, Prompt, Reply, Sampling
+from puna.pipeline.run import Run
+
+
+class Asked(NamedTuple):
+    """The replies of one checkpoint in the order of the questions, with token counts and seconds of generation.
+
+    Example:
+        >>> Asked([Reply(Message("assistant", "At nine."), 3)], 3, 20, seconds=0.5).num_tokens
+        3
+    """
+
+    replies: list[Reply]
+    num_tokens: int
+    num_prompt_tokens: int
+    seconds: float
+
+
+def ask(model: Completer, sampling: Sampling, seed: int, run: Run, name: str, items: Sequence[Item]) -> Asked:
+    """Let one checkpoint answer all questions.
+
+    Example:
+        >>> asked = ask(completer, Sampling(max_tokens=64), 0, run, "mine", [Item(task, question)])
+        >>> len(asked.replies)
+        1
+    """
+    prompts = [_prompt(item, seed) for item in items]
+    # Warm-up: the first request pays one-time costs, and is not part of the measured speed.
+    model.complete(prompts[:1], replace(sampling, max_tokens=min(2, sampling.max_tokens)))
+    start = time.monotonic()
+    with run.progress(len(items), name, unit="questions") as bar:
+        replies = model.complete(prompts, sampling, lambda done: bar.advance(done - bar.count))
+    seconds = time.monotonic() - start
+    num_tokens = sum(reply.num_tokens for reply in replies)
+    return Asked(replies, num_tokens, sum(reply.num_prompt_tokens for reply in replies), seconds)
+
+
+def _prompt(item: Item, seed: int) -> Prompt:
+    """Return the prompt of a question, seeded by `seed`, task and question id alone: equal for every checkpoint."""
+    identity = f"{seed} {item.task.name} {item.question.id}"
+    digest = hashlib.sha256(identity.encode()).digest()
+    return Prompt(item.question.conversation, int.from_bytes(digest[:6], "big"))
+
+
+def to_json(asked: Asked) -> dict[str, Any]:
+    """Return all replies as one JSON record, for the run's journal.
+
+    Example:
+        >>> to_json(Asked([Reply(Message("assistant", "At nine."), 3)], 3, 20, 0.5))["seconds"]
+        0.5
+    """
+    rows = [{**reply._asdict(), "message": reply.message.to_json()} for reply in asked.replies]
+    return {**asked._asdict(), "replies": rows}
+
+
+def from_json(record: dict[str, Any]) -> Asked:
+    """Return the replies of a record by `to_json`.
+
+    Example:
+        >>> from_json(to_json(Asked([Reply(Message("assistant", "At nine."), 3)], 3, 20, 0.5))).num_tokens
+        3
+    """
+    return Asked(**{**record, "replies": [_reply(row) for row in record["replies"]]})
+
+
+def _reply(row: dict[str, Any]) -> Reply:
+    (message,) = Conversation.from_json({"messages": [row["message"]]}).messages
+    return Reply(**{**row, "message": message})

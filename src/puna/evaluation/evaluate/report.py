@@ -1,0 +1,199 @@
+"""Scores -> a table in the terminal, a Markdown report and a picture. Computes no score."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from puna.evaluation.evaluate.exam import null_table
+from puna.evaluation.evaluate.judges.agreement import Agreement
+from puna.evaluation.evaluate.scores import OVERALL, UNJUDGED, Answers, is_judged
+
+FAILURES_SHOWN = 3
+HOW = (
+    "Intervals are 95 %, at the effective number of questions where these come in groups: exact for up to 60, for more "
+    "Wilson's for scores and Tango's for paired differences. Size is that of the weights on disk. Tokens/s are "
+    "generated tokens a second in this evaluation, many questions at a time, the reading of the prompts included."
+)
+
+NULLS = (
+    "A checkpoint that does not score clearly more than each of these has shown nothing: ask more questions whose "
+    "right answers differ, and judge what the answers say."
+)
+
+
+def print_scores(scores: dict[str, Any], everyone: Sequence[Answers], console: Console) -> None:
+    """Print one row a checkpoint, then one row a slice."""
+    first = everyone[0].name
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"scores in %, 95 % intervals: {_extent(scores, first)}")
+    columns = ["checkpoint", "score", *([f"against {first}"] if len(everyone) > 1 else []), "size", "tokens/s"]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "checkpoint" else "right")
+    for cells in _summary(scores, everyone):
+        table.add_row(*cells)
+    console.print(table)
+    names = _slice_names(scores, first)
+    if len(names) > 1:
+        parts = Table("of which", "n", *(answers.name for answers in everyone), box=box.SIMPLE_HEAD)
+        for name in names:
+            found = [scores["checkpoints"][answers.name][name] for answers in everyone]
+            parts.add_row(name, f"{found[0]['n']:,}", *(f"{entry['score']:.1%}" for entry in found))
+        console.print(parts)
+
+
+def judge_section(judged_by: dict[str, Any]) -> str:
+    """Return the part of report.md about a judge or reward model, as judge.json has it; "" where there was none.
+
+    Example:
+        >>> judge_section({})
+        ''
+        >>> judge_section({"judged_by": "reward", "judge": "reward", "agreement": None})
+        'The reward model `reward` was compared with no human label.'
+    """
+    if not judged_by:
+        return ""
+    is_judge = judged_by["judged_by"] == "judge"
+    name = f"{'The judge' if is_judge else 'The reward model'} {_quote(judged_by['judge'])}"
+    agreement = judged_by["agreement"] and Agreement(**judged_by["agreement"])
+    said = [f"{name} {agreement}." if agreement else f"{name} was compared with no human label."]
+    if is_judge:
+        said.append(f"At least {judged_by['min_agreement']:.0%} is demanded.")
+        undecided = [f"{count:,} of {name}" for name, count in judged_by["undecided"].items() if count]
+        said += [f"Undecided, and so wrong: {', '.join(undecided)}."] if undecided else []
+        said.append(f"Its rubric: {judged_by['rubric']}")
+    return " ".join(said)
+
+
+def report(
+    scores: dict[str, Any], everyone: Sequence[Answers], nulls: Sequence[dict[str, Any]], judge: str = ""
+) -> str:
+    """Return the tables with all intervals, the null models, and wrong answers of each checkpoint, as Markdown."""
+    first = everyone[0].name
+    columns = ["checkpoint", "score %", *([f"against {first}"] if len(everyone) > 1 else []), "size", "tokens/s"]
+    sections = ["# Scores", _extent(scores, first) + ".", _markdown_table(columns, _summary(scores, everyone)), HOW]
+    if judge:
+        sections += ["## Who judged the words", judge]
+    names = [answers.name for answers in everyone]
+    rows = [
+        [name, f"{scores['checkpoints'][first][name]['n']:,}"]
+        + [_interval(scores["checkpoints"][checkpoint][name], "score") for checkpoint in names]
+        for name in _slice_names(scores, first)
+    ]
+    sections += ["## By kind", _markdown_table(["kind", "n", *names], rows)]
+    sections += ["## Models that know nothing", NULLS, _markdown_table(["a model that", "score %"], null_table(nulls))]
+    if scores["differences"]:
+        sections += ["## Differences in points, paired by question", _differences(scores)]
+    if scores["similarity"]:
+        told = [f"{name} {entry['mean']:.2f} (n = {entry['n']:,})" for name, entry in scores["similarity"].items()]
+        sections += ["## Similarity to the references", f"chrF, 0 to 1, a figure to look at: {', '.join(told)}."]
+    for answers in everyone:
+        sections += [f"## Wrong answers of {answers.name}", *_failures(answers)]
+    return "\n\n".join(sections) + "\n"
+
+
+def draw_scores(scores: dict[str, Any], path: Path) -> bool:
+    """Draw every slice of every checkpoint with its interval into a PNG; return False without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    checkpoints = scores["checkpoints"]
+    slices = list(next(iter(checkpoints.values())))
+    figure = Figure(figsize=(7, 1.2 + 0.25 * len(slices) * (len(checkpoints) + 1)), layout="constrained")
+    axes = figure.add_subplot(xlabel="score in %, with 95 % interval", xlim=(-2, 102))
+    for place, (name, entries) in enumerate(checkpoints.items()):
+        offset = 0.8 * ((place + 0.5) / len(checkpoints) - 0.5)
+        middle, low, high = (
+            100 * np.array([entries[part][key] for part in slices]) for key in ("score", "low", "high")
+        )
+        heights = np.arange(len(slices)) + offset
+        axes.errorbar(middle, heights, xerr=(middle - low, high - middle), fmt="o", capsize=3, markersize=4, label=name)
+    axes.set_yticks(range(len(slices)), slices)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=min(4, len(checkpoints)))
+    figure.savefig(path, dpi=110)
+    return True
+
+
+def _summary(scores: dict[str, Any], everyone: Sequence[Answers]) -> list[list[str]]:
+    """Return name, score, difference to the first (where there are several), size and speed of each checkpoint."""
+    first = everyone[0].name
+    to_first = [entry for entry in scores["differences"] if entry["against"] == first]
+    against = {entry["checkpoint"]: entry["slices"][OVERALL] for entry in to_first}
+    rows: list[list[str]] = []
+    for answers in everyone:
+        difference = [_interval(against[answers.name], "difference", sign="+")] if answers.name in against else [""]
+        entry = scores["checkpoints"][answers.name][OVERALL]
+        size, speed = f"{answers.num_bytes / 1e6:,.1f} MB", f"{answers.tokens_per_s:,.0f}"
+        rows.append([answers.name, _interval(entry, "score"), *(difference if len(everyone) > 1 else []), size, speed])
+    return rows
+
+
+def _extent(scores: dict[str, Any], name: str) -> str:
+    overall = scores["checkpoints"][name][OVERALL]
+    groups = f" in {overall['groups']:,} groups" if overall["groups"] < overall["n"] else ""
+    unjudged = scores["checkpoints"][name].get(UNJUDGED, {}).get("n", 0)
+    more = f"; {unjudged:,} more were answered in words that nobody judged, and count nowhere" if unjudged else ""
+    return f"{overall['n']:,} questions judged{groups}{more}"
+
+
+def _slice_names(scores: dict[str, Any], name: str) -> list[str]:
+    return [part for part in scores["checkpoints"][name] if part != OVERALL]
+
+
+def _interval(entry: dict[str, float], key: str, *, sign: str = "") -> str:
+    if entry.get("n") == 0:
+        return "not judged"
+    low, high = (f"{100 * entry[bound]:{sign}.1f}" for bound in ("low", "high"))
+    return f"{100 * entry[key]:{sign}.1f} ({low}, {high})"
+
+
+def _differences(scores: dict[str, Any]) -> str:
+    rows = [
+        [pair["checkpoint"], pair["against"], name, _interval(entry, "difference", sign="+"), *_counts(entry)]
+        for pair in scores["differences"]
+        for name, entry in pair["slices"].items()
+    ]
+    return _markdown_table(["checkpoint", "against", "kind", "difference", "better", "worse"], rows)
+
+
+def _counts(entry: dict[str, float]) -> list[str]:
+    return [f"{entry['better']:,}", f"{entry['worse']:,}"]
+
+
+def _failures(answers: Answers) -> list[str]:
+    judged = [row for row in answers.rows if is_judged(row)]
+    failed = [row for row in judged if row["score"] < 1]
+    lines = [f"{len(failed):,} of {len(judged):,} judged; all are in conversations-{answers.name}.jsonl."]
+    for row in failed[:: max(1, len(failed) // FAILURES_SHOWN)][:FAILURES_SHOWN]:
+        asked = row["conversation"]["messages"][-1]["content"]
+        lines.append(
+            f"- {_quote(row['id'])} ({row['grade']}): {_quote(row['reason'])}\n"
+            f"  - asked: {_quote(asked)}\n"
+            f"  - expected: {_quote(json.dumps(row['expected'], ensure_ascii=False))}\n"
+            f"  - answered: {_quote(_said(row['answer']))}"
+        )
+    return lines
+
+
+def _said(answer: dict[str, Any]) -> str:
+    functions = [call["function"] for call in answer.get("tool_calls", [])]
+    calls = [f"{function['name']}({json.dumps(function['arguments'], ensure_ascii=False)})" for function in functions]
+    return " ".join([answer["content"], *calls]).strip()
+
+
+def _quote(text: str) -> str:
+    """Show what a model or a document wrote on one line, as code: nothing in it becomes Markdown."""
+    line = " ".join(text.replace("`", "'").split())
+    return f"`{line if len(line) <= 300 else line[:297] + '...'}`" if line else "(nothing)"
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    ruler = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ruler, *rows))

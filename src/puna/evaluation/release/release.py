@@ -1,0 +1,317 @@
+"""A checkpoint, its scores and its lineage -> GO or NO-GO with the page that says why, and on GO what may be handed on.
+
+A NO-GO writes the page and no model, and its receipt does not hold, which stops whatever would go on from there. Sends
+nothing anywhere, and measures nothing itself: scores are evaluate's, receipts those of the stages before.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from puna.data.shards import write_jsonl
+from puna.evaluation.release.card import model_card
+from puna.evaluation.release.compare import Gate
+from puna.evaluation.release.evaluations import Evaluation, Scores, read_evaluation, scores_of
+from puna.evaluation.release.facts import Facts, base_of, hub_name, name_of, open_model_of, read_lineage
+from puna.evaluation.release.gate import OVERRIDABLE, Decision, gather, judge, record, run_exams
+from puna.evaluation.release.leaks import find_leaks
+from puna.evaluation.release.page.page import write_page
+from puna.evaluation.release.terms import Node, applying, find_texts, governing_licence, notice, origin, statement, walk
+from puna.formats.checkpoint.checkpoint import CONFIG_NAME, GENERATION_NAME, Checkpoint
+from puna.formats.checkpoint.directory import find_file, read_json
+from puna.formats.checkpoint.layout import INDEX_NAME, SINGLE_NAME
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.artifacts.licence import LICENCES, Licence, read_notices
+from puna.pipeline.artifacts.lineage import licences_of
+from puna.pipeline.config import StageConfig
+from puna.pipeline.errors import ArtifactError, ReleaseError
+from puna.pipeline.registry.registry import follow
+from puna.pipeline.run import Run
+from puna.pipeline.storage.files import link_or_copy
+
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
+# What a released checkpoint consists of beside its weights; anything else in the folder stays behind.
+FILES = (
+    CONFIG_NAME,
+    GENERATION_NAME,
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+class Config(StageConfig):
+    """What to release, under which name, and what its card says that no artifact knows."""
+
+    checkpoint: Path = Field(description="the model to release")
+    name: str = Field(description="its name: letters, digits, '.', '_' and '-'")
+    scores: Path | None = Field(default=None, description="an evaluation of it, and of the others, on their task")
+    general: Path | None = Field(default=None, description="an evaluation on what must not be forgotten")
+    base: Path | None = Field(
+        default=None, description="Checkpoint of the open model that the release was made from and has to surpass"
+    )
+    start: Path | None = Field(
+        default=None, description="Checkpoint of the same network before training on your data, such as a pruned model"
+    )
+    teacher: Path | None = Field(default=None, description="what it learned from: it must not be far below")
+    in_use: Path | None = Field(default=None, description="what it would replace, or a folder of promoted releases")
+    gate: Gate = Gate()
+    override: dict[str, str] = Field(default={}, description="rules to pass over, each with the reason, on record")
+    description: str = Field(default="", description="what it is for, in a few sentences")
+    author: str = Field(default="", description="who answers for it, and how to be reached")
+    languages: list[str] = Field(default=[], description="that it is meant for, as codes of ISO 639-1")
+    licence: str = Field(default="", description="terms of the release, where those inherited leave the choice")
+    credits: list[str] = Field(default=[], description="lines for NOTICE: authors whose licences ask to be named")
+    base_model: str = Field(default="", description="the base model's name on the hub, if its path does not tell")
+    datasets: list[str] = Field(default=[], description="names on the hub of published data that it was trained on")
+    licence_files: Path | None = Field(default=None, description="folder with agreements that the lineage lacks")
+    accepted_terms: list[str] = Field(default=[], description="terms without a known licence that you have read")
+    allow_name: bool = Field(default=False, description="release under a name that an inherited licence forbids")
+    allow_noncommercial: bool = Field(default=False, description="release although commercial use is forbidden")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_file_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name) or "--" in name or ".." in name:
+            raise ValueError("at most 96 letters, digits, and single '.', '_' or '-' between them")
+        return name
+
+    @field_validator("override")
+    @classmethod
+    def _overrides_are_rules_with_reasons(cls, override: dict[str, str]) -> dict[str, str]:
+        if not all(rule in OVERRIDABLE and reason.strip() for rule, reason in override.items()):
+            raise ValueError(f"a reason in words for a rule of {', '.join(OVERRIDABLE)}")
+        return override
+
+    @field_validator("in_use")
+    @classmethod
+    def _in_use_is_followed(cls, path: Path | None) -> Path | None:
+        return follow(path) if path else None
+
+    def made_of(self) -> dict[str, Path]:
+        """Name the inputs whose licences the release inherits: what it was judged by is not in it."""
+        return {"checkpoint": self.checkpoint}
+
+    def requires_receipts(self) -> bool:
+        """Say no: the gate judges receipts itself, those of the whole lineage, and writes its page all the same."""
+        return False
+
+
+def run(config: Config, run: Run) -> None:
+    """Write decision.md, decision.html and release.json; on GO the checkpoint, its licences and card, too."""
+    tree = read_lineage(config.checkpoint)
+    inherited = licences_of(config.checkpoint)
+    exceptions, licence_reasons = _judge_licences(config, inherited, tree)
+    governing = governing_licence(inherited, config.licence)
+    places = [Path(step.node["path"]) for step in walk(tree)]
+    texts: dict[str, Path] = {}
+    try:
+        texts = find_texts([*places, *filter(None, [config.licence_files])], inherited, governing)
+    except ReleaseError as error:
+        licence_reasons.append(str(error))
+    given = {"task": ("scores", config.scores), "general": ("general", config.general)}
+    evaluations = {suite: read_evaluation(path, setting) for suite, (setting, path) in given.items() if path}
+    # NOTE: a raw folder is hashed file by file, which takes minutes for a large model: once.
+    contents = {role: artifact.content_hash(path) for role, path in _compared(config).items()}
+    facts = Facts(
+        name=config.name,
+        checkpoint=Checkpoint.open(config.checkpoint),
+        tree=tree,
+        inherited=inherited,
+        governing=governing,
+        description=config.description,
+        author=config.author,
+        languages=config.languages,
+        datasets=config.datasets,
+        credits=config.credits,
+        base_model=config.base_model or hub_name(base_of(tree)),
+        texts=sorted({"LICENSE", "NOTICE", *texts}),
+        exceptions=exceptions,
+        scores=scores_of(evaluations.get("task"), contents["candidate"]),
+        general=scores_of(evaluations.get("general"), contents["candidate"]),
+    )
+    decision = _decide(config, facts, evaluations, contents, licence_reasons)
+    write_page(decision, facts, run.output)
+    run.records |= {"decision.md", "decision.html"}  # both tell of the speed that the evaluation measured
+    if decision.leaks and decision.leaks.report.found:
+        write_jsonl(run.output / "overlaps.jsonl", (each._asdict() for each in decision.leaks.report.found))
+    told = replace(facts, exceptions=[*exceptions, *decision.overrides], decision=decision.headline)
+    if decision.is_go:
+        _write_model(config, told, texts, run.output)
+    decision.receipt.save(run.output)
+    artifact.write_text(
+        run.output / "release.json", json.dumps(_record(told, decision), indent=2, ensure_ascii=False) + "\n"
+    )
+    _report(told, decision, run)
+
+
+def _compared(config: Config) -> dict[str, Path]:
+    """Return the checkpoints by role, the candidate first."""
+    others = {"start": config.start, "base": config.base, "teacher": config.teacher, "in_use": config.in_use}
+    return {"candidate": config.checkpoint, **{role: path for role, path in others.items() if path}}
+
+
+def _decide(
+    config: Config,
+    facts: Facts,
+    evaluations: dict[str, Evaluation],
+    contents: dict[str, str],
+    licence_reasons: list[str],
+) -> Decision:
+    open_model = open_model_of(facts.tree)
+    open_roles = [role for role, content in contents.items() if open_model and content in open_model.hashes]
+    models, comparisons = gather(evaluations, _compared(config), contents, config.gate, open_roles=open_roles)
+    rows = [row for answered in (models[0].task, models[0].general) if answered for row in answered.rows]
+    settings = config.gate
+    leaks = find_leaks(facts.tree, rows, n=settings.overlap_words, share=settings.overlap_share) if rows else None
+    decision = judge(
+        config.name,
+        settings,
+        models,
+        comparisons,
+        suites=list(evaluations),
+        exams=run_exams(evaluations, models[0], config.gate),
+        receipts=facts.receipts,
+        leaks=leaks,
+        licence_reasons=licence_reasons,
+        overrides=config.override,
+        missing_open_model=open_model.name if open_model and not open_roles else "",
+    )
+    if base := base_of(facts.tree):
+        learned = f"what {name_of(base['path'])} was trained on before it came here"
+        unseen = f"Whether test questions stand in {learned}: that is not known."
+        return replace(decision, unmeasured=[*decision.unmeasured, unseen])
+    return decision
+
+
+def _judge_licences(config: Config, inherited: set[str], tree: Node) -> tuple[list[str], list[str]]:
+    """Return what was let through on the user's word, and what the licences do not allow."""
+    exceptions: list[str] = []
+    refused: list[ReleaseError] = []
+    for id in sorted(inherited - LICENCES.keys()):
+        if id in config.accepted_terms:
+            exceptions.append(f"The terms '{id}' were accepted as read.")
+        else:
+            refused.append(_unknown_terms(id, tree))
+    for each in applying(inherited):
+        if not each.allows_name(config.name):
+            if config.allow_name:
+                exceptions.append(f"The name does not begin with '{each.name_prefix}', as the {each.title} asks.")
+            else:
+                refused.append(_forbidden_name(config.name, each, tree))
+        if each.is_noncommercial and config.allow_noncommercial:
+            exceptions.append(f"Material under the {each.title} is in it: no commercial use.")
+        elif each.is_noncommercial:
+            given = f"the {each.title}, which comes from {origin(tree, each.id)}, forbids commercial use"
+            hint = "Train without it, or give --allow-noncommercial to release for other uses"
+            refused.append(ReleaseError(given, hint=hint))
+    return exceptions, list(map(str, refused))
+
+
+def _unknown_terms(id: str, tree: Node) -> ReleaseError:
+    return ReleaseError(
+        f"the terms '{id}' come from {origin(tree, id)}",
+        expected=f"terms that are known ({', '.join(LICENCES)})",
+        hint="State `licence` at the stage that reads it ('own' for data of your own), add a LICENSE to the "
+        "raw folder, or name these terms in accepted_terms once you have read them",
+    )
+
+
+def _forbidden_name(name: str, licence: Licence, tree: Node) -> ReleaseError:
+    return ReleaseError(
+        f"name = '{name}', but the model inherits the {licence.title} from {origin(tree, licence.id)}",
+        expected=f"a name that begins with '{licence.name_prefix}', as in '{licence.name_prefix}-{name}'",
+        hint="--allow-name overrides this, and is recorded",
+    )
+
+
+def _write_model(config: Config, facts: Facts, texts: dict[str, Path], output: Path) -> None:
+    """Write the checkpoint, what its licences ask to go along, and the card."""
+    _copy_checkpoint(config.checkpoint, output)
+    for name, file in texts.items():
+        shutil.copyfile(file, output / name)
+    if "LICENSE" not in texts:
+        artifact.write_text(output / "LICENSE", statement(config.name, facts.governing, config.author))
+    notices = [text for step in walk(facts.tree) for text in read_notices(Path(step.node["path"]))]
+    artifact.write_text(output / "NOTICE", notice(config.name, facts.inherited, config.credits, notices))
+    artifact.write_text(output / "README.md", model_card(replace(facts, checkpoint=_opened(output))))
+
+
+def _copy_checkpoint(source: Path, target: Path) -> None:
+    """Link or copy the files of a checkpoint that are known, and its receipts."""
+    weights = [SINGLE_NAME]
+    if find_file(source, SINGLE_NAME) is None:
+        index = find_file(source, INDEX_NAME)
+        weights = [INDEX_NAME, *sorted(set(read_json(index)["weight_map"].values()))] if index else []
+    for name in (*FILES, *weights):
+        file = find_file(source, name)
+        if file is not None:
+            _link(file, target / name)
+    if artifact.is_artifact(source):
+        for receipt in artifact.read_receipts(source):
+            receipt.save(target)
+
+
+def _link(source: Path, target: Path) -> None:
+    link_or_copy(source, target)
+    if not target.samefile(source) and artifact.hash_file(source) != artifact.hash_file(target):
+        raise ArtifactError(f"{source} was not copied as it is", hint="Look at the disk, and release again")
+
+
+def _opened(path: Path) -> Checkpoint:
+    """Open what was written as anyone would, tokenizer included; CheckpointError or TokenizerError if that fails."""
+    checkpoint = Checkpoint.open(path)
+    checkpoint.tokenizer()
+    return checkpoint
+
+
+def _record(facts: Facts, decision: Decision) -> dict[str, Any]:
+    """Return what release.json holds: the card's facts for programs, without a path of this machine."""
+    return {
+        "name": facts.name,
+        "gate": record(decision),
+        "licence": facts.governing.id,
+        "inherited": sorted(facts.inherited),
+        "badges": facts.badges,
+        "files": facts.texts if decision.is_go else [],
+        "exceptions": facts.exceptions,
+        "base_model": facts.base_model,
+        "languages": facts.languages,
+        "receipts": [{"of": name, **asdict(receipt)} for name, receipt in facts.receipts],
+        "scores": _recorded(facts.scores),
+        "general": _recorded(facts.general),
+        "lineage": _without_paths(facts.tree),
+    }
+
+
+def _recorded(scores: Scores | None) -> dict[str, Any] | None:
+    return {"name": scores.name, "tasks": scores.tasks, **scores.checkpoints[scores.name]} if scores else None
+
+
+def _without_paths(node: Node) -> Node:
+    told = {key: node[key] for key in ("kind", "stage", "hash", "licences", "state") if key in node}
+    inputs = {role: _without_paths(each) for role, each in node["inputs"].items()}
+    return {"name": name_of(node["path"]), **told, "inputs": inputs}
+
+
+def _report(facts: Facts, decision: Decision, run: Run) -> None:
+    run.log(decision.headline)
+    for line in facts.exceptions:
+        run.log(f"exception: {line}")
+    if not decision.is_go:
+        for hint in decision.hints:
+            run.log(f"what to do: {hint}")
+        run.log("the page is decision.html; no model was written")
+        return
+    run.log(f"{facts.name}: {facts.governing.title}; with {', '.join(facts.texts)}")
+    uncredited = [each.title for each in applying(facts.inherited) if each.needs_credit and not facts.credits]
+    for title in uncredited:
+        run.log(f"the {title} asks to name the authors: give them as `credits`")
+    run.log("to put it into use: puna promote RELEASE --to FOLDER, and serve the folder")

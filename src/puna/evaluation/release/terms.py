@@ -1,0 +1,142 @@
+"""Licences that a model inherits -> what governs its release, which texts go with it, and why it may not go out.
+
+Writes no agreement: each is copied from where it lay in the lineage.
+"""
+
+import itertools
+from collections.abc import Container, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from puna.pipeline.artifacts.licence import LICENCES, OWN, TABLE, UNKNOWN, Licence, folders_of, identify, read_texts
+from puna.pipeline.errors import ConfigError, ReleaseError
+
+POLICY = "USE_POLICY.md"
+
+Node = dict[str, Any]
+
+
+class Step(NamedTuple):
+    """One edge of a lineage: what read `node`, and in which role; the artifact itself has neither."""
+
+    node: Node
+    role: str = ""
+    reader: Node | None = None
+
+
+def walk(tree: Node) -> Iterator[Step]:
+    """Yield every edge of a lineage tree, from the artifact down, and what lies below an artifact only once."""
+    seen: set[str] = set()
+
+    def below(step: Step) -> Iterator[Step]:
+        yield step
+        if step.node["path"] not in seen:
+            seen.add(step.node["path"])
+            for role, node in step.node["inputs"].items():
+                yield from below(Step(node, role, step.node))
+
+    yield from below(Step(tree))
+
+
+def origin(tree: Node, id: str) -> str:
+    """Name the place in a lineage where a licence comes from: the artifact that has it and got it from no other."""
+    for node, _, _ in walk(tree):
+        inputs = list(node["inputs"].values())
+        if id in _ids(node) and not any(id in _ids(each) for each in inputs):
+            raw = [each["path"] for each in inputs if each["kind"] == "raw"]
+            return f"{node['path']}" + (f", made from {', '.join(raw)}" if raw else "")
+    return str(tree["path"])
+
+
+def _ids(node: Node) -> set[str]:
+    return {identify(name) for name in node.get("licences", [])}
+
+
+def applying(inherited: Iterable[str]) -> list[Licence]:
+    """Return the known licences among those inherited, in order of precedence."""
+    ids = set(inherited)
+    return [each for each in TABLE if each.id in ids]
+
+
+def governing_licence(inherited: Iterable[str], stated: str) -> Licence:
+    """Choose the licence of the release: what is inherited and binds the whole, else what is stated.
+
+    Where nothing is stated either it is the one licence inherited, and with none or several of them nobody's but the
+    owner's. ConfigError if what is stated is unknown or gives way to another.
+    """
+    known = applying(inherited)
+    restrictive = [each for each in known if each.is_restrictive]
+    if stated:
+        chosen = LICENCES.get(identify(stated))
+        if chosen is None:
+            raise ConfigError(f"licence = '{stated}'", expected=f"one of {', '.join(LICENCES)}")
+        if restrictive and chosen not in restrictive:
+            raise ConfigError(
+                f"licence = '{stated}', but the model inherits {', '.join(each.id for each in restrictive)}",
+                expected=restrictive[0].id,
+            )
+        return chosen
+    others = [each for each in known if each.id != OWN]
+    return (restrictive or (others if len(others) == len(known) == 1 else [LICENCES[OWN]]))[0]
+
+
+def find_texts(places: Iterable[Path], inherited: Iterable[str], governing: Licence) -> dict[str, Path]:
+    """Return the licence texts to ship, by their names in the release; ReleaseError if one has to be there and is not.
+
+    The governing agreement becomes LICENSE, the others LICENSE-ID, policies of use USE_POLICY.md.
+    """
+    wanted, texts, contents = set(inherited), dict[str, Path](), set[bytes]()
+    wanted |= {UNKNOWN} if wanted - LICENCES.keys() else set()
+    for folder in dict.fromkeys(folder for place in places for folder in folders_of(place)):
+        for file, ids in read_texts(folder):
+            content = file.read_bytes()
+            if not ids & wanted or content in contents:
+                continue
+            contents.add(content)
+            id = next((each.id for each in TABLE if each.id in ids & wanted), UNKNOWN)
+            is_main = id == governing.id and governing.needs_text
+            texts[_free_name("LICENSE" if is_main else f"LICENSE-{id}", texts)] = file
+            policy = folder / POLICY
+            if policy.is_file() and (id not in LICENCES or LICENCES[id].needs_text):
+                texts[POLICY if is_main else f"USE_POLICY-{id}.md"] = policy
+    for each in applying(wanted):
+        if each.needs_text and not ({"LICENSE" if each == governing else f"LICENSE-{each.id}"} & texts.keys()):
+            raise ReleaseError(
+                f"the text of the {each.title}, which the model inherits, lies nowhere in its lineage",
+                expected="a LICENSE file in the folder of the base model",
+                hint=f"Put it there, or into a folder of its own and name that as licence_files. It is at {each.url}",
+            )
+    return texts
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([name], numbered) if each not in taken)
+
+
+def notice(name: str, inherited: Iterable[str], credits: Iterable[str], notices: Iterable[str]) -> str:
+    """Return the file NOTICE: Meta's lines, the credits, the licences' addresses, and other lines of notices found."""
+    known = applying(inherited)
+    blocks = [
+        [name],
+        [*(each.notice for each in known if each.notice), *credits],
+        [f"Made with material under the {each.title} ({each.id}): {each.url}" for each in known if each.url],
+        *(text.splitlines() for text in notices),
+    ]
+    told: set[str] = set()
+    paragraphs: list[str] = []
+    for block in blocks:
+        # A blank line parts paragraphs; any other is told once, however many releases the notice has gone through.
+        lines = [line for line in block if not line.strip() or line.strip() not in told]
+        told.update(line.strip() for line in lines)
+        if paragraph := "\n".join(lines).strip("\n"):
+            paragraphs.append(paragraph)
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def statement(name: str, governing: Licence, author: str) -> str:
+    """Return the file LICENSE where no agreement's own text stands for it."""
+    if governing.id == OWN:
+        return f"{name}: all rights reserved{f' by {author}' if author else ''}. No licence has been given.\n"
+    owner = f"Copyright {author}\n\n" if author else ""
+    return f"{owner}{name} is released under the {governing.title} ({governing.id}).\nIts text: {governing.url}\n"

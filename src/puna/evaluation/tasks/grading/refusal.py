@@ -1,0 +1,17 @@
+"""Grade `refusal`: the answer says that the matter is not known, in the required words."""
+
+from puna.evaluation.tasks.grading.contains import contains
+from puna.evaluation.tasks.question import Grade, Question
+from puna.formats.chat.conversation import Message
+
+
+def refusal(question: Question, message: Message) -> Grade:
+    """Judge as `contains` does; a refusal is reported as a kind of its own.
+
+    Example:
+        >>> question = Question("1", conversation, {"contains": ["does not say"]}, "refusal")
+        >>> refusal(question, Message("assistant", "The page does not say that.")).score
+        1.0
+    """
+    grade = contains(question, message)
+    return Grade(grade.score, grade.reason if grade.score else f"does not refuse: {grade.reason}")

@@ -1,0 +1,214 @@
+"""The name of a stored tensor -> the changed tensor of the base, and the part of an adapter.
+
+Reads PEFT's names with and without prefixes, adapter names and wrappers of compilers and sharding. Spellings of other
+programs, with matrices in another layout, are named together with the way to PEFT's layout.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from puna.formats.checkpoint.adapters.config import MERGE_IN_PEFT, AdapterConfig
+from puna.formats.checkpoint.adapters.patterns import is_saved
+from puna.pipeline.errors import CheckpointError
+
+PREFIX = "base_model.model."
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# The parts of one module's adapter, as PEFT names them.
+DOWN, UP = "lora_A.weight", "lora_B.weight"
+EMBEDDING_DOWN, EMBEDDING_UP = "lora_embedding_A", "lora_embedding_B"
+MAGNITUDE = "lora_magnitude_vector"
+# The rows of chosen tokens, in the place of the base's.
+TOKENS = "trainable_tokens_delta"
+# A tensor of the module's own copy; and the base's tensor beneath, stored again (a grown vocabulary, or as it was).
+WHOLE, BASE_LAYER = "weight", "base_layer.weight"
+
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+PREFIXES = re.compile(r"^(?:base_model\.model\.|base_model\.|pretrained_model\.|module\.|model\.(?=model\.))*")
+# Behind the part stands the adapter's name where a program stored PEFT's state_dict as it is.
+ENDINGS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\.lora_A(?:\.(?!weight$)(?P<name>[^.]+))?(?:\.weight)?$"), DOWN),
+    (re.compile(r"\.lora_B(?:\.(?!weight$|bias$)(?P<name>[^.]+))?(?:\.weight)?$"), UP),
+    (re.compile(r"\.lora_embedding_A(?:\.(?!weight$)(?P<name>[^.]+))?(?:\.weight)?$"), EMBEDDING_DOWN),
+    (re.compile(r"\.lora_embedding_B(?:\.(?!weight$)(?P<name>[^.]+))?(?:\.weight)?$"), EMBEDDING_UP),
+    (re.compile(r"\.lora_magnitude_vector(?:\.(?!weight$)(?P<name>[^.]+))?(?:\.weight)?$"), MAGNITUDE),
+    (re.compile(r"(?:\.token_adapter)?\.trainable_tokens_delta(?:\.(?P<name>[^.]+))?$"), TOKENS),
+    (re.compile(r"(?:\.token_adapter)?\.base_layer\.weight$"), BASE_LAYER),
+)
+SAVED = re.compile(r"\.modules_to_save(?:\.(?!weight$|\w+_proj\.|\w*layernorm\.)[^.]+)?(?=\.)")
+ORIGINAL = re.compile(r"\.original_module(?=\.)")
+MODULE = re.compile(
+    r"(?:model\.)?(?P<path>embed_tokens|norm|layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj|"
+    r"input_layernorm|post_attention_layernorm))|lm_head"
+)
+
+
+class Spelling(NamedTuple):
+    """Names that another program writes: a mark to tell the program, a description, the way to a readable adapter."""
+
+    mark: re.Pattern[str]
+    name: str
+    hint: str
+
+
+SPELLINGS = (
+    Spelling(
+        re.compile(r"\.(attn\.(q_proj|k_proj|v_proj|output_proj)|mlp\.w[123])\.(lora_[ab]\.weight|magnitude)$"),
+        "torchtune's names, whose queries and keys lie in Meta's order",
+        "torchtune's FullModelHFCheckpointer writes PEFT's adapter_config.json and adapter_model.safetensors",
+    ),
+    Spelling(
+        re.compile(r"\.blk\.|^blk\.\d+\.|\.weight\.lora_[ab]$"),
+        "llama.cpp's names",
+        "Take the PEFT directory that convert_lora_to_gguf.py has read",
+    ),
+    Spelling(
+        re.compile(r"\.lora_[ab]$"),
+        "mlx-lm's names, whose matrices are transposed",
+        "mlx_lm.fuse writes a checkpoint of the base and the adapter, which Puna reads",
+    ),
+    Spelling(
+        re.compile(r"\.(adapter\.linear_(in|out)|linear_(qkv|proj|fc1|fc2))\b|\.to_wrap\."),
+        "Megatron's and NeMo's names, whose queries, keys and values are one matrix",
+        "Export the adapter to PEFT's layout: in NeMo, export_ckpt with target hf-peft",
+    ),
+    Spelling(
+        re.compile(r"\.(attention\.w[qkvo]|feed_forward\.w[123]|tok_embeddings)\b"),
+        "Meta's names, whose queries and keys lie in another order than transformers'",
+        "Convert base and adapter to transformers' names with the program that trained the adapter",
+    ),
+    Spelling(
+        re.compile(r"lora_(down|up)\.|^lora_(te|unet|transformer)"),
+        "kohya's and diffusers' names",
+        "Convert the adapter to PEFT's layout with the program that trained it",
+    ),
+    Spelling(
+        re.compile(r"\.(q|k|v)kv?_proj\.|\.gate_up_proj\.|\.c_attn\.|query_key_value|\.W_pack\."),
+        "names of matrices that are fused, or of another architecture than Llama",
+        "Split the fused matrices with the program that trained the adapter, or use its own base",
+    ),
+    Spelling(
+        re.compile(r"\.language_model\.|\.vision_|\.multi_modal"),
+        "names of a model that reads pictures",
+        "Use the adapter with the base that it was trained for; Puna computes text models",
+    ),
+    Spelling(
+        re.compile(r"(^|\.)(score|classifier|v_head|summary)\."),
+        "the head of a classifier or a reward model",
+        "Only adapters of causal language models are merged here: " + MERGE_IN_PEFT,
+    ),
+    Spelling(
+        re.compile(r"hada_w|lokr_|oft_|boft_|vera_lambda|ia3_|lora_E|lora_mobius|prompt_embeddings|\.hra_|ranknum"),
+        "parts of another method than LoRA",
+        MERGE_IN_PEFT,
+    ),
+    Spelling(
+        re.compile(r"\.(lora_B(\.[^.]+)?|\w+)\.bias$"),
+        "a bias, which the linear layers of a Llama don't have",
+        "Train with bias = 'none' and lora_bias = False",
+    ),
+)  # fmt: skip
+
+
+class Place(NamedTuple):
+    """The tensor of the base that a stored tensor changes, the part of an adapter, and the adapter's name if stored."""
+
+    name: str
+    part: str
+    adapter_name: str = ""
+
+
+def place_of(key: str) -> Place | None:
+    """Read the name of a stored tensor; None if no Llama's adapter has such a name.
+
+    Example:
+        >>> place_of("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight")
+        Place(name='model.layers.0.self_attn.q_proj.weight', part='lora_A.weight', adapter_name='default')
+    """
+    path, part, adapter_name = PREFIXES.sub("", WRAPPERS.sub("", key)), "", ""
+    for ending, found in ENDINGS:
+        if match := ending.search(path):
+            path, part, adapter_name = path[: match.start()], found, match.groupdict().get("name") or ""
+            break
+    else:
+        if not path.endswith(".weight"):
+            return None
+        path = path.removesuffix(".weight")
+        without = ORIGINAL.sub("", f"{path}.")[:-1]
+        part = WHOLE if without == path else BASE_LAYER
+        path = SAVED.sub("", f"{without}.")[:-1]
+    module = MODULE.fullmatch(path)
+    if module is None:
+        return None
+    name = f"model.{module['path']}" if module["path"] else path
+    return Place(f"{name}.weight", part, adapter_name)
+
+
+def find_spelling(key: str) -> Spelling | None:
+    """Return the spelling that a name belongs to, if the program or method is known."""
+    return next((each for each in SPELLINGS if each.mark.search(key)), None)
+
+
+def find_parts(keys: Iterable[str], config: AdapterConfig, path: Path) -> dict[str, dict[str, str]]:
+    """Return the stored names of the parts, by the tensor of the base.
+
+    Raises:
+        CheckpointError: A name is another program's, or two names mean the same part.
+    """
+    places: dict[str, Place] = {}
+    for key in keys:
+        place = place_of(key)
+        if place is None:
+            raise foreign_key(key, path)
+        places[key] = place
+    if len(names := {place.adapter_name for place in places.values() if place.adapter_name}) > 1:
+        raise CheckpointError(
+            f"{path} holds the adapters {', '.join(sorted(names))}",
+            expected="one adapter",
+            hint="Save each adapter into a directory of its own: save_pretrained(..., selected_adapters=[NAME])",
+        )
+    if not places:
+        raise CheckpointError(f"{path} holds no tensors", expected="an adapter's")
+    # A tensor under its plain name is the module's own copy in modules_to_save; elsewhere it replaces the base's.
+    copies = is_saved(config, sorted({place.name.removesuffix(".weight") for place in places.values()}))
+    parts: dict[str, dict[str, str]] = {}
+    # Plain names first: PEFT reads those where it has written a module under two.
+    for key, place in sorted(places.items(), key=lambda item: (len(item[0]), item[0])):
+        is_plain = place.part == WHOLE and ".modules_to_save." not in key
+        is_copy = place.name.removesuffix(".weight") in copies
+        part = BASE_LAYER if is_plain and not is_copy else place.part
+        known = parts.setdefault(place.name, {}).setdefault(part, key)
+        if known != key and not _are_one(known, key):
+            raise CheckpointError(f"{path}: {known!a} and {key!a}", expected=f"one {part} of {place.name}")
+    return parts
+
+
+def _are_one(plain: str, other: str) -> bool:
+    """Return whether PEFT writes one table under both names, which happens where the vocabulary has grown."""
+    return ".modules_to_save." in other or ".original_module." in other or "base_layer" in plain + other
+
+
+def foreign_key(key: str, path: Path) -> CheckpointError:
+    """Return an error that names the program and the remedy."""
+    if spelling := find_spelling(key):
+        return CheckpointError(
+            f"{path}: tensor {key!a}: {spelling.name}",
+            expected="the names of a LoRA adapter in PEFT",
+            hint=spelling.hint,
+        )
+    return CheckpointError(
+        f"{path}: tensor {key!a}",
+        expected=f"{PREFIX}model.layers.0.self_attn.q_proj.{DOWN} and its kind, as PEFT names them",
+        hint="The name is none that Puna knows: save the adapter with PEFT's save_pretrained",
+    )
+
+
+def token_rows(config: AdapterConfig, name: str, *, is_tied: bool) -> tuple[int, ...]:
+    """Return the rows of a table that an adapter replaces; a tied head follows the embeddings."""
+    rows: Mapping[str, tuple[int, ...]] = config.token_rows or {}
+    module = name.removesuffix(".weight")
+    own = next((ids for key, ids in rows.items() if module.endswith(key)), ())
+    if not own and name == HEAD and is_tied:
+        return token_rows(config, EMBEDDING, is_tied=False)
+    return own

@@ -1,0 +1,177 @@
+"""The tokenizer.ggml.* keys of a GGUF file <-> our Tokenizer.
+
+Knows byte-level BPE with Llama 3's split, and no other tokenizer.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from tokenizers import models
+
+from puna.formats.checkpoint.fields import Fields
+from puna.formats.checkpoint.gguf.container import GgufFile, Strings
+from puna.formats.tokenizer.added import AddedToken
+from puna.formats.tokenizer.files import BYTE_CHARACTERS, NAMED_TEXTS, SPLIT_PATTERN, build_encoder
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.pipeline.errors import CheckpointError
+
+# What llama.cpp calls Llama 3's split. With the last name it merges every word, with the others it first looks
+# whether the whole word is a token, as Meta's tokenizer does.
+WHOLE_WORDS, MERGED_WORDS = ("llama-bpe", "llama3", "llama-v3"), "smaug-bpe"
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+# Parts of a BPE that GGUF has no place for.
+UNTOLD = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
+# What an added token may ask for in tokenizer.json, and GGUF cannot say.
+FLAGS = ("single_word", "lstrip", "rstrip")
+STOP_ROLES = ("eos", "eot", "eom")
+IDS = {"bos": "begin_of_text", "eos": "eot_id", "eot": "eot_id", "eom": "eom_id", "padding": "finetune_right_pad_id"}
+
+
+def parse_tokenizer(file: GgufFile, vocab_size: int) -> Tokenizer | None:
+    """Return the file's tokenizer, None if it has none; it must name each of `vocab_size` ids."""
+    fields = Fields(file.metadata, file.path, "tokenizer.ggml.")
+    if fields.is_one_of("model", ("none", None)):
+        return None
+    split = fields.get("pre")
+    if not fields.is_one_of("model", ("gpt2",)) or not fields.is_one_of("pre", (*WHOLE_WORDS, MERGED_WORDS)):
+        raise CheckpointError(
+            f"{file.path}: a tokenizer of model {fields.get('model')!a:.50} with split {split!a:.50}",
+            expected=f'model "gpt2" with split {WHOLE_WORDS[0]}: a byte-level BPE as Llama 3 has',
+        )
+    vocab, added = _read_tokens(file, vocab_size)
+    merges = list(_read_merges(file, vocab))
+    try:
+        bpe = models.BPE(vocab=vocab, merges=merges, ignore_merges=split in WHOLE_WORDS)
+    except Exception as error:  # The library raises nothing narrower.
+        raise CheckpointError(f"{file.path}: its tokenizer ({error})", expected="a byte-level BPE") from error
+    return Tokenizer(build_encoder(bpe), added)
+
+
+def parse_stop_ids(file: GgufFile, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the ids at which generation ends, as far as the keys name them."""
+    fields = Fields(file.metadata, file.path, "tokenizer.ggml.")
+    ids: list[int] = []
+    for role in STOP_ROLES:
+        value = fields.get(key := f"{role}_token_id")
+        if value is not None and (type(value) is not int or not 0 <= value < tokenizer.vocab_size):
+            raise fields.fail(key, f"an id below {tokenizer.vocab_size}")
+        ids += [] if value is None else [value]
+    return tuple(dict.fromkeys(ids))
+
+
+def _read_tokens(file: GgufFile, vocab_size: int) -> tuple[dict[str, int], tuple[AddedToken, ...]]:
+    """Return the ids of plain tokens, and the added ones: control tokens are special, user-defined ones are text."""
+    tokens, kinds = _strings(file, "tokens"), file.metadata.get("tokenizer.ggml.token_type")
+    if len(tokens) != vocab_size or not isinstance(kinds, np.ndarray) or len(kinds) != vocab_size:
+        raise CheckpointError(
+            f"{file.path}: {len(tokens):,} tokens for {vocab_size:,} embeddings",
+            expected="a token and a number in tokenizer.ggml.token_type for each",
+        )
+    found: dict[int, dict[str, int]] = {NORMAL: {}, CONTROL: {}, USER_DEFINED: {}, UNUSED: {}}
+    for index, (token, kind) in enumerate(zip(tokens, kinds.tolist(), strict=True)):
+        if kind not in found or token in found[kind]:
+            given = f"token {index}, {token!a:.100}, " + ("stands twice" if kind in found else f"is of type {kind}")
+            raise CheckpointError(f"{file.path}: {given}", expected="each token once, of type 1, 3, 4 or 5")
+        found[kind][token] = index
+    vocab = found[NORMAL] | _of_vocabulary(found[USER_DEFINED], _strings(file, "merges"))
+    missing = [character for character in BYTE_CHARACTERS if character not in vocab]
+    if missing or found[CONTROL].keys() & found[USER_DEFINED].keys():
+        given = f"lacks {len(missing)} of the 256 bytes" if missing else "has an added token twice"
+        raise CheckpointError(f"{file.path}: its tokenizer {given}", expected="a byte-level BPE")
+    kinds_of = {CONTROL: True, USER_DEFINED: False}
+    added = [
+        AddedToken(text, index, is_special)
+        for kind, is_special in kinds_of.items()
+        for text, index in found[kind].items()
+    ]
+    named = [token._replace(is_special=True) if token.text in NAMED_TEXTS else token for token in added]
+    return vocab, tuple(sorted(named, key=lambda token: token.id))
+
+
+def _of_vocabulary(user_defined: Mapping[str, int], merges: Iterable[str]) -> dict[str, int]:
+    """Return the user-defined tokens that the BPE makes too: a token may be added that the vocabulary has already."""
+    if not user_defined:
+        return {}
+    made = set(BYTE_CHARACTERS).union(
+        *({left, right, left + right} for left, _, right in (each.partition(" ") for each in merges))
+    )
+    return {text: index for text, index in user_defined.items() if text in made}
+
+
+def _read_merges(file: GgufFile, vocab: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    merges = _strings(file, "merges")
+    # Each token has no more splits than characters, so what is built here stays in proportion to the tokens.
+    if len(merges) > sum(map(len, vocab)):
+        raise CheckpointError(
+            f"{file.path}: {len(merges):,} merges", expected=f"no more than {len(vocab):,} tokens have"
+        )
+    for index, merge in enumerate(merges):
+        left, _, right = merge.partition(" ")
+        if left not in vocab or right not in vocab or left + right not in vocab:
+            raise CheckpointError(
+                f"{file.path}: merge {index}, {merge!a:.100}", expected="two tokens that make a third, a space between"
+            )
+        yield left, right
+
+
+def _strings(file: GgufFile, name: str) -> Strings:
+    value = file.metadata.get(f"tokenizer.ggml.{name}")
+    if not isinstance(value, Strings):
+        raise CheckpointError(f"{file.path}: no tokenizer.ggml.{name}", expected="an array of texts")
+    return value
+
+
+def render_tokenizer(tokenizer: Tokenizer, vocab_size: int, other_stop_ids: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Return the keys of a tokenizer; ids that it lacks below `vocab_size` become unused tokens.
+
+    A stop id of the model's own takes the place of eos; a second one cannot be told.
+    """
+    if len(other_stop_ids) > 1:
+        raise CheckpointError(f"stop ids {list(other_stop_ids)}", expected="at most one that other Llamas have not")
+    model = _plain_model(tokenizer)
+    tokens = {index: (f"[PAD{index}]", UNUSED) for index in range(vocab_size)}
+    tokens |= {index: (text, NORMAL) for text, index in model["vocab"].items()}
+    tokens |= {token.id: (token.text, CONTROL if token.is_special else USER_DEFINED) for token in tokenizer.added}
+    prefix = "tokenizer.ggml."
+    rendered = {
+        f"{prefix}model": "gpt2",
+        f"{prefix}pre": WHOLE_WORDS[0] if model.get("ignore_merges") else MERGED_WORDS,
+        f"{prefix}tokens": [text for text, _ in tokens.values()],
+        f"{prefix}token_type": [kind for _, kind in tokens.values()],
+        f"{prefix}merges": [" ".join(merge) for merge in model["merges"]],
+        f"{prefix}add_bos_token": True,
+    }
+    named = {f"{prefix}{role}_token_id": name for role, name in IDS.items() if name in tokenizer.special_ids}
+    rendered |= {key: tokenizer.special(name) for key, name in named.items()}
+    return rendered | {f"{prefix}eos_token_id": stop_id for stop_id in other_stop_ids}
+
+
+def _plain_model(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the BPE as tokenizer.json has it; CheckpointError if GGUF cannot tell it."""
+    saved = tokenizer.to_json()
+    model = saved["model"]
+    wrong = [name for name in UNTOLD if model.get(name)]
+    wrong += ["normalizer"] if saved["normalizer"] else []
+    wrong += [] if _is_llama3_split(saved["pre_tokenizer"]) else ["pre_tokenizer"]
+    wrong += [
+        f"{name} for the added token {token.text!a:.100}"
+        for token in tokenizer.text_tokens
+        for name in FLAGS
+        if getattr(token, name)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"a tokenizer with {wrong[0]} of its own", expected="a byte-level BPE with Llama 3's split"
+        )
+    return model
+
+
+def _is_llama3_split(step: Any) -> bool:
+    steps = step["pretokenizers"] if step and step["type"] == "Sequence" else [step]
+    if len(steps) != 2 or [each["type"] for each in steps] != ["Split", "ByteLevel"]:
+        return False
+    split, level = steps
+    behaviour = (split["pattern"].get("Regex"), split["behavior"], split["invert"])
+    is_plain = not level["add_prefix_space"] and not level["use_regex"]
+    return behaviour == (SPLIT_PATTERN, "Isolated", False) and is_plain

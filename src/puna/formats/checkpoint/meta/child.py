@@ -1,0 +1,48 @@
+"""The process that looks into one .pth file: standard input -> one JSON document, its tensors or an error.
+
+Has neither network nor environment, can write no byte to a file, and its memory and time are bounded; confine.py starts
+it. Its answer is checked as if a stranger had written it (shard.py).
+"""
+
+import json
+import resource
+import sys
+from typing import Any
+
+from puna.formats.checkpoint.meta.archive import read_table
+from puna.pipeline.errors import CheckpointError
+
+LIMITS = {
+    resource.RLIMIT_AS: 2**30,
+    resource.RLIMIT_CPU: 60,
+    resource.RLIMIT_FSIZE: 0,
+    resource.RLIMIT_NOFILE: 64,
+    resource.RLIMIT_NPROC: 0,
+    resource.RLIMIT_CORE: 0,
+}
+
+
+def main() -> None:
+    """Answer on standard output with {"tensors": ...} or {"error": ...}."""
+    confine_self()
+    print(json.dumps(answer()))
+
+
+def confine_self() -> None:
+    """Give up, for good, what reading a table does not need."""
+    for kind, limit in LIMITS.items():
+        try:
+            resource.setrlimit(kind, (limit, limit))
+        except (ValueError, OSError):  # Not every system knows every limit; the others hold.
+            print(f"no limit {kind}", file=sys.stderr)
+
+
+def answer() -> dict[str, Any]:
+    """Read the file on standard input."""
+    try:
+        with open(0, "rb", closefd=False) as file:
+            return {"tensors": read_table(file)}
+    except CheckpointError as error:
+        return {"error": {"given": error.given, "expected": error.expected, "hint": error.hint}}
+    except MemoryError:
+        return {"error": {"given": "its directory needs more than 1 GiB of memory", "expected": "", "hint": ""}}

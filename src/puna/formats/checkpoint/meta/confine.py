@@ -1,0 +1,102 @@
+"""A program and a file -> what the program prints, run without network, environment or a disk to write to.
+
+Uses bubblewrap where it works, else an empty network namespace, else the limits that the program sets itself; says
+which. Kernel exploits are out of its reach. It is for Puna's own child.py, not for code that a model wrote.
+"""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from shutil import which
+from typing import BinaryIO, NamedTuple
+
+import puna
+from puna.pipeline.errors import CheckpointError
+
+PACKAGE = Path(puna.__file__).resolve().parent
+INTERPRETER = Path(sys.executable).resolve()
+START = "import sys; sys.path.append({root!r}); {program}"
+
+
+class Confinement(NamedTuple):
+    """How a program is shut in, in words, and the command before it."""
+
+    name: str
+    command: tuple[str, ...]
+
+
+@cache
+def confinement() -> Confinement:
+    """Return the strongest confinement in which Python starts on this machine."""
+    return next(each for each in _candidates() if not each.command or _starts(each))
+
+
+def run_confined(program: str, file: BinaryIO, *, max_bytes: int, max_seconds: float = 120.0) -> bytes:
+    """Return what the Python `program` prints, `file` being its standard input; raise CheckpointError if it fails."""
+    with _start(confinement(), program, file) as process:
+        assert process.stdout is not None
+        timer = threading.Timer(max_seconds, process.kill)
+        timer.start()
+        try:
+            output = process.stdout.read(max_bytes + 1)
+            if len(output) > max_bytes:
+                process.kill()
+            status = process.wait()
+        finally:
+            timer.cancel()
+            process.kill()
+    if len(output) > max_bytes or status:
+        raise CheckpointError(
+            f"{file.name}: the process that looked into it gave {len(output):,} bytes and ended with status {status}",
+            expected=f"an answer of at most {max_bytes:,} bytes within {max_seconds:.0f} s",
+            hint="The file is damaged, or made to do harm",
+        )
+    return output
+
+
+def _start(chosen: Confinement, program: str, file: BinaryIO | int) -> subprocess.Popen[bytes]:
+    # NOTE: -S keeps .pth files of site-packages out, which are code; the environment is empty already here, since
+    # what is outside of the sandbox shows its own in /proc.
+    python = (str(INTERPRETER), "-I", "-S", "-B", "-c", START.format(root=str(PACKAGE.parent), program=program))
+    return subprocess.Popen(
+        (*chosen.command, *python),
+        stdin=file,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={},
+        cwd="/",
+    )
+
+
+def _starts(chosen: Confinement) -> bool:
+    try:
+        with _start(chosen, "import puna.formats.checkpoint.meta.child; print('ready')", subprocess.DEVNULL) as process:
+            return process.communicate(timeout=20)[0] == b"ready\n"
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _candidates() -> Iterator[Confinement]:
+    if bubblewrap := which("bwrap"):
+        for more in (("--disable-userns",), ()):  # Unknown to bubblewrap before 0.8.
+            yield Confinement("bubblewrap", (bubblewrap, *_bubblewrap_options(), *more, "--"))
+    if unshare := which("unshare"):
+        yield Confinement("own network namespace, no sandbox", (unshare, "--user", "--net", "--ipc", "--"))
+    yield Confinement("limits only, neither sandbox nor network namespace", ())
+
+
+def _bubblewrap_options() -> Iterator[str]:
+    yield from ("--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--cap-drop", "ALL")
+    yield "--clearenv"
+    for name in ("usr", "lib", "lib64", "nix/store"):
+        path = Path("/", name)
+        if path.is_symlink():
+            yield from ("--symlink", str(path.readlink()), str(path))
+        elif path.is_dir():
+            yield from ("--ro-bind", str(path), str(path))
+    for folder in (Path(sys.base_prefix).resolve(), PACKAGE):
+        yield from ("--ro-bind", str(folder), str(folder))
+    yield from ("--remount-ro", "/")

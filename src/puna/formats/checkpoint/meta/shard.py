@@ -1,0 +1,98 @@
+"""consolidated.NN.pth -> its tensors, mapped from the file; the pickle inside is looked at by another process only.
+
+What that process answers is checked against the file as if a stranger had written it.
+"""
+
+import math
+import mmap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from puna.formats.checkpoint.directory import parse_json
+from puna.formats.checkpoint.meta.confine import run_confined
+from puna.pipeline.errors import CheckpointError
+
+PROGRAM = "from puna.formats.checkpoint.meta.child import main; main()"
+MAX_ANSWER_BYTES = 32 * 2**20
+MAX_COUNT = 2**63
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+IGNORED = {"rope.freqs"}  # A constant that the files of Llama 1 and 2 hold.
+
+
+class Placed(NamedTuple):
+    """Where a tensor lies: `stride` in elements, `start` in bytes of the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    start: int
+
+    @property
+    def num_spanned(self) -> int:
+        """How many elements lie from its first to its last."""
+        return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """An opened file. NOTE: while it lives the file may be replaced by renaming, but not written into."""
+
+    path: Path
+    tensors: dict[str, Placed]
+    mapped: mmap.mmap = field(repr=False)
+
+    @classmethod
+    def open(cls, path: Path) -> "Shard":
+        """Find the tensors of a .pth file, reading no weights; raise CheckpointError."""
+        try:
+            with path.open("rb") as file:
+                answer = parse_json(run_confined(PROGRAM, file, max_bytes=MAX_ANSWER_BYTES), path)
+                if "error" in answer:
+                    raise _error(path, answer["error"])
+                # NOTE: private, because torch wants memory that it may write to; the file itself stays as it is.
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: {error}", expected="a readable file") from error
+        return cls(path, _parse_table(path, answer.get("tensors"), len(mapped)), mapped)
+
+    def view(self, name: str) -> torch.Tensor:
+        """Return a tensor, mapped."""
+        placed = self.tensors[name]
+        flat = torch.frombuffer(self.mapped, dtype=placed.dtype, count=placed.num_spanned, offset=placed.start)
+        return flat.as_strided(placed.shape, placed.stride)
+
+
+def _error(path: Path, told: Any) -> CheckpointError:
+    fields = told if isinstance(told, dict) else {}
+    given, expected, hint = (ascii(str(fields.get(key, "")))[1:-1][:400] for key in ("given", "expected", "hint"))
+    return CheckpointError(f"{path}: {given}", expected=expected, hint=hint)
+
+
+def _parse_table(path: Path, table: Any, file_bytes: int) -> dict[str, Placed]:
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path}: no table of tensors", expected="a .pth file of weights")
+    return {name: _parse_entry(path, name, entry, file_bytes) for name, entry in table.items() if name not in IGNORED}
+
+
+def _parse_entry(path: Path, name: str, entry: Any, file_bytes: int) -> Placed:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "stride": list(stride), "start": int(start)} if (
+            _are_counts(shape) and _are_counts(stride) and len(shape) == len(stride) and _are_counts([start])
+        ):
+            pass
+        case _:
+            raise CheckpointError(f"{path}: tensor {name!a:.200} is malformed", expected="dtype, shape, stride, start")
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{path}: tensor {name!a:.200} is {dtype!a:.40}", expected=f"one of {', '.join(DTYPES)}")
+    placed = Placed(DTYPES[dtype], tuple(shape), tuple(stride), start)
+    end = start + placed.num_spanned * placed.dtype.itemsize
+    if not 0 < math.prod(shape) <= placed.num_spanned or end > file_bytes:
+        raise CheckpointError(f"{path}: tensor {name!a:.200} ends at byte {end:,}", expected=f"at most {file_bytes:,}")
+    return placed
+
+
+def _are_counts(values: list[Any]) -> bool:
+    return len(values) <= 8 and all(type(value) is int and 0 <= value < MAX_COUNT for value in values)

@@ -1,0 +1,71 @@
+"""A checkpoint in this process -> replies, in the chat format that the checkpoint was trained in."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from puna.formats.chat.conversation import Conversation
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.adapters.adapter import checkpoint_at
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.inference.completer.completer import Prompt, Reply, Sampling, ignore
+from puna.inference.engine.local import LocalSampler
+from puna.inference.engine.options import DEFAULTS, EngineOptions
+from puna.inference.engine.sampler import Completion, SamplingParams
+from puna.model.kernels.device import DeviceName
+
+NO_ROOM = "the prompt leaves no room for an answer"
+
+
+@dataclass(frozen=True)
+class LocalCompleter:
+    """A checkpoint's directory, or an adapter's beside its base.
+
+    Example:
+        >>> model = LocalCompleter.open(Path("build/prune"), device="cpu")
+        >>> [reply.failure for reply in model.complete([Prompt(conversation)], Sampling(max_tokens=16))]
+        ['']
+    """
+
+    sampler: LocalSampler
+    chat: ChatFormat
+    stop_ids: tuple[int, ...]
+
+    @classmethod
+    def open(cls, path: Path, options: EngineOptions = DEFAULTS, device: DeviceName = "auto") -> "LocalCompleter":
+        """Load a checkpoint onto a device, by default the accelerator if there is one."""
+        sampler = LocalSampler.open(path, options=options, device=device)
+        chat = ChatFormat(sampler.tokenizer)
+        stop_ids = chat.stop_ids + Checkpoint.open(checkpoint_at(path)).stop_ids
+        return cls(sampler, chat, tuple(dict.fromkeys(stop_ids)))
+
+    def complete(
+        self, prompts: Sequence[Prompt], sampling: Sampling, tell: Callable[[int], None] = ignore
+    ) -> list[Reply]:
+        """Answer every prompt; one that fills the context has the failure NO_ROOM and its length."""
+        ids = [self.chat.prompt(prompt.conversation) for prompt in prompts]
+        fitting = [at for at, each in enumerate(ids) if len(each) < self.sampler.max_context]
+        params = [self._params(prompts[at], sampling, len(ids[at])) for at in fitting]
+        completions = self.sampler.complete(
+            [ids[at] for at in fitting], params, progress=lambda done: tell(len(ids) - len(fitting) + done)
+        )
+        replies = [Reply(failure=f"{NO_ROOM}: {len(each):,} tokens") for each in ids]
+        for at, completion in zip(fitting, completions, strict=True):
+            replies[at] = self._read(prompts[at].conversation, completion, len(ids[at]))
+        return replies
+
+    def _params(self, prompt: Prompt, sampling: Sampling, num_prompt_tokens: int) -> SamplingParams:
+        return SamplingParams(
+            max_tokens=min(sampling.max_tokens, self.sampler.max_context - num_prompt_tokens),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            stop_ids=self.stop_ids,
+            seed=prompt.seed,
+        )
+
+    def _read(self, asked: Conversation, completion: Completion, num_prompt_tokens: int) -> Reply:
+        if completion.finish_reason == "error":
+            failure = f"the model failed: {completion.error}"
+            return Reply(failure=failure, finish_reason="error", num_prompt_tokens=num_prompt_tokens)
+        message = self.chat.parse(completion.ids, asked.tools)
+        return Reply(message, len(completion.ids), "", completion.finish_reason, num_prompt_tokens)

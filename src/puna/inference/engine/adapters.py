@@ -1,0 +1,156 @@
+"""A folder of adapters -> adapters in a runner's memory: loaded for the first request, evicted within bounds.
+
+A subfolder is an adapter of that name, and may be added, replaced or removed at any time. Running requests keep the
+adapter of their start. Knows no requests and no pages.
+"""
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from puna.formats.checkpoint.adapters.adapter import Adapter, open_adapter, read_lora, require_runnable, weights_hint
+from puna.formats.checkpoint.adapters.folder import WEIGHTS_NAME, adapter_names, has_adapter
+from puna.model.config import LlamaConfig
+from puna.model.lora import Lora
+from puna.pipeline.artifacts.artifact import verifying
+from puna.pipeline.errors import ArtifactError, CheckpointError, PunaError, RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterKey:
+    """Name of an adapter, and the identity of the file, which changes when another file takes the place."""
+
+    name: str
+    identity: tuple[int, ...]
+
+
+class Adapters:
+    """Invariant: all adapters in memory, held adapters included, take at most `max_bytes`.
+
+    `find` may be called from any thread, the rest from the engine's alone.
+    """
+
+    def __init__(
+        self, folder: Path, config: LlamaConfig, prepare: Callable[[Lora], object], *, itemsize: int, max_bytes: int
+    ):
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is no directory", expected="one with an adapter in each subdirectory")
+        self.folder, self.max_bytes = folder, max_bytes
+        self._config, self._prepare, self._itemsize = config, prepare, itemsize
+        self._opened: dict[str, tuple[AdapterKey, Adapter | PunaError]] = {}
+        self._lock = threading.Lock()
+        self._sizes: dict[AdapterKey, int] = {}
+        self._holders: Counter[AdapterKey] = Counter()
+        self._loaded: OrderedDict[AdapterKey, object] = OrderedDict()  # the least recently used first
+
+    @property
+    def num_loaded(self) -> int:
+        return len(self._loaded)
+
+    @property
+    def loaded_bytes(self) -> int:
+        return sum(map(self._sizes.__getitem__, self._loaded))
+
+    def names(self) -> list[str]:
+        """Return the names in the folder now, fit for use or not."""
+        return adapter_names(self.folder)
+
+    def unfit(self) -> list[str]:
+        """Return a line with the reason for every adapter that cannot be run."""
+        reasons: list[str] = []
+        for name in self.names():
+            try:
+                self.find(name)
+            except RequestError as error:
+                reasons.append(str(error))
+        return reasons
+
+    def find(self, name: str) -> AdapterKey | None:
+        """Return the present adapter of this name, None for an unknown name; RequestError for an unfit adapter.
+
+        The first call reads the headers, only `load` the weights.
+        """
+        if not has_adapter(self.folder, name):
+            return None
+        try:
+            return self._open(name)[0]
+        except PunaError as error:
+            raise RequestError(f"the adapter {name!a} can't be used: {error}", param="model") from None
+
+    def hold(self, key: AdapterKey) -> bool:
+        """Hold an adapter until `release`; False if held adapters leave no room."""
+        others = self._holders.keys() - {key}
+        if sum(map(self._sizes.__getitem__, others)) + self._sizes[key] > self.max_bytes:
+            return False
+        self._holders[key] += 1
+        return True
+
+    def release(self, key: AdapterKey) -> None:
+        """Undo one `hold`. The adapter stays in memory until another one needs the space."""
+        self._holders[key] -= 1
+        if not self._holders[key]:
+            del self._holders[key]
+
+    def load(self, key: AdapterKey) -> object:
+        """Return a held adapter as the runner made it; PunaError if its file can't be read or was altered."""
+        assert key in self._holders
+        if key not in self._loaded:
+            self._make_room(self._sizes[key])
+            self._loaded[key] = self._read(key)
+        self._loaded.move_to_end(key)
+        return self._loaded[key]
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        assert self.loaded_bytes <= self.max_bytes
+        assert all(count > 0 for count in self._holders.values())
+
+    def _open(self, name: str) -> tuple[AdapterKey, Adapter]:
+        """Return an adapter as it is now, examined once; what was wrong with it is raised again and again."""
+        try:
+            file = (self.folder / name / WEIGHTS_NAME).stat()
+        except OSError as error:
+            hint = weights_hint(self.folder / name)
+            raise CheckpointError(f"{name}/{WEIGHTS_NAME}: {error.strerror}", expected="a file", hint=hint) from None
+        key = AdapterKey(name, (file.st_ino, file.st_mtime_ns, file.st_size))
+        with self._lock:
+            if name not in self._opened or self._opened[name][0] != key:
+                self._opened[name] = key, self._examine(key)
+            _, adapter = self._opened[name]
+        if isinstance(adapter, PunaError):
+            raise adapter
+        return key, adapter
+
+    def _examine(self, key: AdapterKey) -> Adapter | CheckpointError:
+        try:
+            adapter = open_adapter(self.folder / key.name)
+            require_runnable(adapter, self._config)
+        except CheckpointError as error:
+            return error
+        size = sum(prod(stored.shape) for stored in adapter.layout.values()) * self._itemsize
+        if size > self.max_bytes:
+            return CheckpointError(f"it takes {size:,} bytes", expected=f"at most {self.max_bytes:,}, which are set")
+        self._sizes[key] = size
+        return adapter
+
+    def _read(self, key: AdapterKey) -> object:
+        now, adapter = self._open(key.name)
+        if now != key:
+            raise CheckpointError(f"the adapter {key.name!a} was replaced", expected="it to be asked for again")
+        try:
+            with verifying(self.folder / key.name):
+                return self._prepare(read_lora(adapter))
+        except (ArtifactError, CheckpointError) as error:
+            # Whoever asks for it again is told at once.
+            with self._lock:
+                self._opened[key.name] = key, error
+            raise
+
+    def _make_room(self, size: int) -> None:
+        for key in [key for key in self._loaded if key not in self._holders]:
+            if self.loaded_bytes + size <= self.max_bytes:
+                return
+            del self._loaded[key]

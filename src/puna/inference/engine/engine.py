@@ -1,0 +1,348 @@
+"""Engine: requests -> tokens, many at once; requests join and leave between steps. Knows no conversations and no HTTP.
+
+One thread drives it: `submit`, `step` and `abort` are not to be called at the same time. What goes wrong with one
+request (logits that are not numbers, an exception) ends that request alone.
+
+Shapes: N rows whose hidden states are needed, D model width, V vocabulary.
+"""
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+
+from puna.formats.tokenizer import Tokenizer
+from puna.inference.engine.adapters import AdapterKey, Adapters
+from puna.inference.engine.choose import choose, of_tokens, score_ids
+from puna.inference.engine.drafts import Drafter, ModelDrafter, PromptLookup
+from puna.inference.engine.options import DEFAULTS, EngineOptions
+from puna.inference.engine.pages import PagePool, num_pages_for
+from puna.inference.engine.request import Request, State
+from puna.inference.engine.runners.native_runner import NativeRunner, native_kernels
+from puna.inference.engine.runners.runner import Runner
+from puna.inference.engine.runners.torch_runner import TorchRunner
+from puna.inference.engine.sampler import Chunk, SamplingParams, TokenLogprob, Usage
+from puna.inference.engine.scheduler import Scheduler, Work
+from puna.inference.engine.text import TextStream
+from puna.model.kernels.native import PAGE_LEN, Span
+from puna.model.llama import Llama
+from puna.model.scheme import ROW_SCALE_BYTES
+from puna.pipeline.errors import ConfigError, RequestError
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+# Positions whose logits are held at once when a prompt is scored.
+SCORED_TOKENS = 512
+# Requests that generate at once, beyond which guesses are not checked.
+MAX_DRAFTED = 8
+# What the cache may grow to when the caller sets no `cache_tokens`; one request of full length always fits.
+DEFAULT_CACHE_BYTES = 8 << 30
+
+
+class Choice(NamedTuple):
+    """The chosen token and, if asked for, its log-probability."""
+
+    token: int
+    logprob: TokenLogprob | None
+
+
+class Engine:
+    """Every submitted request ends with exactly one chunk that has a finish_reason, also after `abort`."""
+
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: Tokenizer,
+        *,
+        options: EngineOptions = DEFAULTS,
+        draft: Llama | PromptLookup | None = None,
+    ):
+        dtype = options.dtype or model.dtype
+        self.tokenizer, self.config = tokenizer, model.config
+        self.max_context = min(options.max_context or model.config.max_context, model.config.max_context)
+        cache_tokens = options.cache_tokens
+        if cache_tokens is None:
+            cache_tokens = _default_cache_tokens(model, options, self.max_context, dtype)
+        self.pool = PagePool(cache_tokens // PAGE_LEN)
+        self.runner = open_runner(model, self.pool.num_pages, dtype, is_int8_cache=options.is_int8_cache)
+        self.adapters = _open_adapters(options, self.runner)
+        self._scheduler = Scheduler(self.pool, max_batch=options.max_batch, adapters=self.adapters)
+        self._drafter = _open_drafter(draft, tokenizer, self.pool.num_pages, options)
+        self._next_id = itertools.count()
+        self._requests: dict[int, Request] = {}
+        self._aborted: list[tuple[int, Chunk]] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests or self._aborted)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return self._scheduler.num_waiting
+
+    def usage(self) -> Usage:
+        """Return how much is in use, and what the requests that started since the last call found and waited."""
+        scheduler, pool = self._scheduler, self.pool
+        num_cached, seconds = scheduler.take_started()
+        return Usage(
+            num_free_pages=pool.num_free,
+            num_used_pages=pool.num_held,
+            num_cached_pages=pool.num_available - pool.num_free,
+            running=Counter(request.tenant for request in scheduler.running),
+            waiting=scheduler.num_waiting_by_tenant,
+            num_cached_tokens=num_cached,
+            queue_seconds=seconds,
+        )
+
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
+        """Raise RequestError if this request can never be served. Touches no state: any thread may call it."""
+        vocab_size = min(self.config.vocab_size, self.tokenizer.vocab_size)
+        if not prompt:
+            raise RequestError("an empty prompt", expected="at least one token id", param="prompt")
+        if not all(0 <= token < vocab_size for token in prompt):
+            raise RequestError("a token id outside the vocabulary", expected=f"0 to {vocab_size - 1}", param="prompt")
+        if params.logprobs and params.logprobs > vocab_size:
+            raise RequestError(f"logprobs = {params.logprobs}", expected=f"at most {vocab_size}", param="logprobs")
+        if not all(0 <= token < vocab_size for token in (*dict(params.logit_bias), *params.banned_ids)):
+            raise RequestError(
+                "a token id outside the vocabulary", expected=f"0 to {vocab_size - 1}", param="logit_bias"
+            )
+        if len(prompt) > self.max_context:
+            raise RequestError(
+                f"a prompt of {len(prompt)} tokens", expected=f"at most {self.max_context}", param="prompt"
+            )
+        longest = min(self.max_context, self.pool.num_pages * PAGE_LEN)
+        if len(prompt) + params.max_tokens > longest:
+            raise RequestError(
+                f"{len(prompt)} prompt tokens and max_tokens = {params.max_tokens}",
+                expected=f"together at most {longest}",
+                hint="Ask for fewer tokens or shorten the prompt",
+                param="max_tokens",
+            )
+
+    def submit(self, prompt: list[int], params: SamplingParams, *, tenant: str = "", adapter: str = "") -> int:
+        """Queue a prompt and return its request id; RequestError at once if it can never be served.
+
+        Tenants get equal shares of the machine, and none can tell what another one has asked. Without an `adapter` the
+        model answers as it is.
+        """
+        self.check(prompt, params)
+        key = self._find_adapter(adapter) if adapter else None
+        text = TextStream(self.tokenizer, params.stop_strings)
+        request = Request(next(self._next_id), list(prompt), params, text, tenant, key)
+        self._requests[request.id] = request
+        self._scheduler.add(request)
+        return request.id
+
+    def _find_adapter(self, name: str) -> AdapterKey:
+        key = self.adapters.find(name) if self.adapters else None
+        if key is None:
+            raise RequestError(f"the adapter {name!a:.100}", expected="one that the model has", param="model")
+        return key
+
+    def abort(self, request_id: int) -> None:
+        """End a request; its last chunk comes with the next step. No effect on unknown or finished ids."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._end(request)
+            self._aborted.append((request.id, request.end("abort")))
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, Chunk]]:
+        """Compute a piece of every running request, and choose the next tokens of those that are ready for it."""
+        aborted, self._aborted = self._aborted, []
+        works = self._with_drafts(self._scheduler.plan())
+        outcomes = _together_or_alone(self._compute, works)
+        chunks = self._choose(list(zip(works, outcomes, strict=True)))
+        self._scheduler.check()
+        return [*aborted, *chunks]
+
+    def _with_drafts(self, works: list[Work]) -> list[Work]:
+        """Let the drafter guess for requests that generate, as long as they are few: checking guesses isn't free."""
+        decoding = [work for work in works if work.request.is_decoding and work.is_last]
+        if self._drafter is None or not 0 < len(decoding) <= MAX_DRAFTED:
+            return works
+        requests = [work.request for work in decoding]
+        drafts = dict(zip(requests, _together_or_alone(self._guess, requests), strict=True))
+        # Without guesses, because the drafter failed, a request goes on as ever.
+        guessed = {request: draft for request, draft in drafts.items() if not isinstance(draft, Exception)}
+        return [self._scheduler.add_draft(work, guessed.get(work.request, ())) for work in works]
+
+    def _guess(self, requests: list[Request]) -> list[list[int]]:
+        assert self._drafter is not None
+        limits = [max(0, min(each.guessing.next_limit(), each.max_len - len(each.tokens) - 1)) for each in requests]
+        return self._drafter.propose(requests, limits)
+
+    def _compute(self, works: list[Work]) -> list[torch.Tensor | None]:
+        """Run the works' tokens in one forward.
+
+        Return for each that ends with its request's last token the logits_NV behind it and behind each guess.
+        """
+        tokens, spans, rows, scored, chosen = [], [], [], [], []
+        for work in works:
+            request, first = work.request, len(tokens)
+            tokens += [*request.tokens[work.start : work.start + work.num_tokens], *work.draft]
+            spans.append(Span(request.table, work.start, len(tokens) - first, self._load_adapter(request)))
+            scored.append(range(len(rows), len(rows) + min(work.num_tokens, request.num_to_score)))
+            rows += range(first, first + len(scored[-1]))
+            num_chosen = 1 + len(work.draft) if work.is_last else 0
+            chosen.append(range(len(rows), len(rows) + num_chosen))
+            rows += range(len(tokens) - num_chosen, len(tokens))
+        hidden_ND = self.runner.forward(tokens, spans, rows)
+        wanted = [row for each in chosen for row in each]
+        logits_NV = of_tokens(self.runner.logits(hidden_ND[wanted]), self.tokenizer) if wanted else None
+        scores = [self._score(work, hidden_ND[at.start : at.stop]) for work, at in zip(works, scored, strict=True)]
+        # From here on nothing can fail: what fails is done again for each work alone.
+        for work, entries in zip(works, scores, strict=True):
+            work.request.prompt_logprobs += entries
+        sizes = [len(each) for each in chosen]
+        parts = logits_NV.split(sizes) if logits_NV is not None else [None] * len(works)
+        return [part if size else None for part, size in zip(parts, sizes, strict=True)]
+
+    def _load_adapter(self, request: Request) -> object:
+        return self.adapters.load(request.adapter) if self.adapters and request.adapter else None
+
+    def _score(self, work: Work, hidden_ND: torch.Tensor) -> list[TokenLogprob]:
+        """Score the prompt's tokens behind those whose hidden states are given."""
+        request, scored = work.request, []
+        targets = request.prompt[work.start + 1 : work.start + 1 + len(hidden_ND)]
+        for start in range(0, len(targets), SCORED_TOKENS):
+            piece = targets[start : start + SCORED_TOKENS]
+            logits_NV = of_tokens(self.runner.logits(hidden_ND[start : start + len(piece)]), self.tokenizer)
+            scored += score_ids(logits_NV, piece, request.params.logprobs or 0)
+        return scored
+
+    def _choose(self, computed: "list[tuple[Work, torch.Tensor | Exception | None]]") -> list[tuple[int, Chunk]]:
+        """Choose from the logits as long as the guesses are what was chosen; return what was added to each request."""
+        chunks: list[tuple[int, Chunk]] = []
+        going: list[tuple[Work, torch.Tensor]] = []
+        for work, outcome in computed:
+            if isinstance(outcome, Exception):
+                chunks.append((work.request.id, self._fail(work.request, outcome)))
+                continue
+            self._scheduler.commit(work.request, work.num_tokens)
+            if outcome is not None:
+                going.append((work, outcome))
+        depth = 0
+        while going:
+            choices = _together_or_alone(_choose_tokens, [(work.request, logits[depth]) for work, logits in going])
+            ready, going = going, []
+            for (work, logits_NV), choice in zip(ready, choices, strict=True):
+                chunk = self._extend(work.request, choice)
+                chunks.append((work.request.id, chunk))
+                if self._is_guessed(work, depth, chunk):
+                    self._scheduler.commit(work.request, 1)
+                    going.append((work, logits_NV))
+            depth += 1
+        return chunks
+
+    def _is_guessed(self, work: Work, depth: int, chunk: Chunk) -> bool:
+        """Whether what was just chosen had been guessed and computed; learn from it how much to guess."""
+        if depth >= len(work.draft) or chunk.finish_reason is not None:
+            return False
+        is_right = chunk.ids == (work.draft[depth],)
+        if not is_right or depth + 1 == len(work.draft):
+            work.request.guessing.learn(depth + is_right, is_all=is_right)
+        return is_right
+
+    def _extend(self, request: Request, choice: Choice | Exception) -> Chunk:
+        """Give a request its next token; what goes wrong ends it."""
+        try:
+            if isinstance(choice, Exception):
+                raise choice
+            chunk = request.extend(*choice)
+        except Exception as error:
+            return self._fail(request, error)
+        if chunk.finish_reason is not None:
+            self._end(request)
+        return chunk
+
+    def _fail(self, request: Request, error: Exception) -> Chunk:
+        log.warning("request %d failed", request.id, exc_info=error)
+        chunk = request.end("error", error=error)
+        self._end(request, is_clean=False)
+        return chunk
+
+    def _end(self, request: Request, *, is_clean: bool = True) -> None:
+        if not is_clean:
+            for page in request.table:
+                self.pool.forget(page)
+        freed = self._scheduler.remove(request)
+        if not is_clean:
+            for page in freed:
+                self.runner.clear(page)
+        if self._drafter is not None:
+            self._drafter.forget(request)
+        assert request.state is State.ENDED
+        del self._requests[request.id]
+
+
+def _choose_tokens(items: "list[tuple[Request, torch.Tensor]]") -> list[Choice]:
+    logits_BV = torch.stack([logits_V for _, logits_V in items])
+    if not logits_BV.amax(-1).isfinite().all():
+        raise FloatingPointError("the model's logits are not finite")
+    requests = [request for request, _ in items]
+    tokens = choose(logits_BV, [request.row for request in requests])
+    choices: list[Choice] = []
+    for row, (request, token) in enumerate(zip(requests, tokens, strict=True)):
+        num_top = request.params.logprobs
+        logprob = None if num_top is None else score_ids(logits_BV[row : row + 1], [token], num_top)[0]
+        choices.append(Choice(token, logprob))
+    return choices
+
+
+def _together_or_alone(work: Callable[[list[Item]], list[Outcome]], items: list[Item]) -> list[Outcome | Exception]:
+    """Do the work for all items at once or, if that raises, for each alone: only those at fault fail."""
+    if not items:
+        return []
+    try:
+        return list(work(items))
+    except Exception as error:
+        if len(items) == 1:
+            return [error]
+        return [outcome for item in items for outcome in _together_or_alone(work, [item])]
+
+
+def open_runner(model: Llama, num_pages: int, dtype: torch.dtype, *, is_int8_cache: bool = False) -> Runner:
+    """Return what computes this model here: the kernels where they can, else torch."""
+    kernels = native_kernels(model, dtype)
+    if kernels is not None:
+        return NativeRunner(model, kernels, num_pages=num_pages, is_int8_cache=is_int8_cache)
+    return TorchRunner(model, num_pages=num_pages, dtype=dtype, is_int8_cache=is_int8_cache)
+
+
+def _open_adapters(options: EngineOptions, runner: Runner) -> Adapters | None:
+    if options.adapters is None:
+        return None
+    return Adapters(
+        options.adapters, runner.config, runner.prepare, itemsize=runner.dtype.itemsize, max_bytes=options.adapter_bytes
+    )
+
+
+def _open_drafter(
+    draft: Llama | PromptLookup | None, tokenizer: Tokenizer, num_pages: int, options: EngineOptions
+) -> Drafter | None:
+    if not isinstance(draft, Llama):
+        return draft
+    if draft.config.vocab_size < tokenizer.vocab_size:
+        given = f"a draft with {draft.config.vocab_size:,} embeddings"
+        raise ConfigError(given, expected=f"at least the model's {tokenizer.vocab_size:,} token ids")
+    runner = open_runner(draft, num_pages, draft.dtype, is_int8_cache=options.is_int8_cache)
+    return ModelDrafter(runner, tokenizer, num_pages=num_pages)
+
+
+def _default_cache_tokens(model: Llama, options: EngineOptions, max_context: int, dtype: torch.dtype) -> int:
+    value_bytes, scale_bytes = (1, ROW_SCALE_BYTES) if options.is_int8_cache else (dtype.itemsize, 0)
+    token_bytes = model.config.kv_bytes_per_token(value_bytes, scale_bytes=scale_bytes)
+    row = num_pages_for(max_context) * PAGE_LEN
+    return max(row, min(options.max_batch * row, DEFAULT_CACHE_BYTES // token_bytes))

@@ -1,0 +1,36 @@
+"""Runner: what computes a step's hidden states and logits and keeps the pages.
+
+Shapes: N chosen rows, D model width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from puna.model.config import LlamaConfig
+from puna.model.kernels.native import Span
+from puna.model.lora import Lora
+
+
+class Runner(Protocol):
+    """Computes tokens of many sequences at once; the spans' tables name the pages where keys and values stand."""
+
+    config: LlamaConfig
+    dtype: torch.dtype  # in which adapters are kept
+
+    def prepare(self, lora: Lora) -> object:
+        """Return an adapter as `forward` wants it in a span."""
+        ...
+
+    def forward(self, tokens: Sequence[int], spans: Sequence[Span], rows: Sequence[int]) -> torch.Tensor:
+        """Run the spans' tokens, one behind the other; return hidden_ND of `rows` after the final norm."""
+        ...
+
+    def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits_NV."""
+        ...
+
+    def clear(self, page: int) -> None:
+        """Fill a page with zeros: a NaN in it would reach whoever gets it next, even masked."""
+        ...

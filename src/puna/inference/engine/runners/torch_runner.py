@@ -1,0 +1,163 @@
+"""TorchRunner: runs model/llama.py itself, on any device; native_runner.py has the one that is fast on a CPU.
+
+Shapes: T tokens, N chosen rows, B sequences, S positions, K key/value heads, E head width, D model width, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
+
+import torch
+from torch import nn
+
+from puna.inference.engine.runners.decode_step import DecodeStep
+from puna.inference.engine.runners.torch_pages import TorchPages
+from puna.model.attend import attend_behind_prefix, attend_causally, attend_singly
+from puna.model.kernels.native import PAGE_LEN, Span
+from puna.model.llama import Llama
+from puna.model.lora import Lora, LowRank
+
+
+class TorchRunner:
+    """Runs the model as it is, in `dtype`, where its weights are.
+
+    On a CUDA device, where each kernel costs time to launch, steps of single tokens without adapters go through a
+    DecodeStep.
+    """
+
+    def __init__(self, model: Llama, *, num_pages: int, dtype: torch.dtype, is_int8_cache: bool = False):
+        self.config, self._model, self.dtype = model.config, model, dtype
+        self._device = model.device
+        # The last page is nobody's.
+        self._keys, self._values = (
+            [
+                TorchPages(self.config, num_pages + 1, dtype=dtype, device=self._device, is_int8=is_int8_cache)
+                for _ in range(self.config.num_layers)
+            ]
+            for _ in range(2)
+        )
+        self.decode_step: DecodeStep | None = None
+        if self._device.type == "cuda":
+            self.decode_step = DecodeStep(model, self._keys, self._values, dtype=dtype, backend="inductor")
+
+    def prepare(self, lora: Lora) -> Lora:
+        """Put an adapter where the model is."""
+
+        def moved(matrix: torch.Tensor) -> torch.Tensor:
+            return matrix.to(self._device, self.dtype)
+
+        return {path: LowRank(moved(part.down_RI), moved(part.up_OR), part.scale) for path, part in lora.items()}
+
+    def forward(self, tokens: Sequence[int], spans: Sequence[Span], rows: Sequence[int]) -> torch.Tensor:
+        """Run the spans' tokens; as Runner says."""
+        if self.decode_step and all(span.num_tokens == 1 and span.adapter is None for span in spans):
+            hidden_TD = self.decode_step(tokens, spans)
+        else:
+            hidden_TD = self._run(tokens, spans)
+        if len(rows) == len(tokens):
+            return hidden_TD
+        return hidden_TD[torch.tensor(rows, dtype=torch.long, device=self._device)]
+
+    def _run(self, tokens: Sequence[int], spans: Sequence[Span]) -> torch.Tensor:
+        """Return hidden_TD of all tokens."""
+        ranges = [range(span.start, span.start + span.num_tokens) for span in spans]
+        positions = [position for each in ranges for position in each]
+        places = [_at(span.table, position) for span, each in zip(spans, ranges, strict=True) for position in each]
+        with _adapting(self._model, spans):
+            return self._model(
+                torch.tensor(tokens, device=self._device),
+                torch.tensor(positions, device=self._device),
+                _PagedAttention(self._keys, self._values, spans, places),
+                dtype=self.dtype,
+            )
+
+    def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits_NV."""
+        return self._model.logits(hidden_ND)
+
+    def clear(self, page: int) -> None:
+        """Fill a page with zeros."""
+        for pages in (*self._keys, *self._values):
+            pages.clear(page)
+
+
+@contextmanager
+def _adapting(model: Llama, spans: Sequence[Span]) -> Iterator[None]:
+    """Let the matrices add to their products what the adapters of the step's tokens make of their input."""
+    ends = accumulate(span.num_tokens for span in spans)
+    adapted = [
+        (slice(end - span.num_tokens, end), span.adapter)
+        for end, span in zip(ends, spans, strict=True)
+        if isinstance(span.adapter, dict)
+    ]
+
+    def add(path: str, _module: nn.Module, x: tuple[torch.Tensor], out_TO: torch.Tensor) -> None:
+        for rows, lora in adapted:
+            if path in lora:
+                out_TO[rows] += lora[path].product(x[0][rows])
+
+    paths = {path for _, lora in adapted for path in lora}
+    hooks = [model.get_submodule(path).register_forward_hook(partial(add, path)) for path in paths]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _PagedAttention:
+    """Attention over pages: spans of one token together, padded to the longest; each longer span for itself."""
+
+    def __init__(self, keys: list[TorchPages], values: list[TorchPages], spans: Sequence[Span], places: Sequence[int]):
+        self._keys, self._values = keys, values
+        device = keys[0].device
+        self._places_T = torch.tensor(places, device=device)
+        starts = [sum(span.num_tokens for span in spans[:index]) for index in range(len(spans))]
+        singles = [index for index, span in enumerate(spans) if span.num_tokens == 1]
+        self._longer = [
+            (starts[index], span, _places(span, device)) for index, span in enumerate(spans) if span.num_tokens > 1
+        ]
+        self._single_rows_B = torch.tensor([starts[index] for index in singles], device=device)
+        if singles:
+            lengths_B = torch.tensor([spans[index].start + 1 for index in singles], device=device)
+            longest = int(lengths_B.max())
+            # What stands beyond a table's end is masked, whatever it is: the table's first page serves.
+            num_pages = -(-longest // PAGE_LEN)
+            tables = [list(spans[index].table[:num_pages]) for index in singles]
+            pages_BP = torch.tensor([pages + pages[:1] * (num_pages - len(pages)) for pages in tables], device=device)
+            places_BPS = pages_BP[:, :, None] * PAGE_LEN + torch.arange(PAGE_LEN, device=device)
+            self._single_places_BS = places_BPS.flatten(1)[:, :longest]
+            hidden_BS = torch.arange(longest, device=device) >= lengths_B[:, None]
+            mask_BS = torch.zeros(hidden_BS.shape, dtype=keys[0].dtype, device=device)
+            self._mask_BS = mask_BS.masked_fill(hidden_BS, float("-inf"))
+
+    def __call__(self, layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
+        keys, values = self._keys[layer], self._values[layer]
+        k_TKE, v_TKE = keys.write(self._places_T, k_TKE), values.write(self._places_T, v_TKE)
+        out_THE = torch.empty_like(q_THE)
+        for row, span, places in self._longer:
+            rows = slice(row, row + span.num_tokens)
+            if span.start == 0:
+                out_THE[rows] = attend_causally(q_THE[rows], k_TKE[rows], v_TKE[rows])
+            else:
+                k_KSE, v_KSE = keys.read(places).transpose(0, 1), values.read(places).transpose(0, 1)
+                out_THE[rows] = attend_behind_prefix(q_THE[rows], k_KSE, v_KSE)
+        if len(self._single_rows_B):
+            k_BSKE, v_BSKE = (pages.read(self._single_places_BS) for pages in (keys, values))
+            q_BHE = q_THE[self._single_rows_B]
+            out_THE[self._single_rows_B] = attend_singly(q_BHE, k_BSKE, v_BSKE, self._mask_BS)
+        return out_THE
+
+
+def _at(table: Sequence[int], position: int) -> int:
+    return table[position // PAGE_LEN] * PAGE_LEN + position % PAGE_LEN
+
+
+def _places(span: Span, device: torch.device) -> torch.Tensor | slice:
+    """Return where a sequence's positions stand: a slice, which copies nothing, if its pages follow one another."""
+    end = span.start + span.num_tokens
+    pages = span.table[: -(-end // PAGE_LEN)]
+    if all(page == pages[0] + index for index, page in enumerate(pages)):
+        return slice(pages[0] * PAGE_LEN, pages[0] * PAGE_LEN + end)
+    return torch.tensor([_at(pages, position) for position in range(end)], device=device)

@@ -1,0 +1,1 @@
+"""How artifacts are made: errors, settings, the table of stages, recipes, runs, manifests, lineage, the registry."""

@@ -1,0 +1,305 @@
+"""A directory and its manifest: what it is, who made it, from what, with the hash of every file.
+
+A directory is filled under a temporary name, fsynced and renamed, so one without a manifest does not exist. Nothing
+here knows what the files mean.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from puna import __version__
+from puna.pipeline.errors import ArtifactError, ReceiptError
+from puna.pipeline.storage.files import entry, fsync, hash_file, make_directory, replace_directory, write_text
+from puna.pipeline.storage.records import parse_strict, read_bounded, read_record
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+RECORD_PREFIX = "run_"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says.
+
+    `inputs`: role -> {path (relative to the artifact), kind, hash}; `files`: name -> {size (bytes), sha256}; `records`:
+    files that tell of the run (speeds, times), and so differ from run to run.
+    """
+
+    kind: str
+    stage: str
+    key: str
+    config: dict[str, Any]
+    inputs: dict[str, dict[str, str]]
+    files: dict[str, dict[str, Any]]
+    licences: list[str] = field(default_factory=list)
+    records: list[str] = field(default_factory=list)
+    version: str = __version__
+    created: str = ""
+    format: int = FORMAT_VERSION
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over the files' names and hashes: equal for equal contents, whoever made them, when and where.
+
+        The records of the run do not count: `records`, and run_NAME (run_metrics.jsonl with its rates, run_config.json
+        with its paths).
+        """
+        content = {name: each["sha256"] for name, each in self.files.items() if not self.is_record(name)}
+        return _hash_json(content)
+
+    def is_record(self, name: str) -> bool:
+        """Tell whether a file is a record of the run and does not count as content."""
+        return name.startswith(RECORD_PREFIX) or name in self.records
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A measured claim about an artifact: `value` against `tolerance` (its most, or its least), and whether it held.
+
+    Without a tolerance it only tells what was measured, and holds. A judgement gives `reasons` and a `hint` in its
+    details, which are told in place of the figures, or names claims beside it that it `passes_over`.
+    """
+
+    claim: str
+    parent: str
+    value: float
+    tolerance: float | None
+    held: bool
+    details: dict[str, Any] = field(default_factory=dict)
+    is_least: bool = False
+
+    @property
+    def limit(self) -> str:
+        """The tolerance in words: "at most 0.02"."""
+        if self.tolerance is None:
+            return "measured only"
+        return f"at {'least' if self.is_least else 'most'} {self.tolerance:.4g}"
+
+    def save(self, directory: Path) -> None:
+        """Write `receipts/CLAIM.json` into `directory`."""
+        path = directory / "receipts" / f"{self.claim}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def read_receipts(directory: Path) -> list[Receipt]:
+    """List the receipts of an artifact, by claim; ArtifactError if one cannot be read."""
+    return [_read_receipt(path) for path in sorted(directory.glob("receipts/*.json"))]
+
+
+def _read_receipt(path: Path) -> Receipt:
+    from puna.pipeline.storage.schemas import ReceiptFile
+
+    hint = "Make the artifact again: a claim that cannot be read is not proven"
+    try:
+        found = read_record(path, ReceiptFile, expected="a receipt as Puna writes it", hint=hint, allow_nan=True)
+    except FileNotFoundError:  # a link to nothing
+        raise ArtifactError(f"{path} does not exist", expected="a receipt as Puna writes it", hint=hint) from None
+    if found.claim != path.stem:  # a copy of the receipt is named after its claim
+        raise ArtifactError(f"{path}: claim = {found.claim!a}", expected=f"{path.stem!a}, as the file", hint=hint)
+    return Receipt(**asdict(found))
+
+
+def require_receipts(directory: Path) -> None:
+    """Raise ReceiptError if a receipt of this artifact did not hold, and none that held passes over it."""
+    receipts = read_receipts(directory)
+    passed_over = {claim for each in receipts if each.held for claim in each.details.get("passes_over", [])}
+    for receipt in (each for each in receipts if each.claim not in passed_over):
+        if not receipt.held and "reasons" in receipt.details:
+            reasons = "; ".join(receipt.details["reasons"])
+            raise ReceiptError(f"{directory}: {reasons}", hint=receipt.details.get("hint", ""))
+        if not receipt.held:
+            raise ReceiptError(
+                f"{directory}: {receipt.claim} is {receipt.value:.4g}",
+                expected=receipt.limit,
+                hint="Change the stage that made it, or give --ignore-receipts to go on",
+            )
+
+
+def is_artifact(path: Path) -> bool:
+    """Tell whether `path` is a finished artifact."""
+    return (path / MANIFEST).is_file()
+
+
+def find_artifact(path: Path) -> Path | None:
+    """Return the artifact that stands at `path`, or that the file at `path` is part of.
+
+    A folder whose manifest.json has another program's fields is no artifact.
+
+    Raises:
+        ArtifactError: The manifest beside the file is damaged, so that nobody knows whether the file is whole.
+    """
+    if is_artifact(path):
+        return path
+    if not is_artifact(path.parent):
+        return None
+    try:
+        return path.parent if path.name in read_manifest(path.parent).files else None
+    except ArtifactError:
+        if _is_foreign(path.parent / MANIFEST):
+            return None
+        raise
+
+
+def _is_foreign(path: Path) -> bool:
+    """Tell whether a manifest.json is whole JSON, but without most of the fields that Puna writes."""
+    try:
+        value = parse_strict(read_bounded(path))
+    except (OSError, ValueError, RecursionError, ArtifactError):
+        return False
+    return not isinstance(value, dict) or len({"kind", "stage", "key", "files"} & value.keys()) < 2
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of the artifact at `path`; ArtifactError if it has none, a damaged one or another format."""
+    from puna.pipeline.storage.schemas import ManifestFile
+
+    try:
+        found = read_record(
+            path / MANIFEST,
+            ManifestFile,
+            expected=f"a manifest of format {FORMAT_VERSION}",
+            hint="Make the artifact again; if the folder is none of Puna's, give that file another name",
+        )
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path} is not a finished artifact",
+            expected=f"a directory with a {MANIFEST}",
+            hint="Run the stage that writes it",
+        ) from None
+    return Manifest(**asdict(found))
+
+
+def is_whole(path: Path, manifest: Manifest) -> bool:
+    """Tell whether every file of the manifest is there in its size: cheap, without hashing."""
+    files = ((path / name, entry["size"]) for name, entry in manifest.files.items())
+    return all(file.is_file() and file.stat().st_size == size for file, size in files)
+
+
+def verify(path: Path, *, part: int = 0, num_parts: int = 1) -> Manifest:
+    """Hash every file of the artifact again; ArtifactError names the first that is missing, differs or is strange.
+
+    Processes that verify together hash one of `num_parts` parts of the files each.
+    """
+    manifest = read_manifest(path)
+    for name in _visible_files(path):
+        if name not in manifest.files:
+            raise ArtifactError(f"{path / name} is not part of the artifact", hint="Take it out of the folder")
+    verify_files(path, manifest, list(manifest.files)[part::num_parts])
+    return manifest
+
+
+def verify_files(path: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Hash some files of the artifact again; ArtifactError names the first that is missing or differs."""
+    for name in names:
+        file, listed = path / name, manifest.files.get(name)
+        if listed is None:
+            raise ArtifactError(f"{file} is not part of the artifact", hint="Take it out of the folder")
+        if not file.is_file():
+            raise ArtifactError(f"{file} is missing", expected=f"{listed['size']} bytes, as {MANIFEST} lists")
+        if file.stat().st_size != listed["size"] or hash_file(file) != listed["sha256"]:
+            raise ArtifactError(f"{file} was altered or cut short", expected=f"SHA-256 {listed['sha256'][:12]}...")
+
+
+@contextlib.contextmanager
+def verifying(path: Path) -> Iterator[None]:
+    """Verify the artifact that `path` is, or is part of, while the block loads it; the block's end waits for it.
+
+    What fails on an altered file is reported as ArtifactError that names the file. Does nothing for other paths.
+    """
+    found, verified = find_artifact(path), Future[Manifest | None]()
+
+    def run() -> None:
+        try:
+            verified.set_result(verify(found) if found else None)
+        except Exception as error:
+            verified.set_exception(error)
+
+    # Not an executor, whose end waits for its threads: Ctrl-C stops at once.
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        yield
+    except Exception:
+        verified.result()
+        raise
+    verified.result()
+
+
+def content_hash(path: Path) -> str:
+    """Hash what stands at `path`: an artifact by its manifest, a raw file or folder by names and contents.
+
+    Hidden files of a raw folder (.git, .DS_Store) do not count. Nothing is read of a file outside the folder that a
+    link leads to, or of a file that the user may not read: their names count.
+    """
+    if is_artifact(path):
+        return read_manifest(path).content_hash
+    if path.is_file():
+        return hash_file(path)
+    if path.is_dir():
+        root = path.resolve()
+        return _hash_json({name: _hash_inside(path / name, root) for name in _visible_files(path)})
+    problem = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
+    raise ArtifactError(f"{path} {problem}", expected="a file, a folder or an artifact")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `path`; whatever stands in it is removed if the block fails."""
+    partial = path.parent / f".{path.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    make_directory(partial)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def commit(
+    partial: Path, path: Path, manifest: Manifest, *, hashed: Mapping[str, dict[str, Any]] | None = None
+) -> Manifest:
+    """Add the manifest to `partial`, fsync everything and rename it to `path`, replacing what stood there.
+
+    `hashed` are the entries of files that others wrote, forced to the disk and hashed.
+    """
+    known = hashed or {}
+    files = {name: known.get(name) or entry(partial / name) for name in _files(partial)}
+    finished = Manifest(
+        **{**asdict(manifest), "files": files, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    )
+    write_text(partial / MANIFEST, json.dumps(asdict(finished), indent=2, ensure_ascii=False) + "\n")
+    for directory, _, _ in os.walk(partial):
+        fsync(Path(directory))
+    replace_directory(partial, path)
+    return finished
+
+
+def _files(directory: Path) -> list[str]:
+    found = (path for path in directory.rglob("*") if path.is_file())
+    return sorted(path.relative_to(directory).as_posix() for path in found if path != directory / MANIFEST)
+
+
+def _visible_files(directory: Path) -> list[str]:
+    return [name for name in _files(directory) if not any(part.startswith(".") for part in name.split("/"))]
+
+
+def _hash_inside(path: Path, root: Path) -> str:
+    if not path.resolve().is_relative_to(root):
+        return "outside"
+    try:
+        return hash_file(path)
+    except PermissionError:
+        return "unreadable"
+
+
+def _hash_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,66 @@
+"""The JSON files of a directory -> Opened: what the checks share. A file that cannot be read counts as empty."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from puna.formats.checkpoint.compressed.config import Quantization
+from puna.formats.checkpoint.directory import find_file, read_json
+from puna.formats.checkpoint.layout import StoredTensor
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.model.config import LlamaConfig
+from puna.pipeline.errors import CheckpointError
+from puna.planning.doctor.finding import Report
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+TOKENIZER_CONFIG, SPECIALS_MAP = "tokenizer_config.json", "special_tokens_map.json"
+
+
+@dataclass
+class Opened:
+    """A directory as far as it could be read; None or empty where it could not."""
+
+    path: Path
+    report: Report
+    json: dict[str, dict[str, Any]] = field(default_factory=dict)
+    config: LlamaConfig | None = None
+    quantization: Quantization | None = None
+    layout: dict[str, StoredTensor] = field(default_factory=dict)
+    is_whole: bool = True  # every file of the weights could be read
+    tokenizer: Tokenizer | None = None
+    template: str | None = None
+
+
+def open_directory(path: Path, report: Report) -> Opened:
+    """Read the four JSON files that say how a model is used."""
+    opened = Opened(path, report)
+    for name in (CONFIG, GENERATION, TOKENIZER_CONFIG, SPECIALS_MAP):
+        opened.json[name] = {}
+        with report.attempt("file-unreadable", name):
+            file = find_safely(path, name)
+            if file:
+                opened.json[name] = read_json(file)
+            elif name == CONFIG and not (path / name).is_symlink():
+                remedy = "Copy config.json from the model that these weights belong to"
+                report.add("config-missing", name, "no config.json; expected the model's sizes", remedy)
+    return opened
+
+
+def find_safely(path: Path, name: str) -> Path | None:
+    """Return the file's real path; None also where the link or name is unsafe, which check_files has reported."""
+    try:
+        return find_file(path, name)
+    except CheckpointError:
+        return None
+
+
+def role_text(value: Any) -> str | None:
+    """Return the text of a token as tokenizer_config.json spells it: a string, or an object with `content`."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+def text_dtype(raw: dict[str, Any]) -> str | None:
+    """Return the dtype that config.json names, in either spelling."""
+    value = raw.get("torch_dtype", raw.get("dtype"))
+    return value.removeprefix("torch.") if isinstance(value, str) else None

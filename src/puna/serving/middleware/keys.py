@@ -1,0 +1,92 @@
+"""Authorization header -> the tenant of the key; Refusal (401) for a missing or unknown key.
+
+Default deny: a route is open only if OPEN_PATHS names the path, the chat page's files among them.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from puna.pipeline.errors import ConfigError
+from puna.serving.browser.page import FILES
+from puna.serving.refusals import Refusal
+
+OPEN_PATHS = frozenset({"/health", *FILES})
+KEY_VARIABLE = "PUNA_API_KEY"
+MIN_KEY_LEN = 32
+MAKE_KEY = 'python -c "import secrets; print(secrets.token_urlsafe(32))"'
+KEY_HINT = f"{MAKE_KEY} makes a good one"
+SERVE_WITH_KEY = "puna serve CHECKPOINT --host 0.0.0.0 --api-key-file keys.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """The owner of a key, and the models of the key (None: all). Tenants share the machine and no data."""
+
+    name: str = ""
+    models: frozenset[str] | None = None
+
+
+class KeysMiddleware:
+    """Puts the tenant into the request's state. Without `tenants` no key is needed, and all requests are one tenant."""
+
+    def __init__(self, app: ASGIApp, tenants: Mapping[bytes, Tenant]):
+        self.app, self.tenants = app, tenants
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_open = scope["path"] in OPEN_PATHS or not self.tenants
+        tenant = Tenant() if is_open else self._find_tenant(Headers(scope=scope))
+        if tenant is None:
+            challenge = {"www-authenticate": "Bearer"}
+            message = (
+                "A valid key is needed: Authorization: Bearer KEY. "
+                f"Keys are the lines of the server's --api-key-file, and its variable {KEY_VARIABLE}."
+            )
+            raise Refusal(401, message, code="invalid_api_key", headers=challenge)
+        scope.setdefault("state", {})["tenant"] = tenant
+        await self.app(scope, receive, send)
+
+    def _find_tenant(self, headers: Headers) -> Tenant | None:
+        """Return the tenant of the key in the header; None for an unknown key. All keys are compared."""
+        given = headers.getlist("authorization")
+        scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        hashed = _hash(key.strip().encode("latin-1"))
+        found = [tenant for known, tenant in self.tenants.items() if hmac.compare_digest(hashed, known)]
+        return found[0] if scheme.lower() == "bearer" and found else None
+
+
+def read_tenants(key_file: Path | None, environment: Mapping[str, str]) -> dict[bytes, Tenant]:
+    """Read the keys: the lines of `key_file`, and PUNA_API_KEY; return tenants by hash of the key.
+
+    Raises ConfigError for a weak or unreadable key.
+    """
+    lines = [(f"the variable {KEY_VARIABLE}", [environment[KEY_VARIABLE]])] if KEY_VARIABLE in environment else []
+    lines += [(f"the key in {key_file}", line.split()) for line in _read_lines(key_file)] if key_file else []
+    tenants: dict[bytes, Tenant] = {}
+    for place, (origin, (key, *models)) in enumerate(lines):
+        if len(key) < MIN_KEY_LEN or not (key.isascii() and key.isprintable() and " " not in key):
+            expected = f"at least {MIN_KEY_LEN} printable ASCII characters without spaces"
+            raise ConfigError(f"{origin} has {len(key)} characters", expected=expected, hint=KEY_HINT)
+        tenants[_hash(key.encode())] = Tenant(str(place), frozenset(models) if models else None)
+    return tenants
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api-key-file {path} cannot be read ({type(error).__name__})", hint=KEY_HINT) from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise ConfigError(f"--api-key-file {path} is empty", expected="one key a line", hint=KEY_HINT)
+    return found
+
+
+def _hash(key: bytes) -> bytes:
+    # A key is random and long, so that one round of SHA-256 is as good as a slow password hash.
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,143 @@
+"""The table of operations -> the OpenAPI document: requests from the models that read, answers from the models here.
+
+OpenAPI 3.1.1. The schema of an event stream describes one event, an object with `data`, as schemathesis expects.
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from puna import __version__
+from puna.serving.openapi import answers
+from puna.serving.refusals import ERROR_TYPES
+from puna.serving.requests.body import Body
+from puna.serving.requests.chat import ChatRequest
+from puna.serving.requests.completion import CompletionRequest
+
+VERSION = "3.1.1"
+PLACE_OF_MODELS = "#/components/schemas/{model}"
+# What the server's own defences answer before a route is asked.
+DEFENCES = (400, 401, 403, 408, 413, 431, 500, 503)
+MEANINGS = {
+    400: "The request is wrong: `param` names the field.",
+    401: "A valid key is needed.",
+    403: "The Host header or the key is not allowed here.",
+    404: "There is no such model for this key.",
+    408: "The request took too long to arrive.",
+    413: "The body is too large.",
+    431: "The request's headers are too long.",
+    500: "The server failed on this request.",
+    503: "The server is overloaded, starting or stopping: come back after the time in Retry-After.",
+}
+HEADERS = {
+    401: ("WWW-Authenticate", "The scheme of the key: Bearer."),
+    503: ("Retry-After", "Seconds until it is worth asking again."),
+}
+
+
+class Operation(NamedTuple):
+    """The description of a route; without a model the answer is plain text."""
+
+    summary: str
+    answer: type[BaseModel] | None
+    errors: tuple[int, ...] = DEFENCES
+    body: type[Body] | None = None
+    event: type[BaseModel] | None = None
+
+
+WITH_MODEL = (*DEFENCES, 404)
+OPERATIONS = {
+    ("GET", "/health"): Operation("Tell whether requests are answered; without a key", answers.Health),
+    ("GET", "/metrics"): Operation("Tell Prometheus what the server has counted", None),
+    ("GET", "/v1/models"): Operation("List the model and its adapters", answers.ModelList),
+    ("GET", "/v1/models/{model}"): Operation("Describe a model", answers.Model, WITH_MODEL),
+    ("POST", "/v1/chat/completions"): Operation(
+        "Continue a conversation", answers.ChatCompletion, WITH_MODEL, ChatRequest, answers.ChatChunk
+    ),
+    ("POST", "/v1/completions"): Operation(
+        "Continue texts", answers.Completion, WITH_MODEL, CompletionRequest, answers.CompletionChunk
+    ),
+    ("GET", "/openapi.json"): Operation("Describe the API", answers.OpenApi),
+}
+
+
+@lru_cache(maxsize=2)
+def openapi_document(*, is_strict: bool) -> dict[str, Any]:
+    """Describe all operations; without `is_strict` requests may have fields that no model declares.
+
+    Example:
+        >>> sorted(openapi_document(is_strict=False)["paths"])[:2]
+        ['/health', '/metrics']
+    """
+    paths: dict[str, dict[str, Any]] = {}
+    for (method, path), operation in OPERATIONS.items():
+        paths.setdefault(path, {})[method.lower()] = _describe(path, operation)
+    schemas = _schemas(is_strict=is_strict)
+    key = {"type": "http", "scheme": "bearer", "description": "A line of the server's --api-key-file, or PUNA_API_KEY."}
+    return {
+        "openapi": VERSION,
+        "info": {"title": "Puna", "version": __version__},
+        # Without keys a server asks for none.
+        "security": [{"key": []}, {}],
+        "paths": paths,
+        "components": {"schemas": schemas, "securitySchemes": {"key": key}},
+    }
+
+
+def _describe(path: str, operation: Operation) -> dict[str, Any]:
+    content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+    if operation.answer:
+        content = {"application/json": {"schema": _reference(operation.answer)}}
+    if operation.event:
+        content["text/event-stream"] = {"schema": _event(operation.event)}
+    success: dict[str, Any] = {"description": "The answer", "content": content}
+    described: dict[str, Any] = {"summary": operation.summary, "responses": {"200": success}}
+    if operation.body:
+        schema = {"schema": _reference(operation.body)}
+        described["requestBody"] = {"required": True, "content": {"application/json": schema}}
+        warning = {"description": "Fields of the request that have no effect.", "schema": {"type": "string"}}
+        success["headers"] = {"X-Puna-Warning": warning}
+    if path.endswith("{model}"):
+        parameter = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        described["parameters"] = [parameter]
+    for status in sorted(operation.errors):
+        error: dict[str, Any] = {
+            "description": MEANINGS[status],
+            "content": {"application/json": {"schema": _reference(answers.Error)}},
+        }
+        if status in HEADERS:
+            name, meaning = HEADERS[status]
+            error["headers"] = {name: {"description": meaning, "schema": {"type": "string"}}}
+        described["responses"][str(status)] = error
+    return described
+
+
+def _event(model: type[BaseModel]) -> dict[str, Any]:
+    """Describe a server-sent event: JSON of `model`, an error at last, or [DONE] at the end."""
+    either = {"anyOf": [_reference(model), _reference(answers.Error)]}
+    payload = {"type": "string", "contentMediaType": "application/json", "contentSchema": either}
+    data = {"anyOf": [{"const": "[DONE]"}, payload]}
+    return {"type": "object", "properties": {"data": data}, "required": ["data"]}
+
+
+def _schemas(*, is_strict: bool) -> dict[str, Any]:
+    bodies = [operation.body for operation in OPERATIONS.values() if operation.body]
+    sent = [model for operation in OPERATIONS.values() for model in (operation.answer, operation.event) if model]
+    models = dict.fromkeys([*bodies, *sent, answers.Error])
+    _, found = models_json_schema([(model, "validation") for model in models], ref_template=PLACE_OF_MODELS)
+    schemas = found["$defs"]
+    for body in () if is_strict else bodies:
+        schema = schemas[body.__name__]
+        schema["additionalProperties"] = True
+        for name, (value, _, meaning) in body.SPELLINGS.items():
+            branch = {"const": value, "description": f"Other programs' spelling of {meaning}"}
+            schema["properties"][name]["anyOf"].append(branch)
+    kinds = sorted({"invalid_request_error", *ERROR_TYPES.values()})
+    schemas["ErrorDetail"]["properties"]["type"] = {"type": "string", "enum": kinds}
+    return schemas
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": PLACE_OF_MODELS.format(model=model.__name__)}

@@ -1,7 +1,0 @@
-"""A question and how its answer is judged: the same function is a score, a reward and a filter of generated data."""
-
-from puna.tasks.grading.table import GRADES
-from puna.tasks.question import Grade, Question
-from puna.tasks.task import Task, load_task
-
-__all__ = ["GRADES", "Grade", "Question", "Task", "load_task"]

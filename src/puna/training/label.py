@@ -1,0 +1,266 @@
+"""Documents or conversations and a teacher -> labels: what it foresees at each token, kept so that it runs only once.
+
+The result is a dataset too: its rows stand beside the labels, so that every other stage can read it. Trains nothing.
+"""
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from puna.data.dataset import Dataset
+from puna.data.document import Document
+from puna.data.identifiers import fresh_identifiers
+from puna.data.labels import LabelHeader
+from puna.data.packing import Packer
+from puna.formats.chat.conversation import Conversation
+from puna.formats.chat.format import ChatFormat
+from puna.formats.checkpoint.checkpoint import Checkpoint
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.model.kernels.device import DeviceName, choose_device
+from puna.pipeline.artifacts import artifact, licence
+from puna.pipeline.config import StageConfig
+from puna.pipeline.errors import ChatError, ConfigError, DataError
+from puna.pipeline.estimate import Estimate, Known, Sketch
+from puna.pipeline.progress import Progress
+from puna.pipeline.run import Run
+from puna.planning.plan.arithmetic import FLOAT_BYTES
+from puna.planning.plan.steps.facts import MAX_SAMPLE, dataset_of, network_of, tokenizer_path
+from puna.planning.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
+from puna.planning.plan.steps.speed import weight_seconds
+from puna.training.labelling.answering import AnsweringTeacher
+from puna.training.labelling.endpoint import Endpoint, EndpointConfig
+from puna.training.labelling.local import LocalTeacher
+from puna.training.labelling.rate import LOGITS_BYTES, reading_rate
+from puna.training.labelling.scoring import ScoringTeacher
+from puna.training.labelling.shards import Note, ShardDirectory
+from puna.training.labelling.teacher import Item, Labelled, Teacher
+from puna.training.loop.defaults import MAX_CONTEXT, RowLengths, choose_context, context_reason
+from puna.training.objectives.next_token import NextToken
+
+
+class Config(StageConfig):
+    """Which rows, whose labels, how much of them."""
+
+    data: list[Path] = Field(min_length=1, description="datasets, read as one")
+    teacher: Path | None = Field(default=None, description="checkpoint whose labels are kept; quantized ones too")
+    endpoint: EndpointConfig | None = Field(default=None, description="an OpenAI-compatible server in its place")
+    top_k: int = Field(default=64, ge=1, le=1_048_576, description="most likely tokens that a label names")
+    temperature: float = Field(default=1.0, gt=0, le=20, description="softens the labels; distill takes the same")
+    every_token: bool = Field(default=False, description="label all tokens, not only what the assistant says")
+    copies: int = Field(default=1, ge=1, le=1000, description="of each row, each with identifiers of its own")
+    fresh_identifiers: bool = Field(default=False, description="new random digits for identifiers in every copy")
+    context: int | None = Field(
+        default=None,
+        ge=16,
+        le=131_072,
+        description="Maximum row length in tokens, 16 to 131,072; default: chosen from the lengths of the data",
+    )
+    batch_tokens: int = Field(default=8192, ge=16, description="tokens that are read at once")
+    shard_tokens: int = Field(
+        default=65_536, ge=16, description="tokens in a file; a killed run goes on after the last"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="dtype to compute in")
+    device: DeviceName = Field(
+        default="auto", description="Device on which the teacher computes; auto takes a GPU if there is one"
+    )
+    seed: int = Field(default=0, ge=0, description="of the identifiers, and of what an endpoint samples")
+    licence: str = Field(default="", description="of the endpoint's model, and of raw data")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.teacher is None) == (self.endpoint is None):
+            raise ValueError("exactly one of 'teacher' (a checkpoint) and 'endpoint' (a table with url and model)")
+        if self.copies > 1 and not self.fresh_identifiers:
+            raise ValueError("copies = 1 without fresh_identifiers: the others would say the same")
+        if self.endpoint and self.temperature != 1:
+            raise ValueError("temperature = 1 with an endpoint, which tells probabilities as they are")
+        if self.endpoint and self.endpoint.answers and (self.every_token or self.fresh_identifiers):
+            raise ValueError("neither every_token nor fresh_identifiers with endpoint.answers, which are new text")
+        return self
+
+    def estimate(self, known: Known) -> Estimate:
+        """Foresee the labelling: the teacher reads each row once. An endpoint's speed is not known."""
+        if self.teacher is None:
+            return Estimate()
+        widths, where = network_of(known, self.teacher), tokenizer_path(known, self.teacher)
+        plain = NextToken(ChatFormat(Tokenizer.load(where)), self.every_token, False)
+        dataset = dataset_of(known, self.data, plain.kinds)
+        sizes = {"batch_tokens": MAX_CONTEXT, "context": MAX_CONTEXT}
+        found = RowLengths.read(Packer(dataset, plain.encode, seed=self.seed, is_cut=plain.is_cut, **sizes))
+        tokens = round(self.copies * sum(map(sum, found.rows)) * found.num_rows / max(1, len(found.rows)))
+        rate = reading_rate(widths, self.precision, min(self.top_k, widths.vocab_size))
+        memory = PROCESS_BYTES + FLOAT_BYTES[self.precision] * widths.num_parameters
+        memory += LOGITS_BYTES + self.batch_tokens * widths.dim * 40
+        rows = [dataset[index] for index in range(min(len(dataset), MAX_SAMPLE))]
+        kinds = {"documents": Document, "conversations": Conversation}
+        samples = {kind: [row for row in rows if isinstance(row, each)] for kind, each in kinds.items()}
+        counts = {kind: self.copies * len(dataset) * len(some) // len(rows) for kind, some in samples.items()}
+        sketch = Sketch(None, where, samples, counts)
+        seconds = STAGE_SECONDS + tokens / rate + weight_seconds(widths)
+        return Estimate(seconds, memory, sketch, note=f"{tokens:,} tokens read by the teacher")
+
+    @property
+    def max_length(self) -> int:
+        """The context in tokens, once it is set or chosen."""
+        assert self.context is not None, "an open context is chosen before the first row"
+        return self.context
+
+
+def run(config: Config, run: Run) -> None:
+    """Write the labels, their header, the rows that they are about and the tokenizer."""
+    config, tokenizer, teacher = _open_teacher(config, run)
+    vocab_size = tokenizer.vocab_size
+    rows = _Rows(config, tokenizer)
+    shards = ShardDirectory(run, vocab_size=vocab_size)
+    if shards.end:
+        run.log(f"going on after {shards.end:,} rows")
+    with run.progress(len(rows), "labelling", unit="rows", done=shards.end) as bar:
+        while shards.end < len(rows):
+            _label_shard(teacher, rows, shards, bar)
+    total = shards.total()
+    _tell(run, total)
+    top_k = min(config.top_k, vocab_size - len(tokenizer.unused_ids))
+    shards.publish(run.output)
+    tokenizer.save(run.output)
+    # Not the teacher's path: equal labels are equal wherever the teacher lies. The manifest's inputs have the path.
+    local = f"checkpoint {run.hashes.get('teacher', '')[:12]}"
+    name = local if config.endpoint is None else f"{config.endpoint.model} at {config.endpoint.url}"
+    LabelHeader(
+        teacher=name,
+        tokenizer=tokenizer.fingerprint,
+        vocab_size=vocab_size,
+        top_k=top_k,
+        temperature=config.temperature,
+        every_token=config.every_token,
+        num_rows=total.num_rows,
+        num_tokens=total.num_tokens,
+        num_labels=total.num_labels,
+        measured={name: value / total.num_labels for name, value in total.sums.items()},
+    ).save(run.output)
+
+
+def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, Teacher]:
+    """Return the teacher and its tokenizer; and the config with the context chosen."""
+    if endpoint := config.endpoint:
+        tokenizer = Tokenizer.load(endpoint.tokenizer)
+        run.licences.add(licence.identify(config.licence) if config.licence else licence.UNKNOWN)
+        key = run.secret(endpoint.key_variable) if endpoint.key_variable else ""
+        server = Endpoint(endpoint, key, run.log)
+        config = _with_context(config, run, tokenizer, MAX_CONTEXT)
+        if endpoint.answers:
+            return config, tokenizer, AnsweringTeacher(server, tokenizer, config.top_k, config.seed)
+        return config, tokenizer, ScoringTeacher(server, tokenizer, config.top_k, config.max_length)
+    assert config.teacher
+    checkpoint = Checkpoint.open(config.teacher)
+    tokenizer = checkpoint.tokenizer()
+    config = _with_context(config, run, tokenizer, checkpoint.config.max_context)
+    if config.max_length > checkpoint.config.max_context:
+        expected = f"at most the teacher's {checkpoint.config.max_context}"
+        raise ConfigError(f"context = {config.context}", expected=expected)
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    device = choose_device(config.device)
+    teacher = LocalTeacher(
+        checkpoint.load(dtype).to(device),
+        tokenizer,
+        dtype=dtype,
+        top_k=config.top_k,
+        temperature=config.temperature,
+        context=config.max_length,
+        batch_tokens=config.batch_tokens,
+    )
+    return config, tokenizer, teacher
+
+
+def _with_context(config: Config, run: Run, tokenizer: Tokenizer, bound: int) -> Config:
+    """Choose an open context as the training stages do: the same data gives the same."""
+    if config.context is not None:
+        return config
+    plain = NextToken(ChatFormat(tokenizer), config.every_token, False)
+    dataset = Dataset(config.data, plain.kinds)
+    sizes = {"batch_tokens": MAX_CONTEXT, "context": MAX_CONTEXT}
+    found = RowLengths.read(Packer(dataset, plain.encode, seed=config.seed, is_cut=plain.is_cut, **sizes))
+    context = choose_context(found, found.context, bound)
+    run.log(f"chosen for this data: context = {context:,} ({context_reason(found, found.context, context)})")
+    chosen = config.model_copy(update={"context": context})
+    artifact.write_text(run.directory / "config.json", json.dumps(chosen.model_dump(mode="json"), indent=2) + "\n")
+    return chosen
+
+
+class _Rows:
+    """All copies of all rows, in order, encoded as they are trained on."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer):
+        self._config = config
+        self._plain = NextToken(ChatFormat(tokenizer), config.every_token, False)
+        self._dataset = Dataset(config.data, self._plain.kinds)
+
+    def __len__(self) -> int:
+        return self._config.copies * len(self._dataset)
+
+    def take(self, start: int) -> tuple[list[Item], list[Labelled], int]:
+        """Return the rows of the shard that begins at `start`, those that are too long for it, and where it ends."""
+        items, too_long, num_tokens, end = list[Item](), list[Labelled](), 0, start
+        while end < len(self) and num_tokens < self._config.shard_tokens:
+            item = self._item(end)
+            if items and type(item.row) is not type(items[0].row):
+                break
+            end += 1
+            if isinstance(item.row, Conversation) and len(item.ids) - 1 > self._config.max_length:
+                too_long.append(Labelled(item.row, None, f"longer than {self._config.max_length} tokens"))
+                continue
+            items.append(item)
+            num_tokens += len(item.ids)
+        return items, too_long, end
+
+    def _item(self, place: int) -> Item:
+        copy, index = divmod(place, len(self._dataset))
+        row = self._dataset[index]
+        assert isinstance(row, Document | Conversation)
+        source = random.Random(f"{self._config.seed} {copy} {index}")
+        try:
+            if isinstance(row, Conversation) and self._config.fresh_identifiers:
+                row = fresh_identifiers(row, source)
+            (example,) = self._plain.encode(row, source)
+        except ChatError as error:
+            given = f"{self._dataset.place(index)}: {error.given}"
+            raise ChatError(given, expected=error.expected, hint=error.hint) from None
+        return Item(row, example.ids, example.mask)
+
+
+def _label_shard(teacher: Teacher, rows: _Rows, shards: ShardDirectory, bar: Progress) -> None:
+    items, left_out, end = rows.take(shards.end)
+    begin, num_tokens = time.monotonic(), sum(len(item.ids) for item in items)
+    labelled = teacher.label(items, bar.advance) if items else []
+    shards.write(end, [*labelled, *left_out])
+    bar.advance(len(left_out), note=f"{num_tokens / (time.monotonic() - begin):,.0f} tokens/s")
+    _require_some(shards.notes)
+
+
+def _require_some(notes: Sequence[Note]) -> None:
+    """Stop early where what is left out shows that nothing will come of it."""
+    kept = sum(note.num_rows for note in notes)
+    if len(notes) == 3 and not kept:
+        raise DataError(f"no row of the first {notes[-1].end:,} has labels", expected="some", hint=_reasons(notes))
+
+
+def _tell(run: Run, total: Note) -> None:
+    for reason, count in sorted(total.left_out.items()):
+        run.log(f"left out {count:,} rows: {reason}")
+    if not total.num_labels:
+        raise DataError("no row has labels", expected="some", hint=_reasons([total]))
+    means = {name: value / total.num_labels for name, value in total.sums.items()}
+    run.log(
+        f"{total.num_labels:,} labels of {total.num_rows:,} rows; outside of them lies {means['tail']:.2%} of the "
+        f"mass; the teacher's loss {means['loss']:.3f}, {means['first']:.1%} of the tokens are its first choice, "
+        f"{means['covered']:.1%} among its entries"
+    )
+
+
+def _reasons(notes: Sequence[Note]) -> str:
+    return "Left out: " + "; ".join(sorted({reason for note in notes for reason in note.left_out}))

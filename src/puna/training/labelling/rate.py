@@ -1,0 +1,42 @@
+"""Sizes of a teacher -> labelling rate in tokens per second on this machine, measured on a reduced network."""
+
+import time
+from functools import cache
+
+from puna.formats.chat.conversation import Conversation
+from puna.model.config import LlamaConfig
+from puna.planning.plan.steps.speed import DTYPES, flops_of, probe_network, reduced
+from puna.training.labelling.local import CHUNK_VALUES, LocalTeacher
+from puna.training.labelling.teacher import Item
+
+# Bytes of logits, exponentials and sorted values, in float32.
+LOGITS_BYTES = 3 * 4 * CHUNK_VALUES
+LENGTHS = (256,) * 8
+
+
+@cache
+def reading_rate(widths: LlamaConfig, precision: str, top_k: int) -> float:
+    """Return tokens read per second by a teacher in memory that labels half of the tokens."""
+    small, lengths = reduced(widths, LENGTHS)
+    teacher = LocalTeacher(
+        probe_network(small, DTYPES[precision]),
+        None,
+        dtype=DTYPES[precision],
+        top_k=min(top_k, small.vocab_size),
+        temperature=1.0,
+        context=max(lengths),
+        batch_tokens=sum(lengths),
+    )
+    rows = [
+        Item(Conversation(()), [token % small.vocab_size for token in range(length + 1)], _second_half(length))
+        for length in lengths
+    ]
+    teacher.label(rows, lambda _: None)
+    start = time.perf_counter()
+    teacher.label(rows, lambda _: None)
+    seconds = (time.perf_counter() - start) * flops_of(widths, lengths) / flops_of(small, lengths)
+    return sum(lengths) / seconds
+
+
+def _second_half(length: int) -> list[bool]:
+    return [at > length // 2 for at in range(length + 1)]

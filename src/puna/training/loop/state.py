@@ -1,0 +1,166 @@
+"""The state of a training run <-> directories that survive a kill at any moment: weights, moments, position, step.
+
+The two newest are kept; one whose hashes do not match is passed over for the one before. Each process writes the parts
+that it holds, and reads those that it needs, whatever layout wrote them.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from puna.data.packing import Position
+from puna.formats.checkpoint.source import Source
+from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.model.config import LlamaConfig
+from puna.model.llama import Llama
+from puna.pipeline.artifacts import artifact
+from puna.pipeline.errors import ArtifactError
+from puna.training.loop.optimizer import trained_parameters
+from puna.training.parallel.parts import Part, box_of, like, local_part, owned_parameters
+from puna.training.parallel.pieces import Pieces, file_name, write_pieces
+from puna.training.parallel.team import Team
+
+KEPT = 2
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. `num_skipped`: steps whose loss or gradient was not finite, `skipped_in_row` of them last.
+
+    `num_too_long`: examples passed over so far, once for each epoch. `device`: kind of device that computed the steps.
+    `metrics`: SHA-256 of the rows of metrics.jsonl up to this step.
+    """
+
+    step: int = 0
+    position: Position = field(default=Position())
+    tokens: int = 0
+    num_skipped: int = 0
+    skipped_in_row: int = 0
+    num_too_long: int = 0
+    device: str = ""
+    metrics: str = ""
+
+
+def save_state(
+    directory: Path,
+    model: Llama,
+    optimizer: torch.optim.Optimizer,
+    progress: TrainState,
+    key: str,
+    team: Team = Team(),  # noqa: B008
+) -> Path:
+    """Write the state of this step atomically, then drop all but the two newest; all processes of a team together."""
+    path = directory / f"step-{progress.step:08d}"
+    if not team.is_first:
+        team.wait()
+        _write_parts(path.parent / f".{path.name}.partial", model, optimizer, team)
+        team.wait()
+    else:
+        with artifact.writing(path) as partial:
+            team.wait()
+            _write_parts(partial, model, optimizer, team)
+            artifact.write_text(partial / "progress.json", json.dumps(asdict(progress)))
+            team.wait()
+            hashed = _collect_hashes(partial)
+            manifest = artifact.Manifest("training state", "train", key, {}, {}, {})
+            artifact.commit(partial, path, manifest, hashed=hashed)
+        for old in [*_states(directory)[KEPT:], *directory.glob(".step-*")]:  # hidden: left by a kill while saving
+            shutil.rmtree(old)
+    team.wait()
+    return path
+
+
+def load_state(
+    directory: Path,
+    model: Llama,
+    optimizer: torch.optim.Optimizer,
+    log: Callable[[str], None],
+    key: str,
+    team: Team = Team(),  # noqa: B008
+) -> TrainState:
+    """Fill model and optimizer from the newest whole state with this key; a fresh TrainState if there is none."""
+    team.wait()
+    for path in _states(directory):
+        problem = ""
+        try:
+            if artifact.verify(path, part=team.rank, num_parts=team.size).key != key:
+                problem = f"{path} was made with other settings or inputs"
+        except ArtifactError as error:
+            problem = str(error)
+        if team.sum(bool(problem))[0]:
+            log(f"passed over a saved state: {problem or f'{path} was altered or cut short'}")
+            continue
+        _read_parts(path, model, optimizer)
+        values = json.loads((path / "progress.json").read_text())
+        return TrainState(**{**values, "position": Position(**values["position"])})
+    return TrainState()
+
+
+def whole_network(path: Path, config: LlamaConfig, tokenizer: Tokenizer) -> Source:
+    """Return the network of a state, one tensor at a time, whoever held which part of it."""
+    pieces = Pieces(path, "model")
+
+    def read(name: str) -> torch.Tensor:
+        return pieces.read_all(name.removeprefix("model."))
+
+    return Source("state", config, torch.float32, read, tokenizer)
+
+
+def take_whole(path: Path, model: Llama) -> None:
+    """Put all that a state holds into `model` as it was before it was divided."""
+    pieces = Pieces(path, "model")
+    for name, _ in list(trained_parameters(model)):
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, torch.nn.Parameter(pieces.read_all(name)))
+
+
+def _write_parts(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, team: Team) -> None:
+    owned = {name: each for name, each in owned_parameters(model, team).items() if each.requires_grad}
+    weights = {name: _part(parameter, parameter) for name, parameter in owned.items()}
+    moments = {
+        f"{name}.{kind}": _part(value, parameter)
+        for name, parameter in owned.items()
+        for kind, value in optimizer.state[parameter].items()
+    }
+    for kind, parts in (("model", weights), ("optimizer", moments)):
+        name = file_name(kind, team.rank, team.size)
+        write_pieces(directory / name, parts)
+        if team.size > 1:
+            artifact.write_text(directory / f".{name}.json", json.dumps(artifact.entry(directory / name)))
+
+
+def _part(value: torch.Tensor, parameter: torch.nn.Parameter) -> Part:
+    """Return what is held of a parameter, or of a moment that lies as it does; the number of steps is one for all."""
+    if not value.dim():
+        return Part(value, (), ())
+    return Part(local_part(value), box_of(parameter), tuple(parameter.shape))
+
+
+def _collect_hashes(directory: Path) -> dict[str, dict[str, object]]:
+    """Take the hashes that each process left of the files it wrote: one alone would read the whole state again."""
+    notes = {path.name[1:].removesuffix(".json"): path for path in directory.glob(".*.safetensors.json")}
+    hashed = {name: json.loads(path.read_text()) for name, path in notes.items()}
+    for path in notes.values():
+        path.unlink()
+    return hashed
+
+
+def _read_parts(path: Path, model: Llama, optimizer: torch.optim.Optimizer) -> None:
+    weights, moments = Pieces(path, "model"), Pieces(path, "optimizer")
+    with torch.no_grad():
+        for name, parameter in trained_parameters(model):
+            box = box_of(parameter)
+            local_part(parameter).copy_(weights.read(name, box))
+            for kind in MOMENTS:
+                if f"{name}.{kind}" in moments:  # none yet if every step so far was skipped
+                    value = moments.read(f"{name}.{kind}", () if kind == "step" else box).to(parameter.device)
+                    optimizer.state[parameter][kind] = value if kind == "step" else like(parameter, value)
+
+
+def _states(directory: Path) -> list[Path]:
+    return sorted((path for path in directory.glob("step-*") if artifact.is_artifact(path)), reverse=True)

@@ -1,0 +1,187 @@
+"""Hidden states -> losses over a vocabulary, without ever holding the logits of a whole batch.
+
+A batch of 4,096 tokens has 2.1 GB of float32 logits over Llama's vocabulary, and as much again for each step of the
+backward pass. Here logits live for some tokens at a time.
+
+Shapes: M trained tokens, C of these at once, D model width, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+from puna.model.gradients.padding import TOKENS_STEP, padded_rows
+from puna.model.llama import Embedding, Linear, Llama
+from puna.training.parallel import vocabulary
+
+# What is known of each trained token: tensors with a row for each.
+Rows = Mapping[str, torch.Tensor]
+# Logits of some trained tokens and their rows ("targets" among them) -> sums over them, "loss" among them.
+Terms = Callable[[torch.Tensor, Rows], dict[str, torch.Tensor]]
+
+# Logits that are held at once, and of these as float32 with what a loss makes of them.
+CHUNK_VALUES = 2**25
+TILE_VALUES = 2**20
+
+
+def summed_over_tokens(
+    model: Llama,
+    hidden_MD: torch.Tensor,
+    rows: Rows,
+    terms: Terms,
+    *,
+    beside: Callable[[Rows], Rows] = lambda rows: rows,
+) -> dict[str, torch.Tensor]:
+    """Return the sums of `terms` over all trained tokens.
+
+    The gradient of "loss" is computed along with it, chunk by chunk, so nothing is computed twice. `beside` is given
+    the rows of a chunk, for what needs larger products than the few tokens that `terms` sees at once.
+    """
+    head = _Head.of(model, hidden_MD.dtype)
+    inputs = (hidden_MD, *head.parameters)
+    is_differentiated = torch.is_grad_enabled()
+    gradients = [torch.zeros_like(x) if is_differentiated and x.requires_grad else None for x in inputs]
+    sums: dict[str, torch.Tensor] = {}
+    for part in _chunks(len(hidden_MD), model.config.vocab_size):
+        hidden_CD = hidden_MD[part].detach()
+        own = beside({name: row[part][head.share(len(hidden_CD))] for name, row in rows.items()})
+        if head.divided is None:
+            hidden_CD = padded_rows(hidden_CD)
+        logits_CV = head.logits(hidden_CD.requires_grad_(hidden_MD.requires_grad))
+        gradient_CV = _summed_over_tiles(logits_CV, own, terms, sums)
+        if is_differentiated:
+            _add_gradients(logits_CV, gradient_CV, (hidden_CD, *head.leaves), gradients, part)
+    sums = head.summed(sums)
+    if is_differentiated:
+        sums["loss"] = _WithGradients.apply(sums["loss"], gradients, *inputs)  # type: ignore[assignment]
+    return sums
+
+
+def _summed_over_tiles(
+    logits_CV: torch.Tensor, rows: Rows, terms: Terms, sums: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Add the terms of some tokens to `sums`; return the gradient of their loss, which is written over the logits.
+
+    A loss looks at its logits ten times and more: at a few tokens' at a time they come from the processor's cache.
+    """
+    values_CV = logits_CV.detach()
+    count = len(rows["targets"])
+    is_cached = logits_CV.device.type == "cpu"  # a GPU loses more by many small kernels
+    size = max(1, TILE_VALUES // values_CV.shape[1]) if is_cached else max(1, count)
+    for start in range(0, max(1, count), size):
+        tile = slice(start, min(start + size, count))
+        tile_CV = values_CV[tile].float().requires_grad_(torch.is_grad_enabled())
+        found = terms(tile_CV, {name: row[tile] for name, row in rows.items()})
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + value.detach()
+        if torch.is_grad_enabled():
+            (gradient_CV,) = torch.autograd.grad(found["loss"], tile_CV)
+            values_CV[tile] = gradient_CV
+    values_CV[count:] = 0.0
+    return values_CV
+
+
+def token_log_probabilities(model: Llama, hidden_MD: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
+    """Return the float32 log-probability of each target, for losses that are no sums over tokens.
+
+    The backward pass computes the logits a second time.
+    """
+
+    def known(hidden_CD: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+        weight = _weight(model)
+        if weight is None or not vocabulary.is_divided(weight):
+            logits_CV = model.logits(padded_rows(hidden_CD))[: len(hidden_CD)]
+            return -F.cross_entropy(logits_CV, targets_C, reduction="none")
+        logits_CV = vocabulary.logits_of_share(hidden_CD, weight)
+        own = vocabulary.share_of(len(targets_C), weight)
+        losses_C = F.cross_entropy(logits_CV, targets_C[own], reduction="none")
+        return vocabulary.of_all_tokens(-losses_C, len(targets_C), weight)
+
+    parts = _chunks(len(hidden_MD), model.config.vocab_size)
+    chunks = [checkpoint(known, hidden_MD[part], targets_M[part], use_reentrant=False) for part in parts]
+    return torch.cat(chunks)  # type: ignore[arg-type]
+
+
+class _Head(NamedTuple):
+    """The product that gives logits: its trained parameters, and the tensors that stand for them in the product."""
+
+    parameters: tuple[torch.Tensor, ...]
+    leaves: tuple[torch.Tensor, ...]
+    logits: Callable[[torch.Tensor], torch.Tensor]
+    divided: DTensor | None = None
+
+    @classmethod
+    def of(cls, model: Llama, dtype: torch.dtype) -> "_Head":
+        module, weight = model.embed_tokens if model.lm_head is None else model.lm_head, _weight(model)
+        if weight is not None:
+            # Rounded once, not for each chunk.
+            weight_VD = weight.detach().to(dtype).requires_grad_(weight.requires_grad)
+            if vocabulary.is_divided(weight_VD):
+                logits = partial(vocabulary.logits_of_share, weight_VD=weight_VD)
+                return cls((weight,), (weight_VD,), logits, weight_VD)
+            return cls((weight,), (weight_VD,), lambda hidden_CD: F.linear(hidden_CD, weight_VD))
+        parameters = tuple(parameter for parameter in module.parameters() if parameter.requires_grad)
+        return cls(parameters, parameters, model.logits)
+
+    def share(self, count: int) -> slice:
+        """Return which of `count` tokens `logits` gives the logits of: all, or this rank's."""
+        return slice(count) if self.divided is None else vocabulary.share_of(count, self.divided)
+
+    def summed(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the sums over all tokens."""
+        return sums if self.divided is None else vocabulary.summed_over_shares(sums, self.divided)
+
+
+def _weight(model: Llama) -> torch.Tensor | None:
+    """Return the matrix that gives logits, if that is all there is."""
+    module = model.embed_tokens if model.lm_head is None else model.lm_head
+    return module.weight if isinstance(module, Linear | Embedding) else None
+
+
+class _WithGradients(torch.autograd.Function):
+    """A value whose gradients with respect to its inputs are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, gradients: list[torch.Tensor | None], *_: torch.Tensor) -> torch.Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (output,) = outputs
+        gradients, ctx.gradients = ctx.gradients, None
+        return None, None, *(gradient if gradient is None else gradient.mul_(output) for gradient in gradients)
+
+
+def _add_gradients(
+    logits_CV: torch.Tensor,
+    gradient_CV: torch.Tensor,
+    leaves: tuple[torch.Tensor, ...],
+    gradients: list[torch.Tensor | None],
+    part: slice,
+) -> None:
+    """Add the gradients of one chunk: the first is about its hidden states, the others about the head."""
+    places = [place for place, gradient in enumerate(gradients) if gradient is not None]
+    if not places:
+        return
+    found = torch.autograd.grad(logits_CV, [leaves[place] for place in places], gradient_CV)
+    for place, gradient in zip(places, found, strict=True):
+        total = gradients[place]
+        assert total is not None
+        if place == 0:
+            total[part] = gradient[: len(total[part])]
+        else:
+            total.add_(gradient)
+
+
+def _chunks(num_tokens: int, vocab_size: int) -> list[slice]:
+    """Cut trained tokens into parts; one, which is empty, if there are none."""
+    size = max(1, CHUNK_VALUES // vocab_size)
+    if size > TOKENS_STEP:
+        size -= size % TOKENS_STEP  # a chunk that is full needs no padding
+    return [slice(start, start + size) for start in range(0, max(1, num_tokens), size)]

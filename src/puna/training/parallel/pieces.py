@@ -1,0 +1,108 @@
+"""Parts of tensors <-> safetensors files, one a process: any process can read any part back, however they were divided.
+
+A part is stored under its tensor's name and its place, "norm.weight[0:8]", and what is whole under the name alone.
+There is no other index, and nothing of torch.distributed.checkpoint, whose index is a pickle.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from puna.formats.checkpoint.writer import Entry, write_file
+from puna.pipeline.errors import ArtifactError
+from puna.training.parallel.parts import Box, Part
+
+LABEL = re.compile(r"(?P<name>[^\[]+)(\[(?P<box>[\d:,]+)\])?")
+
+
+def file_name(kind: str, rank: int, num_ranks: int) -> str:
+    """Return where a process keeps its parts."""
+    return f"{kind}.safetensors" if num_ranks == 1 else f"{kind}-{rank:05d}-of-{num_ranks:05d}.safetensors"
+
+
+def write_pieces(path: Path, pieces: Mapping[str, Part]) -> None:
+    """Write parts, each with its place and the shape of the whole; empty ones are left out."""
+    entries = [
+        Entry(_label(name, box, shape), tensor.dtype, tuple(tensor.shape), tensor.detach)
+        for name, (tensor, box, shape) in pieces.items()
+        if tensor.numel()
+    ]
+    write_file(path, entries)
+
+
+class Pieces:
+    """The tensors that the files of one kind hold together."""
+
+    def __init__(self, directory: Path, kind: str):
+        self.directory = directory
+        self._found: dict[str, list[tuple[Box, Path, str]]] = {}
+        for path in sorted(directory.glob(f"{kind}*.safetensors")):
+            for name, box, label in _labels(path):
+                self._found.setdefault(name, []).append((box, path, label))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._found
+
+    def read_all(self, name: str) -> torch.Tensor:
+        """Return a whole tensor."""
+        ends = [[end for _, end in box] for box, _, _ in self._found.get(name, [])]
+        return self.read(name, tuple((0, max(each)) for each in zip(*ends, strict=True)))
+
+    def read(self, name: str, wanted: Box) -> torch.Tensor:
+        """Return a part; of each file only what is needed is read."""
+        if not _size(wanted):
+            return torch.empty([end - start for start, end in wanted])
+        parts, count = [], 0
+        for box, path, label in self._found.get(name, []):
+            common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, wanted, strict=True))
+            if all(start < end for start, end in common):
+                parts.append((common, _read(path, label, box, common)))
+                count += _size(common)
+            if count == _size(wanted):
+                return _joined(parts, wanted)
+        raise ArtifactError(f"{self.directory}: {name} is not whole", expected=f"all of {list(wanted)}")
+
+
+def _joined(parts: list[tuple[Box, torch.Tensor]], wanted: Box) -> torch.Tensor:
+    if len(parts) == 1:
+        return parts[0][1]
+    whole = parts[0][1].new_empty([end - start for start, end in wanted])
+    for box, part in parts:
+        places = tuple(slice(start - first, end - first) for (start, end), (first, _) in zip(box, wanted, strict=True))
+        whole[places] = part
+    return whole
+
+
+def _read(path: Path, label: str, box: Box, wanted: Box) -> torch.Tensor:
+    with safe_open(path, framework="pt") as file:
+        if not box:
+            return file.get_tensor(label)
+        places = tuple(slice(start - first, end - first) for (start, end), (first, _) in zip(wanted, box, strict=True))
+        return file.get_slice(label)[places]
+
+
+def _labels(path: Path) -> Iterator[tuple[str, Box, str]]:
+    with safe_open(path, framework="pt") as file:
+        for label in file.keys():  # noqa: SIM118
+            match = LABEL.fullmatch(label)
+            if not match:
+                raise ArtifactError(f"{path}: tensor {label!a}", expected="a name, and a place in brackets")
+            if match["box"]:
+                box = tuple((int(start), int(end)) for start, end in (x.split(":") for x in match["box"].split(",")))
+            else:
+                box = tuple((0, size) for size in file.get_slice(label).get_shape())
+            yield match["name"], box, label
+
+
+def _label(name: str, box: Box, shape: tuple[int, ...]) -> str:
+    if all(place == (0, size) for place, size in zip(box, shape, strict=True)):
+        return name
+    return f"{name}[{','.join(f'{start}:{end}' for start, end in box)}]"
+
+
+def _size(box: Box) -> int:
+    return math.prod(end - start for start, end in box)
