@@ -54,6 +54,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"document", "drills", "identifiers", "labels", "overlap", "preference", "shards", "spans"},
         {"dataset"},
         {"packing"},
+        {"encode"},
         {"pieces"},
     ),
     "inference": ({"engine"}, {"completer"}),
