@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from puna.data.augment.identifiers import fresh_identifiers
 from puna.data.document import Document
 from puna.data.encode import encode_example
-from puna.data.identifiers import fresh_identifiers
 from puna.data.packing import Batch, Example
 from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
