@@ -14,7 +14,7 @@ CEILINGS = {
     "corpus": 64,
     "data": 30,
     "evaluation": 67,
-    "formats": 83,
+    "formats": 28,
     "inference": 100,
     "model": 95,
     "pipeline": 84,
