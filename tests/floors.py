@@ -28,7 +28,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"cli"},
     ),
     "pipeline": (
-        {"errors", "estimate", "machine", "progress", "stages", "units"},
+        {"errors", "estimate", "finding", "machine", "progress", "stages", "units"},
         {"storage"},
         {"config", "offline", "artifacts"},
         {"run", "registry"},
@@ -68,7 +68,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     ),
     "planning": ({"plan", "doctor"},),
     "planning/doctor": (
-        {"finding", "render", "template_child"},
+        {"render", "report", "template_child"},
         {"modelfile", "template", "values"},
         {"directory"},
         {"adapter", "gguf"},
