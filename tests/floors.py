@@ -81,9 +81,19 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     "conversion/compression": (
         {"kv_cache", "rounding"},
         {"calibrate"},
-        {"surgery"},
+        {"pruning"},
         {"cost"},
         {"merge", "prune", "quantize"},
+    ),
+    "conversion/compression/pruning": (
+        {"slicing", "obs", "targets"},
+        {"layerwise", "rotate"},
+        {"importance", "refit"},
+        {"selection", "report"},
+    ),
+    "conversion/exchange": (
+        {"fidelity", "hub", "licences", "peers", "reference", "vocabulary"},
+        {"export", "import_model"},
     ),
     "serving": (
         {"browser", "refusals"},

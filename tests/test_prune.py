@@ -17,19 +17,19 @@ from rich.console import Console
 
 from puna.conversion.compression import prune
 from puna.conversion.compression.prune import Config
-from puna.conversion.compression.surgery import refit as refitting
-from puna.conversion.compression.surgery.choice import choose
-from puna.conversion.compression.surgery.cut import cut_source, keep_all
-from puna.conversion.compression.surgery.eliminate import contributions, losses_by_elimination
-from puna.conversion.compression.surgery.importance import (
+from puna.conversion.compression.pruning import refit as refitting
+from puna.conversion.compression.pruning.importance import (
     Importance,
     LayerImportance,
     divergences_without,
     measure_importance,
 )
-from puna.conversion.compression.surgery.layerwise import Reading, Reference
-from puna.conversion.compression.surgery.rotate import rotated
-from puna.conversion.compression.surgery.targets import Shape, best_size, counts, parse_count, resized, target_size
+from puna.conversion.compression.pruning.layerwise import Reading, Reference
+from puna.conversion.compression.pruning.obs import contributions, losses_by_elimination
+from puna.conversion.compression.pruning.rotate import rotated
+from puna.conversion.compression.pruning.selection import choose
+from puna.conversion.compression.pruning.slicing import cut_source, keep_all
+from puna.conversion.compression.pruning.targets import Shape, best_size, counts, parse_count, resized, target_size
 from puna.data.document import Document
 from puna.data.packing import Example
 from puna.data.pieces import cut_examples
@@ -158,7 +158,7 @@ measured = partial(measure_importance, dtype=F32, width="contribution", depth="d
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "report" not in request.node.name:
-        monkeypatch.setattr("puna.conversion.compression.surgery.report._draw", lambda *_: True)
+        monkeypatch.setattr("puna.conversion.compression.pruning.report._draw", lambda *_: True)
 
 
 # What is left computes the same

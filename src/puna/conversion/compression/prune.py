@@ -13,14 +13,14 @@ import torch
 from pydantic import Field, model_validator
 
 from puna.conversion.compression.cost import estimate_pruning, likely_size
-from puna.conversion.compression.surgery.choice import choose, cuts
-from puna.conversion.compression.surgery.cut import Kept, Tying, cut_source
-from puna.conversion.compression.surgery.importance import Depth, Importance, Width, measure_importance
-from puna.conversion.compression.surgery.layerwise import Reading, Reference, Texts
-from puna.conversion.compression.surgery.refit import refit
-from puna.conversion.compression.surgery.report import Step, write_report
-from puna.conversion.compression.surgery.rotate import principal_directions, rotated
-from puna.conversion.compression.surgery.targets import (
+from puna.conversion.compression.pruning.importance import Depth, Importance, Width, measure_importance
+from puna.conversion.compression.pruning.layerwise import Reading, Reference, Texts
+from puna.conversion.compression.pruning.refit import refit
+from puna.conversion.compression.pruning.report import Step, write_report
+from puna.conversion.compression.pruning.rotate import principal_directions, rotated
+from puna.conversion.compression.pruning.selection import choose, cuts
+from puna.conversion.compression.pruning.slicing import Kept, Tying, cut_source
+from puna.conversion.compression.pruning.targets import (
     HeadCut,
     Shape,
     best_size,

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from puna.conversion.compression.surgery.cut import Kept, KeptLayer, Tying, keep_all
-from puna.conversion.compression.surgery.importance import Importance, LayerImportance
+from puna.conversion.compression.pruning.importance import Importance, LayerImportance
+from puna.conversion.compression.pruning.slicing import Kept, KeptLayer, Tying, keep_all
 from puna.model.config import LlamaConfig
 
 # The kinds of cut in the order in which they are made and measured, and the sizes that each changes.

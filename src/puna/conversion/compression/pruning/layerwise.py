@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from puna.conversion.compression.calibrate import Batch, text_batches
-from puna.conversion.compression.surgery.cut import EMBEDDINGS, HEAD
+from puna.conversion.compression.pruning.slicing import EMBEDDINGS, HEAD
 from puna.data.packing import Example
 from puna.formats.checkpoint.source import Source, disk_name
 from puna.model.llama import Block, Embedding, RMSNorm

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from puna.conversion.compression.surgery.cut import Kept
-from puna.conversion.compression.surgery.importance import Importance
-from puna.conversion.compression.surgery.layerwise import Reading
+from puna.conversion.compression.pruning.importance import Importance
+from puna.conversion.compression.pruning.layerwise import Reading
+from puna.conversion.compression.pruning.slicing import Kept
 from puna.model.config import LlamaConfig
 from puna.pipeline.artifacts.artifact import write_text
 

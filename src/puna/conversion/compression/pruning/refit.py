@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 
 from puna.conversion.compression.calibrate import Batch
-from puna.conversion.compression.surgery.cut import Kept, cut_source
-from puna.conversion.compression.surgery.layerwise import Texts, first_batches, read_block, through
+from puna.conversion.compression.pruning.layerwise import Texts, first_batches, read_block, through
+from puna.conversion.compression.pruning.slicing import Kept, cut_source
 from puna.formats.checkpoint.source import Source, disk_name
 from puna.model.llama import MLP, Attention, Block, Linear
 from puna.pipeline.errors import CheckpointError

@@ -1,7 +1,7 @@
 """A model and what is kept of it -> the smaller model as a Source: one tensor at a time, cut as it is read.
 
 Nothing is trained here, and what is kept stays in its order, so that keeping everything gives the same tensors. Which
-parts are kept is choice.py's business.
+parts are kept is selection.py's business.
 
 Shapes: D model width, H query heads, K key/value heads, E head width, P its rotary pairs, I hidden channels of the MLP.
 """

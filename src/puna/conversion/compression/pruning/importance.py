@@ -1,7 +1,7 @@
 """A model and calibration text -> how much each of its parts is needed: layers, heads, channels.
 
 One pass, one layer's weights at a time. What is written into the residual stream is judged by what it adds there, or by
-what would be missing once the rest makes up for it (eliminate.py); a layer by how much it turns the stream (Men et al.
+what would be missing once the rest makes up for it (obs.py); a layer by how much it turns the stream (Men et al.
 2024, ShortGPT, arXiv 2403.03853) or by how far predictions move without it; a channel of the stream by what is read of
 it behind all norms (after Muralidharan et al. 2024, Minitron, arXiv 2407.14679, who sum up what the norms give out).
 Chooses nothing.
@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from puna.conversion.compression.calibrate import Batch
-from puna.conversion.compression.surgery.eliminate import contributions, losses_by_elimination
-from puna.conversion.compression.surgery.layerwise import (
+from puna.conversion.compression.pruning.layerwise import (
     Reference,
     Texts,
     first_batches,
@@ -27,6 +26,7 @@ from puna.conversion.compression.surgery.layerwise import (
     read_block,
     through,
 )
+from puna.conversion.compression.pruning.obs import contributions, losses_by_elimination
 from puna.formats.checkpoint.source import Source
 from puna.model.config import LlamaConfig
 from puna.model.llama import Block, RMSNorm

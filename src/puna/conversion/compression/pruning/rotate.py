@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from puna.conversion.compression.surgery.cut import EMBEDDINGS, HEAD, NORM
+from puna.conversion.compression.pruning.slicing import EMBEDDINGS, HEAD, NORM
 from puna.formats.checkpoint.source import Source
 
 NORMS = {
