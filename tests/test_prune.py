@@ -593,5 +593,5 @@ def test_the_bar_counts_each_pass_of_the_texts_through_a_layer(depth):
     bar.advance = lambda amount=1, note="": steps.append(amount)
     source, layers = source_of(planted()), BIG.num_layers
     measure_importance(source, examples(), F32, bar, width="contribution", depth=depth)
-    without_one = list(range(layers, 0, -1))  # Without the first layer, the texts go run_block all the others.
+    without_one = list(range(layers, 0, -1))  # Without the first layer, the texts go through all the others.
     assert steps == ([1] * layers if depth == "influence" else [1] * 2 * layers + without_one)
