@@ -15,7 +15,7 @@ from rich.console import Console
 from puna.data.dataset import Dataset
 from puna.data.packing import Example
 from puna.evaluation.diagnose.comparison import Comparison, Difference, Side
-from puna.evaluation.diagnose.finding import REASONS
+from puna.evaluation.diagnose.reasons import REASONS
 from puna.evaluation.diagnose.record import Record
 from puna.evaluation.diagnose.report import run_report
 from puna.evaluation.diagnose.rules import fit, forgetting, labels, learning, masks, sides

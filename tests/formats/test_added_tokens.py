@@ -33,7 +33,7 @@ from puna.model.config import LlamaConfig
 from puna.pipeline.artifacts.artifact import read_receipts
 from puna.pipeline.errors import CheckpointError, TokenizerError
 from puna.planning.doctor.examine import examine
-from puna.planning.doctor.finding import Report
+from puna.planning.doctor.report import Report
 
 META_MODEL = Path(str(files("llama_models") / "llama3" / "tokenizer.model"))
 TEXT = "the <order>fox</order> dog"

@@ -28,7 +28,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"cli"},
     ),
     "pipeline": (
-        {"errors", "estimate", "machine", "progress", "stages", "units"},
+        {"errors", "estimate", "finding", "machine", "progress", "stages", "units"},
         {"storage"},
         {"config", "offline", "artifacts"},
         {"run", "registry"},
@@ -69,7 +69,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     ),
     "planning": ({"plan", "doctor"},),
     "planning/doctor": (
-        {"finding", "render", "template_child"},
+        {"render", "report", "template_child"},
         {"modelfile", "template", "values"},
         {"directory"},
         {"adapter", "gguf"},
@@ -82,9 +82,19 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     "conversion/compression": (
         {"kv_cache", "rounding"},
         {"calibrate"},
-        {"surgery"},
+        {"pruning"},
         {"cost"},
         {"merge", "prune", "quantize"},
+    ),
+    "conversion/compression/pruning": (
+        {"slicing", "obs", "targets"},
+        {"layerwise", "rotate"},
+        {"importance", "refit"},
+        {"selection", "report"},
+    ),
+    "conversion/exchange": (
+        {"fidelity", "hub", "licences", "peers", "reference", "vocabulary"},
+        {"export", "import_model"},
     ),
     "serving": (
         {"browser", "refusals"},

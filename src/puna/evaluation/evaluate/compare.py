@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from puna.evaluation.diagnose.comparison import Comparison, Difference, Differences, Side
-from puna.evaluation.diagnose.finding import Finding
+from puna.evaluation.diagnose.reasons import REASONS, to_json
 from puna.evaluation.diagnose.report import tell
 from puna.evaluation.diagnose.rules.table import explain
 from puna.evaluation.evaluate.roles import Cast, side
 from puna.evaluation.evaluate.scores import Answers, paired_difference
 from puna.formats.chat.conversation import Conversation
+from puna.pipeline.finding import Finding
 
 
 class Diagnosis(NamedTuple):
@@ -40,7 +41,7 @@ class Diagnosis(NamedTuple):
         return {
             **{role: each.name if each else None for role, each in sides.items()},
             "is_below": self.is_below,
-            "findings": [finding.to_json() for finding in self.findings],
+            "findings": [to_json(finding) for finding in self.findings],
         }
 
 
@@ -95,7 +96,7 @@ def lines(diagnosis: Diagnosis) -> list[str]:
     """Return what the terminal shows: the verdict, then what was seen and what to do."""
     said = _verdicts(diagnosis)
     for finding in diagnosis.findings:
-        said += [f"  {finding.code}: {finding.seen}", f"    {finding.reason}", f"    -> {finding.remedy}"]
+        said += [f"  {finding.code}: {finding.seen}", f"    {REASONS[finding.code]}", f"    -> {finding.remedy}"]
     return said if diagnosis.findings else [*said, "  no rule found a cause in the scores and the records of the runs"]
 
 

@@ -3,8 +3,8 @@
 import math
 
 from puna.evaluation.diagnose.comparison import Comparison
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.record import Record
+from puna.pipeline.finding import Finding
 
 # As if every tenth guess more were needed.
 MOST_RISE = math.log(1.1)

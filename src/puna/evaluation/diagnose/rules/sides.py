@@ -1,7 +1,7 @@
 """Scores and records of student, plain model and teacher, side by side -> what makes the student the worse one."""
 
 from puna.evaluation.diagnose.comparison import Comparison
-from puna.evaluation.diagnose.finding import Finding
+from puna.pipeline.finding import Finding
 
 MOST_FEWER_TOKENS = 0.9
 # What decides how much was learned from, and how fast; other settings differ between objectives by their nature.

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from puna.evaluation.diagnose.comparison import Comparison
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.order import in_order
 from puna.evaluation.diagnose.record import Record
 from puna.evaluation.diagnose.rules import answers, chat, fit, forgetting, labels, learning, masks, sides
 from puna.pipeline.errors import ArtifactError
+from puna.pipeline.finding import Finding
 
 # On what one training run recorded.
 RUN_RULES: tuple[Callable[[Record], Finding | None], ...] = (

@@ -1,4 +1,4 @@
-"""What a check found -> Finding and Report: every kind of finding by its code, and the facts a reader wants.
+"""Findings and facts about one path -> Report; KINDS lists every code of a finding with severity and meaning.
 
 Decides no exit status of its own making: a code's severity is data, in KINDS. Prints nothing (command.py does).
 """
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from puna.pipeline.errors import PunaError
+from puna.pipeline.finding import Finding, Severity
 
-Severity = Literal["warning", "broken"]
 EXIT_STATUS = {"warning": 1, "broken": 2}
 
 
@@ -112,24 +112,6 @@ KINDS: dict[str, Kind] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong: where (a file, or a file's part), what was found and expected, and what to do."""
-
-    code: str
-    where: str
-    what: str
-    remedy: str
-
-    @property
-    def severity(self) -> Severity:
-        return KINDS[self.code].severity
-
-    def to_json(self) -> dict[str, str]:
-        return {"severity": self.severity, "code": self.code, "where": self.where, "what": self.what,
-                "remedy": self.remedy}  # fmt: skip
-
-
 @dataclass
 class Report:
     """What was looked at, and all that is wrong with it."""
@@ -141,7 +123,7 @@ class Report:
 
     def add(self, code: str, where: str, what: str, remedy: str) -> None:
         assert code in KINDS, code
-        self.findings.append(Finding(code, where, what, remedy))
+        self.findings.append(Finding(code, what, remedy, where=where, severity=KINDS[code].severity))
 
     def refuse(self, code: str, where: str, error: PunaError) -> None:
         """Add what another part of Puna says when it refuses the file."""
@@ -168,8 +150,18 @@ class Report:
         return max((EXIT_STATUS[finding.severity] for finding in self.findings), default=0)
 
     def to_json(self) -> dict[str, Any]:
+        findings = [
+            {
+                "severity": each.severity,
+                "code": each.code,
+                "where": each.where,
+                "what": each.seen,
+                "remedy": each.remedy,
+            }
+            for each in self.findings
+        ]
         return {"path": str(self.path), "kind": self.kind, "status": self.status, "facts": self.facts,
-                "findings": [finding.to_json() for finding in self.findings]}  # fmt: skip
+                "findings": findings}  # fmt: skip
 
 
 def listed(names: list[str], most: int = 5) -> str:

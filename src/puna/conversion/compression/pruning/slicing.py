@@ -1,7 +1,7 @@
 """A model and what is kept of it -> the smaller model as a Source: one tensor at a time, cut as it is read.
 
 Nothing is trained here, and what is kept stays in its order, so that keeping everything gives the same tensors. Which
-parts are kept is choice.py's business.
+parts are kept is selection.py's business.
 
 Shapes: D model width, H query heads, K key/value heads, E head width, P its rotary pairs, I hidden channels of the MLP.
 """
@@ -22,7 +22,7 @@ EMBEDDINGS, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.n
 
 
 @dataclass(frozen=True)
-class KeptLayer:
+class LayerSelection:
     """What is kept of one layer, as the parent counts: heads, hidden channels, and the values' channels a kv head."""
 
     index: int
@@ -33,7 +33,7 @@ class KeptLayer:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Selection:
     """What is kept of a network.
 
     Rotary pairs are the same in all heads, since a pair's frequency is its place. `energies` says, a norm, which share
@@ -41,16 +41,16 @@ class Kept:
     """
 
     config: LlamaConfig
-    layers: tuple[KeptLayer, ...]
+    layers: tuple[LayerSelection, ...]
     pairs_P: torch.Tensor
     dim_D: torch.Tensor
     tying: Tying = "embeddings"
     energies: Mapping[str, float] = field(default_factory=dict)
 
 
-def keep_all(config: LlamaConfig) -> Kept:
+def select_all(config: LlamaConfig) -> Selection:
     """Return all that a network has."""
-    layer = KeptLayer(
+    layer = LayerSelection(
         0,
         torch.arange(config.num_heads),
         torch.arange(config.num_kv_heads),
@@ -58,63 +58,65 @@ def keep_all(config: LlamaConfig) -> Kept:
         torch.arange(config.hidden_dim),
     )
     layers = tuple(replace(layer, index=index) for index in range(config.num_layers))
-    return Kept(config, layers, torch.arange(config.head_dim // 2), torch.arange(config.dim))
+    return Selection(config, layers, torch.arange(config.head_dim // 2), torch.arange(config.dim))
 
 
-def cut_source(parent: Source, kept: Kept, refitted: Mapping[str, torch.Tensor] | None = None) -> Source:
+def slice_source(parent: Source, selection: Selection, refitted: Mapping[str, torch.Tensor] | None = None) -> Source:
     """Return the model that is left; `refitted` tensors stand in the place of cut ones."""
-    return replace(parent, config=kept.config, read=partial(_read, parent, kept, refitted or {}))
+    return replace(parent, config=selection.config, read=partial(_read, parent, selection, refitted or {}))
 
 
-def _read(parent: Source, kept: Kept, refitted: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+def _read(parent: Source, selection: Selection, refitted: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     if name in refitted:
         return refitted[name]
     if name in (EMBEDDINGS, HEAD):
-        return _take(_table(parent, kept, name), columns=kept.dim_D)
+        return _take(_table(parent, selection, name), columns=selection.dim_D)
     if name == NORM:
-        return _cut_norm(parent.read(name), kept, "norm")
+        return _slice_norm(parent.read(name), selection, "norm")
     _, _, number, part = name.removesuffix(".weight").split(".", maxsplit=3)
-    layer = kept.layers[int(number)]
+    layer = selection.layers[int(number)]
     tensor = parent.read(f"model.layers.{layer.index}.{part}.weight")
     if part.endswith("norm"):
-        return _cut_norm(tensor, kept, f"layers.{layer.index}.{part}")
-    rows, columns = _places(part, layer, kept, parent.config)
+        return _slice_norm(tensor, selection, f"layers.{layer.index}.{part}")
+    rows, columns = _rows_and_columns(part, layer, selection, parent.config)
     tensor = _take(tensor, rows, columns)
     # Each rotary pair that is left adds to the scores what it added before, though a narrower head divides by less.
-    shorter = kept.config.head_dim / parent.config.head_dim
+    shorter = selection.config.head_dim / parent.config.head_dim
     return tensor if shorter == 1 or part != "self_attn.q_proj" else tensor * shorter**0.5
 
 
-def _table(parent: Source, kept: Kept, name: str) -> torch.Tensor:
+def _table(parent: Source, selection: Selection, name: str) -> torch.Tensor:
     if parent.config.tie_embeddings:
         return parent.read(EMBEDDINGS)
-    if not kept.config.tie_embeddings or kept.tying != "mean":
-        is_head = name == HEAD if not kept.config.tie_embeddings else kept.tying == "head"
+    if not selection.config.tie_embeddings or selection.tying != "mean":
+        is_head = name == HEAD if not selection.config.tie_embeddings else selection.tying == "head"
         return parent.read(HEAD if is_head else EMBEDDINGS)
     return torch.lerp(parent.read(EMBEDDINGS).float(), parent.read(HEAD).float(), 0.5)
 
 
-def _cut_norm(weight_D: torch.Tensor, kept: Kept, path: str) -> torch.Tensor:
-    return _take(weight_D, kept.dim_D) * kept.energies.get(path, 1.0) ** 0.5
+def _slice_norm(weight_D: torch.Tensor, selection: Selection, path: str) -> torch.Tensor:
+    return _take(weight_D, selection.dim_D) * selection.energies.get(path, 1.0) ** 0.5
 
 
-def _places(part: str, layer: KeptLayer, kept: Kept, config: LlamaConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def _rows_and_columns(
+    part: str, layer: LayerSelection, selection: Selection, config: LlamaConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the rows and columns that are kept of a layer's matrix."""
     if part in ("mlp.gate_proj", "mlp.up_proj"):
-        return layer.hidden_I, kept.dim_D
+        return layer.hidden_I, selection.dim_D
     if part == "mlp.down_proj":
-        return kept.dim_D, layer.hidden_I
-    rotated_E = torch.cat((kept.pairs_P, kept.pairs_P + config.head_dim // 2))
+        return selection.dim_D, layer.hidden_I
+    rotated_E = torch.cat((selection.pairs_P, selection.pairs_P + config.head_dim // 2))
     if part == "self_attn.q_proj":
-        return (layer.queries_H[:, None] * config.head_dim + rotated_E).flatten(), kept.dim_D
+        return (layer.queries_H[:, None] * config.head_dim + rotated_E).flatten(), selection.dim_D
     if part == "self_attn.k_proj":
-        return (layer.keys_K[:, None] * config.head_dim + rotated_E).flatten(), kept.dim_D
+        return (layer.keys_K[:, None] * config.head_dim + rotated_E).flatten(), selection.dim_D
     if part == "self_attn.v_proj":
-        return (layer.keys_K[:, None] * config.head_dim + layer.values_KE).flatten(), kept.dim_D
+        return (layer.keys_K[:, None] * config.head_dim + layer.values_KE).flatten(), selection.dim_D
     assert part == "self_attn.o_proj", part
     # What a query head gives out are channels of the values of its key/value head.
     values_HE = layer.values_KE.repeat_interleave(len(layer.queries_H) // len(layer.keys_K), dim=0)
-    return kept.dim_D, (layer.queries_H[:, None] * config.head_dim + values_HE).flatten()
+    return selection.dim_D, (layer.queries_H[:, None] * config.head_dim + values_HE).flatten()
 
 
 def _take(tensor: torch.Tensor, rows: torch.Tensor | None = None, columns: torch.Tensor | None = None) -> torch.Tensor:

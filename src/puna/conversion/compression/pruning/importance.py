@@ -1,7 +1,7 @@
 """A model and calibration text -> how much each of its parts is needed: layers, heads, channels.
 
 One pass, one layer's weights at a time. What is written into the residual stream is judged by what it adds there, or by
-what would be missing once the rest makes up for it (eliminate.py); a layer by how much it turns the stream (Men et al.
+what would be missing once the rest makes up for it (obs.py); a layer by how much it turns the stream (Men et al.
 2024, ShortGPT, arXiv 2403.03853) or by how far predictions move without it; a channel of the stream by what is read of
 it behind all norms (after Muralidharan et al. 2024, Minitron, arXiv 2407.14679, who sum up what the norms give out).
 Chooses nothing.
@@ -18,15 +18,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from puna.conversion.compression.calibrate import Batch
-from puna.conversion.compression.surgery.eliminate import contributions, losses_by_elimination
-from puna.conversion.compression.surgery.layerwise import (
+from puna.conversion.compression.pruning.layerwise import (
     Reference,
     Texts,
-    first_batches,
-    last_norm,
+    embed_texts,
+    final_norm,
     read_block,
-    through,
+    run_block,
 )
+from puna.conversion.compression.pruning.obs import contributions, obs_losses
 from puna.formats.checkpoint.source import Source
 from puna.model.config import LlamaConfig
 from puna.model.llama import Block, RMSNorm
@@ -89,11 +89,11 @@ def measure_importance(
     source: Source, texts: Texts, dtype: torch.dtype, bar: Progress, *, width: Width, depth: Depth
 ) -> Importance:
     """Measure all parts on these texts; `bar` counts the passes of the texts through a layer."""
-    batches, layers = first_batches(source, texts, dtype), list[LayerImportance]()
+    batches, layers = embed_texts(source, texts, dtype), list[LayerImportance]()
     energies, reads, stream_DD = dict[str, torch.Tensor](), list[torch.Tensor](), torch.zeros(())
     for index in range(source.config.num_layers):
         block = read_block(source, index)
-        after, moments = _through_watched(block, batches, is_square=width == "elimination")
+        after, moments = _run_watched(block, batches, is_square=width == "elimination")
         layers.append(_layer_importance(source.config, block, moments, _influence(batches, after), width))
         for name, parts in READERS.items():
             energies[f"layers.{index}.{name}"] = moments.mean(f"{name} in")
@@ -102,7 +102,7 @@ def measure_importance(
         stream_DD = stream_DD + moments.mean("stream")
         batches = after
         bar.advance()
-    norm, last = last_norm(source), Moments(num_tokens=sum(len(text.ids) for text in texts))
+    norm, last = final_norm(source), Moments(num_tokens=sum(len(text.ids) for text in texts))
     for batch in batches:
         _add_norm(last, "norm", batch.x_TD, norm)
     energies["norm"] = last.mean("norm in")
@@ -117,19 +117,19 @@ def measure_importance(
 @torch.no_grad()
 def divergences_without(source: Source, texts: Texts, dtype: torch.dtype, bar: Progress) -> torch.Tensor:
     """Return how far the predictions are from the model's own without each layer, in nats a token."""
-    reference, before = Reference(source, texts, dtype, bar), first_batches(source, texts, dtype)
+    reference, before = Reference(source, texts, dtype, bar), embed_texts(source, texts, dtype)
     divergences: list[float] = []
     for left_out in range(source.config.num_layers):
         batches: Sequence[Batch] = before
         for index in range(left_out + 1, source.config.num_layers):
-            batches = through(read_block(source, index), batches)
-        divergences.append(reference.judge(source, batches).divergence)
-        before = through(read_block(source, left_out), before)
+            batches = run_block(read_block(source, index), batches)
+        divergences.append(reference.score_batches(source, batches).divergence)
+        before = run_block(read_block(source, left_out), before)
         bar.advance(source.config.num_layers - left_out)
     return torch.tensor(divergences)
 
 
-def _through_watched(block: Block, batches: Sequence[Batch], *, is_square: bool) -> tuple[list[Batch], Moments]:
+def _run_watched(block: Block, batches: Sequence[Batch], *, is_square: bool) -> tuple[list[Batch], Moments]:
     """Send the texts through a layer; `is_square` sums products of all pairs of hidden channels, else squares."""
     moments = Moments(num_tokens=sum(len(batch.x_TD) for batch in batches))
 
@@ -148,7 +148,7 @@ def _through_watched(block: Block, batches: Sequence[Batch], *, is_square: bool)
     handles = [watch_inputs("self_attn.o_proj", True), watch_inputs("mlp.down_proj", is_square)]
     handles += map(watch_norm, READERS)
     try:
-        return through(block, batches), moments
+        return run_block(block, batches), moments
     finally:
         for handle in handles:
             handle.remove()
@@ -183,8 +183,8 @@ def _layer_importance(
     singles = contributions(o_proj, heads, values_HE.view(-1, 1)).view(config.num_kv_heads, -1, config.head_dim)
     hidden = moments.mean("mlp.down_proj")
     if width == "elimination":
-        hidden_I = losses_by_elimination(down_proj, hidden, torch.arange(config.hidden_dim)[:, None])
-        queries_H, keys_K = (losses_by_elimination(o_proj, heads, groups) for groups in (values_HE, values_KS))
+        hidden_I = obs_losses(down_proj, hidden, torch.arange(config.hidden_dim)[:, None])
+        queries_H, keys_K = (obs_losses(o_proj, heads, groups) for groups in (values_HE, values_KS))
     else:
         hidden_I = down_proj.float().square().sum(0) * hidden
         queries_H, keys_K = (contributions(o_proj, heads, groups) for groups in (values_HE, values_KS))

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from puna.conversion.compression.surgery.cut import EMBEDDINGS, HEAD, NORM
+from puna.conversion.compression.pruning.slicing import EMBEDDINGS, HEAD, NORM
 from puna.formats.checkpoint.source import Source
 
 NORMS = {
@@ -26,7 +26,7 @@ def principal_directions(moments_DD: torch.Tensor) -> torch.Tensor:
     return torch.linalg.eigh(moments_DD.double()).eigenvectors.flip(1).float()
 
 
-def rotated(source: Source, rotation_DD: torch.Tensor) -> Source:
+def rotate(source: Source, rotation_DD: torch.Tensor) -> Source:
     """Return the turned model, in float32; its head has a table of its own, since the last norm's weights are in it."""
     config = replace(source.config, tie_embeddings=False)
     return replace(source, config=config, read=partial(_read, source, rotation_DD))
@@ -37,17 +37,17 @@ def _read(source: Source, rotation_DD: torch.Tensor, name: str) -> torch.Tensor:
         return source.read(name).float() @ rotation_DD
     if name == HEAD:
         table_VD = source.read(EMBEDDINGS if source.config.tie_embeddings else HEAD).float()
-        return table_VD * _spread(source, NORM) @ rotation_DD
+        return table_VD * _direction(source, NORM) @ rotation_DD
     if name.endswith("norm.weight"):
         weight_D = source.read(name).float()
         return torch.full_like(weight_D, _size(weight_D))
     prefix, part = name.removesuffix(".weight").rsplit(".", maxsplit=2)[0], ".".join(name.split(".")[3:5])
     if part in NORMS:
-        return source.read(name).float() * _spread(source, f"{prefix}.{NORMS[part]}.weight") @ rotation_DD
+        return source.read(name).float() * _direction(source, f"{prefix}.{NORMS[part]}.weight") @ rotation_DD
     return rotation_DD.T @ source.read(name).float()
 
 
-def _spread(source: Source, name: str) -> torch.Tensor:
+def _direction(source: Source, name: str) -> torch.Tensor:
     """Return a norm's weights over their size, which stays in the norm."""
     weight_D = source.read(name).float()
     return weight_D / _size(weight_D)

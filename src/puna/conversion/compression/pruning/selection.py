@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from puna.conversion.compression.surgery.cut import Kept, KeptLayer, Tying, keep_all
-from puna.conversion.compression.surgery.importance import Importance, LayerImportance
+from puna.conversion.compression.pruning.importance import Importance, LayerImportance
+from puna.conversion.compression.pruning.slicing import LayerSelection, Selection, Tying, select_all
 from puna.model.config import LlamaConfig
 
 # The kinds of cut in the order in which they are made and measured, and the sizes that each changes.
@@ -23,7 +23,7 @@ KINDS = {
 }
 
 
-def cuts(parent: LlamaConfig, target: LlamaConfig) -> Iterator[tuple[str, LlamaConfig]]:
+def pruning_steps(parent: LlamaConfig, target: LlamaConfig) -> Iterator[tuple[str, LlamaConfig]]:
     """Yield each kind of cut that the target asks for, with the sizes once it is made."""
     config = parent
     for kind, names in KINDS.items():
@@ -34,14 +34,14 @@ def cuts(parent: LlamaConfig, target: LlamaConfig) -> Iterator[tuple[str, LlamaC
     assert config == target, "sizes that no cut changes"
 
 
-def choose(importance: Importance, parent: LlamaConfig, target: LlamaConfig, tying: Tying = "embeddings") -> Kept:
+def select(importance: Importance, parent: LlamaConfig, target: LlamaConfig, tying: Tying = "embeddings") -> Selection:
     """Return the most needed parts of a network for these sizes."""
-    whole = keep_all(parent)
-    numbers = greatest(importance.depth_L, target.num_layers).tolist()
-    layers = tuple(_choose_in_layer(number, importance.layers[number], parent, target) for number in numbers)
-    dim_D = greatest(importance.dim_D, target.dim)
+    whole = select_all(parent)
+    numbers = top_indices(importance.depth_L, target.num_layers).tolist()
+    layers = tuple(_select_in_layer(number, importance.layers[number], parent, target) for number in numbers)
+    dim_D = top_indices(importance.dim_D, target.dim)
     is_narrower = target.dim < parent.dim
-    return Kept(
+    return Selection(
         target,
         layers,
         # Evenly, beginning with the fastest: so a narrower head's own frequencies are those that its pairs had.
@@ -52,16 +52,19 @@ def choose(importance: Importance, parent: LlamaConfig, target: LlamaConfig, tyi
     )
 
 
-def greatest(scores: torch.Tensor, count: int) -> torch.Tensor:
+def top_indices(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Return the places of the `count` greatest scores, in their order; of equal ones the first."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
-def _choose_in_layer(index: int, scores: LayerImportance, parent: LlamaConfig, target: LlamaConfig) -> KeptLayer:
+def _select_in_layer(index: int, scores: LayerImportance, parent: LlamaConfig, target: LlamaConfig) -> LayerSelection:
     """Key/value heads go with all their query heads; then each that is left keeps equally many of its own."""
-    keys_K = greatest(scores.keys_K, target.num_kv_heads)
-    shared, kept = (config.num_heads // config.num_kv_heads for config in (parent, target))
-    queries = [key * shared + greatest(scores.queries_H[key * shared : (key + 1) * shared], kept) for key in keys_K]
-    values = [greatest(scores.values_KE[key], target.head_dim) for key in keys_K]
-    hidden_I = greatest(scores.hidden_I, target.hidden_dim)
-    return KeptLayer(index, torch.cat(queries), keys_K, torch.stack(values), hidden_I)
+    keys_K = top_indices(scores.keys_K, target.num_kv_heads)
+    group_size, num_left = (config.num_heads // config.num_kv_heads for config in (parent, target))
+    queries = [
+        key * group_size + top_indices(scores.queries_H[key * group_size : (key + 1) * group_size], num_left)
+        for key in keys_K
+    ]
+    values = [top_indices(scores.values_KE[key], target.head_dim) for key in keys_K]
+    hidden_I = top_indices(scores.hidden_I, target.hidden_dim)
+    return LayerSelection(index, torch.cat(queries), keys_K, torch.stack(values), hidden_I)

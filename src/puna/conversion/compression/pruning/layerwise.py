@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from puna.conversion.compression.calibrate import Batch, text_batches
-from puna.conversion.compression.surgery.cut import EMBEDDINGS, HEAD
+from puna.conversion.compression.pruning.slicing import EMBEDDINGS, HEAD
 from puna.data.packing import Example
 from puna.formats.checkpoint.source import Source, disk_name
 from puna.model.llama import Block, Embedding, RMSNorm
@@ -30,31 +30,31 @@ def read_block(source: Source, index: int) -> Block:
     """Return a layer, its tensors mapped or cut as the source gives them."""
     with torch.device("meta"):
         block = Block(source.config)
-    return _filled(block, source, f"layers.{index}.")
+    return _load_from(block, source, f"layers.{index}.")
 
 
-def through(block: Block, batches: Sequence[Batch]) -> list[Batch]:
+def run_block(block: Block, batches: Sequence[Batch]) -> list[Batch]:
     """Return the texts as they are behind a layer."""
     return [batch._replace(x_TD=block(batch.x_TD, batch.rope, 0, batch.attend)) for batch in batches]
 
 
-def first_batches(source: Source, texts: Texts, dtype: torch.dtype) -> list[Batch]:
+def embed_texts(source: Source, texts: Texts, dtype: torch.dtype) -> list[Batch]:
     """Return the texts as they are before the first layer."""
     with torch.device("meta"):
         embeddings = Embedding(source.config.vocab_size, source.config.dim)
-    embeddings = _filled(embeddings, source, "embed_tokens.")
+    embeddings = _load_from(embeddings, source, "embed_tokens.")
     return list(text_batches(embeddings, rope_frequencies(source.config), [text.ids for text in texts], dtype))
 
 
-def last_norm(source: Source) -> RMSNorm:
+def final_norm(source: Source) -> RMSNorm:
     """Return the norm behind the last layer."""
     with torch.device("meta"):
         norm = RMSNorm(source.config.dim, source.config.norm_eps)
-    return _filled(norm, source, "norm.")
+    return _load_from(norm, source, "norm.")
 
 
 @dataclass(frozen=True)
-class Reading:
+class Scores:
     """How well a model foresees the tokens that count, and KL(parent || model) there: means, in nats a token."""
 
     loss: float
@@ -67,15 +67,15 @@ class Reference:
     @torch.no_grad()
     def __init__(self, parent: Source, texts: Texts, dtype: torch.dtype, bar: Progress):
         self.parent, self.texts, self.dtype = parent, texts, dtype
-        self.targets_M = torch.cat([torch.tensor(text.ids[1:])[_counted(text)] for text in texts])
-        self.hidden_MD = _last_hidden(parent, texts, _through_all(parent, texts, dtype, bar))
+        self.targets_M = torch.cat([torch.tensor(text.ids[1:])[_target_positions(text)] for text in texts])
+        self.hidden_MD = _last_hidden(parent, texts, _run_all_layers(parent, texts, dtype, bar))
 
-    def read(self, source: Source, bar: Progress) -> Reading:
+    def score(self, source: Source, bar: Progress) -> Scores:
         """Return how a model does on the texts; `bar` has a unit a layer."""
-        return self.judge(source, _through_all(source, self.texts, self.dtype, bar))
+        return self.score_batches(source, _run_all_layers(source, self.texts, self.dtype, bar))
 
     @torch.no_grad()
-    def judge(self, source: Source, batches: Sequence[Batch]) -> Reading:
+    def score_batches(self, source: Source, batches: Sequence[Batch]) -> Scores:
         """Return the same of texts that went through all its layers; CheckpointError if it gives no numbers."""
         hidden_MD = _last_hidden(source, self.texts, batches)
         heads = [_head(each).to(self.dtype) for each in (self.parent, source)]
@@ -87,26 +87,26 @@ class Reference:
             divergence += F.kl_div(log_q, log_p, reduction="sum", log_target=True).item()
         if not math.isfinite(loss) or not math.isfinite(divergence):
             raise CheckpointError("the model gives logits that are not finite", expected="numbers")
-        return Reading(loss / len(self.targets_M), max(0.0, divergence / len(self.targets_M)))
+        return Scores(loss / len(self.targets_M), max(0.0, divergence / len(self.targets_M)))
 
 
 @torch.no_grad()
-def _through_all(source: Source, texts: Texts, dtype: torch.dtype, bar: Progress) -> list[Batch]:
-    batches = first_batches(source, texts, dtype)
+def _run_all_layers(source: Source, texts: Texts, dtype: torch.dtype, bar: Progress) -> list[Batch]:
+    batches = embed_texts(source, texts, dtype)
     for index in range(source.config.num_layers):
-        batches = through(read_block(source, index), batches)
+        batches = run_block(read_block(source, index), batches)
         bar.advance()
     return batches
 
 
 def _last_hidden(source: Source, texts: Texts, batches: Sequence[Batch]) -> torch.Tensor:
     """Return what is behind the last norm where the next token counts."""
-    norm = last_norm(source)
+    norm = final_norm(source)
     hidden = [x_TD for batch in batches for x_TD in norm(batch.x_TD).split([len(ids) for ids in batch.texts])]
-    return torch.cat([hidden_TD[_counted(text)] for text, hidden_TD in zip(texts, hidden, strict=True)])
+    return torch.cat([hidden_TD[_target_positions(text)] for text, hidden_TD in zip(texts, hidden, strict=True)])
 
 
-def _counted(text: Example) -> torch.Tensor:
+def _target_positions(text: Example) -> torch.Tensor:
     """Return the places whose next token counts."""
     return torch.tensor(text.mask[1:], dtype=torch.bool).nonzero().flatten()
 
@@ -115,7 +115,7 @@ def _head(source: Source) -> torch.Tensor:
     return source.read(EMBEDDINGS if source.config.tie_embeddings else HEAD)
 
 
-def _filled(module: Module, source: Source, prefix: str) -> Module:
+def _load_from(module: Module, source: Source, prefix: str) -> Module:
     state = {name: source.read(disk_name(prefix + name)) for name in module.state_dict()}
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval()

@@ -1,14 +1,7 @@
-"""What a rule found -> Finding: what was seen, why it matters and what to do. Judges nothing (the rules do)."""
+"""Why every kind of finding about a run or a data set matters: REASONS by the finding's code."""
 
-from dataclasses import dataclass
-from typing import Literal
+from puna.pipeline.finding import Finding
 
-# A setting and the way in which a remedy moves it: findings that move one setting both ways contradict each other.
-Change = Literal[
-    "lower rate", "raise rate", "fewer steps", "more steps", "lower teacher_weight", "raise teacher_weight"
-]  # fmt: skip
-
-# Why each kind of finding matters: the second part of what a reader is told, the same each time.
 REASONS: dict[str, str] = {
     "teacher-not-better": "A student learns to be like its teacher; from one that is no better it gains nothing.",
     "teacher-foresees-worse": "The text's own words are a better guide than this teacher: each step that follows the "
@@ -53,23 +46,6 @@ REASONS: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One cause that the figures show: what was seen, with numbers, what to do, and which settings that changes.
-
-    Example:
-        Finding("steps-few", "The last quarter brought 20% of the fall.", "Train longer.", ("more steps",))
-    """
-
-    code: str
-    seen: str
-    remedy: str
-    changes: tuple[Change, ...] = ()
-
-    @property
-    def reason(self) -> str:
-        """Why it matters."""
-        return REASONS[self.code]
-
-    def to_json(self) -> dict[str, str]:
-        return {"code": self.code, "seen": self.seen, "reason": self.reason, "remedy": self.remedy}
+def to_json(finding: Finding) -> dict[str, str]:
+    """Return a finding as run reports and data reports store findings, with the reason why the finding matters."""
+    return {"code": finding.code, "seen": finding.seen, "reason": REASONS[finding.code], "remedy": finding.remedy}

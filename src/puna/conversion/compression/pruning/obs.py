@@ -21,7 +21,7 @@ def contributions(weight_OI: torch.Tensor, moments_II: torch.Tensor, groups_GS: 
     return torch.einsum("gos,gst,got->g", parts_GOS, moments_GSS, parts_GOS)
 
 
-def losses_by_elimination(weight_OI: torch.Tensor, moments_II: torch.Tensor, groups_GS: torch.Tensor) -> torch.Tensor:
+def obs_losses(weight_OI: torch.Tensor, moments_II: torch.Tensor, groups_GS: torch.Tensor) -> torch.Tensor:
     """Take out the least needed group, let the others make up for it, and so on; return for each group the mean square
     that the outputs have lost once it is gone."""
     inverse_II = torch.linalg.inv(damped(moments_II.double(), DAMPING))

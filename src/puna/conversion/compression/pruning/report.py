@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from puna.conversion.compression.surgery.cut import Kept
-from puna.conversion.compression.surgery.importance import Importance
-from puna.conversion.compression.surgery.layerwise import Reading
+from puna.conversion.compression.pruning.importance import Importance
+from puna.conversion.compression.pruning.layerwise import Scores
+from puna.conversion.compression.pruning.slicing import Selection
 from puna.model.config import LlamaConfig
 from puna.pipeline.artifacts.artifact import write_text
 
@@ -32,21 +32,21 @@ class Step:
 
     name: str
     config: LlamaConfig
-    reading: Reading
+    scores: Scores
 
     @property
     def perplexity(self) -> float:
-        return math.exp(min(self.reading.loss, 700.0))
+        return math.exp(min(self.scores.loss, 700.0))
 
 
-def write_report(directory: Path, importance: Importance, kept: Kept, steps: Sequence[Step]) -> bool:
+def write_report(directory: Path, importance: Importance, selection: Selection, steps: Sequence[Step]) -> bool:
     """Write the report and what it is about; return False where the picture needs matplotlib and there is none."""
-    write_text(directory / "report.md", _markdown(importance, kept, steps))
-    write_text(directory / "importance.json", json.dumps(_numbers(importance, kept)) + "\n")
-    return _draw(importance, kept, steps, directory / "prune.png")
+    write_text(directory / "report.md", _markdown(importance, selection, steps))
+    write_text(directory / "importance.json", json.dumps(_importance_json(importance, selection)) + "\n")
+    return _plot(importance, selection, steps, directory / "prune.png")
 
 
-def _markdown(importance: Importance, kept: Kept, steps: Sequence[Step]) -> str:
+def _markdown(importance: Importance, selection: Selection, steps: Sequence[Step]) -> str:
     before, after = steps[0].config, steps[-1].config
     sizes = [
         [name, f"{getattr(before, name):,}", f"{getattr(after, name):,}"]
@@ -55,19 +55,21 @@ def _markdown(importance: Importance, kept: Kept, steps: Sequence[Step]) -> str:
     ]
     sizes.append(["parameters", f"{before.num_parameters:,}", f"{after.num_parameters:,}"])
     costs = [
-        [step.name, f"{step.config.num_parameters:,}", f"{step.perplexity:.4g}", f"{step.reading.divergence:.4f}"]
+        [step.name, f"{step.config.num_parameters:,}", f"{step.perplexity:.4g}", f"{step.scores.divergence:.4f}"]
         for step in steps
     ]
     sections = ["# What was cut", _table(["", "before", "after"], sizes), "## What it cost", HOW]
     sections += [_table(["after", "parameters", "perplexity", "KL from the parent"], costs)]
-    sections += ["## What was kept of each layer", SHARES, _layers(importance, kept)]
-    dim_share = _share(importance.dim_D, kept.dim_D)
-    sections.append(f"Of the model's width {len(kept.dim_D):,} of {len(importance.dim_D):,} channels: {dim_share}.")
+    sections += ["## What was kept of each layer", SHARES, _layers(importance, selection)]
+    dim_share = _share(importance.dim_D, selection.dim_D)
+    sections.append(
+        f"Of the model's width {len(selection.dim_D):,} of {len(importance.dim_D):,} channels: {dim_share}."
+    )
     return "\n\n".join(sections) + "\n"
 
 
-def _layers(importance: Importance, kept: Kept) -> str:
-    by_index = {layer.index: layer for layer in kept.layers}
+def _layers(importance: Importance, selection: Selection) -> str:
+    by_index = {layer.index: layer for layer in selection.layers}
     rows: list[list[str]] = []
     for index, scores in enumerate(importance.layers):
         cells = [f"{index}", f"{scores.influence:.3f}", f"{importance.depth_L[index]:.3f}"]
@@ -86,7 +88,7 @@ def _share(scores: torch.Tensor, places: torch.Tensor) -> str:
     return f"{scores[places].sum().item() / total:.1%}" if total else "all are zero"
 
 
-def _numbers(importance: Importance, kept: Kept) -> dict[str, Any]:
+def _importance_json(importance: Importance, selection: Selection) -> dict[str, Any]:
     """Return every importance, and by number what was kept."""
     layers = [
         {
@@ -104,12 +106,12 @@ def _numbers(importance: Importance, kept: Kept) -> dict[str, Any]:
             "keys": layer.keys_K.tolist(),
             "hidden": layer.hidden_I.tolist(),
         }
-        for layer in kept.layers
+        for layer in selection.layers
     ]
     return {
         "layers": layers,
         "dim": _rounded(importance.dim_D),
-        "kept": {"layers": chosen, "dim": kept.dim_D.tolist(), "tying": kept.tying},
+        "kept": {"layers": chosen, "dim": selection.dim_D.tolist(), "tying": selection.tying},
     }
 
 
@@ -121,7 +123,7 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _draw(importance: Importance, kept: Kept, steps: Sequence[Step], path: Path) -> bool:
+def _plot(importance: Importance, selection: Selection, steps: Sequence[Step], path: Path) -> bool:
     """Draw the loss after each step, the importance of layers, and that of channels from most to least."""
     try:
         from matplotlib.figure import Figure
@@ -129,19 +131,19 @@ def _draw(importance: Importance, kept: Kept, steps: Sequence[Step], path: Path)
         return False
     figure = Figure(figsize=(10, 7), layout="constrained")
     (cost, depth), (hidden, dim) = figure.subplots(2, 2)
-    cost.plot([step.name for step in steps], [step.reading.loss for step in steps], marker="o")
+    cost.plot([step.name for step in steps], [step.scores.loss for step in steps], marker="o")
     cost.set(title="loss of held-out text after each step", ylabel="nats a token")
     cost.tick_params(axis="x", rotation=30)
-    chosen = {layer.index for layer in kept.layers}
+    chosen = {layer.index for layer in selection.layers}
     colors = ["tab:blue" if index in chosen else "lightgray" for index in range(len(importance.layers))]
     depth.bar(range(len(importance.layers)), importance.depth_L.tolist(), color=colors)
     depth.set(title="importance of layers; gray ones were dropped", xlabel="layer")
     for index in chosen:
         hidden.plot(importance.layers[index].hidden_I.sort(descending=True).values.tolist(), linewidth=0.8)
-    hidden.axvline(kept.config.hidden_dim, color="gray", linestyle=":")
+    hidden.axvline(selection.config.hidden_dim, color="gray", linestyle=":")
     hidden.set(title="hidden channels, one line a layer, cut at the dots", yscale="log")
     dim.plot(importance.dim_D.sort(descending=True).values.tolist())
-    dim.axvline(kept.config.dim, color="gray", linestyle=":")
+    dim.axvline(selection.config.dim, color="gray", linestyle=":")
     dim.set(title="channels of the residual stream", yscale="log")
     figure.savefig(path, dpi=110)
     return True

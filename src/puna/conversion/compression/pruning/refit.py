@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 
 from puna.conversion.compression.calibrate import Batch
-from puna.conversion.compression.surgery.cut import Kept, cut_source
-from puna.conversion.compression.surgery.layerwise import Texts, first_batches, read_block, through
+from puna.conversion.compression.pruning.layerwise import Texts, embed_texts, read_block, run_block
+from puna.conversion.compression.pruning.slicing import Selection, slice_source
 from puna.formats.checkpoint.source import Source, disk_name
 from puna.model.llama import MLP, Attention, Block, Linear
 from puna.pipeline.errors import CheckpointError
@@ -24,23 +24,25 @@ RIDGE = 0.01
 
 
 @torch.no_grad()
-def refit(parent: Source, kept: Kept, texts: Texts, dtype: torch.dtype, bar: Progress) -> dict[str, torch.Tensor]:
+def refit(
+    parent: Source, selection: Selection, texts: Texts, dtype: torch.dtype, bar: Progress
+) -> dict[str, torch.Tensor]:
     """Return the new matrices by their names on disk; `bar` has a unit a layer."""
-    child = cut_source(parent, kept)
-    ours, theirs = first_batches(child, texts, dtype), first_batches(parent, texts, dtype)
+    child = slice_source(parent, selection)
+    ours, theirs = embed_texts(child, texts, dtype), embed_texts(parent, texts, dtype)
     fitted: dict[str, torch.Tensor] = {}
-    next_ones = [layer.index for layer in kept.layers[1:]] + [parent.config.num_layers]
-    for index in range(kept.layers[0].index):
-        theirs = through(read_block(parent, index), theirs)
-    for number, (layer, next_one) in enumerate(zip(kept.layers, next_ones, strict=True)):
+    next_ones = [layer.index for layer in selection.layers[1:]] + [parent.config.num_layers]
+    for index in range(selection.layers[0].index):
+        theirs = run_block(read_block(parent, index), theirs)
+    for number, (layer, next_one) in enumerate(zip(selection.layers, next_ones, strict=True)):
         block, parents = read_block(child, number), read_block(parent, layer.index)
         middles = [_add(batch, _attended(parents, batch)) for batch in theirs]
-        _fit(block.self_attn, "o_proj", block, ours, middles, kept)
+        _fit(block.self_attn, "o_proj", block, ours, middles, selection)
         ours = [_add(batch, _attended(block, batch)) for batch in ours]
         theirs = [_add(batch, parents.mlp(parents.post_attention_layernorm(batch.x_TD))) for batch in middles]
         for index in range(layer.index + 1, next_one):
-            theirs = through(read_block(parent, index), theirs)
-        _fit(block.mlp, "down_proj", block, ours, theirs, kept)
+            theirs = run_block(read_block(parent, index), theirs)
+        _fit(block.mlp, "down_proj", block, ours, theirs, selection)
         ours = [_add(batch, block.mlp(block.post_attention_layernorm(batch.x_TD))) for batch in ours]
         for part in ("self_attn.o_proj", "mlp.down_proj"):
             name = disk_name(f"layers.{number}.{part}.weight")
@@ -58,7 +60,7 @@ def _add(batch: Batch, more_TD: torch.Tensor) -> Batch:
 
 
 def _fit(
-    part: Attention | MLP, name: str, block: Block, ours: Sequence[Batch], theirs: Sequence[Batch], kept: Kept
+    part: Attention | MLP, name: str, block: Block, ours: Sequence[Batch], theirs: Sequence[Batch], selection: Selection
 ) -> None:
     """Replace the matrix `name` of an attention or an MLP by the one whose sum with `ours` is nearest to `theirs`."""
     linear = part.get_submodule(name)
@@ -72,7 +74,7 @@ def _fit(
                 written_TD = _attended(block, our)
             else:
                 written_TD = part(block.post_attention_layernorm(our.x_TD))
-            error_TD = (their.x_TD[:, kept.dim_D] - our.x_TD - written_TD).float()
+            error_TD = (their.x_TD[:, selection.dim_D] - our.x_TD - written_TD).float()
             x_TI = inputs.pop()
             products_II, errors_DI = products_II + x_TI.T @ x_TI, errors_DI + error_TD.T @ x_TI
     finally:
