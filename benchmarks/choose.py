@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from puna.inference.engine.choose import Row, choose
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.sampling.sampler import Row, choose
 
 NUM_ROWS, VOCAB_SIZE, NUM_RUNS = 32, 128_256, 15
 SETTINGS = {

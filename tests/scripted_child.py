@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from puna.inference.engine.sampler import Chunk, SamplingParams, Usage
+from puna.inference.engine.sampling.params import Chunk, SamplingParams, Usage
 from puna.pipeline.errors import CheckpointError, RequestError
 from puna.serving.generation.engine_child import answer, take_connection
 from puna.serving.generation.messages import Facts, error_to_json, frame

@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_engine import PROMPTS, new_prompt, tiny_model, tiny_tokenizer
 
-from puna.inference.engine.drafts import PromptLookup
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.request import Request
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.scheduling.request import Request
+from puna.inference.engine.speculative.speculative import PromptLookup
 from puna.model.llama import Llama
 from puna.pipeline.errors import ConfigError
 

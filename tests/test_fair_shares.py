@@ -10,10 +10,10 @@ import pytest
 from test_scheduler import new_prompt, new_request, run_step
 
 from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.inference.engine.cache.paged_cache import PagePool
 from puna.inference.engine.grammar.grammar import json_grammar
-from puna.inference.engine.pages import PagePool
-from puna.inference.engine.request import Request, State
-from puna.inference.engine.scheduler import IDLE_TOKENS, Scheduler
+from puna.inference.engine.scheduling.request import Request, State
+from puna.inference.engine.scheduling.scheduler import IDLE_TOKENS, Scheduler
 from puna.pipeline.errors import RequestError
 from puna.serving.generation.admission import (
     BURST,

@@ -19,9 +19,9 @@ from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.engine.choose import of_tokens
 from puna.inference.engine.local import LocalSampler
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.sampling.sampler import of_tokens
 from puna.pipeline.artifacts.artifact import read_receipts
 from puna.pipeline.config import parse_config
 from puna.pipeline.errors import ConfigError

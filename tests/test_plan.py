@@ -26,7 +26,7 @@ from puna.formats.tokenizer.train import train_tokenizer
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
 from puna.inference.engine.runners.torch_runner import TorchRunner
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.attend import packed_attend
 from puna.model.config import SIZES, LlamaConfig, matrix_shapes
 from puna.model.kernels.native import PAGE_LEN
@@ -121,7 +121,7 @@ SERVES = (
     + """
 from puna.inference.engine.local import LocalSampler
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 
 def serve(path, length):
     sampler = LocalSampler.open(path, options=EngineOptions(max_batch=4))

@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList
 
-from puna.inference.engine.choose import Row, choose
-from puna.inference.engine.sampler import SamplingParams
-from puna.inference.engine.text import TextStream
+from puna.inference.engine.detokenizer import TextStream
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.sampling.sampler import Row, choose
 from puna.pipeline.errors import RequestError
 
 NUM_DRAWS = 1000

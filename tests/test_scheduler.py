@@ -7,15 +7,15 @@ import pytest
 import torch
 from test_engine import tiny_model, tiny_tokenizer
 
-from puna.inference.engine import scheduler as scheduler_module
+from puna.inference.engine.cache.paged_cache import PagePool
+from puna.inference.engine.detokenizer import TextStream
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.pages import PagePool
-from puna.inference.engine.request import Request, State
 from puna.inference.engine.runners.native_runner import NativeRunner
-from puna.inference.engine.sampler import Chunk, SamplingParams
-from puna.inference.engine.scheduler import Scheduler, Work
-from puna.inference.engine.text import TextStream
+from puna.inference.engine.sampling.params import Chunk, SamplingParams
+from puna.inference.engine.scheduling import scheduler as scheduler_module
+from puna.inference.engine.scheduling.request import Request, State
+from puna.inference.engine.scheduling.scheduler import Scheduler, Work
 from puna.model.kernels.native import PAGE_LEN
 from puna.model.llama import Llama
 from puna.model.quantized import round_linears

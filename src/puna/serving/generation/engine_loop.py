@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol, runtime_checkable
 
-from puna.inference.engine.sampler import Chunk, SamplingParams, Usage
+from puna.inference.engine.sampling.params import Chunk, SamplingParams, Usage
 from puna.pipeline.errors import RequestError
 from puna.serving.generation.messages import Abort, Command, Job, Leave, Report, Submit
 

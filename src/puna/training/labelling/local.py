@@ -14,9 +14,9 @@ import torch
 
 from puna.data.labels import LabelledRow
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.engine.choose import most_likely_first, of_tokens
-from puna.inference.engine.pages import num_pages_for
+from puna.inference.engine.cache.paged_cache import num_pages_for
 from puna.inference.engine.runners.native_runner import NativeRunner, native_kernels
+from puna.inference.engine.sampling.sampler import most_likely_first, of_tokens
 from puna.model.attend import packed_attend
 from puna.model.kernels.native import Kernels, Span
 from puna.model.llama import Llama

@@ -1,7 +1,7 @@
 """The next token of many sequences -> hidden states, in few shapes: a GPU is told each once and then replays it.
 
 Batches and page tables are padded to powers of two; what pads a batch writes to a page that nobody reads. Longer spans
-are torch_runner.py's business; how functions are compiled and recorded is replay.py's.
+are torch_runner.py's business; how functions are compiled and recorded is cuda_graphs.py's.
 
 Shapes: B sequences, X what is told of each (token, position, pages), P pages, S positions, H query heads, K key/value
 heads, E head width, D model width.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from puna.inference.engine.runners.replay import Recorded, compiled, vary
+from puna.inference.engine.runners.cuda_graphs import Recorded, compiled, vary
 from puna.inference.engine.runners.torch_pages import TorchPages
 from puna.model.attend import attend_singly
 from puna.model.float8 import multiplies_float8

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from puna.data.packing import Batch
-from puna.inference.engine.choose import of_tokens
+from puna.inference.engine.sampling.sampler import of_tokens
 from puna.model.gradients.padding import padded_rows
 from puna.model.llama import Llama
 from puna.training.objectives.entropy import cross_entropy_sum, entropy_sum

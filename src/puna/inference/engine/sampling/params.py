@@ -35,7 +35,7 @@ class SamplingParams:
     share of the largest probability. `repetition_penalty` divides positive logits of what the prompt or the answer
     holds, and multiplies negative ones; `presence_penalty` and `frequency_penalty` are subtracted for what the answer
     holds, once and once a time. `logit_bias` adds to the logits of ids; `banned_ids` are never sampled; `grammar`
-    admits only what continues to a sentence of it, and its end ends the answer. engine/choose.py has the order.
+    admits only what continues to a sentence of it, and its end ends the answer. sampling/sampler.py has the order.
 
     `logprobs` is the number of alternatives to report beside each chosen token (0: the chosen one only; None: no
     log-probabilities). Log-probabilities are those of the model, before all of the above. `echo_logprobs` reports the

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from puna.inference.engine.adapters import AdapterKey
-from puna.inference.engine.choose import Row
-from puna.inference.engine.sampler import Chunk, FinishReason, SamplingParams, TokenLogprob
-from puna.inference.engine.text import TextStream
+from puna.inference.engine.detokenizer import TextStream
+from puna.inference.engine.sampling.params import Chunk, FinishReason, SamplingParams, TokenLogprob
+from puna.inference.engine.sampling.sampler import Row
 from puna.pipeline.errors import RequestError
 
 MAX_GUESSES = 12

@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.engine.choose import Row, choose, of_tokens
-from puna.inference.engine.pages import PagePool, num_pages_for
-from puna.inference.engine.request import Request
+from puna.inference.engine.cache.paged_cache import PagePool, num_pages_for
 from puna.inference.engine.runners.runner import Runner
+from puna.inference.engine.sampling.sampler import Row, choose, of_tokens
+from puna.inference.engine.scheduling.request import Request
 from puna.model.kernels.native import Span
 
 # How likely a network has to find all its guesses so far to go on, where the most likely tokens are chosen. Where
