@@ -58,7 +58,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     ),
     "inference": ({"engine"}, {"completer"}),
     "inference/engine": (
-        {"adapters", "cache", "detokenizer", "grammar", "options"},
+        {"adapters", "cache", "detokenizer", "grammar", "options", "outputs"},
         {"runners"},
         {"sampling"},
         {"scheduling"},
@@ -68,6 +68,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     ),
     "inference/engine/sampling": ({"params"}, {"sampler"}),
     "inference/engine/scheduling": ({"request"}, {"scheduler"}),
+    "inference/engine/speculative": ({"drafter", "prompt_lookup"}, {"draft_model"}),
     "inference/engine/runners": (
         {"cuda_graphs", "runner", "torch_pages", "native_runner"},
         {"decode_step"},

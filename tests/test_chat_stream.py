@@ -11,7 +11,7 @@ from meta_chat import chat, ids_of, llama, tool
 from puna.formats.chat import Conversation, Message, ToolCall
 from puna.formats.chat.stream import MessageStream, Part
 from puna.inference.engine.detokenizer import TextStream
-from puna.inference.engine.sampling.params import Chunk
+from puna.inference.engine.outputs import Chunk
 from puna.serving.chat_reply import ChatReply
 from puna.serving.served import Served
 

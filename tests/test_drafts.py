@@ -11,7 +11,7 @@ from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
 from puna.inference.engine.sampling.params import SamplingParams
 from puna.inference.engine.scheduling.request import Request
-from puna.inference.engine.speculative.speculative import PromptLookup
+from puna.inference.engine.speculative.prompt_lookup import PromptLookup
 from puna.model.llama import Llama
 from puna.pipeline.errors import ConfigError
 

@@ -14,7 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from puna.formats.tokenizer import train_tokenizer
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampling.params import Chunk, SamplingParams, collect
+from puna.inference.engine.outputs import Chunk, collect
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.inference.engine.scheduling import scheduler
 from puna.model.attend import attend_behind_prefix, attend_causally, packed_attend
 from puna.model.config import SIZES, LlamaConfig

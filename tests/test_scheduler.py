@@ -11,8 +11,9 @@ from puna.inference.engine.cache.paged_cache import PagePool
 from puna.inference.engine.detokenizer import TextStream
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
+from puna.inference.engine.outputs import Chunk
 from puna.inference.engine.runners.native_runner import NativeRunner
-from puna.inference.engine.sampling.params import Chunk, SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.inference.engine.scheduling import scheduler as scheduler_module
 from puna.inference.engine.scheduling.request import Request, State
 from puna.inference.engine.scheduling.scheduler import Scheduler, Work

@@ -28,7 +28,8 @@ from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.formats.tokenizer.train import train_tokenizer
 from puna.inference.engine.detokenizer import TextStream
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampling.params import Chunk, SamplingParams
+from puna.inference.engine.outputs import Chunk
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.inference.engine.scheduling.request import Request
 from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig

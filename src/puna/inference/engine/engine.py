@@ -19,14 +19,17 @@ from puna.inference.engine.adapters import AdapterKey, Adapters
 from puna.inference.engine.cache.paged_cache import PagePool, num_pages_for
 from puna.inference.engine.detokenizer import TextStream
 from puna.inference.engine.options import DEFAULTS, EngineOptions
+from puna.inference.engine.outputs import Chunk, TokenLogprob, Usage
 from puna.inference.engine.runners.native_runner import NativeRunner, native_kernels
 from puna.inference.engine.runners.runner import Runner
 from puna.inference.engine.runners.torch_runner import TorchRunner
-from puna.inference.engine.sampling.params import Chunk, SamplingParams, TokenLogprob, Usage
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.inference.engine.sampling.sampler import choose, of_tokens, score_ids
 from puna.inference.engine.scheduling.request import Request, State
 from puna.inference.engine.scheduling.scheduler import Scheduler, Work
-from puna.inference.engine.speculative.speculative import Drafter, ModelDrafter, PromptLookup
+from puna.inference.engine.speculative.draft_model import ModelDrafter
+from puna.inference.engine.speculative.drafter import Drafter
+from puna.inference.engine.speculative.prompt_lookup import PromptLookup
 from puna.model.kernels.native import PAGE_LEN, Span
 from puna.model.llama import Llama
 from puna.model.scheme import ROW_SCALE_BYTES

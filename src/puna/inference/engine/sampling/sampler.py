@@ -16,7 +16,8 @@ import torch.nn.functional as F
 
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.engine.grammar.grammar import Matcher
-from puna.inference.engine.sampling.params import SamplingParams, TokenLogprob
+from puna.inference.engine.outputs import TokenLogprob
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.pipeline.errors import RequestError
 
 # Below this a temperature only makes numbers overflow: the most likely token has all the mass.

@@ -7,7 +7,8 @@ from enum import Enum
 
 from puna.inference.engine.adapters import AdapterKey
 from puna.inference.engine.detokenizer import TextStream
-from puna.inference.engine.sampling.params import Chunk, FinishReason, SamplingParams, TokenLogprob
+from puna.inference.engine.outputs import Chunk, FinishReason, TokenLogprob
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.inference.engine.sampling.sampler import Row
 from puna.pipeline.errors import RequestError
 
