@@ -38,7 +38,7 @@ class Guesser:
             drafts.append(draft)
         return drafts
 
-    def forget(self, request: Request) -> None:
+    def release(self, request: Request) -> None:
         self.right.pop(request.id, None)
 
 
@@ -139,7 +139,7 @@ def test_a_draft_gives_its_pages_back():
         engine.step()
     engine.abort(aborted)
     engine.step()
-    assert engine._drafter._pool.num_held == 0 and not engine._drafter._readings  # type: ignore[union-attr]
+    assert engine._drafter._pool.num_held == 0 and not engine._drafter._states  # type: ignore[union-attr]
 
 
 def test_a_draft_with_more_rows_guesses_tokens_only_and_one_with_fewer_is_refused():

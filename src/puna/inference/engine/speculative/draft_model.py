@@ -15,7 +15,7 @@ import torch
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.engine.cache.paged_cache import PagePool, num_pages_for
 from puna.inference.engine.runners.runner import Runner
-from puna.inference.engine.sampling.sampler import Row, choose, of_tokens
+from puna.inference.engine.sampling.sampler import SamplingState, sample, trim_padded_vocabulary
 from puna.inference.engine.scheduling.request import Request
 from puna.model.kernels.native import Span
 
@@ -27,20 +27,20 @@ PIECE = 2048
 
 
 @dataclass(slots=True)
-class _Reading:
-    """What the draft's network has read of a request: `read` tokens stand in `table`, the first `num_sure` for good."""
+class _DraftState:
+    """Tokens of a request in the draft model's cache; the target model has verified the first `num_verified`."""
 
-    row: Row
-    table: "array[int]" = field(default_factory=lambda: array("i"))
-    read: list[int] = field(default_factory=list)
-    num_sure: int = 0
+    sampling: SamplingState
+    block_table: "array[int]" = field(default_factory=lambda: array("i"))
+    tokens: list[int] = field(default_factory=list)
+    num_verified: int = 0
 
-    def settle(self, tokens: list[int]) -> None:
+    def rewind(self, tokens: list[int]) -> None:
         """Forget what was read and has turned out otherwise."""
-        most = min(len(self.read), len(tokens) - 1)
-        while self.num_sure < most and self.read[self.num_sure] == tokens[self.num_sure]:
-            self.num_sure += 1
-        del self.read[self.num_sure :]
+        most = min(len(self.tokens), len(tokens) - 1)
+        while self.num_verified < most and self.tokens[self.num_verified] == tokens[self.num_verified]:
+            self.num_verified += 1
+        del self.tokens[self.num_verified :]
 
 
 class ModelDrafter:
@@ -48,13 +48,13 @@ class ModelDrafter:
 
     def __init__(self, runner: Runner, tokenizer: Tokenizer, *, num_pages: int):
         self._runner, self._tokenizer, self._pool = runner, tokenizer, PagePool(num_pages)
-        self._readings: dict[int, _Reading] = {}
+        self._states: dict[int, _DraftState] = {}
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[list[int]]:
         """Return the network's own continuations; none for a request that there is no room for."""
         drafts: list[list[int]] = [[] for _ in requests]
-        readings = [self._reading(request) for request in requests]
-        draws = [request.row.upcoming(limit) for request, limit in zip(requests, limits, strict=True)]
+        states = [self._state(request) for request in requests]
+        draws = [request.sampling.next_uniforms(limit) for request, limit in zip(requests, limits, strict=True)]
         certainty = [1.0] * len(requests)
         for depth in range(max(limits, default=0)):
             places = [
@@ -63,62 +63,64 @@ class ModelDrafter:
                 if depth < limit
                 and len(drafts[place]) == depth
                 and certainty[place] >= LEAST_CERTAINTY
-                and self._make_room(readings[place], len(request.tokens) + depth)
+                and self._make_room(states[place], len(request.tokens) + depth)
             ]
             if not places:
                 break
-            pending = [[*requests[at].tokens, *drafts[at]][len(readings[at].read) :] for at in places]
-            logits_BV = self._read([readings[at] for at in places], pending)
+            pending = [[*requests[at].tokens, *drafts[at]][len(states[at].tokens) :] for at in places]
+            logits_BV = self._forward([states[at] for at in places], pending)
             for at in places:
-                readings[at].row.draw = draws[at][depth]
-            tokens = choose(logits_BV, [readings[at].row for at in places])
+                states[at].sampling.uniform = draws[at][depth]
+            tokens = sample(logits_BV, [states[at].sampling for at in places])
             for at, token, share in zip(places, tokens, _probabilities(logits_BV, tokens), strict=True):
                 drafts[at].append(token)
-                if readings[at].row.is_greedy:
+                if states[at].sampling.is_greedy:
                     certainty[at] *= share
         return drafts
 
-    def forget(self, request: Request) -> None:
+    def release(self, request: Request) -> None:
         """Give back a request's pages."""
-        reading = self._readings.pop(request.id, None)
-        for page in reading.table if reading else ():
+        state = self._states.pop(request.id, None)
+        for page in state.block_table if state else ():
             self._pool.release(page)
 
-    def _reading(self, request: Request) -> _Reading:
-        if request.id not in self._readings:
+    def _state(self, request: Request) -> _DraftState:
+        if request.id not in self._states:
             # Penalties and grammars are left to the check: a guess need not be right.
             plain = replace(
                 request.params, grammar=None, logit_bias=(), banned_ids=(),
                 repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0,
             )  # fmt: skip
-            self._readings[request.id] = _Reading(Row((), plain))
-        reading = self._readings[request.id]
-        reading.settle(request.tokens)
-        return reading
+            self._states[request.id] = _DraftState(SamplingState((), plain))
+        state = self._states[request.id]
+        state.rewind(request.tokens)
+        return state
 
-    def _make_room(self, reading: _Reading, num_tokens: int) -> bool:
-        while len(reading.table) < num_pages_for(num_tokens):
-            page = self._pool.take()
+    def _make_room(self, state: _DraftState, num_tokens: int) -> bool:
+        while len(state.block_table) < num_pages_for(num_tokens):
+            page = self._pool.allocate()
             if page is None:
                 return False
-            reading.table.append(page)
+            state.block_table.append(page)
         return True
 
-    def _read(self, readings: list[_Reading], pending: list[list[int]]) -> torch.Tensor:
+    def _forward(self, states: list[_DraftState], pending: list[list[int]]) -> torch.Tensor:
         """Read what is pending of each; return the logits_BV behind the last tokens."""
-        for reading, tokens in zip(readings, pending, strict=True):
+        for state, tokens in zip(states, pending, strict=True):
             while len(tokens) > PIECE:
-                self._runner.forward(tokens[:PIECE], [Span(reading.table, len(reading.read), PIECE)], [])
-                reading.read += tokens[:PIECE]
+                self._runner.forward(tokens[:PIECE], [Span(state.block_table, len(state.tokens), PIECE)], [])
+                state.tokens += tokens[:PIECE]
                 del tokens[:PIECE]
-        spans = [Span(each.table, len(each.read), len(tokens)) for each, tokens in zip(readings, pending, strict=True)]
+        spans = [
+            Span(each.block_table, len(each.tokens), len(tokens)) for each, tokens in zip(states, pending, strict=True)
+        ]
         ends, total = [], 0
-        for reading, tokens in zip(readings, pending, strict=True):
-            reading.read += tokens
+        for state, tokens in zip(states, pending, strict=True):
+            state.tokens += tokens
             total += len(tokens)
             ends.append(total - 1)
         hidden_BD = self._runner.forward([token for tokens in pending for token in tokens], spans, ends)
-        return of_tokens(self._runner.logits(hidden_BD), self._tokenizer)
+        return trim_padded_vocabulary(self._runner.logits(hidden_BD), self._tokenizer)
 
 
 def _probabilities(logits_BV: torch.Tensor, tokens: Sequence[int]) -> list[float]:

@@ -13,6 +13,6 @@ class Drafter(Protocol):
         """Return at most so many guesses for each."""
         ...
 
-    def forget(self, request: Request) -> None:
+    def release(self, request: Request) -> None:
         """Give back what is held for a request that has ended."""
         ...

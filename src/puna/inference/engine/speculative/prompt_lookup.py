@@ -34,7 +34,7 @@ class PromptLookup:
         """Return what stands behind the last place where a request's last tokens stood."""
         return [self._guess(request, limit) for request, limit in zip(requests, limits, strict=True)]
 
-    def forget(self, request: Request) -> None:
+    def release(self, request: Request) -> None:
         """Drop the index of a request."""
         self._grams.pop(request.id, None)
 
