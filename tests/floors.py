@@ -59,8 +59,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     "inference": ({"engine"}, {"completer"}),
     "inference/engine": (
         {"adapters", "cache", "detokenizer", "grammar", "options", "outputs"},
-        {"runners"},
-        {"sampling"},
+        {"runners", "sampling"},
         {"scheduling"},
         {"speculative"},
         {"engine"},
@@ -70,8 +69,8 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     "inference/engine/scheduling": ({"request"}, {"scheduler"}),
     "inference/engine/speculative": ({"drafter", "prompt_lookup"}, {"draft_model"}),
     "inference/engine/runners": (
-        {"cuda_graphs", "runner", "torch_pages", "native_runner"},
-        {"decode_step"},
+        {"cuda_graphs", "runner", "torch_pages"},
+        {"decode_step", "native_runner"},
         {"torch_runner"},
     ),
     "inference/engine/grammar": ({"check", "schema"}, {"grammar"}),

@@ -11,12 +11,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from puna.inference.engine.cache.paged_cache import PAGE_LEN
 from puna.inference.engine.runners import cuda_graphs, decode_step
 from puna.inference.engine.runners.cuda_graphs import compiled
 from puna.inference.engine.runners.decode_step import NUM_FIXED, DecodeStep
+from puna.inference.engine.runners.runner import Span
 from puna.inference.engine.runners.torch_runner import TorchRunner
 from puna.inference.engine.sampling.params import SamplingParams
-from puna.model.kernels.native import PAGE_LEN, Span
 from puna.model.llama import Llama
 from puna.model.quantized import round_linears
 from puna.model.scheme import FP8, INT8, Scheme

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_engine import tiny_model, tiny_tokenizer
 
-from puna.inference.engine.cache.paged_cache import PagePool
+from puna.inference.engine.cache.paged_cache import PAGE_LEN, PagePool
 from puna.inference.engine.detokenizer import TextStream
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
@@ -17,7 +17,6 @@ from puna.inference.engine.sampling.params import SamplingParams
 from puna.inference.engine.scheduling import scheduler as scheduler_module
 from puna.inference.engine.scheduling.request import Request, State
 from puna.inference.engine.scheduling.scheduler import ScheduledRequest, Scheduler
-from puna.model.kernels.native import PAGE_LEN
 from puna.model.llama import Llama
 from puna.model.quantized import round_linears
 

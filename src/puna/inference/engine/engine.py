@@ -16,12 +16,12 @@ import torch
 
 from puna.formats.tokenizer import Tokenizer
 from puna.inference.engine.adapters import AdapterKey, Adapters
-from puna.inference.engine.cache.paged_cache import PagePool, num_pages_for
+from puna.inference.engine.cache.paged_cache import PAGE_LEN, PagePool, num_pages_for
 from puna.inference.engine.detokenizer import TextStream
 from puna.inference.engine.options import DEFAULTS, EngineOptions
 from puna.inference.engine.outputs import Chunk, TokenLogprob, Usage
 from puna.inference.engine.runners.native_runner import NativeRunner, native_kernels
-from puna.inference.engine.runners.runner import Runner
+from puna.inference.engine.runners.runner import Runner, Span
 from puna.inference.engine.runners.torch_runner import TorchRunner
 from puna.inference.engine.sampling.params import SamplingParams
 from puna.inference.engine.sampling.sampler import sample, token_logprobs, trim_padded_vocabulary
@@ -30,7 +30,6 @@ from puna.inference.engine.scheduling.scheduler import ScheduledRequest, Schedul
 from puna.inference.engine.speculative.draft_model import ModelDrafter
 from puna.inference.engine.speculative.drafter import Drafter
 from puna.inference.engine.speculative.prompt_lookup import PromptLookup
-from puna.model.kernels.native import PAGE_LEN, Span
 from puna.model.llama import Llama
 from puna.model.scheme import ROW_SCALE_BYTES
 from puna.pipeline.errors import ConfigError, RequestError

@@ -16,9 +16,10 @@ from puna.data.labels import LabelledRow
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.engine.cache.paged_cache import num_pages_for
 from puna.inference.engine.runners.native_runner import NativeRunner, native_kernels
+from puna.inference.engine.runners.runner import Span
 from puna.inference.engine.sampling.sampler import most_likely_first, trim_padded_vocabulary
 from puna.model.attend import packed_attend
-from puna.model.kernels.native import Kernels, Span
+from puna.model.kernels.native import Kernels
 from puna.model.llama import Llama
 from puna.pipeline.errors import CheckpointError
 from puna.training.labelling.teacher import Item, Labelled, Piece, cut

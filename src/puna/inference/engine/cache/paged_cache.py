@@ -9,8 +9,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from puna.model.kernels.native import PAGE_LEN
-
+PAGE_LEN = 16  # Positions of a page; the compiled kernels know no other length.
 KEY_BYTES = 16
 
 

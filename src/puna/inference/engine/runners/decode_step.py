@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from puna.inference.engine.cache.paged_cache import PAGE_LEN
 from puna.inference.engine.runners.cuda_graphs import Recorded, compiled, vary
+from puna.inference.engine.runners.runner import Span
 from puna.inference.engine.runners.torch_pages import TorchPages
 from puna.model.attend import attend_singly
 from puna.model.float8 import multiplies_float8
-from puna.model.kernels.native import PAGE_LEN, Span
 from puna.model.llama import Block, Llama
 from puna.model.rope import rope_tables
 
@@ -73,7 +74,7 @@ class DecodeStep:
         inputs_BX = np.zeros(shape, np.int32)
         inputs_BX[len(spans) :, NUM_FIXED:] = self._spare_page
         for row, token, span, count in zip(inputs_BX, tokens, spans, num_pages, strict=False):
-            pages = np.frombuffer(span.table, np.int32, count)
+            pages = np.frombuffer(span.block_table, np.int32, count)
             # NOTE: not the spare page: what stands there may be no number, and a NaN reaches even those who mask it.
             row[0], row[1] = token, span.start
             row[NUM_FIXED : NUM_FIXED + count], row[NUM_FIXED + count :] = pages, pages[0]

@@ -16,9 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from puna.inference.engine.adapters import Adapters
-from puna.inference.engine.cache.paged_cache import PagePool, extend_keys, num_pages_for
+from puna.inference.engine.cache.paged_cache import PAGE_LEN, PagePool, extend_keys, num_pages_for
 from puna.inference.engine.scheduling.request import Request, State
-from puna.model.kernels.native import PAGE_LEN
 
 # Prompt tokens in one step: few while others wait for their next token, many when nobody does.
 BUSY_TOKENS = 256

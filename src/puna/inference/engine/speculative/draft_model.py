@@ -14,10 +14,9 @@ import torch
 
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.engine.cache.paged_cache import PagePool, num_pages_for
-from puna.inference.engine.runners.runner import Runner
+from puna.inference.engine.runners.runner import Runner, Span
 from puna.inference.engine.sampling.sampler import SamplingState, sample, trim_padded_vocabulary
 from puna.inference.engine.scheduling.request import Request
-from puna.model.kernels.native import Span
 
 # How likely a network has to find all its guesses so far to go on, where the most likely tokens are chosen. Where
 # tokens are drawn, its draws are right as often as it agrees with the other network, however likely each token is.
