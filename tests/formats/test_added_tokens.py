@@ -28,7 +28,7 @@ from puna.formats.checkpoint.gguf.vocabulary import render_tokenizer
 from puna.formats.checkpoint.meta.writer import write_meta
 from puna.formats.tokenizer.added import AddedToken
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.engine.text import TextStream
+from puna.inference.engine.detokenizer import TextStream
 from puna.model.config import LlamaConfig
 from puna.pipeline.artifacts.artifact import read_receipts
 from puna.pipeline.errors import CheckpointError, TokenizerError

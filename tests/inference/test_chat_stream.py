@@ -10,8 +10,8 @@ from meta_chat import chat, ids_of, llama, tool
 
 from puna.formats.chat import Conversation, Message, ToolCall
 from puna.formats.chat.stream import MessageStream, Part
-from puna.inference.engine.sampler import Chunk
-from puna.inference.engine.text import TextStream
+from puna.inference.engine.detokenizer import TextStream
+from puna.inference.engine.outputs import Chunk
 from puna.serving.chat_reply import ChatReply
 from puna.serving.served import Served
 

@@ -26,7 +26,8 @@ from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.adapters.folder import WEIGHTS_NAME
 from puna.formats.checkpoint.checkpoint import save_checkpoint
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.engine.sampler import Chunk, SamplingParams, TokenLogprob, Usage
+from puna.inference.engine.outputs import Chunk, TokenLogprob, Usage
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.pipeline.errors import CheckpointError, RequestError
 from puna.serving.generation import engine_process
 from puna.serving.generation.engine_process import EngineProcess

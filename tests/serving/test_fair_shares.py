@@ -10,10 +10,10 @@ import pytest
 from test_scheduler import new_prompt, new_request, run_step
 
 from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.inference.engine.cache.paged_cache import PagePool
 from puna.inference.engine.grammar.grammar import json_grammar
-from puna.inference.engine.pages import PagePool
-from puna.inference.engine.request import Request, State
-from puna.inference.engine.scheduler import IDLE_TOKENS, Scheduler
+from puna.inference.engine.scheduling.request import Request, State
+from puna.inference.engine.scheduling.scheduler import IDLE_TOKENS, Scheduler
 from puna.pipeline.errors import RequestError
 from puna.serving.generation.admission import (
     BURST,
@@ -111,8 +111,8 @@ def overload(num_tenants: int, *, max_batch: int, seconds: int, seed: int) -> Co
             for _ in range(wanted - present[tenant]):
                 prompt = new_prompt(rng.randrange(5, 60), rng.randrange(10**9))
                 scheduler.add(new_request(prompt, tenant=tenant, max_tokens=rng.randrange(5, 40)))
-        for work in run_step(scheduler):
-            tokens[work.request.tenant] += work.num_tokens
+        for scheduled in run_step(scheduler):
+            tokens[scheduled.request.tenant] += scheduled.num_tokens
     return tokens
 
 
@@ -181,8 +181,8 @@ def test_one_that_leaves_and_comes_back_has_not_been_forgotten():
                 scheduler.add(request)
         if all(request.tenant != "brief" for request in [*scheduler.running, *scheduler.waiting()]):
             scheduler.add(new_request(new_prompt(100, seed), tenant="brief", max_tokens=10))
-        for work in run_step(scheduler):
-            tokens[work.request.tenant] += work.num_tokens
+        for scheduled in run_step(scheduler):
+            tokens[scheduled.request.tenant] += scheduled.num_tokens
     assert tokens["brief"] < 1.1 * tokens["steady"], tokens
 
 
@@ -198,14 +198,14 @@ def test_requests_of_many_tenants_that_join_leave_and_are_preempted_keep_the_inv
             scheduler.add(alive[-1])
         if alive and rng.random() < 0.05:
             scheduler.remove(alive.pop(rng.randrange(len(alive))))
-        works = run_step(scheduler)
-        assert len({id(work.request) for work in works}) == len(works)
-        assert works or not alive
+        batch = run_step(scheduler)
+        assert len({id(scheduled.request) for scheduled in batch}) == len(batch)
+        assert batch or not alive
         alive = [request for request in alive if request.state is not State.ENDED]
     while alive:
         assert run_step(scheduler)
         alive = [request for request in alive if request.state is not State.ENDED]
-    assert scheduler.pool.num_held == 0 and not scheduler._had and not scheduler._waiting
+    assert scheduler.pool.num_held == 0 and not scheduler._served_tokens and not scheduler._waiting
 
 
 def test_a_tenant_that_is_refused_again_and_again_waits_for_its_refusals():

@@ -16,7 +16,7 @@ from test_serve import CALL, HI, SENTENCES, TOOL, ScriptedEngine, connect, error
 
 from puna.formats.chat.conversation import Conversation
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.serving.browser.origins import parse_origins
 from puna.serving.middleware.rules import Rules
 from puna.serving.middleware.warnings import MAX_CHARS, MAX_LOGGED, header_value

@@ -19,7 +19,7 @@ from test_serve import HI, SENTENCES, ScriptedEngine, connect, error_of, scripte
 
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.formats.tokenizer.train import train_tokenizer
-from puna.inference.engine.sampler import Chunk, TokenLogprob
+from puna.inference.engine.outputs import Chunk, TokenLogprob
 from puna.serving import completions
 from puna.serving.answers.pieces import JsonList, json_parts, json_pieces
 from puna.serving.answers.size import MAX_PER_ANSWER, AnswerSize, AnswerSpace

@@ -11,7 +11,7 @@ from typing import Any
 
 from puna.formats.chat.conversation import ToolCall
 from puna.formats.chat.stream import MessageStream, Part
-from puna.inference.engine.sampler import Chunk, TokenLogprob
+from puna.inference.engine.outputs import Chunk, TokenLogprob
 from puna.serving.served import Served, logprob_value
 
 

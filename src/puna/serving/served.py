@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from puna.formats.chat.format import ChatFormat
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.engine.grammar.grammar import Grammar
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.serving.answers.pieces import JsonResponse
 from puna.serving.answers.size import AnswerSpace, TakenSpace
 from puna.serving.generation.batch import Batch

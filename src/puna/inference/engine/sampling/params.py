@@ -1,19 +1,13 @@
-"""Sampler: anything that continues token ids, in this process or elsewhere; and what is asked of it and comes back.
-
-Knows nothing of text formats, tools or HTTP: prompts are token ids that the chat format or the tokenizer has made.
-"""
+"""Sampling parameters of one request."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from puna.pipeline.errors import RequestError
 
 if TYPE_CHECKING:
     from puna.inference.engine.grammar.grammar import Grammar
-
-FinishReason = Literal["stop", "length", "abort", "error"]
 
 MAX_TOKENS = 1 << 20
 MAX_TEMPERATURE = 100.0
@@ -35,7 +29,7 @@ class SamplingParams:
     share of the largest probability. `repetition_penalty` divides positive logits of what the prompt or the answer
     holds, and multiplies negative ones; `presence_penalty` and `frequency_penalty` are subtracted for what the answer
     holds, once and once a time. `logit_bias` adds to the logits of ids; `banned_ids` are never sampled; `grammar`
-    admits only what continues to a sentence of it, and its end ends the answer. engine/choose.py has the order.
+    admits only what continues to a sentence of it, and its end ends the answer. sampling/sampler.py has the order.
 
     `logprobs` is the number of alternatives to report beside each chosen token (0: the chosen one only; None: no
     log-probabilities). Log-probabilities are those of the model, before all of the above. `echo_logprobs` reports the
@@ -86,95 +80,6 @@ class SamplingParams:
     def is_truncated(self) -> bool:
         """Whether only some of the tokens are sampled from, the most likely ones."""
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A token's log-probability and the `top` alternatives as (id, logprob), most likely first."""
-
-    id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """What one step added to a request. The last chunk of a request, and no other, has a finish_reason.
-
-    `prompt_logprobs` come once, in the first chunk; the first prompt token has none. `error` says why a request ended
-    with finish_reason "error"; `refusal` is that reason as an object where the request itself is at fault.
-    """
-
-    ids: tuple[int, ...] = ()
-    text: str = ""
-    logprobs: tuple[TokenLogprob, ...] = ()
-    finish_reason: FinishReason | None = None
-    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
-    error: str = ""
-    refusal: RequestError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """How much of an engine is in use: pages of the KV cache, and requests by tenant.
-
-    `num_cached_tokens` counts prompt tokens that were found in the cache, `queue_seconds` holds the times from
-    submission to start; both are those of requests that have started since the last report.
-    """
-
-    num_free_pages: int
-    num_used_pages: int
-    num_cached_pages: int
-    running: Mapping[str, int]
-    waiting: Mapping[str, int]
-    num_cached_tokens: int = 0
-    queue_seconds: Sequence[float] = ()
-
-
-@dataclass(slots=True)
-class Completion:
-    """A finished continuation: `ids` end with the stop id if there was one; `text` without specials and stop string."""
-
-    ids: list[int]
-    text: str
-    finish_reason: FinishReason
-    num_prompt_tokens: int
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
-    error: str = ""
-
-
-class Sampler(Protocol):
-    """Continues prompts."""
-
-    def complete(
-        self,
-        prompts: Sequence[list[int]],
-        params: SamplingParams | Sequence[SamplingParams],
-        *,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[Completion]:
-        """Continue every prompt, in the order given; `progress` is told how many are done whenever one ends."""
-        ...
-
-    def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[Chunk]:
-        """Continue one prompt as it is sampled; closing the iterator early aborts the request."""
-        ...
-
-
-def collect(chunks: Sequence[Chunk], num_prompt_tokens: int) -> Completion:
-    """Join all the chunks of one request into its completion."""
-    last = chunks[-1]
-    assert last.finish_reason is not None
-    return Completion(
-        ids=[token for chunk in chunks for token in chunk.ids],
-        text="".join(chunk.text for chunk in chunks),
-        finish_reason=last.finish_reason,
-        num_prompt_tokens=num_prompt_tokens,
-        logprobs=[entry for chunk in chunks for entry in chunk.logprobs],
-        prompt_logprobs=list(chunks[0].prompt_logprobs),
-        error=last.error,
-    )
 
 
 def _within(name: str, value: float, least: float, most: float, *, param: str = "") -> None:

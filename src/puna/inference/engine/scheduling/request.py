@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from puna.inference.engine.adapters import AdapterKey
-from puna.inference.engine.choose import Row
-from puna.inference.engine.sampler import Chunk, FinishReason, SamplingParams, TokenLogprob
-from puna.inference.engine.text import TextStream
+from puna.inference.engine.detokenizer import TextStream
+from puna.inference.engine.outputs import Chunk, FinishReason, TokenLogprob
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.sampling.sampler import SamplingState
 from puna.pipeline.errors import RequestError
 
-MAX_GUESSES = 12
+MAX_DRAFT_TOKENS = 12
 # Steps without guesses after many wrong ones.
-MAX_IDLE = 8
+MAX_PAUSED_STEPS = 8
 
 
 class State(Enum):
@@ -25,32 +26,32 @@ class State(Enum):
 
 
 @dataclass(slots=True)
-class Guessing:
+class DraftLimit:
     """How many guesses at a request's next tokens are worth checking: more as long as they are right."""
 
-    most: int = 8
+    limit: int = 8
     num_misses: int = 0  # in a row, with not even the first guess right
-    num_idle: int = 0  # steps to come without guesses
+    num_paused: int = 0  # steps to come without guesses
 
     def next_limit(self) -> int:
         """Return how many guesses this step should check."""
-        if self.num_idle:
-            self.num_idle -= 1
+        if self.num_paused:
+            self.num_paused -= 1
             return 0
-        return self.most
+        return self.limit
 
-    def learn(self, num_right: int, *, is_all: bool) -> None:
+    def update(self, num_accepted: int, *, is_all: bool) -> None:
         """Note how many guesses of a step were right. Who is wrong again and again is asked ever more rarely."""
         if is_all:
-            self.most, self.num_misses = min(MAX_GUESSES, self.most + 4), 0
+            self.limit, self.num_misses = min(MAX_DRAFT_TOKENS, self.limit + 4), 0
             return
-        self.most, self.num_misses = max(1, num_right + 1), 0 if num_right else self.num_misses + 1
-        self.num_idle = min(2 ** max(0, self.num_misses - 1) - 1, MAX_IDLE)
+        self.limit, self.num_misses = max(1, num_accepted + 1), 0 if num_accepted else self.num_misses + 1
+        self.num_paused = min(2 ** max(0, self.num_misses - 1) - 1, MAX_PAUSED_STEPS)
 
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """`tokens` are the prompt and what was generated; the first `num_computed` stand in the pages of `table`."""
+    """`tokens` are the prompt and what was generated; the first `num_computed` stand in the pages of `block_table`."""
 
     id: int
     prompt: list[int]
@@ -61,18 +62,18 @@ class Request:
     state: State = State.WAITING
     tokens: list[int] = field(init=False)
     num_computed: int = 0
-    table: "array[int]" = field(default_factory=lambda: array("i"))
+    block_table: "array[int]" = field(default_factory=lambda: array("i"))
     page_keys: list[bytes] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
-    guessing: Guessing = field(default_factory=Guessing)
-    row: Row = field(init=False)
+    draft_limit: DraftLimit = field(default_factory=DraftLimit)
+    sampling: SamplingState = field(init=False)
     submitted: float = field(default_factory=time.monotonic)
     has_started: bool = False
-    _has_told: bool = False
+    _has_reported: bool = False
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
-        self.row = Row(self.prompt, self.params)
+        self.sampling = SamplingState(self.prompt, self.params)
         if self.params.echo_logprobs:
             self.prompt_logprobs.append(None)
 
@@ -86,7 +87,7 @@ class Request:
         return len(self.prompt) + self.params.max_tokens
 
     @property
-    def num_left(self) -> int:
+    def num_uncomputed(self) -> int:
         """Tokens to compute before the next one can be chosen; after a jump more than one is generated."""
         return len(self.tokens) - self.num_computed
 
@@ -99,9 +100,9 @@ class Request:
         """Prompt tokens whose log-probability was asked for and is not there yet."""
         return len(self.prompt) - len(self.prompt_logprobs) if self.params.echo_logprobs else 0
 
-    def forget_computed(self) -> None:
+    def reset_computed(self) -> None:
         """Begin anew after the pages are given back; what was generated stays."""
-        self.table, self.num_computed = array("i"), 0
+        self.block_table, self.num_computed = array("i"), 0
         if self.num_to_score:
             del self.prompt_logprobs[1:]
 
@@ -114,8 +115,8 @@ class Request:
             return self.end("length")
         ids, text, reason = [token], *self._take(token)
         # Log-probabilities are the model's, so where they are asked for it is asked about each token.
-        if reason is None and self.row.matcher and self.params.logprobs is None:
-            for forced in self.row.matcher.forced_ids():
+        if reason is None and self.sampling.matcher and self.params.logprobs is None:
+            for forced in self.sampling.matcher.forced_ids():
                 more, reason = self._take(forced)
                 ids, text = [*ids, forced], text + more
                 if reason is not None:
@@ -125,11 +126,15 @@ class Request:
 
     def _take(self, token: int) -> tuple[str, FinishReason | None]:
         """Append an id; return the text that it makes certain and why the request ends here, if it does."""
-        self.row.accept(token)
+        self.sampling.accept(token)
         self.tokens.append(token)
         text = "" if token in self.params.stop_ids else self.text.feed(token)
         reason: FinishReason | None = None
-        if token in self.params.stop_ids or self.text.is_stopped or (self.row.matcher and self.row.matcher.is_over):
+        if (
+            token in self.params.stop_ids
+            or self.text.is_stopped
+            or (self.sampling.matcher and self.sampling.matcher.is_over)
+        ):
             reason = "stop"
         elif len(self.tokens) >= self.max_len:
             reason = "length"
@@ -141,5 +146,5 @@ class Request:
         return Chunk((), "", (), reason, self._take_prompt_logprobs(), told, refusal)
 
     def _take_prompt_logprobs(self) -> tuple[TokenLogprob | None, ...]:
-        told, self._has_told = self._has_told, True
-        return () if told else tuple(self.prompt_logprobs)
+        is_reported, self._has_reported = self._has_reported, True
+        return () if is_reported else tuple(self.prompt_logprobs)

@@ -16,9 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from puna.inference.engine.adapters import Adapters
-from puna.inference.engine.pages import PagePool, extend_keys, num_pages_for
-from puna.inference.engine.request import Request, State
-from puna.model.kernels.native import PAGE_LEN
+from puna.inference.engine.cache.paged_cache import PAGE_LEN, PagePool, extend_keys, num_pages_for
+from puna.inference.engine.scheduling.request import Request, State
 
 # Prompt tokens in one step: few while others wait for their next token, many when nobody does.
 BUSY_TOKENS = 256
@@ -27,21 +26,21 @@ MAX_STARTED = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ScheduledRequest:
     """`num_tokens` tokens of a request, from its first uncomputed one on, and guesses at what follows the last one."""
 
     request: Request
     num_tokens: int
-    draft: tuple[int, ...] = ()
+    draft_tokens: tuple[int, ...] = ()
 
     @property
     def start(self) -> int:
         return self.request.num_computed
 
     @property
-    def is_last(self) -> bool:
+    def is_sampled(self) -> bool:
         """Whether a token can be chosen after it."""
-        return self.num_tokens == self.request.num_left
+        return self.num_tokens == self.request.num_uncomputed
 
 
 class Scheduler:
@@ -52,7 +51,7 @@ class Scheduler:
         self.running: list[Request] = []
         self._waiting: dict[str, deque[Request]] = {}
         # Tokens computed for each tenant with requests, and for absent tenants that are ahead of the virtual time.
-        self._had: dict[str, int] = {}
+        self._served_tokens: dict[str, int] = {}
         self._virtual_time = 0
         # Of requests that have started; bounded, for only a server asks.
         self._num_cached_tokens, self._queue_seconds = 0, deque[float](maxlen=MAX_STARTED)
@@ -83,9 +82,9 @@ class Scheduler:
         """
         assert request.state is State.WAITING
         if request.tenant not in self._present():
-            least = min((self._had[each.tenant] for each in self.running), default=0)
+            least = min((self._served_tokens[each.tenant] for each in self.running), default=0)
             self._virtual_time = max(self._virtual_time, least)
-            self._had[request.tenant] = max(self._had.get(request.tenant, 0), self._virtual_time)
+            self._served_tokens[request.tenant] = max(self._served_tokens.get(request.tenant, 0), self._virtual_time)
         self._waiting.setdefault(request.tenant, deque()).append(request)
 
     def remove(self, request: Request) -> list[int]:
@@ -94,51 +93,55 @@ class Scheduler:
             self._waiting[request.tenant].remove(request)
         else:
             self.running.remove(request)
-        freed = self._give_back(request)
+        freed = self._free(request)
         request.state = State.ENDED
         self._leave_tenant(request.tenant)
         return freed
 
-    def plan(self) -> list[Work]:
-        """Choose what to compute next; every work's pages are there, in its request's table."""
+    def schedule(self) -> list[ScheduledRequest]:
+        """Choose what to compute next; all pages are allocated."""
         decoding = [request for request in self.running if request.is_decoding]
-        works = [work for request in decoding if (work := self._grow(request, min(request.num_left, BUSY_TOKENS)))]
-        left = BUSY_TOKENS if works else IDLE_TOKENS
+        batch = [
+            scheduled
+            for request in decoding
+            if (scheduled := self._allocate(request, min(request.num_uncomputed, BUSY_TOKENS)))
+        ]
+        left = BUSY_TOKENS if batch else IDLE_TOKENS
         reading, planned = [each for each in self.running if not each.is_decoding], Counter[str]()
         while left > 0 and (request := self._next_prompt(reading, planned)) is not None:
-            if work := self._grow(request, min(request.num_left, left)):
-                works.append(work)
-                planned[request.tenant] += work.num_tokens
-                left -= work.num_tokens
+            if scheduled := self._allocate(request, min(request.num_uncomputed, left)):
+                batch.append(scheduled)
+                planned[request.tenant] += scheduled.num_tokens
+                left -= scheduled.num_tokens
             # NOTE: at once, for a request that was preempted after it had been planned may be admitted again.
-            works = [work for work in works if work.request.state is State.RUNNING]
-        works = [work for work in works if work.request.state is State.RUNNING]
+            batch = [scheduled for scheduled in batch if scheduled.request.state is State.RUNNING]
+        batch = [scheduled for scheduled in batch if scheduled.request.state is State.RUNNING]
         # Side by side those of one adapter: its weights are read once.
-        return sorted(works, key=lambda work: work.request.adapter.name if work.request.adapter else "")
+        return sorted(batch, key=lambda scheduled: scheduled.request.adapter.name if scheduled.request.adapter else "")
 
-    def add_draft(self, work: Work, draft: Sequence[int]) -> Work:
-        """Return the work with as many of these guesses as there is room for without taking anybody's pages."""
-        table, start = work.request.table, work.start + work.num_tokens
-        while len(table) < num_pages_for(start + len(draft)) and (page := self.pool.take()) is not None:
+    def add_draft_tokens(self, scheduled: ScheduledRequest, draft_tokens: Sequence[int]) -> ScheduledRequest:
+        """Return the request with as many of these guesses as there is room for without taking anybody's pages."""
+        table, start = scheduled.request.block_table, scheduled.start + scheduled.num_tokens
+        while len(table) < num_pages_for(start + len(draft_tokens)) and (page := self.pool.allocate()) is not None:
             table.append(page)
-        return replace(work, draft=tuple(draft[: len(table) * PAGE_LEN - start]))
+        return replace(scheduled, draft_tokens=tuple(draft_tokens[: len(table) * PAGE_LEN - start]))
 
     def commit(self, request: Request, num_tokens: int) -> None:
         """Note that tokens of a request were computed; full pages can be shared from now on."""
-        self._had[request.tenant] += num_tokens
+        self._served_tokens[request.tenant] += num_tokens
         first, request.num_computed = request.num_computed // PAGE_LEN, request.num_computed + num_tokens
         full = range(first, request.num_computed // PAGE_LEN)
         if full:
             extend_keys(request.page_keys, request.tokens, self._salt(request))
         for index in full:
-            self.pool.publish(request.table[index], request.page_keys[index])
+            self.pool.publish(request.block_table[index], request.page_keys[index])
 
     def check(self) -> None:
         """Assert what can be told from the running requests and counts: after every step."""
         self.pool.check()
         assert len(self.running) <= self.max_batch
         assert all(request.state is State.RUNNING for request in self.running)
-        sizes = [len(request.table) for request in self.running]
+        sizes = [len(request.block_table) for request in self.running]
         assert all(
             size >= num_pages_for(request.num_computed) for size, request in zip(sizes, self.running, strict=True)
         )
@@ -148,8 +151,8 @@ class Scheduler:
         """Assert the invariants page by page and request by request, which takes milliseconds where there are many."""
         self.check()
         self.pool.check_all()
-        assert all(request.state is State.WAITING and not request.table for request in self.waiting())
-        assert len({page for request in self.running for page in request.table}) == self.pool.num_held
+        assert all(request.state is State.WAITING and not request.block_table for request in self.waiting())
+        assert len({page for request in self.running for page in request.block_table}) == self.pool.num_held
 
     def _next_prompt(self, reading: list[Request], planned: Counter[str]) -> Request | None:
         """Return the request whose prompt is read next, admitted if it waited; None if there is none.
@@ -161,7 +164,9 @@ class Scheduler:
         tenants = {request.tenant for request in reading} | {name for name, queue in self._waiting.items() if queue}
         may_admit = True
         num_running = Counter(request.tenant for request in self.running)
-        for tenant in sorted(tenants, key=lambda name: (self._had[name] + planned[name], num_running[name], name)):
+        for tenant in sorted(
+            tenants, key=lambda name: (self._served_tokens[name] + planned[name], num_running[name], name)
+        ):
             if own := next((request for request in reading if request.tenant == tenant), None):
                 reading.remove(own)
                 if own.state is State.RUNNING:
@@ -190,7 +195,7 @@ class Scheduler:
         """Whether a waiting request can run now; if so, its adapter is held."""
         if len(self.running) >= self.max_batch:
             return False
-        kept = sum(self.pool.is_kept(page) for page in shared)
+        kept = sum(self.pool.is_cached(page) for page in shared)
         needed = num_pages_for(len(request.tokens)) - len(shared)
         if needed + kept + self._num_promised() > self.pool.num_available:
             return False
@@ -199,10 +204,10 @@ class Scheduler:
     def _admit(self, request: Request, shared: Sequence[int]) -> Request:
         for page in shared:
             self.pool.hold(page)
-        request.table, request.num_computed = array("i", shared), len(shared) * PAGE_LEN
+        request.block_table, request.num_computed = array("i", shared), len(shared) * PAGE_LEN
         request.state = State.RUNNING
         self.running.append(request)
-        self._virtual_time = max(self._virtual_time, self._had[request.tenant])
+        self._virtual_time = max(self._virtual_time, self._served_tokens[request.tenant])
         if not request.has_started:
             request.has_started = True
             self._num_cached_tokens += request.num_computed
@@ -218,7 +223,11 @@ class Scheduler:
         num_running = Counter(request.tenant for request in self.running)
         share = max(1, self.max_batch // len(self._present()))
         largest = max(num_running, key=num_running.__getitem__, default=tenant)
-        if num_running[largest] <= share or num_running[tenant] >= share or self._had[largest] < self._had[tenant]:
+        if (
+            num_running[largest] <= share
+            or num_running[tenant] >= share
+            or self._served_tokens[largest] < self._served_tokens[tenant]
+        ):
             return None
         return next(request for request in reversed(self.running) if request.tenant == largest)
 
@@ -229,7 +238,7 @@ class Scheduler:
         extend_keys(request.page_keys, request.tokens, self._salt(request))
         pages: list[int] = []
         for key in request.page_keys[: (len(request.tokens) - 1) // PAGE_LEN]:
-            if (page := self.pool.find(key)) is None:
+            if (page := self.pool.lookup(key)) is None:
                 break
             pages.append(page)
         return pages
@@ -246,29 +255,31 @@ class Scheduler:
 
     def _num_promised(self) -> int:
         """Pages that running requests still need for the tokens they have."""
-        return sum(max(0, num_pages_for(len(request.tokens)) - len(request.table)) for request in self.running)
+        return sum(max(0, num_pages_for(len(request.tokens)) - len(request.block_table)) for request in self.running)
 
-    def _grow(self, request: Request, num_tokens: int) -> Work | None:
+    def _allocate(self, request: Request, num_tokens: int) -> ScheduledRequest | None:
         """Give a request the pages for its next tokens; None if it had to give back its own instead."""
-        while request.state is State.RUNNING and len(request.table) < num_pages_for(request.num_computed + num_tokens):
-            page = self.pool.take()
+        while request.state is State.RUNNING and len(request.block_table) < num_pages_for(
+            request.num_computed + num_tokens
+        ):
+            page = self.pool.allocate()
             if page is None:
                 self._preempt(self.running[-1])
             else:
-                request.table.append(page)
-        return Work(request, num_tokens) if request.state is State.RUNNING else None
+                request.block_table.append(page)
+        return ScheduledRequest(request, num_tokens) if request.state is State.RUNNING else None
 
     def _preempt(self, request: Request) -> None:
         """Let a running request wait again. What it had computed is found again as long as its pages are kept."""
         self.running.remove(request)
-        self._give_back(request)
+        self._free(request)
         request.state = State.WAITING
         self._waiting.setdefault(request.tenant, deque()).appendleft(request)
 
-    def _give_back(self, request: Request) -> list[int]:
+    def _free(self, request: Request) -> list[int]:
         # The last first: of a beginning that several share the end is the first to be forgotten.
-        freed = [page for page in reversed(request.table) if self.pool.release(page)]
-        request.forget_computed()
+        freed = [page for page in reversed(request.block_table) if self.pool.release(page)]
+        request.reset_computed()
         if self.adapters and request.adapter and request.state is State.RUNNING:
             self.adapters.release(request.adapter)
         return freed
@@ -283,12 +294,12 @@ class Scheduler:
             self._waiting.pop(tenant, None)
         present = self._present()
         if not present:
-            self._had.clear()
+            self._served_tokens.clear()
             self._virtual_time = 0
         elif tenant not in present:
-            for name in self._had.keys() - present:
-                if self._had[name] <= self._virtual_time:
-                    del self._had[name]
+            for name in self._served_tokens.keys() - present:
+                if self._served_tokens[name] <= self._virtual_time:
+                    del self._served_tokens[name]
 
     def _salt(self, request: Request) -> bytes:
         """Tell apart whose pages can be shared: with another adapter the same text has other keys and values."""

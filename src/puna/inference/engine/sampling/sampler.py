@@ -2,7 +2,7 @@
 
 A row's logits go through, in this order: repetition penalty, presence and frequency penalty, bias, banned ids, grammar;
 then the most likely token (temperature 0), or temperature, top_k, top_p of what top_k left, min_p, and the draw. Each
-row's outcome depends on its own logits and Row alone, to the last bit.
+row's outcome depends on its own logits and SamplingState alone, to the last bit.
 
 Shapes: B rows, N positions or candidates, V vocabulary.
 """
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.engine.grammar.grammar import Matcher
-from puna.inference.engine.sampler import SamplingParams, TokenLogprob
+from puna.inference.engine.outputs import TokenLogprob
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.pipeline.errors import RequestError
 
 # Below this a temperature only makes numbers overflow: the most likely token has all the mass.
@@ -33,7 +34,7 @@ CHUNK = 1 << 21
 NO_TOKEN = -1e4
 
 
-def of_tokens(logits_NV: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
+def trim_padded_vocabulary(logits_NV: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
     """Return logits without the rows of the embeddings that no token belongs to.
 
     Embeddings are padded to multiples of 64 or 128, and models of one tokenizer are padded differently. Rows behind the
@@ -45,7 +46,7 @@ def of_tokens(logits_NV: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
     return kept_NV.index_fill(-1, torch.tensor(tokenizer.unused_ids, device=kept_NV.device), NO_TOKEN)
 
 
-class Row:
+class SamplingState:
     """One request's side of the choice: its settings, its draw, what it holds so far, its place in its grammar."""
 
     def __init__(self, prompt: Sequence[int], params: SamplingParams):
@@ -55,7 +56,7 @@ class Row:
         self._biases = tuple(torch.tensor(values) for values in zip(*params.logit_bias, strict=True))
         # One generator a request: what else is in the batch cannot change its draws.
         self._random = random.Random(params.seed)
-        self.draw = self._random.random()
+        self.uniform = self._random.random()
 
     @property
     def is_greedy(self) -> bool:
@@ -82,16 +83,16 @@ class Row:
             raise RequestError("banned_ids and a grammar that leave no token", param="grammar")
         return edited_V
 
-    def upcoming(self, count: int) -> list[float]:
+    def next_uniforms(self, count: int) -> list[float]:
         """Return the draws of the next tokens, which stay to be drawn."""
         state = self._random.getstate()
-        draws = [self.draw, *(self._random.random() for _ in range(count - 1))]
+        draws = [self.uniform, *(self._random.random() for _ in range(count - 1))]
         self._random.setstate(state)
         return draws[:count]
 
     def accept(self, token: int) -> None:
         """Take the chosen token; what is drawn next does not depend on which it was."""
-        self.draw = self._random.random()
+        self.uniform = self._random.random()
         if self._held:
             self._held.add(token)
         if self.matcher:
@@ -129,7 +130,7 @@ class _HeldIds:
         logits_V[ids_N] = values_N
 
 
-def choose(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
+def sample(logits_BV: torch.Tensor, rows: Sequence[SamplingState]) -> list[int]:
     """Choose one id a row: the most likely one, or the quantile of what is sampled from at the row's draw (in 0..1)."""
     ids = [0] * len(rows)
     width = len(rows) if logits_BV.is_cuda else max(1, CHUNK // logits_BV.shape[-1])
@@ -146,13 +147,13 @@ def choose(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
     return ids
 
 
-def _edited(logits_BV: torch.Tensor, rows: Sequence[Row], chunk: list[int]) -> torch.Tensor:
+def _edited(logits_BV: torch.Tensor, rows: Sequence[SamplingState], chunk: list[int]) -> torch.Tensor:
     if not any(rows[at].has_edits for at in chunk) and chunk[-1] - chunk[0] == len(chunk) - 1:
         return logits_BV[chunk[0] : chunk[-1] + 1]
     return torch.stack([rows[at].edit(logits_BV[at]) if rows[at].has_edits else logits_BV[at] for at in chunk])
 
 
-def _most_likely(logits_BV: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+def _most_likely(logits_BV: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
     """Return the first of the largest of each row: torch.argmax, which on a CPU takes 10 times as long."""
     best_B = _block_maxima(logits_BV).argmax(-1)
     window_BN = _window(best_B, logits_BV.shape[-1])
@@ -171,12 +172,12 @@ def _window(block_B: torch.Tensor, vocab_size: int) -> torch.Tensor:
     return (block_B[:, None] * BLOCK + torch.arange(BLOCK, device=block_B.device)).clamp(max=vocab_size - 1)
 
 
-def _draw_from_all(logits_BV: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+def _draw_from_all(logits_BV: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
     """Find the block in which the quantile lies, then the quantile in it: adding up 128k numbers one by one is slow."""
     probs_BV = _tempered(logits_BV, rows)
     padded_BV = F.pad(probs_BV, (0, -probs_BV.shape[-1] % BLOCK))
     blocks_BN = padded_BV.unflatten(1, (-1, BLOCK)).sum(-1).cumsum(-1, dtype=torch.float64)
-    target_B1 = _draws(rows, logits_BV.device) * blocks_BN[:, -1:]
+    target_B1 = _uniforms(rows, logits_BV.device) * blocks_BN[:, -1:]
     block_B1 = torch.searchsorted(blocks_BN, target_B1, right=True)
     before_B1 = F.pad(blocks_BN, (1, 0)).gather(-1, block_B1)
     mass_BN = padded_BV.gather(-1, block_B1 * BLOCK + torch.arange(BLOCK, device=logits_BV.device))
@@ -184,7 +185,7 @@ def _draw_from_all(logits_BV: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor
 
 
 def _draw_from_likely(
-    logits_BV: torch.Tensor, rows: Sequence[Row], *, num_candidates: int = NUM_CANDIDATES
+    logits_BV: torch.Tensor, rows: Sequence[SamplingState], *, num_candidates: int = NUM_CANDIDATES
 ) -> torch.Tensor:
     """Draw from what top_k, top_p and min_p keep, the most likely token first.
 
@@ -204,7 +205,7 @@ def _draw_from_likely(
     whole_B1 = torch.where(top_k_B1 < vocab_size, cumulated_BN[:, -1:], 1.0)
     is_cut_BN = (cumulated_BN - kept_BN > top_p_B1 * whole_B1) | (top_BN < min_p_B1 * top_BN[:, :1])
     kept_BN = kept_BN.masked_fill(is_cut_BN, 0)
-    target_B1 = _draws(rows, device) * kept_BN.sum(-1, keepdim=True)
+    target_B1 = _uniforms(rows, device) * kept_BN.sum(-1, keepdim=True)
     picked_B = order_BN.gather(-1, _quantile(kept_BN, target_B1)[:, None])[:, 0]
     if num_candidates >= vocab_size:
         return picked_B
@@ -216,13 +217,13 @@ def _draw_from_likely(
     return picked_B
 
 
-def _tempered(logits_BV: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+def _tempered(logits_BV: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
     heat_B1 = torch.tensor([row.params.temperature for row in rows], device=logits_BV.device)[:, None]
     return torch.softmax(logits_BV.float() / heat_B1, dim=-1)
 
 
-def _draws(rows: Sequence[Row], device: torch.device) -> torch.Tensor:
-    return torch.tensor([row.draw for row in rows], dtype=torch.float64, device=device)[:, None]
+def _uniforms(rows: Sequence[SamplingState], device: torch.device) -> torch.Tensor:
+    return torch.tensor([row.uniform for row in rows], dtype=torch.float64, device=device)[:, None]
 
 
 def most_likely_first(probs_BV: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -247,7 +248,7 @@ def _quantile(mass_BN: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulated_BN, torch.minimum(target_B1, below_all_B1), right=True)[:, 0]
 
 
-def score_ids(logits_NV: torch.Tensor, ids: Sequence[int], num_top: int) -> list[TokenLogprob]:
+def token_logprobs(logits_NV: torch.Tensor, ids: Sequence[int], num_top: int) -> list[TokenLogprob]:
     """Return each position's log-probability of its id, with the `num_top` most likely ids."""
     logprobs_NV = torch.log_softmax(logits_NV.float(), dim=-1)
     ids_N1 = torch.tensor(ids, device=logits_NV.device)[:, None]

@@ -9,8 +9,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from puna.model.kernels.native import PAGE_LEN
-
+PAGE_LEN = 16  # Positions of a page; the compiled kernels know no other length.
 KEY_BYTES = 16
 
 
@@ -21,7 +20,7 @@ class PagePool:
         self.num_pages = num_pages
         self._free = list(range(num_pages - 1, -1, -1))
         self._holders: dict[int, int] = {}
-        self._kept: OrderedDict[int, None] = OrderedDict()
+        self._cached: OrderedDict[int, None] = OrderedDict()
         self._page_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
 
@@ -37,32 +36,32 @@ class PagePool:
     @property
     def num_available(self) -> int:
         """Pages that can be taken: free ones, and kept ones, whose contents are then forgotten."""
-        return len(self._free) + len(self._kept)
+        return len(self._free) + len(self._cached)
 
-    def take(self) -> int | None:
+    def allocate(self) -> int | None:
         """Return a page that nobody holds, now held once; None if there is none."""
         if self._free:
             page = self._free.pop()
-        elif self._kept:
-            page, _ = self._kept.popitem(last=False)
-            self.forget(page)
+        elif self._cached:
+            page, _ = self._cached.popitem(last=False)
+            self.evict(page)
         else:
             return None
         self._holders[page] = 1
         return page
 
-    def find(self, key: bytes) -> int | None:
+    def lookup(self, key: bytes) -> int | None:
         """Return the page with these contents, or None. It is not held yet."""
         return self._page_of.get(key)
 
-    def is_kept(self, page: int) -> bool:
+    def is_cached(self, page: int) -> bool:
         """Whether nobody holds a page that was found."""
-        return page in self._kept
+        return page in self._cached
 
     def hold(self, page: int) -> None:
         """Hold a page that was found."""
-        assert page in self._holders or page in self._kept
-        self._kept.pop(page, None)
+        assert page in self._holders or page in self._cached
+        self._cached.pop(page, None)
         self._holders[page] = self._holders.get(page, 0) + 1
 
     def publish(self, page: int, key: bytes) -> None:
@@ -71,7 +70,7 @@ class PagePool:
         if key not in self._page_of and page not in self._key_of:
             self._page_of[key], self._key_of[page] = page, key
 
-    def forget(self, page: int) -> None:
+    def evict(self, page: int) -> None:
         """Let nobody find this page any more."""
         key = self._key_of.pop(page, None)
         if key is not None:
@@ -84,22 +83,22 @@ class PagePool:
             return False
         del self._holders[page]
         if page in self._key_of:
-            self._kept[page] = None
+            self._cached[page] = None
         else:
             self._free.append(page)
         return True
 
     def check(self) -> None:
         """Assert what the counts tell, however many pages there are."""
-        assert len(self._free) + len(self._holders) + len(self._kept) == self.num_pages
+        assert len(self._free) + len(self._holders) + len(self._cached) == self.num_pages
         assert len(self._page_of) == len(self._key_of)
 
     def check_all(self) -> None:
         """Assert the invariants page by page."""
         self.check()
-        assert len({*self._free, *self._holders, *self._kept}) == self.num_pages
+        assert len({*self._free, *self._holders, *self._cached}) == self.num_pages
         assert all(count > 0 for count in self._holders.values())
-        assert all(page in self._key_of for page in self._kept)
+        assert all(page in self._key_of for page in self._cached)
         assert all(self._page_of[key] == page for page, key in self._key_of.items())
         assert not any(page in self._key_of for page in self._free)
 
