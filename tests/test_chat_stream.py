@@ -12,8 +12,8 @@ from puna.formats.chat import Conversation, Message, ToolCall
 from puna.formats.chat.stream import MessageStream, Part
 from puna.inference.engine.sampler import Chunk
 from puna.inference.engine.text import TextStream
-from puna.serving.chat_reply import ChatReply
-from puna.serving.served import Served
+from puna.serving.routes.chat_reply import ChatReply
+from puna.serving.served_model import Served
 
 TOOLS = (tool("look", n={"type": "integer"}), tool("order"))
 CALL = '{"name": "look", "parameters": {"n": 1}}'

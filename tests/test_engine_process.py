@@ -43,7 +43,7 @@ from puna.serving.generation.messages import (
 )
 from puna.serving.middleware.rules import Rules, make_rules
 from puna.serving.serve import EngineFlags, engine_spec, open_served, open_supervised
-from puna.serving.served import Served
+from puna.serving.served_model import Served
 
 CHILD = (sys.executable, str(Path(__file__).with_name("scripted_child.py")))
 # Generous: CI's cores are few and busy. What the issue asks for, 2 and 10 seconds, full counts measure.

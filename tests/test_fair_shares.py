@@ -15,7 +15,7 @@ from puna.inference.engine.pages import PagePool
 from puna.inference.engine.request import Request, State
 from puna.inference.engine.scheduler import IDLE_TOKENS, Scheduler
 from puna.pipeline.errors import RequestError
-from puna.serving.generation.admission import (
+from puna.serving.admission.admission import (
     BURST,
     MOST_DELAY,
     MOST_SECONDS,
@@ -23,12 +23,12 @@ from puna.serving.generation.admission import (
     Admission,
     RefusalPace,
 )
-from puna.serving.grammars import MAX_WAITING, Grammars
+from puna.serving.admission.workers import LARGE_BYTES, Workers
+from puna.serving.admission.workers import MAX_WAITING as MOST_LARGE
+from puna.serving.errors import Refusal
 from puna.serving.middleware.concurrency import ConcurrencyMiddleware
 from puna.serving.middleware.keys import Tenant
-from puna.serving.offload.workers import LARGE_BYTES, Workers
-from puna.serving.offload.workers import MAX_WAITING as MOST_LARGE
-from puna.serving.refusals import Refusal
+from puna.serving.preparation.grammars import MAX_WAITING, Grammars
 
 
 class Clock:

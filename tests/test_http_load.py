@@ -20,7 +20,7 @@ from puna.formats.chat.format import ChatFormat
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.serving.generation.engine_process import EngineProcess
 from puna.serving.middleware.rules import make_rules
-from puna.serving.served import Served
+from puna.serving.served_model import Served
 
 TOKENS, SLOTS, PAUSE = 16, 32, 0.04
 CAPACITY = SLOTS / PAUSE  # tokens a second

@@ -18,15 +18,15 @@ from puna.formats.chat.conversation import Conversation
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.engine.sampler import SamplingParams
 from puna.serving.browser.origins import parse_origins
+from puna.serving.errors import Refusal
 from puna.serving.middleware.rules import Rules
 from puna.serving.middleware.warnings import MAX_CHARS, MAX_LOGGED, header_value
 from puna.serving.protocol.log_limit import LogLimit
-from puna.serving.refusals import Refusal
 from puna.serving.requests.chat import ChatRequest
 from puna.serving.requests.completion import CompletionRequest
 from puna.serving.requests.reading import check_body, parse_body
 from puna.serving.serve import open_served
-from puna.serving.served import Served
+from puna.serving.served_model import Served
 
 CHAT = {"model": "tiny", "messages": HI, "max_tokens": 4}
 REQUESTS = {False: ChatRequest, True: CompletionRequest}

@@ -41,7 +41,7 @@ from puna.serving.generation.engine_loop import MAX_FAILURES
 from puna.serving.generation.engine_thread import EngineThread
 from puna.serving.middleware.rules import Rules, make_rules
 from puna.serving.serve import make_server, open_served, serve
-from puna.serving.served import Served
+from puna.serving.served_model import Served
 
 KEY, OTHER_KEY = "k" * 43, "j" * 32
 HI = [{"role": "user", "content": "When do you open?"}]

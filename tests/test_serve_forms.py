@@ -15,10 +15,10 @@ from test_serve import HI, KEY, connect, save_tiny, serving
 
 from puna.inference.engine.grammar import check
 from puna.pipeline.errors import CheckpointError
-from puna.serving.generation.admission import Admission
+from puna.serving.admission.admission import Admission
 from puna.serving.middleware.rules import make_rules
 from puna.serving.serve import open_served
-from puna.serving.served import Served
+from puna.serving.served_model import Served
 
 ORDER = {
     "type": "object",

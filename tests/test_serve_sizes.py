@@ -20,11 +20,11 @@ from test_serve import HI, SENTENCES, ScriptedEngine, connect, error_of, scripte
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.formats.tokenizer.train import train_tokenizer
 from puna.inference.engine.sampler import Chunk, TokenLogprob
-from puna.serving import completions
-from puna.serving.answers.pieces import JsonList, json_parts, json_pieces
-from puna.serving.answers.size import MAX_PER_ANSWER, AnswerSize, AnswerSpace
-from puna.serving.offload.room import require_room
-from puna.serving.refusals import Refusal
+from puna.serving.errors import Refusal
+from puna.serving.preparation.context_length import require_room
+from puna.serving.responses.json_pieces import JsonList, json_parts, json_pieces
+from puna.serving.responses.size import MAX_PER_ANSWER, AnswerSize, AnswerSpace
+from puna.serving.routes import completions
 
 TEXT = "The shop opens at nine o'clock; returns are free. "
 

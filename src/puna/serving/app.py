@@ -13,14 +13,14 @@ from starlette.responses import Response
 
 from puna import __version__
 from puna.serving.browser.page import page_routes
-from puna.serving.chat_completions import create_chat_completion
-from puna.serving.completions import create_completion
+from puna.serving.errors import Refusal, add_error_handlers, json_response
 from puna.serving.generation.metrics import CONTENT_TYPE
 from puna.serving.middleware.rules import Rules, RulesMiddleware
 from puna.serving.middleware.warnings import WarningsMiddleware
 from puna.serving.openapi.document import openapi_document
-from puna.serving.refusals import Refusal, add_error_handlers, json_response
-from puna.serving.served import Served
+from puna.serving.routes.chat_completions import create_chat_completion
+from puna.serving.routes.completions import create_completion
+from puna.serving.served_model import Served
 
 
 async def check_health(served: Served) -> Response:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from puna.serving.generation.engine_client import EngineClient
     from puna.serving.generation.messages import Facts
     from puna.serving.middleware.rules import Rules
-    from puna.serving.served import AdapterNames, Served
+    from puna.serving.served_model import AdapterNames, Served
 
 SHUTDOWN_SECONDS = 30
 INTERRUPTED = 130  # what shells expect after Ctrl-C
@@ -222,7 +222,7 @@ def _served(
     adapters: "AdapterNames | None",
 ) -> "Served":
     from puna.formats.chat.format import ChatFormat
-    from puna.serving.served import Served
+    from puna.serving.served_model import Served
 
     return Served(
         name=name,

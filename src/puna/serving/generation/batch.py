@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from puna.inference.engine.sampler import Chunk
-from puna.serving.refusals import Refusal, overloaded
+from puna.serving.errors import Refusal, overloaded
 
 
 class Batch:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from puna.inference.engine.sampler import Chunk, SamplingParams
-from puna.serving.generation.admission import Admission, RefusalPace
+from puna.serving.admission.admission import Admission, RefusalPace
+from puna.serving.errors import Refusal, overloaded
 from puna.serving.generation.batch import Batch
 from puna.serving.generation.messages import Abort, Command, EndAll, Job, Report, Submit
 from puna.serving.generation.metrics import Metrics
-from puna.serving.refusals import Refusal, overloaded
 
 STOPPING = "The server is shutting down."
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from puna.formats.checkpoint.adapters.folder import adapter_names, has_adapter
 from puna.pipeline.errors import CheckpointError
+from puna.serving.errors import Refusal
 from puna.serving.generation.engine_client import EngineClient
 from puna.serving.generation.messages import (
     LENGTH,
@@ -34,7 +35,6 @@ from puna.serving.generation.messages import (
     read_frame,
     report_from_json,
 )
-from puna.serving.refusals import Refusal
 
 COMMAND = (sys.executable, "-m", "puna.serving.generation.engine_child")
 # Seconds before each further attempt to start an engine that has answered nothing since its last death. Deaths of an

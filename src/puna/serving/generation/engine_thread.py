@@ -4,10 +4,10 @@ import asyncio
 import threading
 from contextlib import suppress
 
+from puna.serving.errors import Refusal, overloaded
 from puna.serving.generation.engine_client import EngineClient
 from puna.serving.generation.engine_loop import EngineLoop, StepEngine
 from puna.serving.generation.messages import Command, Leave, Report
-from puna.serving.refusals import Refusal, overloaded
 
 STOP_SECONDS = 30.0
 

@@ -5,7 +5,7 @@ import asyncio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from puna.serving.refusals import Refusal
+from puna.serving.errors import Refusal
 
 
 class BodyLimitMiddleware:

@@ -4,7 +4,7 @@ from functools import partial
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from puna.serving.generation.admission import Admission, RefusalPace
+from puna.serving.admission.admission import Admission, RefusalPace
 from puna.serving.middleware.keys import OPEN_PATHS
 
 

@@ -9,8 +9,8 @@ from collections.abc import Set
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from puna.serving.errors import Refusal
 from puna.serving.middleware.keys import MAKE_KEY, SERVE_WITH_KEY
-from puna.serving.refusals import Refusal
 
 MAX_HOST_SHOWN = 80
 

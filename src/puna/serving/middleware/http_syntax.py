@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from puna.serving.refusals import Refusal
+from puna.serving.errors import Refusal
 
 
 class HttpSyntaxMiddleware:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from puna.pipeline.errors import ConfigError
 from puna.serving.browser.page import FILES
-from puna.serving.refusals import Refusal
+from puna.serving.errors import Refusal
 
 OPEN_PATHS = frozenset({"/health", *FILES})
 KEY_VARIABLE = "PUNA_API_KEY"

@@ -16,9 +16,9 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from puna.serving.errors import Refusal, encode_json, overloaded
 from puna.serving.protocol.connections import Connections, address_key
 from puna.serving.protocol.half_closed import PrefixedTransport, Probe
-from puna.serving.refusals import Refusal, encode_json, overloaded
 
 LINGER_SECONDS = 2.0
 # Bounds what one read can keep the event loop busy with: 16 KiB may hold 2,700 chunks of one byte.

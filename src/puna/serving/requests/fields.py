@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from puna.serving.refusals import Refusal
+from puna.serving.errors import Refusal
 from puna.serving.requests.checks import json_problem
 
 FORM = "Give `response_format`."

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 
+from puna.serving.admission.workers import LARGE_BYTES, Workers
+from puna.serving.errors import Refusal
 from puna.serving.middleware.warnings import warn
-from puna.serving.offload.workers import LARGE_BYTES, Workers
-from puna.serving.refusals import Refusal
 from puna.serving.requests.body import Body
 from puna.serving.requests.fields import judge_extras, sift
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from puna.serving.generation.admission import Admission
+from puna.serving.admission.admission import Admission
 
 MAX_WAITING = 64
 # Reading, rendering and tokenizing fewer bytes takes some milliseconds.

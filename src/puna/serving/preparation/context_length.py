@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.serving.refusals import Refusal
+from puna.serving.errors import Refusal
 
 COUNTED_CHARS = 1 << 16
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from puna.serving.refusals import Refusal, as_refusal
+from puna.serving.errors import Refusal, as_refusal
 
 DRAIN_SECONDS = 2.0
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from puna.pipeline.errors import RequestError
-from puna.serving.refusals import Refusal
+from puna.serving.errors import Refusal
 
 # The finished continuations from which a tenant's rate is estimated.
 NUM_TIMED = 64

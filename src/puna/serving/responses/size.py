@@ -6,7 +6,7 @@ One log-probability is about 80 bytes of JSON and 120 of memory. An answer's tex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from puna.serving.refusals import Refusal, overloaded
+from puna.serving.errors import Refusal, overloaded
 
 MAX_PER_ANSWER = 1 << 20
 MAX_AT_ONCE = 1 << 22

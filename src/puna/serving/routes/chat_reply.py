@@ -12,7 +12,7 @@ from typing import Any
 from puna.formats.chat.conversation import ToolCall
 from puna.formats.chat.stream import MessageStream, Part
 from puna.inference.engine.sampler import Chunk, TokenLogprob
-from puna.serving.served import Served, logprob_value
+from puna.serving.served_model import Served, logprob_value
 
 
 @dataclass(frozen=True, slots=True)

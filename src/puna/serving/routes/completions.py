@@ -16,14 +16,14 @@ from starlette.responses import Response
 
 from puna.inference.engine.sampler import Chunk, SamplingParams, TokenLogprob
 from puna.pipeline.errors import RequestError, TokenizerError
-from puna.serving.answers.pieces import JsonList, JsonResponse
-from puna.serving.answers.size import AnswerSize
 from puna.serving.generation.batch import Batch
-from puna.serving.grammars import answer_grammar, warn_of_notes
-from puna.serving.offload.room import require_room
+from puna.serving.preparation.context_length import require_room
+from puna.serving.preparation.grammars import answer_grammar, warn_of_notes
 from puna.serving.requests.completion import CompletionRequest
 from puna.serving.requests.reading import read_request
-from puna.serving.served import EventStream, Served, answer_unless_gone, logprob_value, usage
+from puna.serving.responses.json_pieces import JsonList, JsonResponse
+from puna.serving.responses.size import AnswerSize
+from puna.serving.served_model import EventStream, Served, answer_unless_gone, logprob_value, usage
 
 DEFAULT_MAX_TOKENS = 16
 PART_LOGPROBS = 4096

@@ -26,9 +26,9 @@ from puna.inference.engine.grammar.grammar import (
     with_layout,
 )
 from puna.pipeline.errors import ChatError, RequestError
-from puna.serving.generation.admission import Admission
+from puna.serving.admission.admission import Admission
+from puna.serving.errors import Refusal, overloaded
 from puna.serving.middleware.warnings import warn
-from puna.serving.refusals import Refusal, overloaded
 from puna.serving.requests.chat import ChatRequest
 from puna.serving.requests.forms import GrammarFormat, JsonObjectFormat, JsonSchemaFormat, ResponseFormat, TextFormat
 from puna.serving.requests.tools import NamedChoice

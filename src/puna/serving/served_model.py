@@ -19,15 +19,15 @@ from puna.formats.chat.format import ChatFormat
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.engine.grammar.grammar import Grammar
 from puna.inference.engine.sampler import SamplingParams
-from puna.serving.answers.pieces import JsonResponse
-from puna.serving.answers.size import AnswerSpace, TakenSpace
+from puna.serving.admission.workers import Workers
+from puna.serving.errors import Refusal, as_refusal, encode_json
 from puna.serving.generation.batch import Batch
 from puna.serving.generation.engine_client import EngineClient
-from puna.serving.grammars import Grammars
 from puna.serving.middleware.keys import Tenant
-from puna.serving.offload.workers import Workers
-from puna.serving.refusals import Refusal, as_refusal, encode_json
+from puna.serving.preparation.grammars import Grammars
 from puna.serving.requests.body import Body
+from puna.serving.responses.json_pieces import JsonResponse
+from puna.serving.responses.size import AnswerSpace, TakenSpace
 
 LEAST_LOGPROB = -9999.0
 

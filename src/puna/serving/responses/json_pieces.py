@@ -7,8 +7,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from puna.serving.answers.size import TakenSpace
-from puna.serving.refusals import encode_json
+from puna.serving.errors import encode_json
+from puna.serving.responses.size import TakenSpace
 
 PIECE_BYTES = 64 * 1024
 

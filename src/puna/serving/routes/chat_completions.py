@@ -14,16 +14,16 @@ from starlette.responses import Response
 
 from puna.formats.chat.conversation import Conversation
 from puna.inference.engine.grammar.grammar import Grammar
-from puna.serving.answers.pieces import JsonList, JsonResponse
-from puna.serving.answers.size import AnswerSize, most_tokens
-from puna.serving.chat_reply import ChatReply, Piece
+from puna.serving.errors import Refusal
 from puna.serving.generation.batch import Batch
-from puna.serving.grammars import message_grammar, warn_of_notes
-from puna.serving.offload.room import require_room
-from puna.serving.refusals import Refusal
+from puna.serving.preparation.context_length import require_room
+from puna.serving.preparation.grammars import message_grammar, warn_of_notes
 from puna.serving.requests.chat import ChatRequest
 from puna.serving.requests.reading import read_request
-from puna.serving.served import EventStream, Served, answer_unless_gone, usage
+from puna.serving.responses.json_pieces import JsonList, JsonResponse
+from puna.serving.responses.size import AnswerSize, most_tokens
+from puna.serving.routes.chat_reply import ChatReply, Piece
+from puna.serving.served_model import EventStream, Served, answer_unless_gone, usage
 
 
 async def create_chat_completion(served: Served, request: Request) -> Response:
