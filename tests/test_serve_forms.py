@@ -18,7 +18,7 @@ from puna.pipeline.errors import CheckpointError
 from puna.serving.admission.admission import Admission
 from puna.serving.middleware.rules import make_rules
 from puna.serving.serve import open_served
-from puna.serving.served_model import Served
+from puna.serving.served_model import ServedModel
 
 ORDER = {
     "type": "object",
@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(checkpoint) -> Iterator[Served]:
+def served(checkpoint) -> Iterator[ServedModel]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(check, "SECONDS", 1.0)
         yield open_served(checkpoint)

@@ -1,4 +1,4 @@
-"""Requests under way -> Refusal (503) beyond a tenant's share of a number; open routes are answered always."""
+"""Requests under way -> HttpError (503) beyond a tenant's share of a number; open routes are answered always."""
 
 from functools import partial
 

@@ -1,111 +1,22 @@
-"""`response_format`, `tools` and `tool_choice` -> the compiled grammar of an answer.
+"""`response_format`, `tools` and `tool_choice` -> the compiled grammar of a response.
 
-Compiles in separate threads, so that neither the engine nor the event loop waits. The chat format decides the spelling
-of calls, the engine the semantics of a grammar.
+The chat format decides the spelling of calls, the engine the semantics of a grammar.
 """
-
-import asyncio
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from functools import partial
-from typing import Any
 
 from fastapi import Request
 
 from puna.formats.chat.call_grammar import CallRules, call_grammar
 from puna.formats.chat.conversation import Conversation
-from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.engine.grammar.grammar import (
-    Grammar,
-    GrammarCompiler,
-    json_grammar,
-    lark_grammar,
-    regex_grammar,
-    with_layout,
-)
+from puna.inference.engine.grammar.grammar import Grammar, json_grammar, lark_grammar, regex_grammar, with_layout
 from puna.pipeline.errors import ChatError, RequestError
-from puna.serving.admission.admission import Admission
-from puna.serving.errors import Refusal, overloaded
+from puna.serving.generation.grammar_pool import Fit, GrammarPool
 from puna.serving.middleware.warnings import warn
 from puna.serving.requests.chat import ChatRequest
 from puna.serving.requests.forms import GrammarFormat, JsonObjectFormat, JsonSchemaFormat, ResponseFormat, TextFormat
 from puna.serving.requests.tools import NamedChoice
 
-NUM_THREADS, THREADS_PER_TENANT = 3, 2
-MAX_WAITING = 64
-MAX_SECONDS = 10.0
 
-Fit = Callable[[Any, bool, str], dict[str, Any]]  # (schema, is_strict, place) -> what a grammar holds of the schema.
-Spell = Callable[[Fit], str]
-Admit = Callable[[Callable[[], None], str], Awaitable[None]]  # (take, tenant): as EngineClient.admit
-
-
-class Grammars:
-    """Compiles for one tokenizer; one that fails or takes too long is refused, and the next is compiled.
-
-    No tenant can take all the threads, nor more than its share of the queue.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int], admit: Admit | None = None):
-        self._admit = admit
-        self._compiler = GrammarCompiler(tokenizer, stop_ids)
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
-        self._admission = Admission(MAX_WAITING, noun="grammars")
-        self._turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(THREADS_PER_TENANT))
-
-    async def compile(self, spell: Spell, *, param: str, tenant: str = "") -> Grammar:
-        """Return the grammar that `spell` gives as text; RequestError or Refusal naming `param` where it cannot be.
-
-        `notes` of the grammar name the keywords of schemas that the grammar does not hold.
-        """
-        take = partial(self._admission.take, tenant, 1)
-        await self._admit(take, tenant) if self._admit else take()
-        try:
-            return await self._compile_in_turn(spell, param, self._turns[tenant])
-        finally:
-            self._admission.release(tenant)
-
-    async def _compile_in_turn(self, spell: Spell, param: str, turn: asyncio.Semaphore) -> Grammar:
-        loop = asyncio.get_running_loop()
-        job: Future[Grammar] | None = None
-
-        def end_turn(_: object) -> None:
-            with suppress(RuntimeError):  # The loop is closed when the server has stopped.
-                loop.call_soon_threadsafe(turn.release)
-
-        try:
-            async with asyncio.timeout(MAX_SECONDS):
-                await turn.acquire()
-                job = self._threads.submit(self._compile, spell, param)
-                # NOTE: a turn ends with its thread's work, not with the patience of the one who waits for it.
-                job.add_done_callback(end_turn)
-                return await asyncio.wrap_future(job)
-        except TimeoutError:
-            if job and job.running():
-                message = f"{param}: a grammar that takes more than {MAX_SECONDS:g} seconds to compile."
-                raise Refusal(400, message, param=param) from None
-            raise overloaded("Other grammars are being compiled.") from None
-
-    def _compile(self, spell: Spell, param: str) -> Grammar:
-        notes: list[str] = []
-
-        def fit(schema: Any, is_strict: bool, place: str) -> dict[str, Any]:
-            fitted = self._compiler.fit(schema, is_strict=is_strict, place=place)
-            notes.extend(fitted.notes)
-            return fitted.schema
-
-        try:
-            return self._compiler.compile(spell(fit), param=param, notes=notes)
-        except RecursionError:
-            raise RequestError("a schema that is nested too deeply", param=param) from None
-        except RequestError as error:
-            error.param = error.param or param
-            raise
-
-
-async def answer_grammar(grammars: Grammars, form: ResponseFormat | None, *, tenant: str = "") -> Grammar | None:
+async def answer_grammar(grammars: GrammarPool, form: ResponseFormat | None, *, tenant: str = "") -> Grammar | None:
     """Return the grammar of an answer without calls; None for free text."""
     if form is None or isinstance(form, TextFormat):
         return None
@@ -113,7 +24,7 @@ async def answer_grammar(grammars: Grammars, form: ResponseFormat | None, *, ten
 
 
 async def message_grammar(
-    grammars: Grammars, body: ChatRequest, conversation: Conversation, *, tenant: str = ""
+    grammars: GrammarPool, body: ChatRequest, conversation: Conversation, *, tenant: str = ""
 ) -> Grammar | None:
     """Return the grammar of the next message: a call, or text or an answer in its form where the choice allows it."""
     choice, form = body.tool_choice or "auto", body.response_format
