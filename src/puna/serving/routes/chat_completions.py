@@ -14,25 +14,29 @@ from starlette.responses import Response
 
 from puna.formats.chat.conversation import Conversation
 from puna.inference.engine.grammar.grammar import Grammar
-from puna.serving.answers.pieces import JsonList, JsonResponse
-from puna.serving.answers.size import AnswerSize, most_tokens
-from puna.serving.chat_reply import ChatReply, Piece
+from puna.serving.errors import HttpError
 from puna.serving.generation.batch import Batch
-from puna.serving.grammars import message_grammar, warn_of_notes
-from puna.serving.offload.room import require_room
-from puna.serving.refusals import Refusal
+from puna.serving.preparation.context_length import require_room
+from puna.serving.preparation.grammars import message_grammar, warn_of_notes
+from puna.serving.preparation.sampling import sampling_params
 from puna.serving.requests.chat import ChatRequest
 from puna.serving.requests.reading import read_request
-from puna.serving.served import EventStream, Served, answer_unless_gone, usage
+from puna.serving.responses.disconnect import respond_unless_disconnected
+from puna.serving.responses.event_stream import EventStream
+from puna.serving.responses.json_pieces import JsonList, JsonResponse
+from puna.serving.responses.logprob_budget import LogprobCount, most_tokens
+from puna.serving.responses.usage import usage
+from puna.serving.routes.chat_reply import ChatReply, Piece
+from puna.serving.served_model import ServedModel
 
 
-async def create_chat_completion(served: Served, request: Request) -> Response:
+async def create_chat_completion(served: ServedModel, request: Request) -> Response:
     """Answer a chat request in OpenAI's format."""
-    body = await read_request(request, ChatRequest, served.readers, is_strict=served.strict_fields)
-    adapter = served.adapter_of(body.model, request.state.tenant)
+    body = await read_request(request, ChatRequest, served.read_workers, is_strict=served.strict_fields)
+    adapter = served.resolve_adapter(body.model, request.state.tenant)
     # Before the prompt is tokenized: under overload most requests end here.
     await served.engine.expect_room(tenant := request.state.tenant.name, body.n or 1)
-    num_bytes, run = len(await request.body()), served.tokenizers.run
+    num_bytes, run = len(await request.body()), served.prompt_workers.run
     conversation, prompt = await run(_read_conversation, served, body, num_bytes, num_bytes=num_bytes, tenant=tenant)
     grammar = await message_grammar(served.grammars, body, conversation, tenant=tenant)
     warn_of_notes(request, grammar)
@@ -45,8 +49,9 @@ async def create_chat_completion(served: Served, request: Request) -> Response:
     most = most_tokens(body.n or 1, body.num_top_logprobs)
     if max_tokens is None and most is not None and most < room:
         max_tokens = most
-    size = AnswerSize([len(prompt)], body.n or 1, max(0, max_tokens or room), body.num_top_logprobs)
-    params = served.sampling(
+    size = LogprobCount([len(prompt)], body.n or 1, max(0, max_tokens or room), body.num_top_logprobs)
+    params = sampling_params(
+        served,
         body,
         prompt,
         max_tokens=max_tokens,
@@ -57,15 +62,15 @@ async def create_chat_completion(served: Served, request: Request) -> Response:
     )
     size.require_fit("top_logprobs")
     requests = [(prompt, each) for each in params]
-    batch, space = await served.submit(requests, size.num_logprobs, tenant=tenant, adapter=adapter)
+    batch, reservation = await served.submit(requests, size.num_logprobs, tenant=tenant, adapter=adapter)
     answer = _ChatAnswer(body, batch, len(prompt), replies, echoed=begun if body.echo else "")
     if body.stream:
-        return EventStream(answer.events(), batch, space)
-    return await answer_unless_gone(request, batch, answer.whole, space)
+        return EventStream(answer.events(), batch, reservation)
+    return await respond_unless_disconnected(request, batch, answer.whole, reservation)
 
 
 def _begin(
-    served: Served, body: ChatRequest, conversation: Conversation, grammar: Grammar | None, begun: str
+    served: ServedModel, body: ChatRequest, conversation: Conversation, grammar: Grammar | None, begun: str
 ) -> tuple[Grammar | None, list[ChatReply]]:
     """Return the grammar of the generated text and the `n` replies, behind the text of a continued message."""
     ids = served.tokenizer.encode(begun)
@@ -75,7 +80,7 @@ def _begin(
     return grammar.after(ids) if grammar and begun else grammar, replies
 
 
-def _read_conversation(served: Served, body: ChatRequest, num_bytes: int) -> tuple[Conversation, list[int]]:
+def _read_conversation(served: ServedModel, body: ChatRequest, num_bytes: int) -> tuple[Conversation, list[int]]:
     try:
         conversation = Conversation.from_json(body.conversation())
         if num_bytes > served.max_context:  # No token has less than a byte.
@@ -86,7 +91,7 @@ def _read_conversation(served: Served, body: ChatRequest, num_bytes: int) -> tup
         prompt = served.format.prompt_to_continue if body.is_continuing else served.format.prompt
         return conversation, prompt(conversation)
     except RecursionError:
-        raise Refusal(400, "The arguments of a tool call are nested too deeply.", param="messages") from None
+        raise HttpError(400, "The arguments of a tool call are nested too deeply.", param="messages") from None
 
 
 def _texts(conversation: Conversation) -> Iterator[str]:

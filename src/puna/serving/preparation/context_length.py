@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.serving.refusals import Refusal
+from puna.serving.errors import HttpError
 
 COUNTED_CHARS = 1 << 16
 
 
 def require_room(tokenizer: Tokenizer, texts: Iterable[str], max_tokens: int, *, param: str) -> None:
-    """Raise Refusal (400) for texts that together have certainly more than `max_tokens` tokens.
+    """Raise HttpError (400) for texts that together have certainly more than `max_tokens` tokens.
 
     First by their bytes, then by tokenizing pieces until there are too many. A cut between two pieces can add tokens,
     so that texts within an eighth of the bound are let through: their exact number is judged later.
@@ -30,5 +30,5 @@ def require_room(tokenizer: Tokenizer, texts: Iterable[str], max_tokens: int, *,
                 raise _too_long(given, max_tokens, param)
 
 
-def _too_long(given: str, max_tokens: int, param: str) -> Refusal:
-    return Refusal(400, f"{given}; at most {max_tokens:,} fit.", param=param, code="context_length_exceeded")
+def _too_long(given: str, max_tokens: int, param: str) -> HttpError:
+    return HttpError(400, f"{given}; at most {max_tokens:,} fit.", param=param, code="context_length_exceeded")

@@ -6,14 +6,14 @@ One log-probability is about 80 bytes of JSON and 120 of memory. An answer's tex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from puna.serving.refusals import Refusal, overloaded
+from puna.serving.errors import HttpError, overloaded
 
 MAX_PER_ANSWER = 1 << 20
 MAX_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerSize:
+class LogprobCount:
     """The number of log-probabilities in an answer, from prompts, tokens and alternatives.
 
     Attributes:
@@ -24,7 +24,7 @@ class AnswerSize:
         has_prompt: Whether every answer repeats the log-probabilities of the prompt.
 
     Example:
-        >>> AnswerSize([1000] * 4, 1, 1, 1024, has_prompt=True).num_logprobs
+        >>> LogprobCount([1000] * 4, 1, 1, 1024, has_prompt=True).num_logprobs
         4100096
     """
 
@@ -44,14 +44,14 @@ class AnswerSize:
         return self.num_answers * (prompt_len * self.has_prompt + self.max_tokens) * max(1, self.num_top)
 
     def require_fit(self, param: str) -> None:
-        """Raise Refusal (400) if the answer is too large; the message says how many prompts or tokens would fit."""
+        """Raise HttpError (400) if the answer is too large; the message says how many prompts or tokens would fit."""
         if self.num_logprobs <= MAX_PER_ANSWER:
             return
         message = (
             f"The answer would hold {self.num_logprobs:,} log-probabilities (prompts x n x tokens x alternatives); "
             f"at most {MAX_PER_ANSWER:,} fit. {self._way_out()}"
         )
-        raise Refusal(400, message, param=param, code="answer_too_large")
+        raise HttpError(400, message, param=param, code="answer_too_large")
 
     def _way_out(self) -> str:
         largest = max(map(self._of_prompt, self.prompt_lens))
@@ -70,29 +70,29 @@ def most_tokens(num_answers: int, num_top: int | None) -> int | None:
     return None if num_top is None else MAX_PER_ANSWER // (num_answers * max(1, num_top))
 
 
-class AnswerSpace:
-    """Bounds the log-probabilities of all answers that are being made and sent."""
+class LogprobBudget:
+    """Bound on the log-probabilities of all responses in preparation or transmission."""
 
     def __init__(self, most: int = MAX_AT_ONCE):
         self._free = most
 
-    def take(self, num_logprobs: int) -> "TakenSpace":
-        """Reserve space; Refusal (503) while other large answers hold the rest."""
+    def reserve(self, num_logprobs: int) -> "LogprobReservation":
+        """Reserve a part of the budget; HttpError (503) while other large responses hold the rest."""
         if num_logprobs > self._free:
             raise overloaded("Other answers of this size are being made.")
         self._free -= num_logprobs
-        return TakenSpace(self, num_logprobs)
+        return LogprobReservation(self, num_logprobs)
 
-    def put_back(self, num_logprobs: int) -> None:
+    def release(self, num_logprobs: int) -> None:
         self._free += num_logprobs
 
 
-class TakenSpace:
-    """Space of one answer, until `close`, which may be called twice."""
+class LogprobReservation:
+    """Part of the budget for one response, until `close`; a second `close` has no effect."""
 
-    def __init__(self, space: AnswerSpace, num_logprobs: int):
-        self._space, self._num_logprobs = space, num_logprobs
+    def __init__(self, budget: LogprobBudget, num_logprobs: int):
+        self._budget, self._num_logprobs = budget, num_logprobs
 
     def close(self) -> None:
-        self._space.put_back(self._num_logprobs)
+        self._budget.release(self._num_logprobs)
         self._num_logprobs = 0

@@ -22,7 +22,7 @@ ERROR_TYPES = {
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
-class Refusal(Exception):
+class HttpError(Exception):
     """An answer other than 200: its status and what the error body says."""
 
     def __init__(
@@ -48,9 +48,9 @@ class Refusal(Exception):
         return json_response(self.body(), status=self.status, headers=self.headers)
 
 
-def overloaded(message: str) -> Refusal:
+def overloaded(message: str) -> HttpError:
     """Build the 503 that asks the client to come back in a second."""
-    return Refusal(503, message, code="overloaded", headers={"retry-after": "1"})
+    return HttpError(503, message, code="overloaded", headers={"retry-after": "1"})
 
 
 def encode_json(payload: Any) -> bytes:
@@ -64,28 +64,28 @@ def json_response(payload: Any, *, status: int = 200, headers: dict[str, str] | 
     return Response(encode_json(payload), status, headers, media_type="application/json")
 
 
-def as_refusal(error: Exception) -> Refusal:
+def to_http_error(error: Exception) -> HttpError:
     """Say what an exception means to the client."""
-    if isinstance(error, Refusal):
+    if isinstance(error, HttpError):
         return error
     if isinstance(error, RequestError):
-        return Refusal(400, str(error), param=error.param)
+        return HttpError(400, str(error), param=error.param)
     if isinstance(error, ChatError):
-        return Refusal(400, str(error), param="messages")
+        return HttpError(400, str(error), param="messages")
     if isinstance(error, MemoryError):
         message = "The server's memory does not suffice for this request; ask for less at once."
-        return Refusal(503, message, code="out_of_memory", headers={"retry-after": "1"})
+        return HttpError(503, message, code="out_of_memory", headers={"retry-after": "1"})
     if isinstance(error, HTTPException):
         headers = dict(error.headers) if error.headers else None
-        return Refusal(error.status_code, str(error.detail), headers=headers)
-    return Refusal(500, "The server failed on this request; its log says why.", code="internal_error")
+        return HttpError(error.status_code, str(error.detail), headers=headers)
+    return HttpError(500, "The server failed on this request; its log says why.", code="internal_error")
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Give every exception that a route can raise an answer in our format."""
 
     async def answer(_: Request, error: Exception) -> Response:
-        return as_refusal(error).response()
+        return to_http_error(error).response()
 
-    for kind in (Refusal, PunaError, HTTPException, MemoryError, Exception):
+    for kind in (HttpError, PunaError, HTTPException, MemoryError, Exception):
         app.add_exception_handler(kind, answer)

@@ -9,6 +9,7 @@ import codecs
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -17,38 +18,44 @@ from starlette.responses import Response
 from puna.inference.engine.outputs import Chunk, TokenLogprob
 from puna.inference.engine.sampling.params import SamplingParams
 from puna.pipeline.errors import RequestError, TokenizerError
-from puna.serving.answers.pieces import JsonList, JsonResponse
-from puna.serving.answers.size import AnswerSize
 from puna.serving.generation.batch import Batch
-from puna.serving.grammars import answer_grammar, warn_of_notes
-from puna.serving.offload.room import require_room
+from puna.serving.preparation.context_length import require_room
+from puna.serving.preparation.grammars import answer_grammar, warn_of_notes
+from puna.serving.preparation.sampling import sampling_params
 from puna.serving.requests.completion import CompletionRequest
 from puna.serving.requests.reading import read_request
-from puna.serving.served import EventStream, Served, answer_unless_gone, logprob_value, usage
+from puna.serving.responses.disconnect import respond_unless_disconnected
+from puna.serving.responses.event_stream import EventStream
+from puna.serving.responses.json_pieces import JsonList, JsonResponse
+from puna.serving.responses.logprob_budget import LogprobCount
+from puna.serving.responses.tokens import logprob_value, token_text
+from puna.serving.responses.usage import usage
+from puna.serving.served_model import ServedModel
 
 DEFAULT_MAX_TOKENS = 16
 PART_LOGPROBS = 4096
 LAYOUT = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 
-async def create_completion(served: Served, request: Request) -> Response:
+async def create_completion(served: ServedModel, request: Request) -> Response:
     """Answer a completion request in OpenAI's legacy format."""
-    body = await read_request(request, CompletionRequest, served.readers, is_strict=served.strict_fields)
-    adapter = served.adapter_of(body.model, request.state.tenant)
+    body = await read_request(request, CompletionRequest, served.read_workers, is_strict=served.strict_fields)
+    adapter = served.resolve_adapter(body.model, request.state.tenant)
     # Before the prompt is tokenized: under overload most requests end here.
     await served.engine.expect_room(tenant := request.state.tenant.name, len(body.prompts()) * (body.n or 1))
     num_bytes = len(await request.body())
-    prompts = await served.tokenizers.run(_tokenize, served, body, num_bytes=num_bytes, tenant=tenant)
+    prompts = await served.prompt_workers.run(_tokenize, served, body, num_bytes=num_bytes, tenant=tenant)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     is_echo = bool(body.echo) or max_tokens == 0
     echo_logprobs = (is_echo and body.logprobs is not None) or body.prompt_logprobs is not None
-    size = AnswerSize([*map(len, prompts)], body.n or 1, max_tokens, body.num_scored, echo_logprobs)
+    size = LogprobCount([*map(len, prompts)], body.n or 1, max_tokens, body.num_scored, echo_logprobs)
     size.require_fit("logprobs" if body.prompt_logprobs is None else "prompt_logprobs")
     grammar = await answer_grammar(served.grammars, body.response_format, tenant=tenant)
     warn_of_notes(request, grammar)
     pairs: list[tuple[list[int], SamplingParams]] = []
     for prompt in prompts:
-        params = served.sampling(
+        params = sampling_params(
+            served,
             body,
             prompt,
             max_tokens=max_tokens,
@@ -57,20 +64,20 @@ async def create_completion(served: Served, request: Request) -> Response:
             grammar=grammar,
         )
         pairs += [(prompt, each) for each in params]
-    batch, space = await served.submit(pairs, size.num_logprobs, tenant=tenant, adapter=adapter)
+    batch, reservation = await served.submit(pairs, size.num_logprobs, tenant=tenant, adapter=adapter)
     texts = [_CompletionText(served, body, prompt, is_echo=is_echo) for prompt, _ in pairs]
     answer = _CompletionAnswer(served, body, batch, sum(map(len, prompts)), texts)
     if body.stream:
-        return EventStream(answer.events(), batch, space)
-    return await answer_unless_gone(request, batch, answer.whole, space)
+        return EventStream(answer.events(), batch, reservation)
+    return await respond_unless_disconnected(request, batch, answer.whole, reservation)
 
 
-def _tokenize(served: Served, body: CompletionRequest) -> list[list[int]]:
+def _tokenize(served: ServedModel, body: CompletionRequest) -> list[list[int]]:
     """Return the ids of each prompt."""
     return [_token_ids(served, prompt) for prompt in body.prompts()]
 
 
-def _token_ids(served: Served, prompt: str | list[int]) -> list[int]:
+def _token_ids(served: ServedModel, prompt: str | list[int]) -> list[int]:
     """Return the ids of a prompt: a text gets begin_of_text, as documents do in training; ids stay as they are."""
     if isinstance(prompt, str):
         require_room(served.tokenizer, [prompt], served.max_context, param="prompt")
@@ -87,7 +94,7 @@ class _CompletionAnswer:
 
     def __init__(
         self,
-        served: Served,
+        served: ServedModel,
         body: CompletionRequest,
         batch: Batch,
         num_prompt_tokens: int,
@@ -148,7 +155,7 @@ class _Choice:
 class _CompletionText:
     """One choice as it comes in; special tokens are among the tokens, but have no text."""
 
-    def __init__(self, served: Served, body: CompletionRequest, prompt: list[int], *, is_echo: bool):
+    def __init__(self, served: ServedModel, body: CompletionRequest, prompt: list[int], *, is_echo: bool):
         self.num_tokens = 0
         self._served, self._num_top = served, body.logprobs
         self._prompt: list[int] | None = prompt if is_echo else []  # None once it has been told
@@ -214,7 +221,8 @@ class _CompletionText:
 
     def _place(self, token: int, entry: TokenLogprob | None, layout: dict[str, list[Any]]) -> str:
         """Enter a token into the layout and return its text."""
-        spelled, tokenizer = self._served.token_text, self._served.tokenizer
+        tokenizer = self._served.tokenizer
+        spelled = partial(token_text, tokenizer)
         most_likely = entry.top[: self._num_top] if entry else ()
         top = {spelled(other): logprob_value(logprob) for other, logprob in most_likely}
         if entry:

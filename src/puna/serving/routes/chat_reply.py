@@ -12,7 +12,8 @@ from typing import Any
 from puna.formats.chat.conversation import ToolCall
 from puna.formats.chat.stream import MessageStream, Part
 from puna.inference.engine.outputs import Chunk, TokenLogprob
-from puna.serving.served import Served, logprob_value
+from puna.serving.responses.tokens import logprob_value, token_text
+from puna.serving.served_model import ServedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class ChatReply:
 
     def __init__(
         self,
-        served: Served,
+        served: ServedModel,
         tools: list[dict[str, Any]] | None,
         *,
         begun: str = "",
@@ -93,7 +94,7 @@ class ChatReply:
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         return {
-            "token": self._served.token_text(token),
+            "token": token_text(self._served.tokenizer, token),
             "logprob": logprob_value(logprob),
             "bytes": list(self._served.tokenizer.decode_bytes([token])),
         }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from puna.pipeline.errors import RequestError
-from puna.serving.refusals import Refusal
+from puna.serving.errors import HttpError
 
 # The finished continuations from which a tenant's rate is estimated.
 NUM_TIMED = 64
@@ -69,7 +69,7 @@ class Admission:
 
         Raises:
             RequestError: The request is larger than the whole queue.
-            Refusal: Status 503. Retry-After is the time in which the tenant's own requests make room at their present
+            HttpError: Status 503. Retry-After is the time in which the tenant's own requests make room at their present
                 rate, from 1 to 60 seconds.
         """
         if size > self.max_held:
@@ -90,7 +90,7 @@ class Admission:
             whose = "of" if num_tenants == 1 else "of your share of"
             message = f"The queue is full: {held.count} {whose} {share} {self._noun} are under way."
             seconds = self._seconds_until(held, held.count + size - share)
-        raise Refusal(503, message, code="overloaded", headers={"retry-after": str(seconds)})
+        raise HttpError(503, message, code="overloaded", headers={"retry-after": str(seconds)})
 
     def _seconds_until(self, held: _Held, num_finished: int) -> int:
         """Estimate the time until `num_finished` more continuations of a tenant have ended."""
@@ -113,10 +113,10 @@ class RefusalPace:
         self._next: dict[str, float] = {}
 
     async def admit(self, tenant: str, take: Callable[[], None]) -> None:
-        """Call `take`; where it raises a Refusal, wait until that is due, and call it again."""
+        """Call `take`; where it raises a HttpError, wait until that is due, and call it again."""
         try:
             take()
-        except Refusal:
+        except HttpError:
             if (delay := self.delay(tenant)) > 0:
                 await asyncio.sleep(delay)
             take()

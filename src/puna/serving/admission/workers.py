@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from puna.serving.generation.admission import Admission
+from puna.serving.admission.admission import Admission
 
 MAX_WAITING = 64
 # Reading, rendering and tokenizing fewer bytes takes some milliseconds.
@@ -40,7 +40,7 @@ class Workers:
         A tenant has one place before the thread: other tenants wait for one large request of a tenant, never for all.
 
         Raises:
-            Refusal: Status 503. The tenant has more than its share of large requests waiting.
+            HttpError: Status 503. The tenant has more than its share of large requests waiting.
         """
         if num_bytes <= LARGE_BYTES:
             return await asyncio.to_thread(function, *arguments)

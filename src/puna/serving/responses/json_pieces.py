@@ -7,8 +7,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from puna.serving.answers.size import TakenSpace
-from puna.serving.refusals import encode_json
+from puna.serving.errors import encode_json
+from puna.serving.responses.logprob_budget import LogprobReservation
 
 PIECE_BYTES = 64 * 1024
 
@@ -78,7 +78,7 @@ class JsonResponse(Response):
             self._parts = [encode_json(payload)]
         except TypeError:  # It holds a JsonList.
             self._parts = list(json_parts(payload))
-        self.space: TakenSpace | None = None  # is free once the answer is sent or the client is gone
+        self.reservation: LogprobReservation | None = None  # is free once the answer is sent or the client is gone
         self.headers["content-length"] = str(sum(map(len, self._parts)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,5 +92,5 @@ class JsonResponse(Response):
                 last = piece
             await send({"type": "http.response.body", "body": last, "more_body": False})
         finally:
-            if self.space:
-                self.space.close()
+            if self.reservation:
+                self.reservation.close()

@@ -1,16 +1,16 @@
-"""A Refusal that a middleware raises, or a lack of memory -> the answer; the rest of the body is read and dropped."""
+"""A HttpError that a middleware raises, or a lack of memory -> the answer; the rest of the body is read and dropped."""
 
 import asyncio
 from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from puna.serving.refusals import Refusal, as_refusal
+from puna.serving.errors import HttpError, to_http_error
 
 DRAIN_SECONDS = 2.0
 
 
-class RefuseMiddleware:
+class ErrorsMiddleware:
     """Answers for the middlewares within it; takes HTTP requests only."""
 
     def __init__(self, app: ASGIApp):
@@ -22,8 +22,8 @@ class RefuseMiddleware:
         body = _Body(receive, is_asked_for=b"expect" not in dict(scope["headers"]))
         try:
             await self.app(scope, body.receive, send)
-        except (Refusal, MemoryError) as error:
-            await as_refusal(error).response()(scope, receive, _unfinished(send))
+        except (HttpError, MemoryError) as error:
+            await to_http_error(error).response()(scope, receive, _unfinished(send))
             await body.discard()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
