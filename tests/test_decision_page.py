@@ -18,7 +18,7 @@ from puna.evaluation.release.page.conversations import (
 )
 from puna.evaluation.release.page.exam import NullScore, explain_exam
 from puna.evaluation.release.page.meaning import explain_right
-from puna.evaluation.release.page.plain import shorten_ids
+from puna.evaluation.release.short_ids import shorten_ids
 
 HOSTILE = (
     "</div></details><script>alert(1)</script><img src=x onerror=alert(2)> `x` | [a](javascript:b)\n\n"

@@ -12,10 +12,10 @@ from typing import Any
 from puna.evaluation.release.compare import POINTS, Comparison, Gate, Outcome, compare
 from puna.evaluation.release.evaluations import Answered, Evaluation
 from puna.evaluation.release.leaks import Leaks
-from puna.evaluation.release.page.plain import shorten_ids
 from puna.evaluation.release.rules.exam import Exam, examine, judge_exam
 from puna.evaluation.release.rules.judged import judge_judged
 from puna.evaluation.release.rules.verdict import Verdict
+from puna.evaluation.release.short_ids import shorten_ids
 from puna.pipeline.artifacts.artifact import Receipt
 from puna.pipeline.registry.registry import GATE
 

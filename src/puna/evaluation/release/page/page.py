@@ -27,7 +27,7 @@ from puna.evaluation.release.page.evidence import folds, overlap_summary
 from puna.evaluation.release.page.exam import NullScore, explain_exam
 from puna.evaluation.release.page.meaning import explain_right
 from puna.evaluation.release.page.picture import GOOD, PLAIN, Mark, draw_intervals
-from puna.evaluation.release.page.plain import shorten_ids
+from puna.evaluation.release.short_ids import shorten_ids
 from puna.pipeline.artifacts import artifact
 
 SUITES = {"task": "the task", "general": "the general suite"}
