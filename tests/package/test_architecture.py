@@ -35,7 +35,6 @@ EXCEPTIONS: dict[str, str] = {}
 # Folders whose entries import one another in a circle, and why they may.
 CIRCLES: dict[str, str] = {
     "training": "the loop and the reports are being taken apart",
-    "evaluation/release": "the page reads verdicts of the gate that renders the page",
 }
 
 # Fields of requests to the server that nothing reads, and why they are taken nevertheless.

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from puna.evaluation.tasks.next_turn_questions import recurring_names, turn_questions
 from puna.evaluation.tasks.question import Question
 from puna.evaluation.tasks.task import load_task
-from puna.evaluation.tasks.turns import recurring_names, turn_questions
 from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
 from puna.formats.tokenizer.tokenizer import Tokenizer

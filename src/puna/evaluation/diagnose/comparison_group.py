@@ -14,7 +14,7 @@ class Difference(NamedTuple):
     low: float
     high: float
 
-    def turned(self) -> "Difference":
+    def reversed(self) -> "Difference":
         return Difference(-self.mean, -self.high, -self.low)
 
     def __str__(self) -> str:
@@ -22,7 +22,7 @@ class Difference(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Side:
+class GroupMember:
     """One checkpoint: its name, the record of the run that trained it, and what its tokenizer and template are."""
 
     name: str
@@ -36,29 +36,29 @@ Differences = Mapping[tuple[str, str], Difference]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonGroup:
     """A student, the same model trained without the teacher, the model it began as, its teacher, and the questions."""
 
-    student: Side
-    plain: Side | None
-    start: Side | None
-    teacher: Side | None
+    student: GroupMember
+    baseline: GroupMember | None
+    start: GroupMember | None
+    teacher: GroupMember | None
     differences: Differences
     general_differences: Differences
     questions: Mapping[str, float] = field(default_factory=dict)
 
-    def difference(self, one: Side, other: Side) -> Difference:
+    def difference(self, one: GroupMember, other: GroupMember) -> Difference:
         found = _find(self.differences, one, other)
         assert found is not None, "every two checkpoints answered the same questions"
         return found
 
-    def general_difference(self, one: Side, other: Side) -> Difference | None:
+    def general_difference(self, one: GroupMember, other: GroupMember) -> Difference | None:
         """Return the difference on the general tasks, None if none was named."""
         return _find(self.general_differences, one, other)
 
 
-def _find(differences: Differences, one: Side, other: Side) -> Difference | None:
+def _find(differences: Differences, one: GroupMember, other: GroupMember) -> Difference | None:
     if (one.name, other.name) in differences:
         return differences[one.name, other.name]
     found = differences.get((other.name, one.name))
-    return found.turned() if found else None
+    return found.reversed() if found else None

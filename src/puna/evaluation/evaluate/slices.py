@@ -1,60 +1,36 @@
-"""Graded answers of several checkpoints -> scores with intervals, and the differences between every two of them.
+"""Graded answers of several models -> scores with intervals by slice, and paired differences of every two models.
 
-Reads no files and asks no model. A slice is some of the scores: all judged answers, one grade, one part of a grade, one
-task, and the answers whose content nobody judged. Those count in no other slice.
+A slice is a subset of the scores: all judged answers, one grade, one part of a grade, one task, or all unjudged
+answers. Unjudged answers count in no other slice. This file reads no files and asks no model.
 """
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from puna.evaluation.scores import OVERALL, EvaluatedModel, group_of, is_judged
 from puna.evaluation.tasks.intervals import Interval, difference_interval, effective_number, score_interval
 
-OVERALL = "overall"
 UNJUDGED = "answered in words, not judged"
 WORDS = "words, judged"
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What one checkpoint answered, a row a question in the same order for all; its size and what it took."""
-
-    name: str
-    rows: list[dict[str, Any]]
-    num_bytes: int
-    num_tokens: int
-    num_prompt_tokens: int
-    seconds: float
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Generated tokens a second, the reading of the prompts included."""
-        return self.num_tokens / self.seconds if self.seconds else 0.0
-
-
-def is_judged(row: dict[str, Any]) -> bool:
-    """Tell whether the content of an answer was judged; evaluations before this field existed judged every answer.
+class Slice(NamedTuple):
+    """Indices of rows, and the counted part of the grade; "" stands for the score itself.
 
     Example:
-        >>> is_judged({"score": 1.0}), is_judged({"score": 1.0, "judged": False})
-        (True, False)
+        >>> slices([[row]])["overall"]
+        Slice(indices=[0], part='')
     """
-    return row.get("judged", True)
-
-
-class Slice(NamedTuple):
-    """Some of the rows, and the part of their grade that counts; "" is the score itself."""
 
     indices: list[int]
     part: str = ""
 
 
-def score(everyone: Sequence[Answers]) -> dict[str, Any]:
-    """Return what scores.json holds: for each checkpoint its slices, then each pair's differences (later - earlier).
+def score(everyone: Sequence[EvaluatedModel]) -> dict[str, Any]:
+    """Return the content of scores.json: slices of every model, and differences of every pair (later - earlier).
 
-    Every checkpoint and pair has the same slices; one without questions has n = 0 and says nothing: score 0, low 0,
-    high 1.
+    All models and pairs have the same slices. A slice without questions has n = 0, score 0, low 0 and high 1.
     """
     names = list(dict.fromkeys(name for answers in everyone for name in slices([answers.rows])))
     similarities = {answers.name: _similarity(answers.rows) for answers in everyone}
@@ -74,18 +50,18 @@ def score(everyone: Sequence[Answers]) -> dict[str, Any]:
 
 
 def paired_difference(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> Interval:
-    """Return the difference of the mean scores of two checkpoints, over the questions judged for both."""
+    """Return the difference of two models' mean scores, over the questions judged for both models."""
     chosen = slices([rows, others])[OVERALL]
     return difference_interval(_values(rows, chosen), _values(others, chosen), _groups(rows, chosen))
 
 
 def slices(sides: Sequence[list[dict[str, Any]]]) -> dict[str, Slice]:
-    """Name the slices of one checkpoint's rows, or of the rows of several that answered the same questions.
+    """Return the slices of one model's rows, or of several models' rows for the same questions, by name.
 
-    "overall" has the rows judged for all of them, as have each grade with its parts ("tool_call.name") and each of
-    several tasks. UNJUDGED has the rows judged for none of them.
+    The slices "overall", grades, parts of grades ("tool_call.name") and tasks hold the rows judged for all models.
+    UNJUDGED holds the rows judged for no model.
     """
-    found: dict[str, Slice] = {OVERALL: Slice([])}
+    named: dict[str, Slice] = {OVERALL: Slice([])}
     tasks = list(dict.fromkeys(row["task"] for row in sides[0]))
     by_task = {task: Slice([]) for task in tasks} if len(tasks) > 1 else {}
     unjudged: list[int] = []
@@ -96,13 +72,13 @@ def slices(sides: Sequence[list[dict[str, Any]]]) -> dict[str, Slice]:
         if not all(is_judged(each) for each in rows):
             continue
         kind = WORDS if row["grade"] == "no_call" else row["grade"]
-        found[OVERALL].indices.append(index)
+        named[OVERALL].indices.append(index)
         for part in ("", *row["parts"]):
-            found.setdefault(f"{kind}.{part}" if part else kind, Slice([], part)).indices.append(index)
+            named.setdefault(f"{kind}.{part}" if part else kind, Slice([], part)).indices.append(index)
         if by_task:
             by_task[row["task"]].indices.append(index)
-    found |= {f"task {task}": chosen for task, chosen in by_task.items()}
-    return found | ({UNJUDGED: Slice(unjudged)} if unjudged else {})
+    named |= {f"task {task}": chosen for task, chosen in by_task.items()}
+    return named | ({UNJUDGED: Slice(unjudged)} if unjudged else {})
 
 
 def _similarity(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -113,9 +89,9 @@ def _similarity(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def _slice_scores(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, float]]:
     scores: dict[str, dict[str, float]] = {}
-    found = slices([rows])
+    by_name = slices([rows])
     for name in names:
-        chosen = found.get(name, Slice([]))
+        chosen = by_name.get(name, Slice([]))
         values, groups = _values(rows, chosen), _groups(rows, chosen)
         interval = score_interval(values, groups)
         scores[name] = {
@@ -134,9 +110,9 @@ def _slice_differences(
 ) -> dict[str, dict[str, float]]:
     assert [(row["task"], row["id"]) for row in rows] == [(row["task"], row["id"]) for row in others]
     differences: dict[str, dict[str, float]] = {}
-    found = slices([rows, others])
+    by_name = slices([rows, others])
     for name in (each for each in names if each != UNJUDGED):
-        chosen = found.get(name, Slice([]))
+        chosen = by_name.get(name, Slice([]))
         pair = _values(rows, chosen), _values(others, chosen)
         interval = difference_interval(*pair, _groups(rows, chosen))
         differences[name] = {
@@ -155,5 +131,4 @@ def _values(rows: list[dict[str, Any]], chosen: Slice) -> list[float]:
 
 
 def _groups(rows: list[dict[str, Any]], chosen: Slice) -> list[str]:
-    """Name each row's group; a question without one is a group of its own."""
-    return [f"{row['task']} {row['group'] or 'question ' + row['id']}" for row in map(rows.__getitem__, chosen.indices)]
+    return [group_of(rows[index]) for index in chosen.indices]

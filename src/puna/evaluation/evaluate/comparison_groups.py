@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from puna.evaluation.diagnose.comparison import Side
+from puna.evaluation.diagnose.comparison_group import GroupMember
 from puna.evaluation.diagnose.record import Record
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.pipeline.artifacts import artifact
@@ -35,16 +35,16 @@ class Roles(StageConfig):
         return {role: name for role, name in self.model_dump().items() if name}
 
 
-class Cast(NamedTuple):
+class GroupNames(NamedTuple):
     """A student and those beside it, by their names among the checkpoints; None where there is no such one."""
 
     student: str
-    plain: str | None
+    baseline: str | None
     start: str | None
     teacher: str | None
 
 
-def casts(checkpoints: Mapping[str, Path], roles: Mapping[str, str]) -> list[Cast]:
+def find_groups(checkpoints: Mapping[str, Path], roles: Mapping[str, str]) -> list[GroupNames]:
     """Find every student with those beside it: all that learned from a teacher, or else from a start model given too.
 
     Raises ConfigError if there is none, or a role names no checkpoint.
@@ -53,8 +53,8 @@ def casts(checkpoints: Mapping[str, Path], roles: Mapping[str, str]) -> list[Cas
         if name not in checkpoints:
             raise ConfigError(f"roles.{role} = '{name}'", expected=f"one of {', '.join(checkpoints)}")
     students = [roles["student"]] if "student" in roles else _students(checkpoints)
-    found = [_cast(name, checkpoints, roles) for name in students if name not in _others(roles)]
-    found = [cast for cast in found if cast.plain or cast.start]
+    found = [_group(name, checkpoints, roles) for name in students if name not in _others(roles)]
+    found = [group for group in found if group.baseline or group.start]
     if not found:
         raise ConfigError(
             f"compare among {', '.join(checkpoints)}",
@@ -64,11 +64,11 @@ def casts(checkpoints: Mapping[str, Path], roles: Mapping[str, str]) -> list[Cas
     return found
 
 
-def side(name: str, path: Path) -> Side:
+def read_member(name: str, path: Path) -> GroupMember:
     """Read what the rules want to know of one checkpoint."""
     run, template = _run_of(path), path / "chat_template.jinja"
     text = template.read_text(encoding="utf-8", errors="replace") if template.is_file() else ""
-    return Side(name, Record.read(run) if run else None, Tokenizer.load(path).fingerprint, text)
+    return GroupMember(name, Record.read(run) if run else None, Tokenizer.load(path).fingerprint, text)
 
 
 def _others(roles: Mapping[str, str]) -> set[str]:
@@ -83,21 +83,21 @@ def _students(checkpoints: Mapping[str, Path]) -> list[str]:
     return [name for name in whole if _teacher_hash(trained[name])] or whole
 
 
-def _cast(student: str, checkpoints: Mapping[str, Path], roles: Mapping[str, str]) -> Cast:
+def _group(student: str, checkpoints: Mapping[str, Path], roles: Mapping[str, str]) -> GroupNames:
     run = _run_of(checkpoints[student])
     inputs = artifact.read_manifest(run).inputs if run else {}
     hashes = {name: _hash(path) for name, path in checkpoints.items() if name != student}
     by_hash = {value: name for name, value in hashes.items() if value}
     start = roles.get("start") or by_hash.get(inputs.get("start", {}).get("hash", ""))
     teacher = roles.get("teacher") or by_hash.get(_teacher_hash(run) if run else "")
-    plain = roles.get("plain")
-    if plain is None and run and _teacher_hash(run):
+    baseline = roles.get("plain")
+    if baseline is None and run and _teacher_hash(run):
         others = [name for name in hashes if name not in (start, teacher)]
-        plain = next((name for name in others if _is_plain(student, name, checkpoints)), None)
-    return Cast(student, plain, start, teacher)
+        baseline = next((name for name in others if _is_baseline(student, name, checkpoints)), None)
+    return GroupNames(student, baseline, start, teacher)
 
 
-def _is_plain(student: str, name: str, checkpoints: Mapping[str, Path]) -> bool:
+def _is_baseline(student: str, name: str, checkpoints: Mapping[str, Path]) -> bool:
     """Tell whether a checkpoint is as large as the student, was trained, is stored whole and never had a teacher."""
     path, run = checkpoints[name], _run_of(checkpoints[name])
     is_whole = run is not None and run == path

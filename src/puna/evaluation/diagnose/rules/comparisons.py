@@ -1,6 +1,6 @@
 """Scores and records of student, plain model and teacher, side by side -> what makes the student the worse one."""
 
-from puna.evaluation.diagnose.comparison import Comparison
+from puna.evaluation.diagnose.comparison_group import ComparisonGroup
 from puna.pipeline.finding import Finding
 
 MOST_FEWER_TOKENS = 0.9
@@ -10,9 +10,9 @@ OF_LABELS = ("data", "fresh_identifiers")
 BUDGET = ("data", "context", "fresh_identifiers", "precision")
 
 
-def teacher_not_better(comparison: Comparison) -> Finding | None:
+def teacher_not_better(comparison: ComparisonGroup) -> Finding | None:
     """On these questions the teacher is not shown to be better than the student's model is without it."""
-    teacher, other = comparison.teacher, comparison.plain or comparison.start
+    teacher, other = comparison.teacher, comparison.baseline or comparison.start
     if teacher is None or other is None:
         return None
     difference = comparison.difference(teacher, other)
@@ -24,7 +24,7 @@ def teacher_not_better(comparison: Comparison) -> Finding | None:
     return Finding("teacher-not-better", seen, remedy)
 
 
-def tokenizer_differs(comparison: Comparison) -> Finding | None:
+def tokenizer_differs(comparison: ComparisonGroup) -> Finding | None:
     """Teacher and student have different tokenizers, and nothing aligned what they say."""
     teacher, student = comparison.teacher, comparison.student
     if teacher is None or teacher.tokenizer == student.tokenizer:
@@ -36,7 +36,7 @@ def tokenizer_differs(comparison: Comparison) -> Finding | None:
     return Finding("tokenizer-differs", seen, remedy)
 
 
-def chat_differs(comparison: Comparison) -> Finding | None:
+def chat_differs(comparison: ComparisonGroup) -> Finding | None:
     """Teacher and student have different chat templates."""
     teacher, student = comparison.teacher, comparison.student
     if teacher is None or not (teacher.template and student.template) or teacher.template == student.template:
@@ -46,7 +46,7 @@ def chat_differs(comparison: Comparison) -> Finding | None:
     return Finding("chat-differs", seen, remedy)
 
 
-def questions_differ(comparison: Comparison) -> Finding | None:
+def questions_differ(comparison: ComparisonGroup) -> Finding | None:
     """The questions are of a form that hardly occurs in the training text."""
     record = comparison.student.record
     trained = record.facts.get("conversations", {}) if record else {}
@@ -67,18 +67,18 @@ def questions_differ(comparison: Comparison) -> Finding | None:
     )
 
 
-def budget_differs(comparison: Comparison) -> Finding | None:
+def budget_differs(comparison: ComparisonGroup) -> Finding | None:
     """The plain run saw more of the data, or other data, than the student's run."""
-    if comparison.plain is None or not (comparison.student.record and comparison.plain.record):
+    if comparison.baseline is None or not (comparison.student.record and comparison.baseline.record):
         return None
-    student, plain = comparison.student.record, comparison.plain.record
-    tokens = [record.rows[-1].get("tokens") or 0 for record in (student, plain)]
-    seen = [f"{name}: {student.config.get(name)} against {plain.config.get(name)}" for name in BUDGET
-            if student.config.get(name) != plain.config.get(name)
+    student, baseline = comparison.student.record, comparison.baseline.record
+    tokens = [record.rows[-1].get("tokens") or 0 for record in (student, baseline)]
+    seen = [f"{name}: {student.config.get(name)} against {baseline.config.get(name)}" for name in BUDGET
+            if student.config.get(name) != baseline.config.get(name)
             and not (student.config.get("labels") and name in OF_LABELS)]  # fmt: skip
     if tokens[0] < MOST_FEWER_TOKENS * tokens[1]:
         seen.insert(0, f"tokens read: {tokens[0]:,} against {tokens[1]:,}")
     if not seen:
         return None
-    text = f"{comparison.student.name} and {comparison.plain.name} were trained unlike ({'; '.join(seen)})."
+    text = f"{comparison.student.name} and {comparison.baseline.name} were trained unlike ({'; '.join(seen)})."
     return Finding("budget-differs", text, "Give both the same data and as many steps, then compare.")
