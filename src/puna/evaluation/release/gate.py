@@ -113,7 +113,8 @@ class Decision:
         details: dict[str, Any] = {"overrides": self.overrides, "passes_over": self.failed_claims}
         if not self.is_go:
             page = (
-                "The page decision.html beside it says more; what a rule may be overridden with is in docs/release.md"
+                "The page decision.html beside it says more; "
+                "what a rule may be overridden with is in docs/stages/release.md"
             )
             hint = ". ".join([*self.hints, page])
             details |= {"reasons": [f"NO-GO: {self.reasons[0]}", *self.reasons[1:]], "hint": hint}

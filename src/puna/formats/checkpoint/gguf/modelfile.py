@@ -1,7 +1,7 @@
 """The prompt format and the settings of an exported model -> an Ollama Modelfile.
 
-Its template is Go's text/template over what Ollama hands in, and writes what chat/format.py writes; docs/gguf.md lists
-what it cannot. begin_of_text is left to the runner, which adds it.
+Its template is Go's text/template over what Ollama hands in, and writes what chat/format.py writes;
+docs/reference/gguf.md lists what it cannot. begin_of_text is left to the runner, which adds it.
 """
 
 import json
