@@ -6,10 +6,10 @@ from typing import Any
 
 
 def conversation(number: int) -> dict[str, Any]:
-    """Return a conversation in which the assistant looks up an order with a tool.
+    """Return a conversation about an order, with a tool call.
 
     Args:
-        number: Decides the identifiers of order and parcel, so that two numbers give two conversations.
+        number: Seed of the identifiers of order and parcel; two numbers give two conversations.
 
     Example:
         >>> [message["role"] for message in conversation(1)["messages"]]
@@ -36,7 +36,7 @@ def document(number: int) -> dict[str, str]:
 
 
 def write_dataset(directory: Path, *, num_documents: int = 6, num_conversations: int = 12) -> Path:
-    """Write `documents.jsonl` and `conversations.jsonl` into a directory, which every training stage can read."""
+    """Write `documents.jsonl` and `conversations.jsonl` into a directory, ready for any training stage."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, rows in (
         ("documents", [document(number) for number in range(num_documents)]),

@@ -15,13 +15,13 @@ def perform_stage(verb: str, out: Path, *, ignore_receipts: bool = False, **sett
     """Write the artifact of one stage and print nothing.
 
     Args:
-        verb: The stage's name in `puna VERB` and in a recipe.
+        verb: Name of the stage in `puna VERB` and in a recipe.
         out: The artifact's directory.
         ignore_receipts: Go on although a receipt of an input did not hold.
-        settings: The stage's settings, as in its table of a recipe.
+        settings: The stage's settings, as in a table of a recipe.
 
     Returns:
-        False if the directory already held the artifact of these settings and inputs.
+        False if the directory already held the artifact of the same settings and inputs.
 
     Example:
         >>> from tempfile import mkdtemp

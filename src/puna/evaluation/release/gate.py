@@ -113,8 +113,7 @@ class Decision:
         details: dict[str, Any] = {"overrides": self.overrides, "passes_over": self.failed_claims}
         if not self.is_go:
             page = (
-                "The page decision.html beside it says more; "
-                "what a rule may be overridden with is in docs/stages/release.md"
+                "The page decision.html beside it says more; docs/stages/release.md lists the ways to override a rule"
             )
             hint = ". ".join([*self.hints, page])
             details |= {"reasons": [f"NO-GO: {self.reasons[0]}", *self.reasons[1:]], "hint": hint}
