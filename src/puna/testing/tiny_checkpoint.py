@@ -68,6 +68,7 @@ def save(directory: Path, **options: Any) -> Llama:
         options: `tied`, and options of `save_checkpoint`.
     """
     model = random_llama(tied=options.pop("tied", False))
+    directory.mkdir(parents=True, exist_ok=True)
     save_checkpoint(directory, model, tokenizer(), **options)
     return model
 
@@ -76,6 +77,7 @@ def save_quantized(directory: Path, *, tied: bool = False, scheme: Scheme = INT8
     """Save the random Llama with quantized linear layers, in several shards, and return the model."""
     model = random_llama(tied=tied)
     round_linears(model, scheme)
+    directory.mkdir(parents=True, exist_ok=True)
     save_checkpoint(directory, model, tokenizer(), shard_bytes=30_000)
     return model
 
