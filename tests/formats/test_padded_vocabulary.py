@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from grown_checkpoint import add_rows, entry, grow
-from tiny_checkpoint import edit_json, save, tokenizer
 
 from puna.data.dataset import Dataset
 from puna.data.labels import LabelHeader, read_header
@@ -25,6 +24,7 @@ from puna.inference.engine.sampling.sampler import trim_padded_vocabulary
 from puna.pipeline.artifacts.artifact import read_receipts
 from puna.pipeline.config import parse_config
 from puna.pipeline.errors import ConfigError
+from puna.testing.tiny_checkpoint import edit_json, save, tokenizer
 from puna.training.distill import Config, require_fit
 from puna.training.labelling.local import LocalTeacher
 from puna.training.labelling.teacher import Item

@@ -21,7 +21,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"model"},
         {"formats"},
         {"data"},
-        {"inference", "planning"},
+        {"inference", "planning", "testing"},
         {"evaluation"},
         {"corpus", "training", "conversion"},
         {"serving", "agents"},
@@ -181,4 +181,5 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"serve"},
     ),
     "agents": ({"terminal"}, {"command"}),
+    "testing": ({"dataset", "endpoint", "stage", "tiny_checkpoint"},),
 }

@@ -20,6 +20,7 @@ CEILINGS = {
     "pipeline": 84,
     "planning": 85,
     "serving": 53,
+    "testing": 30,
     "training": 102,
 }
 # Rooms with descriptions that do not stand alone yet.

@@ -16,7 +16,7 @@ EXIT_STATUS = {"warning": 1, "broken": 2}
 
 
 class Kind(NamedTuple):
-    """How bad every finding of a code is, and what it says, as docs/doctor.md prints it."""
+    """How bad every finding of a code is, and what it says, as docs/guides/doctor.md prints it."""
 
     severity: Severity
     meaning: str

@@ -1,4 +1,4 @@
-"""A small server with the API of OpenAI and vLLM over a checkpoint, with the faults that real ones have."""
+"""A scripted endpoint: an HTTP server with the API of OpenAI and vLLM and with the faults of real servers."""
 
 import json
 import threading
@@ -19,11 +19,39 @@ from puna.model.compare import logits_of
 
 
 @dataclass
-class Fake:
-    """What it can do and what it does wrong; `bodies` are the requests that it answered."""
+class ScriptedEndpoint:
+    """The abilities, the answer and the faults of a scripted endpoint.
+
+    Chat completions always return `answer`, with log-probabilities that the checkpoint computes. Completions return the
+    log-probabilities of a prompt's tokens in one of the dialects of real servers.
+
+    Args:
+        checkpoint: Directory of the checkpoint that computes log-probabilities.
+        scores_by: Dialect of prompt log-probabilities: "prompt_logprobs" as in vLLM, "echo_ids" or "echo" as in
+            OpenAI's completions (token ids or texts), "nothing" for a server without any.
+        max_logprobs: Largest number of alternatives for a token; a request for more is answered with status 400.
+        answer: Text of every chat completion.
+        answer_tokenizer: Tokenizer of the answer, if another than the checkpoint's.
+        finish_reason: The `finish_reason` of every chat completion.
+        key: API key that requests must carry; empty for none.
+        faults: Faults of the next requests, in order: "drop" closes the connection, "garbage" sends HTML, "redirect"
+            sends status 307, a number sends that status, "" answers as usual.
+        bodies: Bodies of the requests that were answered.
+        num_answers: Number of requests after which the endpoint drops every connection.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import mkdtemp
+        >>> from puna.testing import tiny_checkpoint
+        >>> path = Path(mkdtemp()) / "model"
+        >>> model = tiny_checkpoint.save(path)
+        >>> endpoint = ScriptedEndpoint(path, answer="At nine.", faults=["503"])
+        >>> with serving(endpoint) as url:
+        ...     pass  # the first request fails with status 503, the second is answered
+    """
 
     checkpoint: Path
-    scores_by: str = "prompt_logprobs"  # or "echo_ids", "echo", "nothing"
+    scores_by: str = "prompt_logprobs"
     max_logprobs: int = 1000
     answer: str = "Yes, we open at nine."
     answer_tokenizer: Tokenizer | None = None
@@ -31,13 +59,14 @@ class Fake:
     key: str = ""
     faults: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
-    gone: int | None = None  # answers after which it is no longer there
+    num_answers: int | None = None
 
     def __post_init__(self) -> None:
         opened = Checkpoint.open(self.checkpoint)
         self.model, self.tokenizer = opened.load(), opened.tokenizer()
 
     def reply(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """Return the HTTP status and the JSON value that answer a request."""
         if path.endswith("/chat/completions"):
             return 200, {"choices": [self._chat(body)]}
         if self.scores_by == "nothing":
@@ -82,13 +111,13 @@ class Fake:
         ids = self.tokenizer.encode(self.answer)
         log_TV = F.log_softmax(logits_of(self.model, prompt + ids, self.checkpoint), dim=-1)
         content = []
-        for place, token in enumerate(speaker.encode(self.answer)):
-            row = log_TV[min(len(prompt) - 1 + place, len(log_TV) - 1)]
+        for index, token in enumerate(speaker.encode(self.answer)):
+            row = log_TV[min(len(prompt) - 1 + index, len(log_TV) - 1)]
             top = row.topk(body["top_logprobs"])
-            told = [self._entry(t, v) for t, v in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
-            spelled = list(speaker.decode_bytes([token]))
+            alternatives = [self._entry(t, v) for t, v in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+            spelling = list(speaker.decode_bytes([token]))
             value = row[token].item() if speaker is self.tokenizer else -1.0
-            content.append({"token": "?", "bytes": spelled, "logprob": value, "top_logprobs": told})
+            content.append({"token": "?", "bytes": spelling, "logprob": value, "top_logprobs": alternatives})
         message = {"role": "assistant", "content": self.answer}
         return {"message": message, "finish_reason": self.finish_reason, "logprobs": {"content": content}}
 
@@ -97,14 +126,14 @@ class Fake:
 
 
 @contextmanager
-def serving(fake: Fake) -> Iterator[str]:
-    """Serve it on this machine; yield the URL up to /v1."""
+def serving(endpoint: ScriptedEndpoint) -> Iterator[str]:
+    """Serve an endpoint on a free port of 127.0.0.1 for the length of the block; yield the URL up to and with `/v1`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            fault = fake.faults.pop(0) if fake.faults else ""
-            if fault == "drop" or (fake.gone is not None and len(fake.bodies) >= fake.gone):
+            fault = endpoint.faults.pop(0) if endpoint.faults else ""
+            if fault == "drop" or (endpoint.num_answers is not None and len(endpoint.bodies) >= endpoint.num_answers):
                 self.connection.close()
                 return
             if fault == "garbage":
@@ -116,11 +145,11 @@ def serving(fake: Fake) -> Iterator[str]:
                 self.end_headers()
             elif fault:
                 self._send(int(fault), json.dumps({"error": {"message": "too busy"}}).encode())
-            elif fake.key and self.headers["authorization"] != f"Bearer {fake.key}":
+            elif endpoint.key and self.headers["authorization"] != f"Bearer {endpoint.key}":
                 self._send(401, json.dumps({"error": {"message": "bad key"}}).encode())
             else:
-                status, answer = fake.reply(self.path, body)
-                fake.bodies.append(body)
+                status, answer = endpoint.reply(self.path, body)
+                endpoint.bodies.append(body)
                 self._send(status, json.dumps(answer).encode())
 
         def _send(self, status: int, content: bytes) -> None:
@@ -129,7 +158,7 @@ def serving(fake: Fake) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             return
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
