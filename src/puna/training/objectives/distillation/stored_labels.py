@@ -14,8 +14,8 @@ from puna.data.dataset import LABELS
 from puna.data.labels import LabelledRow
 from puna.data.packing import Example
 from puna.inference.engine.choose import of_tokens
+from puna.training.objectives.distillation.divergence import NOTHING, Divergence, buckets
 from puna.training.objectives.entropy import entropy_sum
-from puna.training.objectives.imitation.divergence import NOTHING, Divergence, buckets
 from puna.training.objectives.losses import Rows
 from puna.training.objectives.next_token import NextToken
 
