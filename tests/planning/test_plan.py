@@ -19,8 +19,8 @@ from rich.console import Console
 
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.formats.checkpoint.gguf.writer import write_gguf
-from puna.formats.checkpoint.hf_config import render_config
-from puna.formats.checkpoint.weights import build_empty
+from puna.formats.checkpoint.hf.config import render_config
+from puna.formats.checkpoint.hf.weights import build_empty
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.formats.tokenizer.train import train_tokenizer
 from puna.inference.engine.engine import Engine

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from puna.data.drills import draw_drill, draw_run_drill
+from puna.data.augment.drills import draw_drill, draw_run_drill
 from puna.data.packing import Example
 from puna.formats.chat.format import ChatFormat
 from puna.pipeline.estimate import Estimate, Known

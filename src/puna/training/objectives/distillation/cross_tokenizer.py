@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from puna.data.augment.identifiers import fresh_identifiers
 from puna.data.dataset import LABELS, Dataset
-from puna.data.identifiers import fresh_identifiers
 from puna.data.labels import LabelledRow
 from puna.data.packing import Batch, Example
 from puna.data.spans import align

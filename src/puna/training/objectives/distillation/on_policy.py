@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
+from puna.data.augment.identifiers import fresh_identifiers
 from puna.data.dataset import Dataset
-from puna.data.identifiers import fresh_identifiers
 from puna.data.packing import Example
 from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
