@@ -80,7 +80,7 @@ TRAINS = (
 from puna.data.packing import Batch
 from puna.formats.tokenizer.train import train_tokenizer
 from puna.training import pretrain
-from puna.training.evidence.counts import TokenCounter
+from puna.training.loop.counts import TokenCounter
 from puna.training.loop import loop
 from puna.training.objectives.next_token import NextToken
 from puna.training.loop.state import TrainState

@@ -12,8 +12,8 @@ from puna.data.packing import Batch
 from puna.inference.engine.sampling.sampler import trim_padded_vocabulary
 from puna.model.gradients.padding import padded_rows
 from puna.model.llama import Llama
+from puna.training.objectives.distillation.divergence import Divergence
 from puna.training.objectives.entropy import cross_entropy_sum, entropy_sum
-from puna.training.objectives.imitation.divergence import Divergence
 from puna.training.objectives.losses import Rows, summed_over_tokens
 from puna.training.objectives.next_token import NextToken
 

@@ -28,9 +28,9 @@ from puna.model.llama import Llama
 from puna.pipeline.config import StageConfig
 from puna.pipeline.errors import ArtifactError, ConfigError
 from puna.pipeline.run import JOURNALS, Run
-from puna.training.loop.settings import TrainConfig
-from puna.training.objectives.imitation.live_teacher import LiveTeacher
+from puna.training.objectives.distillation.live_teacher import LiveTeacher
 from puna.training.objectives.losses import Rows
+from puna.training.settings import TrainConfig
 
 # Column: whether the student wrote the row itself.
 IS_OWN = "is_own"

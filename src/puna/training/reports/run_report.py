@@ -15,11 +15,11 @@ from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.llama import Llama
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.run import Run
-from puna.training.evidence.chat import measure_chat
-from puna.training.evidence.facts import gather_facts
-from puna.training.evidence.measure import start_data_loss
-from puna.training.loop.settings import TrainConfig
 from puna.training.objectives.objective import Objective
+from puna.training.reports.chat_probes import measure_chat
+from puna.training.reports.facts import gather_facts
+from puna.training.reports.forgetting import start_data_loss
+from puna.training.settings import TrainConfig
 
 
 def open_record(

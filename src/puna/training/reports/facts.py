@@ -12,8 +12,8 @@ from puna.formats.chat.format import ChatFormat
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.llama import Llama
 from puna.pipeline.errors import PunaError
-from puna.training.evidence.rows import describe_rows
 from puna.training.objectives.objective import Objective
+from puna.training.reports.rows import describe_rows
 
 MAX_ENCODED = 64
 DIGIT = re.compile(r"\d")

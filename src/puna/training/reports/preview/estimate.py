@@ -18,13 +18,13 @@ from puna.model.llama import Llama
 from puna.pipeline.machine import machine_memory
 from puna.planning.plan.arithmetic import Device, Machine
 from puna.planning.plan.training import Training, TrainingPlan, plan_training
-from puna.training.loop.settings import Optim, TrainConfig
-from puna.training.objectives.imitation.live_teacher import LiveTeacher
+from puna.training.objectives.distillation.live_teacher import LiveTeacher
 from puna.training.objectives.objective import Objective
 from puna.training.objectives.pairs import Pairs
-from puna.training.preview.compiled import KERNEL_BYTES, compiled_products, compiles_products
-from puna.training.preview.process import forget_peak, held_bytes, peak_bytes
-from puna.training.preview.survey import Survey
+from puna.training.reports.preview.data_summary import Survey
+from puna.training.reports.preview.onednn_kernels import KERNEL_BYTES, compiled_products, compiles_products
+from puna.training.reports.preview.process_memory import forget_peak, held_bytes, peak_bytes
+from puna.training.settings import Optim, TrainConfig
 
 # Beyond so many FLOPs a batch is computed once: the first, slower one has to do.
 FLOPS_OF_TWO_PASSES = 5e12

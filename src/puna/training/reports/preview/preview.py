@@ -14,11 +14,11 @@ from puna.model.llama import Llama
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import DataError
 from puna.pipeline.run import EndOfPreview, Run
-from puna.training.loop.settings import TrainConfig
 from puna.training.objectives.objective import Objective
-from puna.training.preview.forecast import Forecast, forecast, outcome
-from puna.training.preview.process import forget_peak, peak_bytes
-from puna.training.preview.show import (
+from puna.training.reports.preview.data_summary import Piece, PlannedBatch, ShownExample, Survey, survey
+from puna.training.reports.preview.estimate import Forecast, forecast, outcome
+from puna.training.reports.preview.process_memory import forget_peak, peak_bytes
+from puna.training.reports.preview.render import (
     as_json,
     data_lines,
     forecast_lines,
@@ -27,7 +27,7 @@ from puna.training.preview.show import (
     outcome_lines,
     render_example,
 )
-from puna.training.preview.survey import Piece, PlannedBatch, ShownExample, Survey, survey
+from puna.training.settings import TrainConfig
 
 PAGE, DATA = "preview.md", "preview.json"
 _FORECAST_NAMES = {field.name for field in fields(Forecast)}
