@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from puna.data.dataset import LABELS
 from puna.data.labels import LabelledRow
 from puna.data.packing import Example
-from puna.training.objectives.distillation.divergence import Divergence
-from puna.training.objectives.distillation.divergence import NOTHING
-from puna.training.objectives.distillation.divergence import buckets
 from puna.inference.engine.sampling.sampler import trim_padded_vocabulary
+from puna.training.objectives.distillation.divergence import NOTHING, Divergence, buckets
 from puna.training.objectives.entropy import entropy_sum
 from puna.training.objectives.losses import Rows
 from puna.training.objectives.next_token import NextToken
