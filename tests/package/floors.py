@@ -93,7 +93,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"task"},
     ),
     "evaluation/diagnose": (
-        {"finding", "record"},
+        {"reasons", "record"},
         {"comparison_group", "order", "report"},
         {"rules"},
     ),
