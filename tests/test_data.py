@@ -62,7 +62,7 @@ class Lengths(Dataset):
     def __getitem__(self, index: int) -> Any:
         return index
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return f"row {index}"
 
 
@@ -284,7 +284,7 @@ def test_a_dataset_is_all_its_sources_in_order(dataset_path: Path, tmp_path: Pat
     rows = [dataset[index] for index in range(len(dataset))]
     assert [row.text for row in rows if isinstance(row, Document)] == ["one", "two", "three"]
     assert [row.id for row in rows if isinstance(row, Conversation)] == [f"order {n}" for n in range(12)]
-    assert dataset.place(2).endswith("documents-2.parquet row 1")
+    assert dataset.location(2).endswith("documents-2.parquet row 1")
 
 
 def test_a_source_without_rows_of_the_kind_is_named(dataset_path: Path, tmp_path: Path):

@@ -49,9 +49,9 @@ class LabelledRow:
     def columns(self) -> dict[str, torch.Tensor]:
         """Return the labels as columns of an `Example`: one row per token, zeros for tokens without a label."""
         labelled_N = np.flatnonzero(self.mask_T[1:]) + 1
-        found = {"top_ids": self.top_ids_NK, "top": self.top_NK, "tail": self.tail_N, "chosen": self.chosen_N}
+        labels = {"top_ids": self.top_ids_NK, "top": self.top_NK, "tail": self.tail_N, "chosen": self.chosen_N}
         columns: dict[str, torch.Tensor] = {}
-        for name, values in found.items():
+        for name, values in labels.items():
             rows = np.zeros((len(self.ids_T), *values.shape[1:]), values.dtype)
             rows[labelled_N] = values
             columns[name] = torch.from_numpy(rows)
@@ -171,9 +171,9 @@ class LabelRows(Sequence[LabelledRow]):
     def __getitem__(self, index: int | slice) -> LabelledRow | list[LabelledRow]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        tokens = slice(self._token_starts[place], self._token_starts[place + 1])
-        labels = slice(self._label_starts[place], self._label_starts[place + 1])
+        row = range(len(self))[index]
+        tokens = slice(self._token_starts[row], self._token_starts[row + 1])
+        labels = slice(self._label_starts[row], self._label_starts[row + 1])
         packed_NP = self._read("top_ids", labels)
         return LabelledRow(
             self._read("ids", tokens),

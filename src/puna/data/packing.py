@@ -205,7 +205,7 @@ class Packer:
         """Yield the first rows of epoch 0 as (place, examples)."""
         for index in range(min(count, len(self.dataset))):
             examples = self._read(Position(0, index))
-            yield self.dataset.place(int(self._order[index])), examples
+            yield self.dataset.location(int(self._order[index])), examples
 
     def is_too_long(self, examples: Sequence[Example]) -> bool:
         """Return whether the examples of a row exceed the context, or together a batch."""
@@ -225,7 +225,7 @@ class Packer:
             try:
                 examples = self.encode(row, random.Random(f"{self.seed} {start.epoch} {index}"))
             except ChatError as error:
-                given = f"{self.dataset.place(index)}: {error.given}"
+                given = f"{self.dataset.location(index)}: {error.given}"
                 raise ChatError(given, expected=error.expected, hint=error.hint) from None
             self._last = start, examples
         return self._last[1]

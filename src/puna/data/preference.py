@@ -95,26 +95,26 @@ class Preference:
         Raises:
             ChatError: A field is malformed; the error names the field.
         """
-        given = {name: value for name, value in row.items() if value is not None}
-        for name in given:
+        fields = {name: value for name, value in row.items() if value is not None}
+        for name in fields:
             if name not in FIELDS:
                 hint = "Put what else belongs to a preference into `metadata`, or let `puna ingest` do it"
                 raise ChatError(f"unknown field {name}", expected=f"only {', '.join(FIELDS)}", hint=hint)
-        answers = {name: _read_messages(given, name) for name in ANSWERS}
-        prompt = {name: given[name] for name in SETTINGS if name in given}
-        if "prompt" in given:
-            prompt["messages"] = given["prompt"]
+        answers = {name: _read_messages(fields, name) for name in ANSWERS}
+        prompt = {name: fields[name] for name in SETTINGS if name in fields}
+        if "prompt" in fields:
+            prompt["messages"] = fields["prompt"]
         else:
-            answers, prompt["messages"] = _split(answers, given["chosen"])
+            answers, prompt["messages"] = _split(answers, fields["chosen"])
         try:
             conversation = Conversation.from_json(prompt)
         except ChatError as error:
             raise ChatError(f"prompt: {error.given}", expected=error.expected, hint=error.hint) from None
-        told = {"strength": str, "id": str, "metadata": dict}
-        for name, kind in told.items():
-            if name in given and not isinstance(given[name], kind):
-                raise ChatError(f"{name} is {type(given[name]).__name__}", expected=kind.__name__)
-        return cls(conversation, **answers, **{name: given[name] for name in told if name in given})
+        types = {"strength": str, "id": str, "metadata": dict}
+        for name, kind in types.items():
+            if name in fields and not isinstance(fields[name], kind):
+                raise ChatError(f"{name} is {type(fields[name]).__name__}", expected=kind.__name__)
+        return cls(conversation, **answers, **{name: fields[name] for name in types if name in fields})
 
 
 def _require_answer(name: str, answer: Answer) -> None:

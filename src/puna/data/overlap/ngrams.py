@@ -232,8 +232,8 @@ class _Sought:
         question = self.questions[index]
         if len(question) >= self.n:
             grams = set(_grams(row, self.n))
-            wanted = _grams(question, self.n)
-            holds = sum(gram in grams for gram in wanted) >= threshold * len(wanted)
+            question_grams = _grams(question, self.n)
+            holds = sum(gram in grams for gram in question_grams) >= threshold * len(question_grams)
         else:
             holds = _stands_in(question, row)
         if self.num_own_words[index] < self.n:

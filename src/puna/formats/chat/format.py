@@ -174,12 +174,12 @@ def _tools(conversation: Conversation) -> str:
 def _tagged_tools(conversation: Conversation) -> str:
     functions = [tool["function"] for tool in conversation.tools]
     before_name, before_description, before_schema = TAGS_EACH
-    told = [
+    descriptions = [
         f"{before_name}{function['name']}{before_description}{function.get('description') or ''}{before_schema}"
         + json.dumps(function, ensure_ascii=False)
         for function in functions
     ]
-    return TAGS_BEFORE + "\n\n".join(told) + TAGS_AFTER
+    return TAGS_BEFORE + "\n\n".join(descriptions) + TAGS_AFTER
 
 
 def message_body(
@@ -244,7 +244,7 @@ def _read_message(text: str, marked: list[str], schemas: Mapping[str, Any]) -> M
         if not calls:
             calls, rest = read_tags(text, schemas)
         return Message("assistant", rest, calls)
-    found = [read_marked(part, schemas) for part in marked]
-    if not all(found):
+    parsed = [read_marked(part, schemas) for part in marked]
+    if not all(parsed):
         return Message("assistant", "".join([text, *marked]))
-    return Message("assistant", text.rstrip(), tuple(call for calls in found for call in calls))
+    return Message("assistant", text.rstrip(), tuple(call for calls in parsed for call in calls))

@@ -88,12 +88,12 @@ class TextTokens:
 
     def cut(self, text: str) -> Iterator[str | int]:
         """Yield the parts of a text in order: the id of a text token, or text between tokens."""
-        if self._texts is not None and not any(each in text for each in self._texts):
+        if self._texts is not None and not any(token_text in text for token_text in self._texts):
             yield text
             return
         # NOTE: for a batch the library releases Python's lock (GIL), in `encode` it does not.
-        found = self._finder.encode_batch([text], add_special_tokens=False)[0]
-        for index, (start, end) in zip(found.ids, found.offsets, strict=True):
+        matches = self._finder.encode_batch([text], add_special_tokens=False)[0]
+        for index, (start, end) in zip(matches.ids, matches.offsets, strict=True):
             yield self._ids.get(index, text[start:end])
 
 

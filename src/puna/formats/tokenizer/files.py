@@ -77,10 +77,10 @@ def build_encoder(model: models.BPE, pattern: str = SPLIT_PATTERN) -> tokenizers
 def read_tokenizer(path: Path) -> TokenizerParts:
     """Read a tokenizer file, or the file in a directory (tokenizer.json before tokenizer.model)."""
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
-        if not found:
+        candidates = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
+        if not candidates:
             raise TokenizerError(f"no tokenizer in {path}", expected="tokenizer.json or tokenizer.model")
-        path = found[0]
+        path = candidates[0]
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -186,8 +186,8 @@ def _parse(data: dict[str, Any]) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(json.dumps(data))  # Older files have texts.
     encoder = tokenizers.Tokenizer.from_str(json.dumps(data | {"model": data["model"] | {"vocab": {}, "merges": []}}))
     options = {name: getattr(encoder.model, name) for name in OPTIONS}
-    told = {name: value for name, value in options.items() if value is not None}
-    encoder.model = models.BPE(vocab=vocab, merges=[tuple(pair) for pair in merges], **told)
+    chosen = {name: value for name, value in options.items() if value is not None}
+    encoder.model = models.BPE(vocab=vocab, merges=[tuple(pair) for pair in merges], **chosen)
     return encoder
 
 

@@ -152,12 +152,12 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """A hash, equal for tokenizers with equal ids for every text."""
-        told = self._encoder.to_str() + repr(sorted(self._specials.items()))
+        content = self._encoder.to_str() + repr(sorted(self._specials.items()))
         if self.text_tokens:
             # Without a normalizer it makes no difference whether a token is matched before or after normalizing.
-            texts = self.text_tokens if self._encoder.normalizer else [each.plain for each in self.text_tokens]
-            told += repr(sorted(map(tuple, texts)))
-        return hashlib.sha256(told.encode()).hexdigest()
+            texts = self.text_tokens if self._encoder.normalizer else [token.plain for token in self.text_tokens]
+            content += repr(sorted(map(tuple, texts)))
+        return hashlib.sha256(content.encode()).hexdigest()
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:

@@ -23,10 +23,10 @@ VOCABULARY = ("embed_tokens", "lm_head")
 MAX_LAYERS = 10_000
 MAX_GROUPS = 64
 # Keys that say nothing about how the weights are stored, or how some program should load them.
-TOLD = ("quantization_status", "global_compression_ratio", "version", "run_compressed", "dequantize")
+IRRELEVANT = ("quantization_status", "global_compression_ratio", "version", "run_compressed", "dequantize")
 # Keys that may stand there as long as they are empty.
 EMPTY = ("kv_cache_scheme", "sparsity_config", "transform_config", "moe_sparsity_config")
-KNOWN = {"quant_method", "format", "config_groups", "ignore", *TOLD, *EMPTY}
+KNOWN = {"quant_method", "format", "config_groups", "ignore", *IRRELEVANT, *EMPTY}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Quantization:
         """Return the scheme of every quantized module; CheckpointError if the group size does not divide a width."""
         if config.num_layers > MAX_LAYERS:
             raise CheckpointError(f"{self.path}: {config.num_layers:,} layers", expected=f"at most {MAX_LAYERS:,}")
-        found: dict[str, Scheme] = {}
+        schemes: dict[str, Scheme] = {}
         for path, (_, in_dim) in matrix_shapes(config).items():
             scheme = self._scheme_of(path)
             if scheme is None:
@@ -63,8 +63,8 @@ class Quantization:
                 raise CheckpointError(
                     f"{self.path}: {path} of {in_dim} inputs in {scheme.name}", expected="groups that divide its width"
                 )
-            found[path] = scheme
-        return found
+            schemes[path] = scheme
+        return schemes
 
     def _scheme_of(self, path: str) -> Scheme | None:
         name = path if path == "lm_head" else f"model.{path}"
@@ -72,7 +72,7 @@ class Quantization:
         if self.ignored.rank(name, kind) is not None:
             return None
         ranked = [(rank, group.scheme) for group in self.groups if (rank := group.targets.rank(name, kind)) is not None]
-        return min(ranked, key=lambda each: each[0])[1] if ranked else None
+        return min(ranked, key=lambda match: match[0])[1] if ranked else None
 
 
 def parse_quantization(raw: dict[str, Any], path: Path) -> Quantization | None:
@@ -143,8 +143,8 @@ def _parse_weights(weights: Fields) -> Scheme:
 
 
 def _is_float8_a_token(inputs: Fields) -> bool:
-    said = {"type": "float", "num_bits": 8, "strategy": "token", "dynamic": True, "symmetric": True}
-    return all(inputs.get(key) == value for key, value in said.items())
+    expected = {"type": "float", "num_bits": 8, "strategy": "token", "dynamic": True, "symmetric": True}
+    return all(inputs.get(key) == value for key, value in expected.items())
 
 
 def render_quantization(schemes: Mapping[str, Scheme], config: LlamaConfig) -> dict[str, Any]:

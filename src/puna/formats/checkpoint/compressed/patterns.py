@@ -38,12 +38,12 @@ def parse_targets(fields: Fields, key: str) -> Targets:
     values = fields.get(key)
     if values is None:
         values = []
-    if not isinstance(values, list) or len(values) > MAX_NAMES or not all(isinstance(each, str) for each in values):
+    if not isinstance(values, list) or len(values) > MAX_NAMES or not all(isinstance(value, str) for value in values):
         raise fields.fail(key, "a list of names")
-    sources = [each.removeprefix("re:") for each in values if each.startswith("re:")]
+    sources = [value.removeprefix("re:") for value in values if value.startswith("re:")]
     if len(sources) > MAX_PATTERNS or not all(map(_is_safe, sources)):
         raise fields.fail(key, f"at most {MAX_PATTERNS} plain patterns such as re:.*self_attn.*")
-    names = _require_names(fields, key, [each for each in values if not each.startswith("re:")])
+    names = _require_names(fields, key, [value for value in values if not value.startswith("re:")])
     patterns = tuple(re.compile(source) for source in sources)
     return Targets(frozenset(names) & frozenset(CLASSES), frozenset(names) - frozenset(CLASSES), patterns)
 

@@ -131,7 +131,7 @@ def read_gguf(path: str | Path) -> GgufFile:
     if type(alignment) is not int or alignment not in [2**power for power in range(3, 17)]:
         raise header.fail(f"general.alignment = {alignment!a:.50}", f"a power of two from 8 to {MAX_ALIGNMENT}")
     rows = dict(header.tensors(num_tensors))
-    return GgufFile(path, metadata, _place(header, rows, alignment), alignment, data)
+    return GgufFile(path, metadata, _with_file_offsets(header, rows, alignment), alignment, data)
 
 
 class _Header:
@@ -239,7 +239,7 @@ class _Header:
             raise self.fail(f"{what} has {num_dims:,} dimensions", f"1 to {MAX_DIMS}")
         shape = tuple(self.number("Q", what) for _ in range(num_dims))[::-1]
         number, offset = self.number("I", what), self.number("Q", what)
-        kind = next((name for name, each in ALL_KINDS.items() if each.number == number), None)
+        kind = next((name for name, known in ALL_KINDS.items() if known.number == number), None)
         if kind is None:
             raise KindError(
                 f"{self.path}: {what} is stored as kind {number}",
@@ -265,7 +265,7 @@ def _require_version(header: _Header) -> None:
         raise header.fail(given, "version 2 or 3, little-endian", "Convert the model anew with a current llama.cpp")
 
 
-def _place(header: _Header, tensors: Mapping[str, GgufTensor], alignment: int) -> dict[str, GgufTensor]:
+def _with_file_offsets(header: _Header, tensors: Mapping[str, GgufTensor], alignment: int) -> dict[str, GgufTensor]:
     """Return the tensors with offsets in the file; CheckpointError unless tensors are aligned and contiguous."""
     start = position = _align(header.position, alignment)
     end = header.position

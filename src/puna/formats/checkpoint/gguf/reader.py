@@ -174,11 +174,11 @@ def _read(file: GgufFile, config: LlamaConfig, name: str) -> torch.Tensor:
 
 def parse_sampling(file: GgufFile) -> dict[str, Any] | None:
     """Return the sampling defaults with the keys of generation_config.json; None if the file has none."""
-    given = {ours: f"general.sampling.{theirs}" for theirs, ours in SAMPLING.items()}
-    sampling = {ours: file.metadata[key] for ours, key in given.items() if key in file.metadata}
+    keys = {name: f"general.sampling.{key}" for key, name in SAMPLING.items()}
+    sampling = {name: file.metadata[key] for name, key in keys.items() if key in file.metadata}
     for name, value in sampling.items():
         if not isinstance(value, int | float) or not 0 <= value < 1e30:
-            raise Fields(file.metadata, file.path).fail(given[name], "a number")
+            raise Fields(file.metadata, file.path).fail(keys[name], "a number")
     # Temperature 0 means greedy in llama.cpp; transformers refuses it.
     if sampling.get("temperature") == 0:
         return {"do_sample": False}

@@ -54,8 +54,8 @@ def find_scaling(factors: torch.Tensor, config: LlamaConfig, file: GgufFile) -> 
     """Return the published RoPE scaling with these factors; `config` has no scaling yet."""
     for scaling in PUBLISHED_SCALINGS:
         # Files hold what other programs computed in other precisions; the two scalings are far apart.
-        ours = rope_factors(replace(config, rope_scaling=scaling))
-        if torch.allclose(factors, ours, rtol=1e-4, atol=0):
+        expected = rope_factors(replace(config, rope_scaling=scaling))
+        if torch.allclose(factors, expected, rtol=1e-4, atol=0):
             return scaling
     raise CheckpointError(
         f"{file.path}: tensor {ROPE_FACTORS} scales RoPE by up to {factors.max().item():g}",

@@ -21,7 +21,7 @@ from puna.pipeline.errors import CheckpointError
 WHOLE_WORDS, MERGED_WORDS = ("llama-bpe", "llama3", "llama-v3"), "smaug-bpe"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 # Parts of a BPE that GGUF has no place for.
-UNTOLD = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
+UNSUPPORTED = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
 # What an added token may ask for in tokenizer.json, and GGUF cannot say.
 FLAGS = ("single_word", "lstrip", "rstrip")
 STOP_ROLES = ("eos", "eot", "eom")
@@ -68,22 +68,24 @@ def _read_tokens(file: GgufFile, vocab_size: int) -> tuple[dict[str, int], tuple
             f"{file.path}: {len(tokens):,} tokens for {vocab_size:,} embeddings",
             expected="a token and a number in tokenizer.ggml.token_type for each",
         )
-    found: dict[int, dict[str, int]] = {NORMAL: {}, CONTROL: {}, USER_DEFINED: {}, UNUSED: {}}
+    ids_by_type: dict[int, dict[str, int]] = {NORMAL: {}, CONTROL: {}, USER_DEFINED: {}, UNUSED: {}}
     for index, (token, kind) in enumerate(zip(tokens, kinds.tolist(), strict=True)):
-        if kind not in found or token in found[kind]:
-            given = f"token {index}, {token!a:.100}, " + ("stands twice" if kind in found else f"is of type {kind}")
+        if kind not in ids_by_type or token in ids_by_type[kind]:
+            given = f"token {index}, {token!a:.100}, " + (
+                "stands twice" if kind in ids_by_type else f"is of type {kind}"
+            )
             raise CheckpointError(f"{file.path}: {given}", expected="each token once, of type 1, 3, 4 or 5")
-        found[kind][token] = index
-    vocab = found[NORMAL] | _of_vocabulary(found[USER_DEFINED], _strings(file, "merges"))
+        ids_by_type[kind][token] = index
+    vocab = ids_by_type[NORMAL] | _of_vocabulary(ids_by_type[USER_DEFINED], _strings(file, "merges"))
     missing = [character for character in BYTE_CHARACTERS if character not in vocab]
-    if missing or found[CONTROL].keys() & found[USER_DEFINED].keys():
+    if missing or ids_by_type[CONTROL].keys() & ids_by_type[USER_DEFINED].keys():
         given = f"lacks {len(missing)} of the 256 bytes" if missing else "has an added token twice"
         raise CheckpointError(f"{file.path}: its tokenizer {given}", expected="a byte-level BPE")
     kinds_of = {CONTROL: True, USER_DEFINED: False}
     added = [
         AddedToken(text, index, is_special)
         for kind, is_special in kinds_of.items()
-        for text, index in found[kind].items()
+        for text, index in ids_by_type[kind].items()
     ]
     named = [token._replace(is_special=True) if token.text in NAMED_TEXTS else token for token in added]
     return vocab, tuple(sorted(named, key=lambda token: token.id))
@@ -94,7 +96,7 @@ def _of_vocabulary(user_defined: Mapping[str, int], merges: Iterable[str]) -> di
     if not user_defined:
         return {}
     made = set(BYTE_CHARACTERS).union(
-        *({left, right, left + right} for left, _, right in (each.partition(" ") for each in merges))
+        *({left, right, left + right} for left, _, right in (merge.partition(" ") for merge in merges))
     )
     return {text: index for text, index in user_defined.items() if text in made}
 
@@ -151,7 +153,7 @@ def _plain_model(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the BPE of tokenizer.json; CheckpointError if GGUF cannot represent the tokenizer."""
     saved = tokenizer.to_json()
     model = saved["model"]
-    wrong = [name for name in UNTOLD if model.get(name)]
+    wrong = [name for name in UNSUPPORTED if model.get(name)]
     wrong += ["normalizer"] if saved["normalizer"] else []
     wrong += [] if _is_llama3_split(saved["pre_tokenizer"]) else ["pre_tokenizer"]
     wrong += [
@@ -169,7 +171,7 @@ def _plain_model(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _is_llama3_split(step: Any) -> bool:
     steps = step["pretokenizers"] if step and step["type"] == "Sequence" else [step]
-    if len(steps) != 2 or [each["type"] for each in steps] != ["Split", "ByteLevel"]:
+    if len(steps) != 2 or [step["type"] for step in steps] != ["Split", "ByteLevel"]:
         return False
     split, level = steps
     behaviour = (split["pattern"].get("Regex"), split["behavior"], split["invert"])

@@ -137,9 +137,9 @@ def map_weights(
         tensors.pop("lm_head.weight", None)
     for path, module in _packed(model).items():
         name = disk_name(f"{path}.weight_shape")
-        said, shape = tuple(tensors.pop(name).tolist()), (module.out_dim, module.in_dim)
-        if said != shape:
-            raise CheckpointError(f"{layout[name].file}: tensor {name} says {list(said)}", expected=f"{list(shape)}")
+        stated, shape = tuple(tensors.pop(name).tolist()), (module.out_dim, module.in_dim)
+        if stated != shape:
+            raise CheckpointError(f"{layout[name].file}: tensor {name} says {list(stated)}", expected=f"{list(shape)}")
     state: dict[str, torch.Tensor] = {}
     for name in model.state_dict():
         tensor = tensors.pop(disk_name(name))

@@ -60,10 +60,12 @@ def read_table(file: BinaryIO) -> dict[str, dict[str, Any]]:
             f"{PICKLE_NAME} has {pickled.num_bytes:,} bytes", expected=f"at most {MAX_PICKLE_BYTES:,}"
         )
     views = read_state_dict(_read(file, pickled))
-    return {name: _place(name, view, entries.get(f"{folder}/data/{view.storage.key}")) for name, view in views.items()}
+    return {
+        name: _table_entry(name, view, entries.get(f"{folder}/data/{view.storage.key}")) for name, view in views.items()
+    }
 
 
-def _place(name: str, view: View, entry: Entry | None) -> dict[str, Any]:
+def _table_entry(name: str, view: View, entry: Entry | None) -> dict[str, Any]:
     num_bytes = entry.num_bytes if entry else 0
     if entry is None or num_bytes != view.storage.num_bytes:
         raise CheckpointError(

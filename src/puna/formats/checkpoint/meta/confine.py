@@ -31,7 +31,7 @@ class Confinement(NamedTuple):
 @cache
 def confinement() -> Confinement:
     """Return the strongest mechanism that can start Python on this machine."""
-    return next(each for each in _candidates() if not each.command or _starts(each))
+    return next(candidate for candidate in _candidates() if not candidate.command or _starts(candidate))
 
 
 def run_confined(program: str, file: BinaryIO, *, max_bytes: int, max_seconds: float = 120.0) -> bytes:

@@ -64,15 +64,15 @@ class View(NamedTuple):
 
 def read_state_dict(data: bytes) -> dict[str, View]:
     """Return the tensors of a state dict in order; CheckpointError for anything else."""
-    found = _Machine(data).run()
-    if type(found) is not dict:
-        raise CheckpointError(f"data.pkl holds {_kind(found)}", expected="a state dict: names with their tensors")
-    for name, value in found.items():
+    state_dict = _Machine(data).run()
+    if type(state_dict) is not dict:
+        raise CheckpointError(f"data.pkl holds {_kind(state_dict)}", expected="a state dict: names with their tensors")
+    for name, value in state_dict.items():
         if not isinstance(value, View):
             raise CheckpointError(f"data.pkl: {name!a} is {_kind(value)}", expected="a tensor")
-    if len(found) > MAX_TENSORS:
-        raise CheckpointError(f"data.pkl names {len(found):,} tensors", expected=f"at most {MAX_TENSORS:,}")
-    return found
+    if len(state_dict) > MAX_TENSORS:
+        raise CheckpointError(f"data.pkl names {len(state_dict):,} tensors", expected=f"at most {MAX_TENSORS:,}")
+    return state_dict
 
 
 class _Machine:

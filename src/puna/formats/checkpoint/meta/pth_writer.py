@@ -77,10 +77,12 @@ def state_dict_opcodes(tensors: Mapping[str, Stored]) -> bytes:
 
 def _tensor(stored: Stored) -> bytes:
     storage = f"ctorch\n{STORAGES[stored.dtype]}\n".encode()
-    place = (_text("storage"), storage, _text(str(stored.key)), _text("cpu"), _integer(math.prod(stored.shape)))
+    persistent_id = (_text("storage"), storage, _text(str(stored.key)), _text("cpu"), _integer(math.prod(stored.shape)))
     stride = [math.prod(stored.shape[axis + 1 :]) for axis in range(len(stored.shape))]
     sizes = (_integer(0), _counts(stored.shape), _counts(stride))
-    return b"".join((REBUILD, MARK, MARK, *place, TUPLE, PERSISTENT, *sizes, FALSE, ORDERED_DICT, TUPLE, REDUCE))
+    return b"".join(
+        (REBUILD, MARK, MARK, *persistent_id, TUPLE, PERSISTENT, *sizes, FALSE, ORDERED_DICT, TUPLE, REDUCE)
+    )
 
 
 def _counts(values: tuple[int, ...] | list[int]) -> bytes:
