@@ -182,7 +182,9 @@ def test_a_long_document_is_encoded_once_not_once_a_piece():
 
 def test_where_every_conversation_is_too_long_the_packer_says_so():
     packer = packer_over([11, 12, 13], batch_tokens=10, context=10, is_cut=False)
-    with pytest.raises(DataError, match="every conversation is longer than the context; expected at most 10 tokens"):
+    with pytest.raises(
+        DataError, match="every conversation is longer than the context; expected conversations of at most 10"
+    ):
         packer.next(Position(0, 1))
 
 
@@ -299,7 +301,7 @@ def test_a_conversation_that_cannot_be_trained_on_is_named_by_its_row(tmp_path: 
     packer = Packer(
         Dataset([tmp_path]), NextToken(chat, False, False).encode, seed=0, batch_tokens=9, context=9, is_cut=False
     )
-    with pytest.raises(ChatError, match=r"conversations\.jsonl row 1: .*nothing to learn"):
+    with pytest.raises(ChatError, match=r"conversations\.jsonl row 1: .*no message to train on"):
         packer.next(Position())
 
 

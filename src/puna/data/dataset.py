@@ -43,7 +43,7 @@ class Dataset:
                 raise DataError(f"no rows in {source}", expected=names)
             self.parts += parts
         if not self.parts:
-            raise DataError("an empty list of datasets", expected="at least one")
+            raise DataError("an empty list of datasets", expected="at least one dataset")
         self.ends = list(accumulate(len(rows) for _, _, rows in self.parts))
 
     def __len__(self) -> int:

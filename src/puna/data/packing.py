@@ -45,8 +45,7 @@ class Example:
         return Example(self.ids[part], self.mask[part], {name: rows[part] for name, rows in self.columns.items()})
 
 
-# A row and a source of randomness -> the examples that it is: several stay together, in one batch and in this order;
-# none if the row is passed over.
+# (row, random generator) -> examples of the row, which stay in one batch in this order; () skips the row.
 Encode = Callable[[object, random.Random], Sequence[Example]]
 
 
@@ -173,7 +172,8 @@ class Packer:
                 position = self._next_row(position)
                 if not pieces and position.epoch > start.epoch + 1:
                     raise DataError(
-                        "every conversation is longer than the context", expected=f"at most {self.context} tokens"
+                        "every conversation is longer than the context",
+                        expected=f"conversations of at most {self.context} tokens",
                     )
                 continue
             fitting, position = self._take(examples, position, room)

@@ -19,7 +19,7 @@ ENVIRONMENTS = ("", "ipython")
 CallFormat = Literal["json", "tag"]
 CALL_FORMATS: tuple[str, ...] = get_args(CallFormat)
 BUILTIN_TOOLS = ("brave_search", "wolfram_alpha")
-# Letters and symbols that show nothing: fillers of Hangul, the empty Braille cell.
+# Invisible letters and symbols: Hangul fillers, the empty Braille cell.
 _INVISIBLE = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 _TAG_NAME = re.compile(r"[^<>{}\s]+")
 _MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
@@ -81,9 +81,9 @@ class Message:
         if self.role not in ROLES:
             raise ChatError(f"role {self.role!r}", expected=f"one of {', '.join(ROLES)}")
         if self.tool_calls and self.role != "assistant":
-            raise ChatError(f"tool_calls in a {self.role} message", expected="them in assistant messages only")
+            raise ChatError(f"tool_calls in a {self.role} message", expected="tool_calls in assistant messages only")
         if self.tool_call_id and self.role != "tool":
-            raise ChatError(f"tool_call_id in a {self.role} message", expected="it in tool messages only")
+            raise ChatError(f"tool_call_id in a {self.role} message", expected="tool_call_id in tool messages only")
         if self.weight not in (0, 1) or (self.weight == 0 and self.role != "assistant"):
             raise ChatError(f"weight {self.weight} in a {self.role} message", expected="0 or 1 in assistant messages")
 
@@ -143,16 +143,18 @@ class Conversation:
         if self.call_format == "tag":
             for index, name in enumerate(names):
                 if not _TAG_NAME.fullmatch(name):
-                    raise ChatError(f"tools[{index}] is named {name!r}", expected="no space, <, >, { or } in a tag")
+                    raise ChatError(
+                        f"tools[{index}] is named {name!r}", expected="a name without spaces, <, >, { and } for tags"
+                    )
 
     def _check_builtin_tools(self, names: list[str]) -> None:
         for name in self.builtin_tools:
             if name not in BUILTIN_TOOLS:
                 raise ChatError(f"builtin_tools has {name!r}", expected=f"only {', '.join(BUILTIN_TOOLS)}")
             if name in names or self.builtin_tools.count(name) > 1:
-                raise ChatError(f"{name} is offered twice", expected="it once, in builtin_tools or in tools")
+                raise ChatError(f"{name} is offered twice", expected="every tool once, in builtin_tools or in tools")
         if self.builtin_tools and self.environment != "ipython":
-            raise ChatError("builtin_tools without an environment", expected='them with environment "ipython"')
+            raise ChatError("builtin_tools without an environment", expected='environment "ipython" with builtin_tools')
 
     def with_message(self, message: Message) -> "Conversation":
         """Return the conversation with a further message."""
@@ -222,12 +224,12 @@ def _fields(data: Any, path: str, required: dict[str, type], **optional: type) -
 
 
 def _read_message(data: Any, path: str) -> Message:
-    # A tool message's `name` repeats what the call says; the prompt format has no room for it.
+    # A tool message's `name` repeats the call's; the prompt format has no place for a name.
     optional = {"content": object, "tool_calls": list, "tool_call_id": str, "name": str, "weight": int}
     fields = _fields(data, path, {"role": str}, **optional)
     role = OTHER_SPELLINGS.get(fields["role"], fields["role"])
     if "name" in fields and role != "tool":
-        raise ChatError(f"unknown field {path}.name", expected="it in tool messages only")
+        raise ChatError(f"unknown field {path}.name", expected="a name in tool messages only")
     calls = enumerate(fields.get("tool_calls", []))
     try:
         return Message(

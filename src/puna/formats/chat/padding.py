@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from puna.formats.chat.schema_keywords import BRANCHES, LISTS, MAPS, SINGLES, pointed_value
 
-# Fields of a conversation or of a preference that hold messages, and all fields that this file strips.
+# Fields with messages of a conversation or preference, and all stripped fields.
 _MESSAGES = ("messages", "prompt", "chosen", "rejected", "edited")
 PADDED = ("tools", *_MESSAGES)
 _MAX_REFERENCES = 8

@@ -66,7 +66,7 @@ def _parse(path: Path, entries: Any) -> tuple[AddedToken, ...]:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         given = f"{path}: added tokens ({type(error).__name__}: {error})"
-        raise TokenizerError(given, expected="an id for each text", hint="Copy the file again") from error
+        raise TokenizerError(given, expected="a token id for every text", hint="Copy the file again") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def parse_targets(fields: Fields, key: str) -> Targets:
 def _require_names(fields: Fields, key: str, names: Iterable[str]) -> list[str]:
     names = list(names)
     for name in names:
-        # A class of another kind ("LlamaAttention") would ask for what is not done here.
+        # Other classes ("LlamaAttention") would need quantized attention, which is not supported.
         if not NAME.fullmatch(name) or (name not in CLASSES and not name[0].islower()):
             raise fields.fail(key, f"{' or '.join(CLASSES)}, names of modules, and patterns")
     return names

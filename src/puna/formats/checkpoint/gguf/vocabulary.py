@@ -16,13 +16,13 @@ from puna.formats.tokenizer.files import BYTE_CHARACTERS, NAMED_TEXTS, SPLIT_PAT
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.pipeline.errors import CheckpointError
 
-# What llama.cpp calls Llama 3's split. With the last name it merges every word, with the others it first looks
-# whether the whole word is a token, as Meta's tokenizer does.
+# llama.cpp's names of Llama 3's split. With WHOLE_WORDS a word that is a token is not split, as in Meta's tokenizer;
+# with MERGED_WORDS every word is built by merges.
 WHOLE_WORDS, MERGED_WORDS = ("llama-bpe", "llama3", "llama-v3"), "smaug-bpe"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-# Parts of a BPE that GGUF has no place for.
+# BPE options without a GGUF key.
 UNSUPPORTED = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
-# What an added token may ask for in tokenizer.json, and GGUF cannot say.
+# Flags of added tokens without a GGUF key.
 FLAGS = ("single_word", "lstrip", "rstrip")
 STOP_ROLES = ("eos", "eot", "eom")
 IDS = {"bos": "begin_of_text", "eos": "eot_id", "eot": "eot_id", "eom": "eom_id", "padding": "finetune_right_pad_id"}
@@ -43,7 +43,7 @@ def parse_tokenizer(file: GgufFile, vocab_size: int) -> Tokenizer | None:
     merges = list(_read_merges(file, vocab))
     try:
         bpe = models.BPE(vocab=vocab, merges=merges, ignore_merges=split in WHOLE_WORDS)
-    except Exception as error:  # The library raises nothing narrower.
+    except Exception as error:  # The library raises bare exceptions.
         raise CheckpointError(f"{file.path}: its tokenizer ({error})", expected="a byte-level BPE") from error
     return Tokenizer(build_encoder(bpe), added)
 
@@ -66,15 +66,15 @@ def _read_tokens(file: GgufFile, vocab_size: int) -> tuple[dict[str, int], tuple
     if len(tokens) != vocab_size or not isinstance(kinds, np.ndarray) or len(kinds) != vocab_size:
         raise CheckpointError(
             f"{file.path}: {len(tokens):,} tokens for {vocab_size:,} embeddings",
-            expected="a token and a number in tokenizer.ggml.token_type for each",
+            expected="a token and an entry of tokenizer.ggml.token_type per embedding",
         )
     ids_by_type: dict[int, dict[str, int]] = {NORMAL: {}, CONTROL: {}, USER_DEFINED: {}, UNUSED: {}}
     for index, (token, kind) in enumerate(zip(tokens, kinds.tolist(), strict=True)):
         if kind not in ids_by_type or token in ids_by_type[kind]:
             given = f"token {index}, {token!a:.100}, " + (
-                "stands twice" if kind in ids_by_type else f"is of type {kind}"
+                "is a duplicate" if kind in ids_by_type else f"is of type {kind}"
             )
-            raise CheckpointError(f"{file.path}: {given}", expected="each token once, of type 1, 3, 4 or 5")
+            raise CheckpointError(f"{file.path}: {given}", expected="distinct tokens of type 1, 3, 4 or 5")
         ids_by_type[kind][token] = index
     vocab = ids_by_type[NORMAL] | _of_vocabulary(ids_by_type[USER_DEFINED], _strings(file, "merges"))
     missing = [character for character in BYTE_CHARACTERS if character not in vocab]
@@ -103,16 +103,17 @@ def _of_vocabulary(user_defined: Mapping[str, int], merges: Iterable[str]) -> di
 
 def _read_merges(file: GgufFile, vocab: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     merges = _strings(file, "merges")
-    # Each token has no more splits than characters, so what is built here stays in proportion to the tokens.
+    # A token has fewer splits than characters; the check bounds memory for untrusted files.
     if len(merges) > sum(map(len, vocab)):
         raise CheckpointError(
-            f"{file.path}: {len(merges):,} merges", expected=f"no more than {len(vocab):,} tokens have"
+            f"{file.path}: {len(merges):,} merges", expected=f"at most the possible splits of {len(vocab):,} tokens"
         )
     for index, merge in enumerate(merges):
         left, _, right = merge.partition(" ")
         if left not in vocab or right not in vocab or left + right not in vocab:
             raise CheckpointError(
-                f"{file.path}: merge {index}, {merge!a:.100}", expected="two tokens that make a third, a space between"
+                f"{file.path}: merge {index}, {merge!a:.100}",
+                expected="two tokens, separated by a space, whose concatenation is a token",
             )
         yield left, right
 
@@ -130,7 +131,9 @@ def render_tokenizer(tokenizer: Tokenizer, vocab_size: int, other_stop_ids: tupl
     An additional stop id of the model replaces eos; GGUF has no key for a second one.
     """
     if len(other_stop_ids) > 1:
-        raise CheckpointError(f"stop ids {list(other_stop_ids)}", expected="at most one that other Llamas have not")
+        raise CheckpointError(
+            f"stop ids {list(other_stop_ids)}", expected="at most one stop id in addition to Llama 3's"
+        )
     model = _plain_model(tokenizer)
     tokens = {index: (f"[PAD{index}]", UNUSED) for index in range(vocab_size)}
     tokens |= {index: (text, NORMAL) for text, index in model["vocab"].items()}

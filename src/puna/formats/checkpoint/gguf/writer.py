@@ -50,7 +50,7 @@ def write_gguf(
         size = source.tokenizer.vocab_size if source.tokenizer else "no"
         raise CheckpointError(
             f"a model of {source.config.vocab_size:,} embeddings with {size} token ids",
-            expected="a tokenizer, and an embedding for each of its ids",
+            expected="a tokenizer, and an embedding for every token id",
         )
     metadata = _general(source, kind, name, licence) | _sizes(source.config)
     metadata |= render_tokenizer(source.tokenizer, source.config.vocab_size, source.other_stop_ids)

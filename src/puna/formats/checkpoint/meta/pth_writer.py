@@ -16,9 +16,9 @@ import torch
 ALIGNMENT = 64
 STORAGES = {torch.float32: "FloatStorage", torch.float16: "HalfStorage", torch.bfloat16: "BFloat16Storage"}
 LOCAL_HEADER_BYTES = 30
-ZIP64_BYTES = 20  # What zipfile appends to an entry's extra field.
-PADDING_ID = 0x4246  # "FB", as PyTorch marks its own padding.
-EARLIEST = (1980, 1, 1, 0, 0, 0)  # The same weights give the same bytes.
+ZIP64_BYTES = 20  # zipfile's ZIP64 part of an entry's extra field.
+PADDING_ID = 0x4246  # "FB", PyTorch's mark of padding.
+EARLIEST = (1980, 1, 1, 0, 0, 0)  # A fixed time: equal weights give equal files.
 
 PROTOCOL = b"\x80\x02"
 ORDERED_DICT = b"ccollections\nOrderedDict\n)R"

@@ -25,7 +25,7 @@ from puna.pipeline.errors import CheckpointError
 
 PARAMS_NAME = "params.json"
 TOKENIZER_NAME = "tokenizer.model"
-CHUNK = 4096  # Rows that are compared at once.
+CHUNK = 4096  # Rows per comparison, which bounds memory.
 
 
 class OpenedMeta(NamedTuple):
@@ -68,8 +68,8 @@ class Joined:
         for index, view in enumerate(views):
             if index % copies and not _is_same(view, views[index - 1]):
                 raise CheckpointError(
-                    f"{self.shards[index].path}: {names.meta_name(name)} differs from the shard's before it",
-                    expected="the same, since they stand for one tensor",
+                    f"{self.shards[index].path}: {names.meta_name(name)} differs from the copy in the shard before",
+                    expected="equal copies of a tensor",
                 )
         return views[::copies]
 
@@ -96,7 +96,7 @@ def open_meta(directory: str | Path) -> OpenedMeta:
     if tokenizer and tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{directory}: a tokenizer of {tokenizer.vocab_size:,} ids for {config.vocab_size:,} embeddings",
-            expected="no more ids than embeddings",
+            expected="at most as many token ids as embeddings",
         )
     joined = _join(shards, config)
     if not config.tie_embeddings and _has_equal_head(joined):
@@ -113,7 +113,7 @@ def _shard_paths(directory: Path) -> list[Path]:
         if name not in file_names:
             raise CheckpointError(
                 f"{directory / name} is missing among {len(file_names)} files",
-                expected="consolidated.00.pth and on, without a gap",
+                expected="consolidated.00.pth, consolidated.01.pth and so on without a gap",
             )
     paths = [find_file(directory, name) for name in expected]
     return [path for path in paths if path is not None]
@@ -122,7 +122,7 @@ def _shard_paths(directory: Path) -> list[Path]:
 def _join(shards: Sequence[Shard], config: LlamaConfig) -> Joined:
     """Compare the tensors of all shards with the config, and return the joined model."""
     directory = shards[0].path.parent
-    # NOTE: these three come before the network is built: a config may name a billion layers.
+    # NOTE: the next three checks come before the network is built: a config may claim a billion layers.
     for layer in range(config.num_layers):
         if f"layers.{layer}.attention_norm.weight" not in shards[0].tensors:
             raise CheckpointError(f"{directory}: layers.{layer}.attention_norm.weight is missing")

@@ -19,7 +19,7 @@ PROGRAM = "from puna.formats.checkpoint.meta.child import main; main()"
 MAX_ANSWER_BYTES = 32 * 2**20
 MAX_COUNT = 2**63
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-IGNORED = {"rope.freqs"}  # A constant that the files of Llama 1 and 2 hold.
+IGNORED = {"rope.freqs"}  # A constant in files of Llama 1 and 2.
 
 
 class TensorPosition(NamedTuple):
@@ -55,7 +55,7 @@ class Shard:
                 answer = parse_json(run_confined(PROGRAM, file, max_bytes=MAX_ANSWER_BYTES), path)
                 if "error" in answer:
                     raise _error(path, answer["error"])
-                # NOTE: private, because torch wants memory that it may write to; the file itself stays as it is.
+                # NOTE: copy-on-write, because torch requires writable memory; the file is never modified.
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: {error}", expected="a readable file") from error

@@ -99,7 +99,7 @@ def write_file(path: Path, entries: Iterable[Entry]) -> None:
     Raises:
         CheckpointError: The disk is full or fails.
     """
-    # NOTE: wide items first, as the library does it, so that each tensor lies aligned when it is mapped.
+    # NOTE: wide dtypes first, as in the library, so that every tensor is aligned for mapping.
     entries = sorted(entries, key=lambda entry: -entry.dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
