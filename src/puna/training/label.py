@@ -228,7 +228,7 @@ class _Rows:
                 row = fresh_identifiers(row, source)
             (example,) = self._plain.encode(row, source)
         except ChatError as error:
-            given = f"{self._dataset.place(index)}: {error.given}"
+            given = f"{self._dataset.location(index)}: {error.given}"
             raise ChatError(given, expected=error.expected, hint=error.hint) from None
         return Item(row, example.ids, example.mask)
 
