@@ -79,7 +79,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     "corpus": ({"ingest", "synthesize"},),
     "conversion": ({"compression", "exchange"},),
     "conversion/compression": (
-        {"kv_cache", "rounding"},
+        {"calibration_texts", "kv_cache", "rounding", "settings"},
         {"calibrate"},
         {"pruning"},
         {"cost"},

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from puna.conversion.compression.cost import estimate_merging
+from puna.conversion.compression.settings import Precision, dtype_of
 from puna.data.pieces import cut_pieces, probe_pieces
 from puna.formats.checkpoint.adapters.adapter import (
     base_of,
@@ -48,7 +49,7 @@ class Config(StageConfig):
     min_kept: float = Field(default=0.9, ge=0, le=1, description="least share of the adapter's effect that is kept")
     num_tokens: int = Field(default=4096, ge=2, description="tokens to compare, at most")
     context: int = Field(default=1024, ge=2, description="tokens of a text that are read together, at most")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compare in")
+    precision: Precision = Field(default="float32", description="dtype to compare in")
 
     def estimate(self, known: Known) -> Estimate:
         """Foresee the merge and the comparison (compress/cost.py)."""
@@ -89,7 +90,7 @@ def _prove(config: Config, run: Run, base: Checkpoint, pieces: Pieces, written: 
 
     The reference reads the adapter's files by itself and shares no code with the merge.
     """
-    dtype = getattr(torch, config.precision)
+    dtype = dtype_of(config.precision)
     model, result = base.load(dtype), Checkpoint.open(run.output).load(dtype)
     reference = SideBySide(model, config.adapter)
     comparison, effect, num_tokens = Comparison(), Comparison(), sum(map(len, pieces))

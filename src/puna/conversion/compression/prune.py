@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from pydantic import Field, model_validator
 
+from puna.conversion.compression.calibration_texts import calibration_texts
 from puna.conversion.compression.cost import estimate_pruning, likely_size
 from puna.conversion.compression.pruning.importance import Depth, Importance, Width, measure_importance
 from puna.conversion.compression.pruning.layerwise import Reference, Scores, Texts
@@ -29,6 +30,7 @@ from puna.conversion.compression.pruning.targets import (
     require_reachable,
     target_size,
 )
+from puna.conversion.compression.settings import Precision, dtype_of, require_separate_texts
 from puna.data.pieces import cut_examples
 from puna.formats.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.formats.checkpoint.source import Source
@@ -69,7 +71,7 @@ class Config(StageConfig):
     calibration_tokens: int = Field(default=32_768, ge=1, description="tokens to calibrate on, at most")
     num_tokens: int = Field(default=4096, ge=2, description="tokens to measure the loss on")
     context: int = Field(default=1024, ge=2, description="tokens of a text that are read together, at most")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype of the activations")
+    precision: Precision = Field(default="float32", description="dtype of the activations")
     tolerance_perplexity: float | None = Field(
         default=None, ge=0, description="most share that perplexity may grow by; without it nothing stops"
     )
@@ -80,14 +82,8 @@ class Config(StageConfig):
             raise ValueError("exactly one of 'size' (a shape) and 'parameters' (a number)")
         if self.parameters is None and self.model_fields_set & {"heads", "multiple"}:
             raise ValueError("'heads' and 'multiple' only with 'parameters': a size says both itself")
-        if {path.resolve() for path in self.data} & {path.resolve() for path in self.calibration}:
-            raise ValueError("data and calibration name the same path: measure on other text than you calibrate on")
+        require_separate_texts(self.data, self.calibration)
         return self
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that `precision` names."""
-        return getattr(torch, self.precision)
 
     def estimate(self, known: Known) -> Estimate:
         """Foresee the passes over the texts (compress/cost.py)."""
@@ -152,19 +148,20 @@ def run(config: Config, run: Run) -> None:
 
 def _texts(config: Config, run: Run, parent: Checkpoint) -> tuple[Texts, Texts]:
     """Return what to calibrate and what to measure on; what is in both counts as the latter."""
-    tokenizer, longest = parent.tokenizer(), min(config.context, parent.config.max_context)
-    data = list(cut_examples(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest))
-    known = {tuple(text.ids) for text in data}
-    texts = list(cut_examples(config.calibration, tokenizer, num_tokens=config.calibration_tokens, longest=longest))
-    left = [text for text in texts if tuple(text.ids) not in known]
-    if len(left) < len(texts):
-        run.log(f"{len(texts) - len(left):,} of {len(texts):,} calibration texts are also measured on: left out")
-    for name, chosen in (("calibration", left), ("data", data)):
-        if not any(any(text.mask[1:]) for text in chosen):
-            raise ConfigError(f"{name} leaves no token to foresee", expected="documents, or answers of an assistant")
-    num_tokens = sum(len(text.ids) for text in left)
-    run.log(f"calibrating on {num_tokens:,} tokens of {len(left):,} texts")
-    return left, data
+    tokenizer, max_length = parent.tokenizer(), min(config.context, parent.config.max_context)
+    data = list(cut_examples(config.data, tokenizer, num_tokens=config.num_tokens, longest=max_length))
+    calibration = calibration_texts(
+        config.calibration,
+        tokenizer,
+        run,
+        held_out=[text.ids for text in data],
+        num_tokens=config.calibration_tokens,
+        max_length=max_length,
+    )
+    for name, texts in (("calibration", calibration), ("data", data)):
+        if not any(any(text.mask[1:]) for text in texts):
+            raise ConfigError(f"{name} has no token to predict", expected="documents, or answers of an assistant")
+    return calibration, data
 
 
 def _measure(config: Config, run: Run, source: Source, texts: Texts, *, is_narrower: bool) -> tuple[Importance, Origin]:
@@ -173,18 +170,22 @@ def _measure(config: Config, run: Run, source: Source, texts: Texts, *, is_narro
     # Without one layer after the other, the texts go through all the layers behind.
     passes = 2 * layers + layers * (layers + 1) // 2 if config.depth == "divergence" else layers
     with run.progress(passes, "measuring", unit="layer passes") as bar:
-        importance = measure_importance(source, texts, config.dtype, bar, width=config.width, depth=config.depth)
+        importance = measure_importance(
+            source, texts, dtype_of(config.precision), bar, width=config.width, depth=config.depth
+        )
     if not is_narrower or config.stream == "channels":
         return importance, Origin(source, source)
     rotated = rotate(source, principal_directions(importance.stream_DD))
     with run.progress(layers, "measuring the turned stream", unit="layers") as bar:
-        found = measure_importance(rotated, texts, config.dtype, bar, width="contribution", depth="influence")
+        found = measure_importance(
+            rotated, texts, dtype_of(config.precision), bar, width="contribution", depth="influence"
+        )
     return replace(importance, dim_D=found.dim_D, energies=found.energies), Origin(source, rotated)
 
 
 def _reference(config: Config, run: Run, source: Source, texts: Texts) -> Reference:
     with run.progress(source.config.num_layers, "what the parent foresees", unit="layers") as bar:
-        return Reference(source, texts, config.dtype, bar)
+        return Reference(source, texts, dtype_of(config.precision), bar)
 
 
 def _score(run: Run, reference: Reference, source: Source, description: str) -> Scores:
@@ -241,7 +242,7 @@ def _measure_steps(
 
 def _refit(config: Config, run: Run, source: Source, selection: Selection, texts: Texts) -> dict[str, torch.Tensor]:
     with run.progress(len(selection.layers), "fitting what is left", unit="layers") as bar:
-        return refit(source, selection, texts, config.dtype, bar)
+        return refit(source, selection, texts, dtype_of(config.precision), bar)
 
 
 def _conclude(

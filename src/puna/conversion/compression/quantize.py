@@ -9,16 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from pydantic import Field, model_validator
 
 from puna.conversion.compression.calibrate import round_by_calibration
+from puna.conversion.compression.calibration_texts import calibration_texts
 from puna.conversion.compression.cost import estimate_quantizing
 from puna.conversion.compression.kv_cache import compare_caches
 from puna.conversion.compression.rounding import nearest
+from puna.conversion.compression.settings import Precision, dtype_of, require_separate_texts
 from puna.data.pieces import cut_pieces
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.formats.tokenizer import Tokenizer
 from puna.model.compare import Comparison, logits_of
 from puna.model.config import LlamaConfig, layer_shapes, matrix_shapes
 from puna.model.llama import Embedding, Linear, Llama
@@ -74,7 +74,7 @@ class Config(StageConfig):
     tolerance_perplexity: float | None = Field(default=None, ge=0, description="most share that perplexity may grow by")
     num_tokens: int = Field(default=4096, ge=2, description="tokens to compare")
     context: int = Field(default=1024, ge=2, description="tokens of a text that are read together, at most")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compare in")
+    precision: Precision = Field(default="float32", description="dtype to compare in")
 
     @model_validator(mode="after")
     def _says_no_more_than_is_used(self) -> "Config":
@@ -90,14 +90,8 @@ class Config(StageConfig):
             raise ValueError("calibration belongs to the method gptq, which needs it")
         if self.method != "gptq" and "calibration_tokens" in self.model_fields_set:
             raise ValueError("no calibration_tokens without gptq")
-        if {path.resolve() for path in self.data} & {path.resolve() for path in self.calibration}:
-            raise ValueError("data and calibration name the same path: measure on other text than you calibrate on")
+        require_separate_texts(self.data, self.calibration)
         return self
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that `precision` names."""
-        return getattr(torch, self.precision)
 
     def limits(self, usual: Tolerances) -> Tolerances:
         """What the receipts must show: as told, otherwise as usual."""
@@ -127,10 +121,14 @@ def run(config: Config, run: Run) -> None:
         raise ConfigError(f"checkpoint = {config.checkpoint} is quantized", expected="float weights", hint=hint)
     schemes = {} if config.scheme == "keep" else choose_schemes(config, parent.config)
     tokenizer = parent.tokenizer()
-    longest = min(config.context, parent.config.max_context)
-    pieces = list(cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest))
+    max_length = min(config.context, parent.config.max_context)
+    pieces = list(cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=max_length))
     model = parent.load()
-    texts = _calibration(config, run, tokenizer, pieces, longest=longest) if config.method == "gptq" else []
+    texts: Pieces = []
+    if config.method == "gptq":
+        limits = {"num_tokens": config.calibration_tokens, "max_length": max_length}
+        examples = calibration_texts(config.calibration, tokenizer, run, held_out=pieces, **limits)
+        texts = [list(example.ids) for example in examples]
     if schemes:
         _round(config, run, model, schemes, texts)
     save_checkpoint(run.output, model, tokenizer, like=parent.source())
@@ -171,23 +169,10 @@ def choose_schemes(config: Config, sizes: LlamaConfig) -> dict[str, Scheme]:
     return schemes
 
 
-def _calibration(config: Config, run: Run, tokenizer: Tokenizer, compared: Pieces, *, longest: int) -> Pieces:
-    """Return the texts to calibrate on: what is compared on as well is left out."""
-    known = set(map(tuple, compared))
-    texts = list(cut_pieces(config.calibration, tokenizer, num_tokens=config.calibration_tokens, longest=longest))
-    left = [ids for ids in texts if tuple(ids) not in known]
-    if len(left) < len(texts):
-        run.log(f"{len(texts) - len(left):,} of {len(texts):,} calibration texts are also compared on: left out")
-    if not left:
-        raise ConfigError("every calibration text is also in data", expected="text of its own to calibrate on")
-    run.log(f"calibrating on {sum(map(len, left)):,} tokens of {len(left):,} texts")
-    return left
-
-
 def _round(config: Config, run: Run, model: Llama, schemes: dict[str, Scheme], texts: Pieces) -> None:
     with run.progress(len(schemes), f"rounding to {config.scheme}", unit="matrices") as bar:
         if texts:
-            round_by_calibration(model, texts, schemes, config.dtype, bar)
+            round_by_calibration(model, texts, schemes, dtype_of(config.precision), bar)
         _round_others(model, schemes, bar)
     if "embed_tokens" in schemes and len(set(schemes.values())) > 1:
         run.log('int8 embeddings beside another scheme: transformers cannot load this; vocabulary = "head" it can')
@@ -226,7 +211,7 @@ def _prove_weights(config: Config, run: Run, pieces: Pieces, schemes: dict[str, 
     """Compare what was written with its parent."""
     before, after = _num_bytes(config.checkpoint), _num_bytes(run.output)
     run.log(f"{before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB in {describe_schemes(schemes)}")
-    models = {path: Checkpoint.open(path).load(config.dtype) for path in (config.checkpoint, run.output)}
+    models = {path: Checkpoint.open(path).load(dtype_of(config.precision)) for path in (config.checkpoint, run.output)}
     num_tokens, comparison = sum(map(len, pieces)), Comparison()
     with run.progress(num_tokens, "comparing weights", unit="tokens") as bar:
         for ids in pieces:
@@ -241,9 +226,9 @@ def _prove_weights(config: Config, run: Run, pieces: Pieces, schemes: dict[str, 
 def _prove_cache(config: Config, run: Run, pieces: Pieces) -> None:
     """Compare what was written, keeping keys and values as int8, with itself keeping them as usual."""
     run.log("keys and values in int8:")
-    model, num_tokens = Checkpoint.open(run.output).load(config.dtype), sum(map(len, pieces))
+    model, num_tokens = Checkpoint.open(run.output).load(dtype_of(config.precision)), sum(map(len, pieces))
     with run.progress(num_tokens, "comparing caches", unit="tokens") as bar:
-        comparison = compare_caches(model, config.checkpoint, pieces, config.dtype, bar)
+        comparison = compare_caches(model, config.checkpoint, pieces, dtype_of(config.precision), bar)
     details = {"num_tokens": num_tokens, "precision": config.precision}
     limits = config.limits(CACHE_TOLERANCES)
     _write_receipts(run, comparison, "itself with the usual cache", limits, details, prefix="int8_cache_")
