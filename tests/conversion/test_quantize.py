@@ -272,7 +272,7 @@ WRONG = [
     ({"scheme": "fp8", "group_size": 32}, "no group_size with fp8"),
     ({"scheme": "fp8", "method": "gptq", "calibration": ["c"]}, "no gptq with fp8"),
     ({"method": "gptq"}, "which needs it"),
-    ({"calibration": ["c"]}, "belongs to the method gptq"),
+    ({"calibration": ["c"]}, "method 'gptq' and calibration go together"),
     ({"calibration_tokens": 5}, "no calibration_tokens without gptq"),
     ({"method": "gptq", "calibration": ["c", "d"]}, "the same path"),
 ]

@@ -1,4 +1,4 @@
-"""Settings that several compression stages share: dtypes of a measurement, separate texts to calibrate and measure."""
+"""Settings shared by compression stages: dtype of a measurement, separate texts to calibrate and to measure."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +20,6 @@ def dtype_of(precision: Precision) -> torch.dtype:
 
 
 def require_separate_texts(data: Iterable[Path], calibration: Iterable[Path]) -> None:
-    """Raise ValueError if one path serves both as held-out data and as calibration text."""
+    """Raise ValueError if a path serves as held-out data and as calibration text."""
     if {path.resolve() for path in data} & {path.resolve() for path in calibration}:
         raise ValueError("data and calibration name the same path: measure on other text than you calibrate on")
