@@ -11,7 +11,7 @@ from puna.formats.checkpoint.source import tensor_shapes
 from puna.model.config import LlamaConfig
 from puna.model.scheme import describe_schemes
 from puna.pipeline.errors import CheckpointError
-from puna.planning.doctor.directory.opened import CONFIG, Opened, find_safely
+from puna.planning.doctor.hf.opened import CONFIG, Opened, find_safely
 from puna.planning.doctor.report import Report, listed
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -7,7 +7,7 @@ from puna.formats.tokenizer.added import AddedToken
 from puna.formats.tokenizer.beside import read_beside
 from puna.formats.tokenizer.files import NAMED_TEXTS
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.planning.doctor.directory.opened import SPECIALS_MAP, TOKENIZER_CONFIG, Opened, role_text
+from puna.planning.doctor.hf.opened import SPECIALS_MAP, TOKENIZER_CONFIG, Opened, role_text
 from puna.planning.doctor.report import Report, listed
 
 TOKENIZER = "tokenizer.json"

@@ -11,8 +11,8 @@ from puna.formats.checkpoint.safe_files import find_file
 from puna.formats.tokenizer.files import NUM_LLAMA3_RANKS, SPECIAL_TEXTS, SPLIT_PATTERN
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.pipeline.errors import CheckpointError
-from puna.planning.doctor.directory.added import check_added, describe_tokens
-from puna.planning.doctor.directory.opened import CONFIG, TOKENIZER_CONFIG, Opened, find_safely
+from puna.planning.doctor.hf.added import check_added, describe_tokens
+from puna.planning.doctor.hf.opened import CONFIG, TOKENIZER_CONFIG, Opened, find_safely
 from puna.planning.doctor.report import Report, listed
 
 TOKENIZER, RANKS = "tokenizer.json", "tokenizer.model"

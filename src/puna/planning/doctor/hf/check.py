@@ -5,13 +5,13 @@ from pathlib import Path
 from rich.console import Console
 
 from puna.formats.tokenizer.files import NUM_LLAMA3_RANKS
-from puna.planning.doctor.directory.files import check_files, check_licence, check_manifest
-from puna.planning.doctor.directory.layout import EMBEDDINGS, HEAD, check_fit, check_headers
-from puna.planning.doctor.directory.opened import CONFIG, Opened, open_directory
-from puna.planning.doctor.directory.settings import LLAMA3_VOCAB, check_dtype, check_settings
-from puna.planning.doctor.directory.stops import check_padding, check_roles, check_stops
-from puna.planning.doctor.directory.templates import check_templates, find_templates
-from puna.planning.doctor.directory.vocabulary import check_sizes, check_tokenizer
+from puna.planning.doctor.hf.files import check_files, check_licence, check_manifest
+from puna.planning.doctor.hf.layout import EMBEDDINGS, HEAD, check_fit, check_headers
+from puna.planning.doctor.hf.opened import CONFIG, Opened, open_directory
+from puna.planning.doctor.hf.settings import LLAMA3_VOCAB, check_dtype, check_settings
+from puna.planning.doctor.hf.stops import check_padding, check_roles, check_stops
+from puna.planning.doctor.hf.templates import check_templates, find_templates
+from puna.planning.doctor.hf.vocabulary import check_sizes, check_tokenizer
 from puna.planning.doctor.report import Report
 from puna.planning.doctor.values import check_values, readable, scan
 

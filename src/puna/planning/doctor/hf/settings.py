@@ -9,7 +9,7 @@ from puna.formats.checkpoint.compressed.config import parse_quantization
 from puna.formats.checkpoint.hf.config import FIXED, names_reward_model, parse_config
 from puna.model.config import SIZES, LlamaConfig
 from puna.pipeline.errors import CheckpointError
-from puna.planning.doctor.directory.opened import CONFIG, TOKENIZER_CONFIG, Opened, text_dtype
+from puna.planning.doctor.hf.opened import CONFIG, TOKENIZER_CONFIG, Opened, text_dtype
 from puna.planning.doctor.report import Report
 
 OLD_CONTEXT = 8192
