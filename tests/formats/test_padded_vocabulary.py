@@ -26,11 +26,11 @@ from puna.pipeline.artifacts.artifact import read_receipts
 from puna.pipeline.config import parse_config
 from puna.pipeline.errors import ConfigError
 from puna.training.distill import Config, require_fit
-from puna.training.labelling.local import LocalTeacher
-from puna.training.labelling.teacher import Item
 from puna.training.objectives.imitation.divergence import Divergence
 from puna.training.objectives.imitation.live_teacher import LiveTeacher
 from puna.training.objectives.imitation.stored_labels import StoredLabels
+from puna.training.teacher.local import LocalTeacher
+from puna.training.teacher.teacher import Item
 
 Perform = Callable[..., bool]
 # Rows that would have most of the mass if they counted.

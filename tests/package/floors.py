@@ -57,6 +57,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"pieces"},
     ),
     "inference": ({"engine"}, {"completer"}),
+    "inference/completer": ({"completer", "settings"}, {"http", "local"}, {"endpoint"}, {"opening"}),
     "inference/engine": (
         {"adapters", "cache", "detokenizer", "grammar", "options", "outputs"},
         {"runners", "sampling"},
@@ -74,6 +75,8 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"torch_runner"},
     ),
     "inference/engine/grammar": ({"check", "schema"}, {"grammar"}),
+    "inference/engine/grammar/schema": ({"formats", "patterns"}, {"dialect"}, {"fit"}),
+    "training/teacher": ({"settings", "teacher"}, {"answering", "local", "scoring", "shards"}, {"rate"}),
     "planning": ({"plan", "doctor"},),
     "planning/doctor": (
         {"finding", "render", "template_child"},

@@ -32,8 +32,8 @@ from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.adapters.adapter import checkpoint_at
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.completer.completer import Completer, Reply, Sampling
-from puna.inference.completer.endpoint import EndpointCompleter
 from puna.inference.completer.local import LocalCompleter
+from puna.inference.completer.opening import open_completer
 from puna.inference.engine.options import EngineOptions
 from puna.model.kernels.device import DeviceName
 from puna.pipeline.artifacts import artifact
@@ -163,10 +163,8 @@ def _judge(config: Config, run: Run) -> Judge | RewardJudge | None:
 
 
 def _open_judge(config: Config, run: Run, settings: JudgeSettings) -> Completer:
-    if settings.checkpoint is not None:
-        return LocalCompleter.open(settings.checkpoint, _options(config), config.device)
-    key = run.secret(settings.key_variable) if settings.key_variable else ""
-    return EndpointCompleter(settings.endpoint, settings.model, key, config.max_batch)
+    source = (settings.checkpoint, settings.endpoint, settings.model, settings.key_variable)
+    return open_completer(*source, secret=run.secret, options=_options(config), device=config.device)
 
 
 def _options(config: Config) -> EngineOptions:
