@@ -73,6 +73,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"cuda_graphs", "runner", "torch_pages"},
         {"decode_step", "native_runner"},
         {"torch_runner"},
+        {"opening"},
     ),
     "inference/engine/grammar": ({"check", "schema"}, {"grammar"}),
     "inference/engine/grammar/schema": ({"formats", "patterns"}, {"dialect"}, {"fit"}),

@@ -23,7 +23,7 @@ from puna.evaluation.tasks.reward_model import RewardModel
 from puna.formats.chat.conversation import Conversation
 from puna.inference.completer.completer import Completer, Sampling
 from puna.inference.completer.opening import open_completer
-from puna.inference.completer.settings import require_one_source
+from puna.inference.completer.settings import flat_endpoint, require_one_source
 from puna.inference.engine.options import EngineOptions
 from puna.pipeline.config import StageConfig
 from puna.pipeline.errors import DataError
@@ -168,8 +168,8 @@ def _answer(config: Config, run: Run, asks: list[Ask]) -> list[dict[str, Any]]:
 
 def _open(config: Config, run: Run) -> Completer:
     options = EngineOptions(max_batch=config.max_batch, dtype=getattr(torch, config.precision))
-    source = (config.checkpoint, config.endpoint, config.model, config.key_variable)
-    return open_completer(*source, secret=run.secret, options=options)
+    endpoint = (config.endpoint, config.model, config.key_variable, config.max_batch)
+    return open_completer(config.checkpoint or flat_endpoint(*endpoint), options=options, secret=run.secret)
 
 
 def _judge(config: Config, run: Run, asks: list[Ask], replies: list[Reply]) -> list[dict[str, Any]]:

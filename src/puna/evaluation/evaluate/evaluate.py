@@ -34,6 +34,7 @@ from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.completer.completer import Completer, Reply, Sampling
 from puna.inference.completer.local import LocalCompleter
 from puna.inference.completer.opening import open_completer
+from puna.inference.completer.settings import flat_endpoint
 from puna.inference.engine.options import EngineOptions
 from puna.model.kernels.device import DeviceName
 from puna.pipeline.artifacts import artifact
@@ -163,8 +164,9 @@ def _judge(config: Config, run: Run) -> Judge | RewardJudge | None:
 
 
 def _open_judge(config: Config, run: Run, settings: JudgeSettings) -> Completer:
-    source = (settings.checkpoint, settings.endpoint, settings.model, settings.key_variable)
-    return open_completer(*source, secret=run.secret, options=_options(config), device=config.device)
+    endpoint = (settings.endpoint, settings.model, settings.key_variable, config.max_batch)
+    source = settings.checkpoint or flat_endpoint(*endpoint)
+    return open_completer(source, options=_options(config), secret=run.secret, device=config.device)
 
 
 def _options(config: Config) -> EngineOptions:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from puna.pipeline.config import StageConfig
 
 MAX_CONCURRENCY = 1024
+FLAT_TIMEOUT = 600.0
 
 
 class EndpointConfig(StageConfig):
@@ -38,6 +39,12 @@ class EndpointConfig(StageConfig):
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
             raise ValueError("http://HOST/v1 or https://HOST/v1, without a key in the address")
         return url.rstrip("/")
+
+
+def flat_endpoint(url: str, model: str, key_variable: str, max_batch: int) -> EndpointConfig:
+    """Return the endpoint of a stage whose settings name address, model and key beside a batch size."""
+    limits = {"concurrency": min(max_batch, MAX_CONCURRENCY), "timeout": FLAT_TIMEOUT}
+    return EndpointConfig(url=url, model=model, key_variable=key_variable, **limits)
 
 
 def require_one_source(checkpoint: Path | None, endpoint: str, model: str, *, spelling: str = "'{}'") -> None:

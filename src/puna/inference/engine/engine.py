@@ -20,9 +20,8 @@ from puna.inference.engine.cache.paged_cache import PAGE_LEN, PagePool, num_page
 from puna.inference.engine.detokenizer import TextStream
 from puna.inference.engine.options import DEFAULTS, EngineOptions
 from puna.inference.engine.outputs import Chunk, TokenLogprob, Usage
-from puna.inference.engine.runners.native_runner import NativeRunner, native_kernels
+from puna.inference.engine.runners.opening import open_runner
 from puna.inference.engine.runners.runner import Runner, Span
-from puna.inference.engine.runners.torch_runner import TorchRunner
 from puna.inference.engine.sampling.params import SamplingParams
 from puna.inference.engine.sampling.sampler import sample, token_logprobs, trim_padded_vocabulary
 from puna.inference.engine.scheduling.request import Request, State
@@ -365,14 +364,6 @@ def _together_or_alone(compute: Callable[[list[Item]], list[Outcome]], items: li
         if len(items) == 1:
             return [error]
         return [outcome for item in items for outcome in _together_or_alone(compute, [item])]
-
-
-def open_runner(model: Llama, num_pages: int, dtype: torch.dtype, *, is_int8_cache: bool = False) -> Runner:
-    """Return the runner for a model on this machine: compiled kernels where they fit, else torch."""
-    kernels = native_kernels(model, dtype)
-    if kernels is not None:
-        return NativeRunner(model, kernels, num_pages=num_pages, is_int8_cache=is_int8_cache)
-    return TorchRunner(model, num_pages=num_pages, dtype=dtype, is_int8_cache=is_int8_cache)
 
 
 def _open_adapters(options: EngineOptions, runner: Runner) -> Adapters | None:
