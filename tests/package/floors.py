@@ -65,6 +65,12 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"engine"},
         {"completer"},
     ),
+    "inference/completer": (
+        {"completer", "settings"},
+        {"http", "local"},
+        {"endpoint"},
+        {"opening"},
+    ),
     "inference/engine": (
         {"adapters", "cache", "detokenizer", "grammar", "options", "outputs"},
         {"runners", "sampling"},
@@ -81,6 +87,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"cuda_graphs", "runner", "torch_pages"},
         {"decode_step", "native_runner"},
         {"torch_runner"},
+        {"opening"},
     ),
     "inference/engine/sampling": (
         {"params"},
@@ -93,6 +100,11 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     "inference/engine/speculative": (
         {"drafter", "prompt_lookup"},
         {"draft_model"},
+    ),
+    "inference/engine/grammar/schema": (
+        {"formats", "patterns"},
+        {"dialect"},
+        {"fit"},
     ),
     "planning": ({"doctor", "plan"},),
     "planning/doctor": (
@@ -204,6 +216,11 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"layerwise", "rotate"},
         {"importance", "refit"},
         {"report", "selection"},
+    ),
+    "training/teacher": (
+        {"settings", "teacher"},
+        {"answering", "local", "scoring", "shards"},
+        {"rate"},
     ),
     "serving": (
         {"browser", "errors"},

@@ -22,8 +22,8 @@ from puna.evaluation.tasks import GRADES, Question, Task
 from puna.evaluation.tasks.reward_model import RewardModel
 from puna.formats.chat.conversation import Conversation
 from puna.inference.completer.completer import Completer, Sampling
-from puna.inference.completer.endpoint import EndpointCompleter, require_one_source
-from puna.inference.completer.local import LocalCompleter
+from puna.inference.completer.opening import open_completer
+from puna.inference.completer.settings import flat_endpoint, require_one_source
 from puna.inference.engine.options import EngineOptions
 from puna.pipeline.config import StageConfig
 from puna.pipeline.errors import DataError
@@ -167,11 +167,9 @@ def _answer(config: Config, run: Run, asks: list[Ask]) -> list[dict[str, Any]]:
 
 
 def _open(config: Config, run: Run) -> Completer:
-    if config.checkpoint is not None:
-        options = EngineOptions(max_batch=config.max_batch, dtype=getattr(torch, config.precision))
-        return LocalCompleter.open(config.checkpoint, options)
-    key = run.secret(config.key_variable) if config.key_variable else ""
-    return EndpointCompleter(config.endpoint, config.model, key, config.max_batch)
+    options = EngineOptions(max_batch=config.max_batch, dtype=getattr(torch, config.precision))
+    endpoint = (config.endpoint, config.model, config.key_variable, config.max_batch)
+    return open_completer(config.checkpoint or flat_endpoint(*endpoint), options=options, secret=run.secret)
 
 
 def _judge(config: Config, run: Run, asks: list[Ask], replies: list[Reply]) -> list[dict[str, Any]]:

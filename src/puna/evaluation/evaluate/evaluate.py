@@ -42,8 +42,9 @@ from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.adapters.adapter import checkpoint_at
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.completer.completer import Completer, Reply, Sampling
-from puna.inference.completer.endpoint import EndpointCompleter
 from puna.inference.completer.local import LocalCompleter
+from puna.inference.completer.opening import open_completer
+from puna.inference.completer.settings import flat_endpoint
 from puna.inference.engine.options import EngineOptions
 from puna.model.kernels.device import DeviceName
 from puna.pipeline.artifacts import artifact
@@ -179,10 +180,9 @@ def _judge(config: Config, run: Run) -> Judge | RewardJudge | None:
 
 
 def _open_judge(config: Config, run: Run, settings: JudgeSettings) -> Completer:
-    if settings.checkpoint is not None:
-        return LocalCompleter.open(settings.checkpoint, _options(config), config.device)
-    key = run.secret(settings.key_variable) if settings.key_variable else ""
-    return EndpointCompleter(settings.endpoint, settings.model, key, config.max_batch)
+    endpoint = (settings.endpoint, settings.model, settings.key_variable, config.max_batch)
+    source = settings.checkpoint or flat_endpoint(*endpoint)
+    return open_completer(source, options=_options(config), secret=run.secret, device=config.device)
 
 
 def _options(config: Config) -> EngineOptions:

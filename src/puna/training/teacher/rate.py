@@ -6,8 +6,8 @@ from functools import cache
 from puna.formats.chat.conversation import Conversation
 from puna.model.config import LlamaConfig
 from puna.planning.plan.steps.speed import DTYPES, flops_of, probe_network, reduced
-from puna.training.labelling.local import CHUNK_VALUES, LocalTeacher
-from puna.training.labelling.teacher import Item
+from puna.training.teacher.local import CHUNK_VALUES, LocalTeacher
+from puna.training.teacher.teacher import Item
 
 # Bytes of logits, exponentials and sorted values, in float32.
 LOGITS_BYTES = 3 * 4 * CHUNK_VALUES

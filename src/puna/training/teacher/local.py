@@ -22,7 +22,7 @@ from puna.model.attend import packed_attend
 from puna.model.kernels.native import Kernels
 from puna.model.llama import Llama
 from puna.pipeline.errors import CheckpointError
-from puna.training.labelling.teacher import Item, Labelled, Piece, cut
+from puna.training.teacher.teacher import Item, Labelled, Piece, cut
 
 # Logits that are held at once.
 CHUNK_VALUES = 2**25

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.inference.completer.http import EndpointClient, RejectedError
 from puna.pipeline.errors import ConfigError, DataError, TokenizerError
-from puna.training.labelling.endpoint import Endpoint, Refused
-from puna.training.labelling.teacher import Item, Label, Labelled, Piece, cut, labelled_row
+from puna.training.teacher.settings import TeacherEndpoint
+from puna.training.teacher.teacher import Item, Label, Labelled, Piece, cut, labelled_row
 
 # A character that a token holds only a part of.
 BROKEN = "\ufffd"
@@ -24,8 +25,11 @@ Way = Callable[[Sequence[int]], "list[Label | None]"]
 class ScoringTeacher:
     """Asks for each text, or each piece of `context` tokens of it, once."""
 
-    def __init__(self, endpoint: Endpoint, tokenizer: Tokenizer, top_k: int, context: int):
-        self._endpoint, self._tokenizer, self._top_k, self._context = endpoint, tokenizer, top_k, context
+    def __init__(
+        self, client: EndpointClient, settings: TeacherEndpoint, tokenizer: Tokenizer, top_k: int, context: int
+    ):
+        self._client, self._settings = client, settings
+        self._tokenizer, self._top_k, self._context = tokenizer, top_k, context
         self._ids_of = _ids_of_texts(tokenizer)
         self._way: Way | None = None
 
@@ -33,7 +37,7 @@ class ScoringTeacher:
         if self._way is None:
             self._way = self._find_way(next(iter(cut(0, items[0], self._context))))
         labelled: list[Labelled] = []
-        for found in self._endpoint.each(self._one, items):
+        for found in self._client.map(self._one, items):
             labelled.append(found)
             advance(1)
         return labelled
@@ -48,7 +52,7 @@ class ScoringTeacher:
 
     def _require(self, label: Label | None) -> Label:
         if label is None or not label.entries:
-            raise DataError(f"{self._endpoint.config.url} scores only some of a text's tokens", expected="all of them")
+            raise DataError(f"{self._settings.url} scores only some of a text's tokens", expected="all of them")
         return label
 
     def _find_way(self, piece: Piece) -> Way:
@@ -58,10 +62,10 @@ class ScoringTeacher:
             try:
                 way(piece.ids)
                 return way
-            except Refused as error:
-                said.append(error.message)
+            except RejectedError as error:
+                said.append(str(error) if error.status != 200 else error.message)
         raise ConfigError(
-            f"{self._endpoint.config.url} does not score texts ({said[0]})",
+            f"{self._settings.url} does not score texts ({said[0]})",
             expected=f"prompt_logprobs = {self._top_k}, or echo with logprobs, at /completions",
             hint="Lower top_k or raise the server's own limit (vLLM: --max-logprobs); a server that tells only what "
             "it generates can label its own answers: endpoint.answers = true",
@@ -69,10 +73,10 @@ class ScoringTeacher:
 
     def _by_prompt_logprobs(self, ids: Sequence[int]) -> "list[Label | None]":
         body = {"prompt": list(ids), "max_tokens": 1, "temperature": 0, "prompt_logprobs": self._top_k}
-        choice = _first_choice(self._endpoint.post("/completions", body))
+        choice = _first_choice(self._client.post("/completions", body))
         rows = choice.get("prompt_logprobs")
         if not isinstance(rows, list) or len(rows) != len(ids):
-            raise Refused(200, "an answer without prompt_logprobs")
+            raise RejectedError(200, "an answer without prompt_logprobs")
         self._require_same_tokens(ids, [_spelled(row, token) for row, token in zip(rows, ids, strict=True)])
         return [self._read_ids(row, token) for row, token in zip(rows, ids, strict=True)]
 
@@ -92,12 +96,12 @@ class ScoringTeacher:
 
     def _echo(self, ids: Sequence[int], more: dict[str, Any]) -> "list[Label | None]":
         body = {"prompt": list(ids), "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": self._top_k, **more}
-        told = _first_choice(self._endpoint.post("/completions", body)).get("logprobs")
+        told = _first_choice(self._client.post("/completions", body)).get("logprobs")
         names = ("tokens", "token_logprobs", "top_logprobs")
         found = [told.get(name) for name in names] if isinstance(told, dict) else []
         lists = [each[: len(ids)] for each in found if isinstance(each, list) and len(each) >= len(ids)]
         if len(lists) < len(names):
-            raise Refused(200, "an answer without echoed logprobs")
+            raise RejectedError(200, "an answer without echoed logprobs")
         tokens, chosen, tops = lists
         self._require_same_tokens(ids, tokens)
         return [
@@ -136,8 +140,8 @@ class ScoringTeacher:
 
     def _foreign(self, what: str) -> DataError:
         return DataError(
-            f"{self._endpoint.config.url} knows {what}: {self._endpoint.config.model} has another tokenizer",
-            expected=f"that of {self._endpoint.config.tokenizer}",
+            f"{self._settings.url} knows {what}: {self._settings.model} has another tokenizer",
+            expected=f"that of {self._settings.tokenizer}",
             hint="Give its own as endpoint.tokenizer; students with another one learn from answers (`puna answer`)",
         )
 
@@ -145,7 +149,7 @@ class ScoringTeacher:
 def _first_choice(answer: dict[str, Any]) -> dict[str, Any]:
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise Refused(200, "an answer without choices")
+        raise RejectedError(200, "an answer without choices")
     return choices[0]
 
 

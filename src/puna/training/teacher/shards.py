@@ -19,7 +19,7 @@ from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import ArtifactError
 from puna.pipeline.run import Run
 from puna.pipeline.storage.files import link_or_copy, make_directory
-from puna.training.labelling.teacher import Labelled
+from puna.training.teacher.teacher import Labelled
 
 
 @dataclass
