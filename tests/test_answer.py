@@ -362,7 +362,7 @@ def test_calls_go_out_and_come_back_in_openais_spelling():
         ({"judge": "reward"}, "'reward' exactly if judge"),
         ({"judge": "none"}, "keep = 'all' for several answers without a judge"),
         ({"judge": "none", "num_answers": 1, "min_score": 0.5}, "no min_score without a judge"),
-        ({"judge": "none", "preferences": True}, "preferences with a judge"),
+        ({"judge": "none", "preferences": True}, "preferences only with a judge"),
         ({"num_answers": 1, "preferences": True}, "num_answers of at least 2"),
         ({"temperature": 0}, "a temperature above 0 for several answers"),
     ],
