@@ -1,4 +1,4 @@
-"""A file of rows (JSONL or JSON, plain or gzip, or Parquet) -> rows, or the reason why a row cannot be read."""
+"""A file of rows (JSONL or JSON, plain or gzip, or Parquet) -> rows, and errors for unreadable rows."""
 
 import gzip
 import json
@@ -28,10 +28,10 @@ Row = dict[str, Any]
 
 
 def read_file(path: Path) -> Iterator[Row | DataError | None]:
-    """Yield each row, the error of a row that cannot be read, and None for a blank line.
+    """Yield rows, errors of unreadable rows, and None for blank lines.
 
     Raises:
-        DataError: The file cannot be read any further.
+        DataError: The rest of the file is unreadable.
 
     Example:
         rows = [row for row in read_file(Path("train.jsonl")) if isinstance(row, dict)]

@@ -1,4 +1,4 @@
-"""A row of a dataset -> the digests and words by which rows are compared. Judges no row."""
+"""A row of a dataset -> digests and words for the comparison with other rows."""
 
 import json
 from dataclasses import dataclass
@@ -8,20 +8,23 @@ from puna.data.overlap.ngrams import row_text, split_words
 from puna.data.overlap.prompts import answer_places, dialogue_of, digest, prompt_digest, said
 from puna.formats.chat.conversation import is_blank
 
-# Fields that describe a row and teach nothing: rows that differ in these alone are the same row.
+# Descriptive fields: rows that differ only here are duplicates.
 DESCRIPTIVE = {"id", "metadata", "source", "licence", "language"}
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """The digests of one row.
+class RowDigests:
+    """Digests of a row.
 
-    `whole` covers every field that is trained on. `prompt` covers the words before the last answer, the system message
-    included, and is None where nobody asks. `answers` has one digest for each answer in words. `only_answer` is the
-    digest of the answer where a row has no other answer and no tool call. `words` leave the system message out.
+    Attributes:
+        whole: Digest of every trained field.
+        prompt: Digest of system message and dialogue before the last answer; None without a user message.
+        answers: Digests of the answers in words.
+        only_answer: Digest of a single answer; None for several answers or tool calls.
+        words: Words of the row, without the system message.
 
     Example:
-        >>> compare_row({"text": "Open at nine"}).words
+        >>> row_digests({"text": "Open at nine"}).words
         ['open', 'at', 'nine']
     """
 
@@ -33,24 +36,24 @@ class Compared:
     words: list[str]
 
 
-def compare_row(row: dict[str, Any]) -> Compared:
-    """Compute the digests of a row as it stands in a shard.
+def row_digests(row: dict[str, Any]) -> RowDigests:
+    """Compute the digests of a row of a shard.
 
     Example:
-        compare_row({"messages": [{"role": "user", "content": "Open?"}, {"role": "assistant", "content": "Yes."}]})
+        row_digests({"messages": [{"role": "user", "content": "Open?"}, {"role": "assistant", "content": "Yes."}]})
     """
     taught = {name: value for name, value in row.items() if name not in DESCRIPTIVE}
     whole = digest(json.dumps(taught, sort_keys=True))
     messages, num_prompt = dialogue_of(row)
     if not messages:
-        return Compared(whole, None, (), None, False, split_words(row_text(row)))
+        return RowDigests(whole, None, (), None, False, split_words(row_text(row)))
     words = [split_words(said(message)) for message in messages]
     answers = [index for index in answer_places(row, messages) if not messages[index].get("tool_calls")]
     spoken = [index for index in answers if not is_blank(messages[index]["content"])]
     digests = tuple(digest(" ".join(words[index]) or messages[index]["content"].strip()) for index in spoken)
     is_one = len(set(digests)) == 1 and len(digests) == len(answer_places(row, messages))
     rejected = [split_words(said(message)) for message in row.get("rejected", [])]
-    return Compared(
+    return RowDigests(
         whole,
         prompt_digest(row, words[:num_prompt]),
         digests,

@@ -1,6 +1,6 @@
-"""A random source -> values as people write them: identifiers of any shape, phone numbers, amounts, dates, addresses.
+"""A random source -> values in people's spellings: identifiers, phone numbers, amounts, dates, addresses.
 
-Runs of equal digits ("0182", "7777", "1001001") are drawn on purpose: copying them is what small models learn last.
+Runs of equal digits ("0182", "7777", "1001001") occur on purpose: small models learn last to copy such runs.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ MIN_IDENTIFIER, MAX_IDENTIFIER = 3, 14
 
 
 def draw_digits(rng: Random, count: int, *, leading_zero: bool = True) -> str:
-    """Draw digits: in two of five draws with runs of equal ones, in one of ten nothing but one run.
+    """Draw digits: two draws in five have runs of equal digits, one in ten is a single run.
 
     Example:
         >>> draw_digits(Random(0), 7)
@@ -79,7 +79,7 @@ def _segment(rng: Random) -> str:
 
 
 def draw_phone(rng: Random) -> str:
-    """Draw a phone number; its middle is the 555 of invented numbers more often than not.
+    """Draw a phone number; six in ten have 555, the exchange of invented numbers, in the middle.
 
     Example:
         >>> draw_phone(Random(0))
@@ -112,7 +112,7 @@ def draw_price(rng: Random, low: int, high: int) -> str:
 
 
 def draw_amount_of_money(rng: Random) -> str:
-    """Draw an amount with its currency.
+    """Draw an amount of money with a currency.
 
     Example:
         >>> draw_amount_of_money(Random(0))
@@ -125,7 +125,7 @@ def draw_amount_of_money(rng: Random) -> str:
 
 
 def draw_date(rng: Random) -> str:
-    """Draw a date in one of the common spellings.
+    """Draw a date in a common spelling.
 
     Example:
         >>> draw_date(Random(0))
@@ -186,7 +186,7 @@ def draw_email(rng: Random, name: str) -> str:
 
 
 def draw_other(draw: Callable[[], str], taken: list[str]) -> str:
-    """Draw a value that neither contains nor is part of one already taken.
+    """Draw a value that neither contains nor is part of a taken value.
 
     Example:
         >>> rng = Random(0)

@@ -6,12 +6,12 @@ quote the sentence. Finding and quoting transfer to unseen pages.
 
 from random import Random
 
-from puna.corpus.synthesize.matter import words
-from puna.corpus.synthesize.matter.layouts import MENU_WORDS, frame_page
-from puna.corpus.synthesize.matter.names import Split, draw_name
-from puna.corpus.synthesize.matter.organizations import ROLES, Item, Line, Source, ask_item
-from puna.corpus.synthesize.matter.scenes import Asked, Scene, Turn, add_talk, join_asked, make_scene, make_turn
-from puna.corpus.synthesize.matter.talk import NOT_SAID, OFF_TOPIC, TALK, refuse
+from puna.corpus.synthesize.content import words
+from puna.corpus.synthesize.content.layouts import MENU_WORDS, frame_page
+from puna.corpus.synthesize.content.names import Split, draw_name
+from puna.corpus.synthesize.content.organizations import ROLES, Item, Line, Source, ask_item
+from puna.corpus.synthesize.content.scenes import Asked, Scene, Turn, add_talk, join_asked, make_scene, make_turn
+from puna.corpus.synthesize.content.talk import NOT_SAID, OFF_TOPIC, TALK, refuse
 
 
 def draw_prose_scene(

@@ -1,4 +1,4 @@
-"""Records -> places, ids, reasons and notes for the report of ingest."""
+"""Results of readers -> places, ids, reasons and notes for the report of ingest."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 from puna.corpus.ingest.checks.findings import EXAMPLES
 from puna.corpus.ingest.checks.table import Places
-from puna.corpus.ingest.read import Accepted, Read, Rejected
+from puna.corpus.ingest.results import Accepted, Read, Rejected
 from puna.data.document import Document
 from puna.data.overlap.prompts import digest
 from puna.data.preference import Preference
@@ -17,7 +17,7 @@ SHARDS: dict[type, str] = {Document: "documents", Conversation: "conversations",
 
 
 def kind_of(reason: str) -> str:
-    """Return the part of a reason that other records share: the words before the colon.
+    """Return the kind of a reason: the words before the colon.
 
     Example:
         >>> kind_of("not UTF-8: byte 3")
@@ -27,11 +27,11 @@ def kind_of(reason: str) -> str:
 
 
 @dataclass
-class Reading:
-    """Records read so far: places and ids of the rows of each shard, reasons of rejections, and notes.
+class ReadingReport:
+    """Running report: places and ids of rows by shard, reasons of rejections, and notes.
 
     Example:
-        >>> reading = Reading()
+        >>> reading = ReadingReport()
         >>> reading.reject(Rejected("a.md", "not UTF-8: byte 3"))
         >>> reading.reasons.total()
         1
@@ -48,7 +48,7 @@ class Reading:
     rows_by_id: dict[str, dict[int, int]] = field(default_factory=lambda: {name: {} for name in SHARDS.values()})
 
     def with_own_id(self, read: Accepted) -> Read:
-        """Return a row with an id of no earlier row, if need be the place for a shared id, or a rejection."""
+        """Return the row with a unique id, or a rejection; the place replaces the id of a row with `may_share_id`."""
         kind = SHARDS[type(read.row)]
         earlier = self.rows_by_id[kind].get(digest(read.row.id))
         if earlier is None:
@@ -56,11 +56,11 @@ class Reading:
         if read.may_share_id:
             return self.with_own_id(read._replace(row=replace(read.row, id=read.place), may_share_id=False))
         return Rejected(
-            read.place or read.row.id, f"an id that an earlier row has: {read.row.id!r}, {self.places[kind][earlier]}"
+            read.place or read.row.id, f"an id of an earlier row: {read.row.id!r}, {self.places[kind][earlier]}"
         )
 
     def accept(self, read: Accepted, file: str, number: int) -> None:
-        """Note place, id, spelling and columns of a row."""
+        """Record place, id, layout and columns of a row."""
         kind = SHARDS[type(read.row)]
         self.rows_by_id[kind][digest(read.row.id)] = len(self.rows_by_id[kind])
         self.places[kind].add(file, number)
@@ -70,13 +70,13 @@ class Reading:
         self.num_unanswered += isinstance(read.row, Conversation) and read.row.messages[-1].role != "assistant"
 
     def reject(self, read: Rejected) -> None:
-        """Count a record that goes to rejected.jsonl, and keep the first few."""
+        """Count a rejection; store the first few as examples."""
         self.reasons[kind_of(read.reason)] += 1
         if len(self.rejected) < EXAMPLES:
             self.rejected.append({"place": read.name, "text": read.reason})
 
     def notes(self) -> dict[str, Any]:
-        """Return the counts of spellings, metadata columns and fields left out, and of rows with an open question."""
+        """Return counts of layouts, metadata columns, omitted fields, and rows with an open question."""
         counts = {"spellings": self.spellings, "metadata_columns": self.columns, "left_out": self.left_out}
         listed = {name: dict(sorted(count.items())) for name, count in counts.items()}
         return {**listed, "unanswered": self.num_unanswered}
@@ -89,4 +89,4 @@ class Reading:
                 listed = ", ".join(f"{name} ({count:,} rows)" for name, count in sorted(counts.items()))
                 yield f"  {words}: {listed}"
         if self.num_unanswered:
-            yield f"  {self.num_unanswered:,} conversations end with a message without an answer, which is not learned"
+            yield f"  {self.num_unanswered:,} conversations end without an answer to the last message"

@@ -1,4 +1,4 @@
-"""Names and codes that belong to one split for ever, by a stable hash of themselves."""
+"""Names and codes -> splits, by a stable hash: a name belongs to the same split in every version."""
 
 import hashlib
 from collections.abc import Callable
@@ -36,7 +36,7 @@ CODAS = (
 
 
 def split_of(name: str) -> Split:
-    """Say to which split a name or code belongs, now and in every later version.
+    """Return the split of a name or code, the same in every version.
 
     Example:
         >>> split_of("Belmar")

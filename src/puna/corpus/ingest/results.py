@@ -1,4 +1,4 @@
-"""The results of a reader for a record: a row in Puna's schema with notes for the report, or a reason."""
+"""Result of a reader for a record: an accepted row with notes for the report, or a rejection."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,11 @@ Row = Document | Conversation | Preference
 class Accepted(NamedTuple):
     """A row with notes for the report.
 
-    `spelling` names how the record was written, `descriptive` the columns that became metadata, `left_out` the fields
-    that the prompt format has no room for. `place` is the file and line of the record, and becomes the id where
-    other rows share the id by right.
+    Attributes:
+        spelling: Layout of the record, such as "ShareGPT".
+        descriptive: Columns that became metadata.
+        left_out: Fields without a place in the prompt format.
+        place: File and line of the record; replaces a shared id if `may_share_id`.
 
     Example:
         >>> Accepted(Document("A page.", "page.md")).spelling
@@ -30,7 +32,7 @@ class Accepted(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """The name of a record that cannot be used, and the reason.
+    """A rejected record: name and reason.
 
     Example:
         >>> Rejected("train.jsonl:3", "a line is not JSON").name

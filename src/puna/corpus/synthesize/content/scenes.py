@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-from puna.corpus.synthesize.matter.talk import CLOSERS, NOT_SAID, OPENERS, TALK
+from puna.corpus.synthesize.content.talk import CLOSERS, NOT_SAID, OPENERS, TALK
 from puna.formats.chat.conversation import Conversation, Message
 
 JOINED = ("{} {}", "{} And: {}", "{} I also want to know: {}", "Two questions: {} {}", "{} Also: {}")

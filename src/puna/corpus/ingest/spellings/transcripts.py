@@ -1,15 +1,15 @@
-"""A dialogue in one text, as in Anthropic's hh-rlhf -> messages; any other text -> one message."""
+"""Transcript in a string, as in Anthropic's hh-rlhf dataset -> messages; any other text -> one user message."""
 
 import re
 
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ \t]*")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
-Said = dict[str, str]
+Message = dict[str, str]
 
 
-def split_turns(text: str) -> list[Said]:
-    """Return the messages of a dialogue in one text; none for any other text.
+def split_turns(text: str) -> list[Message]:
+    """Return the messages of a transcript; [] for any other text.
 
     Example:
         >>> split_turns("Human: Open?\\n\\nAssistant: Yes.")[1]
@@ -21,8 +21,8 @@ def split_turns(text: str) -> list[Said]:
     return [{"role": _ROLES[role], "content": said.strip()} for role, said in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def as_prompt(text: str) -> list[Said]:
-    """Return the messages of a prompt in one text, without the open turn of the assistant at the end.
+def as_prompt(text: str) -> list[Message]:
+    """Return the messages of a prompt, without the empty assistant turn at the end of a transcript.
 
     Example:
         >>> as_prompt("Human: Open?\\n\\nAssistant:")

@@ -1,17 +1,17 @@
-"""Judged answers to one question -> the conversations to learn from, a pair to prefer by, and the rest with reasons."""
+"""Scored answers to a question -> conversations for training, a preference pair, and rejected answers with reasons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from puna.corpus.synthesize.asking import Reply
+from puna.corpus.synthesize.answer_sampling import Reply
 from puna.data.preference import Preference
 from puna.evaluation.tasks.question import Question
 from puna.formats.chat.conversation import Conversation, Message, is_blank
 
 
 class Candidate(NamedTuple):
-    """The answer of one number with its score, None if nobody judged, and what the judge said."""
+    """Answer `number` to a question, with the judge's score and reason; score None without a judge."""
 
     number: int
     reply: Reply
@@ -20,8 +20,8 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Picked:
-    """What one question gives; `rejected` has a row for each answer not learned from, and one for a missing pair."""
+class Selected:
+    """Training data of one question; `rejected` holds a row per rejected answer, and a row for a missing pair."""
 
     conversations: list[Conversation]
     preference: Preference | None
@@ -29,30 +29,39 @@ class Picked:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Which answers are good: those with at least `min_score`; of these the best one or all."""
+class SelectionRule:
+    """Selection of answers: scores of at least `min_score` are good; `keep` takes the best good answer or all.
+
+    Example:
+        >>> rule = SelectionRule("best", min_score=1.0, has_pairs=False)
+        >>> len(rule.select(question, candidates).conversations)
+        1
+    """
 
     keep: Literal["best", "all"]
     min_score: float | None
     has_pairs: bool
 
-    def pick(self, question: Question, candidates: Sequence[Candidate]) -> Picked:
+    def select(self, question: Question, candidates: Sequence[Candidate]) -> Selected:
+        """Select from all answers to a question."""
         reasons: dict[int, str] = {}
         usable = _usable(candidates, reasons)
-        good = [each for each in usable if not self._is_below(each)]
-        for each in usable:
-            if self._is_below(each):
-                reasons[each.number] = f"the score is too low: {_score(each):.4g}, {each.reason}"
-        # The first of the best: sorting keeps the order of equals.
+        good = [answer for answer in usable if not self._is_below(answer)]
+        for answer in usable:
+            if self._is_below(answer):
+                reasons[answer.number] = f"the score is too low: {_score(answer):.4g}, {answer.reason}"
+        # Python's sort is stable: the first of equal answers wins.
         ranked = sorted(good, key=_score, reverse=True)
-        kept = ranked[:1] if self.keep == "best" else good
-        for each in good:
-            if each not in kept:
-                reasons[each.number] = f"another answer is as good or better: number {ranked[0].number}"
+        chosen = ranked[:1] if self.keep == "best" else good
+        for answer in good:
+            if answer not in chosen:
+                reasons[answer.number] = f"another answer is as good or better: number {ranked[0].number}"
         preference, missing = self._pair(question, ranked, usable) if self.has_pairs else (None, "")
-        rejected = [_rejection(question, each, reasons[each.number]) for each in candidates if each.number in reasons]
+        rejected = [
+            _rejection(question, answer, reasons[answer.number]) for answer in candidates if answer.number in reasons
+        ]
         rejected += [{"id": question.id, "reason": missing}] if missing else []
-        return Picked([_conversation(question, each) for each in kept], preference, rejected)
+        return Selected([_conversation(question, answer) for answer in chosen], preference, rejected)
 
     def _is_below(self, candidate: Candidate) -> bool:
         return self.min_score is not None and _score(candidate) < self.min_score
@@ -72,19 +81,19 @@ class Rule:
 
 
 def _usable(candidates: Sequence[Candidate], reasons: dict[int, str]) -> list[Candidate]:
-    """Return the whole answers, each once."""
+    """Return complete answers without duplicates; add the reasons against the others to `reasons`."""
     usable: dict[str, Candidate] = {}
-    for each in candidates:
-        message = each.reply.message
+    for candidate in candidates:
+        message = candidate.reply.message
         said = repr((message.content.strip(), [(call.name, call.arguments) for call in message.tool_calls]))
-        if each.reply.failure:
-            reasons[each.number] = each.reply.failure
+        if candidate.reply.failure:
+            reasons[candidate.number] = candidate.reply.failure
         elif is_blank(message.content) and not message.tool_calls:
-            reasons[each.number] = "empty"
+            reasons[candidate.number] = "empty"
         elif said in usable:
-            reasons[each.number] = f"said before: number {usable[said].number}"
+            reasons[candidate.number] = f"said before: number {usable[said].number}"
         else:
-            usable[said] = each
+            usable[said] = candidate
     return list(usable.values())
 
 
@@ -99,7 +108,7 @@ def _rejection(question: Question, candidate: Candidate, reason: str) -> dict[st
 
 
 def _conversation(question: Question, candidate: Candidate) -> Conversation:
-    asked = question.conversation.with_message(candidate.reply.message)
+    conversation = question.conversation.with_message(candidate.reply.message)
     score = {} if candidate.score is None else {"score": candidate.score}
-    metadata = {**asked.metadata, "question": question.id, "number": candidate.number, **score}
-    return replace(asked, id=f"{question.id}#{candidate.number}", metadata=metadata)
+    metadata = {**conversation.metadata, "question": question.id, "number": candidate.number, **score}
+    return replace(conversation, id=f"{question.id}#{candidate.number}", metadata=metadata)

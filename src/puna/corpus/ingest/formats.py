@@ -1,12 +1,15 @@
-"""The formats that can be read: a name, the files it takes, and the function that reads one of them."""
+"""Table of input formats: name, file suffixes, reader.
+
+A new format is a reader in a file of its own and a row here.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from puna.corpus.ingest.read import Read
 from puna.corpus.ingest.records import read_pairs, read_records
-from puna.corpus.ingest.rows import SUFFIXES
+from puna.corpus.ingest.results import Read
+from puna.corpus.ingest.row_files import SUFFIXES
 from puna.corpus.ingest.taskmaster import read_taskmaster
 from puna.corpus.ingest.text import read_text
 
@@ -15,7 +18,12 @@ Reader = Callable[[Path, str], Iterator[Read]]
 
 @dataclass(frozen=True)
 class Format:
-    """`read(path, source)` yields rows in Puna's schema, or the reason why a record is none."""
+    """An input format; `read(path, source)` yields accepted rows and rejections.
+
+    Example:
+        >>> FORMATS["text"].suffixes
+        ('.md', '.txt')
+    """
 
     suffixes: tuple[str, ...]
     read: Reader

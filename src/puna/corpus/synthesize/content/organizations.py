@@ -9,10 +9,10 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from puna.corpus.synthesize.matter import lexicon, values
-from puna.corpus.synthesize.matter.layouts import LAYOUTS, MAX_LINES, Line, frame_page
-from puna.corpus.synthesize.matter.names import Split, draw_name, draw_of_split
-from puna.corpus.synthesize.matter.scenes import (
+from puna.corpus.synthesize.content import lexicon, values
+from puna.corpus.synthesize.content.layouts import LAYOUTS, MAX_LINES, Line, frame_page
+from puna.corpus.synthesize.content.names import Split, draw_name, draw_of_split
+from puna.corpus.synthesize.content.scenes import (
     Asked,
     Scene,
     Turn,
@@ -22,7 +22,7 @@ from puna.corpus.synthesize.matter.scenes import (
     make_scene,
     make_turn,
 )
-from puna.corpus.synthesize.matter.talk import NOT_SAID, OFF_TOPIC, refuse
+from puna.corpus.synthesize.content.talk import NOT_SAID, OFF_TOPIC, refuse
 
 ROLES = (
     "You are the assistant of {name}. Answer from this page.",
