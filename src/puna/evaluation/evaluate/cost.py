@@ -37,12 +37,17 @@ def estimate_evaluation(
     max_tokens: int,
     precision: str,
 ) -> Estimate:
-    """Foresee an evaluation: each checkpoint reads every question and writes an answer of usual length."""
+    """Estimate an evaluation: every checkpoint reads every question and writes an answer of usual length.
+
+    The time of endpoints is unknown and counts 0.
+    """
+    samples = [_questions(known, task, max_questions) for task in tasks]
+    count = sum(number for _, number in samples)
+    if not checkpoints:
+        return Estimate(note=f"{count:,} questions to endpoints, whose speed is not known")
     where = tokenizer_path(known, next(iter(checkpoints.values())))
-    found = [_questions(known, task, max_questions) for task in tasks]
-    count = sum(number for _, number in found)
     chat = ChatFormat(Tokenizer.load(where))
-    lengths = [len(chat.prompt(each.conversation)) for questions, _ in found for each in questions[:MAX_SAMPLE]]
+    lengths = [len(chat.prompt(each.conversation)) for questions, _ in samples for each in questions[:MAX_SAMPLE]]
     prompt_tokens = max(1, round(sum(lengths) / max(1, len(lengths))))
     seconds, largest = 0.0, 0
     for path in checkpoints.values():

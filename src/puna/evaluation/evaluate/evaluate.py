@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from puna.data.shards import write_jsonl
-from puna.evaluation.evaluate.asking import Asked, ask, from_json, to_json
+from puna.evaluation.evaluate.asking import Asked, ask, from_json, join, to_json
 from puna.evaluation.evaluate.comparison_groups import Roles, find_groups
 from puna.evaluation.evaluate.cost import estimate_evaluation
 from puna.evaluation.evaluate.diagnosis import describe_questions, diagnose, lines, section
@@ -23,6 +23,7 @@ from puna.evaluation.evaluate.earlier import read_earlier, read_measured
 from puna.evaluation.evaluate.exam import describe_null_scores, null_scores
 from puna.evaluation.evaluate.grading import Item, calibrate, grade_replies, is_judged_by_rule, num_undecided
 from puna.evaluation.evaluate.judges.judging import Judge, JudgeSettings, RewardJudge
+from puna.evaluation.evaluate.models import EndpointSettings, open_model
 from puna.evaluation.evaluate.report import draw_scores, judge_section, print_scores, report
 from puna.evaluation.evaluate.slices import UNJUDGED, score
 from puna.evaluation.scores import (
@@ -41,9 +42,7 @@ from puna.evaluation.tasks.task import Task, load_task
 from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.adapters.adapter import checkpoint_at
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.completer.completer import Completer, Reply, Sampling
-from puna.inference.completer.endpoint import EndpointCompleter
-from puna.inference.completer.local import LocalCompleter
+from puna.inference.completer.completer import Reply, Sampling
 from puna.inference.engine.options import EngineOptions
 from puna.model.kernels.device import DeviceName
 from puna.pipeline.artifacts import artifact
@@ -54,12 +53,17 @@ from puna.pipeline.registry.registry import follow
 from puna.pipeline.run import Run
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+CHUNK = 256  # questions to an endpoint between two entries of the journal
 
 
 class Config(StageConfig):
     """Ask every checkpoint the same questions; of a folder that releases were promoted into, the one in use."""
 
-    checkpoints: dict[str, Path] = Field(min_length=1, description="name and checkpoint; differences are to the first")
+    checkpoints: dict[str, Path | EndpointSettings] = Field(
+        min_length=1,
+        description="Models by name: a checkpoint's directory, a folder of promoted releases, or a table of an "
+        "endpoint; reports give differences to the first model",
+    )
     tasks: list[Path] = Field(min_length=1, description="questions files, or artifacts that hold some")
     max_questions: int | None = Field(
         default=None, ge=1, description="of each task, drawn from its groups in proportion"
@@ -98,10 +102,12 @@ class Config(StageConfig):
 
     @field_validator("checkpoints")
     @classmethod
-    def _names_are_file_names(cls, checkpoints: dict[str, Path]) -> dict[str, Path]:
+    def _names_are_file_names(
+        cls, checkpoints: dict[str, Path | EndpointSettings]
+    ) -> dict[str, Path | EndpointSettings]:
         if not all(NAME.fullmatch(name) for name in checkpoints):
             raise ValueError("names of letters, digits, '.', '_' and '-'")
-        return {name: follow(path) for name, path in checkpoints.items()}
+        return {name: follow(model) if isinstance(model, Path) else model for name, model in checkpoints.items()}
 
     @model_validator(mode="after")
     def _has_one_judge(self) -> Self:
@@ -109,10 +115,15 @@ class Config(StageConfig):
             raise ValueError("'judge' or 'reward', not both: each would judge the same answers")
         return self
 
+    @property
+    def local_checkpoints(self) -> dict[str, Path]:
+        """Models in this process, by name."""
+        return {name: model for name, model in self.checkpoints.items() if isinstance(model, Path)}
+
     def estimate(self, known: Known) -> Estimate:
-        """Foresee the answers of all checkpoints (evaluate/cost.py)."""
+        """Estimate time and memory of all answers (evaluate/cost.py)."""
         limits = {"max_questions": self.max_questions, "max_tokens": self.max_tokens}
-        return estimate_evaluation(known, self.checkpoints, self.tasks, precision=self.precision, **limits)
+        return estimate_evaluation(known, self.local_checkpoints, self.tasks, precision=self.precision, **limits)
 
 
 def run(config: Config, run: Run) -> None:
@@ -124,13 +135,13 @@ def run(config: Config, run: Run) -> None:
     labels = read_labels(config.labels)
     grader, judged_by = calibrate(_judge(config, run), labels, tasks, run)
     items, num_left_out = _items(config, run, tasks, labels)
-    found = find_groups(config.checkpoints, config.roles.named()) if config.compare else []
+    found = find_groups(config.local_checkpoints, config.roles.named()) if config.compare else []
     asked = {name: _ask(config, run, name, items) for name in config.checkpoints}
     everyone: list[EvaluatedModel] = []
-    for name, path in config.checkpoints.items():
+    for name, model in config.checkpoints.items():
         rows = grade_replies(grader, labels, items, asked[name].replies)
         speed = Speed.measured(
-            _num_weight_bytes(path),
+            _num_weight_bytes(model) if isinstance(model, Path) else 0,
             generated_tokens=asked[name].num_tokens,
             prompt_tokens=asked[name].num_prompt_tokens,
             seconds=asked[name].seconds,
@@ -155,7 +166,7 @@ def run(config: Config, run: Run) -> None:
     artifact.write_text(run.output / SPEED, _dump({answers.name: answers.speed.to_json() for answers in everyone}))
     run.records |= {SPEED, "report.md"}  # speeds differ from run to run
     described = _described(config, items) if found else {}
-    diagnoses = diagnose(found, everyone, config.checkpoints, config.general, described)
+    diagnoses = diagnose(found, everyone, config.local_checkpoints, config.general, described)
     first = report(scores, everyone, nulls, judge_section(judged_by)).rstrip()
     sections = [first, *(section(each) for each in diagnoses)]
     artifact.write_text(run.output / "report.md", "\n\n".join(sections) + "\n")
@@ -175,14 +186,10 @@ def _judge(config: Config, run: Run) -> Judge | RewardJudge | None:
     settings = config.judge
     if settings is None:
         return None
-    return Judge(settings, lambda: _open_judge(config, run, settings), run)
-
-
-def _open_judge(config: Config, run: Run, settings: JudgeSettings) -> Completer:
-    if settings.checkpoint is not None:
-        return LocalCompleter.open(settings.checkpoint, _options(config), config.device)
-    key = run.secret(settings.key_variable) if settings.key_variable else ""
-    return EndpointCompleter(settings.endpoint, settings.model, key, config.max_batch)
+    model = settings.checkpoint or EndpointSettings(
+        endpoint=settings.endpoint, model=settings.model, key_variable=settings.key_variable
+    )
+    return Judge(settings, lambda: open_model(model, _options(config), config.device, run.secret), run)
 
 
 def _options(config: Config) -> EngineOptions:
@@ -193,7 +200,7 @@ def _options(config: Config) -> EngineOptions:
 def _described(config: Config, items: list[Item]) -> dict[str, float]:
     """Describe the questions of the students' own task, as long as the first checkpoint's tokenizer makes them."""
     own = [item.question.conversation for item in items if item.task.name not in config.general]
-    chat = ChatFormat(Tokenizer.load(next(iter(config.checkpoints.values()))))
+    chat = ChatFormat(Tokenizer.load(next(iter(config.local_checkpoints.values()))))
     return describe_questions(own, [len(chat.prompt(each)) for each in own])
 
 
@@ -248,28 +255,36 @@ def _judged_for_all(everyone: Sequence[EvaluatedModel]) -> list[int]:
 
 
 def _ask(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
-    """Return the replies of one checkpoint: those of the interrupted run, or of an earlier evaluation, or new ones."""
+    """Return the replies of one model: from the interrupted run, an earlier evaluation, or new requests.
+
+    An endpoint answers in chunks, and the journal keeps every chunk. A checkpoint answers everything at once.
+    """
     journal = run.journal(f"answers-{name}")
-    if journal.records:
-        run.log(f"{name}: answered before the interruption")
-        return from_json(journal.records[-1])
-    asked = _ask_anew(config, run, name, items)
-    journal.append(to_json(asked))
-    return asked
+    parts = [from_json(record) for record in journal.records]
+    num_done = sum(len(part.replies) for part in parts)
+    if num_done:
+        run.log(f"{name}: {num_done:,} of {len(items):,} questions were answered before the interruption")
+    size = len(items) if isinstance(config.checkpoints[name], Path) else CHUNK
+    for start in range(num_done, len(items), max(1, size)):
+        part = _ask_anew(config, run, name, items[start : start + size])
+        journal.append(to_json(part))
+        parts.append(part)
+    return join(parts)
 
 
 def _ask_anew(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
-    path = config.checkpoints[name]
+    model = config.checkpoints[name]
     known: list[Reply | None] = [None] * len(items)
-    if config.answers is not None:
-        known = read_earlier(config.answers, config.model_dump(mode="json"), path, items)
-        run.log(f"{name}: took over {sum(each is not None for each in known):,} of {len(items):,} answers")
+    if config.answers is not None and isinstance(model, Path):
+        known = read_earlier(config.answers, config.model_dump(mode="json"), model, items)
+        run.log(f"{name}: took over {sum(reply is not None for reply in known):,} of {len(items):,} answers")
+        if all(known):
+            return read_measured(config.answers, model, [reply for reply in known if reply])
     new = [at for at, reply in enumerate(known) if reply is None]
-    if config.answers is not None and not new:
-        return read_measured(config.answers, path, [reply for reply in known if reply])
     sampling = Sampling(config.temperature, config.top_p, config.max_tokens)
-    model = LocalCompleter.open(path, _options(config), config.device)
-    asked = ask(model, sampling, config.seed, run, name, [items[at] for at in new])
+    completer = open_model(model, _options(config), config.device, run.secret)
+    warm_up = isinstance(model, Path)
+    asked = ask(completer, sampling, config.seed, run, name, [items[at] for at in new], warm_up=warm_up)
     answered = dict(zip(new, asked.replies, strict=True))
     return asked._replace(replies=[reply or answered[at] for at, reply in enumerate(known)])
 
