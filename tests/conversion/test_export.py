@@ -219,7 +219,7 @@ def turned_in_one_layer(model: Llama) -> Llama:
     return model
 
 
-TEACHER = Path(__file__).parents[1] / "recipes" / "teacher"
+TEACHER = Path(__file__).parents[2] / "recipes" / "teacher"
 
 
 def compared(change: Callable[[Llama], Llama], sharpness: float) -> Comparison:

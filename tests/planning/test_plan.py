@@ -441,7 +441,7 @@ def test_what_does_not_fit_is_answered_with_what_does() -> None:
 
 
 def test_the_adapter_run_is_the_recipes() -> None:
-    recipe = tomllib.loads((Path(__file__).parents[1] / RECIPE).read_text())["sft"]
+    recipe = tomllib.loads((Path(__file__).parents[2] / RECIPE).read_text())["sft"]
     config = parse_settings(sft.Config, {**recipe, "start": "x", "data": ["y"]}, where="sft")
     assert config.adapter is not None
     assert (config.adapter.rank, config.checkpoint_activations) == (ADAPTER.lora_rank, ADAPTER.checkpoint_activations)

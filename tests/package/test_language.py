@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from language import descriptions, pronouns_and_words, stands_alone
 
-PUNA = Path(__file__).parents[1] / "src" / "puna"
+PUNA = Path(__file__).parents[2] / "src" / "puna"
 # Pronouns and relatives per 1,000 docstring words of a room; a ceiling only goes down.
 CEILINGS = {
     "agents": 76,

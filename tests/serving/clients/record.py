@@ -1,7 +1,7 @@
 """Run the clients of flows/ against the stub and write the shapes of their requests: recorded/NAME.json.
 
-    python tests/clients/record.py openai_python=/tmp/v/bin/python openai_node=node
-    python tests/clients/record.py --url http://127.0.0.1:8321/v1 openai_python=/tmp/v/bin/python
+    python tests/serving/clients/record.py openai_python=/tmp/v/bin/python openai_node=node
+    python tests/serving/clients/record.py --url http://127.0.0.1:8321/v1 openai_python=/tmp/v/bin/python
 
 The program after `=` is an interpreter that has the client installed; for Node, run this in the folder of node_modules.
 With `--url` the flows run against that server, which serves a model named "tiny", and nothing is recorded. Answers are

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "real_pages.py"
-TEACHER = Path(__file__).parents[1] / "recipes" / "teacher"
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "real_pages.py"
+TEACHER = Path(__file__).parents[2] / "recipes" / "teacher"
 PAGE = """# Lending
 
 Every [member](https://lending.example/members) may borrow up to 12 telescopes from the eastern store room at a time.

@@ -18,7 +18,7 @@ from puna.serving.middleware.rules import make_rules
 from puna.serving.openapi.document import OPERATIONS, openapi_document
 from puna.serving.serve import open_served
 
-SERVE = Path(__file__).parents[1] / "src" / "puna" / "serve"
+SERVE = Path(__file__).parents[2] / "src" / "puna" / "serving"
 # Answered to other methods than an operation's own.
 NO_OPERATION = {405}
 DOCUMENT = openapi_document(is_strict=False)

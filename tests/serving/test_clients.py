@@ -12,8 +12,8 @@ from test_serve import serving
 
 from puna.serving.serve import open_served
 
-ROOT = Path(__file__).parents[1]
-RECORDED = sorted((ROOT / "tests" / "clients" / "recorded").glob("*.json"))
+ROOT = Path(__file__).parents[2]
+RECORDED = sorted((ROOT / "tests" / "serving" / "clients" / "recorded").glob("*.json"))
 # lm-evaluation-harness asks for a route of vLLM and goes on without it.
 UNKNOWN_PATHS = {"/tokenizer_info"}
 MAX_TOKENS = 64  # Open WebUI asks for 1,000, more than the small teacher can hold

@@ -1,4 +1,4 @@
-"""Measure the language of docstrings and settings: `python tests/language.py src/puna/training` prints a table by file.
+"""Measure the language of docstrings and settings: `python tests/package/language.py src/puna` prints a table by file.
 
 Pronouns and relatives ("what", "which", "it", "those") per 1,000 docstring words tell how often a reader must look for
 the noun that a word stands for. Well-read projects of the field have 20 to 30.

@@ -269,7 +269,7 @@ def test_the_memory_of_a_run_of_its_own_is_foreseen_within_15_percent(table: Set
             asked, said = (" ".join(source.choices(words, k=source.randint(5, 120))) for _ in range(2))
             messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
             file.write(json.dumps({"messages": messages}) + "\n")
-    start = str(Path(__file__).parents[1] / table["start"])
+    start = str(Path(__file__).parents[2] / table["start"])
     settings = {**table, "start": start, "data": [str(folder)], "epochs": 1}
     program = "from puna.cli import main; main()"
     lines = [f"{name} = {_toml(value)}" for name, value in settings.items()]

@@ -16,7 +16,7 @@ from floors import FLOORS, STAGE_FOLDERS
 
 from puna.pipeline.stages import STAGES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PUNA = ROOT / "src" / "puna"
 
 HEAVY = {"torch", "numpy", "tokenizers", "safetensors", "transformers", "pyarrow"}
@@ -179,14 +179,14 @@ def test_no_name_says_nothing():
 
 # Tests that use torch's own pickles, and why.
 PICKLING_TESTS = {
-    "tests/test_meta_format.py": "torch's reader and writer are the reference for Meta's .pth files",
-    "tests/test_meta_refusals.py": "torch's reader shows that a hostile pickle would have run",
-    "tests/meta_directory.py": "torch's writer makes Meta's .pth files",
+    "tests/formats/test_meta_format.py": "torch's reader and writer are the reference for Meta's .pth files",
+    "tests/formats/test_meta_refusals.py": "torch's reader shows that a hostile pickle would have run",
+    "tests/formats/meta_directory.py": "torch's writer makes Meta's .pth files",
 }
 
 
 def test_nothing_is_unpickled():
-    paths = [*PUNA.rglob("*.py"), *(ROOT / "tests").glob("*.py"), *ROOT.glob("benchmarks/**/*.py")]
+    paths = [*PUNA.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *ROOT.glob("benchmarks/**/*.py")]
     for path in paths:
         if path.relative_to(ROOT).as_posix() in PICKLING_TESTS:
             continue

@@ -50,7 +50,12 @@ def test_more_connections_than_open_files_leave_the_server_answering(
     with (
         log.open("w") as file,
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True, cwd=Path(__file__).parent
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            cwd=Path(__file__).parents[1],
         ) as server,
     ):
         assert server.stdin and server.stdout

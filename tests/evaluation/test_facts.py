@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from puna.data.shards import write_jsonl
@@ -337,6 +337,7 @@ def test_an_amount_is_the_same_in_every_spelling(whole: int, cents: int) -> None
 
 
 @given(st.text(alphabet="abcAB019.,:/-+ €%@#\n้วदो", max_size=60))
+@example("Ab0दो")
 def test_any_text_can_be_read_and_is_right_beside_itself(text: str) -> None:
     facts = extract(text)
     if any(fact.is_required for fact in facts):

@@ -8,7 +8,7 @@ from puna.formats.chat.conversation import Conversation, Message
 from puna.inference.completer.completer import Prompt, Sampling
 from puna.inference.completer.local import LocalCompleter
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from puna.cli import _pairs, build_app
 from puna.pipeline.execution.recipe import override, read_recipe
 from puna.pipeline.execution.walk import configs_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "afternoon.md"
 BIN = Path(sys.executable).parent
 PATHS = re.compile(r"(?<![\w./~-])(?:recipes|docs|tests|benchmarks|src)/[\w./-]*\w")
