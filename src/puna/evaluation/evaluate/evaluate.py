@@ -1,7 +1,6 @@
-"""Checkpoints and tasks -> scores side by side, with intervals and every conversation.
+"""Models and tasks -> scores side by side, with 95 % intervals and every graded conversation.
 
-Each checkpoint is asked in the format that it was trained in, by the sampler that would serve it. What a good answer
-is, the tasks say; this stage trains and filters nothing.
+A checkpoint answers in the chat format of its training, with the sampler of the server. The tasks define right answers.
 """
 
 import json
@@ -57,47 +56,76 @@ CHUNK = 256  # questions to an endpoint between two entries of the journal
 
 
 class Config(StageConfig):
-    """Ask every checkpoint the same questions; of a folder that releases were promoted into, the one in use."""
+    """Settings of `puna evaluate`: every model answers the same questions.
+
+    Example: in a recipe
+
+        [evaluate]
+        checkpoints = { base = "@import", mine = "@distill" }
+        tasks = ["@synthesize.held-out"]
+    """
 
     checkpoints: dict[str, Path | EndpointSettings] = Field(
         min_length=1,
         description="Models by name: a checkpoint's directory, a folder of promoted releases, or a table of an "
         "endpoint; reports give differences to the first model",
     )
-    tasks: list[Path] = Field(min_length=1, description="questions files, or artifacts that hold some")
-    max_questions: int | None = Field(
-        default=None, ge=1, description="of each task, drawn from its groups in proportion"
+    tasks: list[Path] = Field(
+        min_length=1,
+        description="Files of questions, or folders and artifacts with questions*.jsonl or conversations*.jsonl",
     )
-    temperature: float = Field(default=0.0, ge=0, le=2, description="0 takes the most likely token")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="share of the probability to sample from")
-    max_tokens: int = Field(default=256, ge=1, description="longest answer")
-    seed: int = Field(default=0, ge=0, description="of the draw of questions and of sampling")
-    max_batch: int = Field(default=32, ge=1, description="questions answered at the same time")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compute in")
-    device: DeviceName = Field(default="auto", description="where to compute; auto: the GPU where there is one")
-    kv_cache: Literal["stored", "int8"] = Field(default="stored", description="what keys and values are kept in")
-    compare: bool = Field(default=False, description="say why a student ends below the plain model or its own start")
-    roles: Roles = Field(default=Roles(), description="who is who, where the lineage does not say it")
+    max_questions: int | None = Field(
+        default=None,
+        ge=1,
+        description="Largest number of questions per task; the sample keeps the proportions of the groups",
+    )
+    temperature: float = Field(
+        default=0.0, ge=0, le=2, description="Sampling temperature, 0 to 2; 0 is greedy decoding"
+    )
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Nucleus sampling: smallest probability mass, 0 to 1, to sample from"
+    )
+    max_tokens: int = Field(default=256, ge=1, description="Longest answer in tokens; a longer answer is cut off")
+    seed: int = Field(default=0, ge=0, description="Seed of the sample of questions and of token sampling")
+    max_batch: int = Field(
+        default=32, ge=1, description="Number of questions answered at the same time; more use more memory"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Floating-point format of weights and activations during the evaluation"
+    )
+    device: DeviceName = Field(
+        default="auto", description="Device of the checkpoints; auto takes a GPU if there is one"
+    )
+    kv_cache: Literal["stored", "int8"] = Field(
+        default="stored", description="Format of the KV cache: as computed, or int8 in half of the memory of bfloat16"
+    )
+    compare: bool = Field(
+        default=False, description="Whether to diagnose why a student scores below its baseline or start model"
+    )
+    roles: Roles = Field(
+        default=Roles(),
+        description="Roles of the models where the lineage does not tell them (student, plain, start, teacher)",
+    )
     general: list[str] = Field(
-        default=[], description="names of tasks that are not the student's own: is it forgotten?"
+        default=[], description="Names of the tasks that measure forgetting; all other tasks are the student's own"
     )
 
-    judge: JudgeSettings | None = Field(
-        default=None, description="Judging model for answers in words that no rule judges"
-    )
+    judge: JudgeSettings | None = Field(default=None, description="Judging model for answers in words without a rule")
     reward: Path | None = Field(
         default=None,
-        description="Reward model for such answers: right is a reward of at least the reference's",
+        description="Reward model for answers in words without a rule; an answer with at least the reward of the "
+        "reference is right",
     )
     labels: list[Path] = Field(
-        default=[], description="Files of human labels (puna review), which override every other verdict"
+        default=[], description="Files of human labels (puna review); a label overrides every other verdict"
     )
     answers: Path | None = Field(
-        default=None, description="Earlier evaluation: its answers are graded anew, and no checkpoint is asked twice"
+        default=None,
+        description="Earlier evaluation; answers of unchanged checkpoints are graded again and not generated again",
     )
     only_judged: bool = Field(
         default=False,
-        description="Whether to leave out questions whose answers no rule, judge, reward model or label judges",
+        description="Whether to leave out questions without a rule, judge, reward model or label for the answers",
     )
 
     @field_validator("checkpoints")
@@ -127,15 +155,15 @@ class Config(StageConfig):
 
 
 def run(config: Config, run: Run) -> None:
-    """Write scores.json, speed.json, report.md, scores.png and conversations-NAME.jsonl for each checkpoint.
+    """Write scores.json, speed.json, null_models.json, report.md, scores.png, and conversations-NAME.jsonl per model.
 
-    With a judge or a reward model also judge.json; with `compare` also diagnosis.json.
+    A judge or reward model adds judge.json; `compare` adds diagnosis.json.
     """
     tasks = _load_tasks(config)
     labels = read_labels(config.labels)
     grader, judged_by = calibrate(_judge(config, run), labels, tasks, run)
     items, num_left_out = _items(config, run, tasks, labels)
-    found = find_groups(config.local_checkpoints, config.roles.named()) if config.compare else []
+    groups = find_groups(config.local_checkpoints, config.roles.named()) if config.compare else []
     asked = {name: _ask(config, run, name, items) for name in config.checkpoints}
     everyone: list[EvaluatedModel] = []
     for name, model in config.checkpoints.items():
@@ -148,11 +176,11 @@ def run(config: Config, run: Run) -> None:
         )
         everyone.append(EvaluatedModel(name, rows, speed))
     if config.only_judged:
-        kept = _judged_for_all(everyone)
-        run.log(f"left out {len(items) - len(kept):,} questions that not every checkpoint's answer was judged for")
-        num_left_out += len(items) - len(kept)
-        items = [items[index] for index in kept]
-        everyone = [replace(answers, rows=[answers.rows[index] for index in kept]) for answers in everyone]
+        judged = _judged_for_all(everyone)
+        run.log(f"left out {len(items) - len(judged):,} questions that were not judged for every model")
+        num_left_out += len(items) - len(judged)
+        items = [items[index] for index in judged]
+        everyone = [replace(answers, rows=[answers.rows[index] for index in judged]) for answers in everyone]
     for answers in everyone:
         write_jsonl(run.output / conversations_name(answers.name), answers.rows)
         _tell(run, config, answers)
@@ -165,8 +193,8 @@ def run(config: Config, run: Run) -> None:
     artifact.write_text(run.output / SCORES, _dump(scores))
     artifact.write_text(run.output / SPEED, _dump({answers.name: answers.speed.to_json() for answers in everyone}))
     run.records |= {SPEED, "report.md"}  # speeds differ from run to run
-    described = _described(config, items) if found else {}
-    diagnoses = diagnose(found, everyone, config.local_checkpoints, config.general, described)
+    described = _described(config, items) if groups else {}
+    diagnoses = diagnose(groups, everyone, config.local_checkpoints, config.general, described)
     first = report(scores, everyone, nulls, judge_section(judged_by)).rstrip()
     sections = [first, *(section(each) for each in diagnoses)]
     artifact.write_text(run.output / "report.md", "\n\n".join(sections) + "\n")
@@ -198,7 +226,7 @@ def _options(config: Config) -> EngineOptions:
 
 
 def _described(config: Config, items: list[Item]) -> dict[str, float]:
-    """Describe the questions of the students' own task, as long as the first checkpoint's tokenizer makes them."""
+    """Describe the questions of the students' own task, with lengths in tokens of the first checkpoint."""
     own = [item.question.conversation for item in items if item.task.name not in config.general]
     chat = ChatFormat(Tokenizer.load(next(iter(config.local_checkpoints.values()))))
     return describe_questions(own, [len(chat.prompt(each)) for each in own])
@@ -209,7 +237,7 @@ def _load_tasks(config: Config) -> list[Task]:
     for path in config.tasks:
         task = load_task(path)
         if task.name in tasks:
-            raise ConfigError(f"tasks has '{task.name}' twice", expected="tasks with names of their own")
+            raise ConfigError(f"tasks has '{task.name}' twice", expected="tasks with different names")
         tasks[task.name] = task
     if not set(config.general) < set(tasks):
         raise ConfigError(
@@ -219,39 +247,39 @@ def _load_tasks(config: Config) -> list[Task]:
 
 
 def _items(config: Config, run: Run, tasks: Sequence[Task], labels: Labels) -> tuple[list[Item], int]:
-    """Draw the questions, of `only_judged` those that a rule, a model or a label can judge; count those left out."""
+    """Sample the questions; with `only_judged`, leave out questions that nothing can judge and count them."""
     drawn = [task.sample(config.max_questions, config.seed) if config.max_questions else task for task in tasks]
     items = [Item(task, question) for task in drawn for question in task.questions]
     if not config.only_judged or config.judge:
         return items, 0
     labelled = {(label.task, label.id) for label in labels}
-    kept = [
+    judgeable = [
         item
         for item in items
         if is_judged_by_rule(item)
         or (item.task.name, item.question.id) in labelled
         or (config.reward and reference_of(item.question))
     ]
-    run.log(f"left out {len(items) - len(kept):,} of {len(items):,} questions whose answers nothing here can judge")
-    if not kept:
+    run.log(f"left out {len(items) - len(judgeable):,} of {len(items):,} questions: nothing can judge the answers")
+    if not judgeable:
         hint = "Name a judge, a reward model or labels, or leave out only_judged"
-        raise ConfigError("only_judged where no question can be judged", expected="at least one", hint=hint)
-    return kept, len(items) - len(kept)
+        given = "only_judged, but nothing can judge the answer to any question"
+        raise ConfigError(given, expected="at least one question with a rule, reference or label", hint=hint)
+    return judgeable, len(items) - len(judgeable)
 
 
 def _judged_for_all(everyone: Sequence[EvaluatedModel]) -> list[int]:
-    """Return the questions to which the answer of every checkpoint was judged; ConfigError if there is none."""
-    kept = [
+    """Return the indices of the questions judged for every model; ConfigError without any."""
+    judged = [
         index
         for index, rows in enumerate(zip(*(each.rows for each in everyone), strict=True))
         if all(map(is_judged, rows))
     ]
-    if not kept:
-        hint = "Have people judge the answers of each checkpoint (`puna review`), or leave out only_judged"
-        raise ConfigError(
-            "only_judged, but no question was judged for every checkpoint", expected="at least one", hint=hint
-        )
-    return kept
+    if not judged:
+        hint = "Let people judge the answers of every model (`puna review`), or leave out only_judged"
+        given = "only_judged, but no question was judged for every model"
+        raise ConfigError(given, expected="at least one question judged for every model", hint=hint)
+    return judged
 
 
 def _ask(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
