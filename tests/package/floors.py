@@ -140,7 +140,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"rules"},
     ),
     "evaluation/evaluate": (
-        {"comparison_groups", "cost", "judges", "slices"},
+        {"comparison_groups", "cost", "judges", "models", "slices"},
         {"diagnosis", "grading"},
         {"asking", "exam"},
         {"earlier", "report"},

@@ -12,7 +12,7 @@ Example:
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -170,7 +170,7 @@ def _compare(parent: list[torch.Tensor], other: "Iterator[torch.Tensor] | list[t
 
 def _write_receipts(run: Run, comparison: Comparison, config: Config) -> None:
     """Write the receipts of the written files against the checkpoint."""
-    limits = {"tolerance_kl": config.tolerance_kl, "min_agreement": config.min_agreement}
+    limits: dict[str, Any] = {"tolerance_kl": config.tolerance_kl, "min_agreement": config.min_agreement}
     for receipt in comparison.receipts(config.checkpoint.name, **limits):
         _save(run, receipt)
 
