@@ -15,8 +15,8 @@ from tiny_checkpoint import CONFIG, TOKENS, WEIGHTS, edit_json, logits_of, rando
 
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint, write_checkpoint
 from puna.model.llama import Llama
-from puna.model.quantized import PackedWeight, round_linears, rounded, schemes_of
-from puna.model.scheme import FP8, INT8, Scheme
+from puna.model.quantization.quantized import PackedWeight, round_linears, rounded, schemes_of
+from puna.model.quantization.scheme import FP8, INT8, Scheme
 
 INT4 = Scheme("int", 4, 32)
 LAYERS = "layers."

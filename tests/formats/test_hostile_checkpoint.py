@@ -13,7 +13,7 @@ import torch
 from tiny_checkpoint import CONFIG, INDEX, WEIGHTS, save, save_quantized
 
 from puna.formats.checkpoint.checkpoint import Checkpoint
-from puna.model.scheme import Scheme
+from puna.model.quantization.scheme import Scheme
 from puna.pipeline.errors import PunaError
 
 NUM_WEIGHTS, NUM_OTHERS = 200_000, 20_000

@@ -18,7 +18,7 @@ from puna.inference.engine.scheduler import Scheduler, Work
 from puna.inference.engine.text import TextStream
 from puna.model.kernels.native import PAGE_LEN
 from puna.model.llama import Llama
-from puna.model.quantized import round_linears
+from puna.model.quantization.quantized import round_linears
 
 GREEDY = SamplingParams(max_tokens=20)
 

@@ -22,8 +22,8 @@ from puna.formats.tokenizer import Tokenizer
 from puna.model.compare import Comparison, logits_of
 from puna.model.config import LlamaConfig, layer_shapes, matrix_shapes
 from puna.model.llama import Embedding, Linear, Llama
-from puna.model.quantized import QuantizedLinear, round_weight, rounded
-from puna.model.scheme import FP8, INT8, Scheme, common_group_size, describe_schemes
+from puna.model.quantization.quantized import QuantizedLinear, round_weight, rounded
+from puna.model.quantization.scheme import FP8, INT8, Scheme, common_group_size, describe_schemes
 from puna.pipeline.config import StageConfig
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.estimate import Estimate, Known

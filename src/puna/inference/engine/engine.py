@@ -29,7 +29,7 @@ from puna.inference.engine.scheduler import Scheduler, Work
 from puna.inference.engine.text import TextStream
 from puna.model.kernels.native import PAGE_LEN, Span
 from puna.model.llama import Llama
-from puna.model.scheme import ROW_SCALE_BYTES
+from puna.model.quantization.scheme import ROW_SCALE_BYTES
 from puna.pipeline.errors import ConfigError, RequestError
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from puna.data.packing import Batch, Packer
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.model.adapted import AdapterShape, add_adapter
+from puna.model.adapters.adapted import AdapterShape, add_adapter
 from puna.model.config import ADAPTED, LlamaConfig
 from puna.model.kernels.device import choose_device
 from puna.pipeline.errors import DataError

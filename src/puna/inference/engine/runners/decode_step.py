@@ -16,9 +16,9 @@ import torch
 from puna.inference.engine.runners.replay import Recorded, compiled, vary
 from puna.inference.engine.runners.torch_pages import TorchPages
 from puna.model.attend import attend_singly
-from puna.model.float8 import multiplies_float8
 from puna.model.kernels.native import PAGE_LEN, Span
 from puna.model.llama import Block, Llama
+from puna.model.quantization.float8 import multiplies_float8
 from puna.model.rope import rope_tables
 
 # What a row of inputs has before its pages: a token and its position.

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from puna.model.adapters.lora import Lora
 from puna.model.config import ADAPTED, LlamaConfig
 from puna.model.kernels.native import (
     MAX_HEAD_DIM,
@@ -29,8 +30,7 @@ from puna.model.kernels.native import (
     unpacked,
 )
 from puna.model.llama import Block, Embedding, Linear, Llama
-from puna.model.lora import Lora
-from puna.model.quantized import PackedWeight, QuantizedLinear
+from puna.model.quantization.quantized import PackedWeight, QuantizedLinear
 
 
 class NativeRunner:

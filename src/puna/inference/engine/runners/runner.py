@@ -8,9 +8,9 @@ from typing import Protocol
 
 import torch
 
+from puna.model.adapters.lora import Lora
 from puna.model.config import LlamaConfig
 from puna.model.kernels.native import Span
-from puna.model.lora import Lora
 
 
 class Runner(Protocol):

@@ -13,10 +13,10 @@ from torch import nn
 
 from puna.inference.engine.runners.decode_step import DecodeStep
 from puna.inference.engine.runners.torch_pages import TorchPages
+from puna.model.adapters.lora import Lora, LowRank
 from puna.model.attend import attend_behind_prefix, attend_causally, attend_singly
 from puna.model.kernels.native import PAGE_LEN, Span
 from puna.model.llama import Llama
-from puna.model.lora import Lora, LowRank
 
 
 class TorchRunner:

@@ -9,7 +9,7 @@ from puna.formats.checkpoint.layout import INDEX_NAME, SINGLE_NAME, StoredTensor
 from puna.formats.checkpoint.source import tensor_shapes
 from puna.formats.checkpoint.weights import FLOATS, require_fit
 from puna.model.config import LlamaConfig
-from puna.model.scheme import describe_schemes
+from puna.model.quantization.scheme import describe_schemes
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.directory.opened import CONFIG, Opened, find_safely
 from puna.planning.doctor.finding import Report, listed

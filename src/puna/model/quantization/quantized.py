@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from puna.model.float8 import Float8Linear
 from puna.model.llama import Embedding, Linear, Llama
-from puna.model.scheme import INT8, Scheme
+from puna.model.quantization.float8 import Float8Linear
+from puna.model.quantization.scheme import INT8, Scheme
 
 # Values that are unpacked at once: a head of 128,256 rows would take gigabytes as floats.
 BLOCK_VALUES = 2**24

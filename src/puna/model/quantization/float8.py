@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from puna.model.scheme import FP8
+from puna.model.quantization.scheme import FP8
 
 MAX_FLOAT8 = 448.0
 MAX_ACTIVATION = 1200.0

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from puna.model.adapters.lora import LowRank
 from puna.model.config import ADAPTED
 from puna.model.llama import Linear, Llama
-from puna.model.lora import LowRank
-from puna.model.quantized import QuantizedLinear
+from puna.model.quantization.quantized import QuantizedLinear
 from puna.pipeline.errors import ConfigError
 
 # Values of a weight that are floats at once while its rows are measured.
