@@ -79,6 +79,7 @@ def perform_stage() -> Callable[..., bool]:
     """Return a function that makes one artifact as the command line does: perform_stage("sft", out, **settings)."""
     from rich.console import Console
 
+    from puna.pipeline.artifacts.artifact import read_manifest
     from puna.pipeline.config import parse_config
     from puna.pipeline.execution.executor import perform
     from puna.pipeline.execution.recipe import config_class
@@ -87,7 +88,11 @@ def perform_stage() -> Callable[..., bool]:
     def perform_one(verb: str, out: Path, *, ignore_receipts: bool = False, **settings: Any) -> bool:
         stage = next(stage for stage in STAGES if stage.verb == verb)
         config = parse_config(config_class(stage), settings, where=verb)
-        return perform(stage, config, out, Console(quiet=True), ignore_receipts=ignore_receipts)
+        is_done = perform(stage, config, out, Console(quiet=True), ignore_receipts=ignore_receipts)
+        manifest = read_manifest(out)
+        assert manifest.kind in stage.writes
+        assert {entry["kind"] for entry in manifest.inputs.values()} <= set(stage.reads)
+        return is_done
 
     return perform_one
 

@@ -86,7 +86,7 @@ def build_app(arguments: list[str]) -> App:
         raise ConfigError(f"unknown verb '{verb}'", expected=", ".join(verbs), hint=_suggestion(verb, verbs))
     for stage in STAGES:
         if stage.verb == verb:
-            app.command(_stage_command(stage), name=verb, help=f"{stage.summary}: {stage.reads} -> {stage.writes}.")
+            app.command(_stage_command(stage), name=verb, help=_stage_help(stage))
             app.config = (_file_values(stage, arguments[1:]),)
         else:
             app.command(_not_imported, name=stage.verb, help=stage.summary)
@@ -158,6 +158,11 @@ def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", 
         print(json.dumps(trace(follow(path)), indent=2))
     else:
         print_lineage(follow(path), Console())
+
+
+def _stage_help(stage: Stage) -> str:
+    reads = f" Reads: {', '.join(stage.reads)}." if stage.reads else ""
+    return f"{stage.summary}.{reads} Writes: {' or '.join(stage.writes)}."
 
 
 def _stage_command(stage: Stage) -> Callable[..., None]:

@@ -36,7 +36,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     ),
     "model": (
         {"config", "gradients", "kernels"},
-        {"rope"},
+        {"precision", "rope"},
         {"llama"},
         {"attend", "quantization", "reward"},
         {"adapters", "compare"},

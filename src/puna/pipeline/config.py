@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 
@@ -18,23 +18,72 @@ from puna.pipeline.estimate import Estimate, Known
 
 
 class StageConfig(BaseModel):
-    """What one stage can be told: a flat table with few sub-tables, frozen, strict about names and numbers."""
+    """The settings of a stage, and the contract between the stage and the executor.
+
+    Settings form a flat table with few sub-tables; instances are frozen, and unknown keys are errors. The executor
+    reads everything about a stage from the row in `stages.py` and from the members below; a stage overrides members
+    where the defaults do not fit.
+
+    Example:
+        >>> class Config(StageConfig):
+        ...     data: list[Path] = Field(description="Datasets to read")
+        ...     probe: Path = Field(description="Text to measure on; the output contains none of it")
+        ...
+        ...     def made_of(self) -> dict[str, Path]:
+        ...         return {role: path for role, path in self.inputs().items() if role != "probe"}
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    has_preview: ClassVar[bool] = False  # whether the stage can show what it would do, without doing it
+
+    has_preview: ClassVar[bool] = False
+    """Whether `--preview-only` works: `run` with `run.is_preview` shows the data, memory and time of the work, then
+    raises `EndOfPreview`. The flag is offered only for stages with True."""
+
+    is_parallel: ClassVar[bool] = False
+    """Whether the processes of torchrun divide the work. With True every process calls `run` with its own rank, and
+    the config has a table `parallel`, which does not count for the stage's key. With False rank 0 works alone."""
 
     def inputs(self) -> dict[str, Path]:
-        """Name every path in this config, in the order of the fields: `{"data": ..., "checkpoints.teacher": ...}`."""
+        """Return every path of the config by role, in the order of the fields.
+
+        The hash of each input is part of the stage's key, and the manifest lists all of them. Roles of nested paths
+        are dotted: `{"data.0": ..., "checkpoints.teacher": ...}`.
+        """
         return dict(_paths("", self))
 
+    def made_of(self) -> dict[str, Path]:
+        """Return the inputs that pass their licences on to the output; by default all inputs.
+
+        A stage leaves out inputs whose content does not enter the output, such as text for measurements.
+        """
+        return self.inputs()
+
+    def stated_licence(self) -> str:
+        """Return the licence that the user states for raw inputs, by any of its names; "" without a statement.
+
+        The output inherits the stated licence. Raw inputs without a licence file then no longer count as "unknown".
+        """
+        return ""
+
     def requires_receipts(self) -> bool:
-        """Tell whether a receipt of an input that did not hold stops this stage; what judges them itself says no."""
+        """Return whether a failed receipt of an input stops the stage.
+
+        A stage that judges receipts of its inputs itself, such as the release gate, returns False.
+        """
         return True
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee cost and output for `puna raise --dry-run`; writes nothing. A stage without an estimate says so."""
+        """Forecast time, memory and output for `puna raise --dry-run`, without writing anything.
+
+        The default has no figures: the dry run lists the stage as a step without an estimate.
+        """
         return Estimate()
 
+
+# Floating-point format of activations in a setting; `puna.model.precision.torch_dtype` returns the dtype of torch.
+Precision = Literal["float32", "bfloat16"]
+# Format of the weights that a stage writes; "stored" keeps the format of the weights that the stage reads.
+StoredDtype = Literal["stored", "float32", "bfloat16", "float16"]
 
 Config = TypeVar("Config", bound=StageConfig)
 

@@ -4,7 +4,6 @@ A stage runs when no artifact with its key is there; what was interrupted is res
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -25,9 +24,9 @@ from puna.pipeline.errors import ArtifactError, ConfigError
 from puna.pipeline.run import EndOfPreview, Run, ranks
 from puna.pipeline.stages import Stage
 from puna.pipeline.storage.faults import naming_newest
-from puna.pipeline.storage.files import make_directory
+from puna.pipeline.storage.files import locked, make_directory
 
-# The table by which a stage says that processes can divide its work.
+# The settings that divide the work of a stage among processes (`StageConfig.is_parallel`).
 PARALLEL = "parallel"
 # What a run took, beside its artifact; the seconds of an interrupted run, in its directory.
 COST = f"{artifact.RECORD_PREFIX}cost.json"
@@ -101,7 +100,7 @@ def _help(stage: Stage, config: StageConfig, path: Path, key: str) -> bool:
     """Do this process's share of what rank 0 makes, if the stage can be divided; return once it is there."""
     if is_there(stage, path, key):
         return False
-    if hasattr(config, PARALLEL):
+    if config.is_parallel:
         rank, num_ranks = ranks()
         directory = path.parent / ".runs" / path.name
         run = Run(stage.verb, key, path, directory, Console(quiet=True), rank=rank, num_ranks=num_ranks)
@@ -176,8 +175,10 @@ def _manifest(stage: Stage, config: StageConfig, path: Path, hashes: dict[str, s
         parent = artifact.find_artifact(source)
         kind = artifact.read_manifest(parent).kind if parent else "raw"
         inputs[role] = {"path": os.path.relpath(source, path), "kind": kind, "hash": hashes[role]}
+    kind = run.kind or stage.writes[0]
+    assert kind in stage.writes, f"{stage.verb} writes {kind}, which its row in stages.py does not list"
     return artifact.Manifest(
-        kind=run.kind or stage.writes,
+        kind=kind,
         stage=stage.verb,
         key=run.key,
         config=config.model_dump(mode="json"),
@@ -189,13 +190,10 @@ def _manifest(stage: Stage, config: StageConfig, path: Path, hashes: dict[str, s
 
 
 def _licences(config: StageConfig) -> set[str]:
-    """Collect what a stage's output inherits: its own `licence` if it states one, and those of what it is made of.
-
-    A stage with an input that it only looks at names the others in a method `made_of`.
-    """
-    stated = licence.identify(getattr(config, "licence", ""))
+    """Return the licences of a stage's output: the stated one, and those of the inputs in `made_of`."""
+    stated = licence.identify(config.stated_licence())
     found = {stated} if stated else set[str]()
-    for source in getattr(config, "made_of", config.inputs)().values():
+    for source in config.made_of().values():
         inherited = licences_of(source)
         if stated and artifact.find_artifact(source) is None:
             inherited.discard(licence.UNKNOWN)  # the statement is about these raw files
@@ -261,12 +259,12 @@ def _drop_scratch(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _only_run(directory: Path) -> Iterator[None]:
-    with (directory / "lock").open("w") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(directory / "lock", wait=False))
         except BlockingIOError:
             raise ArtifactError(
-                f"another run is writing beside {directory}", hint="Wait for it, or choose another output"
+                f"another run is writing beside {directory}", hint="Wait for that run, or choose another output"
             ) from None
         yield
 

@@ -4,11 +4,8 @@
 the new one. Releases stay on the shelf until somebody removes them. Nothing here decides which is good: the gate does.
 """
 
-import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +13,7 @@ from typing import Literal
 
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import ArtifactError, ConfigError
-from puna.pipeline.storage.files import link_or_copy, make_directory
+from puna.pipeline.storage.files import link_or_copy, locked, make_directory
 from puna.pipeline.storage.records import read_record
 
 POINTER = "current.json"
@@ -88,7 +85,7 @@ def promote(release: Path, shelf: Path) -> Change:
     make_directory(shelf)
     if artifact.is_artifact(shelf):
         raise ConfigError(f"{shelf} is an artifact", expected="a folder of its own for releases")
-    with _only_change(shelf):
+    with locked(shelf / ".lock", wait=True):
         changes = read_history(shelf)
         name = f"{manifest.config.get('name') or 'release'}-{manifest.content_hash[:12]}"
         if changes and changes[-1].release == name:
@@ -106,7 +103,7 @@ def roll_back(shelf: Path, to: str = "") -> Change:
     """Put the release before, or an earlier one, back into use, once it is verified; the pointer moves only then."""
     if not is_shelf(shelf):
         raise ArtifactError(f"{shelf} has no {POINTER}", expected="a folder that releases were promoted into")
-    with _only_change(shelf):
+    with locked(shelf / ".lock", wait=True):
         changes = read_history(shelf)
         *earlier, now = way_back(changes)
         names = list(dict.fromkeys(change.release for change in reversed(earlier)))
@@ -164,10 +161,3 @@ def _change(shelf: Path, changes: list[Change], change: Change) -> Change:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@contextlib.contextmanager
-def _only_change(shelf: Path) -> Iterator[None]:
-    with (shelf / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

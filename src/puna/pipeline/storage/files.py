@@ -2,9 +2,11 @@
 
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,22 @@ def link_or_copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, target)
         except OSError as error:
             raise naming(error, target) from None
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold an exclusive lock on the file at `path` during the block; the system releases the lock of a killed process.
+
+    Raises:
+        BlockingIOError: Another process holds the lock, and `wait` is False.
+
+    Example:
+        >>> with locked(Path("build/.lock"), wait=True):
+        ...     write_text(Path("build/current.json"), "{}")
+    """
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def naming(error: OSError, path: Path) -> OSError:
