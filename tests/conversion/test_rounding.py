@@ -5,7 +5,6 @@ import io
 import pytest
 import torch
 from rich.console import Console
-from tiny_checkpoint import random_llama
 
 from puna.conversion.compression import rounding
 from puna.conversion.compression.calibrate import round_by_calibration
@@ -23,6 +22,7 @@ from puna.model.quantization.quantized import (
 from puna.model.quantization.scheme import INT8, Scheme
 from puna.pipeline.errors import CheckpointError
 from puna.pipeline.progress import Progress
+from puna.testing.tiny_checkpoint import random_llama
 
 GROUPS = [Scheme("int", 4, 16), Scheme("int", 4), Scheme("int", 8)]
 PIECES = [[index * 7 % 250 for index in range(start, start + 40)] for start in (0, 11, 23)]

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tiny_checkpoint import logits_of, random_llama
 
 from puna.model.llama import Linear
 from puna.model.quantization.float8 import Float8Linear
@@ -18,6 +17,7 @@ from puna.model.quantization.quantized import (
     unpack,
 )
 from puna.model.quantization.scheme import FP8, INT8, Scheme
+from puna.testing.tiny_checkpoint import logits_of, random_llama
 
 SCHEMES = [INT8, Scheme("int", 8, 16), Scheme("int", 4), Scheme("int", 4, 16)]
 
