@@ -1,7 +1,7 @@
-"""Turn TOML tables and flags into one frozen, typed config a stage; an unknown key is an error with a suggestion.
+"""TOML tables and flags -> one frozen, typed config per stage; an unknown key is an error with a suggestion.
 
-Every `Path` inside a stage's config is an input of that stage: its content is part of the stage's key. Where a
-stage writes is not configuration; the run decides that.
+Every `Path` in a config is an input of the stage, and the content counts for the key of the artifact. The output path
+is an argument of the executor, not a setting.
 """
 
 import difflib
@@ -99,9 +99,17 @@ FlagNumber = BeforeValidator(_number_of_flag)
 
 
 def parse_config(config_class: type[Config], table: dict[str, Any], *, where: str) -> Config:
-    """Validate `table` as a `config_class`; `where` names the table in errors.
+    """Validate a table as a config.
 
-    Raises ConfigError that names the key, what it was given and, for an unknown key, the nearest known one.
+    Args:
+        where: Name of the table in errors: "sft.teacher".
+
+    Raises:
+        ConfigError: A setting is invalid; the message names key and value and, for an unknown key, the nearest key.
+
+    Example:
+        >>> parse_config(Config, {"data": ["pages"], "vocab_size": 512}, where="tokenizer").vocab_size
+        512
     """
     try:
         # NOTE: as JSON, because strict validation takes a string for a Path only there.
@@ -111,7 +119,7 @@ def parse_config(config_class: type[Config], table: dict[str, Any], *, where: st
 
 
 def explain(error: ValidationError, config_class: type[BaseModel], *, where: str) -> ConfigError:
-    """Say in one ConfigError what is wrong with a table: an unknown key before all else."""
+    """Return one ConfigError for an invalid table; unknown keys come first."""
     errors = [each for each in error.errors() if each["type"] == "extra_forbidden"] or error.errors()
     # Where a value may be of several types each tells what it missed; the one that got furthest is the one meant.
     about_first_key = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
@@ -131,20 +139,20 @@ def explain(error: ValidationError, config_class: type[BaseModel], *, where: str
 
 
 def suggestion(word: str, known: list[str]) -> str:
-    """Say "Did you mean 'x'?" for the known word nearest to `word`, or nothing."""
+    """Return "Did you mean 'x'?" for the known word nearest to `word`; "" if no word is near."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"Did you mean '{near[0]}'?" if near else ""
 
 
 def is_named_step(config_class: type[StageConfig], table: dict[str, Any]) -> bool:
-    """Tell whether a recipe table holds named steps (`[sft.teacher]`) rather than settings (`[sft]`)."""
+    """Return whether a recipe table holds named steps (`[sft.teacher]`) rather than settings (`[sft]`)."""
     return bool(table) and all(
         isinstance(value, dict) and name not in config_class.model_fields for name, value in table.items()
     )
 
 
 def _place(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str, type[BaseModel]]:
-    """Spell a place in a table as its keys, without the tags of a union's types; return the model it lies in too."""
+    """Return the dotted key of an error location, without the tags of union types, and the model with the key."""
     keys: list[str] = []
     is_tag = False
     for part in location:

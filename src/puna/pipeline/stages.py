@@ -1,4 +1,4 @@
-"""The map: every stage in the order of the data, with the kinds of artifacts that a stage reads and writes.
+"""The map: every stage in the order of the data, with the kinds of inputs and outputs.
 
 The verb of a stage is also the name of its table in a recipe, of its test file and of its documentation page.
 """

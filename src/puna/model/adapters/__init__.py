@@ -1,1 +1,1 @@
-"""LoRA adapters: the added layers, and networks that run several adapters in one batch."""
+"""LoRA adapters: low-rank matrices beside the linear layers of a frozen network."""

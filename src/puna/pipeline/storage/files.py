@@ -22,10 +22,10 @@ def make_directory(path: Path) -> None:
 
 
 def replace_directory(new: Path, path: Path) -> None:
-    """Rename the directory `new` to `path`; the old directory there is removed once the new one is durable.
+    """Rename the directory `new` to `path`; remove the old directory once the new directory is durable.
 
-    The two change places in one step where system and disk can. Elsewhere a crash between two renames leaves the old
-    one beside `path`, as .NAME.old.
+    Both directories are exchanged in one step where system and disk allow. Elsewhere a crash between two renames leaves
+    the old directory beside `path`, as .NAME.old.
     """
     old = path.parent / f".{path.name}.old"
     shutil.rmtree(old, ignore_errors=True)
@@ -40,7 +40,7 @@ def replace_directory(new: Path, path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places atomically (renameat2 of Linux); return whether that was possible."""
+    """Exchange two paths atomically (renameat2 of Linux); return whether the system could."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     here = -100  # AT_FDCWD: relative paths start at the current directory
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), RENAME_EXCHANGE) == 0
@@ -63,7 +63,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Let a file stand at a second path: as a hard link where the disk can, otherwise as a copy."""
+    """Create a hard link to a file, or a copy where the disk has no hard links."""
     try:
         os.link(source, target)
     except OSError:  # another disk, or one without links
@@ -90,7 +90,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
 
 
 def naming(error: OSError, path: Path) -> OSError:
-    """Return an error of the system that names the file: a failed write or fsync names none by itself.
+    """Return an error of the system with the name of the file, which failed writes and fsyncs lack.
 
     Example:
         >>> str(naming(OSError(28, "No space left on device"), Path("build/out")))
