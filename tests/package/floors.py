@@ -35,11 +35,28 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"execution"},
     ),
     "model": (
-        {"config", "gradients", "kernels", "lora", "scheme"},
-        {"float8", "rope"},
+        {"config", "gradients", "kernels"},
+        {"precision", "rope"},
         {"llama"},
-        {"attend", "quantized", "reward"},
-        {"adapted", "compare"},
+        {"attend", "quantization", "reward"},
+        {"adapters", "compare"},
+    ),
+    "model/adapters": (
+        {"lora"},
+        {"adapted"},
+    ),
+    "model/gradients": (
+        {"operations", "padding"},
+        {"blocks"},
+    ),
+    "model/kernels": (
+        {"build", "device", "memory", "reference", "threads"},
+        {"native"},
+    ),
+    "model/quantization": (
+        {"scheme"},
+        {"float8"},
+        {"quantized"},
     ),
     "formats": (
         {"tokenizer"},

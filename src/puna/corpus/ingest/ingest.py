@@ -67,6 +67,10 @@ class Config(StageConfig):
         description="Largest number of rows with the same answer, counted from the first row; default: all",
     )
 
+    def stated_licence(self) -> str:
+        """Return `licence`."""
+        return self.licence
+
     def made_of(self) -> dict[str, Path]:
         """Return the inputs with inherited licences, without `apart_from`: a filter copies no text."""
         return {role: path for role, path in self.inputs().items() if not role.startswith("apart_from")}

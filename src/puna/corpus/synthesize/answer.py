@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from puna.corpus.synthesize.answer_sampling import AnswerSampler, Attempt, Reply
@@ -33,7 +32,8 @@ from puna.inference.completer.completer import Completer, Sampling
 from puna.inference.completer.opening import open_completer
 from puna.inference.completer.settings import flat_endpoint, require_one_source
 from puna.inference.engine.options import EngineOptions
-from puna.pipeline.config import StageConfig
+from puna.model.precision import torch_dtype
+from puna.pipeline.config import Precision, StageConfig
 from puna.pipeline.errors import DataError
 from puna.pipeline.progress import Progress
 from puna.pipeline.run import Run
@@ -92,7 +92,7 @@ class Config(StageConfig):
         default=False, description="Whether to write preference pairs of the best and the worst answer to a question"
     )
     max_batch: int = Field(default=32, ge=1, le=1024, description="Number of answers generated at the same time")
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         default="float32", description="Data type of computation with `checkpoint`: float32 or bfloat16"
     )
 
@@ -114,6 +114,10 @@ class Config(StageConfig):
         if self.preferences and self.num_answers == 1:
             raise ValueError("num_answers of at least 2 for preferences")
         return self
+
+    def stated_licence(self) -> str:
+        """Return `licence`."""
+        return self.licence
 
     def made_of(self) -> dict[str, Path]:
         """Return the inputs with inherited licences, without the reward model: scores copy no text."""
@@ -212,7 +216,7 @@ def _answer(config: Config, run: Run, attempts: list[Attempt]) -> list[dict[str,
 
 
 def _open(config: Config, run: Run) -> Completer:
-    options = EngineOptions(max_batch=config.max_batch, dtype=getattr(torch, config.precision))
+    options = EngineOptions(max_batch=config.max_batch, dtype=torch_dtype(config.precision))
     endpoint = (config.endpoint, config.model, config.key_variable, config.max_batch)
     return open_completer(config.checkpoint or flat_endpoint(*endpoint), options=options, secret=run.secret)
 

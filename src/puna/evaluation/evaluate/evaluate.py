@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
 from puna.data.shards import write_jsonl
@@ -45,8 +44,9 @@ from puna.inference.completer.opening import open_completer
 from puna.inference.completer.settings import EndpointConfig, flat_endpoint
 from puna.inference.engine.options import EngineOptions
 from puna.model.kernels.device import DeviceName
+from puna.model.precision import torch_dtype
 from puna.pipeline.artifacts import artifact
-from puna.pipeline.config import StageConfig
+from puna.pipeline.config import Precision, StageConfig
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.registry.registry import follow
@@ -91,7 +91,7 @@ class Config(StageConfig):
     max_batch: int = Field(
         default=32, ge=1, description="Number of questions answered at the same time; more use more memory"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         default="float32", description="Floating-point format of weights and activations during the evaluation"
     )
     device: DeviceName = Field(
@@ -223,7 +223,7 @@ def _open_judge(config: Config, run: Run, settings: JudgeSettings) -> Completer:
 
 
 def _options(config: Config) -> EngineOptions:
-    dtype, is_int8_cache = getattr(torch, config.precision), config.kv_cache == "int8"
+    dtype, is_int8_cache = torch_dtype(config.precision), config.kv_cache == "int8"
     return EngineOptions(max_batch=config.max_batch, dtype=dtype, is_int8_cache=is_int8_cache)
 
 

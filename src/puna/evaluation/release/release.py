@@ -126,6 +126,10 @@ class Config(StageConfig):
     def _in_use_is_followed(cls, path: Path | None) -> Path | None:
         return follow(path) if path else None
 
+    def stated_licence(self) -> str:
+        """Return `licence`."""
+        return self.licence
+
     def made_of(self) -> dict[str, Path]:
         """Return the inputs whose licences the release inherits: the checkpoint, but no scores or compared models."""
         return {"checkpoint": self.checkpoint}
