@@ -17,7 +17,7 @@ from puna.evaluation.release.compare import Gate, compare
 from puna.evaluation.release.evaluations import Answered, Evaluation
 from puna.evaluation.release.gate import Decision, Model, judge
 from puna.evaluation.release.rules.exam import examine
-from puna.evaluation.tasks import Question, Task, load_task
+from puna.evaluation.tasks import Question, Task
 from puna.evaluation.tasks.null_models import null_models, right_answer
 from puna.formats.chat.conversation import Conversation, Message, ToolCall, tool_name
 
@@ -69,11 +69,11 @@ def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("exam") / request.param
     if request.param == "shop":
         perform_stage("synthesize", path, split="held_out", num_worlds=10, conversations_per_world=8, pages=False)
-        return load_task(path)
+        return Task.load(path)
     path.mkdir()
     dialogue = bank_dialogue if request.param == "bank" else order_dialogue
     write_jsonl(path / "conversations.jsonl", [dialogue(number) for number in range(120)])
-    return load_task(path)
+    return Task.load(path)
 
 
 def words(text: str) -> Callable[[Question], Message]:

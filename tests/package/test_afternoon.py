@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from puna.cli import _pairs, build_app
-from puna.pipeline.execution.recipe import override, read_recipe
+from puna.pipeline.execution.recipe import Recipe, override
 from puna.pipeline.execution.walk import configs_of
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def test_every_command_of_the_pages_parses(words: list[str], monkeypatch: pytest
     words = ["sft" if word == "STAGE" else word for word in words]
     _, bound, _ = build_app(words).parse_args(words, print_error=False, exit_on_error=False)
     if words[0] == "raise" and Path(words[1]).exists():
-        recipe = override(read_recipe(Path(words[1])), dict(_pairs(bound.arguments.get("settings", ()))))
+        recipe = override(Recipe.read(Path(words[1])), dict(_pairs(bound.arguments.get("settings", ()))))
         assert configs_of(recipe)
 
 

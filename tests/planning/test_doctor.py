@@ -430,6 +430,11 @@ def rewritten(gguf: Path, out: Path, stored_as: str = "", **changes: Any) -> Pat
     return out
 
 
+def in_order(value: object) -> str:
+    """Name a parameter by its text, a set by its sorted members: workers of one test run need the same names."""
+    return str(sorted(value)) if isinstance(value, set) else str(value)
+
+
 WRONG_GGUFS: list[tuple[dict[str, Any], set[str]]] = [
     ({}, set()),
     ({"chat_template": "{{ messages[0].content }}"},
@@ -454,7 +459,7 @@ WRONG_GGUFS: list[tuple[dict[str, Any], set[str]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "expected"), WRONG_GGUFS, ids=str)
+@pytest.mark.parametrize(("changes", "expected"), WRONG_GGUFS, ids=in_order)
 def test_exactly_what_is_wrong_with_a_gguf_is_found(
     gguf: Path, tmp_path: Path, changes: dict[str, Any], expected: set[str]
 ):
@@ -483,7 +488,7 @@ def test_a_gguf_whose_weights_we_cannot_read_is_not_called_broken(wide_gguf: Pat
     assert "8 of 8" in report.facts["chat template"]
 
 
-@pytest.mark.parametrize(("changes", "expected"), WRONG_GGUFS, ids=str)
+@pytest.mark.parametrize(("changes", "expected"), WRONG_GGUFS, ids=in_order)
 def test_all_else_that_is_wrong_with_weights_that_we_cannot_read_is_found(
     wide_gguf: Path, tmp_path: Path, changes: dict[str, Any], expected: set[str]
 ):
