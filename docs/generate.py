@@ -60,13 +60,18 @@ raw files          imaginary worlds                 open Llama
 def main() -> None:
     """Write the architecture page into the repository and every page of the site into build/docs."""
     (DOCS / "internals" / "architecture.md").write_text(architecture(), encoding="utf-8")
-    shutil.rmtree(OUT, ignore_errors=True)
+    write_site(OUT)
+    print(f"{OUT.relative_to(ROOT)} holds {len(list(OUT.rglob('*.md')))} pages; next: zensical build")
+
+
+def write_site(folder: Path) -> None:
+    """Write every page and picture of the site into a folder, which is emptied first."""
+    shutil.rmtree(folder, ignore_errors=True)
     for name, text in site().items():
-        (OUT / name).parent.mkdir(parents=True, exist_ok=True)
-        (OUT / name).write_text(text, encoding="utf-8")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
     for picture in DOCS.rglob("*.svg"):
-        shutil.copy(picture, OUT / picture.relative_to(DOCS))
-    print(f"{OUT} holds {len(list(OUT.rglob('*.md')))} pages; next: zensical build")
+        shutil.copy(picture, folder / picture.relative_to(DOCS))
 
 
 def site() -> dict[str, str]:

@@ -6,7 +6,7 @@
 The pictures name fonts of the reader's machine and load nothing.
 """
 
-import os
+import io
 import re
 import sys
 from pathlib import Path
@@ -48,7 +48,7 @@ def main(output: Path, folder: Path) -> None:
     printed = output.read_text(encoding="utf-8")
     steps = [line for line in printed.splitlines() if line.startswith("Step ")]
     draw("demo", "puna raise recipes/demo.toml", [*steps, "", *printed[printed.rindex("scores in %") :].splitlines()])
-    console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"))
+    console = Console(record=True, width=WIDTH, file=io.StringIO())
     print_lineage(folder / "quantize", console)
     lineage = console.export_text().replace(f"{folder}/", "build/demo/")
     draw("lineage", "puna lineage build/demo/quantize", lineage.splitlines())
@@ -56,7 +56,7 @@ def main(output: Path, folder: Path) -> None:
 
 def draw(name: str, command: str, lines: list[str]) -> None:
     """Write docs/start/NAME.svg with a command and lines of its output."""
-    console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"))
+    console = Console(record=True, width=WIDTH, file=io.StringIO())
     console.print(Text(f"$ {command}", style="bold green"))
     for line in lines:
         console.print(Text(re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip()), crop=True, no_wrap=True)
