@@ -28,11 +28,11 @@ from widen import widen
 from puna.evaluation.tasks.task import Task
 from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.inference.engine.drafts import PromptLookup
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.request import Request
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.scheduling.request import Request
+from puna.inference.engine.speculative.prompt_lookup import PromptLookup
 from puna.model.attend import attend_causally
 from puna.model.config import SIZES, LlamaConfig
 from puna.model.kernels.threads import cpu_limit

@@ -27,12 +27,12 @@ from puna.formats.checkpoint.gguf.vocabulary import render_tokenizer
 from puna.formats.checkpoint.meta.writer import write_meta
 from puna.formats.tokenizer.added import AddedToken
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.engine.text import TextStream
+from puna.inference.engine.detokenizer import TextStream
 from puna.model.config import LlamaConfig
 from puna.pipeline.artifacts.artifact import read_receipts
 from puna.pipeline.errors import CheckpointError, TokenizerError
 from puna.planning.doctor.examine import examine
-from puna.planning.doctor.finding import Report
+from puna.planning.doctor.report import Report
 from puna.testing.tiny_checkpoint import edit_json, tokenizer
 
 META_MODEL = Path(str(files("llama_models") / "llama3" / "tokenizer.model"))

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from puna.evaluation.tasks.next_turn_questions import recurring_names, turn_questions
 from puna.evaluation.tasks.question import Question
 from puna.evaluation.tasks.task import Task
-from puna.evaluation.tasks.turns import recurring_names, turn_questions
 from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.engine.local import LocalSampler
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.config import LlamaConfig
 from puna.pipeline.estimate import Estimate, Known
 from puna.planning.plan.arithmetic import FLOAT_BYTES

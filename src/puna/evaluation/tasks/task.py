@@ -10,8 +10,8 @@ from puna.data.shards import find_shards, read_rows
 from puna.evaluation.tasks.fields import require_fields
 from puna.evaluation.tasks.grading.facts import required_facts
 from puna.evaluation.tasks.grading.table import EXPECTED, GRADES
+from puna.evaluation.tasks.next_turn_questions import recurring_names, turn_questions
 from puna.evaluation.tasks.question import Grade, Question
-from puna.evaluation.tasks.turns import recurring_names, turn_questions
 from puna.formats.chat.conversation import Conversation, Message
 from puna.pipeline.errors import ChatError, DataError
 
