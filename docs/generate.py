@@ -300,6 +300,8 @@ def kinds(names: Any) -> str:
 def caption(path: Path) -> str:
     """Return the first sentence of the docstring of a module or folder."""
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not file.exists():
+        return "Files of a web page."
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     first = docstring.split("\n\n")[0].replace("\n", " ")
     return re.split(r"(?<=[a-z)`\"])\. (?=[A-Z])", first)[0].rstrip(".") + "."

@@ -66,6 +66,7 @@ def test_python_blocks_compile_and_run(page: Path, tmp_path: Path):
         nodes = [node for node in ast.parse(program).body if isinstance(node, ast.Import | ast.ImportFrom)]
         program = "\n".join(map(ast.unparse, nodes))
     tiny_checkpoint.save(tmp_path / "runs" / "student")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "page.py").write_text(program)
     done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
