@@ -44,10 +44,11 @@ FRAME = """\
 
 
 def main(output: Path, folder: Path) -> None:
-    """Draw what the demo printed, without the log between steps and scores, and the lineage of the demo's model."""
-    printed = output.read_text(encoding="utf-8")
-    steps = [line for line in printed.splitlines() if line.startswith("Step ")]
-    draw("demo", "puna raise recipes/demo.toml", [*steps, "", *printed[printed.rindex("scores in %") :].splitlines()])
+    """Draw the scores and the verdict that the demo printed, and the lineage of the demo's model."""
+    printed = output.read_text(encoding="utf-8").splitlines()
+    first = max(number for number, line in enumerate(printed) if "scores in %" in line)
+    last = max(number for number, line in enumerate(printed) if line.startswith("to put it into use"))
+    draw("demo", "puna raise recipes/demo.toml", ["...", *printed[first : last + 1]])
     console = Console(record=True, width=WIDTH, file=io.StringIO())
     print_lineage(folder / "quantize", console)
     lineage = console.export_text().replace(f"{folder}/", "build/demo/")
