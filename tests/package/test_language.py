@@ -8,16 +8,16 @@ from language import descriptions, pronouns_and_words, stands_alone
 PUNA = Path(__file__).parents[2] / "src" / "puna"
 # Pronouns and relatives per 1,000 docstring words of a room; a ceiling only goes down.
 CEILINGS = {
-    "agents": 76,
-    "cli.py": 100,
+    "agents": 25,
+    "cli.py": 25,
     "conversion": 113,
     "corpus": 64,
     "data": 30,
     "evaluation": 67,
     "formats": 28,
     "inference": 100,
-    "model": 95,
-    "pipeline": 84,
+    "model": 25,
+    "pipeline": 35,
     "planning": 85,
     "serving": 53,
     "testing": 30,

@@ -8,9 +8,8 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
-import torch
 from pydantic import Field, model_validator
 
 from puna.data.augment.identifiers import fresh_identifiers
@@ -23,8 +22,9 @@ from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.kernels.device import DeviceName, choose_device
+from puna.model.precision import torch_dtype
 from puna.pipeline.artifacts import artifact, licence
-from puna.pipeline.config import StageConfig
+from puna.pipeline.config import Precision, StageConfig
 from puna.pipeline.errors import ChatError, ConfigError, DataError
 from puna.pipeline.estimate import Estimate, Known, Sketch
 from puna.pipeline.progress import Progress
@@ -65,7 +65,7 @@ class Config(StageConfig):
     shard_tokens: int = Field(
         default=65_536, ge=16, description="tokens in a file; a killed run goes on after the last"
     )
-    precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="dtype to compute in")
+    precision: Precision = Field(default="bfloat16", description="dtype to compute in")
     device: DeviceName = Field(
         default="auto", description="Device on which the teacher computes; auto takes a GPU if there is one"
     )
@@ -83,6 +83,10 @@ class Config(StageConfig):
         if self.endpoint and self.endpoint.answers and (self.every_token or self.fresh_identifiers):
             raise ValueError("neither every_token nor fresh_identifiers with endpoint.answers, which are new text")
         return self
+
+    def stated_licence(self) -> str:
+        """Return `licence`."""
+        return self.licence
 
     def estimate(self, known: Known) -> Estimate:
         """Foresee the labelling: the teacher reads each row once. An endpoint's speed is not known."""
@@ -163,7 +167,7 @@ def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, Teacher]
     if config.max_length > checkpoint.config.max_context:
         expected = f"at most the teacher's {checkpoint.config.max_context}"
         raise ConfigError(f"context = {config.context}", expected=expected)
-    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    dtype = torch_dtype(config.precision)
     device = choose_device(config.device)
     teacher = LocalTeacher(
         checkpoint.load(dtype).to(device),

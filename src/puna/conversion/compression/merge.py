@@ -5,7 +5,6 @@ written: the checkpoint is read back from the disk first. Nothing is merged into
 """
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -24,9 +23,10 @@ from puna.formats.checkpoint.adapters.receipt import difference_receipt
 from puna.formats.checkpoint.adapters.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.model.compare import Comparison, logits_of, require_finite
+from puna.model.precision import torch_dtype
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.artifacts.artifact import Receipt
-from puna.pipeline.config import StageConfig
+from puna.pipeline.config import Precision, StageConfig, StoredDtype
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.run import Run
@@ -42,13 +42,13 @@ class Config(StageConfig):
     adapter: Path = Field(description="adapter as PEFT writes it")
     base: Path = Field(description="checkpoint with float weights")
     data: list[Path] = Field(default=[], description="text to compare on; without it a sentence in each language")
-    dtype: Literal["stored", "float32", "bfloat16", "float16"] = Field(default="stored", description="dtype to write")
+    dtype: StoredDtype = Field(default="stored", description="dtype to write")
     tolerance_kl: float = Field(default=0.01, ge=0, description="most mean KL divergence, in nats a token")
     min_agreement: float = Field(default=0.97, ge=0, le=1, description="least share of equal first choices")
     min_kept: float = Field(default=0.9, ge=0, le=1, description="least share of the adapter's effect that is kept")
     num_tokens: int = Field(default=4096, ge=2, description="tokens to compare, at most")
     context: int = Field(default=1024, ge=2, description="tokens of a text that are read together, at most")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compare in")
+    precision: Precision = Field(default="float32", description="dtype to compare in")
 
     def estimate(self, known: Known) -> Estimate:
         """Foresee the merge and the comparison (compress/cost.py)."""
@@ -71,7 +71,7 @@ def run(config: Config, run: Run) -> None:
     if trained_beside and artifact.content_hash(trained_beside) != artifact.content_hash(config.base):
         run.log(f"the adapter was trained beside {trained_beside}; what it learned may fit {config.base} less well")
     source = merged(base.source(), adapter)
-    dtype = base.dtype if config.dtype == "stored" else getattr(torch, config.dtype)
+    dtype = base.dtype if config.dtype == "stored" else torch_dtype(config.dtype)
     run.log(f"merging {len(adapter.parts)} tensors of an adapter into {config.base}")
     for note in merge_notes(adapter, base.config):
         run.log(note)
@@ -89,7 +89,7 @@ def _prove(config: Config, run: Run, base: Checkpoint, pieces: Pieces, written: 
 
     The reference reads the adapter's files by itself and shares no code with the merge.
     """
-    dtype = getattr(torch, config.precision)
+    dtype = torch_dtype(config.precision)
     model, result = base.load(dtype), Checkpoint.open(run.output).load(dtype)
     reference = SideBySide(model, config.adapter)
     comparison, effect, num_tokens = Comparison(), Comparison(), sum(map(len, pieces))

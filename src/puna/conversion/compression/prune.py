@@ -33,8 +33,9 @@ from puna.data.pieces import cut_examples
 from puna.formats.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.formats.checkpoint.source import Source
 from puna.model.config import LlamaConfig
+from puna.model.precision import torch_dtype
 from puna.pipeline.artifacts.artifact import Receipt
-from puna.pipeline.config import StageConfig
+from puna.pipeline.config import Precision, StageConfig
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.run import Run
@@ -69,7 +70,7 @@ class Config(StageConfig):
     calibration_tokens: int = Field(default=32_768, ge=1, description="tokens to calibrate on, at most")
     num_tokens: int = Field(default=4096, ge=2, description="tokens to measure the loss on")
     context: int = Field(default=1024, ge=2, description="tokens of a text that are read together, at most")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype of the activations")
+    precision: Precision = Field(default="float32", description="dtype of the activations")
     tolerance_perplexity: float | None = Field(
         default=None, ge=0, description="most share that perplexity may grow by; without it nothing stops"
     )
@@ -87,7 +88,7 @@ class Config(StageConfig):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that `precision` names."""
-        return getattr(torch, self.precision)
+        return torch_dtype(self.precision)
 
     def estimate(self, known: Known) -> Estimate:
         """Foresee the passes over the texts (compress/cost.py)."""

@@ -22,9 +22,10 @@ from puna.formats.tokenizer import Tokenizer
 from puna.model.compare import Comparison, logits_of
 from puna.model.config import LlamaConfig, layer_shapes, matrix_shapes
 from puna.model.llama import Embedding, Linear, Llama
-from puna.model.quantized import QuantizedLinear, round_weight, rounded
-from puna.model.scheme import FP8, INT8, Scheme, common_group_size, describe_schemes
-from puna.pipeline.config import StageConfig
+from puna.model.precision import torch_dtype
+from puna.model.quantization.quantized import QuantizedLinear, round_weight, rounded
+from puna.model.quantization.scheme import FP8, INT8, Scheme, common_group_size, describe_schemes
+from puna.pipeline.config import Precision, StageConfig
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.progress import Progress
@@ -74,7 +75,7 @@ class Config(StageConfig):
     tolerance_perplexity: float | None = Field(default=None, ge=0, description="most share that perplexity may grow by")
     num_tokens: int = Field(default=4096, ge=2, description="tokens to compare")
     context: int = Field(default=1024, ge=2, description="tokens of a text that are read together, at most")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compare in")
+    precision: Precision = Field(default="float32", description="dtype to compare in")
 
     @model_validator(mode="after")
     def _says_no_more_than_is_used(self) -> "Config":
@@ -97,7 +98,7 @@ class Config(StageConfig):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that `precision` names."""
-        return getattr(torch, self.precision)
+        return torch_dtype(self.precision)
 
     def limits(self, usual: Tolerances) -> Tolerances:
         """What the receipts must show: as told, otherwise as usual."""

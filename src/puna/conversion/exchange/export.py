@@ -25,10 +25,11 @@ from puna.formats.checkpoint.meta.writer import write_meta
 from puna.formats.checkpoint.source import Source
 from puna.formats.tokenizer import Tokenizer
 from puna.model.compare import Comparison, logits_of
+from puna.model.precision import torch_dtype
 from puna.pipeline.artifacts import licence
 from puna.pipeline.artifacts.artifact import Receipt
 from puna.pipeline.artifacts.lineage import licences_of
-from puna.pipeline.config import FlagNumber, StageConfig
+from puna.pipeline.config import FlagNumber, Precision, StageConfig, StoredDtype
 from puna.pipeline.errors import CheckpointError, ConfigError
 from puna.pipeline.run import Run
 
@@ -41,9 +42,7 @@ class Config(StageConfig):
     checkpoint: Path = Field(description="the model to export")
     format: Literal["huggingface", "meta", "gguf", "ollama"] = Field(description="what to write")
     kind: WrittenKind = Field(default="Q8_0", description="how GGUF and Ollama store matrices")
-    dtype: Literal["stored", "float32", "bfloat16", "float16"] = Field(
-        default="stored", description="dtype of Hugging Face's and Meta's files"
-    )
+    dtype: StoredDtype = Field(default="stored", description="dtype of Hugging Face's and Meta's files")
     num_shards: Annotated[Literal[1, 2, 4, 8, 16], FlagNumber] = Field(
         default=1, description="Meta's tensor-parallel files"
     )
@@ -51,7 +50,7 @@ class Config(StageConfig):
     data: list[Path] = Field(default=[], description="text to compare on; without it a sentence in each language")
     num_tokens: int = Field(default=512, ge=1, description="tokens to compare, at most")
     context: int = Field(default=256, ge=2, description="tokens that are read together, at most")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype that Puna compares in")
+    precision: Precision = Field(default="float32", description="dtype that Puna compares in")
     tolerance_kl: float = Field(default=0.1, ge=0, description="most mean KL divergence from the checkpoint, in nats")
     min_agreement: float = Field(default=0.8, ge=0, le=1, description="least share of equal first choices with it")
     require_peer: bool = Field(default=False, description="fail where the other program is not installed")
@@ -88,7 +87,7 @@ def run(config: Config, run: Run) -> None:
     assert source.tokenizer
     pieces = list(_pieces(config, source.tokenizer, source.config.max_context))
     run.log(f"{_num_bytes(run.output) / 1e6:,.1f} MB written; comparing on {sum(map(len, pieces)):,} tokens")
-    dtype = getattr(torch, config.precision)
+    dtype = torch_dtype(config.precision)
     written = open_source(path).source
     _save(run, reread_receipt(config.checkpoint.name, source, written))
     ours = _logits(written, pieces, path, dtype)
@@ -103,7 +102,7 @@ def run(config: Config, run: Run) -> None:
 
 def _write(config: Config, source: Source, run: Run) -> Path:
     """Write the format's files and return what a program is given: the directory, or the GGUF file."""
-    dtype = source.dtype if config.dtype == "stored" else getattr(torch, config.dtype)
+    dtype = source.dtype if config.dtype == "stored" else torch_dtype(config.dtype)
     if config.format == "huggingface":
         write_checkpoint(run.output, source, dtype=dtype)
         return run.output

@@ -6,7 +6,7 @@ executed; its chat template is replaced by the one of `puna.formats.chat`, which
 
 import json
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -22,10 +22,11 @@ from puna.formats.checkpoint.detect import open_source
 from puna.formats.checkpoint.hf.weights import load_source
 from puna.formats.checkpoint.source import Source, tensor_shapes
 from puna.model.compare import Comparison, logits_of, require_finite
+from puna.model.precision import torch_dtype
 from puna.pipeline.artifacts import licence
 from puna.pipeline.artifacts.artifact import Receipt
 from puna.pipeline.artifacts.lineage import licences_of
-from puna.pipeline.config import StageConfig
+from puna.pipeline.config import StageConfig, StoredDtype
 from puna.pipeline.errors import CheckpointError
 from puna.pipeline.estimate import Estimate, Known, Sketch
 from puna.pipeline.run import Run
@@ -45,7 +46,7 @@ class Config(StageConfig):
     revision: str = Field(default="main", description="branch, tag or commit on the hub")
     file: str = Field(default="", description="the one file to take from the hub, such as model.Q8_0.gguf")
     base: Path | None = Field(default=None, description="the model that an adapter belongs to")
-    dtype: Literal["stored", "float32", "bfloat16", "float16"] = Field(default="stored", description="dtype to write")
+    dtype: StoredDtype = Field(default="stored", description="dtype to write")
     licence: str = Field(default="", description="licence of the weights, where no file beside them says it")
 
     @model_validator(mode="after")
@@ -53,6 +54,10 @@ class Config(StageConfig):
         if (self.source is None) == (self.hub is None):
             raise ValueError("either source or hub")
         return self
+
+    def stated_licence(self) -> str:
+        """Return `licence`."""
+        return self.licence
 
     def estimate(self, known: Known) -> Estimate:
         """Foresee the conversion; a model on the hub is known once it is downloaded."""
@@ -75,7 +80,7 @@ def run(config: Config, run: Run) -> None:
     )
     assert path is not None
     source, note = open_source(path, base=config.base)
-    dtype = source.dtype if config.dtype == "stored" else getattr(torch, config.dtype)
+    dtype = source.dtype if config.dtype == "stored" else torch_dtype(config.dtype)
     run.log(f"{path}: {source.format}, {source.config.num_parameters:,} parameters, {_name(source.dtype)}")
     if note:
         run.log(note)

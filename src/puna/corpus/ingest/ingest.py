@@ -58,6 +58,10 @@ class Config(StageConfig):
         description="Largest number of rows with the same answer, the first ones of the file; default: all",
     )
 
+    def stated_licence(self) -> str:
+        """Return `licence`."""
+        return self.licence
+
     def made_of(self) -> dict[str, Path]:
         """Name the inputs whose licences are inherited: held-out data only decides which rows stay away."""
         return {role: path for role, path in self.inputs().items() if not role.startswith("apart_from")}

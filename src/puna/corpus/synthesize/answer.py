@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from puna.corpus.synthesize.asking import Ask, Asker, Reply
@@ -25,7 +24,8 @@ from puna.inference.completer.completer import Completer, Sampling
 from puna.inference.completer.endpoint import EndpointCompleter, require_one_source
 from puna.inference.completer.local import LocalCompleter
 from puna.inference.engine.options import EngineOptions
-from puna.pipeline.config import StageConfig
+from puna.model.precision import torch_dtype
+from puna.pipeline.config import Precision, StageConfig
 from puna.pipeline.errors import DataError
 from puna.pipeline.progress import Progress
 from puna.pipeline.run import Run
@@ -55,7 +55,7 @@ class Config(StageConfig):
     keep: Literal["best", "all"] = Field(default="best", description="of the good answers to a question")
     preferences: bool = Field(default=False, description="write pairs of the best and the worst answer, too")
     max_batch: int = Field(default=32, ge=1, le=1024, description="answers at the same time")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compute in")
+    precision: Precision = Field(default="float32", description="dtype to compute in")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -75,6 +75,10 @@ class Config(StageConfig):
         if self.preferences and self.num_answers == 1:
             raise ValueError("num_answers of at least 2 for preferences")
         return self
+
+    def stated_licence(self) -> str:
+        """Return `licence`."""
+        return self.licence
 
     def made_of(self) -> dict[str, Path]:
         """Name the inputs whose licences it inherits: a reward model only chooses."""
@@ -168,7 +172,7 @@ def _answer(config: Config, run: Run, asks: list[Ask]) -> list[dict[str, Any]]:
 
 def _open(config: Config, run: Run) -> Completer:
     if config.checkpoint is not None:
-        options = EngineOptions(max_batch=config.max_batch, dtype=getattr(torch, config.precision))
+        options = EngineOptions(max_batch=config.max_batch, dtype=torch_dtype(config.precision))
         return LocalCompleter.open(config.checkpoint, options)
     key = run.secret(config.key_variable) if config.key_variable else ""
     return EndpointCompleter(config.endpoint, config.model, key, config.max_batch)

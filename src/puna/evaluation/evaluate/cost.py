@@ -16,11 +16,13 @@ from puna.inference.engine.local import LocalSampler
 from puna.inference.engine.options import EngineOptions
 from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.config import LlamaConfig
+from puna.model.precision import torch_dtype
+from puna.pipeline.config import Precision
 from puna.pipeline.estimate import Estimate, Known
 from puna.planning.plan.arithmetic import FLOAT_BYTES
 from puna.planning.plan.steps.facts import dataset_of, network_of, tokenizer_path
 from puna.planning.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
-from puna.planning.plan.steps.speed import DTYPES, PROBE_FLOPS, flops_of, probe_network, reduced, weight_seconds
+from puna.planning.plan.steps.speed import PROBE_FLOPS, flops_of, probe_network, reduced, weight_seconds
 
 # Tokens of a usual answer; questions whose prompts are measured; fewer questions than this decide little.
 ANSWER_TOKENS, MAX_SAMPLE, FEW_QUESTIONS = 40, 100, 100
@@ -35,7 +37,7 @@ def estimate_evaluation(
     *,
     max_questions: int | None,
     max_tokens: int,
-    precision: str,
+    precision: Precision,
 ) -> Estimate:
     """Foresee an evaluation: each checkpoint reads every question and writes an answer of usual length."""
     where = tokenizer_path(known, next(iter(checkpoints.values())))
@@ -81,13 +83,13 @@ def _questions(known: Known, task: Path, max_questions: int | None) -> tuple[lis
 
 
 @cache
-def answer_seconds(widths: LlamaConfig, prompt_tokens: int, precision: str, where: Path) -> tuple[float, float]:
+def answer_seconds(widths: LlamaConfig, prompt_tokens: int, precision: Precision, where: Path) -> tuple[float, float]:
     """Return the seconds of one prompt and of one written token, of requests side by side in the engine."""
     small, _ = reduced(widths, (prompt_tokens,) * REQUESTS)
     is_large = flops_of(small, (prompt_tokens,) * REQUESTS) > 4 * PROBE_FLOPS
     count = FEW_REQUESTS if is_large else REQUESTS
-    options = EngineOptions(max_batch=count, max_context=prompt_tokens + WRITTEN + 1, dtype=DTYPES[precision])
-    sampler = LocalSampler(probe_network(small, DTYPES[precision]), Tokenizer.load(where), options=options)
+    options = EngineOptions(max_batch=count, max_context=prompt_tokens + WRITTEN + 1, dtype=torch_dtype(precision))
+    sampler = LocalSampler(probe_network(small, torch_dtype(precision)), Tokenizer.load(where), options=options)
     prompts = [[(7 * at + number) % small.vocab_size for at in range(prompt_tokens)] for number in range(count)]
 
     def seconds(max_tokens: int) -> float:

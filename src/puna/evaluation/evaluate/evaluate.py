@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
 from puna.data.shards import write_jsonl
@@ -46,8 +45,9 @@ from puna.inference.completer.endpoint import EndpointCompleter
 from puna.inference.completer.local import LocalCompleter
 from puna.inference.engine.options import EngineOptions
 from puna.model.kernels.device import DeviceName
+from puna.model.precision import torch_dtype
 from puna.pipeline.artifacts import artifact
-from puna.pipeline.config import StageConfig
+from puna.pipeline.config import Precision, StageConfig
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.registry.registry import follow
@@ -69,7 +69,7 @@ class Config(StageConfig):
     max_tokens: int = Field(default=256, ge=1, description="longest answer")
     seed: int = Field(default=0, ge=0, description="of the draw of questions and of sampling")
     max_batch: int = Field(default=32, ge=1, description="questions answered at the same time")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype to compute in")
+    precision: Precision = Field(default="float32", description="dtype to compute in")
     device: DeviceName = Field(default="auto", description="where to compute; auto: the GPU where there is one")
     kv_cache: Literal["stored", "int8"] = Field(default="stored", description="what keys and values are kept in")
     compare: bool = Field(default=False, description="say why a student ends below the plain model or its own start")
@@ -186,7 +186,7 @@ def _open_judge(config: Config, run: Run, settings: JudgeSettings) -> Completer:
 
 
 def _options(config: Config) -> EngineOptions:
-    dtype, is_int8_cache = getattr(torch, config.precision), config.kv_cache == "int8"
+    dtype, is_int8_cache = torch_dtype(config.precision), config.kv_cache == "int8"
     return EngineOptions(max_batch=config.max_batch, dtype=dtype, is_int8_cache=is_int8_cache)
 
 

@@ -96,6 +96,10 @@ class Config(StageConfig):
     def _in_use_is_followed(cls, path: Path | None) -> Path | None:
         return follow(path) if path else None
 
+    def stated_licence(self) -> str:
+        """Return `licence`."""
+        return self.licence
+
     def made_of(self) -> dict[str, Path]:
         """Name the inputs whose licences the release inherits: what it was judged by is not in it."""
         return {"checkpoint": self.checkpoint}

@@ -31,7 +31,7 @@ from puna.inference.engine.speculative.draft_model import ModelDrafter
 from puna.inference.engine.speculative.drafter import Drafter
 from puna.inference.engine.speculative.prompt_lookup import PromptLookup
 from puna.model.llama import Llama
-from puna.model.scheme import ROW_SCALE_BYTES
+from puna.model.quantization.scheme import ROW_SCALE_BYTES
 from puna.pipeline.errors import ConfigError, RequestError
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from puna.model.config import ADAPTED, LlamaConfig, layer_shapes
+from puna.pipeline.config import Precision
 from puna.planning.plan.arithmetic import FLOAT_BYTES, Machine, count_parameters, devices_for, fits_on, forward_flops
 
 # Logits that training holds at once, and of these as float32, with so many values for each of them.
@@ -30,7 +31,7 @@ class Training:
     context: int
     batch_tokens: int = 4096
     accumulate: int = 1
-    precision: str = "bfloat16"
+    precision: Precision = "bfloat16"
     lora_rank: int | None = None
     targets: Collection[str] = ADAPTED
     checkpoint_activations: bool = False

@@ -5,7 +5,9 @@ from functools import cache
 
 from puna.formats.chat.conversation import Conversation
 from puna.model.config import LlamaConfig
-from puna.planning.plan.steps.speed import DTYPES, flops_of, probe_network, reduced
+from puna.model.precision import torch_dtype
+from puna.pipeline.config import Precision
+from puna.planning.plan.steps.speed import flops_of, probe_network, reduced
 from puna.training.labelling.local import CHUNK_VALUES, LocalTeacher
 from puna.training.labelling.teacher import Item
 
@@ -15,13 +17,13 @@ LENGTHS = (256,) * 8
 
 
 @cache
-def reading_rate(widths: LlamaConfig, precision: str, top_k: int) -> float:
+def reading_rate(widths: LlamaConfig, precision: Precision, top_k: int) -> float:
     """Return tokens read per second by a teacher in memory that labels half of the tokens."""
     small, lengths = reduced(widths, LENGTHS)
     teacher = LocalTeacher(
-        probe_network(small, DTYPES[precision]),
+        probe_network(small, torch_dtype(precision)),
         None,
-        dtype=DTYPES[precision],
+        dtype=torch_dtype(precision),
         top_k=min(top_k, small.vocab_size),
         temperature=1.0,
         context=max(lengths),

@@ -24,8 +24,8 @@ from puna.formats.checkpoint.safe_files import find_file, read_json
 from puna.formats.checkpoint.safetensors.header import StoredTensor, read_header
 from puna.formats.checkpoint.source import Source, tensor_shapes
 from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.model.adapters.lora import Lora, LowRank
 from puna.model.config import ADAPTED, LlamaConfig
-from puna.model.lora import Lora, LowRank
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import CheckpointError, TokenizerError
 

@@ -1,15 +1,15 @@
-"""A float8 weight with a scale a row -> a linear layer that rounds its activations to float8 too, by a scale a token.
+"""A float8 weight with a scale per row -> a linear layer that rounds activations to float8 with a scale per token.
 
-As Meta does it (The Llama 3 Herd of Models, arXiv 2407.21783, section 6.2, and the reference loader): the greatest
-activation of a token counts as 1200 at most. Computes with the exact products of the rounded numbers: in float8 where
-a GPU can (Ada, Hopper and newer) and activations are bfloat16, elsewhere in the activations' dtype.
+The method is Meta's (The Llama 3 Herd of Models, arXiv 2407.21783, section 6.2, and the reference loader): the largest
+activation of a token is clipped to 1200. Products of the rounded numbers are exact: in float8 on GPUs with float8
+units (Ada, Hopper and newer) and bfloat16 activations, otherwise in the dtype of the activations.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from puna.model.scheme import FP8
+from puna.model.quantization.scheme import FP8
 
 MAX_FLOAT8 = 448.0
 MAX_ACTIVATION = 1200.0
@@ -18,9 +18,13 @@ TILE = 16
 
 
 class Float8Linear(nn.Module):
-    """x W^T in x's dtype, W kept as float8 rows.
+    """x W^T in the dtype of x, with W as float8 rows.
 
-    NOTE: `module.to(dtype)` would unpack the weight and leave the scale beside it; `Checkpoint.load(dtype)` does not.
+    NOTE: `module.to(dtype)` would convert the weight but not apply the scale; use `Checkpoint.load(dtype)`.
+
+    Example:
+        >>> Float8Linear.rounded(torch.randn(48, 64))(torch.ones(2, 64)).shape
+        torch.Size([2, 48])
     """
 
     weight: torch.Tensor
@@ -35,14 +39,14 @@ class Float8Linear(nn.Module):
 
     @classmethod
     def rounded(cls, weight_OI: torch.Tensor) -> "Float8Linear":
-        """Return the layer of the nearest float8 values, by scales that bfloat16 holds."""
+        """Return a layer with the nearest float8 values; scales are rounded to bfloat16."""
         weight_OI = weight_OI.detach().float()
         scale_O1 = (weight_OI.abs().amax(1, keepdim=True) / MAX_FLOAT8).bfloat16().float()
         scale_O1.masked_fill_(scale_O1 == 0, 1.0)
         return cls(_round(weight_OI / scale_O1), scale_O1)
 
     def dequantize(self) -> torch.Tensor:
-        """Return the float32 weight_OI that this layer stands for."""
+        """Return weight_OI as float32."""
         return self.weight.float() * self.weight_scale.float()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,10 +67,10 @@ class Float8Linear(nn.Module):
 
 
 def multiplies_float8(device: torch.device) -> bool:
-    """Whether a device multiplies float8 numbers itself; a constant for a compiler (engine/runners/decode_step.py)."""
+    """Return whether a device has float8 units; a constant for torch.compile (decode_step.py)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _round(x: torch.Tensor) -> torch.Tensor:
-    """Return the nearest float8 values; what is beyond the greatest is cut to it, where a cast gives NaN."""
+    """Return the nearest float8 values; values out of range are clipped, where a cast gives NaN."""
     return x.clamp(-MAX_FLOAT8, MAX_FLOAT8).to(torch.float8_e4m3fn)

@@ -1,6 +1,6 @@
-"""A low-rank adapter in memory: what it adds to the products of a network's matrices.
+"""The tensors of a LoRA adapter, and the product added to a linear layer.
 
-Reads no files (checkpoint/adapters/adapter.py does), and leaves the network as it is.
+checkpoint/adapters reads files; the network itself is not changed.
 
 Shapes: R rank, I inputs, O outputs.
 """
@@ -13,14 +13,18 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """Adds scale * (x down^T) up^T to x W^T."""
+    """The low-rank update of one linear layer: x W^T + scale * (x down^T) up^T.
+
+    Example:
+        >>> y_TO = layer(x_TI) + update.product(x_TI)
+    """
 
     down_RI: torch.Tensor
     up_OR: torch.Tensor
     scale: float
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """Return what is added, in x's dtype."""
+        """Return scale * (x down^T) up^T in the dtype of x."""
         return (x @ self.down_RI.to(x.dtype).T * self.scale) @ self.up_OR.to(x.dtype).T
 
 

@@ -1,6 +1,6 @@
-"""How a weight is stored with fewer bits, as data: what a Scheme says, and how many bytes it takes.
+"""Quantization schemes as data: number format, group size, and bytes of a weight.
 
-Needs no torch. How layers compute with such weights is in quantized.py and float8.py, how they are found in compress/.
+Needs no torch. quantized.py and float8.py compute with such weights; conversion/compression searches for the values.
 """
 
 from collections import Counter
@@ -15,7 +15,12 @@ GROUP_SCALE_BYTES, ROW_SCALE_BYTES = 2, 4
 
 @dataclass(frozen=True)
 class Scheme:
-    """Integers of 4 or 8 bits with a scale for each group of a row (None: one a row), or float8 with a scale a row."""
+    """Integers of 4 or 8 bits with a scale per group of a row (None: per row), or float8 with a scale per row.
+
+    Example:
+        >>> Scheme("int", 4, 64).name
+        'int4 g64'
+    """
 
     kind: Literal["int", "float"]
     bits: int
@@ -27,25 +32,25 @@ class Scheme:
 
     @property
     def least(self) -> int:
-        """The least value of an integer scheme; the greatest is one less than its opposite."""
+        """The smallest value of an integer scheme; the largest value is -least - 1."""
         return -(2 ** (self.bits - 1))
 
     @property
     def name(self) -> str:
-        """What people call it: int8, fp8, and "int4 g64" in groups of 64."""
+        """The usual name: int8, fp8, or "int4 g64" with groups of 64."""
         groups = f" g{self.group_size}" if self.group_size else ""
         return f"{'int' if self.kind == 'int' else 'fp'}{self.bits}{groups}"
 
     def fits(self, in_dim: int) -> bool:
-        """Tell whether a row of this length can be cut into whole groups."""
+        """Return whether whole groups fill a row of this length."""
         return in_dim % (self.group_size or 1) == 0
 
     def num_groups(self, in_dim: int) -> int:
-        """Return how many scales a row has."""
+        """Return the number of scales of a row."""
         return in_dim // self.group_size if self.group_size else 1
 
     def num_words(self, in_dim: int) -> int:
-        """Return how many words of 32 bits a row of packed integers takes."""
+        """Return the number of 32-bit words of a packed row."""
         return -(-in_dim * self.bits // WORD_BITS)
 
     def num_bytes(self, out_dim: int, in_dim: int) -> int:
@@ -56,12 +61,12 @@ class Scheme:
 
 
 def describe_schemes(schemes: Mapping[str, Scheme]) -> str:
-    """Name the schemes of a model's modules, the most frequent first: "int4 g64, int8"."""
+    """Return the names of the schemes of a model, the most frequent first: "int4 g64, int8"."""
     return ", ".join(scheme.name for scheme, _ in Counter(schemes.values()).most_common())
 
 
 def common_group_size(widths: Collection[int]) -> int | None:
-    """Return the greatest usual group that divides all rows; None if none does."""
+    """Return the largest usual group size that divides all rows; None if no size does."""
     return next((size for size in GROUP_SIZES if not any(width % size for width in widths)), None)
 
 

@@ -1,7 +1,7 @@
-"""A network -> the same network, frozen, with trainable matrices of low rank beside its linear layers.
+"""A network -> the frozen network with trainable low-rank matrices beside the linear layers.
 
-LoRA, rsLoRA or DoRA; what lies beneath may be rounded (QLoRA). Knows no files and merges nothing, which is the business
-of checkpoint/adapters/adapter.py.
+Supports LoRA (arXiv 2106.09685), rsLoRA, DoRA, and quantized weights below (QLoRA). Files and merges are the task of
+checkpoint/adapters.
 
 Shapes: T tokens, R rank, I inputs, O outputs.
 """
@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from puna.model.adapters.lora import LowRank
 from puna.model.config import ADAPTED
 from puna.model.llama import Linear, Llama
-from puna.model.lora import LowRank
-from puna.model.quantized import QuantizedLinear
+from puna.model.quantization.quantized import QuantizedLinear
 from puna.pipeline.errors import ConfigError
 
 # Values of a weight that are floats at once while its rows are measured.
@@ -27,7 +27,12 @@ ALL, HEAD = "all", "lm_head"
 
 @dataclass(frozen=True)
 class AdapterShape:
-    """What a new adapter is like; `targets` are names of matrices, "all" those inside the layers."""
+    """The shape of a new adapter; `targets` are names of matrices, or "all" for the matrices inside the layers.
+
+    Example:
+        >>> AdapterShape(targets="all", rank=16, alpha=32).scale
+        2.0
+    """
 
     targets: Collection[str]
     rank: int
@@ -37,15 +42,15 @@ class AdapterShape:
 
     @property
     def scale(self) -> float:
-        """What the product of the two matrices is multiplied by (rsLoRA: arXiv 2312.03732)."""
+        """Factor of the low-rank product: alpha / R, or alpha / sqrt(R) for rsLoRA (arXiv 2312.03732)."""
         return self.alpha / (self.rank**0.5 if self.is_rank_stabilized else self.rank)
 
 
 class AdaptedLinear(nn.Module):
-    """x W^T + scale * (x down^T) up^T, W frozen; with magnitudes each output is scaled to a learned length of its row.
+    """x W^T + scale * (x down^T) up^T with a frozen W; DoRA then scales every output to a learned row length.
 
-    DoRA as its authors compute it (arXiv 2402.09353, section 4.3): the length of the row as it is counts as a constant.
-    Dropout falls on what the matrices read, never on what W reads.
+    The row length counts as a constant in the backward pass, as in the DoRA paper (arXiv 2402.09353, section 4.3).
+    Dropout applies to the input of `down` only, never to the input of W.
     """
 
     def __init__(
@@ -65,7 +70,7 @@ class AdaptedLinear(nn.Module):
 
     @property
     def alpha(self) -> float:
-        """What gives the scale, by the rank or its root."""
+        """The alpha of the settings, computed back from scale and rank."""
         rank = self.down_RI.shape[0]
         return self.scale * (rank**0.5 if self.is_rank_stabilized else rank)
 
@@ -84,7 +89,7 @@ class AdaptedLinear(nn.Module):
 
     @torch.no_grad()
     def row_lengths(self) -> torch.Tensor:
-        """Return the length of each row of W with what is added to it, in float32."""
+        """Return the length of every row of W + scale * up down, in float32."""
         lengths, start = [], 0
         for weight_OI in _float_rows(self.frozen):
             up_OR = self.up_OR[start : start + len(weight_OI)].float()
@@ -102,7 +107,7 @@ def _float_rows(frozen: Linear | QuantizedLinear) -> Iterator[torch.Tensor]:
 
 
 def add_adapter(model: Llama, shape: AdapterShape, *, seed: int) -> None:
-    """Freeze a network and put a new adapter beside its matrices, which changes nothing until it is trained."""
+    """Freeze a network and add a new adapter; the output is unchanged until the adapter is trained."""
     generator = torch.Generator().manual_seed(seed)
     linears = {path: _linear(model, path) for path in target_paths(model, shape.targets)}
     for path, frozen in linears.items():
@@ -123,7 +128,7 @@ def attach(
     *,
     is_rank_stabilized: bool = False,
 ) -> None:
-    """Freeze a network and put a given adapter beside its matrices, by their paths; float32 copies of its tensors."""
+    """Freeze a network and add an existing adapter by module path; tensors are copied as float32."""
     linears = {path: _linear(model, path) for path in lora}
     for path, given in lora.items():
         low_rank = LowRank(given.down_RI.float().clone(), given.up_OR.float().clone(), given.scale)
@@ -142,19 +147,19 @@ def _freeze(model: Llama) -> None:
 
 
 def adapted_modules(model: Llama) -> dict[str, AdaptedLinear]:
-    """Return what has an adapter, by its path."""
+    """Return the modules with an adapter, by path."""
     return {path: module for path, module in model.named_modules() if isinstance(module, AdaptedLinear)}
 
 
 def set_dropout(model: Llama, share: float) -> None:
-    """Let adapters in training leave out this share of what they read."""
+    """Set the dropout rate of all adapters in training mode."""
     for module in adapted_modules(model).values():
         module.dropout = share
 
 
 @contextlib.contextmanager
 def adapters_off(model: Llama) -> Iterator[None]:
-    """Let a network compute as if it had no adapters."""
+    """Disable all adapters of a network during the block."""
     modules = adapted_modules(model).values()
     for module in modules:
         module.is_off = True
@@ -166,7 +171,7 @@ def adapters_off(model: Llama) -> Iterator[None]:
 
 
 def target_paths(model: Llama, targets: Collection[str]) -> list[str]:
-    """Return the paths of the matrices that these names mean; ConfigError for a head that is the embeddings' table."""
+    """Return the paths of the named matrices; ConfigError for a head that is tied to the embeddings."""
     if HEAD in targets and model.lm_head is None:
         raise ConfigError(
             "an adapter for lm_head of a model whose head and embeddings are one table",

@@ -1,7 +1,7 @@
-"""Packed integers with their scales -> a linear layer or embeddings that compute with them; and rounding into them.
+"""Packed integers with scales -> linear layers and embeddings, and rounding of float weights to packed integers.
 
-The words are those that compressed-tensors stores (pack-quantized), so they stay mapped from the file. Which scales are
-good is compress/'s business; float8 has its own layer in float8.py.
+The words have the layout of compressed-tensors (pack-quantized), so weights stay mapped from the file.
+conversion/compression searches for good scales; float8.py has the layer for float8.
 
 Shapes: T tokens, O outputs, I inputs, W words of a row, G groups of a row.
 """
@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from puna.model.float8 import Float8Linear
 from puna.model.llama import Embedding, Linear, Llama
-from puna.model.scheme import INT8, Scheme
+from puna.model.quantization.float8 import Float8Linear
+from puna.model.quantization.scheme import INT8, Scheme
 
 # Values that are unpacked at once: a head of 128,256 rows would take gigabytes as floats.
 BLOCK_VALUES = 2**24
@@ -23,7 +23,7 @@ MAX_PACKED_ROWS = 8
 
 
 def pack(values_OI: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return words_OW: each int8 value plus 2^(bits - 1), the first in the lowest bits; what is left over is zero."""
+    """Return words_OW: every int8 value plus 2^(bits - 1), the first in the lowest bits; unused bits are zero."""
     bytes_OI = (values_OI.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
     bytes_OI = F.pad(bytes_OI, (0, -values_OI.shape[1] % (32 // bits)))
     if bits == 4:
@@ -42,30 +42,32 @@ def unpack(words_OW: torch.Tensor, bits: int, in_dim: int) -> torch.Tensor:
 
 
 def widest_scale(weight_OI: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    """Return scale_OG by which the greatest weight of each group becomes the greatest value of the scheme."""
+    """Return scale_OG that maps the largest weight of a group to the largest value of the scheme."""
     greatest_OG = weight_OI.unflatten(1, (scheme.num_groups(weight_OI.shape[1]), -1)).abs().amax(-1)
     return round_scale(greatest_OG / (-scheme.least - 1))
 
 
 def round_scale(scale: torch.Tensor) -> torch.Tensor:
-    """Round a scale to what bfloat16 holds, in which other programs multiply, and zero to one; stays float32."""
+    """Round scales to bfloat16 values, as other programs multiply, and zeros to one; the result is float32."""
     return scale.bfloat16().float().masked_fill_(scale == 0, 1.0)
 
 
 def round_values(weight: torch.Tensor, scale: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    """Return the nearest int8 values with weight ~ values * scale, of equal or broadcasting shapes."""
+    """Return the nearest int8 values with weight ~ values * scale; shapes are equal or broadcast."""
     return (weight / scale).round_().clamp_(scheme.least, -scheme.least - 1).to(torch.int8)
 
 
 def expand_scale(scale_OG: torch.Tensor, in_dim: int) -> torch.Tensor:
-    """Return scale_OI: each scale repeated over its group."""
+    """Return scale_OI: the scales repeated over the inputs of the groups."""
     return scale_OG.repeat_interleave(in_dim // scale_OG.shape[1], dim=1)
 
 
 class PackedWeight(nn.Module):
-    """A weight as packed integers with scales, which is what a linear layer and embeddings have in common.
+    """A weight as packed integers with scales; the parent of the linear layer and of the embeddings.
 
-    NOTE: `module.to(dtype)` would round the scales too; `Checkpoint.load(dtype)` leaves them as they are stored.
+    NOTE: `module.to(dtype)` would round the scales; `Checkpoint.load(dtype)` keeps the stored scales.
+
+    Example: see `rounded`.
     """
 
     weight_packed: torch.Tensor
@@ -78,23 +80,23 @@ class PackedWeight(nn.Module):
         self.register_buffer("weight_scale", weight_scale)
 
     def dequantize(self) -> torch.Tensor:
-        """Return the float32 weight_OI that this layer stands for."""
+        """Return weight_OI as float32."""
         return _dequantize(self.weight_packed, self.weight_scale, self.scheme, self.in_dim)
 
     def dequantized_rows(self) -> Iterator[torch.Tensor]:
-        """Yield the float32 weight in blocks of rows, one in memory at a time."""
+        """Yield the float32 weight in blocks of rows, to hold one block in memory at a time."""
         for words, scale in self._blocks():
             yield _dequantize(words, scale, self.scheme, self.in_dim)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x W^T in x's dtype."""
+        """Return x W^T in the dtype of x."""
         if x.requires_grad and torch.is_grad_enabled():
             return _FrozenProduct.apply(x, self)  # type: ignore[return-value]
         products = [_product(x, words, scale, self.scheme) for words, scale in self._blocks()]
         return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 
     def product_back(self, y: torch.Tensor) -> torch.Tensor:
-        """Return y W in y's dtype: what a gradient takes the other way."""
+        """Return y W in the dtype of y, for the backward pass."""
         rows = (words.shape[0] for words, _ in self._blocks())
         parts = zip(y.split(list(rows), dim=-1), self._blocks(), strict=True)
         products = [_product_back(part, words, scale, self.scheme, self.in_dim) for part, (words, scale) in parts]
@@ -106,14 +108,20 @@ class PackedWeight(nn.Module):
 
 
 class QuantizedLinear(PackedWeight):
-    """x W^T in x's dtype, W kept as packed integers."""
+    """x W^T in the dtype of x, with W as packed integers.
+
+    Example: see `rounded`.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.product(x)
 
 
 class QuantizedEmbedding(PackedWeight):
-    """Rows of a table that is kept as packed integers; tied models take their logits from it as well."""
+    """An embedding table as packed integers; models with tied embeddings also compute logits with the table.
+
+    Example: see `rounded`.
+    """
 
     def forward(self, tokens_T: torch.Tensor) -> torch.Tensor:
         return _dequantize(self.weight_packed[tokens_T], self.weight_scale[tokens_T], self.scheme, self.in_dim)
@@ -123,7 +131,7 @@ Quantized = QuantizedLinear | QuantizedEmbedding | Float8Linear
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x W^T whose backward pass unpacks W again: otherwise every layer would keep its W as floats until then."""
+    """x W^T with a backward pass that unpacks W again, so that no layer holds a float copy of W."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
@@ -166,7 +174,7 @@ def _product_back(
 
 
 def _is_packed_faster(x: torch.Tensor) -> bool:
-    """Whether torch's own int8 product can be used: faster for a few rows, slower for many.
+    """Return whether torch's own int8 product applies; the product is faster for a few rows, and slower for many.
 
     NOTE: that product has no backward pass, and reads beyond the weight (a crash) unless its width is a multiple of 16.
     """
@@ -177,12 +185,12 @@ def _is_packed_faster(x: torch.Tensor) -> bool:
 
 
 def pack_weight(values_OI: torch.Tensor, scale_OG: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return words_OW and scale_OG as they are stored: bfloat16 a group, float32 a row."""
+    """Return words_OW and scale_OG as stored: bfloat16 scales per group, float32 scales per row."""
     return pack(values_OI, scheme.bits), scale_OG.bfloat16() if scheme.group_size else scale_OG.float()
 
 
 def round_weight(weight_OI: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return words_OW and scale_OG of the nearest values by the widest scale, a part of the rows at a time."""
+    """Return words_OW and scale_OG of the nearest values with the widest scale, in blocks of rows."""
     parts = []
     for part_OI in weight_OI.detach().split(max(1, BLOCK_VALUES // weight_OI.shape[1])):
         scale_OG = widest_scale(part_OI.float(), scheme)
@@ -193,7 +201,13 @@ def round_weight(weight_OI: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor,
 
 
 def rounded(module: Linear | Embedding, scheme: Scheme) -> Quantized:
-    """Return the layer or the embeddings with the nearest values of a scheme."""
+    """Return a quantized layer or embedding with the nearest values of a scheme.
+
+    Example:
+        >>> layer = rounded(Linear(64, 48), Scheme("int", 8))
+        >>> layer(torch.ones(2, 64)).shape
+        torch.Size([2, 48])
+    """
     if scheme.kind == "float":
         return Float8Linear.rounded(module.weight)
     kind = QuantizedEmbedding if isinstance(module, Embedding) else QuantizedLinear
@@ -201,7 +215,7 @@ def rounded(module: Linear | Embedding, scheme: Scheme) -> Quantized:
 
 
 def empty_quantized(shape: tuple[int, int], scheme: Scheme, *, is_embedding: bool, device: str = "cpu") -> Quantized:
-    """Return a quantized module for (outputs, inputs) whose contents are not set."""
+    """Return an uninitialized quantized module for (outputs, inputs)."""
     out_dim, in_dim = shape
     if scheme.kind == "float":
         weight = torch.empty(shape, dtype=torch.float8_e4m3fn, device=device)
@@ -213,18 +227,18 @@ def empty_quantized(shape: tuple[int, int], scheme: Scheme, *, is_embedding: boo
 
 
 def layer_linears(model: Llama) -> Iterator[tuple[str, Linear]]:
-    """Yield the path and module of every float matrix inside the layers."""
+    """Yield path and module of every float matrix inside the layers."""
     for path, module in list(model.layers.named_modules(prefix="layers")):
         if isinstance(module, Linear):
             yield path, module
 
 
 def round_linears(model: Llama, scheme: Scheme = INT8) -> None:
-    """Replace each matrix inside the layers by its nearest values."""
+    """Replace every matrix inside the layers by the nearest values of a scheme."""
     for path, linear in layer_linears(model):
         model.set_submodule(path, rounded(linear, scheme))
 
 
 def schemes_of(model: Llama) -> dict[str, Scheme]:
-    """Return the scheme of every quantized module by its path."""
+    """Return the schemes of quantized modules by path."""
     return {path: module.scheme for path, module in model.named_modules() if isinstance(module, Quantized)}
