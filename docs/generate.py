@@ -23,7 +23,7 @@ from pydantic_core import PydanticUndefined
 
 from puna.cli import FACES, build_app
 from puna.pipeline.execution.recipe import config_class
-from puna.pipeline.stages import STAGES
+from puna.pipeline.stages import KINDS, STAGES
 
 ROOT = Path(__file__).parents[1]
 DOCS, PACKAGE = ROOT / "docs", ROOT / "src" / "puna"
@@ -254,6 +254,8 @@ def architecture() -> str:
         )
         for stage in STAGES
     ]
+    lines += ["", "| kind of artifact | holds |", "|---|---|"]
+    lines += [row(kind, text) for kind, text in KINDS.items()]
     lines += [
         "",
         "## The rooms",
@@ -292,9 +294,9 @@ def architecture() -> str:
     return "\n".join(lines) + "\n"
 
 
-def kinds(names: Any) -> str:
-    """Spell what a stage reads or writes, given as text or as several kinds."""
-    return names if isinstance(names, str) else " or ".join(map(str, names)) or "nothing"
+def kinds(names: tuple[str, ...]) -> str:
+    """Spell the kinds of artifacts that a stage reads or writes."""
+    return ", ".join(dict.fromkeys(names)) or "nothing"
 
 
 def caption(path: Path) -> str:
