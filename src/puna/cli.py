@@ -23,11 +23,15 @@ from puna.pipeline.storage.faults import explain
 FACES = (
     ("chat", "puna.agents.command:chat", "Talk with a checkpoint in the terminal"),
     ("serve", "puna.serving.serve:serve", "Serve a checkpoint through an OpenAI-compatible API, with a chat page"),
-    ("review", "puna.evaluation.review.review:review", "Judge an evaluation's answers by hand, blind and side by side"),
-    ("plan", "puna.planning.plan.plan:plan", "Compute memory, speed and cost before anything is run"),
-    ("promote", "puna.pipeline.registry.command:promote", "Put a release that passed the gate into use"),
-    ("rollback", "puna.pipeline.registry.command:rollback", "Put the release before back into use"),
-    ("doctor", "puna.planning.doctor.command:doctor", "Say what is wrong with a model's files, and what to do"),
+    (
+        "review",
+        "puna.evaluation.review.review:review",
+        "Judge answers of an evaluation by hand, blind and side by side",
+    ),
+    ("plan", "puna.planning.plan.plan:plan", "Compute memory, speed and cost of a run in advance"),
+    ("promote", "puna.pipeline.registry.command:promote", "Put a release with a passed gate into use"),
+    ("rollback", "puna.pipeline.registry.command:rollback", "Put the previous release back into use"),
+    ("doctor", "puna.planning.doctor.command:doctor", "Find faults in the files of a model, with remedies"),
 )
 
 OFFLINE = "--offline"  # with any verb
@@ -52,13 +56,13 @@ def main() -> None:
     except CycloptsError as error:
         sys.exit(f"puna: {_usage_error(error, arguments[0])}")
     except PunaError as error:
-        told = printable(str(error))
-        sys.exit(f"puna: {told}" if ranks()[0] == 0 else f"puna, process {ranks()[0]}: {told}")
+        message = printable(str(error))
+        sys.exit(f"puna: {message}" if ranks()[0] == 0 else f"puna, process {ranks()[0]}: {message}")
     except KeyboardInterrupt:
         print("puna: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads what Python flushes at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
         sys.exit(1)
     except OSError as error:
         sys.exit(f"puna: {explain(error)}")
@@ -68,7 +72,7 @@ def build_app(arguments: list[str]) -> App:
     """Build the parser for these arguments; only the stage named by the arguments is imported."""
     app = App(
         name="puna",
-        help="Raise your own Llama, from documents to a served model. --offline keeps any verb off the network.",
+        help="Raise your own Llama, from documents to a served model. --offline blocks the network for any verb.",
         version=__version__,
         suppress_keyboard_interrupt=False,
     )
@@ -132,7 +136,9 @@ def raise_(
     plan = override(Recipe.read(recipe), dict(_pairs(settings)))
     plan = replace(plan, out=out) if out else plan
     if as_json and not dry_run:
-        raise ConfigError("--json without --dry-run", expected="both", hint="Only the dry run prints JSON")
+        raise ConfigError(
+            "--json without --dry-run", expected="--dry-run beside --json", hint="Only the dry run prints JSON"
+        )
     if dry_run:
         walk.dry_run(plan, Console(), until=until, is_json=as_json)
         return
@@ -186,23 +192,25 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
 
         chosen = settings or parse_config(settings_class, {}, where=stage.verb)
         if preview_only:
-            print(f"{preview(stage, chosen, out, Console())} keeps this preview; nothing was trained")
+            print(f"{preview(stage, chosen, out, Console())} holds this preview; nothing was trained")
             return
         done = perform(stage, chosen, out, Console(), ignore_receipts=ignore_receipts)
         if ranks()[0] == 0:
-            print(out if done else f"{out} is there already, made from the same settings and inputs")
+            print(out if done else f"{out} is up to date: made from the same settings and inputs")
 
     command.__annotations__["settings"] = Annotated[settings_class | None, Parameter(name="*")]
     command.__annotations__["ignore_receipts"] = Annotated[
-        bool, Parameter(negative="", help="Go on although a receipt did not hold.")
+        bool, Parameter(negative="", help="Continue after a failed receipt.")
     ]
-    shows = "Show what will be trained on, and the memory and time it takes, and stop there."
+    shows = "Print the training data, memory and time of the run, without training."
     command.__annotations__["preview_only"] = Annotated[
         bool, Parameter(negative="", help=shows) if settings_class.has_preview else Parameter(parse=False)
     ]
-    command.__annotations__["out"] = Annotated[Path, Parameter(help="The directory to write.")]
-    command.__annotations__["config"] = Annotated[Path | None, Parameter(help="A recipe whose table to start from.")]
-    command.__annotations__["table"] = Annotated[str, Parameter(help="Which table of the recipe, such as sft.teacher.")]
+    command.__annotations__["out"] = Annotated[Path, Parameter(help="Directory of the new artifact.")]
+    command.__annotations__["config"] = Annotated[
+        Path | None, Parameter(help="Recipe with a table of settings for this stage; flags override the table.")
+    ]
+    command.__annotations__["table"] = Annotated[str, Parameter(help="Name of the table in the recipe: sft.teacher.")]
     return command
 
 

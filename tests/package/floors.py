@@ -1,7 +1,8 @@
 """The floors of the package and of every room, from the ground up.
 
 An entry (a file or a folder) imports entries of the floors below, never of the own floor or of a floor above.
-tests/package/test_architecture.py holds the source to these tables; docs/architecture.md is generated from the tables.
+tests/package/test_architecture.py holds the source to these tables; docs/generate.py makes
+docs/internals/architecture.md from the tables.
 """
 
 # Folders whose stages exchange artifacts only: code of one folder never imports code of another.

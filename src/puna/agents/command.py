@@ -109,7 +109,7 @@ def _read(path: Path) -> str:
 
 def _read_system(text: str, path: Path | None) -> tuple[Message, ...]:
     if text and path:
-        raise ConfigError("both --system and --system-file", expected="one of them")
+        raise ConfigError("both --system and --system-file", expected="one of --system and --system-file")
     text = _read(path).strip() if path else text
     return (Message("system", text),) if text else ()
 

@@ -28,11 +28,11 @@ from puna.pipeline.errors import ChatError, PunaError, RequestError
 from puna.pipeline.progress import printable
 from puna.pipeline.registry.registry import follow
 
-HELP = "/new starts over, /tool TEXT gives a tool's result, /exit or Ctrl-D ends; Ctrl-C stops an answer."
+HELP = "/new starts over, /tool TEXT enters the result of a tool, /exit or Ctrl-D ends; Ctrl-C stops an answer."
 
 
-# How Meta samples, where a checkpoint does not say.
-METAS = SamplingParams(temperature=0.6, top_p=0.9)
+# Sampling defaults of Meta, for checkpoints without generation_config.json.
+META_DEFAULTS = SamplingParams(temperature=0.6, top_p=0.9)
 
 
 class Answer(NamedTuple):
@@ -46,7 +46,7 @@ class Answer(NamedTuple):
 
 def talk(checkpoint: Path, start: Conversation, overrides: dict[str, Any]) -> None:
     """Open a checkpoint and converse; `overrides` replace the sampling defaults of the checkpoint."""
-    SamplingParams(**overrides)  # Out of bounds: refused before a model is loaded.
+    SamplingParams(**overrides)  # Refuse invalid values before loading the model.
     checkpoint = follow(checkpoint)
     dialogue = _open(checkpoint, start, overrides)
     if badge := ", ".join(badges(licences_of(checkpoint))):
@@ -133,16 +133,16 @@ class Dialogue:
             self.console.out(f"[cut after {answer.num_tokens} tokens]", style="dim")
 
     def _write(self, text: str) -> None:
-        # Not by way of rich, which would turn tabs into spaces.
+        # NOTE: rich would turn tabs into spaces.
         self.console.file.write(printable(text))
         self.console.file.flush()
 
 
-def _open(checkpoint: Path, start: Conversation, told: dict[str, Any]) -> Dialogue:
+def _open(checkpoint: Path, start: Conversation, overrides: dict[str, Any]) -> Dialogue:
     with verifying(checkpoint):
         sampler = LocalSampler.open(checkpoint, options=EngineOptions(max_batch=1))
         stop_ids = Checkpoint.open(checkpoint_at(checkpoint)).stop_ids
-    params = replace(sampling_defaults(checkpoint, METAS), **told)
+    params = replace(sampling_defaults(checkpoint, META_DEFAULTS), **overrides)
     return Dialogue(sampler, start, params, stop_ids, Console(highlight=False))
 
 
@@ -166,14 +166,14 @@ def _take_line(dialogue: Dialogue, line: str) -> None:
         dialogue.restart()
     elif command == "/tool":
         if not dialogue.expects_result:
-            raise ChatError("/tool without a call", expected="it right after an answer that calls a tool")
+            raise ChatError("/tool without a call", expected="/tool directly after an answer with a tool call")
         dialogue.ask(Message("tool", rest.strip()))
     elif line:
         dialogue.ask(Message("user", line))
 
 
 def _typed_lines(console: Console) -> Iterator[str]:
-    # Loading it gives `input` a history and line editing.
+    # The import gives `input` a history and line editing.
     with suppress(ImportError):
         import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]
     console.out(HELP, style="dim")

@@ -147,5 +147,5 @@ def logits_of(model: Llama, ids: Sequence[int], name: Path) -> torch.Tensor:
 def require_finite(logits_TV: torch.Tensor, name: Path) -> torch.Tensor:
     """Return the logits; raise CheckpointError for NaN or infinity."""
     if not logits_TV.isfinite().all():
-        raise CheckpointError(f"{name} gives logits that are not finite", expected="numbers")
+        raise CheckpointError(f"{name} gives logits that are not finite", expected="finite logits for every token")
     return logits_TV

@@ -59,10 +59,10 @@ class Manifest:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over the files' names and hashes: equal for equal contents, whoever made them, when and where.
+        """SHA-256 over names and hashes of the files: equal for equal contents, regardless of time, place and user.
 
-        The records of the run do not count: `records`, and run_NAME (run_metrics.jsonl with its rates, run_config.json
-        with its paths).
+        Records of the run do not count: files of `records`, and run_NAME, such as run_metrics.jsonl with rates and
+        run_config.json with paths.
         """
         content = {name: each["sha256"] for name, each in self.files.items() if not self.is_record(name)}
         return _hash_json(content)
@@ -74,10 +74,19 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Receipt:
-    """A measured claim about an artifact: `value` against `tolerance` (its most, or its least), and whether it held.
+    """A measured claim about an artifact: a value, a tolerance, and whether the value lies within.
 
-    Without a tolerance it only tells what was measured, and holds. A judgement gives `reasons` and a `hint` in its
-    details, which are told in place of the figures, or names claims beside it that it `passes_over`.
+    Attributes:
+        claim: Name of the measurement, and of the file: "kl".
+        parent: Content hash of the artifact compared with.
+        tolerance: Largest allowed value, or the smallest with `is_least`; None for a measurement without a limit.
+        held: Whether the claim held; always True without a tolerance.
+        details: Further facts. `reasons` and `hint` replace the figures in errors; `passes_over` lists claims of other
+            receipts to override.
+
+    Example:
+        >>> Receipt("kl", parent="3f1c", value=0.008, tolerance=0.02, held=True).limit
+        'at most 0.02'
     """
 
     claim: str
@@ -265,10 +274,13 @@ def verifying(path: Path) -> Iterator[None]:
 
 
 def content_hash(path: Path) -> str:
-    """Hash what stands at `path`: an artifact by its manifest, a raw file or folder by names and contents.
+    """Hash the content at `path`: of an artifact the manifest, of raw files and folders names and contents.
 
-    Hidden files of a raw folder (.git, .DS_Store) do not count. Nothing is read of a file outside the folder that a
-    link leads to, or of a file that the user may not read: their names count.
+    Hidden files of a raw folder (.git, .DS_Store) do not count. Of files outside of the folder behind a link, and of
+    files without read permission, only the names count.
+
+    Raises:
+        ArtifactError: There is no file and no folder at the path.
     """
     if is_artifact(path):
         return read_manifest(path).content_hash

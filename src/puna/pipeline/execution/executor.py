@@ -29,7 +29,7 @@ from puna.pipeline.storage.files import locked, make_directory
 
 # The settings that divide the work of a stage among processes (`StageConfig.is_parallel`).
 PARALLEL = "parallel"
-# What a run took, beside its artifact; the seconds of an interrupted run, in its directory.
+# Time of the run, in the artifact (COST) and in the directory of an interrupted run (SECONDS).
 COST = f"{artifact.RECORD_PREFIX}cost.json"
 SECONDS = "seconds"
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -38,14 +38,14 @@ SECONDS_BETWEEN_LOOKS = 0.1
 def stage_key(stage: Stage, config: StageConfig, hashes: dict[str, str]) -> str:
     """Hash what decides the content of an artifact: stage, version, settings without paths, hashes of inputs."""
     settings = config.model_dump(mode="json")
-    told = {
+    content = {
         "stage": stage.verb,
         "version": __version__,
-        # How processes divide the work does not decide what comes out.
+        # The division of work among processes does not change the result.
         "config": {name: value for name, value in _without_paths(settings, config).items() if name != PARALLEL},
         "inputs": hashes,
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def perform(
@@ -94,7 +94,7 @@ def perform(
             _prepare(directory, key, config)
             run = Run(stage.verb, key, output, directory, console, hashes=hashes, num_ranks=num_ranks)
             if path.exists():
-                run.log(f"{path} is there, but not what these settings and inputs give; it is replaced at the end")
+                run.log(f"{path} was made from other settings or inputs, and is replaced at the end")
             with _timed(directory):
                 import_module(stage.module).run(config, run)
             cost = {"seconds": read_seconds(directory), "foreseen_seconds": foreseen_seconds}
@@ -134,7 +134,7 @@ def preview(stage: Stage, config: StageConfig, path: Path, console: Console) -> 
     inputs = config.inputs()
     _require_apart(path, inputs)
     key = stage_key(stage, config, {role: artifact.content_hash(source) for role, source in inputs.items()})
-    # Not the run's own directory: an interrupted run with other settings goes on from there.
+    # NOTE: the run directory may hold an interrupted run with other settings.
     directory = path.parent / ".runs" / f"{path.name}.preview"
     output = directory / "output"
     directory.mkdir(parents=True, exist_ok=True)
@@ -156,11 +156,9 @@ def _require_apart(path: Path, inputs: dict[str, Path]) -> None:
     """Refuse an output that equals, contains or lies within an input."""
     output = path.resolve()
     for role, source in inputs.items():
-        given = Path(os.path.realpath(source))  # Unlike resolve(), it takes a loop of links as it stands.
-        if output == given or output in given.parents or given in output.parents:
-            raise ConfigError(
-                f"{role} = {source} and the output {path} lie in one another", hint="Choose another output"
-            )
+        path_of_input = Path(os.path.realpath(source))  # NOTE: resolve() would fail on a loop of links.
+        if output == path_of_input or output in path_of_input.parents or path_of_input in output.parents:
+            raise ConfigError(f"{role} = {source} and the output {path} overlap", hint="Choose another output")
 
 
 def is_there(stage: Stage, path: Path, key: str) -> bool:
@@ -212,13 +210,13 @@ def _manifest(stage: Stage, config: StageConfig, path: Path, hashes: dict[str, s
 def _licences(config: StageConfig) -> set[str]:
     """Return the licences of a stage's output: the stated one, and those of the inputs in `made_of`."""
     stated = licence.identify(config.stated_licence())
-    found = {stated} if stated else set[str]()
+    licences = {stated} if stated else set[str]()
     for source in config.made_of().values():
         inherited = licences_of(source)
         if stated and artifact.find_artifact(source) is None:
-            inherited.discard(licence.UNKNOWN)  # the statement is about these raw files
-        found |= inherited
-    return found
+            inherited.discard(licence.UNKNOWN)  # the statement covers raw files
+        licences |= inherited
+    return licences
 
 
 def _prepare(directory: Path, key: str, config: StageConfig) -> None:
@@ -250,7 +248,7 @@ def _timed(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # a full disk: what stopped the block is told, not this
+        with contextlib.suppress(OSError):  # a full disk must not hide the error of the block
             artifact.write_text(directory / SECONDS, f"{before + time.monotonic() - start:.3f}")
 
 

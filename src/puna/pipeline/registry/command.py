@@ -6,7 +6,7 @@ from puna.pipeline.registry import registry as registries
 
 
 def promote(release: Path, /, *, to: Path) -> None:
-    """Put a release that passed the gate into use.
+    """Put a release with a passed gate into use.
 
     Parameters
     ----------
