@@ -15,7 +15,7 @@ from tiny_checkpoint import TOKENS, edit_json, logits_of, save
 from puna.formats.checkpoint.adapters.adapter import open_adapter
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.formats.checkpoint.adapters.keys import parse_key
-from puna.formats.checkpoint.adapters.reference import SideBySide
+from puna.formats.checkpoint.adapters.verification.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.pipeline.errors import CheckpointError, ConfigError
 from puna.planning.doctor.examine import examine

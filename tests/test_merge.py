@@ -17,7 +17,7 @@ from tiny_checkpoint import TOKENS, edit_json, logits_of, save, save_quantized
 from puna.formats.checkpoint.adapters import adapter, patterns, reference
 from puna.formats.checkpoint.adapters.delta import Delta
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME
-from puna.formats.checkpoint.adapters.reference import SideBySide
+from puna.formats.checkpoint.adapters.verification.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.artifacts.artifact import read_receipts, require_receipts

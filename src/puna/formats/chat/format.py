@@ -42,14 +42,17 @@ CALL_SEPARATOR = "; "
 
 
 class Encoded(NamedTuple):
-    """Token ids and the loss mask."""
+    """Token ids and the loss mask. Example: see `ChatFormat`."""
 
     ids: list[int]
     mask: list[bool]
 
 
 class Body(NamedTuple):
-    """The parts of a message: text, then the text after python_tag (None without a tag), then the end token."""
+    """A rendered message: text, then the text after python_tag (None without a tag), then the end token.
+
+    Example: see `message_body`.
+    """
 
     content: str
     marked: str | None
@@ -189,6 +192,10 @@ def message_body(
 
     Calls without python_tag are rendered only if no reader can mistake them: all tools are in `tool_names`, and the
     message holds nothing else (JSON) or no further tag.
+
+    Example:
+        >>> message_body(Message("user", " Hi "), (), "")
+        Body(content='Hi', marked=None, end='eot_id')
     """
     content, calls = message.content.strip(), message.tool_calls
     if not calls:

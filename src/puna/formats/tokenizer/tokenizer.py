@@ -95,6 +95,7 @@ class Tokenizer:
         """Return a lower bound on the number of tokens of a text, or 0 if no bound is known.
 
         Example:
+            >>> from puna.formats.tokenizer import train_tokenizer
             >>> train_tokenizer(["ab ab ab"], vocab_size=514).least_tokens(1000)
             500
         """

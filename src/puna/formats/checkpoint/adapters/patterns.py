@@ -33,7 +33,10 @@ Method = Literal["match", "fullmatch"]
 
 
 class Expression(NamedTuple):
-    """A regular expression, tried with `re.match` or `re.fullmatch`, and the spelling and field of the file."""
+    """A regular expression for `re.match` or `re.fullmatch`, with the spelling and field of the file.
+
+    Example: see `module_settings`.
+    """
 
     method: Method
     text: str
@@ -42,7 +45,7 @@ class Expression(NamedTuple):
 
 
 class ModuleSettings(NamedTuple):
-    """The settings of one module: whether the config targets the module, rank and alpha."""
+    """Whether a module is targeted, rank and alpha. Example: see `module_settings`."""
 
     is_target: bool
     rank: int

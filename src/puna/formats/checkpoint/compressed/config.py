@@ -31,7 +31,7 @@ KNOWN = {"quant_method", "format", "config_groups", "ignore", *IRRELEVANT, *EMPT
 
 @dataclass(frozen=True)
 class Group:
-    """Modules with a common scheme."""
+    """Modules with a common scheme. Example: see `parse_quantization`."""
 
     targets: Targets
     scheme: Scheme
