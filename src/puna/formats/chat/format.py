@@ -125,7 +125,8 @@ class ChatFormat:
             elif not self.tokenizer.is_special(token_id):
                 segments[-1].append(token_id)
         texts = [self.tokenizer.decode(segment) for segment in segments]
-        return _read_message(texts[0], texts[1:], {tool_name(tool): _schema(tool) for tool in tools})
+        schemas = {tool_name(tool): tool["function"].get("parameters") for tool in tools}
+        return _read_message(texts[0], texts[1:], schemas)
 
     def _header(self, name: str) -> list[int]:
         start, end = (self.tokenizer.special(f"{side}_header_id") for side in ("start", "end"))
@@ -239,10 +240,6 @@ def _dump(data: dict[str, Any], call: ToolCall) -> str:
         return json.dumps(data, ensure_ascii=False, allow_nan=False).replace(DELETE, DELETE_ESCAPED)
     except (TypeError, ValueError, RecursionError) as error:
         raise ChatError(f"arguments of {call.name} ({error})", expected="values with a JSON form") from error
-
-
-def _schema(tool: dict[str, Any]) -> Any:
-    return tool["function"].get("parameters")
 
 
 def _read_message(text: str, marked: list[str], schemas: Mapping[str, Any]) -> Message:

@@ -96,8 +96,8 @@ class Tokenizer:
 
         Example:
             >>> from puna.formats.tokenizer import train_tokenizer
-            >>> train_tokenizer(["ab ab ab"], vocab_size=514).least_tokens(1000)
-            500
+            >>> train_tokenizer(["ab ab ab"], vocab_size=514, split_digits=False).least_tokens(1000)
+            34
         """
         takes_spaces = any(token.lstrip or token.rstrip for token in self.text_tokens)
         return 0 if self._encoder.normalizer or takes_spaces else -(-num_bytes // self._longest)

@@ -59,6 +59,7 @@ def module_settings(config: AdapterConfig, modules: Sequence[str]) -> dict[str, 
         CheckpointError: An expression is invalid, or takes too long.
 
     Example:
+        >>> from puna.formats.checkpoint.adapters.config import parse_config
         >>> raw = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
         >>> config = parse_config(raw | {"rank_pattern": {r"layers\\.(0|1)\\..*": 4}})
         >>> module_settings(config, ["model.layers.1.self_attn.q_proj"])
