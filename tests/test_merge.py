@@ -14,9 +14,10 @@ from test_architecture import imports
 from test_tuning import peft_model
 from tiny_checkpoint import TOKENS, edit_json, logits_of, save, save_quantized
 
-from puna.formats.checkpoint.adapters import adapter, patterns, reference
+from puna.formats.checkpoint.adapters import adapter, patterns
 from puna.formats.checkpoint.adapters.delta import Delta
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME
+from puna.formats.checkpoint.adapters.verification import reference
 from puna.formats.checkpoint.adapters.verification.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.pipeline.artifacts import artifact
