@@ -1,7 +1,7 @@
 """Prompt format and settings of an exported model -> an Ollama Modelfile.
 
-The template uses Go's text/template with Ollama's variables and renders the prompts of chat/format.py; docs/gguf.md
-lists the differences. Ollama adds begin_of_text itself.
+The template uses Go's text/template with Ollama's variables and renders the prompts of chat/format.py;
+docs/reference/gguf.md lists the differences. Ollama adds begin_of_text itself.
 """
 
 import json
