@@ -13,10 +13,11 @@ from test_adapter_tables import VARIANTS as TABLE_VARIANTS
 from test_architecture import imports
 from test_tuning import peft_model
 
-from puna.formats.checkpoint.adapters import adapter, patterns, reference
+from puna.formats.checkpoint.adapters import adapter, patterns
 from puna.formats.checkpoint.adapters.delta import Delta
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME
-from puna.formats.checkpoint.adapters.reference import SideBySide
+from puna.formats.checkpoint.adapters.verification import reference
+from puna.formats.checkpoint.adapters.verification.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.artifacts.artifact import read_receipts, require_receipts

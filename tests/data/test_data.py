@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from puna.data.augment.identifiers import fresh_identifiers
 from puna.data.dataset import Dataset
 from puna.data.document import Document
+from puna.data.encode import encode_example
 from puna.data.packing import Batch, Example, Packer, Position
 from puna.data.shards import open_shard, read_rows, write_jsonl, write_parquet
 from puna.formats.chat.conversation import Conversation, Message, ToolCall
@@ -350,6 +351,16 @@ def test_two_identifiers_never_become_one():
 def test_a_conversation_without_tools_keeps_its_numbers():
     conversation = Conversation((Message("user", "My number is 48151."), Message("assistant", "48151, thanks.")))
     assert fresh_identifiers(conversation, random.Random(0)) == conversation
+
+
+def test_an_example_trains_a_document_whole_and_of_a_conversation_the_assistant(tokenizer_path: Path):
+    chat = ChatFormat(Tokenizer.load(tokenizer_path))
+    document = encode_example(Document("Open from nine.", "1"), chat)
+    assert document.ids == chat.document("Open from nine.") and all(document.mask)
+    conversation = Conversation((Message("user", "Open?"), Message("assistant", "From nine.")))
+    example, pretrained = (encode_example(conversation, chat, is_every_token=is_all) for is_all in (False, True))
+    assert (example.ids, example.mask) == chat.encode(conversation) and not all(example.mask)
+    assert pretrained.ids == example.ids and all(pretrained.mask)
 
 
 def test_a_parquet_column_of_broken_json_is_refused_with_its_row(tmp_path: Path):

@@ -10,8 +10,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from puna.formats.checkpoint.adapters.adapter import merged, open_adapter
+from puna.formats.checkpoint.adapters.adapter import open_adapter
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from puna.formats.checkpoint.adapters.merge import merged
 from puna.formats.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.model.llama import Llama
 from puna.pipeline.errors import CheckpointError

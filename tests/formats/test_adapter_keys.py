@@ -14,7 +14,7 @@ from test_adapter import assert_same_logits, read_merged, trained
 from puna.formats.checkpoint.adapters.adapter import open_adapter
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.formats.checkpoint.adapters.keys import parse_key
-from puna.formats.checkpoint.adapters.reference import SideBySide
+from puna.formats.checkpoint.adapters.verification.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.pipeline.errors import CheckpointError, ConfigError
 from puna.planning.doctor.examine import examine

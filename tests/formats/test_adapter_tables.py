@@ -8,9 +8,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from test_adapter import assert_same_logits, read_merged, trained
 
-from puna.formats.checkpoint.adapters.adapter import merged, open_adapter, require_runnable, require_trainable
+from puna.formats.checkpoint.adapters.adapter import open_adapter, require_runnable, require_trainable
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
-from puna.formats.checkpoint.adapters.reference import SideBySide
+from puna.formats.checkpoint.adapters.merge import merged
+from puna.formats.checkpoint.adapters.verification.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.model.llama import Llama
 from puna.pipeline.errors import CheckpointError

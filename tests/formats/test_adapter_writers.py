@@ -11,7 +11,7 @@ import transformers
 from test_adapter import assert_same_logits, read_merged
 
 from puna.formats.checkpoint.adapters.adapter import open_adapter
-from puna.formats.checkpoint.adapters.reference import SideBySide
+from puna.formats.checkpoint.adapters.verification.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.pipeline.errors import CheckpointError
 from puna.testing.tiny_checkpoint import TOKENS, logits_of, save

@@ -15,11 +15,7 @@ from test_engine import drain, new_prompt, tiny_model, tiny_tokenizer
 from test_kernels import half_model, kernels
 from test_serve import KEY, OTHER_KEY, connect, serving
 
-from puna.formats.checkpoint.adapters.adapter import (
-    open_adapter,
-    read_lora,
-    require_runnable,
-)
+from puna.formats.checkpoint.adapters.adapter import open_adapter, read_lora, require_runnable
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.formats.checkpoint.adapters.keys import PREFIX
 from puna.formats.checkpoint.checkpoint import save_checkpoint

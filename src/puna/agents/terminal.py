@@ -15,7 +15,7 @@ from rich.console import Console
 
 from puna.formats.chat import ChatFormat, Conversation, Message, ToolCall
 from puna.formats.chat.stream import MessageStream, Part
-from puna.formats.checkpoint.adapters.adapter import checkpoint_at
+from puna.formats.checkpoint.adapters.folder import checkpoint_at
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.inference.engine.local import LocalSampler, sampling_defaults
 from puna.inference.engine.options import EngineOptions

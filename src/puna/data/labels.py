@@ -37,6 +37,8 @@ class LabelledRow:
         top_NK: Log-probabilities in descending order; -inf pads labels with fewer than K entries, beside a repeated id.
         tail_N: Log of the total probability of all tokens outside the top k.
         chosen_N: Log-probability of the token itself.
+
+    Example: see `LabelRows`.
     """
 
     ids_T: np.ndarray
@@ -60,7 +62,7 @@ class LabelledRow:
 
 @dataclass(frozen=True)
 class LabelHeader:
-    """The contents of labels.json: teacher, tokenizer, settings and counts.
+    """The contents of labels.json: teacher, tokenizer, settings and counts. Example: see `read_header`.
 
     Attributes:
         every_token: Whether all tokens are labelled, not the assistant's alone.
@@ -84,7 +86,11 @@ class LabelHeader:
 
 
 def read_header(directory: Path) -> LabelHeader:
-    """Read labels.json; DataError for a missing file or an unknown format version."""
+    """Read labels.json; DataError for a missing file or an unknown format version.
+
+    Example:
+        read_header(Path("build/labels")).top_k
+    """
     path = directory / HEADER
     try:
         header = read_record(path, LabelHeader, expected="a header written by `puna label`", error=DataError)
@@ -126,7 +132,11 @@ def write_shard(path: Path, rows: Sequence[LabelledRow], *, vocab_size: int) -> 
 
 
 class LabelRows(Sequence[LabelledRow]):
-    """The labelled rows of one memory-mapped shard."""
+    """The labelled rows of one memory-mapped shard.
+
+    Example:
+        LabelRows(Path("build/labels/labels-00000.safetensors"))[0].top_ids_NK
+    """
 
     def __init__(self, path: Path):
         self.path = path

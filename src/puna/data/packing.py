@@ -51,7 +51,10 @@ Encode = Callable[[object, random.Random], Sequence[Example]]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A position in the stream: the token at `offset` of the example at `index` in the order of `epoch`."""
+    """A position in the stream: the token at `offset` of the example at `index` in the order of `epoch`.
+
+    Example: see `Packer`.
+    """
 
     epoch: int = 0
     index: int = 0

@@ -20,7 +20,7 @@ FIELDS = ("prompt", *ANSWERS, "strength", *SETTINGS, "id", "metadata")
 
 
 class Ranked(NamedTuple):
-    """An answer, and the number of the following answers in the ranking with a known lower rank."""
+    """An answer, and the number of following answers with a known lower rank. Example: see `Preference.ranking`."""
 
     answer: Answer
     num_outranked: int
@@ -72,6 +72,9 @@ class Preference:
         """Return the answers, best first; [] without a pair to compare.
 
         The pair of chosen and rejected counts if its strength is unknown or among `strengths`.
+
+        Example:
+            [ranked.num_outranked for ranked in preference.ranking()]  # [1, 0]; [2, 1, 0] with an edited answer
         """
         is_strong = not self.strength or self.strength in strengths
         if self.edited:

@@ -73,7 +73,11 @@ def find_shards(path: Path, name: str) -> list[Path]:
 
 
 def open_shard(path: Path) -> Sequence[dict[str, Any]]:
-    """Open a shard as a sequence of rows; DataError for an unreadable file."""
+    """Open a shard as a sequence of rows; DataError for an unreadable file.
+
+    Example:
+        open_shard(Path("build/train/conversations.jsonl"))[0]["messages"]
+    """
     if not path.is_file():
         raise DataError(f"{path} does not exist", expected="a .jsonl or .parquet file")
     return ParquetRows(path) if path.suffix == ".parquet" else JsonlRows(path)
@@ -103,7 +107,7 @@ class Rows(Sequence[dict[str, Any]]):
 
 
 class JsonlRows(Rows):
-    """A memory-mapped JSONL file; parses a row on access."""
+    """A memory-mapped JSONL file; parses a row on access. Example: see `open_shard`."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -132,7 +136,9 @@ class ParquetRows(Rows):
 
     Args:
         path: Parquet file.
-        with_nulls: Whether objects in a row keep the nulls of absent keys, for a reader with its own removal of nulls.
+        with_nulls: Whether objects keep the nulls of absent keys, for readers with their own removal of nulls.
+
+    Example: see `open_shard`.
     """
 
     def __init__(self, path: Path, *, with_nulls: bool = False):

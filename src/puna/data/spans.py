@@ -12,7 +12,7 @@ from puna.pipeline.errors import DataError
 
 
 class Span(NamedTuple):
-    """Tokens first .. end - 1 by one tokenizer, and other_first .. other_end - 1 by the second, with equal bytes."""
+    """Token ranges of two tokenizers with equal bytes; ends are exclusive. Example: see `align`."""
 
     first: int
     end: int

@@ -1,1 +1,1 @@
-"""Formats shared with other programs: tokenizers, chat templates, checkpoints."""
+"""Tokenizers, chat templates and checkpoints in formats of other programs."""

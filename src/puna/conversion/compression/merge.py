@@ -17,16 +17,11 @@ from pydantic import Field
 
 from puna.conversion.compression.cost import estimate_merging
 from puna.data.pieces import cut_pieces, probe_pieces
-from puna.formats.checkpoint.adapters.adapter import (
-    base_of,
-    is_adapter,
-    merge_notes,
-    merged,
-    missing_hint,
-    open_adapter,
-)
-from puna.formats.checkpoint.adapters.receipt import difference_receipt
-from puna.formats.checkpoint.adapters.reference import SideBySide
+from puna.formats.checkpoint.adapters.adapter import missing_hint, open_adapter
+from puna.formats.checkpoint.adapters.folder import base_of, is_adapter
+from puna.formats.checkpoint.adapters.merge import merge_notes, merged
+from puna.formats.checkpoint.adapters.verification.receipt import difference_receipt
+from puna.formats.checkpoint.adapters.verification.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.model.compare import Comparison, logits_of, require_finite
 from puna.model.precision import torch_dtype

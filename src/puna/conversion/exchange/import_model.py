@@ -19,8 +19,8 @@ from puna.conversion.exchange.hub import download
 from puna.conversion.exchange.licences import copy_licences, counted
 from puna.conversion.exchange.vocabulary import tokenizer_receipt
 from puna.data.pieces import probe_pieces
-from puna.formats.checkpoint.adapters.receipt import difference_receipt
-from puna.formats.checkpoint.adapters.reference import SideBySide
+from puna.formats.checkpoint.adapters.verification.receipt import difference_receipt
+from puna.formats.checkpoint.adapters.verification.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.formats.checkpoint.detect import open_source
 from puna.formats.checkpoint.hf.weights import load_source

@@ -1,1 +1,1 @@
-"""Contamination checks: texts of one dataset that another contains, by word n-grams and by whole prompts."""
+"""Contamination checks between datasets, by word n-grams and by whole prompts."""

@@ -54,7 +54,7 @@ class Probe:
 
 
 class Overlap(NamedTuple):
-    """A contaminated probe: the share of the probe's n-grams in the row at `place`."""
+    """A contaminated probe: the share of the probe's n-grams in the row at `place`. Example: see `find_rows`."""
 
     name: str
     share: float
@@ -63,7 +63,7 @@ class Overlap(NamedTuple):
 
 @dataclass(frozen=True)
 class OverlapReport:
-    """The result of a contamination check.
+    """The result of a contamination check. Example: see `find_overlaps`.
 
     Attributes:
         too_short: Probes without enough words for any n-gram; matches would be chance.
@@ -123,7 +123,13 @@ def row_text(value: Any) -> str:
 def find_overlaps(
     probes: Sequence[Probe], rows: Iterable[tuple[str, str]], *, n: int = 13, threshold: float = 0.5
 ) -> OverlapReport:
-    """Report the best matching row of every contaminated probe; `rows` are pairs of place and text."""
+    """Report the best matching row of every contaminated probe; `rows` are pairs of place and text.
+
+    Example:
+        >>> rows = [("row 1", "Well: where is my parcel with the green ribbon, please?")]
+        >>> find_overlaps([Probe("q1", "Where is my parcel with the green ribbon?")], rows, n=5).found
+        [Overlap(name='q1', share=1.0, place='row 1')]
+    """
     sought = _Sought(probes, n)
     best: dict[int, Overlap] = {}
     num_rows = 0
@@ -159,7 +165,7 @@ def find_rows(
 
 
 class Reach(NamedTuple):
-    """Names of probes with limited detection: no detection at all, or only in rows with their answers."""
+    """Names of probes with limited detection: none, or only in rows with their answers. Example: see `reach`."""
 
     too_short: list[str]
     beside_answers: list[str]

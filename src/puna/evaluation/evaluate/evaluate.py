@@ -37,7 +37,7 @@ from puna.evaluation.tasks.grading.similarity import reference_of
 from puna.evaluation.tasks.labels import Labels, read_labels
 from puna.evaluation.tasks.task import Task
 from puna.formats.chat.format import ChatFormat
-from puna.formats.checkpoint.adapters.adapter import checkpoint_at
+from puna.formats.checkpoint.adapters.folder import checkpoint_at
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.completer.completer import Completer, Reply, Sampling
 from puna.inference.completer.opening import open_completer

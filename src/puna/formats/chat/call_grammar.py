@@ -88,7 +88,10 @@ def _calls(conversation: Conversation, rules: CallRules, tools: Sequence[dict[st
 def _rules(
     conversation: Conversation, rules: CallRules, tools: Sequence[dict[str, Any]], layout: SchemaLayout
 ) -> list[str]:
-    lines = [_builtin(name) for name in conversation.builtin_tools]
+    closing = _literal(")")
+    lines = [
+        f'builtin_{name}: {_literal(name + ".call(query=")} /"[^"]*"/ {closing}' for name in conversation.builtin_tools
+    ]
     if not tools:
         return lines
     numbers = range(len(tools))
@@ -124,10 +127,6 @@ def _arguments(tool: dict[str, Any]) -> dict[str, Any]:
     if names and NO_OBJECT.issuperset(names):
         raise ChatError(f"parameters of {tool_name(tool)} of type {kind!r}", expected='"object"')
     return {**schema, "type": "object"}
-
-
-def _builtin(name: str) -> str:
-    return f'builtin_{name}: {_literal(name + ".call(query=")} /"[^"]*"/ {_literal(")")}'
 
 
 def _code() -> str:

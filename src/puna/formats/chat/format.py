@@ -42,14 +42,17 @@ CALL_SEPARATOR = "; "
 
 
 class Encoded(NamedTuple):
-    """Token ids and the loss mask."""
+    """Token ids and the loss mask. Example: see `ChatFormat`."""
 
     ids: list[int]
     mask: list[bool]
 
 
 class Body(NamedTuple):
-    """The parts of a message: text, then the text after python_tag (None without a tag), then the end token."""
+    """A rendered message: text, then the text after python_tag (None without a tag), then the end token.
+
+    Example: see `message_body`.
+    """
 
     content: str
     marked: str | None
@@ -122,7 +125,8 @@ class ChatFormat:
             elif not self.tokenizer.is_special(token_id):
                 segments[-1].append(token_id)
         texts = [self.tokenizer.decode(segment) for segment in segments]
-        return _read_message(texts[0], texts[1:], {tool_name(tool): _schema(tool) for tool in tools})
+        schemas = {tool_name(tool): tool["function"].get("parameters") for tool in tools}
+        return _read_message(texts[0], texts[1:], schemas)
 
     def _header(self, name: str) -> list[int]:
         start, end = (self.tokenizer.special(f"{side}_header_id") for side in ("start", "end"))
@@ -189,6 +193,10 @@ def message_body(
 
     Calls without python_tag are rendered only if no reader can mistake them: all tools are in `tool_names`, and the
     message holds nothing else (JSON) or no further tag.
+
+    Example:
+        >>> message_body(Message("user", " Hi "), (), "")
+        Body(content='Hi', marked=None, end='eot_id')
     """
     content, calls = message.content.strip(), message.tool_calls
     if not calls:
@@ -232,10 +240,6 @@ def _dump(data: dict[str, Any], call: ToolCall) -> str:
         return json.dumps(data, ensure_ascii=False, allow_nan=False).replace(DELETE, DELETE_ESCAPED)
     except (TypeError, ValueError, RecursionError) as error:
         raise ChatError(f"arguments of {call.name} ({error})", expected="values with a JSON form") from error
-
-
-def _schema(tool: dict[str, Any]) -> Any:
-    return tool["function"].get("parameters")
 
 
 def _read_message(text: str, marked: list[str], schemas: Mapping[str, Any]) -> Message:

@@ -136,9 +136,10 @@ def _schema(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     stripped: dict[str, Any] = {}
+    admits_null = schema.get("type") in (None, "null") or "null" in _list(schema.get("type"))
     for keyword, value in cast(dict[str, Any], schema).items():
         if value is None:
-            if keyword == "default" or (keyword == "const" and _admits_null_const(schema)):
+            if keyword == "default" or (keyword == "const" and admits_null):
                 stripped[keyword] = None
         elif keyword in MAPS and isinstance(value, dict):
             below = {name: _schema(item) for name, item in value.items() if item is not None}
@@ -149,10 +150,6 @@ def _schema(schema: Any) -> Any:
         else:
             stripped[keyword] = _schema(value) if keyword in SINGLES else value
     return stripped
-
-
-def _admits_null_const(schema: Mapping[str, Any]) -> bool:
-    return schema.get("type") in (None, "null") or "null" in _list(schema.get("type"))
 
 
 def _schemas_by_name(tools: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from puna.formats.chat.template import CHAT_TEMPLATE
-from puna.formats.checkpoint.adapters.adapter import ADAPTER_HINT, is_adapter
+from puna.formats.checkpoint.adapters.folder import ADAPTER_HINT, is_adapter
 from puna.formats.checkpoint.compressed.config import parse_quantization
 from puna.formats.checkpoint.hf import config as hf_config
 from puna.formats.checkpoint.hf import weights

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from puna.formats.checkpoint.adapters.adapter import merge_notes, merged, open_adapter
+from puna.formats.checkpoint.adapters.adapter import open_adapter
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME as ADAPTER_NAME
+from puna.formats.checkpoint.adapters.merge import merge_notes, merged
 from puna.formats.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from puna.formats.checkpoint.gguf.container import is_gguf
 from puna.formats.checkpoint.gguf.reader import open_gguf
@@ -21,7 +22,7 @@ MARKS: tuple[tuple[str, Format], ...] = (
 
 
 class Opened(NamedTuple):
-    """A model, and a note of the reader for the log."""
+    """A model, and a note of the reader for the log. Example: see `open_source`."""
 
     source: Source
     note: str = ""

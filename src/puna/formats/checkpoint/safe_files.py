@@ -66,7 +66,8 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
     try:
         value = parse_strict(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({_shorten(error)})", expected="a JSON object") from error
+        reason = ascii(str(error))[1:-1][:200]
+        raise CheckpointError(f"{path} is not valid JSON ({reason})", expected="a JSON object") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a JSON {type(value).__name__}", expected="a JSON object")
     return value
@@ -74,7 +75,3 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _shorten(error: Exception) -> str:
-    return ascii(str(error))[1:-1][:200]

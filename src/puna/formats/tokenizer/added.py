@@ -75,7 +75,12 @@ def special_tokens(ids: Mapping[str, int]) -> tuple[AddedToken, ...]:
 
 
 class TextTokens:
-    """Finds text tokens in a text with the rules of the tokenizers library, for arbitrary ids."""
+    """Finds text tokens in a text with the rules of the tokenizers library, for arbitrary ids.
+
+    Example:
+        >>> list(TextTokens([AddedToken("<order>", 9, is_special=False)], None).cut("an <order> 7"))
+        ['an ', 9, ' 7']
+    """
 
     def __init__(self, tokens: Sequence[AddedToken], normalizer: Any):
         # A vocabulary of a single word: text between two matches becomes one unknown word with offsets.

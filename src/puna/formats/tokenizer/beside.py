@@ -19,7 +19,7 @@ MAX_BYTES = 64 * 2**20
 
 
 class Beside(NamedTuple):
-    """Added tokens and roles from the files beside tokenizer.json.
+    """Added tokens and roles from the files beside tokenizer.json. Example: see `read_beside`.
 
     Attributes:
         name: source file of the tokens.

@@ -53,6 +53,8 @@ _FROM_LATIN1 = dict(enumerate(BYTE_CHARACTERS))
 
 
 class TokenizerParts(NamedTuple):
+    """A text encoder without added tokens, and the added tokens. Example: see `read_tokenizer`."""
+
     encoder: tokenizers.Tokenizer  # without added tokens
     added: tuple[AddedToken, ...]
 

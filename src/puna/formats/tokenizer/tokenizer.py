@@ -95,8 +95,9 @@ class Tokenizer:
         """Return a lower bound on the number of tokens of a text, or 0 if no bound is known.
 
         Example:
-            >>> train_tokenizer(["ab ab ab"], vocab_size=514).least_tokens(1000)
-            500
+            >>> from puna.formats.tokenizer import train_tokenizer
+            >>> train_tokenizer(["ab ab ab"], vocab_size=514, split_digits=False).least_tokens(1000)
+            34
         """
         takes_spaces = any(token.lstrip or token.rstrip for token in self.text_tokens)
         return 0 if self._encoder.normalizer or takes_spaces else -(-num_bytes // self._longest)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
-from puna.formats.checkpoint.adapters.adapter import checkpoint_at
+from puna.formats.checkpoint.adapters.folder import checkpoint_at
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.inference.completer.completer import Prompt, Reply, ReplyToken, Sampling, ignore
 from puna.inference.engine.local import LocalSampler

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from puna.formats.checkpoint.adapters.adapter import checkpoint_at, open_adapter, require_runnable
+from puna.formats.checkpoint.adapters.adapter import open_adapter, require_runnable
+from puna.formats.checkpoint.adapters.folder import checkpoint_at
 from puna.formats.checkpoint.checkpoint import GENERATION_NAME, Checkpoint
 from puna.formats.checkpoint.safe_files import find_file, read_json
 from puna.formats.tokenizer import Tokenizer

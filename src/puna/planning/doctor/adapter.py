@@ -9,19 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
-from puna.formats.checkpoint.adapters.adapter import (
-    alpha_notes,
-    base_of,
-    describe_tables,
-    doubts,
-    missing_targets,
-    weights_hint,
-)
+from puna.formats.checkpoint.adapters.adapter import alpha_notes, doubts, weights_hint
 from puna.formats.checkpoint.adapters.config import AdapterConfig, parse_config, problems
 from puna.formats.checkpoint.adapters.delta import Delta, matrices
 from puna.formats.checkpoint.adapters.fit import misfits
-from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, base_of
 from puna.formats.checkpoint.adapters.keys import BASE_LAYER, TOKENS, WHOLE, find_parts, find_spelling, parse_key
+from puna.formats.checkpoint.adapters.merge import describe_tables, missing_targets
 from puna.formats.checkpoint.adapters.patterns import LINEAR_NAMES
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.formats.checkpoint.safe_files import find_file, read_json

@@ -2,13 +2,8 @@
 
 from typing import Any
 
-from puna.formats.checkpoint.adapters.adapter import (
-    is_adapter,
-    open_adapter,
-    read_lora,
-    read_magnitudes,
-    require_trainable,
-)
+from puna.formats.checkpoint.adapters.adapter import open_adapter, read_lora, read_magnitudes, require_trainable
+from puna.formats.checkpoint.adapters.folder import is_adapter
 from puna.formats.checkpoint.adapters.save import save_adapter
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.model.adapters.adapted import AdapterShape, add_adapter, attach, set_dropout

@@ -53,7 +53,7 @@ TORCHTUNE_FIELDS = ("adapter_type", "lora_attn_modules", "apply_lora_to_mlp")
 
 
 class Problem(NamedTuple):
-    """An unsupported setting: field, value, expectation and remedy."""
+    """An unsupported setting: field, value, expectation and remedy. Example: see `problems`."""
 
     field: str
     given: str
@@ -63,7 +63,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The settings of an adapter, with the names of PEFT's LoraConfig if the words differ.
+    """The settings of an adapter, with the names of PEFT's LoraConfig if the words differ. Example: see `parse_config`.
 
     Attributes:
         base_name: `base_model_name_or_path`, with the revision if stated; "" if unknown.
@@ -149,7 +149,12 @@ def parse_config(raw: Mapping[str, Any]) -> AdapterConfig:
 
 
 def problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield every unsupported setting of adapter_config.json."""
+    """Yield every unsupported setting of adapter_config.json.
+
+    Example:
+        >>> next(iter(problems({"peft_type": "IA3"}))).field
+        'peft_type'
+    """
     kind = raw.get("peft_type")
     if kind not in (LORA, TOKENS_ONLY):
         yield _foreign_kind(raw)

@@ -36,7 +36,11 @@ Parts = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Delta:
-    """The settings and tensors of an adapter. `parts` maps a tensor of the base to the names of stored parts."""
+    """The settings and tensors of an adapter, applied to a base tensor by tensor. Example: see `open_adapter`.
+
+    Attributes:
+        parts: Names of stored parts (LoRA matrices, magnitudes, whole tensors) by the tensor of the base.
+    """
 
     config: AdapterConfig
     layout: Mapping[str, StoredTensor]

@@ -24,7 +24,11 @@ Shape = tuple[int, ...]
 
 
 class Misfit(NamedTuple):
-    """A tensor that does not fit: `kind` is "target" if the base has no such tensor, "rank" if a shape differs."""
+    """A tensor of another base. Example: see `misfits`.
+
+    Attributes:
+        kind: "target" for a tensor that the base lacks, "rank" for another shape.
+    """
 
     kind: str
     given: str
@@ -33,13 +37,17 @@ class Misfit(NamedTuple):
 
 
 def require_fit(path: Path, delta: Delta, base: LlamaConfig) -> None:
-    """Raise CheckpointError unless every tensor of an adapter belongs to this base and has the right shape."""
+    """Raise CheckpointError unless every tensor of an adapter belongs to the base and has the right shape."""
     for misfit in misfits(delta, base):
         raise CheckpointError(f"{path}: {misfit.given}", expected=misfit.expected, hint=misfit.hint)
 
 
 def misfits(delta: Delta, base: LlamaConfig) -> Iterator[Misfit]:
-    """Yield every tensor of an adapter that does not fit the base."""
+    """Yield every tensor of an adapter that does not fit the base.
+
+    Example:
+        [misfit.given for misfit in misfits(adapter.delta, checkpoint.config)]
+    """
     shapes, base_name = dict(tensor_shapes(base)), delta.config.base_name
     if base.tie_embeddings:
         shapes[HEAD] = shapes[EMBEDDING]
@@ -57,7 +65,7 @@ def misfits(delta: Delta, base: LlamaConfig) -> Iterator[Misfit]:
 
 
 def _table_misfits(delta: Delta, base: LlamaConfig) -> Iterator[Misfit]:
-    """Yield the table that is missing for a changed vocabulary: the embeddings, or the head."""
+    """Yield the missing table of a changed vocabulary: the embeddings, or the head."""
     vocab_size = delta.vocab_size(base)
     if vocab_size == base.vocab_size:
         return
@@ -103,7 +111,7 @@ def _shape_misfits(delta: Delta, name: str, shape: Shape) -> Iterator[Misfit]:
 def _expected_shapes(
     delta: Delta, parts: Mapping[str, str], shape: Shape
 ) -> Iterator[tuple[str, tuple[Shape, Shape]]]:  # fmt: skip
-    """Yield part, stored shape and the shape that the base requires."""
+    """Yield part, stored shape and required shape."""
     stored = {part: delta.layout[key].shape for part, key in parts.items()}
     for part in (WHOLE, BASE_LAYER):
         if part in parts:

@@ -1,7 +1,7 @@
 """The name of a stored tensor -> the changed tensor of the base, and the part of an adapter.
 
-Reads PEFT's names with and without prefixes, adapter names and wrappers of compilers and sharding. Spellings of other
-programs, with matrices in another layout, are named together with the way to PEFT's layout.
+Reads PEFT's names with and without prefixes, adapter names, and wrappers of compilers and sharding. Names of other
+programs, with matrices in another layout, are rejected with the way to PEFT's layout.
 """
 
 import re
@@ -45,7 +45,11 @@ MODULE = re.compile(
 
 
 class Spelling(NamedTuple):
-    """Names that another program writes: a mark to tell the program, a description, the way to a readable adapter."""
+    """Tensor names of another program. Example: see `find_spelling`.
+
+    Attributes:
+        mark: Expression that identifies the program's names.
+    """
 
     mark: re.Pattern[str]
     name: str
@@ -112,7 +116,7 @@ SPELLINGS = (
 
 
 class AdapterKey(NamedTuple):
-    """The tensor of the base that a stored tensor changes, the part of an adapter, and the adapter's name if stored."""
+    """A parsed tensor name: changed tensor of the base, part of the adapter, adapter name. Example: see `parse_key`."""
 
     name: str
     part: str
@@ -120,7 +124,7 @@ class AdapterKey(NamedTuple):
 
 
 def parse_key(key: str) -> AdapterKey | None:
-    """Read the name of a stored tensor; None if no Llama's adapter has such a name.
+    """Parse the name of a stored tensor; None for a name outside Llama adapters.
 
     Example:
         >>> parse_key("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight")
@@ -146,7 +150,7 @@ def parse_key(key: str) -> AdapterKey | None:
 
 
 def find_spelling(key: str) -> Spelling | None:
-    """Return the spelling that a name belongs to, if the program or method is known."""
+    """Return the spelling of a tensor name, None for an unknown program or method."""
     return next((spelling for spelling in SPELLINGS if spelling.mark.search(key)), None)
 
 
@@ -185,12 +189,12 @@ def find_parts(keys: Iterable[str], config: AdapterConfig, path: Path) -> dict[s
 
 
 def _are_one(plain: str, other: str) -> bool:
-    """Return whether PEFT writes one table under both names, which happens where the vocabulary has grown."""
+    """Return whether PEFT writes a table under both names, as for grown vocabularies."""
     return ".modules_to_save." in other or ".original_module." in other or "base_layer" in plain + other
 
 
 def foreign_key(key: str, path: Path) -> CheckpointError:
-    """Return an error that names the program and the remedy."""
+    """Return an error with the program and the remedy."""
     if spelling := find_spelling(key):
         return CheckpointError(
             f"{path}: tensor {key!a}: {spelling.name}",

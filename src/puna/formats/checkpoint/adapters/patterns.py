@@ -33,7 +33,10 @@ Method = Literal["match", "fullmatch"]
 
 
 class Expression(NamedTuple):
-    """A regular expression, tried with `re.match` or `re.fullmatch`, and the spelling and field of the file."""
+    """A regular expression for `re.match` or `re.fullmatch`, with the spelling and field of the file.
+
+    Example: see `module_settings`.
+    """
 
     method: Method
     text: str
@@ -42,7 +45,7 @@ class Expression(NamedTuple):
 
 
 class ModuleSettings(NamedTuple):
-    """The settings of one module: whether the config targets the module, rank and alpha."""
+    """Whether a module is targeted, rank and alpha. Example: see `module_settings`."""
 
     is_target: bool
     rank: int
@@ -56,6 +59,7 @@ def module_settings(config: AdapterConfig, modules: Sequence[str]) -> dict[str, 
         CheckpointError: An expression is invalid, or takes too long.
 
     Example:
+        >>> from puna.formats.checkpoint.adapters.config import parse_config
         >>> raw = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
         >>> config = parse_config(raw | {"rank_pattern": {r"layers\\.(0|1)\\..*": 4}})
         >>> module_settings(config, ["model.layers.1.self_attn.q_proj"])

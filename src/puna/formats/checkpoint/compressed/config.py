@@ -6,7 +6,7 @@ quantized KV caches change the results and are rejected with a reason. Source: v
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ KNOWN = {"quant_method", "format", "config_groups", "ignore", *IRRELEVANT, *EMPT
 
 @dataclass(frozen=True)
 class Group:
-    """Modules with a common scheme."""
+    """Modules with a common scheme. Example: see `parse_quantization`."""
 
     targets: Targets
     scheme: Scheme
@@ -173,22 +173,20 @@ def render_quantization(schemes: Mapping[str, Scheme], config: LlamaConfig) -> d
         f"group_{index}": _render_group(scheme, named, is_mixed=len(formats) > 1)
         for index, (scheme, named) in enumerate(targets.items())
     }
+    ignored = [f"model.{path}" for path in linears if path not in schemes]
+    ignored += [] if "lm_head" in schemes else ["lm_head"]
     rendered = {
         "quant_method": METHOD,
         "format": formats.pop() if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": groups,
-        "ignore": [*(f"model.{path}" for path in linears if path not in schemes), *_ignored_head(schemes)],
+        "ignore": ignored,
         "kv_cache_scheme": None,
     }
     # NOTE: transformers cannot build packed embeddings, but can dequantize on loading. That is correct for a single
     # scheme only: transformers uses the first scheme for all weights, with silently wrong logits.
     is_unpacked = "embed_tokens" in schemes and len(groups) == 1
     return rendered | ({"dequantize": True} if is_unpacked else {})
-
-
-def _ignored_head(schemes: Iterable[str]) -> list[str]:
-    return [] if "lm_head" in schemes else ["lm_head"]
 
 
 def _format_of(scheme: Scheme) -> str:

@@ -18,7 +18,7 @@ MAX_PATTERN_LEN, MAX_REPEATS, MAX_PATTERNS, MAX_NAMES = 200, 3, 16, 100_000
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of a group: classes, exact names and patterns."""
+    """Targets of a group: classes, exact names and patterns. Example: see `parse_targets`."""
 
     classes: frozenset[str]
     names: frozenset[str]
@@ -34,7 +34,14 @@ class Targets:
 
 
 def parse_targets(fields: Fields, key: str) -> Targets:
-    """Read a list of targets; CheckpointError for unsupported entries."""
+    """Read a list of targets; CheckpointError for unsupported entries.
+
+    Example:
+        >>> from pathlib import Path
+        >>> fields = Fields({"targets": ["Linear", "re:.*q_proj"]}, Path("config.json"))
+        >>> parse_targets(fields, "targets").rank("model.layers.0.self_attn.q_proj", "Linear")
+        1
+    """
     values = fields.get(key)
     if values is None:
         values = []

@@ -13,7 +13,7 @@ CHUNK_VALUES = 2**20  # Values per step, which bounds temporary memory.
 
 
 class Kind(NamedTuple):
-    """A tensor type of GGUF (ggml_type).
+    """A tensor type of GGUF (ggml_type). Example: see `KINDS`.
 
     Attributes:
         number: Number of the type in files.

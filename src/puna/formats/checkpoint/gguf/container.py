@@ -35,11 +35,11 @@ OTHER_KIND_HINT = "Use a file with supported types, or the model's safetensors"
 
 
 class KindError(CheckpointError):
-    """A tensor has a type that Puna cannot read."""
+    """An unsupported tensor type. Example: see `read_gguf`."""
 
 
 class GgufTensor(NamedTuple):
-    """A tensor's table entry: `shape` with rows first, `offset` in bytes of the file."""
+    """A tensor's table entry: `shape` with rows first, `offset` in bytes of the file. Example: see `read_gguf`."""
 
     kind: str
     shape: tuple[int, ...]
@@ -49,7 +49,12 @@ class GgufTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Strings:
-    """A lazy array of strings in the mapped file, each after an 8-byte length; `ends` are their end offsets."""
+    """A lazy array of strings in the mapped file. Example: see `read_gguf`.
+
+    Attributes:
+        start: Offset of the first string; every string follows an 8-byte length.
+        ends: End offsets of the strings.
+    """
 
     where: str
     data: NDArray[np.uint8] = field(repr=False)

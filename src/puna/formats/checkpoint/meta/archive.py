@@ -22,14 +22,17 @@ DAMAGE = (zipfile.BadZipFile, RuntimeError, ValueError, OverflowError, EOFError,
 
 
 class Entry(NamedTuple):
-    """The byte range of an archive entry in the file."""
+    """The byte range of an archive entry in the file. Example: see `read_entries`."""
 
     start: int
     num_bytes: int
 
 
 class Bounded(NamedTuple):
-    """A file with a size limit on reads: zipfile reads the whole directory at once, and needs ten times the memory."""
+    """A file with a size limit on reads: zipfile reads the whole directory at once, and needs ten times the memory.
+
+    Example: see `read_entries`.
+    """
 
     file: BinaryIO
 

@@ -22,7 +22,7 @@ START = "import sys; sys.path.append({root!r}); {program}"
 
 
 class Confinement(NamedTuple):
-    """A confinement mechanism: description, and the command prefix."""
+    """A confinement mechanism: description, and the command prefix. Example: see `confinement`."""
 
     name: str
     command: tuple[str, ...]

@@ -35,13 +35,13 @@ KNOWN_GLOBALS = {*CALLS, *STORAGE_DTYPES, *DTYPES}
 
 
 class Global(NamedTuple):
-    """A global of the pickle, as a name only."""
+    """A global of the pickle, as a name only. Example: see `read_state_dict`."""
 
     name: str
 
 
 class Storage(NamedTuple):
-    """The archive entry data/`key`: `num_items` of `dtype`, or bytes for None."""
+    """The archive entry data/`key`: `num_items` of `dtype`, or bytes for None. Example: see `read_state_dict`."""
 
     key: str
     dtype: str | None
@@ -53,7 +53,7 @@ class Storage(NamedTuple):
 
 
 class View(NamedTuple):
-    """A tensor within a storage; `offset` and `stride` in elements."""
+    """A tensor within a storage; `offset` and `stride` in elements. Example: see `read_state_dict`."""
 
     storage: Storage
     dtype: str

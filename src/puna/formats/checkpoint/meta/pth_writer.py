@@ -27,7 +27,7 @@ MARK, TUPLE, PERSISTENT, FALSE, REDUCE, SET_ITEMS, STOP = b"(", b"t", b"Q", b"\x
 
 
 class Stored(NamedTuple):
-    """A contiguous tensor in the storage `key`; several names may share a storage."""
+    """A contiguous tensor in the storage `key`; several names may share a storage. Example: see `PthWriter`."""
 
     key: int
     dtype: torch.dtype
@@ -35,7 +35,12 @@ class Stored(NamedTuple):
 
 
 class PthWriter:
-    """An open .pth file; call `write` with the storages in the order of their keys."""
+    """An open .pth file; call `write` with the storages in the order of their keys.
+
+    Example:
+        with PthWriter(path, {"norm.weight": Stored(0, torch.float32, (64,))}) as file:
+            file.write(torch.ones(64))
+    """
 
     def __init__(self, path: Path, tensors: Mapping[str, Stored]):
         self._archive = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)

@@ -29,14 +29,17 @@ CHUNK = 4096  # Rows per comparison, which bounds memory.
 
 
 class OpenedMeta(NamedTuple):
-    """A model, and the confinement of the process that parsed the pickles."""
+    """A model, and the confinement of the process that parsed the pickles. Example: see `open_meta`."""
 
     source: Source
     confinement: str
 
 
 class Join(NamedTuple):
-    """How shards form a tensor: groups of `copies` adjacent shards hold equal parts, concatenated along `dim`."""
+    """How shards form a tensor: groups of `copies` adjacent shards hold equal parts, concatenated along `dim`.
+
+    Example: `Join(dim=1, copies=1)` for o_proj.
+    """
 
     dim: int
     copies: int
@@ -44,7 +47,7 @@ class Join(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The shards of a model as whole tensors in Hugging Face's layout."""
+    """The shards of a model as whole tensors in Hugging Face's layout. Example: see `open_meta`."""
 
     shards: Sequence[Shard]
     config: LlamaConfig

@@ -23,7 +23,7 @@ IGNORED = {"rope.freqs"}  # A constant in files of Llama 1 and 2.
 
 
 class TensorPosition(NamedTuple):
-    """The position of a tensor: `stride` in elements, `start` in bytes of the file."""
+    """The position of a tensor: `stride` in elements, `start` in bytes of the file. Example: see `Shard`."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -41,6 +41,9 @@ class Shard:
     """An opened .pth file.
 
     NOTE: while the object lives, the file may be replaced by renaming, but not modified.
+
+    Example:
+        Shard.open(Path("consolidated.00.pth")).view("norm.weight")
     """
 
     path: Path

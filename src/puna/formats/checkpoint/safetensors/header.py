@@ -20,7 +20,7 @@ ITEM_BYTES |= dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"
 
 
 class StoredTensor(NamedTuple):
-    """A tensor's entry in a header; `start` and `end` are byte offsets in the data section."""
+    """A tensor's entry in a header; `start` and `end` are offsets in the data section. Example: see `read_header`."""
 
     file: Path
     dtype: str
@@ -67,7 +67,11 @@ def _read_shards(directory: Path, index_path: Path) -> dict[str, StoredTensor]:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a safetensors file, validated against the size of the file."""
+    """Return the tensors of a safetensors file, validated against the size of the file.
+
+    Example:
+        read_header(Path("model.safetensors"))["model.norm.weight"].shape
+    """
     file_bytes = path.stat().st_size
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")

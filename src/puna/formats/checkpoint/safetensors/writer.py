@@ -28,7 +28,7 @@ DTYPE_NAMES = {
 
 
 class Entry(NamedTuple):
-    """A tensor to write; `read` returns the tensor when its turn comes. Example: see `model_entries`."""
+    """A tensor to write; the writer calls `read` for a tensor at a time. Example: see `model_entries`."""
 
     name: str
     dtype: torch.dtype
@@ -67,7 +67,7 @@ def _read_as(source: Source, name: str, dtype: torch.dtype) -> torch.Tensor:
 
 
 def write_weights(directory: Path, entries: Iterable[Entry], *, shard_bytes: int) -> None:
-    """Write model.safetensors, or an index and shards of at most `shard_bytes` (at least one tensor per shard)."""
+    """Write model.safetensors, or an index and shards of at most `shard_bytes`; larger tensors get a shard alone."""
     shards = _split(entries, shard_bytes)
     if len(shards) == 1:
         write_file(directory / SINGLE_NAME, shards[0])

@@ -34,6 +34,9 @@ class SideBySide:
     Args:
         model: The base.
         directory: Directory of an adapter that `open_adapter` has opened without an error.
+
+    Example:
+        logits_TV = SideBySide(base, Path("adapters/acme")).logits(tokens_T)
     """
 
     def __init__(self, model: Llama, directory: Path):

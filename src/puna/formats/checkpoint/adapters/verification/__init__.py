@@ -1,0 +1,1 @@
+"""Checks of a merge: base and adapter computed side by side, and the receipt of the differences."""
