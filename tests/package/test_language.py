@@ -18,7 +18,7 @@ CEILINGS = {
     "inference": 100,
     "model": 95,
     "pipeline": 84,
-    "planning": 85,
+    "planning": 30,
     "serving": 53,
     "training": 102,
 }

@@ -520,7 +520,7 @@ def test_a_config_without_weights_is_enough_and_its_dtype_is_marked(tmp_path: Pa
         (lambda: planned(mfu=1.5), "at most 1"),
         (lambda: planned(devices=0), "--devices 0"),
         (lambda: plan("8b", batch=-1), "--batch -1"),
-        (lambda: plan("8b", context=200_000), "--context 200000; expected at most 131072"),
+        (lambda: plan("8b", context=200_000), "--context 200000; expected at most the model's 131,072"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_what_was_expected(wrong: Callable[[], object], message: str) -> None:

@@ -16,7 +16,7 @@ EXIT_STATUS = {"warning": 1, "broken": 2}
 
 
 class Kind(NamedTuple):
-    """How bad every finding of a code is, and what it says, as docs/doctor.md prints it."""
+    """Severity and meaning of a finding code, as in the table of docs/doctor.md."""
 
     severity: Severity
     meaning: str
@@ -114,7 +114,14 @@ KINDS: dict[str, Kind] = {
 
 @dataclass
 class Report:
-    """What was looked at, and all that is wrong with it."""
+    """Facts and findings about one path.
+
+    Example:
+        >>> report = Report(Path("model"))
+        >>> report.add("config-missing", "config.json", "no config.json", "Copy config.json")
+        >>> report.status
+        2
+    """
 
     path: Path
     kind: str = "unknown"
@@ -126,13 +133,13 @@ class Report:
         self.findings.append(Finding(code, what, remedy, where=where, severity=KINDS[code].severity))
 
     def refuse(self, code: str, where: str, error: PunaError) -> None:
-        """Add what another part of Puna says when it refuses the file."""
+        """Add an error of Puna's readers as a finding."""
         what = error.given + (f"; expected {error.expected}" if error.expected else "")
-        self.add(code, where, what, error.hint or "Copy the file again from where it came, or mend what is named here")
+        self.add(code, where, what, error.hint or "Download the file again, or repair the named part")
 
     @contextmanager
     def attempt(self, code: str, where: str) -> Iterator[None]:
-        """Turn what is raised inside into a finding, so that no check hides another (stated fault tolerance)."""
+        """Turn exceptions of the `with` block into findings, so that later checks still run."""
         try:
             yield
         except PunaError as error:
@@ -140,13 +147,13 @@ class Report:
         except OSError as error:
             reason = error.strerror or str(error)
             self.add("file-unreadable", where, reason, "Make the file readable, or copy it again")
-        except Exception as error:  # NOTE: a bug, but the checks after it still say what they find.
+        except Exception as error:  # NOTE: a bug of the check; later checks still run.
             what = f"{type(error).__name__}: {error}"
             self.add("check-failed", where, what[:300], "Please report this, with the file if it may be shown")
 
     @property
     def status(self) -> int:
-        """0: nothing wrong, 1: warnings, 2: broken."""
+        """Exit status: 0 without findings, 1 with warnings only, 2 with broken parts."""
         return max((EXIT_STATUS[finding.severity] for finding in self.findings), default=0)
 
     def to_json(self) -> dict[str, Any]:
@@ -165,6 +172,11 @@ class Report:
 
 
 def listed(names: list[str], most: int = 5) -> str:
-    """Name up to five of many and count the rest; odd characters are escaped."""
+    """Return the first `most` names and the number of further names; control characters are escaped.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        'a, b and 1 more'
+    """
     shown = ", ".join(ascii(name)[1:-1][:120] for name in names[:most])
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
