@@ -78,6 +78,32 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
     ),
     "evaluation": ({"tasks", "diagnose"}, {"evaluate", "release"}, {"review"}),
     "corpus": ({"ingest", "synthesize"},),
+    "training": (
+        {"settings", "labelling"},
+        {"parallel"},
+        {"objectives"},
+        {"loop"},
+        {"reports"},
+        {"fit"},
+        {"distill", "dpo", "label", "pretrain", "reward", "sft", "tokenizer"},
+    ),
+    "training/objectives": (
+        {"entropy", "losses", "objective", "pairs"},
+        {"dpo", "reward", "text"},
+        {"distillation", "next_token", "references"},
+    ),
+    "training/loop": (
+        {"optimizer", "counts", "stopping", "defaults"},
+        {"adapter", "state"},
+        {"start", "training"},
+        {"observer"},
+        {"loop"},
+    ),
+    "training/reports": (
+        {"chat_probes", "forgetting", "plot", "preview", "rows"},
+        {"facts"},
+        {"run_report"},
+    ),
     "conversion": ({"compression", "exchange"},),
     "conversion/compression": (
         {"kv_cache", "rounding"},
