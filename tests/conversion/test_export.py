@@ -15,11 +15,11 @@ from puna.conversion.exchange.fidelity import peer_receipts, peer_tolerance
 from puna.conversion.exchange.peers import PEERS, Peer
 from puna.data.pieces import probe_pieces
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.formats.checkpoint.formats import open_source
+from puna.formats.checkpoint.detect import open_source
 from puna.formats.checkpoint.gguf import writer
 from puna.formats.checkpoint.gguf.container import read_gguf
-from puna.formats.checkpoint.gguf.layout import to_pairs
-from puna.formats.checkpoint.weights import load_source
+from puna.formats.checkpoint.gguf.tensors import to_pairs
+from puna.formats.checkpoint.hf.weights import load_source
 from puna.model import compare
 from puna.model.compare import Comparison
 from puna.model.config import LlamaConfig

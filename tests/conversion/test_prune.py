@@ -35,8 +35,8 @@ from puna.data.packing import Example
 from puna.data.pieces import cut_examples
 from puna.data.shards import write_jsonl
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.formats.checkpoint.hf.weights import load_source
 from puna.formats.checkpoint.source import Source, tensor_shapes
-from puna.formats.checkpoint.weights import load_source
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.formats.tokenizer.train import train_tokenizer
 from puna.model.attend import packed_attend

@@ -21,7 +21,7 @@ from puna.formats.checkpoint.adapters.config import parse_config
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME
 from puna.formats.checkpoint.adapters.patterns import module_settings
 from puna.formats.checkpoint.checkpoint import Checkpoint
-from puna.formats.checkpoint.formats import open_source
+from puna.formats.checkpoint.detect import open_source
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.examine import examine
 

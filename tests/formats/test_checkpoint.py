@@ -22,9 +22,9 @@ from tiny_checkpoint import (
 )
 
 from puna.formats.chat.template import CHAT_TEMPLATE
-from puna.formats.checkpoint import weights
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.formats.checkpoint.hf_config import parse_config, render_config
+from puna.formats.checkpoint.hf import weights
+from puna.formats.checkpoint.hf.config import parse_config, render_config
 from puna.model.config import SIZES
 from puna.model.llama import Llama
 from puna.pipeline import machine

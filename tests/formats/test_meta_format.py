@@ -23,6 +23,7 @@ from meta_directory import PARAMS, SMALL, as_meta, edit_shard, save_shards, weig
 from tiny_checkpoint import tokenizer
 
 from puna.conversion.exchange.peers import peer_logits
+from puna.formats.checkpoint.hf.weights import load_source
 from puna.formats.checkpoint.meta.archive import read_table
 from puna.formats.checkpoint.meta.confine import confinement, run_confined
 from puna.formats.checkpoint.meta.params import ffn_hidden_dim, parse_params, render_params
@@ -31,7 +32,6 @@ from puna.formats.checkpoint.meta.reader import open_meta
 from puna.formats.checkpoint.meta.shard import Shard
 from puna.formats.checkpoint.meta.writer import write_meta
 from puna.formats.checkpoint.source import Source, tensor_shapes
-from puna.formats.checkpoint.weights import load_source
 from puna.model.attend import packed_attend
 from puna.model.config import SIZES, LlamaConfig
 from puna.pipeline.errors import CheckpointError

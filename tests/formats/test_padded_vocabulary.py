@@ -28,9 +28,9 @@ from puna.pipeline.errors import ConfigError
 from puna.training.distill import Config, require_fit
 from puna.training.labelling.local import LocalTeacher
 from puna.training.labelling.teacher import Item
-from puna.training.objectives.imitation.divergence import Divergence
-from puna.training.objectives.imitation.live_teacher import LiveTeacher
-from puna.training.objectives.imitation.stored_labels import StoredLabels
+from puna.training.objectives.distillation.divergence import Divergence
+from puna.training.objectives.distillation.live_teacher import LiveTeacher
+from puna.training.objectives.distillation.stored_labels import StoredLabels
 
 Perform = Callable[..., bool]
 # Rows that would have most of the mass if they counted.

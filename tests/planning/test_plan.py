@@ -19,8 +19,8 @@ from rich.console import Console
 
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.formats.checkpoint.gguf.writer import write_gguf
-from puna.formats.checkpoint.hf_config import render_config
-from puna.formats.checkpoint.weights import build_empty
+from puna.formats.checkpoint.hf.config import render_config
+from puna.formats.checkpoint.hf.weights import build_empty
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.formats.tokenizer.train import train_tokenizer
 from puna.inference.engine.engine import Engine
@@ -80,10 +80,12 @@ TRAINS = (
 from puna.data.packing import Batch
 from puna.formats.tokenizer.train import train_tokenizer
 from puna.training import pretrain
-from puna.training.evidence.counts import TokenCounter
+from puna.training.loop.counts import TokenCounter
 from puna.training.loop import loop
 from puna.training.objectives.next_token import NextToken
+from puna.training.loop.optimizer import make_optimizer
 from puna.training.loop.state import TrainState
+from puna.training.loop.training import Training
 from puna.training.parallel.team import Team
 
 TOKENIZER = train_tokenizer(["some words and more words"] * 2, vocab_size=520, split_digits=False)
@@ -99,15 +101,14 @@ def train(model, num_tokens, context):
     config = pretrain.Config(
         data=[], size=widths, tokenizer=Path(), steps=2, precision=sys.argv[1], accumulate=int(sys.argv[2])
     )
-    optimizer = loop.make_optimizer(model, config.optim)
+    optimizer = make_optimizer(model, config.optim)
     counter = TokenCounter(TOKENIZER)
     counter._is_formatting = dict.fromkeys(range(8192), False)
-    training = loop.Training(
-        config, None, NextToken(None, True, False), model, optimizer, Packer(), TrainState(), Team(), counter,
-        lambda _: None,
+    training = Training(
+        config, None, NextToken(None, True, False), model, optimizer, Packer(), TrainState(), Team(), counter
     )
     for _ in range(2):
-        loop._step(training)
+        loop.take_step(training)
 
 train(build(128, 1), 64, 64)
 before = resident("VmRSS")

@@ -20,8 +20,10 @@ from puna.pipeline.execution.recipe import config_class
 from puna.pipeline.run import ranks
 from puna.pipeline.stages import STAGES
 from puna.training.loop import loop
+from puna.training.loop.training import Training
+from puna.training.reports import plot
 
-take_step, run_shares = loop._step, loop.run_shares
+take_step, run_shares = loop.take_step, loop.run_shares
 
 
 def strike(job: dict[str, Any]) -> None:
@@ -36,15 +38,15 @@ def strike(job: dict[str, Any]) -> None:
         loop.run_shares = run_shares
         return run_shares(team, batches, forward, infinite, **sizes)
 
-    def step_or_end(training: loop.Training) -> dict[str, float]:
-        if (ranks()[0], training.progress.step) == (job["rank"], job["step"]) and left:
+    def step_or_end(training: Training) -> dict[str, float]:
+        if (ranks()[0], training.state.step) == (job["rank"], job["step"]) and left:
             if left.pop() == "infinity":
                 loop.run_shares = break_losses
             else:
                 os.kill(os.getpid(), signal.Signals[job["strike"]].value)
         return take_step(training)
 
-    loop._step = step_or_end
+    loop.take_step = step_or_end
 
 
 def run(job: dict[str, Any]) -> None:
@@ -56,10 +58,10 @@ def run(job: dict[str, Any]) -> None:
         perform(stage, config, Path(job["out"]), Console(quiet=True))
     except KeyboardInterrupt:
         print(f"process {ranks()[0]} was asked to stop", flush=True)
-    loop._step = take_step
+    loop.take_step = take_step
 
 
 if __name__ == "__main__":
-    loop.plot_losses = lambda *_, **__: None
+    plot.plot_losses = lambda *_, **__: None
     for job in json.loads(Path(sys.argv[1]).read_text()):
         run(job)

@@ -99,7 +99,7 @@ def two(
     """What one process makes, and two that are started once for several trainings."""
     path = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("puna.training.loop.loop.plot_losses", lambda *_, **__: None)
+        patch.setattr("puna.training.reports.plot.plot_losses", lambda *_, **__: None)
         perform_stage("sft", path / "alone", **settings)
     at_step = {"rank": 1, "step": 1}
     jobs = [
@@ -137,7 +137,7 @@ def test_a_state_that_many_wrote_is_read_by_one(
     assert done.returncode == 0, done.stderr[-6000:]
     assert sorted(done.stdout.splitlines()).count("process 0 was asked to stop") == 2
     assert len(list(state_of(path / "stopped").glob("model-*-of-00002.safetensors"))) == 2
-    monkeypatch.setattr("puna.training.loop.loop.plot_losses", lambda *_, **__: None)
+    monkeypatch.setattr("puna.training.reports.plot.plot_losses", lambda *_, **__: None)
     perform_stage("sft", path / "stopped", **settings)
     assert "going on after step 2" in (path / ".runs" / "stopped" / "log.txt").read_text()
     assert_same_training(path / "stopped", path / "alone")

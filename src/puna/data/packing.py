@@ -139,32 +139,45 @@ class Packer:
         self._last: tuple[Position, Sequence[Example]] | None = None
 
     def next(self, position: Position) -> tuple[Batch, Position]:
-        """Return the batch that begins at `position`, and the position after it.
+        """Return the batch that starts at `position`, and the position after the batch.
 
-        Examples too long for the context are passed over; DataError if all of them are.
+        Rows without examples are skipped, and so are rows too long for the context; `num_too_long` counts the latter.
+
+        Raises:
+            DataError: All rows are skipped.
         """
+        start, room = position, self.batch_tokens
         pieces: list[Example] = []
-        room, first = self.batch_tokens, position
         while not (pieces and position.is_start_of_epoch):
             examples = self._read(replace(position, offset=0))
-            assert len(examples) == 1 or not self.is_cut, "what stays together is not cut"
             if not examples or self.is_too_long(examples):
                 self.num_too_long += bool(examples)
-                position = self._after(position)
-                if not pieces and position.epoch > first.epoch + 1:
+                position = self._next_row(position)
+                if not pieces and position.epoch > start.epoch + 1:
                     raise DataError(
                         "every conversation is longer than the context", expected=f"at most {self.context} tokens"
                     )
                 continue
-            num_left = sum(example.num_read for example in examples) - position.offset
-            num_taken = min(num_left, room, self.context) if self.is_cut else num_left
-            if num_taken > room or num_taken == 0:
+            fitting, position = self._take(examples, position, room)
+            if not fitting:
                 break
-            pieces += [examples[0].piece(position.offset, num_taken)] if self.is_cut else examples
-            room -= num_taken
-            is_read = num_taken == num_left
-            position = self._after(position) if is_read else replace(position, offset=position.offset + num_taken)
+            pieces += fitting
+            room -= sum(piece.num_read for piece in fitting)
         return _collate(pieces), position
+
+    def _take(self, examples: Sequence[Example], position: Position, room: int) -> tuple[Sequence[Example], Position]:
+        """Return the examples, or the piece of one, that fit into `room` tokens, and the position after them."""
+        if not self.is_cut:
+            fits = 0 < sum(example.num_read for example in examples) <= room
+            return (examples, self._next_row(position)) if fits else ((), position)
+        (example,) = examples
+        num_left = example.num_read - position.offset
+        num_taken = min(num_left, room, self.context)
+        if num_taken == 0:
+            return (), position
+        piece = example.piece(position.offset, num_taken)
+        is_read = num_taken == num_left
+        return [piece], self._next_row(position) if is_read else replace(position, offset=position.offset + num_taken)
 
     def progress(self, position: Position) -> float:
         """Return how many epochs lie before `position`, in whole and parts."""
@@ -199,7 +212,7 @@ class Packer:
             self._last = start, examples
         return self._last[1]
 
-    def _after(self, position: Position) -> Position:
+    def _next_row(self, position: Position) -> Position:
         is_last = position.index + 1 == len(self.dataset)
         return Position(position.epoch + 1) if is_last else Position(position.epoch, position.index + 1)
 

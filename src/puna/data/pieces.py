@@ -5,6 +5,7 @@ from pathlib import Path
 
 from puna.data.dataset import Dataset
 from puna.data.document import Document
+from puna.data.encode import encode_example
 from puna.data.packing import Example
 from puna.formats.chat.conversation import Conversation, Message
 from puna.formats.chat.format import ChatFormat
@@ -36,17 +37,13 @@ def cut_examples(paths: Sequence[Path], tokenizer: Tokenizer, *, num_tokens: int
     for index in dataset.order(0, 0):
         row = dataset[int(index)]
         assert isinstance(row, Document | Conversation)
-        if isinstance(row, Conversation):
-            ids, mask = chat.encode(row)
-        else:
-            ids = chat.document(row.text)
-            mask = [True] * len(ids)
-        for start in range(0, len(ids), longest):
+        example = encode_example(row, chat)
+        for start in range(0, len(example.ids), longest):
             if left <= 0:
                 return
             part = slice(start, start + min(longest, left))
-            yield Example(ids[part], mask[part])
-            left -= min(longest, left, len(ids) - start)
+            yield Example(example.ids[part], example.mask[part])
+            left -= min(longest, left, len(example.ids) - start)
 
 
 def probe_pieces(tokenizer: Tokenizer, *, longest: int) -> Iterator[list[int]]:

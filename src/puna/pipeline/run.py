@@ -25,10 +25,6 @@ from puna.pipeline.storage.journal import Journal
 JOURNALS = "journals"
 
 
-class EndOfPreview(Exception):
-    """Ends a stage that was only asked what it would do, once it has told."""
-
-
 @dataclass
 class Run:
     """What a stage is given beside its config.

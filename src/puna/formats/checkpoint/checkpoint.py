@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from puna.formats.chat.template import CHAT_TEMPLATE
-from puna.formats.checkpoint import hf_config, weights, writer
 from puna.formats.checkpoint.adapters.adapter import ADAPTER_HINT, is_adapter
 from puna.formats.checkpoint.compressed.config import parse_quantization
-from puna.formats.checkpoint.directory import find_file, read_json, write_json
-from puna.formats.checkpoint.layout import StoredTensor, read_layout
+from puna.formats.checkpoint.hf import config as hf_config
+from puna.formats.checkpoint.hf import weights
+from puna.formats.checkpoint.safe_files import find_file, read_json, write_json
+from puna.formats.checkpoint.safetensors import writer
+from puna.formats.checkpoint.safetensors.header import StoredTensor, read_layout
 from puna.formats.checkpoint.source import Source
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.config import LlamaConfig

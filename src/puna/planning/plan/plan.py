@@ -131,9 +131,9 @@ def read_model(model: str) -> tuple[LlamaConfig, Stored | None]:
             hint=suggestion(model.lower(), list(SIZES)),
         )
     from puna.formats.checkpoint.compressed.config import parse_quantization
-    from puna.formats.checkpoint.directory import find_file, read_json
-    from puna.formats.checkpoint.formats import find_format, open_source
-    from puna.formats.checkpoint.hf_config import parse_config
+    from puna.formats.checkpoint.detect import find_format, open_source
+    from puna.formats.checkpoint.hf.config import parse_config
+    from puna.formats.checkpoint.safe_files import find_file, read_json
 
     found = find_format(directory)
     if found == "adapter":

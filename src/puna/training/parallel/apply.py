@@ -16,14 +16,12 @@ from puna.model.kernels.device import choose_device
 from puna.model.llama import Block, Llama
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.run import Run, num_restarts
-from puna.training.loop.settings import TrainConfig
-from puna.training.objectives.next_token import NextToken
-from puna.training.objectives.objective import Objective
 from puna.training.parallel.pipeline import cut
 from puna.training.parallel.team import Team
+from puna.training.settings import TrainConfig
 
 
-def join(config: TrainConfig, run: Run, objective: Objective, model: Llama) -> Team:
+def join(config: TrainConfig, run: Run, model: Llama, *, needs_whole_examples: bool) -> Team:
     """Meet the processes that torchrun started and take this one's part of the network; alone it stays as it is."""
     if run.is_preview:
         return Team(device=choose_device(config.parallel.device))
@@ -31,7 +29,7 @@ def join(config: TrainConfig, run: Run, objective: Objective, model: Llama) -> T
     team.layout.require_fit(model.config, config)
     if team.size > 1 and model.config.is_reward:
         raise ConfigError(f"{team.size} processes for {run.stage}", expected="one: a reward model is not divided yet")
-    if team.layout.context > 1 and getattr(type(objective), "losses", None) is not NextToken.losses:
+    if team.layout.context > 1 and needs_whole_examples:
         raise ConfigError(
             f"parallel.context = {team.layout.context} for {run.stage}",
             expected="parallel.context = 1: its loss needs whole examples in one place",

@@ -19,10 +19,10 @@ from puna.formats.checkpoint.adapters.fit import require_fit
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.formats.checkpoint.adapters.keys import DOWN, HEAD, MAGNITUDE, UP, find_parts
 from puna.formats.checkpoint.adapters.patterns import module_settings, overlapping
-from puna.formats.checkpoint.directory import find_file, read_json
-from puna.formats.checkpoint.layout import StoredTensor, read_header
+from puna.formats.checkpoint.hf.weights import read_floats
+from puna.formats.checkpoint.safe_files import find_file, read_json
+from puna.formats.checkpoint.safetensors.header import StoredTensor, read_header
 from puna.formats.checkpoint.source import Source, tensor_shapes
-from puna.formats.checkpoint.weights import read_floats
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.config import ADAPTED, LlamaConfig
 from puna.model.lora import Lora, LowRank

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from puna.formats.checkpoint.directory import read_json
-from puna.formats.checkpoint.hf_config import refuse_code
+from puna.formats.checkpoint.hf.config import refuse_code
+from puna.formats.checkpoint.safe_files import read_json
 from puna.pipeline.errors import CheckpointError
 
 LORA, TOKENS_ONLY = "LORA", "TRAINABLE_TOKENS"

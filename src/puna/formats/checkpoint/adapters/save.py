@@ -7,9 +7,9 @@ from typing import Any
 
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.formats.checkpoint.adapters.keys import DOWN, MAGNITUDE, PREFIX, UP
-from puna.formats.checkpoint.directory import write_json
+from puna.formats.checkpoint.safe_files import write_json
+from puna.formats.checkpoint.safetensors.writer import Entry, write_file
 from puna.formats.checkpoint.source import disk_name
-from puna.formats.checkpoint.writer import Entry, write_file
 from puna.model.adapted import HEAD, AdaptedLinear, adapted_modules
 from puna.model.llama import Llama
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.formats.checkpoint.directory import find_file
 from puna.formats.checkpoint.gguf.blocks import KINDS, OTHER_KINDS
+from puna.formats.checkpoint.safe_files import find_file
 from puna.pipeline.errors import CheckpointError
 
 MAGIC = b"GGUF"

@@ -13,7 +13,7 @@ import torch
 from puna.formats.checkpoint.fields import Fields
 from puna.formats.checkpoint.gguf.blocks import DTYPES, KINDS, decode
 from puna.formats.checkpoint.gguf.container import OTHER_KIND_HINT, GgufFile, KindError, read_gguf
-from puna.formats.checkpoint.gguf.layout import (
+from puna.formats.checkpoint.gguf.tensors import (
     EMBEDDINGS,
     OUTPUT,
     ROPE_FACTORS,

@@ -14,8 +14,8 @@ import torch
 
 from puna.formats.checkpoint.gguf.blocks import CHUNK_VALUES, KINDS, encode
 from puna.formats.checkpoint.gguf.container import ALIGNMENT, padding, render_header
-from puna.formats.checkpoint.gguf.layout import EMBEDDINGS, OUTPUT, ROPE_FACTORS, gguf_name, rope_factors, to_pairs
 from puna.formats.checkpoint.gguf.reader import SAMPLING
+from puna.formats.checkpoint.gguf.tensors import EMBEDDINGS, OUTPUT, ROPE_FACTORS, gguf_name, rope_factors, to_pairs
 from puna.formats.checkpoint.gguf.vocabulary import render_tokenizer
 from puna.formats.checkpoint.source import Source, num_rotated_heads, tensor_shapes
 from puna.model.config import LlamaConfig

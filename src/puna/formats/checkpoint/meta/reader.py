@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import torch
 
-from puna.formats.checkpoint.directory import find_file, read_json
 from puna.formats.checkpoint.meta import names
 from puna.formats.checkpoint.meta.confine import confinement
 from puna.formats.checkpoint.meta.params import parse_params
 from puna.formats.checkpoint.meta.shard import Shard
+from puna.formats.checkpoint.safe_files import find_file, read_json
 from puna.formats.checkpoint.source import Source, num_rotated_heads, tensor_shapes
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.config import LlamaConfig

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from puna.formats.checkpoint.directory import parse_json
 from puna.formats.checkpoint.meta.confine import run_confined
+from puna.formats.checkpoint.safe_files import parse_json
 from puna.pipeline.errors import CheckpointError
 
 PROGRAM = "from puna.formats.checkpoint.meta.child import main; main()"

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from puna.formats.checkpoint.directory import write_json
 from puna.formats.checkpoint.meta import names
 from puna.formats.checkpoint.meta.params import render_params
 from puna.formats.checkpoint.meta.pth_writer import STORAGES, PthWriter, Stored
 from puna.formats.checkpoint.meta.reader import PARAMS_NAME, TOKENIZER_NAME
+from puna.formats.checkpoint.safe_files import write_json
+from puna.formats.checkpoint.safetensors.writer import sync_files
 from puna.formats.checkpoint.source import Source, num_rotated_heads, tensor_shapes
-from puna.formats.checkpoint.writer import sync_files
 from puna.formats.tokenizer.files import NUM_LLAMA3_RANKS, SPECIAL_TEXTS
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.pipeline.errors import CheckpointError

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from puna.formats.checkpoint.directory import find_file
+from puna.formats.checkpoint.safe_files import find_file
 from puna.pipeline.artifacts import artifact, licence
 from puna.pipeline.errors import ArtifactError, CheckpointError
 from puna.planning.doctor.report import Report, listed

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from puna.formats.checkpoint.directory import find_file, read_json
-from puna.formats.checkpoint.layout import INDEX_NAME, SINGLE_NAME, StoredTensor, read_header
+from puna.formats.checkpoint.hf.weights import FLOATS, require_fit
+from puna.formats.checkpoint.safe_files import find_file, read_json
+from puna.formats.checkpoint.safetensors.header import INDEX_NAME, SINGLE_NAME, StoredTensor, read_header
 from puna.formats.checkpoint.source import tensor_shapes
-from puna.formats.checkpoint.weights import FLOATS, require_fit
 from puna.model.config import LlamaConfig
 from puna.model.scheme import describe_schemes
 from puna.pipeline.errors import CheckpointError

@@ -6,7 +6,7 @@ A refused setting is reported and corrected in a copy, so that later settings ar
 from typing import Any
 
 from puna.formats.checkpoint.compressed.config import parse_quantization
-from puna.formats.checkpoint.hf_config import FIXED, names_reward_model, parse_config
+from puna.formats.checkpoint.hf.config import FIXED, names_reward_model, parse_config
 from puna.model.config import SIZES, LlamaConfig
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.hf.opened import CONFIG, TOKENIZER_CONFIG, Opened, text_dtype

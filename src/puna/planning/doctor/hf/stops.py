@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from puna.formats.checkpoint.hf_config import parse_stop_ids
+from puna.formats.checkpoint.hf.config import parse_stop_ids
 from puna.planning.doctor.hf.opened import CONFIG, GENERATION, SPECIALS_MAP, TOKENIZER_CONFIG, Opened, role_text
 from puna.planning.doctor.report import listed
 

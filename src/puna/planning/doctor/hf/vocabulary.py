@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from puna.formats.checkpoint.directory import find_file
+from puna.formats.checkpoint.safe_files import find_file
 from puna.formats.tokenizer.files import NUM_LLAMA3_RANKS, SPECIAL_TEXTS, SPLIT_PATTERN
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.pipeline.errors import CheckpointError

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from puna.pipeline.progress import printable
 from puna.pipeline.units import show_bytes, show_count, show_duration
-from puna.training.preview.forecast import Forecast, Outcome
-from puna.training.preview.survey import Piece, ShownExample, Survey
+from puna.training.reports.preview.data_summary import Piece, ShownExample, Survey
+from puna.training.reports.preview.estimate import Forecast, Outcome
 
 OPENING, CLOSING, BETWEEN = "⟦", "⟧", "¦"
 # Of a stretch of tokens that are all trained or all not, what is shown: its beginning and its end.

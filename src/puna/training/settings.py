@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
+from puna.data.preference import Strength
 from puna.model.kernels.device import DeviceName
 from puna.pipeline.config import StageConfig
 
@@ -38,7 +39,7 @@ class Optim(StageConfig):
 
     @property
     def num_warmup_steps(self) -> int:
-        """Steps of warm-up, once they are set or chosen (train/loop/defaults.py)."""
+        """Steps of warm-up, once they are set or chosen (training/loop/defaults.py)."""
         assert self.warmup_steps is not None, "open settings are chosen before the first step"
         return self.warmup_steps
 
@@ -131,13 +132,13 @@ class TrainConfig(StageConfig):
 
     @property
     def max_length(self) -> int:
-        """The context in tokens, once it is set or chosen (train/loop/defaults.py)."""
+        """The context in tokens, once it is set or chosen (training/loop/defaults.py)."""
         assert self.context is not None, "open settings are chosen before the first step"
         return self.context
 
     @property
     def max_batch_tokens(self) -> int:
-        """The tokens of a batch, once they are set or chosen (train/loop/defaults.py)."""
+        """The tokens of a batch, once they are set or chosen (training/loop/defaults.py)."""
         assert self.batch_tokens is not None, "open settings are chosen before the first step"
         return self.batch_tokens
 
@@ -145,3 +146,28 @@ class TrainConfig(StageConfig):
     def dtype(self) -> torch.dtype:
         """The activations' dtype."""
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+
+class PreferenceOptim(Optim):
+    """AdamW at the rate of the Llama 3 paper's DPO."""
+
+    lr: float = Field(default=1e-5, gt=0, le=1, description="peak learning rate")
+
+
+class PreferenceConfig(TrainConfig):
+    """Settings that dpo and reward share."""
+
+    # A frozen model's field may be narrower than its parent's.
+    optim: PreferenceOptim = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=PreferenceOptim(), description="optimizer and schedule"
+    )
+    strengths: list[Strength] = Field(
+        default=["significantly better", "better"],
+        description="how much better a chosen answer must be; unknown strengths and edited answers always count",
+    )
+
+    @model_validator(mode="after")
+    def _leaves_identifiers(self) -> Self:
+        if self.fresh_identifiers:
+            raise ValueError("no fresh_identifiers: answers are compared as they were judged")
+        return self

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from puna.formats.checkpoint.directory import write_json
-from puna.formats.checkpoint.layout import INDEX_NAME, SINGLE_NAME
+from puna.formats.checkpoint.safe_files import write_json
+from puna.formats.checkpoint.safetensors.header import INDEX_NAME, SINGLE_NAME
 from puna.formats.checkpoint.source import Source, disk_name, tensor_shapes
 from puna.model.llama import Llama
 from puna.model.quantized import PackedWeight, Quantized

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from puna.formats.checkpoint.compressed.config import Quantization
-from puna.formats.checkpoint.layout import StoredTensor
+from puna.formats.checkpoint.safetensors.header import StoredTensor
 from puna.formats.checkpoint.source import Source, disk_name
 from puna.model.config import LlamaConfig, matrix_shapes
 from puna.model.llama import Llama

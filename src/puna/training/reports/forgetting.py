@@ -12,9 +12,9 @@ from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.llama import Llama
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import PunaError
-from puna.training.loop.settings import TrainConfig
 from puna.training.objectives.next_token import NextToken
 from puna.training.objectives.objective import Objective
+from puna.training.settings import TrainConfig
 
 START_BATCHES = 2
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from puna.formats.checkpoint.directory import find_file, parse_json, read_json
+from puna.formats.checkpoint.safe_files import find_file, parse_json, read_json
 from puna.pipeline.errors import CheckpointError
 
 SINGLE_NAME = "model.safetensors"

@@ -12,8 +12,8 @@ from puna.data.dataset import Dataset
 from puna.data.packing import Packer, Position
 from puna.model.llama import Llama
 from puna.pipeline.run import Run
-from puna.training.loop.settings import TrainConfig
 from puna.training.objectives.dpo import Dpo, answer_keys, log_probabilities
+from puna.training.settings import TrainConfig
 
 
 def reference_log_probabilities(config: TrainConfig, run: Run, objective: Dpo, model: Llama) -> dict[str, float]:

@@ -35,12 +35,12 @@ from puna.planning.plan.steps.speed import (
 )
 from puna.planning.plan.training import Training, plan_training
 from puna.training.loop.defaults import BATCH_TOKENS, PIECE_CONTEXT, Choice, RowLengths, choose
-from puna.training.loop.settings import TrainConfig
 from puna.training.loop.start import recompute_blocks, size_of
 from puna.training.objectives.losses import Rows, summed_over_tokens
 from puna.training.objectives.objective import Objective
-from puna.training.preview.forecast import describe_training, time_optimizer
-from puna.training.preview.survey import Survey, survey
+from puna.training.reports.preview.data_summary import Survey, survey
+from puna.training.reports.preview.estimate import describe_training, time_optimizer
+from puna.training.settings import TrainConfig
 
 # A warm-up beyond this share of the steps, rows beyond the context, few steps, many epochs: worth a sentence.
 MOST_WARMUP, MOST_TOO_LONG, FEWEST_STEPS, MOST_EPOCHS = 0.1, 0.02, 20, 10

@@ -33,7 +33,7 @@ class Divergence(StageConfig):
 
     def between(self, teacher_CN: torch.Tensor, student_CN: torch.Tensor) -> torch.Tensor:
         """Return the sum over tokens; both are log-probabilities, finite ones."""
-        assert self.kind != "spans", "what compares spans is across_tokenizers.py"
+        assert self.kind != "spans", "what compares spans is cross_tokenizer.py"
         if self.kind == "forward_kl":
             return _kl(teacher_CN, student_CN)
         if self.kind == "reverse_kl":
