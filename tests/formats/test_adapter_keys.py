@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_adapter import assert_same_logits, read_merged, trained
-from tiny_checkpoint import TOKENS, edit_json, logits_of, save
 
 from puna.formats.checkpoint.adapters.adapter import open_adapter
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
@@ -19,6 +18,7 @@ from puna.formats.checkpoint.adapters.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.pipeline.errors import CheckpointError, ConfigError
 from puna.planning.doctor.examine import examine
+from puna.testing.tiny_checkpoint import TOKENS, edit_json, logits_of, save
 
 Rename = Callable[[str], str]
 Trained = tuple[Path, Path, torch.Tensor]

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 from test_adapter import assert_same_logits, read_merged, trained
-from tiny_checkpoint import edit_json, logits_of, save
 
 from puna.formats.checkpoint.adapters import patterns
 from puna.formats.checkpoint.adapters.adapter import open_adapter
@@ -24,6 +23,7 @@ from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.formats.checkpoint.detect import open_source
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.examine import examine
+from puna.testing.tiny_checkpoint import edit_json, logits_of, save
 
 MATRICES = ["self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.down_proj"]
 MODULES = [f"model.layers.{layer}.{matrix}" for layer in (0, 1, 11) for matrix in MATRICES]

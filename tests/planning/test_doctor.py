@@ -18,7 +18,6 @@ import pytest
 import torch
 from doctor_fixtures import BROKEN, BROKEN_SHARDS, HOSTILE, JINJA, STOCK, Broken, config, template
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import CONFIG, SCALING, WEIGHTS, edit_json, save, save_quantized, tokenizer
 
 from puna.formats.chat.template import CHAT_TEMPLATE
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
@@ -38,6 +37,7 @@ from puna.planning.doctor.command import doctor, print_report
 from puna.planning.doctor.examine import examine
 from puna.planning.doctor.render import render
 from puna.planning.doctor.report import KINDS, Report
+from puna.testing.tiny_checkpoint import CONFIG, SCALING, WEIGHTS, edit_json, save, save_quantized, tokenizer
 
 PUNA = Path(sys.executable).with_name("puna")
 TEMPLATE = CHAT_TEMPLATE.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
@@ -676,7 +676,7 @@ def test_no_odd_value_in_a_json_file_makes_the_doctor_fail(good_shards: Path, tm
 
 
 def test_the_page_lists_every_finding_as_the_code_has_it():
-    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "doctor.md").read_text()
     rows = re.findall(r"^\| `([\w-]+)` \| (\w+) \| (.+) \|$", page, re.MULTILINE)
     assert rows == [(code, kind.severity, kind.meaning) for code, kind in KINDS.items()]
 

@@ -16,7 +16,7 @@ EXIT_STATUS = {"warning": 1, "broken": 2}
 
 
 class Kind(NamedTuple):
-    """Severity and meaning of a finding code, as in the table of docs/doctor.md."""
+    """Severity and meaning of a finding code, as in the table of docs/guides/doctor.md."""
 
     severity: Severity
     meaning: str

@@ -23,7 +23,7 @@ from puna.planning.plan.tables import print_plan
 from puna.planning.plan.training import Training
 
 HERE = "here"
-# A CPU process holds freed memory: measured up to 31 % more than the tensors (docs/plan.md).
+# A CPU process holds freed memory: measured up to 31 % more than the tensors (docs/guides/plan.md).
 HERE_RESERVE = 0.25
 MOST = 1e18
 # Default number of tokens per request: enough for most conversations.
