@@ -81,7 +81,7 @@ def run_puna(told: dict[str, Any]) -> None:
     from puna.training.objectives.distillation.stored_labels import StoredLabels
     from puna.training.objectives.next_token import NextToken
     from puna.training.objectives.objective import Objective
-    from puna.training.parallel.team import Team
+    from puna.training.parallel.process_groups import ProcessGroups
 
     tokenizer = train_tokenizer(["some words and more words"] * 2, vocab_size=520, split_digits=False)
     before, widths, length = memory("VmRSS"), told["widths"], told["context"]
@@ -137,7 +137,9 @@ def run_puna(told: dict[str, Any]) -> None:
     optimizer = make_optimizer(model, config.optim)
     counter = TokenCounter(tokenizer)
     counter._is_formatting = dict.fromkeys(range(widths["vocab_size"]), False)
-    training = Training(config, None, objective, model, optimizer, Packer(), TrainState(position=0), Team(), counter)  # type: ignore[arg-type]
+    training = Training(
+        config, None, objective, model, optimizer, Packer(), TrainState(position=0), ProcessGroups(), counter
+    )  # type: ignore[arg-type]
     model.train()
     clock = Clock(f"torch {torch.__version__}", before)
     while True:

@@ -329,7 +329,7 @@ def test_the_one_table_is_that_which_moves_predictions_least(tmp_path: Path) -> 
     torch.testing.assert_close(Checkpoint.open(run.output).load().embed_tokens.weight, expected)
 
 
-# What is needed
+# Importance
 
 
 def test_contributions_are_what_each_group_adds_to_the_outputs() -> None:

@@ -86,7 +86,7 @@ from puna.training.objectives.next_token import NextToken
 from puna.training.loop.optimizer import make_optimizer
 from puna.training.loop.state import TrainState
 from puna.training.loop.training import Training
-from puna.training.parallel.team import Team
+from puna.training.parallel.process_groups import ProcessGroups
 
 TOKENIZER = train_tokenizer(["some words and more words"] * 2, vocab_size=520, split_digits=False)
 
@@ -105,7 +105,7 @@ def train(model, num_tokens, context):
     counter = TokenCounter(TOKENIZER)
     counter._is_formatting = dict.fromkeys(range(8192), False)
     training = Training(
-        config, None, NextToken(None, True, False), model, optimizer, Packer(), TrainState(), Team(), counter
+        config, None, NextToken(None, True, False), model, optimizer, Packer(), TrainState(), ProcessGroups(), counter
     )
     for _ in range(2):
         loop.take_step(training)

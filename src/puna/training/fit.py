@@ -20,8 +20,8 @@ from puna.training.loop.optimizer import make_optimizer
 from puna.training.loop.state import TrainState, load_state, save_state, take_whole, whole_network
 from puna.training.loop.training import Training
 from puna.training.objectives.objective import Objective
-from puna.training.parallel.apply import join
-from puna.training.parallel.team import Team
+from puna.training.parallel.apply import init_parallel
+from puna.training.parallel.process_groups import ProcessGroups
 from puna.training.reports.plot import LossPlot
 from puna.training.reports.preview.preview import Preview
 from puna.training.reports.run_report import RunReport
@@ -49,7 +49,7 @@ def fit(
         >>> fit(config, run, NextToken(ChatFormat(tokenizer), False, False), model, tokenizer)
     """
     training = prepare(config, run, objective, model, tokenizer)
-    watching = [*observers, *_reports(training.team)]
+    watching = [*observers, *_reports(training.groups)]
     for observer in watching:
         observer.begin(training)
     if run.is_preview:
@@ -76,29 +76,29 @@ def prepare(config: TrainConfig, run: Run, objective: Objective, model: Llama, t
         raise ConfigError(
             f"context = {config.context}", expected=f"at most {model.config.max_context}, the model's own"
         )
-    team = join(config, run, model, needs_whole_examples=objective.needs_whole_examples)
+    groups = init_parallel(config, run, model, needs_whole_examples=objective.needs_whole_examples)
     if config.adapter is not None:
         run.log(describe_training(model))
     model.train()
     optimizer = make_optimizer(model, config.optim)
-    state = load_state(run.directory / "states", model, optimizer, run.log, run.key, team)
-    _stay_on_device(state, team, run.directory / "states")
+    state = load_state(run.directory / "states", model, optimizer, run.log, run.key, groups)
+    _stay_on_device(state, groups, run.directory / "states")
     packer = make_packer(config, objective, config.data, objective.draw, num_too_long=state.num_too_long)
-    return Training(config, run, objective, model, optimizer, packer, state, team, TokenCounter(tokenizer))
+    return Training(config, run, objective, model, optimizer, packer, state, groups, TokenCounter(tokenizer))
 
 
-def _reports(team: Team) -> list[Observer]:
+def _reports(groups: ProcessGroups) -> list[Observer]:
     """Return the observers of every run; rank 0 writes the reports.
 
     A single rank of several cannot compute a batch alone, so only a run of one process has a preview.
     """
-    reports: list[Observer] = [LossPlot(), RunReport()] if team.is_first else []
-    return [*reports, Preview()] if team.size == 1 else reports
+    reports: list[Observer] = [LossPlot(), RunReport()] if groups.is_main else []
+    return [*reports, Preview()] if groups.world_size == 1 else reports
 
 
-def _stay_on_device(state: TrainState, team: Team, states: Path) -> None:
+def _stay_on_device(state: TrainState, groups: ProcessGroups, states: Path) -> None:
     """Raise ConfigError where a resumed run computes on another kind of device: last bits of results would differ."""
-    kind = team.device.type
+    kind = groups.device.type
     if state.step and state.device not in ("", kind):
         raise ConfigError(
             f"a run that began on {state.device} and would go on on {kind}",
@@ -110,10 +110,10 @@ def _stay_on_device(state: TrainState, team: Team, states: Path) -> None:
 
 def save_trained(training: Training, tokenizer: Tokenizer) -> None:
     """Write the checkpoint or adapter; with several processes rank 0 reads the shards from their saved state."""
-    run, model, team = training.run, training.model, training.team
-    if team.size > 1:
-        path = save_state(run.directory / "states", model, training.optimizer, training.state, run.key, team)
-        if not team.is_first:
+    run, model, groups = training.run, training.model, training.groups
+    if groups.world_size > 1:
+        path = save_state(run.directory / "states", model, training.optimizer, training.state, run.key, groups)
+        if not groups.is_main:
             return
         if training.config.adapter is None:
             write_checkpoint(run.output, whole_network(path, model.config, tokenizer))

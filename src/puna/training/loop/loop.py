@@ -23,9 +23,9 @@ from puna.training.loop.state import save_state
 from puna.training.loop.stopping import asked_to_stop
 from puna.training.loop.training import Training
 from puna.training.objectives.objective import Objective
-from puna.training.parallel.apply import shard_again
+from puna.training.parallel.apply import reshard
 from puna.training.parallel.gradients import clip_gradients
-from puna.training.parallel.shares import run_shares
+from puna.training.parallel.local_batches import run_local_batches
 from puna.training.settings import TrainConfig
 
 SKIPS_THAT_STOP = 3
@@ -57,11 +57,13 @@ def run_loop(training: Training, observers: Sequence[Observer] = ()) -> None:
             note = f"loss {metrics['loss']:.3f}  {rate:,.0f} tokens/s"
             bar.advance(int(training.done * 1000) - thousandths, note=note)
             thousandths = int(training.done * 1000)
-            is_due = training.team.is_first and time.monotonic() - saved > 60 * config.save_minutes
-            is_ending, is_saving = map(bool, training.team.sum(is_stopping(), is_due))
+            is_due = training.groups.is_main and time.monotonic() - saved > 60 * config.save_minutes
+            is_ending, is_saving = map(bool, training.groups.all_reduce(is_stopping(), is_due))
             if is_ending or is_saving:
                 state.metrics = run.keep_metrics()
-                save_state(run.directory / "states", training.model, training.optimizer, state, run.key, training.team)
+                save_state(
+                    run.directory / "states", training.model, training.optimizer, state, run.key, training.groups
+                )
                 saved = time.monotonic()
             if is_ending:
                 raise KeyboardInterrupt
@@ -71,14 +73,14 @@ def take_step(training: Training) -> dict[str, float]:
     """Take one optimizer step and return its metrics; skip the update if the loss or a gradient is not finite."""
     state, optimizer = training.state, training.optimizer
     # Dropout depends on the number of the step alone: a resumed run draws what an uninterrupted one draws.
-    seed = (training.config.seed, state.step, *training.team.own_seed)
+    seed = (training.config.seed, state.step, *training.groups.seed_offset)
     torch.manual_seed(random.Random(" ".join(map(str, seed))).getrandbits(63))
     rate = learning_rate(training.config.optim, state.step, training.done)
     batches = list(_take(training, training.config.accumulate))
     num_counted = sum(training.objective.num_counted(batch) for batch in batches)
     sums = run_batches(training, batches, divisor=max(1, num_counted))
     state.tokens += sum(len(batch.tokens_T) for batch in batches)
-    norm = clip_gradients(training.model, training.team, training.config.optim.clip)
+    norm = clip_gradients(training.model, training.groups, training.config.optim.clip)
     if math.isfinite(norm) and all(map(math.isfinite, sums.values())):
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -108,7 +110,7 @@ def run_batches(training: Training, batches: list[Batch], *, divisor: int) -> di
     model, objective, dtype = training.model, training.objective, training.config.dtype
 
     def forward(batch: Batch, tokens_T: torch.Tensor) -> torch.Tensor:
-        if training.team.size == 1:
+        if training.groups.world_size == 1:
             return batch.hidden_states(model, dtype)
         return model(tokens_T, batch.positions_T, batch.attend(), dtype=dtype)
 
@@ -116,7 +118,7 @@ def run_batches(training: Training, batches: list[Batch], *, divisor: int) -> di
         return objective.losses(model, hidden_TD, batch)
 
     width = model.config.dim
-    return run_shares(training.team, batches, forward, losses, divisor=divisor, width=width, dtype=dtype)
+    return run_local_batches(training.groups, batches, forward, losses, divisor=divisor, width=width, dtype=dtype)
 
 
 def _skip(training: Training) -> None:
@@ -144,7 +146,7 @@ def validation_loss(training: Training) -> float:
     training.model.eval()
     count = max(1, sum(map(objective.num_counted, batches)))
     loss = run_batches(training, batches, divisor=count)["loss"] / count
-    shard_again(training.model)
+    reshard(training.model)
     training.model.train()
     return loss
 

@@ -11,7 +11,7 @@ from puna.pipeline.run import Run
 from puna.training.loop.counts import TokenCounter
 from puna.training.loop.state import TrainState
 from puna.training.objectives.objective import Objective
-from puna.training.parallel.team import Team
+from puna.training.parallel.process_groups import ProcessGroups
 from puna.training.settings import TrainConfig
 
 
@@ -32,7 +32,7 @@ class Training:
     optimizer: torch.optim.AdamW
     packer: Packer
     state: TrainState
-    team: Team
+    groups: ProcessGroups
     counter: TokenCounter
 
     @property
