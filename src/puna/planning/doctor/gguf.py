@@ -63,8 +63,8 @@ def check_gguf(path: Path, report: Report, console: Console, *, quick: bool) -> 
 def _tell(file: GgufFile, report: Report) -> None:
     kinds = sorted({tensor.kind for tensor in file.tensors.values()})
     report.facts["weights"] = f"{len(file.data):,} bytes, {len(file.tensors):,} tensors, {', '.join(kinds)}"
-    told = {"context": "llama.context_length", "RoPE base": "llama.rope.freq_base", "name": "general.name"}
-    for label, key in told.items():
+    facts = {"context": "llama.context_length", "RoPE base": "llama.rope.freq_base", "name": "general.name"}
+    for label, key in facts.items():
         value = file.metadata.get(key)
         if isinstance(value, str | int | float):
             report.facts[label] = ascii(value)[1:-1][:80] if isinstance(value, str) else f"{value:,}"

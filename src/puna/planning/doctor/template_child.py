@@ -94,16 +94,16 @@ def _refuse(event: str, _: tuple[Any, ...]) -> None:
 
 def main() -> None:
     """Write {"text"} or {"error", "kind"} for every conversation, right after rendering."""
-    given = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     environment = build_environment()
     _import_late(environment)
     confine()
     try:
-        template = environment.from_string(given["template"])
+        template = environment.from_string(request["template"])
     except Exception as error:
         _answer(error=str(error), kind=_kind(error, "syntax"))
         return
-    for variables in given["conversations"]:
+    for variables in request["conversations"]:
         try:
             text = template.render(**variables)
         except Exception as error:

@@ -41,10 +41,10 @@ def run_local_batches(
 
     def loss(index: int, hidden_TD: torch.Tensor) -> torch.Tensor:
         batch, weight = local[index]
-        found = losses(batch, hidden_TD)
-        for name, value in found.items():
+        batch_sums = losses(batch, hidden_TD)
+        for name, value in batch_sums.items():
             sums[name] = sums.get(name, 0.0) + weight * value.item()
-        return found["loss"] * weight / divisor
+        return batch_sums["loss"] * weight / divisor
 
     if groups.dims.pipeline > 1:
         inputs = [batch.tokens_T for batch, _ in local]

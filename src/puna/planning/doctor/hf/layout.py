@@ -71,12 +71,12 @@ def _read_index(opened: Opened) -> tuple[dict[str, str] | None, Any]:
         missing: list[str] = []
         for name in sorted(set(weight_map.values())):
             try:
-                found = find_file(opened.path, name)
+                file = find_file(opened.path, name)
             except CheckpointError as error:
                 if not any(finding.where == name for finding in report.findings):  # a link is reported as a file
                     report.refuse("path-unsafe", INDEX_NAME, error)
                 continue
-            if found is None:
+            if file is None:
                 missing.append(name)
         if missing:
             what = f"{listed(missing)} named, but not here; expected all {len(set(weight_map.values()))} files"

@@ -42,7 +42,7 @@ def check_stops(opened: Opened) -> None:
 def check_padding(opened: Opened) -> None:
     """Report a stop token as padding, or a missing padding token."""
     report = opened.report
-    found = False
+    has_padding = False
     specials = opened.tokenizer.special_ids if opened.tokenizer else {}
     named = {specials[name]: f"<|{name}|>" for name in STOPS if name in specials}
     remedy = f"Take {PAD} ({specials.get('finetune_right_pad_id', 128_004)}) for padding, which is what it is there for"
@@ -50,7 +50,7 @@ def check_padding(opened: Opened) -> None:
         pad = opened.json[name].get("pad_token_id")
         if type(pad) is not int:
             continue
-        found = True
+        has_padding = True
         _check_range(opened, {pad})
         if pad in named or pad in _eos_ids(opened.json[name]):
             what = f"pad_token_id = {pad}{f' ({named[pad]})' if pad in named else ''}, a stop token"
@@ -59,11 +59,11 @@ def check_padding(opened: Opened) -> None:
         pad, eos = (role_text(opened.json[name].get(role)) for role in ("pad_token", "eos_token"))
         if pad is None:
             continue
-        found = True
+        has_padding = True
         if pad == eos or pad in named.values():
             what = f"pad_token = {pad!a:.80}, a stop token: what leaves padding out of the loss leaves the stop out"
             report.add("pad-is-eos", name, what, remedy)
-    if not found:
+    if not has_padding:
         what = f"no padding token in {CONFIG}, {GENERATION} or {TOKENIZER_CONFIG}"
         report.add("pad-missing", TOKENIZER_CONFIG, what, remedy)
 

@@ -26,18 +26,18 @@ BEGIN = "<|begin_of_text|>"
 def check_tokenizer(opened: Opened) -> None:
     """Report problems of the tokenizer, and set `opened.tokenizer` if readable."""
     report = opened.report
-    found = [name for name in (TOKENIZER, RANKS) if find_safely(opened.path, name)]
-    if not found:
+    names = [name for name in (TOKENIZER, RANKS) if find_safely(opened.path, name)]
+    if not names:
         remedy = "Copy tokenizer.json from the model that these weights come from; weights mean nothing without it"
         report.add("tokenizer-missing", ".", f"neither {TOKENIZER} nor {RANKS}", remedy)
         return
-    with report.attempt("file-unreadable", found[0]):
-        path = find_file(opened.path, found[0])
+    with report.attempt("file-unreadable", names[0]):
+        path = find_file(opened.path, names[0])
         assert path
-        data = _read_checked(path, is_json=found[0] == TOKENIZER)
-        opened.tokenizer = Tokenizer.load(opened.path / found[0])  # the name tells the format
+        data = _read_checked(path, is_json=names[0] == TOKENIZER)
+        opened.tokenizer = Tokenizer.load(opened.path / names[0])  # the name tells the format
         report.facts["tokenizer"] = describe_tokens(opened.tokenizer)
-        check_specials(opened.tokenizer, found[0], report)
+        check_specials(opened.tokenizer, names[0], report)
         check_added(opened, data)
         _check_split(opened.tokenizer, data, report)
         if data:
