@@ -72,13 +72,16 @@ def run_puna(told: dict[str, Any]) -> None:
     from puna.training import distill, sft
     from puna.training.loop import loop
     from puna.training.loop.counts import TokenCounter
+    from puna.training.loop.optimizer import make_optimizer
     from puna.training.loop.start import recompute_blocks
     from puna.training.loop.state import TrainState
+    from puna.training.loop.training import Training
     from puna.training.objectives.distillation.divergence import Divergence
     from puna.training.objectives.distillation.live_teacher import LiveTeacher
     from puna.training.objectives.distillation.stored_labels import StoredLabels
     from puna.training.objectives.next_token import NextToken
-    from puna.training.parallel.team import Team
+    from puna.training.objectives.objective import Objective
+    from puna.training.parallel.process_groups import ProcessGroups
 
     tokenizer = train_tokenizer(["some words and more words"] * 2, vocab_size=520, split_digits=False)
     before, widths, length = memory("VmRSS"), told["widths"], told["context"]
@@ -116,9 +119,9 @@ def run_puna(told: dict[str, Any]) -> None:
     if told["task"] == "distill":
         config = distill.Config(**sizes, teacher=Path())
         teacher = network(torch.bfloat16, SEED + 1).eval().requires_grad_(False)
-        objective: NextToken = LiveTeacher(
+        objective: Objective = LiveTeacher(
             chat=None,  # type: ignore[arg-type]
-            is_every_token=True,
+            reads_every_token=True,
             has_fresh_identifiers=False,
             teacher=teacher,
             dtype=torch.bfloat16,
@@ -131,17 +134,17 @@ def run_puna(told: dict[str, Any]) -> None:
         objective = StoredLabels(None, True, False, Divergence(), 1.0, 1.0)  # type: ignore[arg-type]
     else:
         config, objective = sft.Config(**sizes), NextToken(None, True, False)  # type: ignore[arg-type]
-    optimizer = loop.make_optimizer(model, config.optim)
+    optimizer = make_optimizer(model, config.optim)
     counter = TokenCounter(tokenizer)
     counter._is_formatting = dict.fromkeys(range(widths["vocab_size"]), False)
-    training = loop.Training(
-        config, None, objective, model, optimizer, Packer(), TrainState(position=0), Team(), counter, lambda _: None
+    training = Training(
+        config, None, objective, model, optimizer, Packer(), TrainState(position=0), ProcessGroups(), counter
     )  # type: ignore[arg-type]
     model.train()
     clock = Clock(f"torch {torch.__version__}", before)
     while True:
         clock.begin()
-        clock.end(loop._step(training)["loss"])
+        clock.end(loop.take_step(training)["loss"])
 
 
 def run_trl(told: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ def training(tokenizer_path: Path, dataset_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the plot at the end of each training, which takes longer than the training."""
-    monkeypatch.setattr("puna.training.loop.loop.plot_losses", lambda *_, **__: None)
+    monkeypatch.setattr("puna.training.reports.plot.plot_losses", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ def test_into_a_quantized_base_nothing_is_merged_and_the_float_one_is_named(
     quantize = {"checkpoint": str(base), "data": [str(dataset_path)], "scheme": "int4", "num_tokens": 40}
     perform_stage("quantize", tmp_path / "int4", **quantize, ignore_receipts=True)
     with pytest.raises(
-        ConfigError, match=rf"smaller than the steps between.*Merge into {base} and quantize.*--adapters"
+        ConfigError, match=rf"smaller than a quantization step.*Merge into {base} and quantize.*--adapters"
     ):
         perform_stage(
             "merge", tmp_path / "out", adapter=str(adapter), base=str(tmp_path / "int4"), ignore_receipts=True
@@ -172,7 +172,7 @@ def test_into_a_quantized_base_nothing_is_merged_and_the_float_one_is_named(
 
 
 def test_what_is_no_adapter_or_belongs_elsewhere_is_refused(perform_stage: Perform, base: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="expected an adapter"):
+    with pytest.raises(ConfigError, match="expected the directory of a PEFT adapter"):
         perform_stage("merge", tmp_path / "out", adapter=str(base), base=str(base))
     adapter = scaled_adapter(base, tmp_path / "adapter", 1.0)
     with pytest.raises(CheckpointError, match="is an adapter; expected a checkpoint"):

@@ -261,7 +261,7 @@ def test_a_tied_model_that_is_narrowed_stays_tied(tmp_path: Path) -> None:
     model = random_model(replace(BIG, tie_embeddings=True))
     run = pruned(tmp_path / "a", model, size={"dim": 32})
     assert Checkpoint.open(run.output).config == replace(model.config, dim=32)
-    assert "one table: embeddings " in (run.directory / "log.txt").read_text()
+    assert "tied table: embeddings " in (run.directory / "log.txt").read_text()
 
 
 def test_the_stage_writes_a_checkpoint_that_transformers_computes_alike(tmp_path: Path) -> None:
@@ -320,8 +320,8 @@ def test_a_parent_of_two_equal_tables_may_share_one_and_one_of_one_may_have_two(
 def test_the_one_table_is_that_which_moves_predictions_least(tmp_path: Path) -> None:
     model = random_model(BIG)
     run = pruned(tmp_path / "a", model, size={"tie_embeddings": True}, refit=False)
-    said = next(line for line in (run.directory / "log.txt").read_text().splitlines() if "one table: " in line)
-    losses = dict(part.split() for part in said.partition("one table: ")[2].split(", "))
+    said = next(line for line in (run.directory / "log.txt").read_text().splitlines() if "tied table: " in line)
+    losses = dict(part.split() for part in said.partition("tied table: ")[2].split(", "))
     assert losses.keys() == {"embeddings", "head", "mean"}
     best = min(losses, key=lambda name: float(losses[name]))
     embeddings, head = model.embed_tokens.weight, model.lm_head.weight  # type: ignore[union-attr]
@@ -329,7 +329,7 @@ def test_the_one_table_is_that_which_moves_predictions_least(tmp_path: Path) -> 
     torch.testing.assert_close(Checkpoint.open(run.output).load().embed_tokens.weight, expected)
 
 
-# What is needed
+# Importance
 
 
 def test_contributions_are_what_each_group_adds_to_the_outputs() -> None:
@@ -554,7 +554,7 @@ def test_what_cannot_be_cut_is_refused_with_the_reason(tmp_path: Path, settings:
 def test_a_quantized_parent_is_refused(tmp_path: Path) -> None:
     model = random_model(BIG)
     round_linears(model)
-    with pytest.raises(ConfigError, match=r"is quantized; expected float weights\. Prune first"):
+    with pytest.raises(ConfigError, match=r"is quantized; expected float weights\. Prune the float checkpoint"):
         pruned(tmp_path / "a", model, size=LEFT)
 
 

@@ -271,7 +271,7 @@ WRONG = [
     ({"scheme": "keep", "kv_cache": "int8", "vocabulary": "head"}, "no group_size, gptq or vocabulary"),
     ({"scheme": "fp8", "group_size": 32}, "no group_size with fp8"),
     ({"scheme": "fp8", "method": "gptq", "calibration": ["c"]}, "no gptq with fp8"),
-    ({"method": "gptq"}, "which needs it"),
+    ({"method": "gptq"}, "go together"),
     ({"calibration": ["c"]}, "method 'gptq' and calibration go together"),
     ({"calibration_tokens": 5}, "no calibration_tokens without gptq"),
     ({"method": "gptq", "calibration": ["c", "d"]}, "the same path"),
@@ -287,9 +287,9 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scheme": "fp8"}, "first and last"),
+        ({"scheme": "fp8"}, "the first and the last layer stay float"),
         ({"scheme": "int4", "group_size": 64}, "rows of 32, 64 weights"),
-        ({"scheme": "int8", "group_size": 24}, "divides them all"),
+        ({"scheme": "int8", "group_size": 24}, "a divisor of every row length"),
     ],
     ids=str,
 )

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -27,12 +28,12 @@ from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.config import parse_config
 from puna.pipeline.run import Run
-from puna.training.loop.loop import train
+from puna.training.fit import fit as train
 from puna.training.loop.start import starting_model
 from puna.training.objectives.entropy import cross_entropy_sum, entropy_sum
 from puna.training.objectives.next_token import NextToken
 from puna.training.reports.chat_probes import PROBES, measure_chat
-from puna.training.reports.run_report import open_record
+from puna.training.reports.run_report import RunReport
 from puna.training.sft import Config as SftConfig
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -166,7 +167,9 @@ def test_a_run_that_goes_on_keeps_the_facts_of_its_start(room: Path):
     (room / "again").mkdir()
     run = Run("sft", "key", room / "again", room / "again", Console(quiet=True))
     run.remember("facts", lambda: {"start_data_loss": 1.5})
-    assert open_record(None, run, None, None, None, None) == {"start_data_loss": 1.5}  # pyright: ignore
+    report = RunReport()
+    report.begin(SimpleNamespace(run=run))  # pyright: ignore[reportArgumentType]
+    assert report.facts == {"start_data_loss": 1.5}
 
 
 # Masks

@@ -52,7 +52,7 @@ def made(
     for name, licence in (("data", "CC BY 4.0"), ("free", "Apache-2.0")):
         perform_stage("ingest", path / name, source=str(dataset_path), format="records", licence=licence)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("puna.training.loop.loop.plot_losses", lambda *_, **__: None)
+        patch.setattr("puna.training.reports.plot.plot_losses", lambda *_, **__: None)
         perform_stage("sft", path / "sft", **rest, data=[str(path / "data")], start=str(base))
         perform_stage("tokenizer", path / "tokenizer", data=[str(path / "free")], vocab_size=560)
         settings = {**rest, "size": training["size"], "tokenizer": str(path / "tokenizer")}

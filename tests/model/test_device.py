@@ -121,7 +121,7 @@ def test_a_run_does_not_go_on_on_another_kind_of_device(
         perform_stage("sft", tmp_path / "out", **settings)
     states = tmp_path / ".runs" / "out" / "states"
     assert {json.loads(path.read_text())["device"] for path in states.glob("step-*/progress.json")} == {"cpu"}
-    monkeypatch.setattr("puna.training.parallel.team.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("puna.training.parallel.process_groups.choose_device", lambda _: torch.device("cuda"))
     with pytest.raises(ConfigError, match="began on cpu and would go on on cuda; expected the device it began on"):
         perform_stage("sft", tmp_path / "out", **settings)
     assert states.exists(), "what was computed is kept"

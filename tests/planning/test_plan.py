@@ -83,8 +83,10 @@ from puna.training import pretrain
 from puna.training.loop.counts import TokenCounter
 from puna.training.loop import loop
 from puna.training.objectives.next_token import NextToken
+from puna.training.loop.optimizer import make_optimizer
 from puna.training.loop.state import TrainState
-from puna.training.parallel.team import Team
+from puna.training.loop.training import Training
+from puna.training.parallel.process_groups import ProcessGroups
 
 TOKENIZER = train_tokenizer(["some words and more words"] * 2, vocab_size=520, split_digits=False)
 
@@ -99,15 +101,14 @@ def train(model, num_tokens, context):
     config = pretrain.Config(
         data=[], size=widths, tokenizer=Path(), steps=2, precision=sys.argv[1], accumulate=int(sys.argv[2])
     )
-    optimizer = loop.make_optimizer(model, config.optim)
+    optimizer = make_optimizer(model, config.optim)
     counter = TokenCounter(TOKENIZER)
     counter._is_formatting = dict.fromkeys(range(8192), False)
-    training = loop.Training(
-        config, None, NextToken(None, True, False), model, optimizer, Packer(), TrainState(), Team(), counter,
-        lambda _: None,
+    training = Training(
+        config, None, NextToken(None, True, False), model, optimizer, Packer(), TrainState(), ProcessGroups(), counter
     )
     for _ in range(2):
-        loop._step(training)
+        loop.take_step(training)
 
 train(build(128, 1), 64, 64)
 before = resident("VmRSS")
@@ -520,7 +521,7 @@ def test_a_config_without_weights_is_enough_and_its_dtype_is_marked(tmp_path: Pa
         (lambda: planned(mfu=1.5), "at most 1"),
         (lambda: planned(devices=0), "--devices 0"),
         (lambda: plan("8b", batch=-1), "--batch -1"),
-        (lambda: plan("8b", context=200_000), "--context 200000; expected at most 131072"),
+        (lambda: plan("8b", context=200_000), "--context 200000; expected at most the model's 131,072"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_what_was_expected(wrong: Callable[[], object], message: str) -> None:

@@ -1,4 +1,4 @@
-"""What each process of a test's team runs, started by torchrun: several trainings one after the other.
+"""Main program of every process of a test with torchrun: several trainings, one after another.
 
 Usage: parallel_worker.py JOBS.json, a list of {"verb", "out", "settings"}. In a job "strike" is a signal, or
 "infinity" for a loss, with the "rank" that it comes to and the "step".
@@ -20,8 +20,10 @@ from puna.pipeline.execution.recipe import config_class
 from puna.pipeline.run import ranks
 from puna.pipeline.stages import STAGES
 from puna.training.loop import loop
+from puna.training.loop.training import Training
+from puna.training.reports import plot
 
-take_step, run_shares = loop._step, loop.run_shares
+take_step, run_local_batches = loop.take_step, loop.run_local_batches
 
 
 def strike(job: dict[str, Any]) -> None:
@@ -29,22 +31,22 @@ def strike(job: dict[str, Any]) -> None:
     is_over = job["strike"] == "SIGKILL" and os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
     left = [] if is_over else [job["strike"]]
 
-    def break_losses(team: Any, batches: Any, forward: Any, losses: Any, **sizes: Any) -> dict[str, float]:
+    def break_losses(groups: Any, batches: Any, forward: Any, losses: Any, **sizes: Any) -> dict[str, float]:
         def infinite(batch: Any, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
             return {name: value * float("inf") for name, value in losses(batch, hidden).items()}
 
-        loop.run_shares = run_shares
-        return run_shares(team, batches, forward, infinite, **sizes)
+        loop.run_local_batches = run_local_batches
+        return run_local_batches(groups, batches, forward, infinite, **sizes)
 
-    def step_or_end(training: loop.Training) -> dict[str, float]:
-        if (ranks()[0], training.progress.step) == (job["rank"], job["step"]) and left:
+    def step_or_end(training: Training) -> dict[str, float]:
+        if (ranks()[0], training.state.step) == (job["rank"], job["step"]) and left:
             if left.pop() == "infinity":
-                loop.run_shares = break_losses
+                loop.run_local_batches = break_losses
             else:
                 os.kill(os.getpid(), signal.Signals[job["strike"]].value)
         return take_step(training)
 
-    loop._step = step_or_end
+    loop.take_step = step_or_end
 
 
 def run(job: dict[str, Any]) -> None:
@@ -56,10 +58,10 @@ def run(job: dict[str, Any]) -> None:
         perform(stage, config, Path(job["out"]), Console(quiet=True))
     except KeyboardInterrupt:
         print(f"process {ranks()[0]} was asked to stop", flush=True)
-    loop._step = take_step
+    loop.take_step = take_step
 
 
 if __name__ == "__main__":
-    loop.plot_losses = lambda *_, **__: None
+    plot.plot_losses = lambda *_, **__: None
     for job in json.loads(Path(sys.argv[1]).read_text()):
         run(job)

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from puna.model.llama import Llama
 from puna.pipeline.config import parse_config
 from puna.pipeline.errors import ConfigError
 from puna.training.distill import Config, live_teacher
-from puna.training.objectives.distillation.cross_tokenizer import AcrossTokenizers, live_knowledge, span_divergence
+from puna.training.objectives.distillation.cross_tokenizer import CrossTokenizer, live_knowledge, span_divergence
 from puna.training.objectives.distillation.live_teacher import LiveTeacher
 from puna.training.objectives.distillation.on_policy import Answering, OnPolicyTeacher, Pool
 from puna.training.teacher.local import LocalTeacher
@@ -258,8 +258,7 @@ def test_on_policy_mixed_in_leaves_the_datas_cross_entropy_as_it_is(
     checkpoint_path: Path, teacher_path: Path, dataset_path: Path
 ):
     student, objective, batch = objective_for(checkpoint_path, teacher_path, dataset_path, teacher_weight=0.4)
-    told = {each.name: getattr(objective, each.name) for each in fields(objective)}
-    mixed = OnPolicyTeacher(**told, share=0.5, pool=Pool())
+    mixed = OnPolicyTeacher(objective, share=0.5, pool=Pool())
     half_T = torch.arange(len(batch.tokens_T)) % 2 == 0
     marked = replace(batch, columns={"is_own": half_T})
     with torch.no_grad():
@@ -287,17 +286,17 @@ def test_a_killed_on_policy_run_ends_with_the_same_weights(
         "save_minutes": 1e-9,
     }
     perform_stage("distill", tmp_path / "whole", **settings)
-    answer = Answering.__call__
+    answer = Answering.fill
 
     def killed(self: Answering, step: int) -> None:
         if step == 3:
             raise KeyboardInterrupt
         answer(self, step)
 
-    monkeypatch.setattr(Answering, "__call__", killed)
+    monkeypatch.setattr(Answering, "fill", killed)
     with pytest.raises(KeyboardInterrupt):
         perform_stage("distill", tmp_path / "out", **settings)
-    monkeypatch.setattr(Answering, "__call__", answer)
+    monkeypatch.setattr(Answering, "fill", answer)
     perform_stage("distill", tmp_path / "out", **settings)
     whole, out = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
     assert all(torch.equal(whole[name], out[name]) for name in whole)
@@ -351,13 +350,25 @@ def test_a_student_with_another_tokenizer_learns_from_its_teacher_and_alike_from
     assert curve(tmp_path / "stored", "kl_loss")[:3] == pytest.approx(losses[:3], rel=0.01)
 
 
+@pytest.mark.parametrize("every_token", [False, True])
+@pytest.mark.parametrize("change", [{"on_policy": ON_POLICY}, {"divergence": {"kind": "spans"}}])
+def test_the_record_tells_whether_every_token_is_a_target(
+    perform_stage: Perform, training: Settings, teacher_path: Path, tmp_path: Path, every_token: bool, change: Settings
+):
+    """Rows of both objectives stay whole, but that says nothing about the loss mask."""
+    settings = {**training, **change, "steps": 1, "every_token": every_token}
+    perform_stage("distill", tmp_path / "out", **settings, teacher=str(teacher_path))
+    facts = json.loads((tmp_path / "out" / "run_facts.json").read_text())
+    assert facts["is_every_token"] == every_token
+
+
 def test_a_student_with_its_teachers_tokenizer_has_a_span_for_each_token(
     checkpoint_path: Path, dataset_path: Path, teacher_path: Path
 ):
     chat = ChatFormat(Checkpoint.open(checkpoint_path).tokenizer())
     teacher = Checkpoint.open(teacher_path).load()
     asked = LocalTeacher(teacher, None, dtype=torch.float32, top_k=1, temperature=1.0, context=256, batch_tokens=256)
-    objective = AcrossTokenizers(chat, False, False, chat, live_knowledge(asked), 1.0)
+    objective = CrossTokenizer(chat, False, False, chat, live_knowledge(asked), 1.0)
     rows = Dataset([dataset_path], objective.kinds)
     packer = Packer(rows, objective.encode, seed=0, batch_tokens=600, context=300, is_cut=objective.is_cut)
     batch, _ = packer.next(Position())

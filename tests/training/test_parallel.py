@@ -22,10 +22,10 @@ from puna.model.llama import Llama
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.config import parse_config
 from puna.pipeline.errors import ArtifactError, ConfigError
-from puna.training.parallel.context import OwnBatch
-from puna.training.parallel.layout import Layout
-from puna.training.parallel.parts import Part
-from puna.training.parallel.pieces import Pieces, file_name, write_pieces
+from puna.training.parallel.context import LocalBatch
+from puna.training.parallel.parallel_dims import ParallelDims
+from puna.training.parallel.shard_files import ShardFiles, file_name, write_shards
+from puna.training.parallel.shards import TensorShard
 from puna.training.sft import Config
 
 Settings = dict[str, Any]
@@ -99,7 +99,7 @@ def two(
     """What one process makes, and two that are started once for several trainings."""
     path = tmp_path_factory.mktemp("two")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("puna.training.loop.loop.plot_losses", lambda *_, **__: None)
+        patch.setattr("puna.training.reports.plot.plot_losses", lambda *_, **__: None)
         perform_stage("sft", path / "alone", **settings)
     at_step = {"rank": 1, "step": 1}
     jobs = [
@@ -137,7 +137,7 @@ def test_a_state_that_many_wrote_is_read_by_one(
     assert done.returncode == 0, done.stderr[-6000:]
     assert sorted(done.stdout.splitlines()).count("process 0 was asked to stop") == 2
     assert len(list(state_of(path / "stopped").glob("model-*-of-00002.safetensors"))) == 2
-    monkeypatch.setattr("puna.training.loop.loop.plot_losses", lambda *_, **__: None)
+    monkeypatch.setattr("puna.training.reports.plot.plot_losses", lambda *_, **__: None)
     perform_stage("sft", path / "stopped", **settings)
     assert "going on after step 2" in (path / ".runs" / "stopped" / "log.txt").read_text()
     assert_same_training(path / "stopped", path / "alone")
@@ -163,7 +163,7 @@ def test_what_cannot_be_divided_is_refused(training: Settings, settings: Setting
     config = parse_config(Config, {**training, "size": WIDTHS, "accumulate": 4, "parallel": settings}, where="sft")
     widths = LlamaConfig(**WIDTHS, head_dim=8, vocab_size=600, max_context=256, tie_embeddings=True)
     with pytest.raises(ConfigError, match=message):
-        Layout.of(config.parallel, num_ranks).require_fit(widths, config)
+        ParallelDims.of(config.parallel, num_ranks).require_fit(widths, config)
 
 
 @settings_of(max_examples=30, deadline=None)
@@ -178,21 +178,23 @@ def test_pieces_give_any_part_back(height: int, width: int, rows: int, columns: 
     with tempfile.TemporaryDirectory() as folder:
         for rank, box in enumerate(boxes):
             (top, bottom), (left, right) = box
-            part = Part(whole[top:bottom, left:right].contiguous(), box, (height, width))
-            write_pieces(Path(folder) / file_name("model", rank, len(boxes)), {"weight": part})
+            part = TensorShard(whole[top:bottom, left:right].contiguous(), box, (height, width))
+            write_shards(Path(folder) / file_name("model", rank, len(boxes)), {"weight": part})
         wanted = tuple(
             tuple(sorted(data.draw(st.tuples(st.integers(0, size), st.integers(0, size))))) for size in (height, width)
         )
         (top, bottom), (left, right) = wanted
-        pieces = Pieces(Path(folder), "model")
+        pieces = ShardFiles(Path(folder), "model")
         assert torch.equal(pieces.read("weight", wanted), whole[top:bottom, left:right])
         assert torch.equal(pieces.read_all("weight"), whole)
 
 
 def test_a_part_that_is_missing_is_named(tmp_path: Path):
-    write_pieces(tmp_path / "model-00000-of-00002.safetensors", {"weight": Part(torch.zeros(2), ((0, 2),), (4,))})
+    write_shards(
+        tmp_path / "model-00000-of-00002.safetensors", {"weight": TensorShard(torch.zeros(2), ((0, 2),), (4,))}
+    )
     with pytest.raises(ArtifactError, match="weight is not whole"):
-        Pieces(tmp_path, "model").read("weight", ((0, 4),))
+        ShardFiles(tmp_path, "model").read("weight", ((0, 4),))
 
 
 @pytest.mark.tenth
@@ -221,7 +223,7 @@ def test_a_teacher_reads_a_share_of_a_batch_with_the_attention_of_the_share():
         seen.append(len(q_THE))
         return q_THE
 
-    own = OwnBatch(tokens[places], tokens[places], tokens[places] > 0, (8,), positions=places, attend_own=attend)
+    own = LocalBatch(tokens[places], tokens[places], tokens[places] > 0, (8,), positions=places, attend_local=attend)
     hidden_TD = own.hidden_states(model, torch.float32)
     assert seen == [4] * WIDTHS["num_layers"]
     assert torch.equal(hidden_TD, model(tokens[places], places, attend, dtype=torch.float32))

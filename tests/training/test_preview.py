@@ -26,7 +26,7 @@ from puna.pipeline.execution.executor import preview
 from puna.pipeline.run import Run
 from puna.pipeline.stages import STAGES
 from puna.training import sft
-from puna.training.loop.loop import train
+from puna.training.fit import fit
 from puna.training.loop.start import starting_model
 from puna.training.objectives.next_token import NextToken
 from puna.training.reports.preview.data_summary import ShownExample, pieces_of, survey
@@ -173,7 +173,7 @@ def test_a_preview_changes_no_weight_and_no_later_step(perform_stage: Perform, t
     for name in ("run", "out"):
         (tmp_path / name).mkdir()
     run = Run("sft", "key", tmp_path / "out", tmp_path / "run", Console(quiet=True))
-    train(config, run, Watching(ChatFormat(tokenizer), False, False), model, tokenizer)
+    fit(config, run, Watching(ChatFormat(tokenizer), False, False), model, tokenizer)
     assert seen == [True, True, True, False, False, False, False, False]  # two looks ahead, then six steps
 
 
@@ -191,7 +191,7 @@ def test_a_run_without_a_trained_token_is_refused(training: Settings, tmp_path: 
         (tmp_path / name).mkdir()
     run = Run("sft", "key", tmp_path / "out", tmp_path / "run", Console(quiet=True))
     with pytest.raises(DataError, match="none of 24 tokens in 12 rows would be trained"):
-        train(config, run, Untrained(ChatFormat(tokenizer), False, False), model, tokenizer)
+        fit(config, run, Untrained(ChatFormat(tokenizer), False, False), model, tokenizer)
 
 
 KERNELS = """

@@ -31,9 +31,12 @@ from puna.pipeline.artifacts import artifact
 from puna.pipeline.config import parse_config
 from puna.pipeline.errors import ChatError, DataError, TrainError
 from puna.pipeline.run import Run
-from puna.training.loop.loop import train
+from puna.training.fit import fit
+from puna.training.loop.observer import Observer
 from puna.training.loop.start import starting_model
+from puna.training.loop.training import Training as Running
 from puna.training.objectives.next_token import NextToken
+from puna.training.reports.preview.preview import Preview
 from puna.training.sft import Config
 
 PUNA = Path(sys.executable).with_name("puna")
@@ -335,11 +338,44 @@ class Breaking(NextToken):
         return {"loss": loss}
 
 
+class Recorder(Observer):
+    """Notes every call of the loop."""
+
+    def __init__(self, name: str, calls: list[str]):
+        self.name, self.calls = name, calls
+
+    def begin(self, training: Running) -> None:
+        self.calls.append(f"{self.name} begins at {training.state.step}")
+
+    def before_step(self, training: Running) -> None:
+        self.calls.append(f"{self.name} before {training.state.step}")
+
+    def end(self, training: Running) -> None:
+        self.calls.append(f"{self.name} ends at {training.state.step}")
+
+
+@pytest.mark.parametrize("is_preview", [False, True])
+def test_observers_see_every_step_and_of_a_preview_only_the_beginning(
+    training: Settings, tmp_path: Path, is_preview: bool
+):
+    config = parse_config(Config, {**training, "steps": 2}, where="sft")
+    model, tokenizer = starting_model(config)
+    (tmp_path / "out").mkdir()
+    run = Run("sft", "key", tmp_path / "out", tmp_path, Console(quiet=True), is_preview=is_preview)
+    calls: list[str] = []
+    objective = NextToken(ChatFormat(tokenizer), False, False)
+    fit(config, run, objective, model, tokenizer, observers=[Recorder("a", calls), Recorder("b", calls)])
+    steps = [f"{name} before {step}" for step in range(2) for name in "ab"]
+    ends = [] if is_preview else [*steps, "b ends at 2", "a ends at 2"]
+    assert calls == ["a begins at 0", "b begins at 0", *ends]
+    assert (tmp_path / "out" / "model.safetensors").exists() != is_preview
+
+
 @pytest.fixture
 def train_breaking(training: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Breaking]:
     """Return a function that trains with an objective that breaks at the steps given."""
-    for name in ("look_ahead", "look_back"):  # the preview computes a batch, too
-        monkeypatch.setattr(f"puna.training.loop.loop.{name}", lambda *_: None)
+    for name in ("begin", "end"):  # the preview computes a batch, too
+        monkeypatch.setattr(Preview, name, lambda *_: None)
     (tmp_path / "run").mkdir()
 
     def train_once(at: dict[int, str], *, out: str = "out", **changes: Any) -> Breaking:
@@ -347,7 +383,7 @@ def train_breaking(training: Settings, tmp_path: Path, monkeypatch: pytest.Monke
         model, tokenizer = starting_model(config)
         objective = Breaking(ChatFormat(tokenizer), False, False, model, at, [])
         (tmp_path / out).mkdir()
-        train(
+        fit(
             config,
             Run("sft", "key", tmp_path / out, tmp_path / "run", Console(quiet=True)),
             objective,

@@ -25,13 +25,6 @@ from puna.pipeline.storage.journal import Journal
 JOURNALS = "journals"
 
 
-class EndOfPreview(Exception):
-    """Ends a stage that only shows the planned work; `executor.preview` catches the exception.
-
-    Example: see `executor.preview`.
-    """
-
-
 @dataclass
 class Run:
     """The second argument of every stage: `run(config, run)`.

@@ -1,1 +1,1 @@
-"""Checks before a run: memory, time and cost of a plan, and the doctor for files of other programs."""
+"""Checks before a run: memory, time and cost of a model (plan), and problems of model files (doctor)."""

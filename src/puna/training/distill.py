@@ -3,7 +3,6 @@
 Teacher and student share a tokenizer, unless it is the likelihoods of spans that are compared.
 """
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Self
 
@@ -22,11 +21,13 @@ from puna.pipeline.run import Run, ranks
 from puna.planning.plan.arithmetic import FLOAT_BYTES
 from puna.planning.plan.steps.facts import network_of
 from puna.planning.plan.steps.speed import Lengths, forward_seconds
+from puna.training.fit import fit
 from puna.training.loop.defaults import adapt
-from puna.training.loop.loop import train
+from puna.training.loop.observer import Observer
 from puna.training.loop.start import starting_model
+from puna.training.loop.training import Training
 from puna.training.objectives.distillation.cross_tokenizer import (
-    AcrossTokenizers,
+    CrossTokenizer,
     Knows,
     live_knowledge,
     stored_knowledge,
@@ -96,7 +97,7 @@ def run(config: Config, run: Run) -> None:
         run.log(_described(labels))
         objective = _spans_of_labels if config.divergence.kind == "spans" else stored_labels
         read = config.model_copy(update={"data": [config.labels]})
-        train(read, run, objective(config, tokenizer), model, tokenizer)
+        fit(read, run, objective(config, tokenizer), model, tokenizer)
         return
     assert config.teacher
     teacher = Checkpoint.open(config.teacher)
@@ -104,23 +105,32 @@ def run(config: Config, run: Run) -> None:
     if config.divergence.kind == "spans":
         # The lengths are those of the text: the teacher need not be asked for them.
         config = adapt(config, run, plain, model)
-        train(config, run, _spans_of_teacher(config, tokenizer, teacher), model, tokenizer)
+        fit(config, run, _spans_of_teacher(config, tokenizer, teacher), model, tokenizer)
         return
     _require_shared_tokenizer(config.teacher, teacher, tokenizer)
     objective = live_teacher(config, tokenizer, teacher.load(config.dtype))
     on_policy = config.on_policy
     if on_policy is None:
-        train(config, run, objective, model, tokenizer)
+        fit(config, run, objective, model, tokenizer)
         return
     config = adapt(config, run, plain, model, room_for_answer=on_policy.max_tokens)
     pool = Pool()
-    answering = Answering(on_policy, config, run, model, objective.chat, pool)
-    told = {each.name: getattr(objective, each.name) for each in fields(objective)}
-    mixed = OnPolicyTeacher(**told, share=on_policy.share, pool=pool)
-    train(config, run, mixed, model, tokenizer, before_step=answering)
+    mixed = OnPolicyTeacher(objective, on_policy.share, pool)
+    answers = _StudentAnswers(Answering(on_policy, config, run, model, objective.chat, pool))
+    fit(config, run, mixed, model, tokenizer, observers=[answers])
 
 
-def _spans_of_teacher(config: Config, tokenizer: Tokenizer, teacher: Checkpoint) -> AcrossTokenizers:
+class _StudentAnswers(Observer):
+    """Observer that lets the student answer before a step whose answers are due."""
+
+    def __init__(self, answering: Answering) -> None:
+        self._answering = answering
+
+    def before_step(self, training: Training) -> None:
+        self._answering.fill(training.state.step)
+
+
+def _spans_of_teacher(config: Config, tokenizer: Tokenizer, teacher: Checkpoint) -> CrossTokenizer:
     context = teacher.config.max_context
     size = {"top_k": 1, "temperature": 1.0, "context": context, "batch_tokens": context}
     loaded = teacher.load(config.dtype)
@@ -131,16 +141,16 @@ def _spans_of_teacher(config: Config, tokenizer: Tokenizer, teacher: Checkpoint)
     return _across(config, tokenizer, other, live_knowledge(asked))
 
 
-def _spans_of_labels(config: Config, tokenizer: Tokenizer) -> AcrossTokenizers:
+def _spans_of_labels(config: Config, tokenizer: Tokenizer) -> CrossTokenizer:
     assert config.labels
     known = stored_knowledge(Dataset([config.labels], (LABELS,)))
     return _across(config, tokenizer, Tokenizer.load(config.labels), known)
 
 
-def _across(config: Config, tokenizer: Tokenizer, other: Tokenizer, knows: Knows) -> AcrossTokenizers:
+def _across(config: Config, tokenizer: Tokenizer, other: Tokenizer, knows: Knows) -> CrossTokenizer:
     chats = ChatFormat(tokenizer), ChatFormat(other)
     settings = (config.every_token, config.fresh_identifiers)
-    return AcrossTokenizers(chats[0], *settings, chats[1], knows, config.teacher_weight)
+    return CrossTokenizer(chats[0], *settings, chats[1], knows, config.teacher_weight)
 
 
 def live_teacher(config: Config, tokenizer: Tokenizer, teacher: Llama) -> LiveTeacher:

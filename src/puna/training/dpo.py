@@ -11,8 +11,8 @@ from pydantic import Field
 from puna.formats.chat.format import ChatFormat
 from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.run import Run
+from puna.training.fit import fit
 from puna.training.loop.defaults import adapt
-from puna.training.loop.loop import train
 from puna.training.loop.start import starting_model
 from puna.training.objectives.dpo import Dpo
 from puna.training.objectives.pairs import count_pairs
@@ -41,4 +41,4 @@ def run(config: Config, run: Run) -> None:
     objective = Dpo(ChatFormat(tokenizer), frozenset(config.strengths), {}, config.beta, config.nll_weight)
     config = adapt(config, run, objective, model)
     references = reference_log_probabilities(config, run, objective, model)
-    train(config, run, replace(objective, references=references), model, tokenizer)
+    fit(config, run, replace(objective, references=references), model, tokenizer)

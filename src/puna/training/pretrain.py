@@ -4,16 +4,19 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from pydantic import Field
 
 from puna.data.augment.drills import draw_drill, draw_run_drill
-from puna.data.packing import Example
+from puna.data.packing import Batch, Example
 from puna.formats.chat.format import ChatFormat
+from puna.model.llama import Llama
 from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.run import Run
-from puna.training.loop.loop import train
+from puna.training.fit import fit
 from puna.training.loop.start import starting_model
-from puna.training.objectives.next_token import NextToken
+from puna.training.objectives.next_token import next_token_losses
+from puna.training.objectives.text import TextObjective
 from puna.training.reports.preview.dry_run import estimate_training, starting_tokenizer
 from puna.training.settings import TrainConfig
 
@@ -34,8 +37,8 @@ class Config(TrainConfig):
 
 
 @dataclass(frozen=True)
-class Pretraining(NextToken):
-    """Cross entropy on every token, with copying drills in the place of some rows."""
+class Pretraining(TextObjective):
+    """Cross entropy of every token; copying drills replace a share of the rows."""
 
     drill_share: float
     drill_runs: float = 0.0
@@ -47,6 +50,9 @@ class Pretraining(NextToken):
         with_runs = self.drill_runs > 0 and source.random() < self.drill_runs
         return [Example(*(draw_run_drill if with_runs else draw_drill)(example.ids, source))]
 
+    def losses(self, model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        return next_token_losses(model, hidden_TD, batch)
+
 
 def run(config: Config, run: Run) -> None:
     """Write a checkpoint trained on all of `config.data`."""
@@ -54,4 +60,4 @@ def run(config: Config, run: Run) -> None:
     objective = Pretraining(
         ChatFormat(tokenizer), True, config.fresh_identifiers, config.drill_share, config.drill_runs
     )
-    train(config, run, objective, model, tokenizer)
+    fit(config, run, objective, model, tokenizer)

@@ -18,7 +18,7 @@ from puna.model.reward import become_reward_model
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.run import Run
-from puna.training.loop.loop import train
+from puna.training.fit import fit
 from puna.training.loop.start import starting_model
 from puna.training.objectives.pairs import count_pairs
 from puna.training.objectives.reward import Reward
@@ -56,8 +56,8 @@ def run(config: Config, run: Run) -> None:
     model, tokenizer = starting_model(config)
     become_reward_model(model, config.seed)
     chat = ChatFormat(tokenizer)
-    train(config, run, Reward(chat, frozenset(config.strengths)), model, tokenizer)
-    if config.validation:
+    fit(config, run, Reward(chat, frozenset(config.strengths)), model, tokenizer)
+    if config.validation and not run.is_preview:
         judged = _judge(config, run, RewardModel(model, chat))
         strengths = sorted({each.strength for each in judged})
         accuracy = {name: _accuracy([each for each in judged if each.strength == name]) for name in strengths}

@@ -3,7 +3,7 @@
 from puna.formats.chat.format import ChatFormat
 from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.run import Run
-from puna.training.loop.loop import train
+from puna.training.fit import fit
 from puna.training.loop.start import starting_model
 from puna.training.objectives.next_token import NextToken
 from puna.training.reports.preview.dry_run import estimate_training, starting_tokenizer
@@ -23,4 +23,4 @@ def run(config: Config, run: Run) -> None:
     """Write a checkpoint fine-tuned on the conversations of `config.data`."""
     model, tokenizer = starting_model(config)
     objective = NextToken(ChatFormat(tokenizer), False, config.fresh_identifiers)
-    train(config, run, objective, model, tokenizer)
+    fit(config, run, objective, model, tokenizer)

@@ -114,7 +114,7 @@ def _prove(config: Config, run: Run, base: Checkpoint, pieces: Pieces, written: 
             effect.add(side_by_side[:, :size], alone[:, :size])
             bar.advance(len(ids))
     lost, whole = comparison.kl()["mean"], effect.kl()["mean"]
-    kept = 1 - lost / max(whole, lost, NOISE)
+    kept_share = 1 - lost / max(whole, lost, NOISE)
     details = {"num_tokens": num_tokens, "data": "given" if config.data else "a sentence in each language"}
     parent = f"{config.adapter.name} beside {config.base.name}"
     measured = {"lost": lost, "effect": whole, "unit": "1 - KL(unmerged || merged) / KL(unmerged || base)"} | details
@@ -123,7 +123,9 @@ def _prove(config: Config, run: Run, base: Checkpoint, pieces: Pieces, written: 
             parent, tolerance_kl=config.tolerance_kl, min_agreement=config.min_agreement, details=details
         ),
         difference_receipt(comparison, parent, written=written, computed=dtype, details=details),
-        Receipt("adapter_kept", parent, kept, config.min_kept, kept >= config.min_kept, measured, is_least=True),
+        Receipt(
+            "adapter_kept", parent, kept_share, config.min_kept, kept_share >= config.min_kept, measured, is_least=True
+        ),
     )
     run.log(f"KL divergence per token: {whole:.2g} between base and adapter, {lost:.2g} between adapter and merged")
     for receipt in receipts:

@@ -196,10 +196,10 @@ def _measure(config: Config, run: Run, source: Source, texts: Texts, *, is_narro
         return importance, Origin(source, source)
     rotated = rotate(source, principal_directions(importance.stream_DD))
     with run.progress(layers, "measuring the rotated stream", unit="layers") as bar:
-        found = measure_importance(
+        rotated_scores = measure_importance(
             rotated, texts, torch_dtype(config.precision), bar, width="contribution", depth="influence"
         )
-    return replace(importance, dim_D=found.dim_D, energies=found.energies), Origin(source, rotated)
+    return replace(importance, dim_D=rotated_scores.dim_D, energies=rotated_scores.energies), Origin(source, rotated)
 
 
 def _reference(config: Config, run: Run, source: Source, texts: Texts) -> Reference:

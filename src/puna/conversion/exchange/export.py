@@ -12,7 +12,7 @@ Example:
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -169,8 +169,8 @@ def _compare(parent: list[torch.Tensor], other: "Iterator[torch.Tensor] | list[t
 
 def _write_receipts(run: Run, comparison: Comparison, config: Config) -> None:
     """Write the receipts of the written files against the checkpoint."""
-    limits: dict[str, Any] = {"tolerance_kl": config.tolerance_kl, "min_agreement": config.min_agreement}
-    for receipt in comparison.receipts(config.checkpoint.name, **limits):
+    name, min_agreement = config.checkpoint.name, config.min_agreement
+    for receipt in comparison.receipts(name, tolerance_kl=config.tolerance_kl, min_agreement=min_agreement):
         _save(run, receipt)
 
 

@@ -22,7 +22,7 @@ from puna.pipeline.artifacts import artifact, licence
 from puna.pipeline.artifacts.lineage import licences_of
 from puna.pipeline.config import StageConfig
 from puna.pipeline.errors import ArtifactError, ConfigError
-from puna.pipeline.run import EndOfPreview, Run, ranks
+from puna.pipeline.run import Run, ranks
 from puna.pipeline.stages import Stage
 from puna.pipeline.storage.faults import naming_newest
 from puna.pipeline.storage.files import locked, make_directory
@@ -141,8 +141,7 @@ def preview(stage: Stage, config: StageConfig, path: Path, console: Console) -> 
     with _only_run(directory), naming_newest(directory):
         _prepare(directory, key, config)
         output.mkdir(exist_ok=True)
-        with contextlib.suppress(EndOfPreview):
-            import_module(stage.module).run(config, Run(stage.verb, key, output, directory, console, is_preview=True))
+        import_module(stage.module).run(config, Run(stage.verb, key, output, directory, console, is_preview=True))
         _drop_scratch(directory)
     return directory
 

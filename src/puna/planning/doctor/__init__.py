@@ -1,1 +1,1 @@
-"""A checkpoint directory, GGUF file, adapter or Modelfile -> what is wrong with it, in words, and what to do."""
+"""Checks of a checkpoint directory, GGUF file, adapter or Modelfile, with a remedy for every problem."""

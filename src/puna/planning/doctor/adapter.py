@@ -66,9 +66,9 @@ def check_adapter(directory: Path, report: Report, console: Console, *, quick: b
                 fix = "Compare the merged model with the trained one, and write an alpha for each module"
                 report.add("adapter-extra", CONFIG_NAME, note, fix)
     with report.attempt("base-unknown", CONFIG_NAME):
-        found = _find_base(directory, raw, report, base)
-        if found and config and parts:
-            network = Checkpoint.open(found).config
+        base_path = _find_base(directory, raw, report, base)
+        if base_path and config and parts:
+            network = Checkpoint.open(base_path).config
             delta = Delta(config, layout, parts)
             _check_fit(delta, network, report)
             if not any(finding.severity == "broken" for finding in report.findings):
@@ -87,8 +87,8 @@ def _check_settings(raw: dict[str, Any], report: Report) -> AdapterConfig | None
     if raw.get("auto_map"):
         report.add("code-named", CONFIG_NAME, "auto_map names Python code", "Remove it: LoRA needs no code")
     remedy = "Merge this adapter with the program that trained it, and look at the merged checkpoint"
-    found = list(problems(raw))
-    for problem in found:
+    refused = list(problems(raw))
+    for problem in refused:
         what = f"{problem.given}; expected {problem.expected}"
         report.add("adapter-unsupported", CONFIG_NAME, what, problem.hint or remedy)
     targets = raw.get("target_modules")
@@ -102,7 +102,7 @@ def _check_settings(raw: dict[str, Any], report: Report) -> AdapterConfig | None
             what = f"{key} = {raw[key]!a:.100}: modules or rows that replace the base's"
             fix = "Nothing if it is on purpose; servers that load adapters skip them, so merge the adapter"
             report.add("adapter-extra", CONFIG_NAME, what, fix)
-    config = None if found else parse_config(raw)
+    config = None if refused else parse_config(raw)
     for note in config.notes if config else ():
         report.add("adapter-extra", CONFIG_NAME, note, "Nothing if the fields are of training alone")
     rank, alpha = (ascii(raw.get(key))[:20] for key in ("r", "lora_alpha"))
@@ -138,16 +138,16 @@ def _find_base(directory: Path, raw: dict[str, Any], report: Report, base: Path 
         remedy = "Write the base's name into adapter_config.json: on another base the adapter does harm"
         report.add("base-unknown", CONFIG_NAME, "no base_model_name_or_path", remedy)
         named = ""
-    found = base or (base_of(directory) if raw else None)
-    missing = f"{ascii(named)[1:-1]}, not here: give --base to hold the adapter against it"
-    report.facts["base"] = str(found) if found else missing
-    return found
+    path = base or (base_of(directory) if raw else None)
+    missing = f"{ascii(named)[1:-1]}, not here: give --base to check the adapter against the base"
+    report.facts["base"] = str(path) if path else missing
+    return path
 
 
 def _check_fit(delta: Delta, base: LlamaConfig, report: Report) -> None:
-    found = list(misfits(delta, base))
+    differences = list(misfits(delta, base))
     for kind, code in CODES.items():
-        if every := [each for each in found if each.kind == kind]:
+        if every := [misfit for misfit in differences if misfit.kind == kind]:
             what = f"{listed([each.given for each in every])}; expected {every[0].expected}"
             report.add(code, WEIGHTS_NAME, what, every[0].hint)
 

@@ -1,4 +1,4 @@
-"""`puna doctor`: a Report -> lines for people, or JSON for programs, and an exit status."""
+"""`puna doctor`: a Report -> text or JSON, and an exit status."""
 
 import json
 import sys
@@ -23,18 +23,18 @@ def doctor(
     quick: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Say what is wrong with a checkpoint directory, GGUF file, adapter or Modelfile, and what to do.
+    """Check a checkpoint directory, GGUF file, adapter or Modelfile, and print problems with remedies.
 
-    Ends with status 0 if nothing is wrong, 1 after warnings, 2 if something is broken.
+    Exit status: 0 without findings, 1 with warnings only, 2 with broken parts.
 
     Parameters
     ----------
     path
-        What to look at.
+        Checkpoint directory, adapter directory, GGUF file or Modelfile.
     base
-        The checkpoint that an adapter belongs to.
+        Base checkpoint of an adapter.
     quick
-        Leave out the weights' values and the hashes, which take as long as reading the files.
+        Skip values of weights and hashes of files, which need a full read.
     as_json
         Print JSON instead of text.
     """
@@ -49,7 +49,7 @@ def doctor(
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print what was looked at, each finding with its remedy, and a line that sums up."""
+    """Print facts, findings with remedies, and a summary line."""
     _print(console, f"{report.path}: {report.kind}")
     for label, fact in report.facts.items():
         _print(console, f"{label}: {fact}", indent="  ")
@@ -63,8 +63,8 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def summary(report: Report) -> str:
-    """Count the findings in a sentence."""
-    counts = {severity: sum(each.severity == severity for each in report.findings) for severity in STYLES}
+    """Return the numbers of findings by severity, or "nothing wrong"."""
+    counts = {severity: sum(finding.severity == severity for finding in report.findings) for severity in STYLES}
     if not report.findings:
         return "nothing wrong"
     warnings = f"{counts['warning']} warning{'' if counts['warning'] == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""A path -> Report: decides what lies there and calls the checks for it. Never raises for what it is given."""
+"""A path -> Report: detect the kind of model and run all checks; problems of the model become findings, not errors."""
 
 from pathlib import Path
 
@@ -16,7 +16,13 @@ MARKS = ("config.json", "tokenizer.json", "tokenizer.model", "model.safetensors.
 
 
 def examine(path: Path, *, quick: bool = False, base: Path | None = None, console: Console | None = None) -> Report:
-    """Return all that is wrong at `path`; `base` is the model that an adapter belongs to, where it is known."""
+    """Return a Report with all findings about `path`.
+
+    Args:
+        quick: Skip values of weights and hashes of files.
+        base: Base checkpoint of an adapter; default: the base of the adapter's lineage or settings.
+        console: Console for progress bars.
+    """
     report = Report(path)
     if find_compiler() is None:
         report.facts["kernels"] = "no C++ compiler on this machine: torch runs models instead, more slowly"
@@ -62,10 +68,10 @@ def _kind_of(path: Path) -> str:
 
 
 def _where_to_look(path: Path) -> str:
-    """Name the model inside a directory, or the directory around a file, if there is one."""
+    """Return a remedy for an unknown path: a model file inside the directory, or the directory of the file."""
     known = "a checkpoint directory, a .gguf file, an adapter's directory or a Modelfile"
     if path.is_dir():
-        inside = sorted(each for each in path.iterdir() if each.is_file() and _kind_of(each) in ("Modelfile", "GGUF"))
+        inside = sorted(file for file in path.iterdir() if file.is_file() and _kind_of(file) in ("Modelfile", "GGUF"))
         return f"Name the file: {inside[0]}" if inside else f"Name {known}"
     around = path.is_file() and _kind_of(path.parent) in ("adapter", "checkpoint", "Meta")
     return f"Name its directory: {path.parent}" if around else f"Name {known}"

@@ -37,7 +37,7 @@ STOP_NAMES = ("eot_id", "eom_id", "end_of_text")
 
 
 def check_gguf(path: Path, report: Report, console: Console, *, quick: bool) -> None:
-    """Add all findings about a GGUF file; `quick` leaves out the weights' values."""
+    """Add all findings about a GGUF file; `quick` skips values of weights."""
     try:
         file = read_gguf(path)
     except CheckpointError as error:
@@ -63,8 +63,8 @@ def check_gguf(path: Path, report: Report, console: Console, *, quick: bool) -> 
 def _tell(file: GgufFile, report: Report) -> None:
     kinds = sorted({tensor.kind for tensor in file.tensors.values()})
     report.facts["weights"] = f"{len(file.data):,} bytes, {len(file.tensors):,} tensors, {', '.join(kinds)}"
-    told = {"context": "llama.context_length", "RoPE base": "llama.rope.freq_base", "name": "general.name"}
-    for label, key in told.items():
+    facts = {"context": "llama.context_length", "RoPE base": "llama.rope.freq_base", "name": "general.name"}
+    for label, key in facts.items():
         value = file.metadata.get(key)
         if isinstance(value, str | int | float):
             report.facts[label] = ascii(value)[1:-1][:80] if isinstance(value, str) else f"{value:,}"
@@ -80,7 +80,7 @@ def _check_kinds(file: GgufFile, report: Report) -> None:
 
 
 def _check_tensors(file: GgufFile, config: LlamaConfig, report: Report) -> None:
-    """Hold the table's names and shapes against what the keys describe."""
+    """Compare names and shapes of tensors with the sizes in the metadata."""
     numbers = [name.split(".")[1] for name in file.tensors if name.startswith("blk.") and name.count(".") > 1]
     expected = {gguf_name(name): shape for name, shape in expected_shapes(config, numbers).items()}
     missing = sorted(expected.keys() - file.tensors.keys())
@@ -158,7 +158,7 @@ def _check_chat(file: GgufFile, tokenizer: Tokenizer, report: Report) -> None:
     try:
         check_template(template, tokenizer, roles, TEMPLATE_KEY, report, marks=False)
     except TokenizerError:
-        return  # The special tokens that are missing have been reported; without them there is no format.
+        return  # Missing special tokens are reported already, and ChatFormat needs all of them.
 
 
 def _readable(file: GgufFile, name: str, tensor: GgufTensor) -> Readable:

@@ -1,4 +1,4 @@
-"""An Ollama Modelfile -> findings about where it leads, its template, stops and context. Renders no Go template."""
+"""An Ollama Modelfile -> findings about FROM, template, stop tokens and context; Go templates are not rendered."""
 
 import json
 import re
@@ -18,7 +18,7 @@ HEADERS = ("<|start_header_id|>", "<|end_header_id|>")
 
 
 class Command(NamedTuple):
-    """One instruction; a text in quotes without them."""
+    """An instruction of a Modelfile; values have no quotes around them."""
 
     name: str
     value: str
@@ -44,11 +44,16 @@ def check_modelfile(path: Path, report: Report) -> None:
 
 
 def read_commands(text: str) -> list[Command]:
-    """Return a Modelfile's instructions in their order; what is in triple quotes is text, whatever it spells."""
+    """Return the instructions of a Modelfile in order; text in triple quotes contains no instructions.
+
+    Example:
+        >>> read_commands("FROM ./model.gguf")
+        [Command(name='FROM', value='./model.gguf')]
+    """
     commands: list[Command] = []
     position = 0
-    while found := COMMAND.search(text, position):
-        start = found.end()
+    while match := COMMAND.search(text, position):
+        start = match.end()
         if text.startswith('"""', start):
             end = text.find('"""', start + 3)
             end = len(text) if end < 0 else end
@@ -57,12 +62,12 @@ def read_commands(text: str) -> list[Command]:
             end = text.find("\n", start)
             position = len(text) if end < 0 else end
             value = text[start:position].strip()
-        commands.append(Command(found.group(1).upper(), value))
+        commands.append(Command(match.group(1).upper(), value))
     return commands
 
 
 def _check_source(path: Path, source: str, report: Report) -> Path | None:
-    """Return the file or directory that FROM names, None if it names a model that Ollama keeps or fetches."""
+    """Return the local path in FROM, or None for a model of Ollama's registry."""
     if not source:
         report.add(
             "modelfile-from", path.name, "no FROM; expected a model", "Write FROM ./MODEL.gguf as the first line"
@@ -103,7 +108,7 @@ def _check_template(path: Path, commands: list[Command], report: Report, local: 
 
 
 def _adds_begin(local: Path | None) -> bool:
-    """Tell whether the runner puts begin_of_text first: it does unless the GGUF file says no."""
+    """Return whether the runner prepends begin_of_text: always, unless GGUF metadata forbids."""
     try:
         return (
             local is None
@@ -118,7 +123,7 @@ def _check_parameters(path: Path, commands: list[Command], report: Report, *, is
     values = [command.value.partition(" ") for command in commands if command.name == "PARAMETER"]
     stops = [_unquote(value.strip()) for name, _, value in values if name == "stop"]
     missing = [text for text in STOP_TEXTS if text not in stops]
-    if missing and (is_local or stops):  # without any, a model that Ollama keeps brings its own
+    if missing and (is_local or stops):  # a model of Ollama's registry has stop tokens
         lines = " and ".join(f'PARAMETER stop "{text}"' for text in missing)
         report.add("stop-incomplete", path.name, f"no stop for {listed(missing)}", f"Add {lines}")
     for name, _, value in values:

@@ -1,6 +1,6 @@
-"""A foreign chat template -> findings: where it differs from Llama 3.1's format, token by token, on a set of dialogues.
+"""A foreign chat template -> findings: differences from Llama 3.1's format, token by token, on a set of dialogues.
 
-Never used to make a prompt: Puna's format is chat/format.py.
+Foreign templates never make prompts: Puna's format is formats/chat/format.py.
 """
 
 import re
@@ -22,7 +22,7 @@ DATES = re.compile(
     r"Cutting Knowledge Date: [^\n]*\nToday Date: [^\n]*\n*"
 )
 EMPTY_SYSTEM = "<|start_header_id|>system<|end_header_id|>\n\n<|eot_id|>"
-# A family of templates by what only it writes.
+# A family of templates by a text that no other family writes.
 FAMILIES = (
     ("tools_in_user_message", "Hugging Face's stock Llama 3.1 template"),
     ("<|im_start|>", "ChatML"),
@@ -46,7 +46,7 @@ TOOL: dict[str, Any] = {
 
 
 class Case(NamedTuple):
-    """A kind of dialogue; a prompt ends in the open header of the assistant."""
+    """A dialogue for the comparison; a prompt ends in the open header of the assistant."""
 
     kind: str
     conversation: Conversation
@@ -80,7 +80,13 @@ CASES = (
 def check_template(
     template: Any, tokenizer: Tokenizer, roles: Mapping[str, str], where: str, report: Report, *, marks: bool = True
 ) -> None:
-    """Report how a Jinja template differs from ChatFormat; `roles` are bos_token and the others that it may name."""
+    """Report differences between a Jinja template and ChatFormat.
+
+    Args:
+        roles: Texts of special tokens that the template may use, by variable: {"bos_token": "<|begin_of_text|>"}.
+        where: File of the template, for findings.
+        marks: Whether a template without {% generation %} is a finding.
+    """
     if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
         expected = f"expected text of at most {MAX_TEMPLATE:,} characters"
         report.add("template-invalid", where, f"a chat template that is no text, or long; {expected}", COPY_REMEDY)
@@ -115,7 +121,7 @@ def _variables(case: Case) -> dict[str, Any]:
 
 
 def _check_endings(rendered: list[Rendered], where: str, report: Report) -> bool:
-    """Report a template that Jinja doesn't read or that went too far; return whether the rest can be judged."""
+    """Report a template that Jinja refuses or that breaks a limit; return whether comparison is possible."""
     for answer in rendered:
         if answer.kind in HOSTILE:
             reason = {"memory": "more than 256 MiB of memory, or a number without end"}.get(answer.kind, answer.error)
@@ -153,23 +159,23 @@ def _check_begins(texts: dict[str, str], where: str, report: Report) -> None:
 
 
 class Verdict(NamedTuple):
-    """How a rendering differs: by its dates alone, or from a token on."""
+    """Difference of a rendering from ChatFormat: dates alone, or the first different token."""
 
     is_dates: bool
     difference: str
 
 
 def _compare(case: Case, text: str, tokenizer: Tokenizer) -> Verdict | None:
-    """Return None where the rendering is ChatFormat's. Doubled or missing begins are reported elsewhere."""
+    """Return the difference from ChatFormat, or None; `_check_begins` reports doubled or missing begin_of_text."""
     chat = ChatFormat(tokenizer)
     expected = chat.prompt(case.conversation) if case.is_prompt else chat.encode(case.conversation).ids
     text = "<|begin_of_text|>" + text.replace("<|begin_of_text|>", "")
-    given = encode_marked(text, tokenizer)
-    if given == expected:
+    ids = encode_marked(text, tokenizer)
+    if ids == expected:
         return None
     dateless = encode_marked(DATES.sub(r"\1", text).replace(EMPTY_SYSTEM, ""), tokenizer)
     if dateless == expected:
-        return Verdict(True, first_difference(given, expected, tokenizer))
+        return Verdict(True, first_difference(ids, expected, tokenizer))
     return Verdict(False, first_difference(dateless, expected, tokenizer))
 
 
@@ -188,7 +194,7 @@ def _report_verdicts(verdicts: dict[str, Verdict | None], named: str, where: str
 
 
 def encode_marked(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Return the ids of a rendered prompt: special tokens where they are spelled, as other programs read it."""
+    """Return the token ids of a rendered prompt with spelled special tokens as special tokens, as in other programs."""
     names = sorted(tokenizer.special_ids, key=len, reverse=True)
     ids: list[int] = []
     for index, part in enumerate(re.split(rf"<\|({'|'.join(map(re.escape, names))})\|>", text)):
@@ -196,15 +202,15 @@ def encode_marked(text: str, tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
-def first_difference(given: list[int], expected: list[int], tokenizer: Tokenizer) -> str:
-    """Say at which token two prompts part, with what stands before and on both sides of the parting."""
-    pairs = enumerate(zip(given, expected, strict=False))
-    place = next((at for at, (one, other) in pairs if one != other), min(len(given), len(expected)))
+def first_difference(ids: list[int], expected: list[int], tokenizer: Tokenizer) -> str:
+    """Describe the first different token of two prompts, with the text before and both continuations."""
+    pairs = enumerate(zip(ids, expected, strict=False))
+    index = next((at for at, (left, right) in pairs if left != right), min(len(ids), len(expected)))
     before, here, there = (
-        ascii(tokenizer.decode(ids)) if ids else "the end"
-        for ids in (expected[max(0, place - 4) : place], given[place : place + 6], expected[place : place + 6])
+        ascii(tokenizer.decode(part)) if part else "the end"
+        for part in (expected[max(0, index - 4) : index], ids[index : index + 6], expected[index : index + 6])
     )
-    return f"from token {place} on, after {before}, it writes {here}; expected {there}"
+    return f"from token {index} on, after {before}, it writes {here}; expected {there}"
 
 
 def _family(template: str) -> str:

@@ -1,7 +1,8 @@
-"""A foreign chat template and conversations on standard input -> its renderings as lines of JSON. Runs as a process.
+"""A foreign chat template and conversations on standard input -> rendered texts as JSON lines on standard output.
 
-Started by render.py, isolated and without an environment; imports Jinja and the standard library only. Limits itself
-before it reads the template: memory, time, output, no file, no process, no import.
+render.py starts this file as an isolated child process without environment variables. Only Jinja and the standard
+library are imported. Before reading the template, the process limits memory, time and output, and gives up files,
+processes and imports.
 """
 
 import json
@@ -22,13 +23,13 @@ CPU_SECONDS = 2
 OUTPUT_BYTES = 8 * 2**20
 MAX_TEXT = 200_000
 FROZEN_DATE = "26 Jul 2024"
-# Private-use characters around what stands in {% generation %}; no conversation of ours holds them.
+# Private-use characters around the text of {% generation %}; test conversations never contain these characters.
 MARK_START, MARK_END = "\ue000", "\ue001"
 FORBIDDEN_EVENTS = ("open", "import", "os.", "socket.", "subprocess.", "shutil.", "ctypes.", "signal.", "pty.", "mmap.")
 
 
 class Generation(jinja2.ext.Extension):
-    """The tag {% generation %} as transformers has it, marking its text instead of counting characters."""
+    """The tag {% generation %} of transformers; marks the text inside with MARK_START and MARK_END."""
 
     tags = {"generation"}  # noqa: RUF012, as Jinja declares it
 
@@ -42,7 +43,7 @@ class Generation(jinja2.ext.Extension):
 
 
 def build_environment() -> ImmutableSandboxedEnvironment:
-    """Return Jinja as transformers sets it up, its clock stopped."""
+    """Return a Jinja environment with the settings of transformers and a constant clock."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
@@ -63,7 +64,7 @@ def _raise(message: str) -> NoReturn:
 
 
 def confine() -> None:
-    """Give up memory, time, files and processes for good."""
+    """Limit memory and processor time, and give up files and processes, permanently."""
     limits = {
         resource.RLIMIT_AS: _memory_in_use() + MEMORY_BYTES,
         resource.RLIMIT_CPU: CPU_SECONDS,
@@ -82,7 +83,7 @@ def _memory_in_use() -> int:
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:  # no /proc: all of it is then new memory
+    except OSError:  # no /proc: count from zero
         return 0
 
 
@@ -92,17 +93,17 @@ def _refuse(event: str, _: tuple[Any, ...]) -> None:
 
 
 def main() -> None:
-    """Answer each conversation with {"text"} or {"error", "kind"}, as soon as it is rendered."""
-    given = json.load(sys.stdin)
+    """Write {"text"} or {"error", "kind"} for every conversation, right after rendering."""
+    request = json.load(sys.stdin)
     environment = build_environment()
     _import_late(environment)
     confine()
     try:
-        template = environment.from_string(given["template"])
+        template = environment.from_string(request["template"])
     except Exception as error:
         _answer(error=str(error), kind=_kind(error, "syntax"))
         return
-    for variables in given["conversations"]:
+    for variables in request["conversations"]:
         try:
             text = template.render(**variables)
         except Exception as error:
@@ -112,7 +113,7 @@ def main() -> None:
 
 
 def _import_late(environment: ImmutableSandboxedEnvironment) -> None:
-    """Let Jinja import what it imports only where a template is wrong: afterwards nothing can be imported."""
+    """Make Jinja import the modules for error messages now, since confine() forbids imports."""
     for text in ("{% if", "{{ raise_exception('') }}", "{{ ''.__class__.x }}", "{{ [1] | map('string') | tojson }}"):
         with suppress(jinja2.TemplateError, TypeError):
             environment.from_string(text).render()

@@ -1,6 +1,6 @@
-"""Tensors' values -> findings: NaN, infinity, zeros, constants, twins; some 8 MiB in memory at a time.
+"""Values of tensors -> findings: NaN, infinity, zeros, constants, equal matrices.
 
-Judges no distribution: what is finite and varied counts as trained.
+About 8 MiB of a tensor are in memory at a time. Distributions are not judged: finite, varied values count as trained.
 """
 
 import zlib
@@ -18,12 +18,12 @@ from puna.pipeline.progress import Progress
 from puna.planning.doctor.report import Report, listed
 
 CHUNK_BYTES = 8 * 2**20
-BAR_VALUES = 2**29  # under a second or two of work a bar only flickers
+BAR_VALUES = 2**29  # smaller work is done in a second or two: no progress bar
 COPY_REMEDY = "Take an earlier save or copy the files again: no program computes anything sensible from this"
 
 
 class Readable(NamedTuple):
-    """A tensor whose values come in pieces, from a file of any format."""
+    """A tensor of any file format, with values in pieces."""
 
     where: str
     dtype: str
@@ -33,7 +33,7 @@ class Readable(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What one pass over a tensor tells: `low` and `high` are NaN where it holds NaN."""
+    """Statistics of a tensor from a single pass; `low` and `high` are NaN for a tensor with NaN."""
 
     low: float
     high: float
@@ -53,7 +53,7 @@ class Values(NamedTuple):
 
 
 def readable(layout: Mapping[str, StoredTensor]) -> dict[str, Readable]:
-    """Return the float tensors of safetensors files, in the files' order."""
+    """Return the float tensors of safetensors files, in file order."""
     rows = sorted(layout.items(), key=lambda item: (item[1].file, item[1].start))
     return {
         name: Readable(
@@ -82,7 +82,7 @@ def _pieces(stored: StoredTensor) -> Iterator[torch.Tensor]:
 
 
 def scan(tensors: Mapping[str, Readable], report: Report, console: Console) -> dict[str, Values]:
-    """Return what each tensor holds; a file that cannot be read any more is a finding."""
+    """Return statistics of all tensors by name; an unreadable file becomes a finding."""
     total = sum(tensor.num_values for tensor in tensors.values())
     scanned: dict[str, Values] = {}
     quiet = Console(quiet=True)
@@ -106,7 +106,7 @@ def _measure(pieces: Iterable[torch.Tensor], bar: Progress) -> Values:
 
 
 def check_values(tensors: Mapping[str, Readable], scanned: Mapping[str, Values], report: Report) -> None:
-    """Report tensors that no training leaves behind; norms of ones are how they start, and pass."""
+    """Report tensors with values that training never gives; norms of ones, the initial value, pass."""
     matrices = {name for name in scanned if len(tensors[name].shape) > 1}
     nan = [name for name, values in scanned.items() if values.has_nan]
     infinite = [name for name, values in scanned.items() if not values.has_nan and not values.is_finite]
@@ -130,7 +130,7 @@ def check_values(tensors: Mapping[str, Readable], scanned: Mapping[str, Values],
 
 
 def _twins(tensors: Mapping[str, Readable], scanned: Mapping[str, Values], matrices: set[str]) -> list[str]:
-    """Pair matrices of layers that hold the same values; embeddings and lm_head may be tied."""
+    """Return pairs of equal matrices of layers; embeddings and lm_head may be tied."""
     first: dict[tuple[object, ...], str] = {}
     twins: list[str] = []
     for name, values in scanned.items():

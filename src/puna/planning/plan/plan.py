@@ -135,10 +135,10 @@ def read_model(model: str) -> tuple[LlamaConfig, Stored | None]:
     from puna.formats.checkpoint.hf.config import parse_config
     from puna.formats.checkpoint.safe_files import find_file, read_json
 
-    found = find_format(directory)
-    if found == "adapter":
+    model_format = find_format(directory)
+    if model_format == "adapter":
         raise ConfigError(f"{model} is an adapter", expected="the model that it belongs to")
-    if found != "Hugging Face":
+    if model_format != "Hugging Face":
         source = open_source(directory).source
         return source.config, Stored("float32" if str(source.dtype) == "torch.float32" else "bfloat16", {})
     path = find_file(directory, "config.json")

@@ -151,16 +151,16 @@ def _follow_step(widths: LlamaConfig, training: Training) -> _Step:
     # Layers round weights to the dtype of activations one at a time.
     rounded = 2 * trained if is_rounded and not is_full else 0
     head_copy = 2 * head_values if is_full and is_rounded else 0
-    kept = activations_of(widths, training)
-    layers, recomputed = rounded + widths.num_layers * kept.layer, 0.0
+    stored = activations_of(widths, training)
+    layers, recomputed = rounded + widths.num_layers * stored.layer, 0.0
     if training.checkpoint_activations:
-        layers, recomputed = widths.num_layers * kept.entry, kept.layer + rounded / widths.num_layers
+        layers, recomputed = widths.num_layers * stored.entry, stored.layer + rounded / widths.num_layers
     logits = _logits_bytes(widths, training, is_full=is_full)
-    loss, begin = layers + kept.last + head_copy + head + logits, layers + head + recomputed
+    loss, begin = layers + stored.last + head_copy + head + logits, layers + head + recomputed
     # The gradient of tied embeddings has two parts, which are in memory together with the sum.
     end = 8 * counted.embeddings if is_full and widths.tie_embeddings else recomputed
     peak = gradients + max(loss, begin, end) if training.accumulate > 1 else max(loss, begin, gradients + end)
-    activations = widths.num_layers * (kept.entry if recomputed else kept.layer) + recomputed + kept.last
+    activations = widths.num_layers * (stored.entry if recomputed else stored.layer) + recomputed + stored.last
     return _Step(gradients, round(rounded + head_copy), round(activations), logits, round(peak))
 
 

@@ -20,9 +20,9 @@ from puna.model.llama import Llama
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import ArtifactError
 from puna.training.loop.optimizer import trained_parameters
-from puna.training.parallel.parts import Part, box_of, like, local_part, owned_parameters
-from puna.training.parallel.pieces import Pieces, file_name, write_pieces
-from puna.training.parallel.team import Team
+from puna.training.parallel.process_groups import ProcessGroups
+from puna.training.parallel.shard_files import ShardFiles, file_name, write_shards
+from puna.training.parallel.shards import TensorShard, box_of, local_shard, owned_parameters, shard_like
 
 KEPT = 2
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -52,26 +52,26 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     progress: TrainState,
     key: str,
-    team: Team = Team(),  # noqa: B008
+    groups: ProcessGroups = ProcessGroups(),  # noqa: B008
 ) -> Path:
-    """Write the state of this step atomically, then drop all but the two newest; all processes of a team together."""
+    """Write the state of this step atomically, then drop all but the two newest; collective over all processes."""
     path = directory / f"step-{progress.step:08d}"
-    if not team.is_first:
-        team.wait()
-        _write_parts(path.parent / f".{path.name}.partial", model, optimizer, team)
-        team.wait()
+    if not groups.is_main:
+        groups.barrier()
+        _write_parts(path.parent / f".{path.name}.partial", model, optimizer, groups)
+        groups.barrier()
     else:
         with artifact.writing(path) as partial:
-            team.wait()
-            _write_parts(partial, model, optimizer, team)
+            groups.barrier()
+            _write_parts(partial, model, optimizer, groups)
             artifact.write_text(partial / "progress.json", json.dumps(asdict(progress)))
-            team.wait()
+            groups.barrier()
             hashed = _collect_hashes(partial)
             manifest = artifact.Manifest("training state", "train", key, {}, {}, {})
             artifact.commit(partial, path, manifest, hashed=hashed)
         for old in [*_states(directory)[KEPT:], *directory.glob(".step-*")]:  # hidden: left by a kill while saving
             shutil.rmtree(old)
-    team.wait()
+    groups.barrier()
     return path
 
 
@@ -81,18 +81,18 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     log: Callable[[str], None],
     key: str,
-    team: Team = Team(),  # noqa: B008
+    groups: ProcessGroups = ProcessGroups(),  # noqa: B008
 ) -> TrainState:
     """Fill model and optimizer from the newest whole state with this key; a fresh TrainState if there is none."""
-    team.wait()
+    groups.barrier()
     for path in _states(directory):
         problem = ""
         try:
-            if artifact.verify(path, part=team.rank, num_parts=team.size).key != key:
+            if artifact.verify(path, part=groups.rank, num_parts=groups.world_size).key != key:
                 problem = f"{path} was made with other settings or inputs"
         except ArtifactError as error:
             problem = str(error)
-        if team.sum(bool(problem))[0]:
+        if groups.all_reduce(bool(problem))[0]:
             log(f"passed over a saved state: {problem or f'{path} was altered or cut short'}")
             continue
         _read_parts(path, model, optimizer)
@@ -103,7 +103,7 @@ def load_state(
 
 def whole_network(path: Path, config: LlamaConfig, tokenizer: Tokenizer) -> Source:
     """Return the network of a state, one tensor at a time, whoever held which part of it."""
-    pieces = Pieces(path, "model")
+    pieces = ShardFiles(path, "model")
 
     def read(name: str) -> torch.Tensor:
         return pieces.read_all(name.removeprefix("model."))
@@ -113,14 +113,14 @@ def whole_network(path: Path, config: LlamaConfig, tokenizer: Tokenizer) -> Sour
 
 def take_whole(path: Path, model: Llama) -> None:
     """Put all that a state holds into `model` as it was before it was divided."""
-    pieces = Pieces(path, "model")
+    pieces = ShardFiles(path, "model")
     for name, _ in list(trained_parameters(model)):
         module, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(module), leaf, torch.nn.Parameter(pieces.read_all(name)))
 
 
-def _write_parts(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, team: Team) -> None:
-    owned = {name: each for name, each in owned_parameters(model, team).items() if each.requires_grad}
+def _write_parts(directory: Path, model: Llama, optimizer: torch.optim.Optimizer, groups: ProcessGroups) -> None:
+    owned = {name: each for name, each in owned_parameters(model, groups).items() if each.requires_grad}
     weights = {name: _part(parameter, parameter) for name, parameter in owned.items()}
     moments = {
         f"{name}.{kind}": _part(value, parameter)
@@ -128,17 +128,17 @@ def _write_parts(directory: Path, model: Llama, optimizer: torch.optim.Optimizer
         for kind, value in optimizer.state[parameter].items()
     }
     for kind, parts in (("model", weights), ("optimizer", moments)):
-        name = file_name(kind, team.rank, team.size)
-        write_pieces(directory / name, parts)
-        if team.size > 1:
+        name = file_name(kind, groups.rank, groups.world_size)
+        write_shards(directory / name, parts)
+        if groups.world_size > 1:
             artifact.write_text(directory / f".{name}.json", json.dumps(artifact.entry(directory / name)))
 
 
-def _part(value: torch.Tensor, parameter: torch.nn.Parameter) -> Part:
+def _part(value: torch.Tensor, parameter: torch.nn.Parameter) -> TensorShard:
     """Return what is held of a parameter, or of a moment that lies as it does; the number of steps is one for all."""
     if not value.dim():
-        return Part(value, (), ())
-    return Part(local_part(value), box_of(parameter), tuple(parameter.shape))
+        return TensorShard(value, (), ())
+    return TensorShard(local_shard(value), box_of(parameter), tuple(parameter.shape))
 
 
 def _collect_hashes(directory: Path) -> dict[str, dict[str, object]]:
@@ -151,15 +151,15 @@ def _collect_hashes(directory: Path) -> dict[str, dict[str, object]]:
 
 
 def _read_parts(path: Path, model: Llama, optimizer: torch.optim.Optimizer) -> None:
-    weights, moments = Pieces(path, "model"), Pieces(path, "optimizer")
+    weights, moments = ShardFiles(path, "model"), ShardFiles(path, "optimizer")
     with torch.no_grad():
         for name, parameter in trained_parameters(model):
             box = box_of(parameter)
-            local_part(parameter).copy_(weights.read(name, box))
+            local_shard(parameter).copy_(weights.read(name, box))
             for kind in MOMENTS:
                 if f"{name}.{kind}" in moments:  # none yet if every step so far was skipped
                     value = moments.read(f"{name}.{kind}", () if kind == "step" else box).to(parameter.device)
-                    optimizer.state[parameter][kind] = value if kind == "step" else like(parameter, value)
+                    optimizer.state[parameter][kind] = value if kind == "step" else shard_like(parameter, value)
 
 
 def _states(directory: Path) -> list[Path]:

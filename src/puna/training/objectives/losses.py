@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from puna.model.gradients.padding import TOKENS_STEP, padded_rows
 from puna.model.llama import Embedding, Linear, Llama
-from puna.training.parallel import vocabulary
+from puna.training.parallel import vocab_parallel
 
 # What is known of each trained token: tensors with a row for each.
 Rows = Mapping[str, torch.Tensor]
@@ -94,13 +94,13 @@ def token_log_probabilities(model: Llama, hidden_MD: torch.Tensor, targets_M: to
 
     def known(hidden_CD: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
         weight = _weight(model)
-        if weight is None or not vocabulary.is_divided(weight):
+        if weight is None or not vocab_parallel.is_vocab_parallel(weight):
             logits_CV = model.logits(padded_rows(hidden_CD))[: len(hidden_CD)]
             return -F.cross_entropy(logits_CV, targets_C, reduction="none")
-        logits_CV = vocabulary.logits_of_share(hidden_CD, weight)
-        own = vocabulary.share_of(len(targets_C), weight)
+        logits_CV = vocab_parallel.local_logits(hidden_CD, weight)
+        own = vocab_parallel.local_slice(len(targets_C), weight)
         losses_C = F.cross_entropy(logits_CV, targets_C[own], reduction="none")
-        return vocabulary.of_all_tokens(-losses_C, len(targets_C), weight)
+        return vocab_parallel.gather_tokens(-losses_C, len(targets_C), weight)
 
     parts = _chunks(len(hidden_MD), model.config.vocab_size)
     chunks = [checkpoint(known, hidden_MD[part], targets_M[part], use_reentrant=False) for part in parts]
@@ -121,8 +121,8 @@ class _Head(NamedTuple):
         if weight is not None:
             # Rounded once, not for each chunk.
             weight_VD = weight.detach().to(dtype).requires_grad_(weight.requires_grad)
-            if vocabulary.is_divided(weight_VD):
-                logits = partial(vocabulary.logits_of_share, weight_VD=weight_VD)
+            if vocab_parallel.is_vocab_parallel(weight_VD):
+                logits = partial(vocab_parallel.local_logits, weight_VD=weight_VD)
                 return cls((weight,), (weight_VD,), logits, weight_VD)
             return cls((weight,), (weight_VD,), lambda hidden_CD: F.linear(hidden_CD, weight_VD))
         parameters = tuple(parameter for parameter in module.parameters() if parameter.requires_grad)
@@ -130,11 +130,11 @@ class _Head(NamedTuple):
 
     def share(self, count: int) -> slice:
         """Return which of `count` tokens `logits` gives the logits of: all, or this rank's."""
-        return slice(count) if self.divided is None else vocabulary.share_of(count, self.divided)
+        return slice(count) if self.divided is None else vocab_parallel.local_slice(count, self.divided)
 
     def summed(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the sums over all tokens."""
-        return sums if self.divided is None else vocabulary.summed_over_shares(sums, self.divided)
+        return sums if self.divided is None else vocab_parallel.all_reduce_sums(sums, self.divided)
 
 
 def _weight(model: Llama) -> torch.Tensor | None:

@@ -1,64 +1,39 @@
-"""Cross entropy of the next token: what pretraining and fine-tuning minimize.
+"""Cross entropy of the next token: the loss of pretraining and supervised fine-tuning.
 
-Shapes: T tokens of a batch, M trained tokens among them, C of these at once, D model width, V vocabulary.
+Shapes: T tokens of a batch, C trained tokens of one chunk, D model width, V vocabulary.
 """
 
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from puna.data.augment.identifiers import fresh_identifiers
-from puna.data.document import Document
-from puna.data.encode import encode_example
-from puna.data.packing import Batch, Example
-from puna.formats.chat.conversation import Conversation
-from puna.formats.chat.format import ChatFormat
+from puna.data.packing import Batch
 from puna.model.llama import Llama
 from puna.training.objectives.entropy import entropy_sum
 from puna.training.objectives.losses import Rows, summed_over_tokens
+from puna.training.objectives.text import TextObjective, trained_rows
 
 
 @dataclass(frozen=True)
-class NextToken:
-    """On every token of the text, or on what the assistant says."""
+class NextToken(TextObjective):
+    """Next-token cross entropy over every token, or over the assistant's messages.
 
-    chat: ChatFormat
-    is_every_token: bool
-    has_fresh_identifiers: bool
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        return ("documents", "conversations") if self.is_every_token else ("conversations",)
-
-    @property
-    def is_cut(self) -> bool:
-        return self.is_every_token
-
-    def encode(self, row: object, source: random.Random) -> Sequence[Example]:
-        assert isinstance(row, Document | Conversation)
-        if self.has_fresh_identifiers and isinstance(row, Conversation):
-            row = fresh_identifiers(row, source)
-        return [encode_example(row, self.chat, is_every_token=self.is_every_token)]
-
-    def draw(self, row: object, source: random.Random) -> Sequence[Example]:
-        return self.encode(row, source)
-
-    def num_counted(self, batch: Batch) -> int:
-        return int(batch.trained_T.sum())
+    Example:
+        >>> objective = NextToken(ChatFormat(tokenizer), reads_every_token=False, has_fresh_identifiers=False)
+        >>> objective.losses(model, batch.hidden_states(model, torch.bfloat16), batch)["loss"]
+    """
 
     def losses(self, model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        return summed_over_tokens(model, hidden_TD[batch.trained_T], self.rows(batch), self.terms)
+        return next_token_losses(model, hidden_TD, batch)
 
-    def rows(self, batch: Batch) -> Rows:
-        """Return what `terms` needs to know of each of the M trained tokens."""
-        return {name: column[batch.trained_T] for name, column in batch.columns.items()} | {
-            "targets": batch.targets_T[batch.trained_T]
-        }
 
-    def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
-        """Return the sums over some trained tokens, with the rows of these."""
-        loss = F.cross_entropy(logits_CV, rows["targets"], reduction="sum")
-        return {"loss": loss, "entropy": entropy_sum(logits_CV)}
+def next_token_losses(model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+    """Return the summed cross entropy and entropy of a batch's trained tokens."""
+    return summed_over_tokens(model, hidden_TD[batch.trained_T], trained_rows(batch), _terms)
+
+
+def _terms(logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
+    """Return the summed loss and entropy of one chunk of targets."""
+    loss = F.cross_entropy(logits_CV, rows["targets"], reduction="sum")
+    return {"loss": loss, "entropy": entropy_sum(logits_CV)}

@@ -30,13 +30,11 @@ class Pairs:
     chat: ChatFormat
     strengths: frozenset[str]
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        return ("preferences",)
-
-    @property
-    def is_cut(self) -> bool:
-        return False
+    kinds = ("preferences",)
+    is_cut = False
+    reads_every_token = False
+    needs_whole_examples = True  # a pair is compared as a whole
+    bytes_per_logit = 12  # log-probability and two gradients in float32
 
     def num_counted(self, batch: Batch) -> int:
         return int(first_of_each(batch, OUTRANKED).sum())

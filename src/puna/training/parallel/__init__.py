@@ -1,1 +1,1 @@
-"""One training run over many processes: layout, what is done to the network, what is done to a batch, states."""
+"""Training with many processes: data (FSDP), tensor, pipeline and context parallelism."""

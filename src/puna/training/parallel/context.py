@@ -1,10 +1,10 @@
-"""A batch and a place along `context` -> the tokens of it that this process computes, and how these see the others.
+"""Context parallelism: a batch -> the local tokens of a context rank, with attention to the tokens of other ranks.
 
-Queries stay where their tokens are; keys and values of all tokens are gathered, as in the Llama 3 paper (section
-3.3.2): with grouped queries they are small, and any mask of documents is easy. Each process has two pieces of the
-batch, one from its beginning and one from its end, because later tokens see more.
+Queries stay local; keys and values are all-gathered, as in the Llama 3 paper (section 3.3.2): with grouped-query
+attention they are small, and document masks stay simple. A rank has a piece from the beginning and a piece from the end
+of the batch, since later tokens attend to more tokens.
 
-Shapes: T tokens of the batch or of this process, H query heads, K key/value heads, E head width.
+Shapes: T tokens of the batch or of a rank, H query heads, K key/value heads, E head width.
 """
 
 from collections.abc import Iterator
@@ -18,71 +18,79 @@ import torch.distributed as dist
 from puna.data.packing import Batch
 from puna.model.attend import attend_behind_prefix
 from puna.model.llama import Attend, Llama
-from puna.training.parallel.team import Team
+from puna.training.parallel.process_groups import ProcessGroups
 
 
 @dataclass(frozen=True)
-class OwnBatch(Batch):
-    """The tokens of a batch that this process computes; `lengths` are those of the whole batch."""
+class LocalBatch(Batch):
+    """The local tokens of a batch; `lengths` are the lengths of all examples of the whole batch.
+
+    Example: see `local_tokens`.
+    """
 
     positions: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    attend_own: Attend | None = None
+    attend_local: Attend | None = None
 
     @cached_property
     def positions_T(self) -> torch.Tensor:
         return self.positions
 
     def attend(self) -> Attend:
-        return self.attend_own or super().attend()
+        return self.attend_local or super().attend()
 
     def hidden_states(self, model: Llama, dtype: torch.dtype) -> torch.Tensor:
-        # Without padding: what is attended to are other processes' tokens too.
+        # No padding: attention covers tokens of other ranks as well.
         return model(self.tokens_T, self.positions_T, self.attend(), dtype=dtype)
 
 
-def own_tokens(batch: Batch, team: Team) -> Batch:
-    """Return this process's share of a batch, on its device."""
-    if team.size == 1:
-        return batch.on(team.device)
-    count, place = team.layout.context, team.place("context")
+def local_tokens(batch: Batch, groups: ProcessGroups) -> Batch:
+    """Return the local tokens of a batch on the local device."""
+    if groups.world_size == 1:
+        return batch.on(groups.device)
+    count, rank = groups.dims.context, groups.local_rank("context")
     if count == 1:
-        return _on(team.device, batch, torch.arange(len(batch.tokens_T)), None)
+        return _on(groups.device, batch, torch.arange(len(batch.tokens_T)), None)
     padded = batch.padded(2 * count)
-    places = _places(len(padded.tokens_T), count)
-    attend = _attend_gathered(padded.lengths, places, place, team.group("context"), team.device)
-    return _on(team.device, padded, torch.tensor(places[place]), attend)
+    indices = _token_indices(len(padded.tokens_T), count)
+    attend = _attend_gathered(padded.lengths, indices, rank, groups.group("context"), groups.device)
+    return _on(groups.device, padded, torch.tensor(indices[rank]), attend)
 
 
-def _on(device: torch.device, batch: Batch, own: torch.Tensor, attend: Attend | None) -> OwnBatch:
-    return OwnBatch(
-        tokens_T=batch.tokens_T[own].to(device),
-        targets_T=batch.targets_T[own].to(device),
-        trained_T=batch.trained_T[own].to(device),
+def _on(device: torch.device, batch: Batch, indices: torch.Tensor, attend: Attend | None) -> LocalBatch:
+    return LocalBatch(
+        tokens_T=batch.tokens_T[indices].to(device),
+        targets_T=batch.targets_T[indices].to(device),
+        trained_T=batch.trained_T[indices].to(device),
         lengths=batch.lengths,
-        columns={name: rows[own].to(device) for name, rows in batch.columns.items()},
-        positions=batch.positions_T[own].to(device),
-        attend_own=attend,
+        columns={name: rows[indices].to(device) for name, rows in batch.columns.items()},
+        positions=batch.positions_T[indices].to(device),
+        attend_local=attend,
     )
 
 
-def _places(num_tokens: int, count: int) -> list[list[int]]:
-    """Return which tokens each process has: of 2 x count pieces the one from the front and its mirror image."""
+def _token_indices(num_tokens: int, count: int) -> list[list[int]]:
+    """Return the token indices of every rank: piece i of 2 x count pieces from the front, and piece i from the end.
+
+    Example:
+        >>> _token_indices(8, 2)
+        [[0, 1, 6, 7], [2, 3, 4, 5]]
+    """
     size = num_tokens // (2 * count)
     pieces = [list(range(start, start + size)) for start in range(0, num_tokens, size)]
     return [pieces[index] + pieces[-1 - index] for index in range(count)]
 
 
 def _attend_gathered(
-    lengths: tuple[int, ...], places: list[list[int]], place: int, group: dist.ProcessGroup, device: torch.device
+    lengths: tuple[int, ...], indices: list[list[int]], rank: int, group: dist.ProcessGroup, device: torch.device
 ) -> Attend:
-    """Return attention from own tokens to all that stand before them in their examples."""
-    order_T = torch.tensor([token for own in places for token in own]).argsort().to(device)
-    half = len(places[place]) // 2
-    pieces = [places[place][:half], places[place][half:]]
+    """Return causal attention from local tokens to all previous tokens of the same examples."""
+    order_T = torch.tensor([token for rank_indices in indices for token in rank_indices]).argsort().to(device)
+    half = len(indices[rank]) // 2
+    pieces = [indices[rank][:half], indices[rank][half:]]
     spans = [span for piece in pieces for span in _spans(lengths, piece[0], piece[-1] + 1)]
 
     def attend(layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
-        both = _Gathered.apply(torch.cat((k_TKE, v_TKE), dim=1), group)
+        both = _AllGather.apply(torch.cat((k_TKE, v_TKE), dim=1), group)
         k_TKE, v_TKE = both[order_T].chunk(2, dim=1)  # type: ignore[index]
         queries = q_THE.split([end - start for _, start, end in spans])
         outputs = [
@@ -95,7 +103,7 @@ def _attend_gathered(
 
 
 def _spans(lengths: tuple[int, ...], start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield for each example in start .. end where it begins, and which of its tokens lie in there."""
+    """Yield (start of the example, first token, end) for every example that overlaps with start .. end."""
     first = 0
     for length in lengths:
         if first < end and first + length > start:
@@ -103,8 +111,8 @@ def _spans(lengths: tuple[int, ...], start: int, end: int) -> Iterator[tuple[int
         first += length
 
 
-class _Gathered(torch.autograd.Function):
-    """Rows of all processes one behind the other; the gradients that they have for a row are added."""
+class _AllGather(torch.autograd.Function):
+    """All-gather of rows in the forward pass, reduce-scatter of gradients in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
@@ -116,6 +124,6 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
         (output,) = outputs
-        own = output.new_empty(output.shape[0] // ctx.group.size(), *output.shape[1:])
-        dist.reduce_scatter_single(own, output.contiguous(), group=ctx.group)
-        return own, None
+        local = output.new_empty(output.shape[0] // ctx.group.size(), *output.shape[1:])
+        dist.reduce_scatter_single(local, output.contiguous(), group=ctx.group)
+        return local, None

@@ -1,9 +1,8 @@
-"""A stage's layers and the batches of a step -> their passes forward and backward, one batch behind the other.
+"""Pipeline parallelism: the layers of a stage and the batches of a step -> forward and backward passes (1F1B).
 
-torch.distributed.pipelining wants pieces of one tensor, all of one shape, and functions of tensors alone; ours are
-packed batches, each of its own length and with its own `attend`. Every process packs the same batches, so it knows the
-shapes that it receives, and the schedule is short: one forward, one backward (1F1B), as in Megatron-LM (Narayanan et
-al. 2021, arXiv 2104.04473).
+torch.distributed.pipelining needs microbatches of one shape and functions of tensors alone; packed batches differ in
+length and attention. Every process packs the same batches and so knows the shapes to receive. The schedule is one
+forward, one backward (1F1B), as in Megatron-LM (Narayanan et al. 2021, arXiv 2104.04473).
 
 Shapes: T tokens of a batch, D model width.
 """
@@ -15,21 +14,21 @@ import torch.distributed as dist
 from torch import nn
 
 from puna.model.llama import Embedding, Llama
-from puna.training.parallel.team import Team
+from puna.training.parallel.process_groups import ProcessGroups
 
 # (index of a batch, tokens or hidden states) -> hidden states.
 Forward = Callable[[int, torch.Tensor], torch.Tensor]
 
 
-class Received(nn.Module):
-    """Stands where the embeddings were: hidden states of the stage before pass through it."""
+class PipelineInput(nn.Module):
+    """Placeholder for the embeddings on later pipeline stages: passes hidden states through."""
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
         return x_TD
 
 
-class ReceivedBeforeHead(Embedding):
-    """The same on the last stage of a network whose table of embeddings is also its output matrix."""
+class TiedHeadTable(Embedding):
+    """Placeholder for tied embeddings on the last stage: keeps the table for the head, passes hidden states through."""
 
     def __init__(self, weight: nn.Parameter):
         nn.Module.__init__(self)
@@ -39,8 +38,8 @@ class ReceivedBeforeHead(Embedding):
         return tokens_T
 
 
-class Unfinished(nn.Module):
-    """Stands where the final norm was; knows the device, of which the network asks its norm."""
+class FinalNormPlaceholder(nn.Module):
+    """Placeholder for the final norm on all stages but the last; `weight` tells the network's device."""
 
     def __init__(self):
         super().__init__()
@@ -51,35 +50,39 @@ class Unfinished(nn.Module):
 
 
 def stage_layers(num_layers: int, stage: int, num_stages: int) -> range:
-    """Return the layers of a stage. First and last have fewer where it doesn't come out even: they have the embeddings.
+    """Return the layers of a stage; the first and the last stage get fewer layers, since they hold the tables.
 
-    The Llama 3 paper takes a layer from each of the two for the same reason (section 3.3.2).
+    The Llama 3 paper removes a layer from both stages for the same reason (section 3.3.2).
+
+    Example:
+        >>> [len(stage_layers(6, stage, 4)) for stage in range(4)]
+        [1, 2, 2, 1]
     """
     least, rest = divmod(num_layers, num_stages)
-    order = sorted(range(num_stages), key=lambda each: (each in (0, num_stages - 1), each))
-    counts = [least + (order.index(each) < rest) for each in range(num_stages)]
+    order = sorted(range(num_stages), key=lambda number: (number in (0, num_stages - 1), number))
+    counts = [least + (order.index(number) < rest) for number in range(num_stages)]
     first = sum(counts[:stage])
     return range(first, first + counts[stage])
 
 
-def cut(model: Llama, stage: int, num_stages: int) -> None:
-    """Leave of `model` the layers of one stage, under their names, and what the first or last stage needs beside."""
-    kept = nn.ModuleList()
+def keep_stage(model: Llama, stage: int, num_stages: int) -> None:
+    """Keep the layers of a stage in place, under the original names, with embeddings or head on the outer stages."""
+    layers = nn.ModuleList()
     for layer in stage_layers(len(model.layers), stage, num_stages):
-        kept.add_module(str(layer), model.layers[layer])
-    model.layers = kept
+        layers.add_module(str(layer), model.layers[layer])
+    model.layers = layers
     is_first, is_last = stage == 0, stage == num_stages - 1
     if not is_first:
         is_needed = is_last and model.lm_head is None
-        table = ReceivedBeforeHead(model.embed_tokens.weight) if is_needed else Received()
+        table = TiedHeadTable(model.embed_tokens.weight) if is_needed else PipelineInput()
         model.embed_tokens = table  # type: ignore[assignment]
     if not is_last:
-        model.norm = Unfinished()  # type: ignore[assignment]
+        model.norm = FinalNormPlaceholder()  # type: ignore[assignment]
         model.lm_head = None
 
 
 def run_pipeline(
-    team: Team,
+    groups: ProcessGroups,
     inputs: Sequence[torch.Tensor],
     forward: Forward,
     loss: Callable[[int, torch.Tensor], torch.Tensor],
@@ -87,12 +90,17 @@ def run_pipeline(
     width: int,
     dtype: torch.dtype,
 ) -> None:
-    """Take all batches through this stage, and back if gradients are wanted; `inputs` are their own tokens.
+    """Run the 1F1B schedule of this stage; backward passes run if gradients are enabled.
 
-    `forward` runs the stage; `loss` is called on the last stage alone.
+    Args:
+        inputs: Local tokens of every batch.
+        forward: Runs the layers of the stage.
+        loss: Computes the loss from hidden states; called on the last stage only.
+        width: Width of the hidden states between stages.
+        dtype: Dtype of the hidden states between stages.
     """
-    stage, num_stages = team.place("pipeline"), team.layout.pipeline
-    group, is_last = team.group("pipeline"), team.is_last_stage
+    stage, num_stages = groups.local_rank("pipeline"), groups.dims.pipeline
+    group, is_last = groups.group("pipeline"), groups.is_last_stage
     sent: list[tuple[dist.Work | None, torch.Tensor]] = []
     waiting: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     is_trained = torch.is_grad_enabled()
@@ -100,7 +108,7 @@ def run_pipeline(
     def go_forward(index: int) -> None:
         x = inputs[index]
         if stage:
-            x = torch.empty(len(x), width, dtype=dtype, device=team.device)
+            x = torch.empty(len(x), width, dtype=dtype, device=groups.device)
             dist.recv(x, group=group, group_src=stage - 1)
             x.requires_grad_(is_trained)
         y = forward(index, x)
@@ -117,11 +125,11 @@ def run_pipeline(
         gradient = None
         if not is_last:
             gradient = torch.empty_like(y)
-            dist.recv(gradient, group=team.backward_group, group_src=stage + 1)
+            dist.recv(gradient, group=groups.backward_group, group_src=stage + 1)
         torch.autograd.backward([y], [gradient])
         if stage:
             assert x.grad is not None
-            sent.append((dist.isend(x.grad, group=team.backward_group, group_dst=stage - 1), x.grad))
+            sent.append((dist.isend(x.grad, group=groups.backward_group, group_dst=stage - 1), x.grad))
 
     num_ahead = min(num_stages - stage - 1, len(inputs)) if is_trained else len(inputs)
     for index in range(len(inputs) + (num_ahead if is_trained else 0)):

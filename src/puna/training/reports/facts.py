@@ -25,7 +25,7 @@ def gather_facts(objective: Objective, model: Llama, tokenizer: Tokenizer, datas
         "num_parameters": model.config.num_parameters,
         "vocab_size": model.config.vocab_size,
         "tokenizer": tokenizer.fingerprint,
-        "is_every_token": objective.is_cut,
+        "is_every_token": objective.reads_every_token,
         "num_rows": len(dataset),
         "num_conversations": sum(len(rows) for kind, _, rows in dataset.parts if kind == "conversations"),
         **describe_rows(dataset),

@@ -3,12 +3,26 @@
 from pathlib import Path
 from typing import Any
 
+from puna.training.loop.observer import Observer
+from puna.training.loop.training import Training
+
 PANELS = {
     "loss": "loss",
     "learning rate": "learning_rate",
     "gradient norm": "gradient_norm",
     "entropy in nats": "entropy",
 }
+
+
+class LossPlot(Observer):
+    """Observer that draws loss.png after the last step.
+
+    Example: `puna sft` writes loss.png beside the checkpoint.
+    """
+
+    def end(self, training: Training) -> None:
+        run = training.run
+        plot_losses(run.read_metrics(), run.output / "loss.png", title=run.stage)
 
 
 def plot_losses(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:

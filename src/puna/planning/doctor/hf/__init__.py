@@ -1,1 +1,1 @@
-"""A directory in Hugging Face layout -> findings, one file for each thing that can be wrong."""
+"""Checks of a directory in Hugging Face layout: a file per kind of problem."""

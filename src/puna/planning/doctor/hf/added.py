@@ -1,4 +1,4 @@
-"""Added tokens -> findings: files that disagree about a token, and special tokens that are marked as text."""
+"""Added tokens -> findings: differences between files, and special tokens marked as text."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,13 +16,13 @@ LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 def describe_tokens(tokenizer: Tokenizer) -> str:
-    """Return how many ids a tokenizer has, and how many of these are special or added as text."""
+    """Return the number of ids of a tokenizer, and the numbers of special and text tokens among the added tokens."""
     counts = f"{tokenizer.vocab_size:,} ids, {len(tokenizer.special_ids):,} special"
     return counts + (f", {len(tokenizer.text_tokens):,} added as text" if tokenizer.text_tokens else "")
 
 
 def check_added(opened: Opened, data: Any) -> None:
-    """Compare the added tokens of tokenizer.json (`data`) with the files beside it, and with Llama 3's."""
+    """Compare the added tokens of tokenizer.json (`data`) with other tokenizer files and with Llama 3's."""
     entries = data.get("added_tokens", []) if isinstance(data, dict) else []
     added = {token.text: token for token in map(AddedToken.parse, entries)}
     as_text = [text for text in NAMED_TEXTS if text in added and not added[text].is_special]
@@ -40,7 +40,7 @@ def check_added(opened: Opened, data: Any) -> None:
 
 
 def report_as_text(texts: Sequence[str], where: str, expected: str, report: Report) -> None:
-    """Report special tokens of the chat format that a file marks as text."""
+    """Report special tokens of the chat format with a text flag in `where`."""
     if texts:
         remedy = "Mark them as special: elsewhere a user's text can open a turn. Puna takes them as special anyway"
         report.add("special-as-text", where, f"{listed(list(texts))} marked as text; expected {expected}", remedy)
@@ -70,7 +70,7 @@ def _kind(token: AddedToken) -> str:
 
 
 def _listed_as_special(added: Mapping[str, AddedToken], raw: Mapping[str, Any]) -> list[str]:
-    """Return tokens of the lists of special tokens that tokenizer.json has as text: transformers keeps them text."""
+    """Return tokens in lists of special tokens with a text flag in tokenizer.json; transformers keeps the flag."""
     texts = [role_text(each) for name in LISTS if isinstance(raw.get(name), list) for each in raw[name]]
     as_text = [text for text in texts if text and text in added and not added[text].is_special]
     return [f"{text!a:.60} is listed as special here, text in {TOKENIZER}" for text in dict.fromkeys(as_text)]

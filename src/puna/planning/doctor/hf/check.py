@@ -1,4 +1,4 @@
-"""A directory in Hugging Face layout -> all findings about it, each check for itself."""
+"""A directory in Hugging Face layout -> findings of all checks; a failed check never stops later checks."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from puna.planning.doctor.values import check_values, readable, scan
 
 
 def check_directory(path: Path, report: Report, console: Console, *, quick: bool) -> None:
-    """Add all findings about a checkpoint directory; `quick` leaves out the weights' values and the hashes."""
+    """Add all findings about a checkpoint directory; `quick` skips values of weights and hashes of files."""
     with report.attempt("file-unreadable", "."):
         check_files(path, report)
     opened = open_directory(path, report)
@@ -46,5 +46,5 @@ def _check_values(opened: Opened, console: Console) -> None:
     check_values(tensors, scanned, opened.report)
     tied = opened.config is not None and opened.config.tie_embeddings
     if tied and EMBEDDINGS in scanned and HEAD in scanned and scanned[EMBEDDINGS] != scanned[HEAD]:
-        remedy = "Remove lm_head.weight, or write tie_word_embeddings: false: programs differ in which of them they use"
+        remedy = "Remove lm_head.weight, or write tie_word_embeddings: false: programs differ in which they use"
         opened.report.add("tie-broken", CONFIG, "tied by config.json, but lm_head.weight is not the embeddings", remedy)

@@ -1,4 +1,4 @@
-"""The files that lie in a directory -> findings about links, code, licences and Puna's manifest. Reads no model."""
+"""Files of a directory -> findings about links, code, pickles, licences and Puna's manifest."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ MAX_README_BYTES = 2**20
 
 
 def check_files(directory: Path, report: Report) -> None:
-    """Report unsafe links, files that are none, code and pickles."""
+    """Report unsafe links, special files, code and pickles."""
     code: list[str] = []
     pickles: list[str] = []
     for entry in sorted(directory.iterdir()):
@@ -48,7 +48,7 @@ def _is_program(path: Path) -> bool:
 
 
 def check_licence(directory: Path, report: Report, *, is_llama: bool) -> None:
-    """Report which licence files a Llama lacks; a model is one by its vocabulary or by what its README says."""
+    """Report missing licence files of a Llama, recognized by vocabulary (`is_llama`) or README."""
     if not (is_llama or _says_llama(directory)):
         return
     names = [path.name for path in directory.iterdir()]
@@ -71,7 +71,7 @@ def _says_llama(directory: Path) -> bool:
 
 
 def check_manifest(directory: Path, report: Report, *, quick: bool) -> None:
-    """Hold an artifact of Puna against its manifest (sizes, and hashes unless `quick`) and its receipts."""
+    """Compare an artifact with the manifest (sizes, and hashes unless `quick`) and report failed receipts."""
     path = find_file(directory, artifact.MANIFEST)
     if path is None:
         return
@@ -84,7 +84,7 @@ def check_manifest(directory: Path, report: Report, *, quick: bool) -> None:
     with report.attempt("artifact-altered", artifact.MANIFEST):
         if quick and not artifact.is_whole(directory, manifest):
             raise ArtifactError(
-                f"{directory} has files missing or of another size", expected="all as the manifest says"
+                f"{directory} has files missing or of another size", expected="all files with the sizes in the manifest"
             )
         if not quick:
             artifact.verify(directory)
@@ -92,4 +92,4 @@ def check_manifest(directory: Path, report: Report, *, quick: bool) -> None:
         for receipt in artifact.read_receipts(directory):
             if receipt.held is not True:
                 what = f"{receipt.claim} is {receipt.value}; expected to hold with a tolerance of {receipt.tolerance}"
-                report.add("receipt-not-held", "receipts", what, "Change the stage that made it, and make it again")
+                report.add("receipt-not-held", "receipts", what, "Run the stage again with other settings")

@@ -1,4 +1,4 @@
-"""The headers of a directory's weights and their index -> findings, each file for itself. Reads no values."""
+"""Headers of weights files and their index -> findings; values are not read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,12 +15,12 @@ from puna.planning.doctor.hf.opened import CONFIG, Opened, find_safely
 from puna.planning.doctor.report import Report, listed
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-MAX_WIDTH = 2**24  # far beyond any model: wider sizes are a mistake, and their products would overflow
+MAX_WIDTH = 2**24  # no model is as wide; products of larger sizes would overflow
 DTYPE_REMEDY = "Convert the weights to bfloat16, or add the quantization_config that they were made with"
 
 
 def check_headers(opened: Opened) -> None:
-    """Read every header that can be read into `opened`; report the others, and an index that doesn't fit."""
+    """Read headers into `opened.layout`; report unreadable headers and a wrong index."""
     path, report = opened.path, opened.report
     names = sorted(file.name for file in path.glob("*.safetensors") if not file.name.startswith("adapter_"))
     is_single, has_index = SINGLE_NAME in names, find_safely(path, INDEX_NAME) is not None
@@ -59,7 +59,7 @@ def _read_file(opened: Opened, name: str) -> Mapping[str, StoredTensor] | None:
 
 
 def _read_index(opened: Opened) -> tuple[dict[str, str] | None, Any]:
-    """Return the index's map without the names that are unsafe or lead to nothing, and its total_size."""
+    """Return the index's map of tensors to existing, safe files, and the index's total_size."""
     report = opened.report
     with report.attempt("weights-unreadable", INDEX_NAME):
         file = find_safely(opened.path, INDEX_NAME)
@@ -71,12 +71,12 @@ def _read_index(opened: Opened) -> tuple[dict[str, str] | None, Any]:
         missing: list[str] = []
         for name in sorted(set(weight_map.values())):
             try:
-                found = find_file(opened.path, name)
+                file = find_file(opened.path, name)
             except CheckpointError as error:
                 if not any(finding.where == name for finding in report.findings):  # a link is reported as a file
                     report.refuse("path-unsafe", INDEX_NAME, error)
                 continue
-            if found is None:
+            if file is None:
                 missing.append(name)
         if missing:
             what = f"{listed(missing)} named, but not here; expected all {len(set(weight_map.values()))} files"
@@ -116,7 +116,7 @@ def _num_bytes(layout: Mapping[str, StoredTensor]) -> int:
 
 
 def check_fit(opened: Opened) -> None:
-    """Hold names, shapes and dtypes of the tensors against config.json."""
+    """Compare names, shapes and dtypes of tensors with config.json."""
     config, layout, report = opened.config, opened.layout, opened.report
     if config is None or not layout:
         return

@@ -1,4 +1,4 @@
-"""The JSON files of a directory -> Opened: what the checks share. A file that cannot be read counts as empty."""
+"""A directory -> Opened: the parsed files that all checks share; an unreadable file counts as empty."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,10 @@ TOKENIZER_CONFIG, SPECIALS_MAP = "tokenizer_config.json", "special_tokens_map.js
 
 @dataclass
 class Opened:
-    """A directory as far as it could be read; None or empty where it could not."""
+    """Parsed parts of a directory; None or empty for unreadable parts.
+
+    Example: see `open_directory`.
+    """
 
     path: Path
     report: Report
@@ -26,13 +29,13 @@ class Opened:
     config: LlamaConfig | None = None
     quantization: Quantization | None = None
     layout: dict[str, StoredTensor] = field(default_factory=dict)
-    is_whole: bool = True  # every file of the weights could be read
+    is_whole: bool = True  # whether every weights file is readable
     tokenizer: Tokenizer | None = None
     template: str | None = None
 
 
 def open_directory(path: Path, report: Report) -> Opened:
-    """Read the four JSON files that say how a model is used."""
+    """Read config.json, generation_config.json, tokenizer_config.json and special_tokens_map.json."""
     opened = Opened(path, report)
     for name in (CONFIG, GENERATION, TOKENIZER_CONFIG, SPECIALS_MAP):
         opened.json[name] = {}
@@ -47,7 +50,7 @@ def open_directory(path: Path, report: Report) -> Opened:
 
 
 def find_safely(path: Path, name: str) -> Path | None:
-    """Return the file's real path; None also where the link or name is unsafe, which check_files has reported."""
+    """Return the real path of a file, or None for a missing file or an unsafe link, which check_files reports."""
     try:
         return find_file(path, name)
     except CheckpointError:
@@ -55,12 +58,12 @@ def find_safely(path: Path, name: str) -> Path | None:
 
 
 def role_text(value: Any) -> str | None:
-    """Return the text of a token as tokenizer_config.json spells it: a string, or an object with `content`."""
+    """Return the text of a token in tokenizer_config.json: a string, or an object with `content`."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
 
 
 def text_dtype(raw: dict[str, Any]) -> str | None:
-    """Return the dtype that config.json names, in either spelling."""
+    """Return the dtype of config.json, from "torch_dtype" or "dtype"."""
     value = raw.get("torch_dtype", raw.get("dtype"))
     return value.removeprefix("torch.") if isinstance(value, str) else None

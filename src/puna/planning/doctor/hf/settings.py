@@ -1,6 +1,6 @@
-"""config.json -> findings about each setting that is wrong, and the LlamaConfig of what is left.
+"""config.json -> findings about wrong settings, and a LlamaConfig.
 
-Where one setting is refused it is reported and put right in a copy, so that the settings after it are judged as well.
+A refused setting is reported and corrected in a copy, so that later settings are checked too.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ ROPE_KEYS = ("rope_scaling", "rope_parameters")
 
 
 def check_settings(opened: Opened) -> None:
-    """Report every setting that is refused, and put the config into `opened` if the sizes can be read."""
+    """Report every refused setting, and set `opened.config` if the sizes are readable."""
     raw, report = opened.json[CONFIG], opened.report
     for name in (CONFIG, TOKENIZER_CONFIG):
         if opened.json[name].get("auto_map"):
@@ -74,7 +74,7 @@ def _check_spellings(raw: dict[str, Any], report: Report) -> None:
 
 
 def _parse(mended: dict[str, Any], opened: Opened, *, without_rope: bool) -> LlamaConfig | None:
-    """Return the config; report why not, unless a second try without RoPE only repeats what was said."""
+    """Return the parsed config, or None with a finding; a second attempt without RoPE adds no finding."""
     if without_rope:
         mended = {key: value for key, value in mended.items() if key not in (*ROPE_KEYS, "rope_theta")}
     elif all(isinstance(mended.get(key), dict) for key in ROPE_KEYS):
@@ -99,7 +99,7 @@ def _tell(config: LlamaConfig, raw: dict[str, Any], report: Report) -> None:
 
 
 def check_rope(config: LlamaConfig, where: str, remedy: str, report: Report) -> None:
-    """Report a RoPE that is not Llama 3's where the context, the vocabulary or the sizes are."""
+    """Report RoPE settings that differ from Llama 3's in a model with Llama 3's context, vocabulary or sizes."""
     scaling = config.rope_scaling
     if config.rope_theta == LLAMA3_THETA and config.max_context > OLD_CONTEXT and scaling is None:
         what = f"a context of {config.max_context:,} with rope_theta 500000 and no scaling; expected rope_type 'llama3'"
@@ -130,7 +130,7 @@ def _published_like(config: LlamaConfig) -> tuple[str, LlamaConfig] | None:
 
 
 def check_dtype(opened: Opened) -> None:
-    """Hold the dtype that config.json names against the weights as they are stored."""
+    """Compare the dtype of config.json with the dtype of the stored weights."""
     said = text_dtype(opened.json[CONFIG])
     floats = [STORED_NAMES[stored.dtype] for stored in opened.layout.values() if stored.dtype in STORED_NAMES]
     if not said or not floats or opened.quantization:

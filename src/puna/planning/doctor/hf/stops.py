@@ -1,4 +1,4 @@
-"""Stop and padding tokens in a directory's four JSON files -> findings. Needs the tokenizer to know tokens by name."""
+"""Stop and padding tokens in the four JSON files of a directory -> findings."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ PAD = "<|finetune_right_pad_id|>"
 
 
 def check_stops(opened: Opened) -> None:
-    """Report stop tokens that are missing or that two files disagree on."""
+    """Report missing stop tokens and differences between two files."""
     report = opened.report
     stops: dict[str, tuple[int, ...]] = {}
     for name in (CONFIG, GENERATION):
@@ -28,7 +28,7 @@ def check_stops(opened: Opened) -> None:
     _check_range(opened, used | first)
     specials = opened.tokenizer.special_ids if opened.tokenizer else {}
     missing = [name for name in STOPS if name in specials and specials[name] not in used]
-    if opened.template is None:  # A base model only ends texts.
+    if opened.template is None:  # a base model only needs end_of_text
         missing = [name for name in missing if name == "end_of_text"]
     remedy = f"Write eos_token_id = {_ids({specials[name] for name in STOPS if name in specials})} into {where}"
     if "eot_id" in missing:
@@ -40,9 +40,9 @@ def check_stops(opened: Opened) -> None:
 
 
 def check_padding(opened: Opened) -> None:
-    """Report padding with a stop token, or none at all."""
+    """Report a stop token as padding, or a missing padding token."""
     report = opened.report
-    found = False
+    has_padding = False
     specials = opened.tokenizer.special_ids if opened.tokenizer else {}
     named = {specials[name]: f"<|{name}|>" for name in STOPS if name in specials}
     remedy = f"Take {PAD} ({specials.get('finetune_right_pad_id', 128_004)}) for padding, which is what it is there for"
@@ -50,7 +50,7 @@ def check_padding(opened: Opened) -> None:
         pad = opened.json[name].get("pad_token_id")
         if type(pad) is not int:
             continue
-        found = True
+        has_padding = True
         _check_range(opened, {pad})
         if pad in named or pad in _eos_ids(opened.json[name]):
             what = f"pad_token_id = {pad}{f' ({named[pad]})' if pad in named else ''}, a stop token"
@@ -59,17 +59,17 @@ def check_padding(opened: Opened) -> None:
         pad, eos = (role_text(opened.json[name].get(role)) for role in ("pad_token", "eos_token"))
         if pad is None:
             continue
-        found = True
+        has_padding = True
         if pad == eos or pad in named.values():
             what = f"pad_token = {pad!a:.80}, a stop token: what leaves padding out of the loss leaves the stop out"
             report.add("pad-is-eos", name, what, remedy)
-    if not found:
+    if not has_padding:
         what = f"no padding token in {CONFIG}, {GENERATION} or {TOKENIZER_CONFIG}"
         report.add("pad-missing", TOKENIZER_CONFIG, what, remedy)
 
 
 def check_roles(opened: Opened) -> None:
-    """Report tokens that have a role by name and that the tokenizer doesn't know: loaders add them as new ids."""
+    """Report role tokens outside the vocabulary, which loaders add as new ids."""
     if opened.tokenizer is None:
         return
     known = {f"<|{name}|>" for name in opened.tokenizer.special_ids} | set(opened.tokenizer.special_ids)

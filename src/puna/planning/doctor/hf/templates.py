@@ -1,4 +1,4 @@
-"""Where a directory keeps its chat template -> the one that transformers uses, and findings about the others."""
+"""Chat templates of a directory -> the template that transformers uses, and findings about differences."""
 
 from typing import Any
 
@@ -11,34 +11,34 @@ JINJA, OLD_JSON = "chat_template.jinja", "chat_template.json"
 
 
 def find_templates(opened: Opened) -> dict[str, Any]:
-    """Return the template of each place that has one, the place that wins first; put the winner into `opened`."""
-    found: dict[str, Any] = {}
+    """Return chat templates by file, in the order of precedence in transformers, and set `opened.template`."""
+    templates: dict[str, Any] = {}
     report = opened.report
     with report.attempt("file-unreadable", JINJA):
         if file := find_safely(opened.path, JINJA):
             with file.open("rb") as stream:
-                found[JINJA] = stream.read(MAX_TEMPLATE * 4 + 1).decode("utf-8", "replace")
+                templates[JINJA] = stream.read(MAX_TEMPLATE * 4 + 1).decode("utf-8", "replace")
     with report.attempt("file-unreadable", OLD_JSON):
         if file := find_safely(opened.path, OLD_JSON):
-            found[OLD_JSON] = read_json(file).get("chat_template")
+            templates[OLD_JSON] = read_json(file).get("chat_template")
     inside = opened.json[TOKENIZER_CONFIG].get("chat_template")
-    if isinstance(inside, list):  # several by name: the one named default is what a chat uses
-        named = {each.get("name"): each.get("template") for each in inside if isinstance(each, dict)}
+    if isinstance(inside, list):  # several named templates: chats use "default"
+        named = {item.get("name"): item.get("template") for item in inside if isinstance(item, dict)}
         inside = named.get("default", next(iter(named.values()), None))
-    found |= {TOKENIZER_CONFIG: inside}
-    found = {name: template for name, template in found.items() if template is not None}
-    opened.template = next((template for template in found.values() if isinstance(template, str)), None)
-    return found
+    templates |= {TOKENIZER_CONFIG: inside}
+    templates = {name: template for name, template in templates.items() if template is not None}
+    opened.template = next((template for template in templates.values() if isinstance(template, str)), None)
+    return templates
 
 
-def check_templates(opened: Opened, found: dict[str, Any]) -> None:
-    """Report templates that disagree, and how the one that wins differs from Llama 3.1's format."""
+def check_templates(opened: Opened, templates: dict[str, Any]) -> None:
+    """Report differences between templates, and between the first template and Llama 3.1's format."""
     report = opened.report
-    if not found:
+    if not templates:
         report.facts["chat template"] = "none; a base model"
         return
-    where, template = next(iter(found.items()))
-    others = [name for name, other in found.items() if other != template]
+    where, template = next(iter(templates.items()))
+    others = [name for name, other in templates.items() if other != template]
     if others:
         what = f"the template here is not the one in {', '.join(others)}; expected one template"
         report.add(
@@ -53,4 +53,4 @@ def check_templates(opened: Opened, found: dict[str, Any]) -> None:
     try:
         check_template(template, opened.tokenizer, roles, where, report)
     except TokenizerError:
-        return  # The special tokens that are missing have been reported; without them there is no format.
+        return  # Missing special tokens are reported already, and ChatFormat needs all of them.

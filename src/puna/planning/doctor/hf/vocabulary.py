@@ -1,6 +1,6 @@
-"""The tokenizer of a directory -> findings: unreadable, not Llama 3's, special tokens, its size, begin_of_text.
+"""The tokenizer of a directory -> findings about vocabulary, special tokens, sizes and begin_of_text.
 
-Judges how text is split only where the vocabulary is Llama 3's: another vocabulary has no known right answer.
+Splitting of text is only checked with Llama 3's vocabulary: other vocabularies have no known reference.
 """
 
 import json
@@ -18,26 +18,26 @@ from puna.planning.doctor.report import Report, listed
 TOKENIZER, RANKS = "tokenizer.json", "tokenizer.model"
 MAX_TOKENIZER_BYTES = 64 * 2**20
 GOLDEN_TEXT, GOLDEN_IDS = "This is a test sentence.", [2028, 374, 264, 1296, 11914, 13]
-# The special tokens that mean something, with their places behind the ranks.
+# Special tokens with a meaning, as offsets behind the regular tokens.
 NAMED = {text[2:-2]: index for index, text in enumerate(SPECIAL_TEXTS) if not text.startswith("<|reserved")}
 BEGIN = "<|begin_of_text|>"
 
 
 def check_tokenizer(opened: Opened) -> None:
-    """Report what is wrong with the tokenizer, and put it into `opened` if it can be read."""
+    """Report problems of the tokenizer, and set `opened.tokenizer` if readable."""
     report = opened.report
-    found = [name for name in (TOKENIZER, RANKS) if find_safely(opened.path, name)]
-    if not found:
+    names = [name for name in (TOKENIZER, RANKS) if find_safely(opened.path, name)]
+    if not names:
         remedy = "Copy tokenizer.json from the model that these weights come from; weights mean nothing without it"
         report.add("tokenizer-missing", ".", f"neither {TOKENIZER} nor {RANKS}", remedy)
         return
-    with report.attempt("file-unreadable", found[0]):
-        path = find_file(opened.path, found[0])
+    with report.attempt("file-unreadable", names[0]):
+        path = find_file(opened.path, names[0])
         assert path
-        data = _read_checked(path, is_json=found[0] == TOKENIZER)
-        opened.tokenizer = Tokenizer.load(opened.path / found[0])  # its name tells its format; a blob has none
+        data = _read_checked(path, is_json=names[0] == TOKENIZER)
+        opened.tokenizer = Tokenizer.load(opened.path / names[0])  # the name tells the format
         report.facts["tokenizer"] = describe_tokens(opened.tokenizer)
-        check_specials(opened.tokenizer, found[0], report)
+        check_specials(opened.tokenizer, names[0], report)
         check_added(opened, data)
         _check_split(opened.tokenizer, data, report)
         if data:
@@ -45,7 +45,11 @@ def check_tokenizer(opened: Opened) -> None:
 
 
 def _read_checked(path: Path, *, is_json: bool) -> Any:
-    """Return the JSON in a tokenizer's file, {} for another format; CheckpointError if it is too large or malformed."""
+    """Return the JSON of a tokenizer file, or {} for another format.
+
+    Raises:
+        CheckpointError: The file is too large or malformed.
+    """
     size = path.stat().st_size
     if size > MAX_TOKENIZER_BYTES:
         raise CheckpointError(f"{path} has {size:,} bytes", expected=f"a file of at most {MAX_TOKENIZER_BYTES:,}")
@@ -56,7 +60,7 @@ def _read_checked(path: Path, *, is_json: bool) -> Any:
 
 
 def check_specials(tokenizer: Tokenizer, where: str, report: Report) -> None:
-    """Report special tokens of Llama 3.1 that are missing or, behind Llama 3's vocabulary, misplaced."""
+    """Report missing special tokens of Llama 3.1 and, with Llama 3's vocabulary, wrong ids."""
     missing = [name for name in NAMED if name not in tokenizer.special_ids]
     if missing:
         remedy = "Take the tokenizer of a Llama 3.1; Llama 3.0's has none of the tools' and padding tokens"
@@ -93,7 +97,7 @@ def _is_split(step: dict[str, Any]) -> bool:
 
 
 def _steps(data: Any, key: str) -> list[dict[str, Any]]:
-    """Return one of tokenizer.json's sections as a list of steps, whether it is one step or a sequence."""
+    """Return a section of tokenizer.json as a list of steps; a section is a single step or a sequence."""
     section = data.get(key) if isinstance(data, dict) else None
     if not isinstance(section, dict):
         return []
@@ -102,7 +106,7 @@ def _steps(data: Any, key: str) -> list[dict[str, Any]]:
 
 
 def _check_begin(data: Any, opened: Opened) -> None:
-    """Count the begin_of_text that a text gets from the tokenizer, beside what the chat template writes."""
+    """Report a begin_of_text that tokenizer and chat template add zero times or twice."""
     num_begins = sum(_num_begins(step) for step in _steps(data, "post_processor"))
     report = opened.report
     if num_begins > 1:
@@ -129,7 +133,7 @@ def _num_begins(step: dict[str, Any]) -> int:
 
 
 def check_sizes(opened: Opened) -> None:
-    """Hold the tokenizer's, the config's and the embeddings' sizes against one another."""
+    """Compare the sizes of tokenizer, config.json and embeddings."""
     embeddings = opened.layout.get("model.embed_tokens.weight")
     rows = embeddings.shape[0] if embeddings and len(embeddings.shape) == 2 else None
     said = opened.config.vocab_size if opened.config else None

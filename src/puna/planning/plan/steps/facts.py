@@ -84,11 +84,11 @@ def tokenizer_path(known: Known, path: Path) -> Path:
         'llama'
     """
     sketch = known.sketch(path)
-    found = path if sketch is None else sketch.tokenizer
-    if found is None:
+    directory = path if sketch is None else sketch.tokenizer
+    if directory is None:
         raise NotKnownYetError(path)
-    base = base_of(found) if (found / ADAPTER_NAME).is_file() else None
-    return base or found
+    base = base_of(directory) if (directory / ADAPTER_NAME).is_file() else None
+    return base or directory
 
 
 def holds_tokenizer(path: Path) -> bool:
@@ -108,16 +108,16 @@ def dataset_of(known: Known, paths: Sequence[Path], kinds: Sequence[str]) -> Dat
     sketches = [known.sketch(path) for path in paths]
     if all(sketch is None for sketch in sketches):
         return Dataset(paths, kinds)
-    found = [
+    samples = [
         _of_kinds(sketch, kinds) if sketch else _on_disk(path, kinds)
         for path, sketch in zip(paths, sketches, strict=True)
     ]
-    total = sum(count for _, count in found)
-    if not total or not any(rows for rows, _ in found):
+    total = sum(count for _, count in samples)
+    if not total or not any(rows for rows, _ in samples):
         names = ", ".join(map(str, paths))
         raise DataError(f"no {' or '.join(kinds)} in {names}", expected="rows of this kind")
     rows: list[Any] = []
-    for sample, count in found:
+    for sample, count in samples:
         rows += sample[: max(1, round(MAX_SAMPLE * count / total))]
     return SampledDataset(rows, total)
 

@@ -1,8 +1,8 @@
-"""Sizes of a network and of a batch -> seconds that this machine takes for it, measured on a reduced network.
+"""Sizes of a network and a batch -> seconds of a forward pass on this machine, measured on a reduced network.
 
 The reduced network has the same widths, but fewer layers and tokens: a probe takes about a second up to 1B parameters
-and ten for 8B. Its FLOP/s hold for the whole one: a recipe of twelve steps with 5M parameters took 197 s of one core,
-223 s were foreseen.
+and ten for 8B. The measured FLOP/s also hold for the whole network: the estimate of a recipe of twelve steps with 5M
+parameters was 223 s on one core, the run took 197 s.
 """
 
 import time
@@ -39,7 +39,7 @@ def flops_of(widths: LlamaConfig, lengths: Lengths) -> float:
 
 
 def reduced(widths: LlamaConfig, lengths: Lengths) -> tuple[LlamaConfig, Lengths]:
-    """Take layers and examples away until a forward pass has at most `PROBE_FLOPS`, if that is possible.
+    """Return fewer layers and examples, until a forward pass has at most `PROBE_FLOPS` if possible.
 
     Example:
         >>> small, lengths = reduced(SIZES["1b"], (512, 512))
@@ -55,7 +55,7 @@ def reduced(widths: LlamaConfig, lengths: Lengths) -> tuple[LlamaConfig, Lengths
 
 
 def probe_network(widths: LlamaConfig, dtype: torch.dtype = torch.float32) -> Llama:
-    """Return a network of these sizes with constant weights where `auto` computes: values do not change the speed."""
+    """Return a network with constant weights on the automatic device: values do not change the speed."""
     model = Llama(widths).to(device=choose_device(), dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -64,7 +64,7 @@ def probe_network(widths: LlamaConfig, dtype: torch.dtype = torch.float32) -> Ll
 
 
 def time_passes(compute: Callable[[], object]) -> float:
-    """Return the seconds of the faster of two calls; the first one warms up."""
+    """Return the seconds of the faster of two calls; the first call warms up."""
     seconds = list[float]()
     for _ in range(2):
         start = time.perf_counter()
@@ -91,7 +91,7 @@ def forward_seconds(widths: LlamaConfig, lengths: Lengths, precision: Precision)
 
 
 def weight_seconds(widths: LlamaConfig, passes: float = 1.0, value_bytes: int = 4) -> float:
-    """Return the seconds in which the weights are read or written so many times.
+    """Return the seconds of reading or writing the weights `passes` times.
 
     Example:
         >>> round(weight_seconds(SIZES["1b"], passes=2), 1)

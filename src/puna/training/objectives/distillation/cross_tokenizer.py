@@ -17,6 +17,8 @@ import torch
 
 from puna.data.augment.identifiers import fresh_identifiers
 from puna.data.dataset import LABELS, Dataset
+from puna.data.document import Document
+from puna.data.encode import encode_example
 from puna.data.labels import LabelledRow
 from puna.data.packing import Batch, Example
 from puna.data.spans import align
@@ -25,7 +27,7 @@ from puna.formats.chat.format import ChatFormat
 from puna.model.llama import Llama
 from puna.pipeline.errors import DataError
 from puna.training.objectives.losses import token_log_probabilities
-from puna.training.objectives.next_token import NextToken
+from puna.training.objectives.text import TextObjective
 from puna.training.teacher.teacher import Item, Teacher
 
 # Probabilities are kept this far from 1, where the log of what is left would have no end.
@@ -38,7 +40,7 @@ Knows = Callable[[Item], np.ndarray]
 
 
 @dataclass(frozen=True)
-class AcrossTokenizers(NextToken):
+class CrossTokenizer(TextObjective):
     """w * the sum over spans of KL(p || q), plus (1 - w) * cross entropy.
 
     p and q are the chances, of two outcomes, that the text goes on with this span, for teacher and student.
@@ -48,18 +50,20 @@ class AcrossTokenizers(NextToken):
     knows: Knows
     teacher_weight: float
 
+    needs_whole_examples = True  # a span may cross the border between two ranks
+
     @property
     def is_cut(self) -> bool:
         return False  # A span that is cut has no likelihood.
 
     def encode(self, row: object, source: random.Random) -> Sequence[Example]:
+        assert isinstance(row, Document | Conversation)
         if isinstance(row, Conversation) and self.has_fresh_identifiers:
             row = fresh_identifiers(row, source)
         own, theirs = (
-            NextToken(chat, self.is_every_token, False).encode(row, source)[0]
-            for chat in (self.chat, self.teacher_chat)
+            encode_example(row, chat, is_every_token=self.reads_every_token) for chat in (self.chat, self.teacher_chat)
         )
-        known_N = self.knows(Item(row, theirs.ids, theirs.mask))  # type: ignore[arg-type]
+        known_N = self.knows(Item(row, theirs.ids, theirs.mask))
         return [Example(own.ids, own.mask, self._columns(own, theirs, known_N))]
 
     def _columns(self, own: Example, theirs: Example, known_N: np.ndarray) -> dict[str, torch.Tensor]:

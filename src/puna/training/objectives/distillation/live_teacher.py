@@ -14,12 +14,12 @@ from puna.model.gradients.padding import padded_rows
 from puna.model.llama import Llama
 from puna.training.objectives.distillation.divergence import Divergence
 from puna.training.objectives.entropy import cross_entropy_sum, entropy_sum
-from puna.training.objectives.losses import Rows, summed_over_tokens
-from puna.training.objectives.next_token import NextToken
+from puna.training.objectives.losses import Rows, Terms, summed_over_tokens
+from puna.training.objectives.text import TextObjective, trained_rows
 
 
 @dataclass(frozen=True)
-class LiveTeacher(NextToken):
+class LiveTeacher(TextObjective):
     """w * t^2 * divergence at temperature t, plus (1 - w) * cross entropy, at the trained tokens.
 
     The divergence is over the tokens: teacher and student may be padded to different numbers of rows. Source: Hinton et
@@ -32,15 +32,22 @@ class LiveTeacher(NextToken):
     temperature: float
     teacher_weight: float
 
+    needs_whole_examples = True  # the teacher reads them
+    bytes_per_logit = 8  # the teacher's logit in float32, and rounded
+
     def losses(self, model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        return self.summed(model, hidden_TD, batch, self.terms)
+
+    def summed(self, model: Llama, hidden_TD: torch.Tensor, batch: Batch, terms: Terms) -> dict[str, torch.Tensor]:
+        """Return the sums of `terms` over the trained tokens, with the teacher's logits among the rows."""
         hidden_MD = hidden_TD[batch.trained_T]
-        return summed_over_tokens(model, hidden_MD, self.rows(batch), self.terms, beside=self._with_logits)
+        return summed_over_tokens(model, hidden_MD, self._rows(batch), terms, beside=self._with_logits)
 
     @torch.no_grad()
-    def rows(self, batch: Batch) -> Rows:
+    def _rows(self, batch: Batch) -> Rows:
         self.teacher.to(batch.tokens_T.device)  # once; the student's device is known by its first batch
         hidden_TD = batch.hidden_states(self.teacher, self.dtype)
-        return {**super().rows(batch), "teacher": hidden_TD[batch.trained_T]}
+        return {**trained_rows(batch), "teacher": hidden_TD[batch.trained_T]}
 
     @torch.no_grad()
     def _with_logits(self, rows: Rows) -> Rows:
@@ -49,6 +56,7 @@ class LiveTeacher(NextToken):
         return {**rows, "teacher": trim_padded_vocabulary(known_CV, self.chat.tokenizer)}
 
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
+        """Return the summed losses and entropies of one chunk of targets."""
         known_CV, targets_C, is_softened = rows["teacher"], rows["targets"], self.temperature != 1
         # Cross entropy is over all rows, so that other programs learn not to sample a row without a token.
         told_CV = trim_padded_vocabulary(logits_CV, self.chat.tokenizer)

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from puna.data.augment.identifiers import fresh_identifiers
 from puna.data.dataset import Dataset
-from puna.data.packing import Example
+from puna.data.packing import Batch, Example
 from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
 from puna.inference.engine.local import LocalSampler
@@ -57,38 +57,68 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class OnPolicyTeacher(LiveTeacher):
-    """As LiveTeacher; at the student's own tokens the divergence alone, since they are no truth to be learned."""
+class OnPolicyTeacher:
+    """A live teacher that also judges the student's own answers.
 
+    At the student's own tokens the loss is the divergence alone: the student's own words are no targets to learn.
+
+    Attributes:
+        live: Objective on the data's tokens.
+        share: Share of the rows that an answer from the pool replaces.
+        pool: Answers of the student; empty before the first step.
+
+    Example:
+        >>> OnPolicyTeacher(live_teacher, share=0.5, pool=Pool())
+    """
+
+    live: LiveTeacher
     share: float
     pool: Pool
 
+    is_cut = False  # the answers may change between two pieces of a row
+    needs_whole_examples = LiveTeacher.needs_whole_examples
+    bytes_per_logit = LiveTeacher.bytes_per_logit
+
     @property
-    def is_cut(self) -> bool:
-        return False  # Between two pieces of a row the answers may be other ones.
+    def kinds(self) -> tuple[str, ...]:
+        return self.live.kinds
+
+    @property
+    def reads_every_token(self) -> bool:
+        return self.live.reads_every_token
+
+    def num_counted(self, batch: Batch) -> int:
+        return self.live.num_counted(batch)
 
     def encode(self, row: object, source: random.Random) -> Sequence[Example]:
-        return [_marked(example.ids, example.mask, is_own=False) for example in super().encode(row, source)]
+        return [_marked(example.ids, example.mask, is_own=False) for example in self.live.encode(row, source)]
 
     def draw(self, row: object, source: random.Random) -> Sequence[Example]:
-        # Who only looks at the data, before the first step, finds no answers yet.
+        # The pool is empty for reports, which read rows before the first step.
         if self.pool.examples and source.random() < self.share:
             return [source.choice(self.pool.examples)]
         return self.encode(row, source)
 
-    def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
-        found, is_own_C = super().terms(logits_CV, rows), rows[IS_OWN]
+    def losses(self, model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        return self.live.summed(model, hidden_TD, batch, self._terms)
+
+    def _terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
+        sums, is_own_C = self.live.terms(logits_CV, rows), rows[IS_OWN]
         own_loss = F.cross_entropy(logits_CV[is_own_C], rows["targets"][is_own_C], reduction="sum")
         return {
-            **found,
-            "loss": found["loss"] - (1 - self.teacher_weight) * own_loss,
-            "token_loss": found["token_loss"] - own_loss,
+            **sums,
+            "loss": sums["loss"] - (1 - self.live.teacher_weight) * own_loss,
+            "token_loss": sums["token_loss"] - own_loss,
             "own_share": is_own_C.float().sum(),
         }
 
 
 class Answering:
-    """Fills the pool before a step whose turn it is; what was answered is kept, so that a killed run goes on alike."""
+    """Fills a pool with the student's answers every few steps; a journal keeps the answers for a resumed run.
+
+    Example:
+        >>> Answering(on_policy, config, run, model, chat, pool).fill(step=0)
+    """
 
     def __init__(self, settings: OnPolicy, config: TrainConfig, run: Run, model: Llama, chat: ChatFormat, pool: Pool):
         self._settings, self._config, self._run, self._model, self._chat = settings, config, run, model, chat
@@ -97,8 +127,8 @@ class Answering:
             given = f"on_policy.max_tokens = {settings.max_tokens}"
             raise ConfigError(given, expected=f"less than context = {config.max_length}, with room for a question")
 
-    def __call__(self, step: int) -> None:
-        """Make the pool that of this step."""
+    def fill(self, step: int) -> None:
+        """Fill the pool with the answers that belong to `step`."""
         if step % self._settings.interval and self._pool.examples:
             return
         first = step - step % self._settings.interval

@@ -12,16 +12,17 @@ import torch.nn.functional as F
 
 from puna.data.dataset import LABELS
 from puna.data.labels import LabelledRow
-from puna.data.packing import Example
+from puna.data.packing import Batch, Example
 from puna.inference.engine.sampling.sampler import trim_padded_vocabulary
+from puna.model.llama import Llama
 from puna.training.objectives.distillation.divergence import NOTHING, Divergence, buckets
 from puna.training.objectives.entropy import entropy_sum
-from puna.training.objectives.losses import Rows
-from puna.training.objectives.next_token import NextToken
+from puna.training.objectives.losses import Rows, summed_over_tokens
+from puna.training.objectives.text import TextObjective, trained_rows
 
 
 @dataclass(frozen=True)
-class StoredLabels(NextToken):
+class StoredLabels(TextObjective):
     """w * t^2 * divergence at temperature t, plus (1 - w) * cross entropy, at the tokens that have labels.
 
     The rows are LabelStore's own, with their ids and masks: nothing is encoded again. The labels have been taken at the
@@ -40,7 +41,11 @@ class StoredLabels(NextToken):
         assert isinstance(row, LabelledRow)
         return [Example(row.ids_T.tolist(), row.mask_T.tolist(), row.columns())]
 
+    def losses(self, model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        return summed_over_tokens(model, hidden_TD[batch.trained_T], trained_rows(batch), self.terms)
+
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
+        """Return the summed losses and entropies of one chunk of targets."""
         top_CK, targets_C, is_softened = rows["top"].float(), rows["targets"], self.temperature != 1
         told_CV = trim_padded_vocabulary(logits_CV, self.chat.tokenizer)
         is_whole = told_CV.shape == logits_CV.shape and not self.chat.tokenizer.unused_ids

@@ -6,7 +6,6 @@ batch, and adds what the process holds, the moments, and the kernels that oneDNN
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,11 +15,12 @@ from puna.model.adapters.adapted import adapted_modules
 from puna.model.config import ADAPTED
 from puna.model.llama import Llama
 from puna.pipeline.machine import machine_memory
-from puna.planning.plan.arithmetic import Device, Machine
-from puna.planning.plan.training import Training, TrainingPlan, plan_training
-from puna.training.objectives.distillation.live_teacher import LiveTeacher
+from puna.planning.plan.arithmetic import FLOAT_BYTES, Device, Machine
+from puna.planning.plan.training import Training as PlannedTraining
+from puna.planning.plan.training import TrainingPlan, plan_training
+from puna.training.loop.loop import run_batches
+from puna.training.loop.training import Training
 from puna.training.objectives.objective import Objective
-from puna.training.objectives.pairs import Pairs
 from puna.training.reports.preview.data_summary import Survey
 from puna.training.reports.preview.onednn_kernels import KERNEL_BYTES, compiled_products, compiles_products
 from puna.training.reports.preview.process_memory import forget_peak, held_bytes, peak_bytes
@@ -29,8 +29,6 @@ from puna.training.settings import Optim, TrainConfig
 # Beyond so many FLOPs a batch is computed once: the first, slower one has to do.
 FLOPS_OF_TWO_PASSES = 5e12
 OPTIMIZER_SAMPLE = 2**22
-# float32 values held for each logit beside itself: a teacher's, rounded and not; or log-probabilities and gradients.
-FLOATS_WITH_TEACHER, FLOATS_OF_PAIRS = 2, 3
 
 
 @dataclass(frozen=True)
@@ -62,20 +60,14 @@ class Forecast:
     seconds: float
 
 
-def forecast(
-    config: TrainConfig,
-    model: Llama,
-    objective: Objective,
-    found: Survey,
-    batch: Batch,
-    backward: Callable[[Batch], None],
-) -> Forecast:
-    """Predict a run, given a function that computes a batch forth and back; leaves no gradient behind."""
-    training, device = training_of(config, model, objective, found), model.device
+def forecast(run: Training, found: Survey, batch: Batch) -> Forecast:
+    """Predict time and memory of a run from its first batch; leaves no gradient behind."""
+    config, model = run.config, run.model
+    training, device = training_of(config, model, run.objective, found), model.device
     made = _planned(model, training)
     held_bytes(device)  # what is free is handed back, so that what the batch takes is seen
     is_measured = forget_peak(device)
-    seconds = _time_batch(model, backward, batch, made.flops_per_token * len(batch.tokens_T))
+    seconds = _time_batch(run, batch, made.flops_per_token * len(batch.tokens_T))
     most = peak_bytes(device) if is_measured else None
     step = time_optimizer(config.optim, device) * made.trained_parameters
     tokens_a_step = max(1.0, found.tokens / max(1, found.steps))
@@ -104,19 +96,19 @@ def forecast(
     )
 
 
-def _planned(model: Llama, training: Training) -> TrainingPlan:
+def _planned(model: Llama, training: PlannedTraining) -> TrainingPlan:
     device = Device("here", machine_memory(), None, None, None, is_cpu=model.device.type == "cpu")
     return plan_training(model.config, training, Machine(device, 1))
 
 
-def _batch_bytes(model: Llama, training: Training, first: Training, taken: int | None) -> int:
+def _batch_bytes(model: Llama, training: PlannedTraining, first: PlannedTraining, taken: int | None) -> int:
     """Return what a step takes beside weights and moments: arithmetic, times what it missed of the `first` batch."""
     largest, one = (_planned(model, each) for each in (training, replace(first, accumulate=1)))
     computed, computed_first = (each.peak_bytes - each.weights_bytes - each.moments_bytes for each in (largest, one))
     return computed if taken is None else round(computed * max(1.0, taken / computed_first))
 
 
-def _num_new_kernels(model: Llama, training: Training, batch: Batch, found: Survey) -> int:
+def _num_new_kernels(model: Llama, training: PlannedTraining, batch: Batch, found: Survey) -> int:
     """Count the products that the run's batches need and the first one didn't."""
     shapes = [(each.lengths, each.num_trained) for each in found.batches]
     known = compiled_products(model.config, training, [(batch.lengths, _trained(batch))])
@@ -127,16 +119,16 @@ def _trained(batch: Batch) -> int:
     return int(batch.trained_T.sum())
 
 
-def training_of(config: TrainConfig, model: Llama, objective: Objective, found: Survey) -> Training:
+def training_of(config: TrainConfig, model: Llama, objective: Objective, found: Survey) -> PlannedTraining:
     """Say in the plan's words what a run's largest batch is like, and what of the network is trained."""
     adapted = adapted_modules(model)
     parts = {path.split(".", 2)[2] for path in adapted if path.startswith("layers.")}
     rank = max(module.down_RI.shape[0] for module in adapted.values()) if adapted else None
     training = describe_training(config, found, rank, [part for part in ADAPTED if part in parts])
-    return replace(training, values_per_logit=_values_per_logit(objective))
+    return replace(training, values_per_logit=objective.bytes_per_logit // FLOAT_BYTES["float32"])
 
 
-def describe_training(config: TrainConfig, found: Survey, rank: int | None, targets: list[str]) -> Training:
+def describe_training(config: TrainConfig, found: Survey, rank: int | None, targets: list[str]) -> PlannedTraining:
     """Describe the largest batch of a run in the terms of `puna plan`.
 
     Args:
@@ -145,7 +137,7 @@ def describe_training(config: TrainConfig, found: Survey, rank: int | None, targ
         rank: Rank of the adapter; None where all weights are trained.
         targets: Matrices of a layer with an adapter, such as "attention.q_proj".
     """
-    return Training(
+    return PlannedTraining(
         tokens=found.tokens,
         context=max(found.batch.lengths, default=config.max_length),
         batch_tokens=found.batch.num_tokens,
@@ -159,21 +151,15 @@ def describe_training(config: TrainConfig, found: Survey, rank: int | None, targ
     )
 
 
-def _values_per_logit(objective: Objective) -> int:
-    if isinstance(objective, LiveTeacher):
-        return FLOATS_WITH_TEACHER
-    return FLOATS_OF_PAIRS if isinstance(objective, Pairs) else 0
-
-
-def _time_batch(model: Llama, backward: Callable[[Batch], None], batch: Batch, flops: float) -> float:
-    """Return the seconds of a batch; the first of two passes warms up."""
+def _time_batch(run: Training, batch: Batch, flops: float) -> float:
+    """Return the seconds of a forward and backward pass; the first of two passes is a warm-up."""
     seconds = 0.0
     for _ in range(2 if flops < FLOPS_OF_TWO_PASSES else 1):
         start = time.perf_counter()
-        backward(batch)
-        _wait(model.device)
+        run_batches(run, [batch], divisor=1)
+        _wait(run.model.device)
         seconds = time.perf_counter() - start
-        model.zero_grad(set_to_none=True)
+        run.model.zero_grad(set_to_none=True)
     return seconds
 
 

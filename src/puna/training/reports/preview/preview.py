@@ -3,18 +3,17 @@
 Changes no weight. A run that goes on after an interruption keeps the preview that it began with.
 """
 
+import copy
 import json
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from puna.data.packing import Batch, Packer, Position
-from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.model.llama import Llama
+from puna.data.packing import Packer, Position
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import DataError
-from puna.pipeline.run import EndOfPreview, Run
-from puna.training.objectives.objective import Objective
+from puna.pipeline.storage.journal import Journal
+from puna.training.loop.observer import Observer
+from puna.training.loop.training import Training
 from puna.training.reports.preview.data_summary import Piece, PlannedBatch, ShownExample, Survey, survey
 from puna.training.reports.preview.estimate import Forecast, forecast, outcome
 from puna.training.reports.preview.process_memory import forget_peak, peak_bytes
@@ -27,69 +26,73 @@ from puna.training.reports.preview.render import (
     outcome_lines,
     render_example,
 )
-from puna.training.settings import TrainConfig
 
 PAGE, DATA = "preview.md", "preview.json"
 _FORECAST_NAMES = {field.name for field in fields(Forecast)}
 
 
-class Preview(NamedTuple):
-    """What was seen and foreseen before the first step."""
+class BeforeAndAhead(NamedTuple):
+    """Data summary and estimate of a run, both made before the first step."""
 
     found: Survey
     made: Forecast
 
 
-def look_ahead(
-    config: TrainConfig,
-    run: Run,
-    objective: Objective,
-    model: Llama,
-    tokenizer: Tokenizer,
-    packer: Packer,
-    backward: Callable[[Batch], None],
-) -> Preview:
-    """Show what a run will train on and take; DataError if nothing would be trained.
+class Preview(Observer):
+    """Observer that shows data summary and estimate before the first step, and compares the estimate after the last.
 
-    `backward` computes a batch forth and back. Raises EndOfPreview where no more was asked for.
+    Writes preview.md and preview.json into the run directory, run_preview.md and run_preview.json into the artifact.
+    No weight changes. A resumed run keeps its first preview.
+
+    Example: `puna sft --preview-only` prints it and stops there.
     """
-    journal = run.journal("preview")
-    kept = _read(journal.records[-1]) if journal.records else None
-    if kept is not None and not run.is_preview:
-        forget_peak(model.device)
-        return kept
-    found = survey(packer, tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.accumulate)
+
+    def __init__(self) -> None:
+        self._made: BeforeAndAhead | None = None
+
+    def begin(self, training: Training) -> None:
+        """Show what the run will train on and take.
+
+        Raises:
+            DataError: Nothing would be trained.
+        """
+        run = training.run
+        journal = run.journal("preview")
+        earlier = _read(journal.records[-1]) if journal.records and not run.is_preview else None
+        self._made = earlier or _look_ahead(training, journal)
+        forget_peak(training.model.device)
+
+    def end(self, training: Training) -> None:
+        """Compare the estimate with the measured time and memory, in the log and in the artifact."""
+        run = training.run
+        assert self._made is not None, "begin comes before end"
+        taken = outcome(run.read_metrics(), peak_bytes(training.model.device))
+        for line in outcome_lines(self._made.made, taken):
+            run.log(line)
+        texts = {DATA: as_json(*self._made, taken), PAGE: markdown(run.stage, *self._made, taken)}
+        for name, text in texts.items():
+            artifact.write_text(run.output / (artifact.RECORD_PREFIX + name), text)
+
+
+def _look_ahead(training: Training, journal: Journal) -> BeforeAndAhead:
+    config, run, packer = training.config, training.run, training.packer
+    found = survey(packer, training.tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.accumulate)
     for line in [*data_lines(found), *histogram_lines(found)]:
         run.console.print(line, markup=False, highlight=False)
     for example in found.shown:
         run.console.print(f"\n{example.place}", style="bold", markup=False, highlight=False)
         run.console.print(render_example(example), soft_wrap=True)
     _require_trained(found, packer)
-    passed_over = packer.num_too_long
-    batch, _ = packer.next(Position())
-    made = forecast(config, model, objective, found, batch, backward)
-    packer.num_too_long = passed_over
+    batch, _ = copy.copy(packer).next(Position())  # a copy: the run's own packer counts the rows that it skips
+    made = forecast(training, found, batch)
     run.console.print()
     for line in forecast_lines(made):
         run.log(line)
-    told = as_json(found, made)
-    journal.append(json.loads(told))
-    artifact.write_text(run.directory / DATA, told)
+    text = as_json(found, made)
+    journal.append(json.loads(text))
+    artifact.write_text(run.directory / DATA, text)
     artifact.write_text(run.directory / PAGE, markdown(run.stage, found, made))
-    if run.is_preview:
-        raise EndOfPreview
-    forget_peak(model.device)
-    return Preview(found, made)
-
-
-def look_back(preview: Preview, run: Run, model: Llama) -> None:
-    """Compare with what the run took, in the log and in the artifact: run_preview.md and run_preview.json."""
-    taken = outcome(run.read_metrics(), peak_bytes(model.device))
-    for line in outcome_lines(preview.made, taken):
-        run.log(line)
-    texts = {DATA: as_json(*preview, taken), PAGE: markdown(run.stage, *preview, taken)}
-    for name, text in texts.items():
-        artifact.write_text(run.output / (artifact.RECORD_PREFIX + name), text)
+    return BeforeAndAhead(found, made)
 
 
 def _require_trained(found: Survey, packer: Packer) -> None:
@@ -103,7 +106,7 @@ def _require_trained(found: Survey, packer: Packer) -> None:
         )
 
 
-def _read(told: dict[str, Any]) -> Preview | None:
+def _read(told: dict[str, Any]) -> BeforeAndAhead | None:
     if {field.name for field in fields(Survey)} - told["survey"].keys() or told["forecast"].keys() != _FORECAST_NAMES:
         return None  # of another version: looked at anew
     surveyed = {field.name: told["survey"][field.name] for field in fields(Survey)}
@@ -112,7 +115,7 @@ def _read(told: dict[str, Any]) -> Preview | None:
     surveyed["batches"] = tuple(map(_planned, surveyed["batches"]))
     shown = [(each["place"], tuple(Piece(**piece) for piece in each["pieces"])) for each in surveyed["shown"]]
     surveyed["shown"] = tuple(ShownExample(*each) for each in shown)
-    return Preview(Survey(**surveyed), Forecast(**told["forecast"]))
+    return BeforeAndAhead(Survey(**surveyed), Forecast(**told["forecast"]))
 
 
 def _planned(told: dict[str, Any]) -> PlannedBatch:

@@ -1,7 +1,7 @@
-"""Settings and a number of processes -> how many ways each kind of parallelism divides the work; or why it can't.
+"""Settings and a number of processes -> degrees of parallelism, checked against the sizes of the network.
 
-The order is that of the Llama 3 paper (2024, arXiv 2407.21783, section 3.3.2): tensor innermost, then context,
-pipeline, data, since the innermost has the most to say to its neighbours and the outermost the least.
+Order of dimensions as in the Llama 3 paper (2024, arXiv 2407.21783, section 3.3.2): tensor innermost, then context,
+pipeline, data, from most to least communication.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,18 @@ from puna.model.config import LlamaConfig
 from puna.pipeline.errors import ConfigError
 from puna.training.settings import Parallel, TrainConfig
 
-# Outermost first, as a DeviceMesh counts: neighbours in rank differ in `tensor`.
+# Outermost first, as in a DeviceMesh: neighbouring ranks differ in `tensor`.
 DIMENSIONS = ("data", "pipeline", "context", "tensor")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How many ways the batches (data), layers (pipeline), tokens (context) and matrices (tensor) are divided."""
+class ParallelDims:
+    """Degrees of parallelism over batches (data), layers (pipeline), tokens (context) and matrices (tensor).
+
+    Example:
+        >>> str(ParallelDims(data=4, tensor=2))
+        'data 4 x pipeline 1 x context 1 x tensor 2'
+    """
 
     data: int = 1
     pipeline: int = 1
@@ -24,20 +29,26 @@ class Layout:
     tensor: int = 1
 
     @classmethod
-    def of(cls, parallel: Parallel, num_ranks: int) -> "Layout":
-        """Let `data` take the processes that the others leave, unless it is given; ConfigError if none fits."""
+    def of(cls, parallel: Parallel, num_ranks: int) -> "ParallelDims":
+        """Return the degrees for `num_ranks` processes; without a setting, `data` takes all remaining processes.
+
+        Raises:
+            ConfigError: The degrees do not multiply to `num_ranks`.
+        """
         inner = parallel.pipeline * parallel.context * parallel.tensor
-        given = f"{num_ranks} processes for parallel.pipeline x context x tensor = {inner}"
+        total = f"{num_ranks} processes for parallel.pipeline x context x tensor = {inner}"
         start = "torchrun --nproc-per-node {} --no-python puna ..."
         if num_ranks % inner:
             needed = -(-num_ranks // inner) * inner
             raise ConfigError(
-                given, expected=f"a multiple of {inner}", hint=f"Start {needed}: {start.format(needed)}, or divide less"
+                total,
+                expected=f"a multiple of {inner}",
+                hint=f"Start {needed}: {start.format(needed)}, or divide less",
             )
         data = parallel.data or num_ranks // inner
         if data * inner != num_ranks:
             raise ConfigError(
-                f"{given} and parallel.data = {data}",
+                f"{total} and parallel.data = {data}",
                 expected=f"{data * inner} processes",
                 hint=f"Leave parallel.data out, or start {start.format(data * inner)}",
             )
@@ -51,10 +62,10 @@ class Layout:
         return self.data, self.pipeline, self.context, self.tensor
 
     def require_fit(self, widths: LlamaConfig, config: TrainConfig) -> None:
-        """Raise ConfigError unless the network and the batches can be divided so."""
+        """Raise ConfigError unless the degrees divide heads, hidden channels, layers and batches."""
         for name, count in (("num_heads", widths.num_heads), ("num_kv_heads", widths.num_kv_heads)):
             _require_multiple(name, count, "parallel.tensor", self.tensor, "a tensor rank computes whole heads")
-        _require_multiple("hidden_dim", widths.hidden_dim, "parallel.tensor", self.tensor, "its shares are equal")
+        _require_multiple("hidden_dim", widths.hidden_dim, "parallel.tensor", self.tensor, "all shards are equal")
         if widths.num_layers < self.pipeline:
             raise ConfigError(
                 f"parallel.pipeline = {self.pipeline} for {widths.num_layers} layers",
@@ -64,14 +75,14 @@ class Layout:
             needed = -(-config.accumulate // self.data) * self.data
             raise ConfigError(
                 f"accumulate = {config.accumulate} with {self.data} data ranks",
-                expected="as many batches a step for each data rank",
-                hint=f"Give --accumulate {needed}, and batch_tokens that keep a step as large as it shall be",
+                expected=f"a multiple of {self.data}, so that data ranks have equally many batches",
+                hint=f"Give --accumulate {needed}, and batch_tokens for the same number of tokens per step",
             )
 
 
 def _require_multiple(name: str, count: int, setting: str, divisor: int, reason: str) -> None:
     if count % divisor:
-        fitting = [str(each) for each in range(1, count + 1) if count % each == 0]
+        fitting = [str(number) for number in range(1, count + 1) if count % number == 0]
         raise ConfigError(
             f"{setting} = {divisor} with {name} = {count}", expected=f"one of {', '.join(fitting)}: {reason}"
         )

@@ -1,7 +1,7 @@
-"""Parts of tensors <-> safetensors files, one a process: any process can read any part back, however they were divided.
+"""Shards of tensors <-> one safetensors file per process; other layouts of processes can read all shards.
 
-A part is stored under its tensor's name and its place, "norm.weight[0:8]", and what is whole under the name alone.
-There is no other index, and nothing of torch.distributed.checkpoint, whose index is a pickle.
+The name of a stored shard is the tensor's name with the shard's position, "norm.weight[0:8]"; whole tensors have no
+position. torch.distributed.checkpoint is not used, since its index is a pickle.
 """
 
 import math
@@ -14,18 +14,23 @@ from safetensors import safe_open
 
 from puna.formats.checkpoint.safetensors.writer import Entry, write_file
 from puna.pipeline.errors import ArtifactError
-from puna.training.parallel.parts import Box, Part
+from puna.training.parallel.shards import Box, TensorShard
 
 LABEL = re.compile(r"(?P<name>[^\[]+)(\[(?P<box>[\d:,]+)\])?")
 
 
 def file_name(kind: str, rank: int, num_ranks: int) -> str:
-    """Return where a process keeps its parts."""
+    """Return the file name for the shards of a rank.
+
+    Example:
+        >>> file_name("model", 0, 2)
+        'model-00000-of-00002.safetensors'
+    """
     return f"{kind}.safetensors" if num_ranks == 1 else f"{kind}-{rank:05d}-of-{num_ranks:05d}.safetensors"
 
 
-def write_pieces(path: Path, pieces: Mapping[str, Part]) -> None:
-    """Write parts, each with its place and the shape of the whole; empty ones are left out."""
+def write_shards(path: Path, pieces: Mapping[str, TensorShard]) -> None:
+    """Write shards, named with positions; empty shards are left out."""
     entries = [
         Entry(_label(name, box, shape), tensor.dtype, tuple(tensor.shape), tensor.detach)
         for name, (tensor, box, shape) in pieces.items()
@@ -34,30 +39,35 @@ def write_pieces(path: Path, pieces: Mapping[str, Part]) -> None:
     write_file(path, entries)
 
 
-class Pieces:
-    """The tensors that the files of one kind hold together."""
+class ShardFiles:
+    """Whole tensors from the shard files of a kind, such as all "model-*.safetensors".
+
+    Example:
+        >>> ShardFiles(Path("states/step-10"), "model").read("norm.weight", ((0, 8),)).shape
+        torch.Size([8])
+    """
 
     def __init__(self, directory: Path, kind: str):
         self.directory = directory
-        self._found: dict[str, list[tuple[Box, Path, str]]] = {}
+        self._shards: dict[str, list[tuple[Box, Path, str]]] = {}
         for path in sorted(directory.glob(f"{kind}*.safetensors")):
             for name, box, label in _labels(path):
-                self._found.setdefault(name, []).append((box, path, label))
+                self._shards.setdefault(name, []).append((box, path, label))
 
     def __contains__(self, name: str) -> bool:
-        return name in self._found
+        return name in self._shards
 
     def read_all(self, name: str) -> torch.Tensor:
         """Return a whole tensor."""
-        ends = [[end for _, end in box] for box, _, _ in self._found.get(name, [])]
-        return self.read(name, tuple((0, max(each)) for each in zip(*ends, strict=True)))
+        ends = [[end for _, end in box] for box, _, _ in self._shards.get(name, [])]
+        return self.read(name, tuple((0, max(axis_ends)) for axis_ends in zip(*ends, strict=True)))
 
     def read(self, name: str, wanted: Box) -> torch.Tensor:
-        """Return a part; of each file only what is needed is read."""
+        """Return the values in the box `wanted`; only needed parts of files are read."""
         if not _size(wanted):
             return torch.empty([end - start for start, end in wanted])
         parts, count = [], 0
-        for box, path, label in self._found.get(name, []):
+        for box, path, label in self._shards.get(name, []):
             common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, wanted, strict=True))
             if all(start < end for start, end in common):
                 parts.append((common, _read(path, label, box, common)))
@@ -72,8 +82,8 @@ def _joined(parts: list[tuple[Box, torch.Tensor]], wanted: Box) -> torch.Tensor:
         return parts[0][1]
     whole = parts[0][1].new_empty([end - start for start, end in wanted])
     for box, part in parts:
-        places = tuple(slice(start - first, end - first) for (start, end), (first, _) in zip(box, wanted, strict=True))
-        whole[places] = part
+        slices = tuple(slice(start - first, end - first) for (start, end), (first, _) in zip(box, wanted, strict=True))
+        whole[slices] = part
     return whole
 
 
@@ -81,8 +91,8 @@ def _read(path: Path, label: str, box: Box, wanted: Box) -> torch.Tensor:
     with safe_open(path, framework="pt") as file:
         if not box:
             return file.get_tensor(label)
-        places = tuple(slice(start - first, end - first) for (start, end), (first, _) in zip(wanted, box, strict=True))
-        return file.get_slice(label)[places]
+        slices = tuple(slice(start - first, end - first) for (start, end), (first, _) in zip(wanted, box, strict=True))
+        return file.get_slice(label)[slices]
 
 
 def _labels(path: Path) -> Iterator[tuple[str, Box, str]]:

@@ -1,6 +1,6 @@
-"""A sharded parameter -> which part of the whole this process holds, and whether it answers for it.
+"""A sharded parameter -> the local shard, the shard's position in the whole tensor, and the owning rank.
 
-A part is a box: a slice along each dimension.
+The position is a box: a (start, end) range along every dimension.
 """
 
 from typing import NamedTuple
@@ -11,45 +11,50 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from puna.model.llama import Llama
-from puna.training.parallel.pipeline import ReceivedBeforeHead
-from puna.training.parallel.team import Team
+from puna.training.parallel.pipeline import TiedHeadTable
+from puna.training.parallel.process_groups import ProcessGroups
 
-# Where each dimension begins and ends.
+# (start, end) along every dimension.
 Box = tuple[tuple[int, int], ...]
 
 
-class Part(NamedTuple):
-    """What a process holds of a tensor, where it lies in the whole, and the shape of the whole."""
+class TensorShard(NamedTuple):
+    """A local shard with the position in the whole tensor and the shape of the whole tensor.
+
+    Example:
+        >>> TensorShard(torch.zeros(2, 4), box=((2, 4), (0, 4)), shape=(4, 4)).box
+        ((2, 4), (0, 4))
+    """
 
     tensor: torch.Tensor
     box: Box
     shape: tuple[int, ...]
 
 
-def owned_parameters(model: Llama, team: Team) -> dict[str, nn.Parameter]:
-    """Return the parameters by name, without those of which another process counts and writes the same part."""
-    found: dict[str, nn.Parameter] = {}
+def owned_parameters(model: Llama, groups: ProcessGroups) -> dict[str, nn.Parameter]:
+    """Return parameters by name without replicas: only the owning rank counts and writes a replicated shard."""
+    owned: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         is_divided = isinstance(parameter, DTensor) and "tensor" in (parameter.device_mesh.mesh_dim_names or ())
-        is_first_stages = name == "embed_tokens.weight" and isinstance(model.embed_tokens, ReceivedBeforeHead)
-        if (is_divided or team.place("tensor") == 0) and not is_first_stages:
-            found[name] = parameter
-    return found
+        is_first_stages = name == "embed_tokens.weight" and isinstance(model.embed_tokens, TiedHeadTable)
+        if (is_divided or groups.local_rank("tensor") == 0) and not is_first_stages:
+            owned[name] = parameter
+    return owned
 
 
-def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """Return what this process holds of a tensor."""
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the local shard of a tensor; a plain tensor is whole."""
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def box_of(tensor: torch.Tensor) -> Box:
-    """Return where in the whole tensor the part of this process lies."""
+    """Return the position of the local shard in the whole tensor."""
     if not isinstance(tensor, DTensor):
         return tuple((0, size) for size in tensor.shape)
     mesh, coordinate = tensor.device_mesh, tensor.device_mesh.get_coordinate()
     assert coordinate is not None
     box = [(0, size) for size in tensor.shape]
-    # NOTE: from the inside out: a tensor rank's part is what its weights are sharded of.
+    # NOTE: from the innermost dimension out: FSDP shards the shard of a tensor rank.
     for dimension in reversed(range(mesh.ndim)):
         placement = tensor.placements[dimension]
         if isinstance(placement, Shard | _StridedShard):
@@ -59,8 +64,8 @@ def box_of(tensor: torch.Tensor) -> Box:
     return tuple(box)
 
 
-def like(tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    """Return a tensor sharded as `tensor` is, of which this process holds `part`."""
+def shard_like(tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """Return a DTensor with the sharding of `tensor` and the local shard `part`."""
     if not isinstance(tensor, DTensor):
         return part
     return DTensor.from_local(
@@ -69,6 +74,6 @@ def like(tensor: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
 
 
 def _share(start: int, end: int, index: int, count: int) -> tuple[int, int]:
-    """Return a share as torch.chunk cuts: all equal but for the last ones, which may be empty."""
+    """Return the range of chunk `index` as in torch.chunk: equal sizes, except for shorter or empty last chunks."""
     size = -(-(end - start) // count)
     return min(end, start + index * size), min(end, start + (index + 1) * size)
