@@ -15,7 +15,7 @@ CEILINGS = {
     "data": 102,
     "evaluation": 67,
     "formats": 83,
-    "inference": 40,
+    "inference": 35,
     "model": 95,
     "pipeline": 84,
     "planning": 85,

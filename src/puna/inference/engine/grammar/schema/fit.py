@@ -73,7 +73,7 @@ class SchemaFitter:
         self._lock = threading.Lock()
 
     def fit(self, schema: Any, *, is_strict: bool, place: str) -> FittedSchema:
-        """Return a compiling schema; RequestError, with `place` in the text, without such a schema or in strict mode."""
+        """Return a compiling schema; RequestError, naming `place`, if none exists or strict forbids the changes."""
         if not isinstance(schema, dict):
             given = f"{place}: a JSON schema that is {type(schema).__name__}"
             raise RequestError(given, expected="an object")
