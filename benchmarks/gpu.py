@@ -22,7 +22,7 @@ from random_models import wide_tokenizer
 from transformers import LlamaConfig as Theirs
 from transformers import LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
 
-from puna.formats.checkpoint.hf_config import render_config
+from puna.formats.checkpoint.hf.config import render_config
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.sampling.params import SamplingParams
 from puna.model import float8

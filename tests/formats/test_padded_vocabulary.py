@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from grown_checkpoint import add_rows, entry, grow
-from tiny_checkpoint import edit_json, save, tokenizer
 
 from puna.data.dataset import Dataset
 from puna.data.labels import LabelHeader, read_header
@@ -25,10 +24,11 @@ from puna.inference.engine.sampling.sampler import trim_padded_vocabulary
 from puna.pipeline.artifacts.artifact import read_receipts
 from puna.pipeline.config import parse_config
 from puna.pipeline.errors import ConfigError
+from puna.testing.tiny_checkpoint import edit_json, save, tokenizer
 from puna.training.distill import Config, require_fit
-from puna.training.objectives.imitation.divergence import Divergence
-from puna.training.objectives.imitation.live_teacher import LiveTeacher
-from puna.training.objectives.imitation.stored_labels import StoredLabels
+from puna.training.objectives.distillation.divergence import Divergence
+from puna.training.objectives.distillation.live_teacher import LiveTeacher
+from puna.training.objectives.distillation.stored_labels import StoredLabels
 from puna.training.teacher.local import LocalTeacher
 from puna.training.teacher.teacher import Item
 

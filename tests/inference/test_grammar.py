@@ -11,7 +11,6 @@ import llama_models.llama3 as meta
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tiny_checkpoint import random_llama, tokenizer
 
 from puna.formats.tokenizer import Tokenizer
 from puna.inference.engine.grammar import check
@@ -21,6 +20,7 @@ from puna.inference.engine.options import EngineOptions
 from puna.inference.engine.outputs import Completion
 from puna.inference.engine.sampling.params import SamplingParams
 from puna.pipeline.errors import RequestError
+from puna.testing.tiny_checkpoint import random_llama, tokenizer
 
 PROMPT = [40, 41, 42]
 ADDRESS = {

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.formats.checkpoint.gguf.writer import write_gguf
-from puna.formats.checkpoint.hf_config import render_config
-from puna.formats.checkpoint.weights import build_empty
+from puna.formats.checkpoint.hf.config import render_config
+from puna.formats.checkpoint.hf.weights import build_empty
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.formats.tokenizer.train import train_tokenizer
 from puna.inference.engine.cache.paged_cache import PAGE_LEN
@@ -80,7 +80,7 @@ TRAINS = (
 from puna.data.packing import Batch
 from puna.formats.tokenizer.train import train_tokenizer
 from puna.training import pretrain
-from puna.training.evidence.counts import TokenCounter
+from puna.training.loop.counts import TokenCounter
 from puna.training.loop import loop
 from puna.training.objectives.next_token import NextToken
 from puna.training.loop.state import TrainState

@@ -15,7 +15,7 @@ from puna.inference.engine.grammar.grammar import json_grammar
 from puna.inference.engine.scheduling.request import Request, State
 from puna.inference.engine.scheduling.scheduler import IDLE_TOKENS, Scheduler
 from puna.pipeline.errors import RequestError
-from puna.serving.generation.admission import (
+from puna.serving.admission.admission import (
     BURST,
     MOST_DELAY,
     MOST_SECONDS,
@@ -23,12 +23,12 @@ from puna.serving.generation.admission import (
     Admission,
     RefusalPace,
 )
-from puna.serving.grammars import MAX_WAITING, Grammars
+from puna.serving.admission.workers import LARGE_BYTES, Workers
+from puna.serving.admission.workers import MAX_WAITING as MOST_LARGE
+from puna.serving.errors import HttpError
 from puna.serving.middleware.concurrency import ConcurrencyMiddleware
 from puna.serving.middleware.keys import Tenant
-from puna.serving.offload.workers import LARGE_BYTES, Workers
-from puna.serving.offload.workers import MAX_WAITING as MOST_LARGE
-from puna.serving.refusals import Refusal
+from puna.serving.preparation.grammars import MAX_WAITING, GrammarPool
 
 
 class Clock:
@@ -39,8 +39,8 @@ class Clock:
         return self.now
 
 
-def refusal_of(admission: Admission, tenant: str, size: int = 1) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+def refusal_of(admission: Admission, tenant: str, size: int = 1) -> HttpError:
+    with pytest.raises(HttpError) as caught:
         admission.take(tenant, size)
     assert caught.value.status == 503
     return caught.value
@@ -234,7 +234,7 @@ def test_requests_beyond_a_tenants_share_of_the_connections_wait_for_their_refus
             asked.append(asyncio.create_task(limited(dict(scope), None, None)))  # type: ignore[arg-type]
         await asyncio.sleep(0.01)
         refused = [task for task in asked if task.done()]
-        assert len(refused) == BURST + 1 and all(isinstance(task.exception(), Refusal) for task in refused)
+        assert len(refused) == BURST + 1 and all(isinstance(task.exception(), HttpError) for task in refused)
         ended.set()
         await asyncio.gather(*asked[BURST + 2 :])  # By then there is room.
 
@@ -249,10 +249,10 @@ def test_slow_grammars_of_one_tenant_leave_another_its_turn(tokenizer_path):
         return json_grammar({"type": "null"})
 
     async def run() -> None:
-        grammars = Grammars(Tokenizer.load(tokenizer_path), [1])
+        grammars = GrammarPool(Tokenizer.load(tokenizer_path), [1])
         waiting = [asyncio.create_task(grammars.compile(slow, param="tools", tenant="a")) for _ in range(MAX_WAITING)]
         await asyncio.sleep(0.1)
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(HttpError) as caught:
             await grammars.compile(slow, param="tools", tenant="a")
         assert caught.value.status == 503
         for _ in range(3):
@@ -275,7 +275,7 @@ def test_large_requests_of_one_tenant_leave_another_its_turn():
         workers, large = Workers(), LARGE_BYTES + 1
         many = [asyncio.create_task(workers.run(slow, num_bytes=large, tenant="a")) for _ in range(MOST_LARGE)]
         await asyncio.to_thread(began.wait, 20)
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(HttpError) as caught:
             await workers.run(len, "text", num_bytes=large, tenant="a")
         assert caught.value.status == 503
         other = asyncio.create_task(workers.run(len, "text", num_bytes=large, tenant="b"))

@@ -12,7 +12,7 @@ import torch
 
 from puna.formats.checkpoint.adapters.adapter import checkpoint_at, open_adapter, require_runnable
 from puna.formats.checkpoint.checkpoint import GENERATION_NAME, Checkpoint
-from puna.formats.checkpoint.directory import find_file, read_json
+from puna.formats.checkpoint.safe_files import find_file, read_json
 from puna.formats.tokenizer import Tokenizer
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import DEFAULTS, EngineOptions
