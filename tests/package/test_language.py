@@ -13,7 +13,7 @@ CEILINGS = {
     "conversion": 113,
     "corpus": 64,
     "data": 102,
-    "evaluation": 67,
+    "evaluation": 29,
     "formats": 83,
     "inference": 100,
     "model": 95,
