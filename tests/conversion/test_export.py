@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import SCALING, logits_of, tokenizer
 
 from puna.conversion.exchange import export
 from puna.conversion.exchange.fidelity import peer_receipts, peer_tolerance
 from puna.conversion.exchange.peers import PEERS, Peer
 from puna.data.pieces import probe_pieces
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.formats.checkpoint.formats import open_source
+from puna.formats.checkpoint.detect import open_source
 from puna.formats.checkpoint.gguf import writer
 from puna.formats.checkpoint.gguf.container import read_gguf
-from puna.formats.checkpoint.gguf.layout import to_pairs
-from puna.formats.checkpoint.weights import load_source
+from puna.formats.checkpoint.gguf.tensors import to_pairs
+from puna.formats.checkpoint.hf.weights import load_source
 from puna.model import compare
 from puna.model.compare import Comparison
 from puna.model.config import LlamaConfig
@@ -27,6 +26,7 @@ from puna.model.llama import Linear, Llama, RMSNorm
 from puna.model.rope import rope_frequencies
 from puna.pipeline.artifacts.artifact import Receipt, read_manifest, read_receipts
 from puna.pipeline.errors import CheckpointError, ConfigError, ReceiptError
+from puna.testing.tiny_checkpoint import SCALING, logits_of, tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from puna.data.augment.identifiers import fresh_identifiers
 from puna.data.dataset import Dataset
 from puna.data.document import Document
-from puna.data.identifiers import fresh_identifiers
 from puna.data.packing import Batch, Example, Packer, Position
 from puna.data.shards import open_shard, read_rows, write_jsonl, write_parquet
 from puna.formats.chat.conversation import Conversation, Message, ToolCall

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puna.data.drills import draw_drill, draw_run_drill
+from puna.data.augment.drills import draw_drill, draw_run_drill
 
 
 @given(st.lists(st.integers(0, 500), min_size=5, max_size=200), st.integers(0, 2**32))

@@ -10,7 +10,7 @@ from preference_rows import row, write
 from puna.data.dataset import Dataset
 from puna.data.preference import Preference
 from puna.pipeline.errors import ChatError
-from puna.training.evidence.rows import describe_rows
+from puna.training.reports.rows import describe_rows
 
 
 def said(role: str, content: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from rich.console import Console
 from puna.data.dataset import Dataset
 from puna.data.packing import Example
 from puna.evaluation.diagnose.comparison_group import ComparisonGroup, Difference, GroupMember
-from puna.evaluation.diagnose.finding import REASONS
+from puna.evaluation.diagnose.reasons import REASONS
 from puna.evaluation.diagnose.record import Record
 from puna.evaluation.diagnose.report import run_report
 from puna.evaluation.diagnose.rules import comparisons, fit, forgetting, labels, learning, masks
@@ -27,12 +27,12 @@ from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.config import parse_config
 from puna.pipeline.run import Run
-from puna.training.evidence.chat import PROBES, measure_chat
-from puna.training.evidence.record import open_record
 from puna.training.loop.loop import train
 from puna.training.loop.start import starting_model
 from puna.training.objectives.entropy import cross_entropy_sum, entropy_sum
 from puna.training.objectives.next_token import NextToken
+from puna.training.reports.chat_probes import PROBES, measure_chat
+from puna.training.reports.run_report import open_record
 from puna.training.sft import Config as SftConfig
 
 pytestmark = pytest.mark.usefixtures("no_picture")

@@ -25,7 +25,8 @@ from puna.formats.checkpoint.checkpoint import save_checkpoint
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.formats.tokenizer.train import train_tokenizer
 from puna.inference.engine.local import LocalSampler
-from puna.inference.engine.sampler import Completion, SamplingParams
+from puna.inference.engine.outputs import Completion
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.pipeline.config import parse_config
@@ -228,7 +229,7 @@ def test_answers_that_nobody_judged_count_in_no_score(tmp_path: Path, monkeypatc
     rows = list(read_rows(run.output / "conversations-one.jsonl"))
     assert [(row["judged"], row["judged_by"]) for row in rows] == [(True, "rule")] * 8 + [(False, "")] * 2
     assert [row["similarity"] for row in rows[6:]] == [None, None, pytest.approx(0, abs=0.1), 1]
-    assert "2 more were answered in words that nobody judged" in (run.output / "report.md").read_text()
+    assert "2 more have unjudged answers in words" in (run.output / "report.md").read_text()
 
 
 def test_an_evaluation_in_which_nothing_was_judged_has_no_score(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_model_that_meets_every_demand_goes_out_with_page_card_and_record(hous
         "# GO: 40.0 points better than the base model; 2.0 points below the teacher (8.0 are allowed); 10.0"
     )
     row = "| this model | 70.0 % (60.4 to 78.1) of 100 | 50.0 % (40.4 to 59.6) of 100 | 2.0 MB | 500 tokens/s |"
-    assert row in page and "| this model | 1.00 USD |" in page and "at 1.80 USD an hour" in page
+    assert row in page and "| this model | 1.00 USD |" in page and "at 1.80 USD per hour" in page
     assert "usd_per_hour" not in page
     assert (out / "model.safetensors").exists() and "`GO: 40.0 points" in (out / "README.md").read_text()
     record = json.loads((out / "release.json").read_text())["gate"]

@@ -19,7 +19,7 @@ from puna.evaluation.release.paired_comparison import compare_paired
 from puna.evaluation.release.rules.exam import examine
 from puna.evaluation.release.settings import GateConfig
 from puna.evaluation.scores import EvaluatedModel, Evaluation
-from puna.evaluation.tasks import Question, Task, load_task
+from puna.evaluation.tasks import Question, Task
 from puna.evaluation.tasks.null_models import null_models, right_answer
 from puna.formats.chat.conversation import Conversation, Message, ToolCall, tool_name
 
@@ -71,11 +71,11 @@ def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("exam") / request.param
     if request.param == "shop":
         perform_stage("synthesize", path, split="held_out", num_worlds=10, conversations_per_world=8, pages=False)
-        return load_task(path)
+        return Task.load(path)
     path.mkdir()
     dialogue = bank_dialogue if request.param == "bank" else order_dialogue
     write_jsonl(path / "conversations.jsonl", [dialogue(number) for number in range(120)])
-    return load_task(path)
+    return Task.load(path)
 
 
 def words(text: str) -> Callable[[Question], Message]:

@@ -15,8 +15,8 @@ from foreign_writers import IDS, WRITERS, Setting
 from puna.conversion.exchange.vocabulary import AROUND
 from puna.data.pieces import PROBES
 from puna.formats.checkpoint.checkpoint import Checkpoint
-from puna.formats.checkpoint.formats import open_source
-from puna.formats.checkpoint.weights import load_source
+from puna.formats.checkpoint.detect import open_source
+from puna.formats.checkpoint.hf.weights import load_source
 from puna.model.attend import packed_attend
 from puna.pipeline.artifacts.artifact import read_receipts
 

@@ -31,7 +31,7 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "core", "misc", "base", "experi
 UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 
 # What breaks a limit, and why it may: {"room/file.py": "reason"}.
-EXCEPTIONS: dict[str, str] = {"serving": "the rooms of generation and requests are being nested"}
+EXCEPTIONS: dict[str, str] = {}
 # Folders whose entries import one another in a circle, and why they may.
 CIRCLES: dict[str, str] = {
     "training": "the loop and the reports are being taken apart",

@@ -19,17 +19,17 @@ from rich.console import Console
 
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.formats.checkpoint.gguf.writer import write_gguf
-from puna.formats.checkpoint.hf_config import render_config
-from puna.formats.checkpoint.weights import build_empty
+from puna.formats.checkpoint.hf.config import render_config
+from puna.formats.checkpoint.hf.weights import build_empty
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.formats.tokenizer.train import train_tokenizer
+from puna.inference.engine.cache.paged_cache import PAGE_LEN
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
 from puna.inference.engine.runners.torch_runner import TorchRunner
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.attend import packed_attend
 from puna.model.config import SIZES, LlamaConfig, matrix_shapes
-from puna.model.kernels.native import PAGE_LEN
 from puna.model.llama import Llama
 from puna.model.quantized import Quantized
 from puna.model.scheme import FP8, INT8, Scheme
@@ -80,7 +80,7 @@ TRAINS = (
 from puna.data.packing import Batch
 from puna.formats.tokenizer.train import train_tokenizer
 from puna.training import pretrain
-from puna.training.evidence.counts import TokenCounter
+from puna.training.loop.counts import TokenCounter
 from puna.training.loop import loop
 from puna.training.objectives.next_token import NextToken
 from puna.training.loop.state import TrainState
@@ -121,7 +121,7 @@ SERVES = (
     + """
 from puna.inference.engine.local import LocalSampler
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 
 def serve(path, length):
     sampler = LocalSampler.open(path, options=EngineOptions(max_batch=4))

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from puna.training.objectives.imitation.divergence import Divergence, buckets
-from puna.training.objectives.imitation.stored_labels import teacher_buckets
+from puna.training.objectives.distillation.divergence import Divergence, buckets
+from puna.training.objectives.distillation.stored_labels import teacher_buckets
 
 KINDS = [("forward_kl", 0.5), ("reverse_kl", 0.5), ("jsd", 0.5), ("jsd", 0.1)]
 

@@ -24,7 +24,7 @@ from puna.pipeline.errors import ConfigError, DataError
 from puna.pipeline.run import Run
 from puna.training.dpo import Config
 from puna.training.objectives.dpo import Dpo, answer_keys, log_probabilities
-from puna.training.preferences.references import reference_log_probabilities
+from puna.training.objectives.references import reference_log_probabilities
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -245,7 +245,7 @@ def test_no_interruption_changes_the_weights_or_computes_a_reference_twice(
         if step == 4:
             raise PowerFailure
 
-    monkeypatch.setattr("puna.training.preferences.references.log_probabilities", compute_and_fail)
+    monkeypatch.setattr("puna.training.objectives.references.log_probabilities", compute_and_fail)
     with pytest.raises(PowerFailure):
         perform_stage("dpo", tmp_path / "out", **settings)
     path = tmp_path / ".runs" / "out" / "journals" / "reference-data.jsonl"

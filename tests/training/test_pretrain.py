@@ -22,9 +22,9 @@ from puna.model.attend import packed_attend
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import PunaError
 from puna.training.loop.optimizer import learning_rate
-from puna.training.loop.plot import plot_losses
-from puna.training.loop.settings import Optim
 from puna.training.objectives.next_token import NextToken
+from puna.training.reports.plot import plot_losses
+from puna.training.settings import Optim
 
 Perform = Callable[..., bool]
 

@@ -29,10 +29,10 @@ from puna.training import sft
 from puna.training.loop.loop import train
 from puna.training.loop.start import starting_model
 from puna.training.objectives.next_token import NextToken
-from puna.training.preview.compiled import compiles_products
-from puna.training.preview.forecast import Forecast, Outcome
-from puna.training.preview.show import outcome_lines, render_example
-from puna.training.preview.survey import ShownExample, pieces_of, survey
+from puna.training.reports.preview.data_summary import ShownExample, pieces_of, survey
+from puna.training.reports.preview.estimate import Forecast, Outcome
+from puna.training.reports.preview.onednn_kernels import compiles_products
+from puna.training.reports.preview.render import outcome_lines, render_example
 
 Perform = Callable[..., bool]
 Settings = dict[str, Any]
@@ -203,7 +203,7 @@ from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.planning.plan.training import Training
 from puna.training.objectives.next_token import NextToken
-from puna.training.preview.compiled import compiled_products
+from puna.training.reports.preview.onednn_kernels import compiled_products
 
 torch.set_num_threads(1)
 rank = int(sys.argv[1])
@@ -260,7 +260,7 @@ def test_later_batches_of_other_shapes_are_part_of_the_forecast(
     ids=["adapter", "all weights"],
 )
 def test_the_memory_of_a_run_of_its_own_is_foreseen_within_15_percent(table: Settings, tmp_path: Path):
-    """The runs of docs/afternoon.md, as processes: conversations of many lengths, the shipped teacher."""
+    """The runs of docs/start/afternoon.md, as processes: conversations of many lengths, the shipped teacher."""
     source, words = random.Random(0), ["the", "order", "parcel", "shop", "opens", "at", "nine", "today"]
     folder = tmp_path / "data"
     folder.mkdir()

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from tiny_checkpoint import save, tokenizer
 
 from puna.data.packing import Batch
 from puna.formats.chat.format import ChatFormat
@@ -24,6 +23,7 @@ from puna.model.llama import Linear, Llama
 from puna.model.quantized import QuantizedLinear, round_linears, rounded
 from puna.model.scheme import FP8, INT8, Scheme
 from puna.pipeline.errors import ConfigError
+from puna.testing.tiny_checkpoint import save, tokenizer
 from puna.training.objectives.next_token import NextToken
 
 LENGTHS = (23, 40, 9)
@@ -284,7 +284,7 @@ def test_no_rounded_weight_is_kept_as_floats_until_the_backward_pass():
 
 def test_what_is_frozen_gets_neither_gradients_nor_places_in_the_optimizer(base: Path):
     from puna.training.loop.optimizer import make_optimizer
-    from puna.training.loop.settings import Optim
+    from puna.training.settings import Optim
 
     model = Checkpoint.open(base).load(torch.bfloat16)
     add_adapter(model, AdapterShape(["q_proj"], 2, 4.0, has_magnitudes=True), seed=0)

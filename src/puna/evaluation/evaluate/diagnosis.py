@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from puna.evaluation.diagnose.comparison_group import ComparisonGroup, Difference, Differences, GroupMember
-from puna.evaluation.diagnose.finding import Finding
+from puna.evaluation.diagnose.reasons import REASONS, to_json
 from puna.evaluation.diagnose.report import tell
 from puna.evaluation.diagnose.rules.table import explain
 from puna.evaluation.evaluate.comparison_groups import GroupNames, read_member
 from puna.evaluation.evaluate.slices import paired_difference
 from puna.evaluation.scores import EvaluatedModel
 from puna.formats.chat.conversation import Conversation
+from puna.pipeline.finding import Finding
 
 
 class Diagnosis(NamedTuple):
@@ -48,7 +49,7 @@ class Diagnosis(NamedTuple):
         return {
             **{role: member.name if member else None for role, member in members.items()},
             "is_below": self.is_below,
-            "findings": [finding.to_json() for finding in self.findings],
+            "findings": [to_json(finding) for finding in self.findings],
         }
 
 
@@ -112,7 +113,7 @@ def lines(diagnosis: Diagnosis) -> list[str]:
     """Return the lines for the terminal: verdicts, then observation, reason and remedy of every finding."""
     text = _verdicts(diagnosis)
     for finding in diagnosis.findings:
-        text += [f"  {finding.code}: {finding.seen}", f"    {finding.reason}", f"    -> {finding.remedy}"]
+        text += [f"  {finding.code}: {finding.seen}", f"    {REASONS[finding.code]}", f"    -> {finding.remedy}"]
     return text if diagnosis.findings else [*text, "  no rule found a cause in the scores and the records of the runs"]
 
 

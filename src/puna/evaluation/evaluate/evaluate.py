@@ -37,7 +37,7 @@ from puna.evaluation.scores import (
 )
 from puna.evaluation.tasks.grading.similarity import reference_of
 from puna.evaluation.tasks.labels import Labels, read_labels
-from puna.evaluation.tasks.task import Task, load_task
+from puna.evaluation.tasks.task import Task
 from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.adapters.adapter import checkpoint_at
 from puna.formats.tokenizer.tokenizer import Tokenizer
@@ -235,7 +235,7 @@ def _described(config: Config, items: list[Item]) -> dict[str, float]:
 def _load_tasks(config: Config) -> list[Task]:
     tasks: dict[str, Task] = {}
     for path in config.tasks:
-        task = load_task(path)
+        task = Task.load(path)
         if task.name in tasks:
             raise ConfigError(f"tasks has '{task.name}' twice", expected="tasks with different names")
         tasks[task.name] = task

@@ -125,7 +125,7 @@ class Decision:
         """The decision as a receipt: number of reasons against a GO, with limit 0."""
         details: dict[str, Any] = {"overrides": self.overrides, "passes_over": self.failed_claims}
         if not self.is_go:
-            page = "decision.html beside the receipt has the details; docs/release.md explains how to override a rule"
+            page = "decision.html beside the receipt has the details; docs/stages/release.md explains overrides"
             hint = ". ".join([*self.hints, page])
             details |= {"reasons": [f"NO-GO: {self.reasons[0]}", *self.reasons[1:]], "hint": hint}
         return Receipt(GATE, self.name, len(self.reasons), 0, self.is_go, details)

@@ -24,8 +24,8 @@ from puna.evaluation.release.settings import GateConfig
 from puna.evaluation.release.terms import Node, applying, find_texts, governing_licence, notice, origin, statement, walk
 from puna.evaluation.scores import Evaluation, ScoreTable, read_evaluation, score_table
 from puna.formats.checkpoint.checkpoint import CONFIG_NAME, GENERATION_NAME, Checkpoint
-from puna.formats.checkpoint.directory import find_file, read_json
-from puna.formats.checkpoint.layout import INDEX_NAME, SINGLE_NAME
+from puna.formats.checkpoint.safe_files import find_file, read_json
+from puna.formats.checkpoint.safetensors.header import INDEX_NAME, SINGLE_NAME
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.artifacts.licence import LICENCES, Licence, read_notices
 from puna.pipeline.artifacts.lineage import licences_of

@@ -24,13 +24,31 @@ class Task:
     """Questions with grading rules.
 
     Example:
-        >>> task = load_task(Path("data/shop"))
+        >>> task = Task.load(Path("data/shop"))
         >>> task.grade(task.questions[0], Message("assistant", "It costs 24.90.")).score
         1.0
     """
 
     name: str
     questions: tuple[Question, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> "Task":
+        """Read a questions file, or a folder of files; conversations give a question per assistant turn.
+
+        Raises:
+            DataError: A row does not fit; the message names file, row and field.
+        """
+        questions: dict[str, Question] = {}
+        for where, question in _questions(path):
+            if question.id in questions:
+                raise DataError(f"{where} has the id '{question.id}' again", expected="every id once in a task")
+            questions[question.id] = question
+        if not questions:
+            raise DataError(f"{path} has no questions", expected="questions*.jsonl or conversations*.jsonl with rows")
+        named = path.resolve() if path.name in ("", "..") else path  # "." and ".." name no folder
+        name = named.name if path.is_dir() else f"{path.resolve().parent.name}/{path.stem}"
+        return cls(name, tuple(questions.values()))
 
     def grade(self, question: Question, message: Message) -> Grade:
         """Grade an answer with the rule of the question."""
@@ -52,24 +70,6 @@ class Task:
         start = source.randrange(num_questions)
         chosen = sorted(drawn[(start + number * num_questions) // max_questions] for number in range(max_questions))
         return replace(self, questions=tuple(self.questions[index] for index in chosen))
-
-
-def load_task(path: Path) -> Task:
-    """Read a questions file, or a folder of files; conversations give a question per assistant turn.
-
-    Raises:
-        DataError: A row does not fit; the message names file, row and field.
-    """
-    questions: dict[str, Question] = {}
-    for where, question in _questions(path):
-        if question.id in questions:
-            raise DataError(f"{where} has the id '{question.id}' again", expected="every id once in a task")
-        questions[question.id] = question
-    if not questions:
-        raise DataError(f"{path} has no questions", expected="questions*.jsonl or conversations*.jsonl with rows")
-    named = path.resolve() if path.name in ("", "..") else path  # "." and ".." name no folder
-    name = named.name if path.is_dir() else f"{path.resolve().parent.name}/{path.stem}"
-    return Task(name, tuple(questions.values()))
 
 
 def _questions(path: Path) -> Iterator[tuple[str, Question]]:

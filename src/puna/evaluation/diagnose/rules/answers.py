@@ -1,7 +1,7 @@
 """Facts about the answers in the training data -> findings about repeated or empty answers."""
 
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.record import Record
+from puna.pipeline.finding import Finding
 
 # Three balanced classes give a share of one third; the most frequent answer in human dialogues has a few percent.
 MOST_EQUAL = 0.35

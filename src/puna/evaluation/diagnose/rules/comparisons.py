@@ -1,7 +1,7 @@
 """Scores and records of a comparison group -> causes of a student below its baseline or start model."""
 
 from puna.evaluation.diagnose.comparison_group import ComparisonGroup
-from puna.evaluation.diagnose.finding import Finding
+from puna.pipeline.finding import Finding
 
 MOST_FEWER_TOKENS = 0.9
 # BUDGET: settings that must be equal for a fair comparison. Other settings may differ between objectives.

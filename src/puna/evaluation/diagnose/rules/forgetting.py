@@ -3,8 +3,8 @@
 import math
 
 from puna.evaluation.diagnose.comparison_group import ComparisonGroup
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.record import Record
+from puna.pipeline.finding import Finding
 
 # A perplexity 10 % higher.
 MOST_RISE = math.log(1.1)

@@ -6,8 +6,8 @@ distillation temperature. `teacher_entropy`, `entropy` and the losses are at tem
 
 import math
 
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.record import Record
+from puna.pipeline.finding import Finding
 
 # A total variation of 0.05 from the teacher equals one wrong label in twenty.
 MOST_TAIL = 0.05

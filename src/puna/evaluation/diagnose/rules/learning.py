@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.record import Record
+from puna.pipeline.finding import Finding
 
 # A difference counts from three standard errors on: few steps give only a rough standard error.
 ERRORS = 3

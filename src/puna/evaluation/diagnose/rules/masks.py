@@ -1,7 +1,7 @@
 """Counts of trained tokens and facts about the training text -> findings about the loss mask and dropped rows."""
 
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.record import Record
+from puna.pipeline.finding import Finding
 
 # A conversation with a page of 2,000 tokens before an answer of 40 has 2 % of its tokens trained.
 LEAST_TRAINED = 0.01

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from puna.evaluation.diagnose.comparison_group import ComparisonGroup
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.order import in_order
 from puna.evaluation.diagnose.record import Record
 from puna.evaluation.diagnose.rules import answers, chat, comparisons, fit, forgetting, labels, learning, masks
 from puna.pipeline.errors import ArtifactError
+from puna.pipeline.finding import Finding
 
 # Rules on the record of one training run.
 RUN_RULES: tuple[Callable[[Record], Finding | None], ...] = (
