@@ -102,7 +102,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"rules"},
     ),
     "evaluation/evaluate": (
-        {"judges", "slices", "comparison_groups", "cost"},
+        {"comparison_groups", "cost", "judges", "models", "slices"},
         {"grading", "diagnosis"},
         {"asking", "exam"},
         {"earlier", "report"},
