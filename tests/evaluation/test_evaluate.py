@@ -229,7 +229,7 @@ def test_answers_that_nobody_judged_count_in_no_score(tmp_path: Path, monkeypatc
     rows = list(read_rows(run.output / "conversations-one.jsonl"))
     assert [(row["judged"], row["judged_by"]) for row in rows] == [(True, "rule")] * 8 + [(False, "")] * 2
     assert [row["similarity"] for row in rows[6:]] == [None, None, pytest.approx(0, abs=0.1), 1]
-    assert "2 more were answered in words that nobody judged" in (run.output / "report.md").read_text()
+    assert "2 more have unjudged answers in words" in (run.output / "report.md").read_text()
 
 
 def test_an_evaluation_in_which_nothing_was_judged_has_no_score(tmp_path: Path) -> None:

@@ -354,7 +354,7 @@ def row(**expected: Any) -> dict[str, Any]:
 )
 def test_a_question_that_requires_nothing_new_is_refused(tmp_path: Path, expected: dict[str, Any]) -> None:
     write_jsonl(tmp_path / "questions.jsonl", [row(**expected)])
-    with pytest.raises(DataError, match=r"row 1: the reference states no fact that is new.*Give `facts`"):
+    with pytest.raises(DataError, match=r"row 1: the reference states no new fact.*Give `facts`"):
         Task.load(tmp_path)
 
 

@@ -167,7 +167,7 @@ def test_a_model_that_meets_every_demand_goes_out_with_page_card_and_record(hous
         "# GO: 40.0 points better than the base model; 2.0 points below the teacher (8.0 are allowed); 10.0"
     )
     row = "| this model | 70.0 % (60.4 to 78.1) of 100 | 50.0 % (40.4 to 59.6) of 100 | 2.0 MB | 500 tokens/s |"
-    assert row in page and "| this model | 1.00 USD |" in page and "at 1.80 USD an hour" in page
+    assert row in page and "| this model | 1.00 USD |" in page and "at 1.80 USD per hour" in page
     assert "usd_per_hour" not in page
     assert (out / "model.safetensors").exists() and "`GO: 40.0 points" in (out / "README.md").read_text()
     record = json.loads((out / "release.json").read_text())["gate"]
@@ -401,7 +401,7 @@ def test_data_that_only_measured_is_not_looked_at_and_data_that_is_gone_stops_it
     house.scores("scores", base=right(30), mine=right(70))
     told = {"base": "base", "scores": "scores"}
     page = (house.judge(**told) / "decision.md").read_text()
-    assert "Only measured on, never learned from: held_out." in page
+    assert "Used for measurements only, not for training: held_out." in page
     shutil.rmtree(house.path / "data")
     house.refused("no search for test questions was possible in data, which is gone", **told, description="a")
     house.dataset("data", ["Other lines."])
@@ -418,7 +418,7 @@ def test_what_an_imported_model_learned_from_elsewhere_is_told_and_stops_nothing
     assert "in 6 rows of theirs, data." in (house.judge(**told) / "decision.md").read_text()
     shutil.rmtree(house.path / "theirs")
     page = (house.judge(**told, description="a") / "decision.md").read_text()
-    assert page.startswith("# GO") and "an imported model learned from it before it came here: theirs." in page
+    assert page.startswith("# GO") and "an imported model learned from it before the import: theirs." in page
     shutil.rmtree(house.path / "given")  # as if somebody else had published the model
     assert "given (checkpoint" in (house.judge(**told, description="b") / "README.md").read_text()
 
@@ -631,7 +631,7 @@ def test_no_hash_stands_outside_the_folds_nor_in_the_headline(house: House, is_a
 def test_the_page_says_how_many_questions_could_be_looked_for_and_no_more(house: House):
     house.scores("scores", base=right(30), mine=right(70))
     page = (house.judge(scores="scores", base="base") / "decision.md").read_text()
-    assert page.splitlines()[0].endswith("all 100 questions were looked for in the training data; none was found")
+    assert page.splitlines()[0].endswith("all 100 questions were searched for in the training data; none was found")
     short = [question(n) for n in range(100)]
     for each in short[30:]:
         each["conversation"]["messages"] = [{"role": "user", "content": f"What does it cost? {each['id']}"}]
@@ -639,10 +639,10 @@ def test_the_page_says_how_many_questions_could_be_looked_for_and_no_more(house:
     house.row = lambda n, value: {**rows[f"q{n}"], "score": value}  # pyright: ignore[reportAttributeAccessIssue]
     house.scores("scores", base=right(30), mine=right(70))
     page = (house.judge(scores="scores", base="base", description="b") / "decision.md").read_text()
-    told = "30 of 100 questions were long enough to be looked for in the training data"
+    told = "30 of 100 questions were long enough for a search in the training data"
     aside = ", 70 shorter ones only as a whole prompt or beside their right answers; none was found"
     assert page.splitlines()[0].endswith(told + aside)
-    assert "30 of 100 questions were long enough to be looked for in the 5 rows" in outside_folds(page)
+    assert "30 of 100 questions were long enough for a search in the 5 rows" in outside_folds(page)
     for each in short[30:50]:  # nine words: a row counts only if it has the right answer too
         each["conversation"]["messages"] = [
             {"role": "user", "content": f"What does number {each['id']} of your list cost today?"}
@@ -651,7 +651,7 @@ def test_the_page_says_how_many_questions_could_be_looked_for_and_no_more(house:
     house.scores("scores", base=right(30), mine=right(70))
     page = (house.judge(scores="scores", base="base", description="d") / "decision.md").read_text()
     assert page.splitlines()[0].endswith(
-        f"30 of 100 questions were long enough to be looked for in the training data{aside}"
+        f"30 of 100 questions were long enough for a search in the training data{aside}"
     )
     assert f"5 rows of training data{aside}" in page
     for each in rows.values():

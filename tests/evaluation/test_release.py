@@ -186,8 +186,8 @@ def test_the_card_tells_scores_receipts_data_and_lineage(release: Callable[..., 
 
 def test_what_was_not_measured_is_said(release: Callable[..., Path]):
     card = read(release("scratch", "Feather"), "README.md")
-    assert "how well it answers was not measured" in card and "no step made a measured claim" in card
-    assert "For which languages it is meant was not stated" in card
+    assert "the quality of the answers was not measured" in card and "no step made a measured claim" in card
+    assert "The intended languages were not stated" in card
 
 
 def test_scores_of_another_checkpoint_are_refused(release: Callable[..., Path], made: Path):

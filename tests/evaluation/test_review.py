@@ -607,7 +607,10 @@ def test_a_review_that_cannot_be_started_says_what_to_do(tmp_path: Path):
     )
     refused: list[tuple[str, Callable[[], None]]] = [
         ("is not a finished artifact", lambda: review(tmp_path / "none")),
-        ("--checkpoints other; expected names of this evaluation", lambda: review(evaluation, checkpoints=["other"])),
+        (
+            "--checkpoints other; expected checkpoints of this evaluation",
+            lambda: review(evaluation, checkpoints=["other"]),
+        ),
         ("--margin 5", lambda: review(evaluation, margin=5)),
         ("--margin nan", lambda: review(evaluation, margin=float("nan"))),
         ("--max-pairs 0", lambda: review(evaluation, max_pairs=0)),

@@ -259,9 +259,9 @@ def test_a_written_task_is_read_back_equal(tmp_path: Path) -> None:
         ({"conversation": {"messages": [{"role": "usr", "content": "x"}]}}, "role 'usr'"),
         (
             {"conversation": {"messages": [{"role": "assistant", "content": "x"}]}},
-            "does not end with what the assistant says",
+            "does not end with the assistant",
         ),
-        ({"conversation": {"messages": []}}, "does not end with what the assistant says"),
+        ({"conversation": {"messages": []}}, "does not end with the assistant"),
         ({"expected": {"contains": []}}, "expected.contains = []"),
         ({"expected": {"contains": [" "]}}, "expected.contains = [' ']"),
         ({"expected": {"contains": [5]}}, "expected.contains = [5]"),

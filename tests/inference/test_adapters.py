@@ -159,7 +159,7 @@ def test_an_adapter_that_is_damaged_fails_its_own_request_and_is_refused_from_th
 @pytest.mark.parametrize("name", ["nobody", "..", ".", "../customer-0", "customer-0/", "a\0b", "/etc", "ä" * 200])
 def test_a_name_that_is_none_of_the_folder_is_refused(folder: Path, name: str):
     for engine in (new_engine(folder), Engine(tiny_model(), tiny_tokenizer())):
-        with pytest.raises(RequestError, match="expected one that the model has"):
+        with pytest.raises(RequestError, match="expected the name of an adapter of the model"):
             engine.submit([9], GREEDY, adapter=name)
 
 

@@ -183,7 +183,7 @@ def test_penalties_count_what_was_generated_and_not_the_prompt():
 
 
 def test_a_row_without_any_admitted_token_is_refused():
-    with pytest.raises(RequestError, match="no token"):
+    with pytest.raises(RequestError, match="exclude every token"):
         sample(torch.zeros(1, 2), [new_row(banned_ids=(0, 1))])
 
 

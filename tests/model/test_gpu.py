@@ -13,7 +13,7 @@ from test_decode_step import SCHEMES, quantized_model
 
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.inference.engine.engine import Engine
-from puna.inference.engine.runners.cuda_graphs import Recorded
+from puna.inference.engine.runners.cuda_graphs import CudaGraphs
 from puna.inference.engine.runners.torch_runner import TorchRunner
 from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.config import LlamaConfig
@@ -42,9 +42,9 @@ def new_engine(model: Llama, **options) -> Engine:
     return Engine(model, test_engine.tiny_tokenizer(), **options)
 
 
-def recorded(engine: Engine) -> Recorded:
+def recorded(engine: Engine) -> CudaGraphs:
     assert isinstance(engine.runner, TorchRunner) and engine.runner.decode_step
-    assert isinstance(engine.runner.decode_step.run, Recorded)
+    assert isinstance(engine.runner.decode_step.run, CudaGraphs)
     return engine.runner.decode_step.run
 
 

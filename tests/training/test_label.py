@@ -120,7 +120,7 @@ def test_a_row_longer_than_the_context_is_read_in_pieces_that_training_would_cut
 def test_conversations_longer_than_the_context_are_left_out_and_counted(
     perform_stage: Perform, labelling: Settings, tmp_path: Path
 ):
-    with pytest.raises(DataError, match=r"has labels.*Left out: longer than 16 tokens"):
+    with pytest.raises(DataError, match=r"no labels.*Left out: longer than 16 tokens"):
         perform_stage("label", tmp_path / "out", **{**labelling, "context": 16})
 
 

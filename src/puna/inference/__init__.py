@@ -1,1 +1,1 @@
-"""Answers of a model: the engine on this machine, and one interface for local models and endpoints."""
+"""Inference: the engine on this machine, and completers for local models and endpoints."""

@@ -1,6 +1,6 @@
-"""Documents or conversations and a teacher -> labels: what it foresees at each token, kept so that it runs only once.
+"""Documents or conversations and a teacher -> labels: the teacher's top-k next-token probabilities, stored for distill.
 
-The result is a dataset too: its rows stand beside the labels, so that every other stage can read it. Trains nothing.
+The artifact holds the rows beside the labels, so every other stage reads the artifact as a dataset.
 """
 
 import json
@@ -47,41 +47,73 @@ from puna.training.teacher.teacher import Item, Labelled, Teacher
 
 
 class Config(StageConfig):
-    """Which rows, whose labels, how much of them."""
+    """Store a teacher's next-token probabilities for every trained token.
 
-    data: list[Path] = Field(min_length=1, description="datasets, read as one")
-    teacher: Path | None = Field(default=None, description="checkpoint whose labels are kept; quantized ones too")
-    endpoint: TeacherEndpoint | None = Field(default=None, description="an OpenAI-compatible server in its place")
-    top_k: int = Field(default=64, ge=1, le=1_048_576, description="most likely tokens that a label names")
-    temperature: float = Field(default=1.0, gt=0, le=20, description="softens the labels; distill takes the same")
-    every_token: bool = Field(default=False, description="label all tokens, not only what the assistant says")
-    copies: int = Field(default=1, ge=1, le=1000, description="of each row, each with identifiers of its own")
-    fresh_identifiers: bool = Field(default=False, description="new random digits for identifiers in every copy")
+    Example: a recipe's table.
+
+        [label]
+        data = ["build/synthesize"]
+        teacher = "build/teacher"
+        top_k = 64
+    """
+
+    data: list[Path] = Field(min_length=1, description="Datasets to label, concatenated in this order")
+    teacher: Path | None = Field(
+        default=None, description="Checkpoint of the teacher, quantized or not, which runs in this process"
+    )
+    endpoint: TeacherEndpoint | None = Field(
+        default=None, description="OpenAI-compatible endpoint of the teacher, in place of a checkpoint"
+    )
+    top_k: int = Field(
+        default=64,
+        ge=1,
+        le=1_048_576,
+        description="Number of most likely tokens stored per label; more take disk space, fewer lose probability mass",
+    )
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        le=20,
+        description="Temperature of the teacher's logits; above 1 softens the labels, and distill uses the same value",
+    )
+    every_token: bool = Field(
+        default=False, description="Whether to label all tokens in place of the assistant's tokens alone"
+    )
+    copies: int = Field(
+        default=1, ge=1, le=1000, description="Number of copies of every row, with different identifiers in every copy"
+    )
+    fresh_identifiers: bool = Field(
+        default=False, description="Whether to replace the digits of identifiers at random in every copy"
+    )
     context: int | None = Field(
         default=None,
         ge=16,
         le=131_072,
         description="Maximum row length in tokens, 16 to 131,072; default: chosen from the lengths of the data",
     )
-    batch_tokens: int = Field(default=8192, ge=16, description="tokens that are read at once")
-    shard_tokens: int = Field(
-        default=65_536, ge=16, description="tokens in a file; a killed run goes on after the last"
+    batch_tokens: int = Field(
+        default=8192, ge=16, description="Number of tokens per batch; larger batches are faster and use more memory"
     )
-    precision: Precision = Field(default="bfloat16", description="dtype to compute in")
+    shard_tokens: int = Field(
+        default=65_536,
+        ge=16,
+        description="Number of tokens per label file; a resumed run continues after the last complete file",
+    )
+    precision: Precision = Field(default="bfloat16", description="Floating-point format in which the teacher computes")
     device: DeviceName = Field(
         default="auto", description="Device on which the teacher computes; auto takes a GPU if there is one"
     )
-    seed: int = Field(default=0, ge=0, description="of the identifiers, and of what an endpoint samples")
-    licence: str = Field(default="", description="of the endpoint's model, and of raw data")
+    seed: int = Field(default=0, ge=0, description="Seed of random identifiers, and of sampled answers of an endpoint")
+    licence: str = Field(default="", description="Licence of the endpoint's model and of raw data, such as Apache-2.0")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if (self.teacher is None) == (self.endpoint is None):
             raise ValueError("exactly one of 'teacher' (a checkpoint) and 'endpoint' (a table with url and model)")
         if self.copies > 1 and not self.fresh_identifiers:
-            raise ValueError("copies = 1 without fresh_identifiers: the others would say the same")
+            raise ValueError("copies = 1 without fresh_identifiers: further copies would be identical")
         if self.endpoint and self.temperature != 1:
-            raise ValueError("temperature = 1 with an endpoint, which tells probabilities as they are")
+            raise ValueError("temperature = 1 with an endpoint, which returns unscaled probabilities")
         if self.endpoint and self.endpoint.answers and (self.every_token or self.fresh_identifiers):
             raise ValueError("neither every_token nor fresh_identifiers with endpoint.answers, which are new text")
         return self
@@ -91,7 +123,7 @@ class Config(StageConfig):
         return self.licence
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee the labelling: the teacher reads each row once. An endpoint's speed is not known."""
+        """Estimate time and memory of a local teacher, which reads every row once; an endpoint's speed is unknown."""
         if self.teacher is None:
             return Estimate()
         widths, where = network_of(known, self.teacher), tokenizer_path(known, self.teacher)
@@ -113,19 +145,19 @@ class Config(StageConfig):
 
     @property
     def max_length(self) -> int:
-        """The context in tokens, once it is set or chosen."""
-        assert self.context is not None, "an open context is chosen before the first row"
+        """The maximum row length in tokens, after `_with_context`."""
+        assert self.context is not None, "context is chosen before the first row"
         return self.context
 
 
 def run(config: Config, run: Run) -> None:
-    """Write the labels, their header, the rows that they are about and the tokenizer."""
+    """Write labels with header, the labelled rows and the tokenizer."""
     config, tokenizer, teacher = _open_teacher(config, run)
     vocab_size = tokenizer.vocab_size
     rows = _Rows(config, tokenizer)
     shards = ShardDirectory(run, vocab_size=vocab_size)
     if shards.end:
-        run.log(f"going on after {shards.end:,} rows")
+        run.log(f"resuming after {shards.end:,} rows")
     with run.progress(len(rows), "labelling", unit="rows", done=shards.end) as bar:
         while shards.end < len(rows):
             _label_shard(teacher, rows, shards, bar)
@@ -134,7 +166,7 @@ def run(config: Config, run: Run) -> None:
     top_k = min(config.top_k, vocab_size - len(tokenizer.unused_ids))
     shards.publish(run.output)
     tokenizer.save(run.output)
-    # Not the teacher's path: equal labels are equal wherever the teacher lies. The manifest's inputs have the path.
+    # A content hash in place of the path: moving the teacher leaves the labels byte-equal. The manifest has the path.
     local = f"checkpoint {run.hashes.get('teacher', '')[:12]}"
     name = local if config.endpoint is None else f"{config.endpoint.model} at {config.endpoint.url}"
     LabelHeader(
@@ -152,7 +184,7 @@ def run(config: Config, run: Run) -> None:
 
 
 def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, Teacher]:
-    """Return the teacher and its tokenizer; and the config with the context chosen."""
+    """Return the config with a chosen context, the tokenizer and the teacher."""
     if endpoint := config.endpoint:
         tokenizer = Tokenizer.load(endpoint.tokenizer)
         run.licences.add(licence.identify(config.licence) if config.licence else licence.UNKNOWN)
@@ -185,7 +217,7 @@ def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, Teacher]
 
 
 def _with_context(config: Config, run: Run, tokenizer: Tokenizer, bound: int) -> Config:
-    """Choose an open context as the training stages do: the same data gives the same."""
+    """Choose an unset context from the lengths of the data, as the training stages do."""
     if config.context is not None:
         return config
     plain = NextToken(ChatFormat(tokenizer), config.every_token, False)
@@ -200,7 +232,7 @@ def _with_context(config: Config, run: Run, tokenizer: Tokenizer, bound: int) ->
 
 
 class _Rows:
-    """All copies of all rows, in order, encoded as they are trained on."""
+    """All copies of all rows in order, encoded as in training."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
         self._config = config
@@ -211,7 +243,7 @@ class _Rows:
         return self._config.copies * len(self._dataset)
 
     def take(self, start: int) -> tuple[list[Item], list[Labelled], int]:
-        """Return the rows of the shard that begins at `start`, those that are too long for it, and where it ends."""
+        """Return the items of the shard from row `start`, conversations beyond the maximum length, and the end row."""
         items, too_long, num_tokens, end = list[Item](), list[Labelled](), 0, start
         while end < len(self) and num_tokens < self._config.shard_tokens:
             item = self._item(end)
@@ -250,22 +282,24 @@ def _label_shard(teacher: Teacher, rows: _Rows, shards: ShardDirectory, bar: Pro
 
 
 def _require_some(notes: Sequence[Note]) -> None:
-    """Stop early where what is left out shows that nothing will come of it."""
+    """Stop after three shards without a single label."""
     kept = sum(note.num_rows for note in notes)
     if len(notes) == 3 and not kept:
-        raise DataError(f"no row of the first {notes[-1].end:,} has labels", expected="some", hint=_reasons(notes))
+        raise DataError(
+            f"no labels for the first {notes[-1].end:,} rows", expected="labels for some rows", hint=_reasons(notes)
+        )
 
 
 def _tell(run: Run, total: Note) -> None:
     for reason, count in sorted(total.left_out.items()):
         run.log(f"left out {count:,} rows: {reason}")
     if not total.num_labels:
-        raise DataError("no row has labels", expected="some", hint=_reasons([total]))
+        raise DataError("no labels for any row", expected="labels for some rows", hint=_reasons([total]))
     means = {name: value / total.num_labels for name, value in total.sums.items()}
     run.log(
-        f"{total.num_labels:,} labels of {total.num_rows:,} rows; outside of them lies {means['tail']:.2%} of the "
-        f"mass; the teacher's loss {means['loss']:.3f}, {means['first']:.1%} of the tokens are its first choice, "
-        f"{means['covered']:.1%} among its entries"
+        f"{total.num_labels:,} labels of {total.num_rows:,} rows: {means['tail']:.2%} of the probability mass outside "
+        f"the top k; the teacher's loss {means['loss']:.3f}; the teacher's most likely token in {means['first']:.1%} "
+        f"of the text, a stored token in {means['covered']:.1%}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Documents and conversations -> a tokenizer of one's own, with Llama 3's split pattern and special tokens."""
+"""Documents and conversations -> a new tokenizer with Llama 3's split pattern and special tokens."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,14 +16,25 @@ from puna.pipeline.run import Run
 
 
 class Config(StageConfig):
-    """Train a byte-level BPE."""
+    """Train a byte-level BPE tokenizer.
 
-    data: list[Path] = Field(description="datasets, read as one")
+    Example: a recipe's table.
+
+        [tokenizer]
+        data = ["build/ingest"]
+        vocab_size = 8192
+    """
+
+    data: list[Path] = Field(description="Datasets to train on, concatenated in this order")
     vocab_size: int = Field(
-        default=4096, ge=512, le=1_000_000, description="tokens in all, the 256 special ones included"
+        default=4096, ge=512, le=1_000_000, description="Vocabulary size in tokens, including the 256 special tokens"
     )
-    split_digits: bool = Field(default=True, description="one token a digit, which helps small models to copy numbers")
-    max_rows: int = Field(default=200_000, ge=1, description="rows to learn from, spread over the data")
+    split_digits: bool = Field(
+        default=True, description="Whether every digit is a token, which helps small models to copy numbers"
+    )
+    max_rows: int = Field(
+        default=200_000, ge=1, description="Largest number of rows to train on, spaced evenly over the data"
+    )
 
 
 def run(config: Config, run: Run) -> None:
@@ -37,7 +48,7 @@ def run(config: Config, run: Run) -> None:
 
 
 def _texts(row: Document | Conversation | Preference) -> Iterator[str]:
-    """Yield the texts of a row as they are encoded: a document whole, a conversation by headers and bodies."""
+    """Yield the texts of a row in the units of encoding: a whole document, or headers and bodies of messages."""
     if isinstance(row, Document):
         yield row.text
         return

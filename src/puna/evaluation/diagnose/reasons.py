@@ -50,5 +50,5 @@ REASONS: dict[str, str] = {
 
 
 def to_json(finding: Finding) -> dict[str, str]:
-    """Return a finding as run reports and data reports store findings, with the reason why the finding matters."""
+    """Return a finding with the reason as JSON, for diagnosis.json and data reports."""
     return {"code": finding.code, "seen": finding.seen, "reason": REASONS[finding.code], "remedy": finding.remedy}

@@ -1,1 +1,1 @@
-"""Release: a checkpoint and its scores -> a directory that may be handed on, with licences and a model card."""
+"""Release: a checkpoint and scores -> a directory to publish or deploy, with licences and a model card."""

@@ -1,4 +1,4 @@
-"""What is known about a release -> its model card: YAML front matter and Markdown. What was not measured is said."""
+"""Facts about a release -> the model card: YAML front matter and Markdown, with a list of unmeasured properties."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -46,7 +46,7 @@ def model_card(facts: Facts) -> str:
         "## How to run it",
         _how_to_run(facts),
         "## Decision",
-        f"{_code(facts.decision)} The page decision.md beside this card says why.",
+        f"{_code(facts.decision)} The page decision.md beside this card gives the reasons.",
         "## Scores",
         *_scores(facts.scores),
         *(["## General suite", *_scores(facts.general)] if facts.general else []),
@@ -67,7 +67,7 @@ def model_card(facts: Facts) -> str:
 
 
 def _front_matter(facts: Facts) -> str:
-    """Render the head that the hub reads; a licence that it has no name for is "other"."""
+    """Render the front matter for the Hugging Face hub; a licence unknown to the hub is "other"."""
     governing = facts.governing
     is_own = governing.id == OWN
     values: dict[str, Any] = {
@@ -81,7 +81,7 @@ def _front_matter(facts: Facts) -> str:
         "tags": ["puna", "llama", *(["compressed-tensors"] if facts.checkpoint.is_quantized else [])],
         "datasets": facts.datasets,
     }
-    # JSON's strings and lists are YAML's too, and need no library to be written.
+    # JSON strings and lists are valid YAML.
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value]
     return "\n".join(["---", *lines, "---"])
 
@@ -106,7 +106,8 @@ def _exceptions(facts: Facts) -> list[str]:
         return []
     return [
         "## Exceptions",
-        "Whoever released this overrode:\n\n" + "\n".join(f"- {line}" for line in facts.exceptions),
+        "The publisher of this release allowed these exceptions:\n\n"
+        + "\n".join(f"- {line}" for line in facts.exceptions),
     ]
 
 
@@ -123,7 +124,7 @@ def _how_to_run(facts: Facts) -> str:
 
 def _scores(scores: ScoreTable | None) -> Iterator[str]:
     if scores is None:
-        yield "None: how well it answers was not measured."
+        yield "None: the quality of the answers was not measured."
         return
     overall = scores.overall
     yield (
@@ -136,7 +137,7 @@ def _scores(scores: ScoreTable | None) -> Iterator[str]:
         points = "" if difference is None else "{:+.1f} ({:+.1f}, {:+.1f})".format(*(100 * x for x in difference))
         entry = entries[OVERALL]
         rows.append([f"**{name}**" if name == scores.name else name, f"{entry['n']:,}", _interval(entry), points])
-    yield _table(["checkpoint", "n", "score %", f"{scores.name} is better by"], rows)
+    yield _table(["checkpoint", "n", "score %", f"lead of {scores.name}"], rows)
     kinds = {name: entry for name, entry in scores.checkpoints[scores.name].items() if name != OVERALL}
     if kinds:
         rows = [[name, f"{entry['n']:,}", _interval(entry)] for name, entry in kinds.items()]
@@ -147,44 +148,44 @@ def _receipts(facts: Facts) -> list[str]:
     if not facts.receipts:
         return ["None: no step made a measured claim."]
     marked = {"yes": "yes", "no": "**no**"}
-    rows = [[_code(of), *told, marked[held]] for of, *told, held in receipt_rows(facts)]
-    return ["What steps claimed and measured.", _table(["step", "claim", "value", "limit", "held"], rows)]
+    rows = [[_code(step), *columns, marked[held]] for step, *columns, held in receipt_rows(facts)]
+    return ["Claims of the steps, and the measurements.", _table(["step", "claim", "value", "limit", "held"], rows)]
 
 
 def _limits(facts: Facts) -> Iterator[str]:
     if facts.scores:
-        yield f"Measured: the {facts.scores.overall['n']:,} questions above. Other questions may go worse."
+        yield f"Measured: the {facts.scores.overall['n']:,} questions above. Other questions may give worse answers."
     if not facts.languages:
-        yield "For which languages it is meant was not stated."
-    yield "Not measured here: safety, bias, truth outside the questions, and other languages than the questions'."
-    yield "It can state falsehoods with confidence. Let nobody be harmed by an answer that no one has checked."
+        yield "The intended languages were not stated."
+    yield "Not measured here: safety, bias, truth outside the questions, and languages other than the questions'."
+    yield "The model can state falsehoods with confidence. Check an answer before it can do harm."
     yield from (f"The receipt {r.claim} of {_code(of)} does not hold." for of, r in facts.receipts if not r.held)
     if facts.not_held:
-        yield f"Changed or gone since it was used: {', '.join(map(_code, facts.not_held))}."
+        yield f"Changed or missing since use: {', '.join(map(_code, facts.not_held))}."
 
 
 def _lineage(facts: Facts) -> list[str]:
     tree = "\n".join(tree_lines(facts.tree))
-    return ["What it was made from; the numbers are the beginnings of SHA-256 hashes.", f"```text\n{tree}\n```"]
+    return ["All inputs of the model; the numbers are the first digits of SHA-256 hashes.", f"```text\n{tree}\n```"]
 
 
 def _data(facts: Facts) -> list[str]:
     rows = [
-        [_code(name), *told, ", ".join(map(_code, filter(None, readers.split(", ")))), _code(key)]
-        for name, *told, readers, key in data_rows(facts.tree)
+        [_code(name), *columns, ", ".join(map(_code, filter(None, readers.split(", ")))), _code(key)]
+        for name, *columns, readers, key in data_rows(facts.tree)
     ]
     if not rows:
-        return ["The lineage shows none: what the weights were trained on before they came here is not known to Puna."]
+        return ["The lineage shows no training data: Puna does not know the earlier training data of the weights."]
     base = base_of(facts.tree)
-    before = [f"What {_code(name_of(base['path']))} was trained on before is not known to Puna."] if base else []
-    columns = ["dataset", "documents", "conversations", "licences", "read by (as)", "hash"]
-    return [*before, _table(columns, rows)]
+    before = [f"What {_code(name_of(base['path']))} was trained on earlier is not known to Puna."] if base else []
+    titles = ["dataset", "documents", "conversations", "licences", "read by (as)", "hash"]
+    return [*before, _table(titles, rows)]
 
 
 def _settings(facts: Facts) -> list[str]:
     lines: dict[str, None] = {}
     for node, _, _ in walk(facts.tree):
-        if node["kind"] in MODELS and "stage" in node:  # it has none where it is gone
+        if node["kind"] in MODELS and "stage" in node:  # a missing artifact has no stage
             settings = ", ".join(
                 f"{key} = {json.dumps(value)}" for key, value in settings_of(Path(node["path"])).items()
             )
@@ -199,17 +200,17 @@ def _licence(facts: Facts) -> Iterator[str]:
         yield "No licence has been given: all rights are reserved."
     else:
         yield f"Released under the {governing.title}{link}."
-    yield f"With it: {', '.join(map(_code, facts.texts))}. Whoever passes the model on passes them on too."
+    yield f"With it: {', '.join(map(_code, facts.texts))}. Anyone who passes the model on must pass these files on."
     for each in applying(facts.inherited):
         if each.duties:
             policy = [f"The policy: {each.policy_url}"] if each.policy_url else []
             duties = "\n".join(f"- {duty}" for duty in (*each.duties, *policy))
-            yield f"Inherited from what it was made of, {each.title}:\n\n{duties}"
+            yield f"Inherited duties, {each.title}:\n\n{duties}"
     if facts.credits:
         yield "Credits:\n\n" + "\n".join(f"- {line}" for line in facts.credits)
     if any(each.needs_credit for each in applying(facts.inherited)) and not facts.credits:
-        yield "The authors whom these licences ask to name were not stated."
-    yield "This list was made from the manifests of the lineage. It is no legal advice."
+        yield "These licences require credits to authors, and the publisher stated none."
+    yield "This list comes from the manifests of the lineage. It is no legal advice."
 
 
 def _interval(entry: dict[str, float]) -> str:

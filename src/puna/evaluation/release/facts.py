@@ -1,4 +1,4 @@
-"""A checkpoint's directory, lineage and scores -> what a model card and release.json tell about it. Decides nothing."""
+"""Directory, lineage and scores of a checkpoint -> facts for the model card and release.json. The gate decides."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,16 +17,32 @@ from puna.pipeline.errors import ArtifactError
 from puna.pipeline.storage.records import read_record
 
 MODELS = ("checkpoint", "release")
-BASE_ROLES = ("checkpoint", "start", "base", "source")  # an adapter is a source, what it changes is its base
+BASE_ROLES = ("checkpoint", "start", "base", "source")  # merge: the adapter is the source, the changed model the base
 DATASETS = ("dataset", "labels")
-DATA_ROLES = ("data", "validation", "calibration", "labels")  # in which a stage may read raw files as a dataset
-# What a release was judged by: it is not made of it.
+DATA_ROLES = ("data", "validation", "calibration", "labels")  # roles of raw files that a stage reads as a dataset
+# Inputs of a release that only the gate reads: they are no part of the model.
 JUDGED_BY = ("scores", "general", "base", "start", "teacher", "in_use")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that is told about a release. `texts` are the licence files in it, `scores` is what was evaluated."""
+    """All facts about a release.
+
+    Attributes:
+        name: Name of the release.
+        checkpoint: The released checkpoint.
+        tree: Lineage of the checkpoint.
+        inherited: Ids of the inherited licences.
+        governing: Licence of the release.
+        description, author, languages, datasets, credits, base_model: Settings for the card.
+        texts: Names of the licence files in the release.
+        exceptions: Sentences about allowed exceptions and overrides.
+        scores: Scores on the task; None without an evaluation.
+        general: Scores on the general suite; None without an evaluation.
+        decision: Headline of the decision.
+
+    Example: see `model_card`.
+    """
 
     name: str
     checkpoint: Checkpoint
@@ -47,24 +63,24 @@ class Facts:
 
     @property
     def badges(self) -> list[str]:
-        """What has to be shown prominently: "Built with Llama"."""
+        """Texts that licences require on a prominent place: "Built with Llama"."""
         return badges(self.inherited)
 
     @cached_property
     def receipts(self) -> list[tuple[str, Receipt]]:
-        """The receipts of the checkpoint and of all it was made from, each with the name of its artifact."""
+        """Receipts of the whole lineage, with the name of the artifact."""
         paths = dict.fromkeys(Path(step.node["path"]) for step in walk(self.tree) if "stage" in step.node)
         return [(path.name, receipt) for path in paths for receipt in artifact.read_receipts(path)]
 
     @property
     def not_held(self) -> list[str]:
-        """Names of what the model was made from and what has changed or gone since."""
+        """Names of inputs in the lineage that have changed or gone."""
         paths = {step.node["path"]: step.node["state"] for step in walk(self.tree)}
         return [name_of(path) for path, state in paths.items() if state != "held"]
 
 
 def read_lineage(checkpoint: Path) -> Node:
-    """Trace a checkpoint to its origins; one that is no artifact is a raw leaf."""
+    """Trace a checkpoint to its origins; a folder without a manifest is a raw leaf."""
     if artifact.is_artifact(checkpoint):
         return _without_judges(trace(checkpoint))
     kind, key = "raw", artifact.content_hash(checkpoint)
@@ -78,19 +94,24 @@ def _without_judges(node: Node) -> Node:
 
 
 def base_of(tree: Node) -> Node | None:
-    """Follow a checkpoint to the raw model that its weights come from; None for one from scratch."""
+    """Follow the weights of a checkpoint back to the raw base model; None for a model from scratch."""
     node = tree
     while node["kind"] in MODELS:
         below = (node["inputs"].get(role) for role in BASE_ROLES)
-        found = next((each for each in below if each and each["kind"] in (*MODELS, "raw")), None)
-        if found is None:
+        parent = next((each for each in below if each and each["kind"] in (*MODELS, "raw")), None)
+        if parent is None:
             return node if hub_origin(node).name else None
-        node = found
+        node = parent
     return node
 
 
 class HubOrigin(NamedTuple):
-    """A repository of the Hugging Face hub, "ORG/NAME", and the commit; both "" for what comes from elsewhere."""
+    """A repository of the Hugging Face hub, "ORG/NAME", with the commit; both "" for other origins.
+
+    Example:
+        >>> HubOrigin("meta-llama/Llama-3.2-1B", "0a1b2c").name
+        'meta-llama/Llama-3.2-1B'
+    """
 
     name: str = ""
     commit: str = ""
@@ -98,14 +119,14 @@ class HubOrigin(NamedTuple):
 
 @dataclass(frozen=True)
 class _Origin:
-    """The part of origin.json that a release tells."""
+    """Fields of origin.json in a release."""
 
     hub: str
     commit: str
 
 
 def hub_origin(node: Node) -> HubOrigin:
-    """Read where an import was fetched from; ArtifactError if its origin.json cannot be read."""
+    """Return the hub repository of an imported model; ArtifactError for an unreadable origin.json."""
     if node.get("stage") != "import":
         return HubOrigin()
     path, expected = Path(node["path"]) / "origin.json", "the origin as 'import' writes it"
@@ -117,7 +138,7 @@ def hub_origin(node: Node) -> HubOrigin:
 
 
 def hub_name(node: Node | None) -> str:
-    """Return "ORG/NAME" of what was fetched from the hub or lies in its cache; "" for any other."""
+    """Return "ORG/NAME" of a model from the hub or from the hub's cache; "" for other models."""
     if node and (name := hub_origin(node).name):
         return name
     for part in Path(node["path"]).parts if node else ():
@@ -127,7 +148,7 @@ def hub_name(node: Node | None) -> str:
 
 
 class OpenModel(NamedTuple):
-    """The published model that a candidate was made from; `hashes` are the contents of its forms in the lineage.
+    """The published model that a candidate was made from; `hashes` are the content hashes of all forms in the lineage.
 
     Example:
         >>> OpenModel("meta-llama/Llama-3.2-1B", frozenset({"sha256:0a1b"})).name
@@ -139,7 +160,7 @@ class OpenModel(NamedTuple):
 
 
 def open_model_of(tree: Node) -> OpenModel | None:
-    """Return the model that was brought into the lineage from outside; None for a model from scratch.
+    """Return the published model at the root of a lineage; None for a model from scratch.
 
     An imported model has two forms in the lineage, the original files and the imported checkpoint.
     """
@@ -150,10 +171,10 @@ def open_model_of(tree: Node) -> OpenModel | None:
             name = hub_name(node) or name_of(origins[0]["path"])
             return OpenModel(name, frozenset(each["hash"] for each in (node, *origins)))
         below = (node["inputs"].get(role) for role in BASE_ROLES)
-        found = next((each for each in below if each and each["kind"] in (*MODELS, "raw")), None)
-        if found is None:
+        parent = next((each for each in below if each and each["kind"] in (*MODELS, "raw")), None)
+        if parent is None:
             return None
-        node = found
+        node = parent
     return None if node is tree else OpenModel(hub_name(node) or name_of(node["path"]), frozenset([node["hash"]]))
 
 
@@ -169,17 +190,17 @@ def is_border(node: Node) -> bool:
 
 
 def datasets_read(tree: Node) -> dict[str, list[Step]]:
-    """Group the edges of a lineage that lead to data by the data's path: {path: who read it, and in which role}."""
-    found: dict[str, list[Step]] = {}
+    """Group the edges of a lineage that lead to data, by the path of the data: {path: steps with reader and role}."""
+    steps: dict[str, list[Step]] = {}
     for step in walk(tree):
         is_raw_data = step.node["kind"] == "raw" and step.role.split(".")[0] in DATA_ROLES
         if step.node["kind"] in DATASETS or is_raw_data:
-            found.setdefault(step.node["path"], []).append(step)
-    return found
+            steps.setdefault(step.node["path"], []).append(step)
+    return steps
 
 
 def count_rows(path: Path) -> dict[str, int]:
-    """Count the lines of a dataset's JSONL shards: {"documents": 38}; what is Parquet or gone is not counted."""
+    """Count the lines of a dataset's JSONL shards: {"documents": 38}; Parquet and missing files do not count."""
     counts: dict[str, int] = {}
     for kind in ("documents", "conversations"):
         for file in path.glob(f"{kind}*.jsonl") if path.is_dir() else ():
@@ -189,15 +210,15 @@ def count_rows(path: Path) -> dict[str, int]:
 
 
 def receipt_rows(facts: Facts) -> list[list[str]]:
-    """Return a row a receipt: step, claim, value, limit, whether it held."""
+    """Return one row per receipt: step, claim, value, limit, and "yes" or "no" for held."""
     return [
-        [of, receipt.claim, f"{receipt.value:.4g}", receipt.limit, "yes" if receipt.held else "no"]
-        for of, receipt in facts.receipts
+        [name, receipt.claim, f"{receipt.value:.4g}", receipt.limit, "yes" if receipt.held else "no"]
+        for name, receipt in facts.receipts
     ]
 
 
 def data_rows(tree: Node) -> list[list[str]]:
-    """Return a row a dataset: name, documents, conversations, licences, who read it as what, hash."""
+    """Return one row per dataset: name, documents, conversations, licences, readers with roles, hash."""
     rows: list[list[str]] = []
     for path, steps in datasets_read(tree).items():
         node = steps[0].node
@@ -210,7 +231,7 @@ def data_rows(tree: Node) -> list[list[str]]:
 
 
 def tree_lines(tree: Node) -> list[str]:
-    """Draw a lineage, the artifact first; what was drawn before is drawn once."""
+    """Draw a lineage as a tree, the artifact first; a repeated artifact has branches only once."""
     return list(_tree_lines("", tree, set()))
 
 
@@ -230,7 +251,7 @@ def _tree_lines(role: str, node: Node, seen: set[str]) -> Iterator[str]:
 
 
 def settings_of(path: Path) -> dict[str, Any]:
-    """Return the settings that made an artifact, without paths and what was left open: {"optim.lr": 0.001}."""
+    """Return the settings of an artifact, without paths, lists and empty settings: {"optim.lr": 0.001}."""
     manifest = artifact.read_manifest(path)
     flat: dict[str, Any] = {}
 
@@ -246,5 +267,5 @@ def settings_of(path: Path) -> dict[str, Any]:
 
 
 def name_of(path: str) -> str:
-    """Return the last part of a path: what lies before it is the business of the machine that made the model."""
+    """Return the last part of a path; reports reveal no folders of this machine."""
     return Path(path).name

@@ -1,7 +1,7 @@
-"""A model's lineage and the questions it was tested on -> which of these stand in the data that it was trained on.
+"""A model's lineage and test questions -> the test questions that occur in the training data (leaks).
 
-The comparison of texts is data/overlap. Data that only measured something (a receipt, a validation loss) left no trace
-in the weights and is not looked at.
+data/overlap compares the texts. The search skips data that stages only measured on (receipts, validation losses): such
+data leave no trace in the weights.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from puna.evaluation.release.facts import DATASETS, datasets_read, is_border, na
 from puna.evaluation.release.terms import Node, Step
 from puna.evaluation.release.whole_prompts import WholePrompts
 
-# What a stage reads under these names it measures on, and learns nothing from; "" is any stage.
+# Stage -> roles of data that the stage only measures on; "" stands for every stage.
 MEASURED = {"": {"validation"}, "quantize": {"data"}, "prune": {"data"}, "merge": {"data"}, "ingest": {"apart_from"}}
 # Files of a dataset that no stage trains on.
 ASIDE = ("rejected", "questions")
@@ -23,11 +23,22 @@ ASIDE = ("rejected", "questions")
 
 @dataclass(frozen=True)
 class Leaks:
-    """What was found in which datasets; `unread` are those of the lineage that are gone, changed or hold no text.
+    """Result of the search for test questions in training data.
 
-    `elsewhere` are those that an imported model had learned from before it came, and that did not come with it. Of
-    `num_questions` only `num_sought` were looked for, `num_short` of them only as a whole prompt or in a row that has
-    the right answer too.
+    Attributes:
+        report: Found questions and answers, with the rows.
+        datasets: Names of the searched datasets.
+        unread: Names of datasets of the lineage that are missing, changed or without text, with the reason.
+        measured: Names of datasets that stages only measured on.
+        elsewhere: Names of missing datasets that an imported model had learned from before the import.
+        num_questions: Number of test questions.
+        num_sought: Number of questions in the search.
+        num_short: Number of short questions in the search, which count only as a whole prompt or beside the right
+            answer.
+
+    Example:
+        >>> find_leaks(read_lineage(Path("build/model")), rows, n=13, share=0.5).describe(allowed=0)
+        'all 60 questions were searched for in the training data; none was found'
     """
 
     report: OverlapReport
@@ -41,33 +52,40 @@ class Leaks:
 
     @property
     def num_long(self) -> int:
-        """Number of questions that are found by their words, whatever stands around these."""
+        """Number of questions with enough words for a search by n-grams."""
         return self.num_sought - self.num_short
 
     @property
     def aside(self) -> str:
-        """The clause on questions of few words, which are found in fewer cases; empty where there are none."""
+        """Clause about short questions for a sentence; "" without short questions."""
         short, rest = self.num_short, self.num_questions - self.num_sought
         clauses = [f", {short:,} shorter ones only as a whole prompt or beside their right answers"] if short else []
         return "".join([*clauses, *([f", {rest:,} of too few words not at all"] if rest else [])])
 
     def describe(self, allowed: int) -> str:
-        """Say how many questions could be looked for, and that none was found; no more than that."""
+        """Return a sentence with the numbers of questions in the search and found questions."""
         number, num_found = self.num_questions, len(self.report.found)
         if num_found:
             return f"{num_found:,} test questions or answers were found in the training data; {allowed:,} are allowed"
         if not self.datasets:
-            return "no training data is at hand in which test questions could be looked for"
+            return "no training data is available for a search for test questions"
         if not self.num_sought:
-            return f"none of {number:,} questions was long enough to be looked for in the training data"
+            return f"none of {number:,} questions was long enough for a search in the training data"
         if self.num_long == number:
-            return f"all {number:,} questions were looked for in the training data; none was found"
-        long = f"{self.num_long:,} of {number:,} questions were long enough to be looked for in the training data"
+            return f"all {number:,} questions were searched for in the training data; none was found"
+        long = f"{self.num_long:,} of {number:,} questions were long enough for a search in the training data"
         return f"{long}{self.aside}; none was found"
 
 
 def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) -> Leaks:
-    """Look for the questions of an evaluation's rows, and their expected answers, in all that a model learned from."""
+    """Search a model's training data for the questions and expected answers of an evaluation.
+
+    Args:
+        tree: Lineage of the model.
+        rows: Rows of conversations-NAME.jsonl.
+        n: Number of words per n-gram.
+        share: Share of a question's n-grams in one row from which the question counts as found.
+    """
     trained: list[Path] = []
     unread: list[str] = []
     measured: list[str] = []
@@ -100,9 +118,9 @@ def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) 
 
 
 def _since_imports(node: Node) -> Node:
-    """Return a lineage without what lies behind models that were imported as they had been released.
+    """Return a lineage without the ancestors of published models.
 
-    What is imported from a stage's own output, to change its form, is still one's own.
+    An import of a stage's own output only changes the format, and keeps the ancestors.
     """
     inputs = {} if is_border(node) else node["inputs"]
     return {**node, "inputs": {role: _since_imports(each) for role, each in inputs.items()}}
@@ -120,19 +138,19 @@ def _shards(path: Path) -> list[Path]:
 
 
 def _texts(datasets: list[Path], prompts: WholePrompts) -> Iterator[tuple[str, str]]:
-    """Yield the text of every row with its place, and let whole prompts be looked for in passing."""
+    """Yield the text and location of every row; `prompts` searches the same rows in passing."""
     for path in datasets:
         for file in _shards(path):
             for number, row in enumerate(read_rows(file), start=1):
-                place = f"{path.name}/{file.name} row {number}"
-                prompts.look(row, place)
-                yield place, row_text(row)
+                location = f"{path.name}/{file.name} row {number}"
+                prompts.look(row, location)
+                yield location, row_text(row)
 
 
 def _probes(row: dict[str, Any], n: int) -> Iterator[Probe]:
-    """Yield a question as it was asked, and every expected answer that is long enough to be known by itself.
+    """Yield the question of a row, and every expected answer of at least n words.
 
-    The reference of a conversation's turn is none of these: people give the same answer to many questions.
+    A reference is no probe of its own: people give the same answer to many questions.
     """
     name = _name(row)
     asked = [message for message in row["conversation"]["messages"] if message["role"] == "user"]
@@ -151,7 +169,7 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _answers(expected: dict[str, Any]) -> Iterator[str]:
-    """Yield the texts that a right answer has: not what it must not have."""
+    """Yield the texts that a right answer contains, without distractors."""
     for key, value in expected.items():
         if key not in ("distractors", "language") and not isinstance(value, bool):
             for leaf in value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]:

@@ -1,6 +1,6 @@
-"""Licences that a model inherits -> what governs its release, which texts go with it, and why it may not go out.
+"""Inherited licences -> licence of the release, licence texts to ship, and obstacles to a release.
 
-Writes no agreement: each is copied from where it lay in the lineage.
+Licence texts are copies of files in the lineage; Puna writes none.
 """
 
 import itertools
@@ -17,7 +17,12 @@ Node = dict[str, Any]
 
 
 class Step(NamedTuple):
-    """One edge of a lineage: what read `node`, and in which role; the artifact itself has neither."""
+    """An edge of a lineage: `reader` read `node` in the role `role`; the root has neither.
+
+    Example:
+        >>> [step.role for step in walk(tree)]
+        ['', 'start', 'data.0']
+    """
 
     node: Node
     role: str = ""
@@ -25,7 +30,7 @@ class Step(NamedTuple):
 
 
 def walk(tree: Node) -> Iterator[Step]:
-    """Yield every edge of a lineage tree, from the artifact down, and what lies below an artifact only once."""
+    """Yield every edge of a lineage from the root down; the inputs of a repeated artifact follow only once."""
     seen: set[str] = set()
 
     def below(step: Step) -> Iterator[Step]:
@@ -39,7 +44,7 @@ def walk(tree: Node) -> Iterator[Step]:
 
 
 def origin(tree: Node, id: str) -> str:
-    """Name the place in a lineage where a licence comes from: the artifact that has it and got it from no other."""
+    """Return the path of the first artifact with a licence, and of the artifact's raw inputs."""
     for node, _, _ in walk(tree):
         inputs = list(node["inputs"].values())
         if id in _ids(node) and not any(id in _ids(each) for each in inputs):
@@ -53,16 +58,19 @@ def _ids(node: Node) -> set[str]:
 
 
 def applying(inherited: Iterable[str]) -> list[Licence]:
-    """Return the known licences among those inherited, in order of precedence."""
+    """Return the known licences among the inherited ids, in order of precedence."""
     ids = set(inherited)
     return [each for each in TABLE if each.id in ids]
 
 
 def governing_licence(inherited: Iterable[str], stated: str) -> Licence:
-    """Choose the licence of the release: what is inherited and binds the whole, else what is stated.
+    """Choose the licence of the release.
 
-    Where nothing is stated either it is the one licence inherited, and with none or several of them nobody's but the
-    owner's. ConfigError if what is stated is unknown or gives way to another.
+    A restrictive inherited licence comes first, then the stated licence, then a single inherited licence. Otherwise all
+    rights are reserved.
+
+    Raises:
+        ConfigError: The stated licence is unknown, or an inherited restrictive licence excludes it.
     """
     known = applying(inherited)
     restrictive = [each for each in known if each.is_restrictive]
@@ -81,9 +89,12 @@ def governing_licence(inherited: Iterable[str], stated: str) -> Licence:
 
 
 def find_texts(places: Iterable[Path], inherited: Iterable[str], governing: Licence) -> dict[str, Path]:
-    """Return the licence texts to ship, by their names in the release; ReleaseError if one has to be there and is not.
+    """Return the licence texts to ship, by file name in the release.
 
-    The governing agreement becomes LICENSE, the others LICENSE-ID, policies of use USE_POLICY.md.
+    The governing licence becomes LICENSE, other licences LICENSE-ID, and use policies USE_POLICY.md.
+
+    Raises:
+        ReleaseError: A licence requires a text that is not in the lineage.
     """
     wanted, texts, contents = set(inherited), dict[str, Path](), set[bytes]()
     wanted |= {UNKNOWN} if wanted - LICENCES.keys() else set()
@@ -115,7 +126,7 @@ def _free_name(name: str, taken: Container[str]) -> str:
 
 
 def notice(name: str, inherited: Iterable[str], credits: Iterable[str], notices: Iterable[str]) -> str:
-    """Return the file NOTICE: Meta's lines, the credits, the licences' addresses, and other lines of notices found."""
+    """Return the NOTICE file: Meta's lines, credits, addresses of licences, and lines of inherited notices."""
     known = applying(inherited)
     blocks = [
         [name],
@@ -123,19 +134,19 @@ def notice(name: str, inherited: Iterable[str], credits: Iterable[str], notices:
         [f"Made with material under the {each.title} ({each.id}): {each.url}" for each in known if each.url],
         *(text.splitlines() for text in notices),
     ]
-    told: set[str] = set()
+    written: set[str] = set()
     paragraphs: list[str] = []
     for block in blocks:
-        # A blank line parts paragraphs; any other is told once, however many releases the notice has gone through.
-        lines = [line for line in block if not line.strip() or line.strip() not in told]
-        told.update(line.strip() for line in lines)
+        # Every line but blank lines appears once, also after many releases with the same notice.
+        lines = [line for line in block if not line.strip() or line.strip() not in written]
+        written.update(line.strip() for line in lines)
         if paragraph := "\n".join(lines).strip("\n"):
             paragraphs.append(paragraph)
     return "\n\n".join(paragraphs) + "\n"
 
 
 def statement(name: str, governing: Licence, author: str) -> str:
-    """Return the file LICENSE where no agreement's own text stands for it."""
+    """Return the LICENSE file of a release without a licence text of its own."""
     if governing.id == OWN:
         return f"{name}: all rights reserved{f' by {author}' if author else ''}. No licence has been given.\n"
     owner = f"Copyright {author}\n\n" if author else ""

@@ -15,12 +15,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An assistant message, and the checkpoints that gave it.
+    """An assistant message, and the checkpoints with this answer.
 
     Attributes:
         message: The assistant message in JSON.
-        checkpoints: Names of the checkpoints under which the evaluation asked them.
-        rule_score: Score from 0 to 1 that a rule gave; None where no rule judged the content.
+        checkpoints: Names of the checkpoints in the evaluation.
+        rule_score: Score by a rule, 0 to 1; None without a rule for the content.
 
     Example:
         >>> Answer({"role": "assistant", "content": "At nine."}, ("mine",), None).rule_score is None
@@ -34,7 +34,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A question with two different answers, or with one: of one checkpoint, or the same of both.
+    """A question with two different answers; with one answer if one checkpoint is reviewed or both answers are equal.
 
     Example:
         >>> [pair] = read_pairs(Path("build/evaluate"), ["base", "mine"])
@@ -55,7 +55,7 @@ class Pair:
         return all(answer.rule_score is not None for answer in self.answers)
 
     def key(self, answer: Answer) -> AnswerKey:
-        """Return the key under which labels of an answer are found."""
+        """Return the key of an answer for a search among labels."""
         return answer_key(self.task, self.id, answer.message)
 
 
@@ -64,7 +64,7 @@ def read_pairs(evaluation: Path, names: Sequence[str]) -> list[Pair]:
 
     Raises:
         ConfigError: A checkpoint has no answers in the evaluation.
-        DataError: The answers cannot be read, or the two checkpoints were asked different questions.
+        DataError: The answers cannot be read, or the two checkpoints have different questions.
 
     Example:
         >>> pairs = read_pairs(Path("build/evaluate"), ["base", "mine"])
@@ -105,16 +105,15 @@ def _pair(rows: Sequence[Row], names: Sequence[str]) -> Pair:
 
 
 def _rule_score(row: Row) -> float | None:
-    """Return the score of a rule; rows of evaluations before `judged` existed are judged unless any words would do."""
+    """Return the score by a rule; in evaluations without the field `judged`, every rule but `no_call` judges."""
     is_judged = row.get("judged", row.get("grade") != "no_call")
     return float(row["score"]) if is_judged and row.get("judged_by", "rule") == "rule" else None
 
 
 def choose_names(asked: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]:
-    """Return the checkpoints to review: those chosen, else the evaluation's first and last.
+    """Return the checkpoints to review: the chosen names, by default the evaluation's first and last checkpoint.
 
-    `puna evaluate` takes differences to its first checkpoint, the baseline; the last one named is the newest in the
-    recipes.
+    The first checkpoint is the baseline of `puna evaluate`; the last is the newest in the recipes.
 
     Raises:
         ConfigError: A chosen name is unknown or repeated, or there are more than two.
@@ -125,7 +124,7 @@ def choose_names(asked: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]
     """
     for name in chosen:
         if name not in asked:
-            raise ConfigError(f"--checkpoints {name}", expected=f"names of this evaluation: {', '.join(asked)}")
+            raise ConfigError(f"--checkpoints {name}", expected=f"checkpoints of this evaluation: {', '.join(asked)}")
     if len(set(chosen)) != len(chosen) or len(chosen) > 2:
-        raise ConfigError(f"--checkpoints {' '.join(chosen)}", expected="one name, or two different ones")
+        raise ConfigError(f"--checkpoints {' '.join(chosen)}", expected="one name, or two different names")
     return tuple(chosen) or tuple(dict.fromkeys((asked[0], asked[-1])))

@@ -1,8 +1,11 @@
-"""One review -> HTTP on 127.0.0.1: the static page, its state, and the verdicts that come back.
+"""HTTP server of one review on 127.0.0.1: static page, state of the session, and verdicts.
 
-Threats: other web pages in the same browser (Host and Origin are checked, the content type is not a form's), other
-users of the machine (every path begins with a random token), and hostile answers of a model (the policy allows no
-script, style or address but the page's own; the page writes text only).
+Threats and defences:
+
+- Other web pages in the browser: the server checks Host, Origin and content type.
+- Other users of the machine: every path begins with a random token.
+- Hostile answers of a model: the Content-Security-Policy allows only the page's own script, style and address, and the
+  page inserts answers as text.
 """
 
 import json
@@ -43,7 +46,7 @@ HEADERS = {
 
 
 class Refused(Exception):
-    """A request that is answered with an error status.
+    """A refused request, with the HTTP status.
 
     Example:
         >>> raise Refused(HTTPStatus.NOT_FOUND, "Not found.")
@@ -83,11 +86,11 @@ class ReviewServer(ThreadingHTTPServer):
         self.url = f"http://{HOST}:{self.server_address[1]}/{self.token}/"
 
     def server_bind(self) -> None:
-        """Bind without the look-up of a host name that HTTPServer adds, which can ask the network."""
+        """Bind without the host name look-up of HTTPServer, which can use the network."""
         TCPServer.server_bind(self)
 
     def act(self, action: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Do what a key asks for, and return the state after it."""
+        """Perform the action of a key, and return the new state."""
         with self.lock:
             if self.finished.is_set():
                 raise Refused(HTTPStatus.GONE, "This review has ended. Start it again in the terminal.")
@@ -109,14 +112,14 @@ class ReviewServer(ThreadingHTTPServer):
             return state | {"is_finished": action == "finish"}
 
     def end(self) -> None:
-        """Stop serving; a verdict that is being written is finished first, and none comes after it."""
+        """Stop serving after the current verdict."""
         with self.lock:
             self.finished.set()
         self.shutdown()
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Pass over browsers that went away; report all else."""
+        """Ignore lost connections; report other errors."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -153,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         return _json(state), "application/json"
 
     def _require_host(self) -> None:
-        """Refuse a name that another page made point here (DNS rebinding), and requests that other pages send."""
+        """Refuse foreign host names (DNS rebinding) and requests from other web pages."""
         host = self.headers.get("Host", "")
         if host.rpartition(":")[0] not in HOST_NAMES and host not in HOST_NAMES:
             raise Refused(HTTPStatus.FORBIDDEN, "This Host header does not name this server.")
@@ -201,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.finished.set()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Print no line a request: the terminal is the reviewer's, and the address holds the token."""
+        """Print nothing: the terminal belongs to the reviewer, and request lines contain the token."""
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""A question and how its answer is judged: the same function is a score, a reward and a filter of generated data."""
+"""Questions and grading rules. A grading rule serves as evaluation score, reward and filter of generated data."""
 
 from puna.evaluation.tasks.grading.table import GRADES
 from puna.evaluation.tasks.question import Grade, Question

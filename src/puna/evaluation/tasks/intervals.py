@@ -1,8 +1,8 @@
-"""Scores in groups -> means and differences with 95 % intervals. Corrects for no multiple comparisons.
+"""Scores in groups -> means and differences with 95 % intervals, without a correction for multiple comparisons.
 
-Questions of one group (a world, a dialogue) succeed and fail together, so they tell less than as many independent ones;
-an interval that overlooks this is too narrow. One rule for both intervals: count at the effective number of questions,
-exactly where it is small (up to EXACT_PAIRS), by the normal approximation of the same test above.
+Questions of one group (a world, a dialogue) succeed and fail together. An interval without regard to groups is too
+narrow. Both intervals count at the effective number of questions: exactly up to EXACT_PAIRS questions, and above by the
+normal approximation of the same test.
 
 Shapes: N questions, G groups.
 """
@@ -16,7 +16,12 @@ from puna.evaluation.tasks.paired_test import ALPHA, EXACT_PAIRS, NORMAL, Pairs,
 
 
 class Interval(NamedTuple):
-    """A mean and the bounds that hold its true value in 95 of 100 cases."""
+    """A mean with the bounds of the 95 % interval.
+
+    Example:
+        >>> score_interval([1.0] * 10, list("abcdefghij")).high
+        1.0
+    """
 
     mean: float
     low: float
@@ -24,10 +29,10 @@ class Interval(NamedTuple):
 
 
 def score_interval(scores: Sequence[float], groups: Sequence[str]) -> Interval:
-    """Interval of a mean score at the effective number of questions.
+    """Return the interval of a mean score at the effective number of questions.
 
     Exact up to EXACT_PAIRS questions (Clopper and Pearson, 1934, Biometrika 26, 404-413), Wilson's above (1927, JASA
-    22, 209-212). Scores between 0 and 1 vary less than both assume, so theirs is wide rather than narrow. The effective
+    22, 209-212). Fractional scores vary less than both methods assume, and get wide intervals. The effective
     number in place of N: Korn and Graubard (1998), Survey Methodology 24; Franco, Little, Louis and Slud (2019), J.
     Survey Statistics and Methodology 7.
 
@@ -45,11 +50,10 @@ def score_interval(scores: Sequence[float], groups: Sequence[str]) -> Interval:
 
 
 def difference_interval(scores: Sequence[float], others: Sequence[float], groups: Sequence[str]) -> Interval:
-    """Interval of mean(scores) - mean(others), paired: both are scores of the same questions.
+    """Return the interval of mean(scores) - mean(others) for paired scores of the same questions.
 
-    A question adds its difference to the wins or to the losses, and these are counted at the effective number of pairs
-    (`lower_bound` has method and sources). Differences between 0 and 1 vary less than wins and losses, so their
-    interval is wide rather than narrow.
+    A question adds its difference to the wins or to the losses, counted at the effective number of pairs (`lower_bound`
+    has method and sources). Fractional differences vary less than wins and losses, and get wide intervals.
 
     Example: 4 wins, no loss and 6 ties give (0.4, -0.01, 0.76): not shown to be better.
     """
@@ -64,11 +68,10 @@ def difference_interval(scores: Sequence[float], others: Sequence[float], groups
 
 
 def effective_number(values: Sequence[float] | np.ndarray, groups: Sequence[str]) -> float:
-    """Return how many independent questions would tell as much: N / design effect, between 1 and N.
+    """Return the number of independent questions with the same information: N / design effect, between 1 and N.
 
-    The design effect is the variance of the mean as found between groups, over that of independent questions (Kish,
-    1965, "Survey Sampling"). Where all values are equal nothing shows how alike a group's answers are, and the number
-    of groups counts.
+    The design effect is the variance of the mean between groups over the variance for independent questions (Kish,
+    1965, "Survey Sampling"). Equal values reveal no similarity inside groups; then the number of groups counts.
     """
     values_N = np.asarray(values, dtype=float)
     _, index_N = np.unique(np.asarray(groups), return_inverse=True)
@@ -83,7 +86,7 @@ def effective_number(values: Sequence[float] | np.ndarray, groups: Sequence[str]
 
 
 def _counting_number(values: Sequence[float] | np.ndarray, groups: Sequence[str]) -> float:
-    """Return the effective number, times (z / t)^2 where few groups make the design effect uncertain.
+    """Return the effective number, times (z / t)^2 if few groups make the design effect uncertain.
 
     Student's t in place of z widens an interval by the same factor. Source: Korn and Graubard (1998), as above.
     """
@@ -94,7 +97,7 @@ def _counting_number(values: Sequence[float] | np.ndarray, groups: Sequence[str]
 
 
 def _exact_share(mean: float, n: int) -> float:
-    """Return the lower bound of a share that was seen as `mean` of n; fractions of a success are not counted."""
+    """Return the lower bound of a share observed as `mean` of n; fractions of a success do not count."""
     successes = int(mean * n + 1e-9)
     low, high = 0.0, mean
     for _ in range(40 if successes else 0):
@@ -104,7 +107,7 @@ def _exact_share(mean: float, n: int) -> float:
 
 
 def t_quantile(freedom: int) -> float:
-    """Return the two-sided quantile of Student's t; one degree of freedom at least.
+    """Return the two-sided 95 % quantile of Student's t for at least one degree of freedom.
 
     Expansion 26.7.5 of Abramowitz and Stegun (1964), within 0.2 % from three degrees on; below, the exact values.
     """

@@ -1,6 +1,6 @@
-"""Files of human labels -> the verdict on an answer, and the answers that reviewers disagree about.
+"""Files of human labels -> verdicts on answers, and answers with disagreeing reviewers.
 
-`puna review` writes these files; `puna evaluate` reads them. Grades nothing and knows no checkpoint.
+`puna review` writes the files; `puna evaluate` reads them.
 """
 
 import json
@@ -25,14 +25,14 @@ class Label:
     """One reviewer's verdict on one answer to one question.
 
     Attributes:
-        task: Name of the task that the question belongs to.
-        id: Id of the question in its task.
-        answer: Assistant message in JSON, as a row of conversations-NAME.jsonl holds it.
+        task: Name of the question's task.
+        id: Id of the question in the task.
+        answer: Assistant message in JSON, as in conversations-NAME.jsonl.
         right: Whether the reviewer would send the answer.
         reviewer: Name of the reviewer.
         at: Time of the verdict, ISO 8601 with a UTC offset.
-        checkpoint: Name of the checkpoint that gave the answer; several may have given it.
-        side_by_side_with: Name of the checkpoint whose answer stood beside this one; empty where it stood alone.
+        checkpoint: Name of the checkpoint, or of one of several checkpoints with this answer.
+        side_by_side_with: Name of the checkpoint with the answer beside; empty for an answer alone.
 
     Example:
         >>> answer = {"role": "assistant", "content": "At nine."}
@@ -51,7 +51,7 @@ class Label:
 
     @property
     def key(self) -> AnswerKey:
-        """Task, question and answer: labels with equal keys judge the same answer."""
+        """Task, question and answer; labels with equal keys judge the same answer."""
         return answer_key(self.task, self.id, self.answer)
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Label:
         require_fields(row, where, REQUIRED, OPTIONAL)
         for name in ("task", "id", "reviewer"):
             if not row[name]:
-                raise DataError(f"{where}: {name} is empty", expected="text")
+                raise DataError(f"{where}: {name} is empty", expected="non-empty text")
         if row["answer"].get("role") != "assistant":
             raise DataError(
                 f"{where}: answer is no assistant message", expected='{"role": "assistant", "content": ...}'
@@ -79,7 +79,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """An answer that some reviewers call right and others wrong.
+    """An answer with disagreeing reviewers.
 
     Example:
         >>> Disagreement("shop", "7/2", {"role": "assistant", "content": "At nine."}, ("ada",), ("bob",)).wrong
@@ -94,7 +94,7 @@ class Disagreement:
 
 
 class Labels:
-    """Human labels, by answer. Of one reviewer's labels of the same answer the latest counts.
+    """Human labels by answer. The latest label of a reviewer for an answer counts.
 
     Example:
         >>> labels = read_labels([Path("labels.jsonl")])
@@ -113,18 +113,18 @@ class Labels:
         return len(self._by_answer)
 
     def __iter__(self) -> Iterator[Label]:
-        """Iterate over the labels that count: one for each answer and reviewer."""
+        """Iterate over the counted labels: one per answer and reviewer."""
         return (label for by_reviewer in self._by_answer.values() for label in by_reviewer.values())
 
     def verdict(self, task: str, id: str, answer: dict[str, Any]) -> bool | None:
-        """Return whether reviewers call an answer right; None without a label or where reviewers disagree."""
+        """Return whether reviewers call an answer right; None without a label, or if reviewers disagree."""
         by_reviewer = self._by_answer.get(answer_key(task, id, answer), {})
         verdicts = {label.right for label in by_reviewer.values()}
         return verdicts.pop() if len(verdicts) == 1 else None
 
     @property
     def disagreements(self) -> tuple[Disagreement, ...]:
-        """Answers that reviewers disagree about, in the order of the first label of each."""
+        """Answers with disagreeing reviewers, in the order of the first labels."""
         return tuple(
             Disagreement(
                 first.task,
@@ -140,9 +140,9 @@ class Labels:
 
 
 def read_labels(paths: Iterable[Path]) -> Labels:
-    """Read files of labels, one JSON object a line.
+    """Read files of labels with one JSON object per line.
 
-    A last line without a line feed that is no JSON was cut off while it was written, and is passed over.
+    An incomplete last line, cut off by an interruption, is ignored.
 
     Raises:
         DataError: A file cannot be read, or a row does not fit; the message names file and row.
@@ -156,7 +156,7 @@ def read_labels(paths: Iterable[Path]) -> Labels:
 
 
 def read_file(path: Path) -> list[Label]:
-    """Read the labels of one file, in the order of its lines; errors as in `read_labels`.
+    """Read the labels of one file in the order of the lines; errors as in `read_labels`.
 
     Example:
         >>> [label.reviewer for label in read_file(Path("labels.jsonl"))]
@@ -177,7 +177,7 @@ def read_file(path: Path) -> list[Label]:
         except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
-            raise DataError(f"{where} is not JSON ({error})", expected="a label") from None
+            raise DataError(f"{where} is not JSON ({error})", expected="a label as a JSON object") from None
         if not isinstance(row, dict):
             raise DataError(f"{where} is a {type(row).__name__}", expected="a JSON object")
         labels.append(Label.from_json(row, where))

@@ -1,4 +1,4 @@
-"""Conversations that people held -> a question for every turn of the assistant, given the true history before it."""
+"""Human conversations -> a question for every assistant turn, after the true history."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -11,17 +11,17 @@ from puna.evaluation.tasks.grading.facts import required_facts
 from puna.evaluation.tasks.question import Question
 from puna.formats.chat.conversation import Conversation, Message
 
-# A longer reference, or one with more new facts, is an essay or a list: another right answer has other facts.
+# Longer references, or more new facts, make an essay or a list: other right answers have other facts.
 MAX_FACTS = 6
 MAX_CHARACTERS = 400
-# Conversations that state a name before it counts as one of the task's own.
+# Number of conversations with a name from which the name belongs to the task.
 MIN_RECURRENCES = 3
 
 
 def recurring_names(conversations: Iterable[Conversation]) -> frozenset[str]:
-    """Return the names that the assistant states in several conversations, such as a bank's teams, in small letters.
+    """Return the names that the assistant states in several conversations, such as a bank's teams, in lower case.
 
-    Only names of several words count, since a single word is capitalized for other reasons too.
+    Only names of several words count: a single word may be capitalized for other reasons.
 
     Example:
         >>> recurring_names([answer_of("You are speaking with the Card Support Team.")] * 3)
@@ -29,8 +29,8 @@ def recurring_names(conversations: Iterable[Conversation]) -> frozenset[str]:
     """
     counts = Counter[str]()
     for conversation in conversations:
-        said = [message.content for message in conversation.messages if message.role == "assistant"]
-        counts.update({name for content in said for name in _names(content)})
+        contents = [message.content for message in conversation.messages if message.role == "assistant"]
+        counts.update({name for content in contents for name in _names(content)})
     return frozenset(name for name, count in counts.items() if count >= MIN_RECURRENCES)
 
 
@@ -40,12 +40,15 @@ def _names(text: str) -> set[str]:
 
 
 def turn_questions(conversation: Conversation, names: Collection[str] = ()) -> Iterator[Question]:
-    """Ask for each assistant message in turn: the call that was made, the facts that it stated, or words.
+    """Yield a question for every assistant turn: expect the turn's tool call, the turn's facts, or words.
 
-    The grade `facts` judges a short turn that states something new, with names only from a system message, a tool's
-    result or `names`, those that recur in the task: what people say freely has many right forms. Other words are
-    judged by no rule, and their reference is kept for a judge. A turn with several calls is passed over, since a
-    question expects one.
+    The rule `facts` grades a short turn with new facts. Names in such a turn must come from a system message, a tool's
+    result or `names`, since free words have many right forms. No rule grades other words; a judge can use the
+    reference. Turns with several calls give no question.
+
+    Args:
+        conversation: A complete conversation.
+        names: Recurring names of the task, by `recurring_names`.
 
     Example:
         >>> conversation = Conversation((Message("user", "Price?"), Message("assistant", "It costs 5 euros.")))
@@ -71,7 +74,7 @@ def _question(id: str, prompt: Conversation, answer: Message, names: Collection[
 
 
 def _has_settled_facts(question: Question, names: Collection[str]) -> bool:
-    """Tell whether a right answer has just the facts of the reference."""
+    """Tell whether every right answer has the facts of the reference."""
     if len(question.expected["reference"]) > MAX_CHARACTERS:
         return False
     sources = [each.content for each in question.conversation.messages if each.role in ("system", "tool")]
@@ -81,20 +84,20 @@ def _has_settled_facts(question: Question, names: Collection[str]) -> bool:
 
 
 def _rivals(question: Question, names: Collection[str]) -> list[str]:
-    """Return the recurring names that make an answer wrong, where the right answer is a recurring name.
+    """Return the wrong recurring names as distractors, if the right answer is a recurring name.
 
-    An answer that lists every team of a bank knows none. Names in the prompt or in the reference may be repeated.
+    Distractors fail an answer that lists every team of a bank. An answer may repeat names from prompt or reference.
     """
     wanted = [fact.text.casefold() for fact in required_facts(question).required if fact.kind == "name"]
     if not any(name in names for name in wanted):
         return []
-    said = [*(message.content for message in question.conversation.messages), question.expected["reference"]]
-    known = normalize("\n".join(said)).casefold()
+    texts = [*(message.content for message in question.conversation.messages), question.expected["reference"]]
+    known = normalize("\n".join(texts)).casefold()
     return sorted(name for name in names if name not in known)
 
 
 def _is_settled(fact: Fact, source: str, names: Collection[str]) -> bool:
-    """Leave out names that come from nowhere, and number words without a unit, as in "a minute or two"."""
+    """Reject names without a source, and number words without a unit, as in "a minute or two"."""
     if fact.kind == "name":
         return fact.text in source or fact.text.casefold() in names
     has_unit = any(reading[0] == "number" and reading[1] for reading in fact.readings)

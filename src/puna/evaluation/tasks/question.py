@@ -1,4 +1,4 @@
-"""A question and the grade of its answer, as values. How answers are judged: grading/."""
+"""Question and Grade as values. The grading rules are in grading/."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,10 +8,18 @@ from puna.formats.chat.conversation import Conversation
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A conversation that waits for the assistant, and what is expected of it.
+    """A conversation that waits for the assistant, with the expected answer.
 
-    `grade` names a function in GRADES, which says what `expected` must hold. Questions of one `group` (a world, a
-    dialogue) are not independent; without a group a question stands alone.
+    Attributes:
+        id: Id of the question, unique in a task.
+        conversation: Messages up to the open turn of the assistant.
+        expected: Expected answer; the grading rule defines the fields.
+        grade: Name of the grading rule in GRADES.
+        group: Questions of one group (a world, a dialogue) are not independent; "" for an independent question.
+
+    Example:
+        >>> Question("7/2", Conversation((Message("user", "Price?"),)), {"contains": ["24.90"]}).grade
+        'contains'
     """
 
     id: str
@@ -28,9 +36,17 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A score from 0 to 1 with its reason; `parts` are sub-scores that are reported beside it.
+    """Result of grading an answer.
 
-    `is_judged` tells whether the content of the answer was looked at. A grade that any words pass judges nothing.
+    Attributes:
+        score: From 0 (wrong) to 1 (right).
+        reason: Reason in words.
+        parts: Sub-scores by name, 0 to 1.
+        is_judged: Whether the rule read the content; a rule that passes any words judges nothing.
+
+    Example:
+        >>> Grade(0.0, "lacks '24.90'").score
+        0.0
     """
 
     score: float

@@ -1,4 +1,4 @@
-"""A questions file or a folder of them -> a Task whose every question can be judged. Asks nobody anything."""
+"""Files of questions or conversations -> a Task: validated questions with their grading rules."""
 
 import random
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ OPTIONAL = {"group": str}
 
 @dataclass(frozen=True)
 class Task:
-    """Questions with a grade for each answer.
+    """Questions with grading rules.
 
     Example:
-        >>> task = Task.load(Path("data/questions.jsonl"))
-        >>> task.grade(task.questions[0], Message("assistant", "We open at nine.")).score
+        >>> task = Task.load(Path("data/shop"))
+        >>> task.grade(task.questions[0], Message("assistant", "It costs 24.90.")).score
         1.0
     """
 
@@ -34,14 +34,15 @@ class Task:
 
     @classmethod
     def load(cls, path: Path) -> "Task":
-        """Read a questions file or a folder of them; a folder with conversations alone asks for each assistant turn.
+        """Read a questions file, or a folder of files; conversations give a question per assistant turn.
 
-        Raises DataError that names the file, the row and the field that does not fit.
+        Raises:
+            DataError: A row does not fit; the message names file, row and field.
         """
         questions: dict[str, Question] = {}
         for where, question in _questions(path):
             if question.id in questions:
-                raise DataError(f"{where} has the id '{question.id}' again", expected="each id once in a task")
+                raise DataError(f"{where} has the id '{question.id}' again", expected="every id once in a task")
             questions[question.id] = question
         if not questions:
             raise DataError(f"{path} has no questions", expected="questions*.jsonl or conversations*.jsonl with rows")
@@ -50,13 +51,13 @@ class Task:
         return cls(name, tuple(questions.values()))
 
     def grade(self, question: Question, message: Message) -> Grade:
-        """Judge the assistant's answer to a question."""
+        """Grade an answer with the rule of the question."""
         return GRADES[question.grade](question, message)
 
     def sample(self, max_questions: int, seed: int) -> "Task":
-        """Draw at most `max_questions`, from each group in proportion, and keep their order.
+        """Draw at most `max_questions` in proportion to the groups, in the original order.
 
-        Drawing whole groups would cost as much to answer and tell less, since the questions of a group are alike.
+        Whole groups would cost as much and tell less, since the questions of a group are alike.
         """
         num_questions = len(self.questions)
         if max_questions >= num_questions:
@@ -65,14 +66,14 @@ class Task:
         drawn = list(range(num_questions))
         source.shuffle(drawn)
         drawn.sort(key=lambda index: self.questions[index].group)
-        # Every step-th from a random start: the same chance for each question, whatever the size of its group.
+        # Systematic sampling: a fixed step from a random start gives every question the same chance.
         start = source.randrange(num_questions)
-        kept = sorted(drawn[(start + number * num_questions) // max_questions] for number in range(max_questions))
-        return replace(self, questions=tuple(self.questions[index] for index in kept))
+        chosen = sorted(drawn[(start + number * num_questions) // max_questions] for number in range(max_questions))
+        return replace(self, questions=tuple(self.questions[index] for index in chosen))
 
 
 def _questions(path: Path) -> Iterator[tuple[str, Question]]:
-    """Yield each question with the place it stands at."""
+    """Yield every question with file and row."""
     files = find_shards(path, "questions") if path.is_dir() else [path]
     conversations: list[tuple[str, Conversation]] = []
     for file in files or find_shards(path, "conversations"):
@@ -101,12 +102,12 @@ def _read_question(row: dict[str, Any], where: str) -> Question:
         raise DataError(f"{where}: grade = '{row['grade']}'", expected=", ".join(GRADES))
     conversation = _read_conversation(row["conversation"], where)
     if not conversation.messages or conversation.messages[-1].role == "assistant":
-        raise DataError(f"{where}: conversation", expected="one that does not end with what the assistant says")
+        raise DataError(f"{where}: conversation", expected="a conversation that does not end with the assistant")
     _require_expected(row["expected"], row["grade"], where)
     question = Question(**{**row, "conversation": conversation})
     if question.grade == "facts" and not required_facts(question).required:
         raise DataError(
-            f"{where}: the reference states no fact that is new: {question.expected['reference'][:80]!r}",
+            f"{where}: the reference states no new fact: {question.expected['reference'][:80]!r}",
             expected="a number, date, time, address, id or name that the user's last message does not have",
             hint="Give `facts`, the texts that an answer must have, or another grade",
         )
@@ -114,7 +115,7 @@ def _read_question(row: dict[str, Any], where: str) -> Question:
 
 
 def _require_expected(expected: dict[str, Any], grade: str, where: str) -> None:
-    """Refuse what would make a grade that every answer passes, or that none can."""
+    """Refuse values of `expected` that every answer would pass, or no answer could."""
     required, optional = EXPECTED[grade]
     require_fields(expected, f"{where}: expected of grade '{grade}'", required, optional)
     for name, value in expected.items():

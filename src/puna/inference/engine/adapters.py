@@ -1,7 +1,7 @@
-"""A folder of adapters -> adapters in a runner's memory: loaded for the first request, evicted within bounds.
+"""A folder of LoRA adapters -> adapters in memory, loaded on the first request and evicted within a memory limit.
 
-A subfolder is an adapter of that name, and may be added, replaced or removed at any time. Running requests keep the
-adapter of their start. Knows no requests and no pages.
+A subfolder is an adapter, which may be added, replaced or removed at any time. Running requests keep the adapter that
+was loaded at their start.
 """
 
 import threading
@@ -21,7 +21,10 @@ from puna.pipeline.errors import ArtifactError, CheckpointError, PunaError, Requ
 
 @dataclass(frozen=True, slots=True)
 class AdapterKey:
-    """Name of an adapter, and the identity of the file, which changes when another file takes the place."""
+    """Name of an adapter with the identity of the file; a replaced file has a different identity.
+
+    Example: `Adapters.find`.
+    """
 
     name: str
     identity: tuple[int, ...]
@@ -30,21 +33,26 @@ class AdapterKey:
 class Adapters:
     """Invariant: all adapters in memory, held adapters included, take at most `max_bytes`.
 
-    `find` may be called from any thread, the rest from the engine's alone.
+    `find` is safe in any thread; all other methods belong to the engine's thread.
+
+    Example:
+        >>> adapters = Adapters(folder, config, runner.prepare, itemsize=2, max_bytes=1 << 30)
+        >>> adapters.names()
+        ['customer-1', 'customer-2']
     """
 
     def __init__(
         self, folder: Path, config: LlamaConfig, prepare: Callable[[Lora], object], *, itemsize: int, max_bytes: int
     ):
         if not folder.is_dir():
-            raise CheckpointError(f"{folder} is no directory", expected="one with an adapter in each subdirectory")
+            raise CheckpointError(f"{folder} is no directory", expected="a directory with one adapter per subdirectory")
         self.folder, self.max_bytes = folder, max_bytes
         self._config, self._prepare, self._itemsize = config, prepare, itemsize
         self._opened: dict[str, tuple[AdapterKey, Adapter | PunaError]] = {}
         self._lock = threading.Lock()
         self._sizes: dict[AdapterKey, int] = {}
         self._holders: Counter[AdapterKey] = Counter()
-        self._loaded: OrderedDict[AdapterKey, object] = OrderedDict()  # the least recently used first
+        self._loaded: OrderedDict[AdapterKey, object] = OrderedDict()  # least recently used first
 
     @property
     def num_loaded(self) -> int:
@@ -109,7 +117,7 @@ class Adapters:
         assert all(count > 0 for count in self._holders.values())
 
     def _open(self, name: str) -> tuple[AdapterKey, Adapter]:
-        """Return an adapter as it is now, examined once; what was wrong with it is raised again and again."""
+        """Return the current adapter, examined once per file; errors are remembered and raised again."""
         try:
             file = (self.folder / name / WEIGHTS_NAME).stat()
         except OSError as error:
@@ -132,19 +140,23 @@ class Adapters:
             return error
         size = sum(prod(stored.shape) for stored in adapter.layout.values()) * self._itemsize
         if size > self.max_bytes:
-            return CheckpointError(f"it takes {size:,} bytes", expected=f"at most {self.max_bytes:,}, which are set")
+            return CheckpointError(f"it takes {size:,} bytes", expected=f"at most {self.max_bytes:,} bytes")
         self._sizes[key] = size
         return adapter
 
     def _read(self, key: AdapterKey) -> object:
         now, adapter = self._open(key.name)
         if now != key:
-            raise CheckpointError(f"the adapter {key.name!a} was replaced", expected="it to be asked for again")
+            raise CheckpointError(
+                f"the adapter {key.name!a} was replaced",
+                expected="the same file for the whole request",
+                hint="Send the request again",
+            )
         try:
             with verifying(self.folder / key.name):
                 return self._prepare(read_lora(adapter))
         except (ArtifactError, CheckpointError) as error:
-            # Whoever asks for it again is told at once.
+            # Later requests fail at once, without reading the file again.
             with self._lock:
                 self._opened[key.name] = key, error
             raise

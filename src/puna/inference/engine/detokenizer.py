@@ -1,6 +1,6 @@
-"""Token ids, one by one -> text that will not change any more: whole characters, nothing of a stop string.
+"""Incremental detokenization: token ids one by one -> final text, in whole characters and without stop strings.
 
-Leaves special tokens out. Does not decide on stop ids.
+Special tokens give no text. Stop ids are the request's concern.
 """
 
 import codecs
@@ -10,7 +10,13 @@ from puna.formats.tokenizer import Tokenizer
 
 
 class TextStream:
-    """`feed` until `is_stopped`, then nothing; `finish` gives what was held back when no more tokens come."""
+    """The text of one answer; `feed` until `is_stopped`, then call `finish` for the rest.
+
+    Example:
+        >>> stream = TextStream(tokenizer, stop_strings=["!"])
+        >>> "".join(stream.feed(token) for token in tokenizer.encode("Go! Now")) + stream.finish()
+        'Go'
+    """
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()):
         self.is_stopped = False
@@ -20,13 +26,13 @@ class TextStream:
         self._held = ""
 
     def feed(self, token_id: int) -> str:
-        """Take a token and return the text that is now certain."""
+        """Append a token; return newly final text."""
         if self._tokenizer.is_special(token_id):
             return ""
         return self._release(self._decoder.decode(self._tokenizer.decode_bytes([token_id])))
 
     def finish(self) -> str:
-        """Return the rest; half a character becomes U+FFFD."""
+        """Return the remaining text; an incomplete character becomes U+FFFD."""
         certain = self._release(self._decoder.decode(b"", final=True))
         rest, self._held = self._held, ""
         return certain + rest
@@ -37,7 +43,7 @@ class TextStream:
         self._held += text
         ends = [(at + len(stop), at) for stop in self._stop_strings if (at := self._held.find(stop)) >= 0]
         if ends:
-            # Of several the one that is complete first, so that token borders make no difference.
+            # The stop string that ends first wins, so that token boundaries make no difference.
             certain, self._held, self.is_stopped = self._held[: min(ends)[1]], "", True
             return certain
         cut = len(self._held) - max((_overlap(self._held, stop) for stop in self._stop_strings), default=0)
@@ -46,6 +52,6 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that is a proper beginning of `stop`."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

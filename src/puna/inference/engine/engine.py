@@ -180,7 +180,9 @@ class Engine:
     def _find_adapter(self, name: str) -> AdapterKey:
         key = self.adapters.find(name) if self.adapters else None
         if key is None:
-            raise RequestError(f"the adapter {name!a:.100}", expected="the name of a loaded adapter", param="model")
+            raise RequestError(
+                f"the adapter {name!a:.100}", expected="the name of an adapter of the model", param="model"
+            )
         return key
 
     def abort(self, request_id: int) -> None:

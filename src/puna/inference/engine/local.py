@@ -1,6 +1,6 @@
-"""LocalSampler: the Sampler that runs a checkpoint in this process, over an Engine. Not for several threads at once.
+"""LocalSampler: token ids in, completions out, from a checkpoint in this process. For one thread at a time.
 
-How a checkpoint wants to be sampled, `sampling_defaults` tells; whoever asks decides.
+`sampling_defaults` reads the checkpoint's recommended sampling parameters; the caller decides.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -25,20 +25,26 @@ from puna.model.llama import Llama
 from puna.pipeline.errors import CheckpointError, ConfigError, RequestError
 
 LOOKUP = "lookup"
-# What is read of generation_config.json.
+# Fields read from generation_config.json.
 STATED = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "repetition_penalty": float}
 
 
 @dataclass(eq=False)
 class _Inbox:
-    """The chunks of the requests of one call."""
+    """Chunks of the requests of one call."""
 
     chunks: dict[int, list[Chunk]] = field(default_factory=dict)
     num_done: int = 0
 
 
 class LocalSampler:
-    """Complete or stream prompts; the engine batches whatever is under way."""
+    """An engine with blocking calls; concurrent streams and completions share batches.
+
+    Example:
+        >>> sampler = LocalSampler.open(Path("build/model"))
+        >>> sampler.complete([sampler.tokenizer.encode("Once")], SamplingParams(max_tokens=4))[0].text
+        ' upon a time'
+    """
 
     def __init__(
         self,
@@ -57,10 +63,13 @@ class LocalSampler:
     def open(
         cls, path: Path, *, options: EngineOptions = DEFAULTS, device: DeviceName = "auto", draft: str = ""
     ) -> "LocalSampler":
-        """Load a checkpoint directory, in the dtype of its files unless told otherwise, onto the accelerator if any.
+        """Load a checkpoint, or an adapter with its base.
 
-        An adapter's directory is run beside its base, which lineage or its own settings tell. `draft` is a smaller
-        checkpoint of the same tokenizer whose guesses are checked, or "lookup" to take them from the prompt.
+        Args:
+            path: Checkpoint or adapter; lineage or adapter_config.json names an adapter's base.
+            options: Engine options; without a dtype, the dtype of the files.
+            device: Device; auto takes a GPU if there is one.
+            draft: Draft model for speculative decoding, with the same tokenizer; "lookup" drafts from the prompt.
         """
         checkpoint, adapter = Checkpoint.open(checkpoint_at(path)), ""
         if checkpoint.path != path:
@@ -68,7 +77,7 @@ class LocalSampler:
             options, adapter = replace(options, adapters=path.resolve().parent), path.resolve().name
         checkpoint.prefetch()
         place = choose_device(device)
-        tokenizer = checkpoint.tokenizer()  # Takes a while, in which much is read.
+        tokenizer = checkpoint.tokenizer()  # Overlaps with the prefetch.
         model = checkpoint.load(dtype=options.dtype).to(place)
         guesser = _open_draft(draft, tokenizer, place) if draft else None
         return cls(model, tokenizer, options=options, draft=guesser, adapter=adapter)
@@ -84,14 +93,14 @@ class LocalSampler:
         *,
         progress: Callable[[int], None] | None = None,
     ) -> list[Completion]:
-        """Continue every prompt, in the order given. RequestError before any work if one of them can never fit."""
+        """Continue every prompt in order; RequestError before any work if a prompt can never fit."""
         every = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(every) != len(prompts):
             raise RequestError(f"{len(every)} params for {len(prompts)} prompts", expected="one each", param="params")
         pairs = list(zip(prompts, every, strict=True))
         for pair in pairs:
             self.engine.check(*pair)
-        # Longest first: requests of like length run side by side, and no long one is left to run alone at the end.
+        # Longest first: requests of similar length share batches, and no long request ends up alone.
         order = sorted(range(len(pairs)), key=lambda i: -len(prompts[i]) - every[i].max_tokens)
         inbox = _Inbox()
         try:
@@ -107,7 +116,7 @@ class LocalSampler:
         return [collect(inbox.chunks[ids[i]], len(prompts[i])) for i in range(len(pairs))]
 
     def stream(self, prompt: list[int], params: SamplingParams) -> Generator[Chunk, None, None]:
-        """Continue one prompt as it is sampled; closing the iterator early aborts the request."""
+        """Yield chunks of one prompt's continuation; closing the iterator aborts the request."""
         inbox = _Inbox()
         request_id = self._submit(prompt, params, inbox)
         return self._chunks(request_id, inbox)
@@ -130,7 +139,7 @@ class LocalSampler:
         return request_id
 
     def _pump(self) -> None:
-        """Run one step and hand its chunks to whoever waits for them: calls may be nested."""
+        """Run one step and deliver chunks to the inboxes of all calls, which may be nested."""
         for request_id, chunk in self.engine.step():
             inbox = self._inboxes.get(request_id)
             if inbox is not None:
@@ -144,7 +153,10 @@ class LocalSampler:
 
 
 def sampling_defaults(checkpoint: Path, otherwise: SamplingParams) -> SamplingParams:
-    """Read generation_config.json, where not to sample is temperature 0; `otherwise` says what it does not."""
+    """Read sampling parameters from generation_config.json; `otherwise` supplies missing fields.
+
+    `do_sample = false` means temperature 0.
+    """
     path = find_file(checkpoint_at(checkpoint), GENERATION_NAME)
     config = read_json(path) if path else {}
     values: dict[str, Any] = {}

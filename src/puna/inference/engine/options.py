@@ -1,4 +1,4 @@
-"""EngineOptions: how large an engine is and what it computes in. Says nothing of what a request asks for."""
+"""EngineOptions: limits and number formats of an engine, equal for all requests."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What an engine is opened with; what is None follows from the model.
+    """Options of an engine; None takes the model's own value.
 
-    `max_batch` requests run side by side, each with at most `max_context` tokens; `cache_tokens` positions stand in the
-    cache together. `dtype` is that of weights and activations; `is_int8_cache` rounds keys and values to int8. Each
-    subdirectory of `adapters` is an adapter that requests can name; those in memory take at most `adapter_bytes`.
+    Args:
+        max_batch: Number of running requests.
+        max_context: Maximum length of prompt and answer in tokens.
+        cache_tokens: Positions of the KV cache, shared by all requests.
+        dtype: Number format of weights and activations.
+        is_int8_cache: Whether the cache rounds keys and values to int8.
+        adapters: Folder with LoRA adapters, one per subdirectory.
+        adapter_bytes: Memory limit of loaded adapters.
+
+    Example:
+        >>> EngineOptions(max_batch=8, max_context=4096).is_int8_cache
+        False
     """
 
     max_batch: int = 32

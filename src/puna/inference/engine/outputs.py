@@ -1,4 +1,4 @@
-"""Outputs of the engine: chunks of a request as they are generated, whole completions, and usage."""
+"""Outputs of the engine: chunks of a running request, whole completions, and usage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,1 +1,1 @@
-"""Who can label: a checkpoint in this process, or an endpoint that scores texts or writes answers."""
+"""Teachers: a checkpoint in this process, or an endpoint for scoring or answering."""

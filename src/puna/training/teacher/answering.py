@@ -1,7 +1,7 @@
-"""A server that tells log-probabilities only of what it generates -> its answers to our conversations, labelled.
+"""An endpoint with log-probabilities for generated tokens only -> labelled answers to the data's conversations.
 
-Each conversation's last assistant message gives way to what the server answers there. The tokens that it says are
-looked up in our tokenizer by their bytes; an answer that our tokenizer would write in other tokens is left out.
+The endpoint's answer replaces the last assistant message of a conversation. Tokens are matched to the student's
+tokenizer by bytes. An answer with a different tokenization in the student's tokenizer is left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +17,15 @@ from puna.training.teacher.settings import TeacherEndpoint
 from puna.training.teacher.teacher import Item, Label, Labelled, labelled_row
 
 OTHER_TOKENS = "answers in tokens that are not this tokenizer's"
-# Answers after which a tokenizer that does not fit is certain, and the share of them that may be in other tokens.
+# Number of answers before a mismatch of tokenizers is certain, and the tolerated share of mismatches.
 NUM_CERTAIN, TOLERATED = 20, 0.2
 
 
 class AnsweringTeacher:
-    """Asks /chat/completions with `logprobs`; a call of a tool, or an answer that is cut off, is left out."""
+    """A teacher behind /chat/completions; tool calls and cut-off answers are left out.
+
+    Example: `[label.endpoint]` with `answers = true`.
+    """
 
     def __init__(
         self, completer: EndpointCompleter, settings: TeacherEndpoint, tokenizer: Tokenizer, top_k: int, seed: int
@@ -50,7 +53,7 @@ class AnsweringTeacher:
             raise DataError(
                 f"{self._num_strange} of {self._num_seen} {OTHER_TOKENS} ({self._settings.model})",
                 expected=f"the tokenizer of {self._settings.tokenizer}",
-                hint="Let a student learn from the answers themselves: `puna answer`, then `puna sft`",
+                hint="Train on the answers alone: `puna answer`, then `puna sft`",
             )
 
     def _label_reply(self, asked: Conversation, reply: Reply) -> Labelled:
@@ -68,7 +71,7 @@ class AnsweringTeacher:
         return self._align(asked, reply.logprobs)
 
     def _align(self, asked: Conversation, tokens: Sequence[ReplyToken]) -> Labelled:
-        """Find the answer's tokens in our tokenizer; where no end is told, it is certain."""
+        """Label the answer in the student's tokens; a missing end token gets probability 1."""
         ends = [self._label(entry) for entry in tokens[-1:] if self._ids_of.get(entry.token) in self._chat.stop_ids]
         answer = [entry for entry in tokens[: len(tokens) - len(ends)] if entry.token]
         text = b"".join(entry.token for entry in answer).decode("utf-8", "replace").strip()
@@ -78,7 +81,7 @@ class AnsweringTeacher:
         if [self._ids_of.get(entry.token) for entry in answer] != ids[start:-1]:
             return Labelled(asked, None, OTHER_TOKENS)
         labels = [self._label(entry) for entry in answer] + (ends or [Label([(ids[-1], 0.0)], 0.0)])
-        # Only the answer is the teacher's own: what the assistant said before it has no labels.
+        # Earlier assistant messages have no labels: the teacher did not write them.
         only_answer = [at >= start and is_trained for at, is_trained in enumerate(mask)]
         return Labelled(answered, labelled_row(ids, only_answer, labels, top_k=self._top_k))
 
@@ -96,11 +99,11 @@ def _question(row: object) -> Conversation:
 
 
 def _ids_of_bytes(tokenizer: Tokenizer) -> dict[bytes, int]:
-    """Map bytes to ids; a special token by its text, unless that is the text of another."""
-    found: dict[bytes, int] = {}
+    """Map bytes to token ids; ordinary tokens win over special tokens of the same text."""
+    ids: dict[bytes, int] = {}
     for token in sorted(range(tokenizer.vocab_size), key=tokenizer.is_special):
         try:
-            found.setdefault(tokenizer.decode_bytes([token]), token)
+            ids.setdefault(tokenizer.decode_bytes([token]), token)
         except TokenizerError:
             continue
-    return found
+    return ids

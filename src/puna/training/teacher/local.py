@@ -1,8 +1,9 @@
-"""A checkpoint in this process -> labels: rows side by side in large batches, the compiled kernels where they can.
+"""A checkpoint in this process -> labels, from one forward pass per row in large batches.
 
-Reads each row once. Logits live for some tokens at a time.
+Logits exist for a chunk of tokens at a time.
 
-Shapes: T tokens of a batch, N labelled tokens, C of these at once, K entries of a label, D model width, V vocabulary.
+Shapes: T tokens of a batch, N labelled tokens, C labelled tokens of a chunk, K entries of a label, D model width, V
+vocabulary.
 """
 
 from array import array
@@ -24,13 +25,16 @@ from puna.model.llama import Llama
 from puna.pipeline.errors import CheckpointError
 from puna.training.teacher.teacher import Item, Labelled, Piece, cut
 
-# Logits that are held at once.
+# Largest number of logits in memory.
 CHUNK_VALUES = 2**25
 
 
 @dataclass(frozen=True)
-class Found:
-    """Labels of some tokens, one behind the other."""
+class TokenLabels:
+    """Labels of consecutive labelled tokens.
+
+    Example: `LocalTeacher.label`.
+    """
 
     top_ids_NK: np.ndarray
     top_NK: np.ndarray
@@ -39,9 +43,15 @@ class Found:
 
 
 class LocalTeacher:
-    """Labels with a network in memory, in `dtype`; rows longer than `context` are read in pieces of that length.
+    """A network in memory, computed in `dtype`; rows longer than `context` are cut into pieces.
 
-    Rows of the embeddings that no token of `tokenizer` belongs to are left out; None if a token belongs to every row.
+    Padding rows of the embeddings beyond the vocabulary of `tokenizer` get no probability. Without a tokenizer, every
+    row is a token.
+
+    Example:
+        >>> teacher = LocalTeacher(
+        ...     model, tokenizer, dtype=torch.float32, top_k=8, temperature=1.0, context=256, batch_tokens=4096
+        ... )
     """
 
     def __init__(
@@ -64,17 +74,17 @@ class LocalTeacher:
 
     @torch.inference_mode()
     def label(self, items: Sequence[Item], advance: Callable[[int], None]) -> list[Labelled]:
-        parts: dict[int, list[Found]] = {index: [] for index in range(len(items))}
+        parts: dict[int, list[TokenLabels]] = {index: [] for index in range(len(items))}
         num_done = 0
         for batch in self._batches(items):
-            for piece, found in zip(batch, self._run(batch), strict=True):
-                parts[piece.item].append(found)
+            for piece, labels in zip(batch, self._run(batch), strict=True):
+                parts[piece.item].append(labels)
             advance(batch[-1].item - num_done)
             num_done = batch[-1].item
         advance(len(items) - num_done)
         return [
-            Labelled(item.row, _join(item, found)) if found else Labelled(item.row, None, "nothing in it is trained")
-            for item, found in zip(items, parts.values(), strict=True)
+            Labelled(item.row, _join(item, labels)) if labels else Labelled(item.row, None, "nothing in it is trained")
+            for item, labels in zip(items, parts.values(), strict=True)
         ]
 
     def _batches(self, items: Sequence[Item]) -> Iterator[list[Piece]]:
@@ -87,7 +97,7 @@ class LocalTeacher:
         if batch:
             yield batch
 
-    def _run(self, batch: Sequence[Piece]) -> list[Found]:
+    def _run(self, batch: Sequence[Piece]) -> list[TokenLabels]:
         starts = np.cumsum([0, *(len(piece.ids) - 1 for piece in batch)])
         rows = [int(start) + at - 1 for start, piece in zip(starts, batch, strict=False) for at in piece.wanted]
         hidden_ND = self._network.hidden([piece.ids[:-1] for piece in batch], rows)
@@ -105,11 +115,11 @@ class LocalTeacher:
         logits_CV = self._network.logits(hidden_CD)
         return trim_padded_vocabulary(logits_CV, self._tokenizer) if self._tokenizer else logits_CV
 
-    def _label(self, logits_CV: torch.Tensor, targets_C: torch.Tensor) -> Found:
+    def _label(self, logits_CV: torch.Tensor, targets_C: torch.Tensor) -> TokenLabels:
         softened_CV = logits_CV.div_(self._temperature) if self._temperature != 1 else logits_CV
         most_C1 = softened_CV.amax(-1, keepdim=True)
         if not most_C1.isfinite().all():
-            raise CheckpointError("the teacher gives logits that are not finite", expected="numbers")
+            raise CheckpointError("a teacher with infinite or NaN logits", expected="finite numbers in all logits")
         top_CK, ids_CK = most_likely_first(softened_CV, self._top_k)
         chosen_C1 = softened_CV.gather(-1, targets_C[:, None])
         mass_CV = softened_CV.sub_(most_C1).exp_()
@@ -117,11 +127,11 @@ class LocalTeacher:
         log_total_C1 = most_C1 + total_C1.log()
         tail_C1 = mass_CV.scatter_(-1, ids_CK, 0.0).sum(-1, keepdim=True) / total_C1
         halves = ((top_CK - log_total_C1), tail_C1.log()[:, 0], (chosen_C1 - log_total_C1)[:, 0])
-        return Found(ids_CK.int().cpu().numpy(), *(values.half().cpu().numpy() for values in halves))
+        return TokenLabels(ids_CK.int().cpu().numpy(), *(values.half().cpu().numpy() for values in halves))
 
 
 class _Torch:
-    """The network as it trains: in float32, or on an accelerator."""
+    """The network in torch, in float32 or on an accelerator."""
 
     def __init__(self, model: Llama, dtype: torch.dtype):
         self._model, self._dtype, self.vocab_size = model, dtype, model.config.vocab_size
@@ -136,10 +146,10 @@ class _Torch:
 
 
 class _Native:
-    """The network in the compiled kernels: 2 to 6 times as fast as torch on a CPU, and for quantized weights alike."""
+    """The network in the compiled kernels: 2 to 6 times the speed of torch on a CPU, also for quantized weights."""
 
     def __init__(self, model: Llama, kernels: Kernels, batch_tokens: int):
-        # Each text begins a page of its own, and none is shorter than a token.
+        # Every text starts a new page, so short texts need more pages than tokens alone would.
         self._num_pages, self.vocab_size = 2 * num_pages_for(batch_tokens), model.config.vocab_size
         self._runner = NativeRunner(model, kernels, num_pages=self._num_pages)
         self.logits: Callable[[torch.Tensor], torch.Tensor] = self._runner.logits
@@ -153,7 +163,7 @@ class _Native:
         return torch.cat(parts)
 
     def _groups(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Sequence[int]]]]:
-        """Cut a batch where its pages end: many short texts take more of them than few long ones."""
+        """Split a batch that needs more pages than the cache has, with the first token of every part."""
         first, group, num_pages = 0, list[Sequence[int]](), 0
         for ids in texts:
             if group and num_pages + num_pages_for(len(ids)) > self._num_pages:
@@ -174,16 +184,16 @@ def _spans(texts: Sequence[Sequence[int]]) -> list[Span]:
     return spans
 
 
-def _join(item: Item, parts: Sequence[Found]) -> LabelledRow:
+def _join(item: Item, parts: Sequence[TokenLabels]) -> LabelledRow:
     whole = _concatenated(parts)
     ids_T, mask_T = np.asarray(item.ids, np.int32), np.asarray(item.mask, bool)
     return LabelledRow(ids_T, mask_T, whole.top_ids_NK, whole.top_NK, whole.tail_N, whole.chosen_N)
 
 
-def _concatenated(parts: Sequence[Found]) -> Found:
+def _concatenated(parts: Sequence[TokenLabels]) -> TokenLabels:
     names = ("top_ids_NK", "top_NK", "tail_N", "chosen_N")
-    return Found(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return TokenLabels(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def _part(found: Found, part: slice) -> Found:
-    return Found(found.top_ids_NK[part], found.top_NK[part], found.tail_N[part], found.chosen_N[part])
+def _part(labels: TokenLabels, part: slice) -> TokenLabels:
+    return TokenLabels(labels.top_ids_NK[part], labels.top_NK[part], labels.tail_N[part], labels.chosen_N[part])

@@ -1,7 +1,7 @@
-"""A server that scores given texts -> labels: by vLLM's `prompt_logprobs`, or by OpenAI's `echo` with `logprobs`.
+"""An endpoint that scores prompts -> labels, by vLLM's `prompt_logprobs` or OpenAI's `echo` with `logprobs`.
 
-The first says ids and is exact. The second says tokens as texts: what no single id of our tokenizer spells is left to
-the tail. Whether the server reads texts as our tokenizer does is checked against what it says of them.
+`prompt_logprobs` returns token ids and is exact. `echo` returns token texts: alternatives without a single id of the
+student's tokenizer go to the tail. Every answer is checked for the tokenization of the student's tokenizer.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,17 +13,20 @@ from puna.pipeline.errors import ConfigError, DataError, TokenizerError
 from puna.training.teacher.settings import TeacherEndpoint
 from puna.training.teacher.teacher import Item, Label, Labelled, Piece, cut, labelled_row
 
-# A character that a token holds only a part of.
+# The replacement character stands for bytes of an incomplete character.
 BROKEN = "\ufffd"
 ID_PREFIX = "token_id:"
-# Tokens that a server may spell otherwise than we do, before it is taken for another tokenizer's.
+# Share of tokens with a different spelling above which the endpoint has a different tokenizer.
 TOLERATED = 0.02
 
 Way = Callable[[Sequence[int]], "list[Label | None]"]
 
 
 class ScoringTeacher:
-    """Asks for each text, or each piece of `context` tokens of it, once."""
+    """A teacher behind /completions, asked once per text or piece of `context` tokens.
+
+    Example: `[label.endpoint]` of `puna.training.label`.
+    """
 
     def __init__(
         self, client: EndpointClient, settings: TeacherEndpoint, tokenizer: Tokenizer, top_k: int, context: int
@@ -52,11 +55,13 @@ class ScoringTeacher:
 
     def _require(self, label: Label | None) -> Label:
         if label is None or not label.entries:
-            raise DataError(f"{self._settings.url} scores only some of a text's tokens", expected="all of them")
+            raise DataError(
+                f"{self._settings.url} scores only some tokens of a text", expected="a log-probability for every token"
+            )
         return label
 
     def _find_way(self, piece: Piece) -> Way:
-        """Try each way with one text; ConfigError with what the server said if there is none."""
+        """Return the first request format that the endpoint supports; ConfigError if none works."""
         said: list[str] = []
         for way in (self._by_prompt_logprobs, self._by_echo_of_ids, self._by_echo):
             try:
@@ -67,8 +72,8 @@ class ScoringTeacher:
         raise ConfigError(
             f"{self._settings.url} does not score texts ({said[0]})",
             expected=f"prompt_logprobs = {self._top_k}, or echo with logprobs, at /completions",
-            hint="Lower top_k or raise the server's own limit (vLLM: --max-logprobs); a server that tells only what "
-            "it generates can label its own answers: endpoint.answers = true",
+            hint="Lower top_k or raise the server's limit (vLLM: --max-logprobs). For a server with log-probabilities "
+            "of generated tokens only, set endpoint.answers = true",
         )
 
     def _by_prompt_logprobs(self, ids: Sequence[int]) -> "list[Label | None]":
@@ -96,10 +101,10 @@ class ScoringTeacher:
 
     def _echo(self, ids: Sequence[int], more: dict[str, Any]) -> "list[Label | None]":
         body = {"prompt": list(ids), "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": self._top_k, **more}
-        told = _first_choice(self._client.post("/completions", body)).get("logprobs")
+        logprobs = _first_choice(self._client.post("/completions", body)).get("logprobs")
         names = ("tokens", "token_logprobs", "top_logprobs")
-        found = [told.get(name) for name in names] if isinstance(told, dict) else []
-        lists = [each[: len(ids)] for each in found if isinstance(each, list) and len(each) >= len(ids)]
+        columns = [logprobs.get(name) for name in names] if isinstance(logprobs, dict) else []
+        lists = [column[: len(ids)] for column in columns if isinstance(column, list) and len(column) >= len(ids)]
         if len(lists) < len(names):
             raise RejectedError(200, "an answer without echoed logprobs")
         tokens, chosen, tops = lists
@@ -123,7 +128,7 @@ class ScoringTeacher:
         return self._ids_of.get(text)
 
     def _require_same_tokens(self, ids: Sequence[int], spelled: Sequence[str | None]) -> None:
-        """Compare a text's tokens with how the server spells them, where it spells them whole."""
+        """Compare tokens with the endpoint's spelling, except for partial characters."""
         checked = [
             (token, text)
             for token, text in zip(ids, spelled, strict=True)
@@ -136,13 +141,14 @@ class ScoringTeacher:
         ]
         if len(strange) > TOLERATED * len(checked):
             token, text = strange[0]
-            raise self._foreign(f"token {token}, which is {self._tokenizer.decode([token])!r} here, as {text!r}")
+            raise self._foreign(f"token {token} as {text!r}, not {self._tokenizer.decode([token])!r}")
 
     def _foreign(self, what: str) -> DataError:
         return DataError(
-            f"{self._settings.url} knows {what}: {self._settings.model} has another tokenizer",
-            expected=f"that of {self._settings.tokenizer}",
-            hint="Give its own as endpoint.tokenizer; students with another one learn from answers (`puna answer`)",
+            f"{self._settings.url} returns {what}: {self._settings.model} has another tokenizer",
+            expected=f"the tokenizer of {self._settings.tokenizer}",
+            hint="Set endpoint.tokenizer to the model's own tokenizer; a student with another tokenizer learns from "
+            "answers (`puna answer`)",
         )
 
 
@@ -159,7 +165,7 @@ def _spelled(row: Any, token: int) -> str | None:
 
 
 def _ids_of_texts(tokenizer: Tokenizer) -> dict[str, int]:
-    """Map what OpenAI's layout calls a token to its id: its text, or `bytes:\\xe2\\x80` for a part of a character."""
+    """Map token texts of OpenAI's layout to ids; `bytes:\\xe2\\x80` stands for a partial character."""
     found: dict[str, int] = {}
     for token in range(tokenizer.vocab_size):
         try:

@@ -1,7 +1,7 @@
-"""Labelled rows -> shards in a run's directory, from which a killed run goes on, and at the end the artifact's files.
+"""Labelled rows -> shards in a run's directory, which a resumed run keeps, and finally the artifact's files.
 
-A shard is whole once the run's journal has its note, with the hash of every file. Rows keep their order; a shard holds
-documents or conversations.
+A shard is complete once the run's journal has a note with the hash of every file. Rows keep their order. A shard holds
+either documents or conversations.
 """
 
 from collections import Counter
@@ -24,9 +24,11 @@ from puna.training.teacher.teacher import Labelled
 
 @dataclass
 class Note:
-    """What a shard holds: the rows of the stream up to `end`, counts, sums over labels, and what was left out why.
+    """Contents of a shard: end row of the stream, counts, sums over labels, and left-out rows by reason.
 
     `files`: name -> {size, sha256}.
+
+    Example: `ShardDirectory.notes`.
     """
 
     end: int = 0
@@ -39,10 +41,14 @@ class Note:
 
 
 class ShardDirectory:
-    """The finished shards of a run.
+    """The complete shards of a run. A missing file discards the shard and all later shards.
+
+    Example:
+        >>> shards = ShardDirectory(run, vocab_size=tokenizer.vocab_size)
+        >>> shards.write(end=100, labelled=teacher.label(items, bar.advance))
 
     Raises:
-        ArtifactError: A file of a finished shard was altered. Without the file the run goes on before that shard.
+        ArtifactError: A file of a complete shard was altered.
     """
 
     def __init__(self, run: Run, *, vocab_size: int):
@@ -52,7 +58,7 @@ class ShardDirectory:
         for number, note in enumerate(self._journal.records):
             missing = [name for name in note["files"] if not (self._directory / name).is_file()]
             if missing:
-                run.log(f"{self._directory / missing[0]} is missing: going on before it")
+                run.log(f"{self._directory / missing[0]} is missing: resuming before this shard")
                 self._journal.cut(number)
                 break
             self._verify(note["files"])
@@ -61,16 +67,16 @@ class ShardDirectory:
     def _verify(self, files: dict[str, dict[str, Any]]) -> None:
         for name, entry in files.items():
             if artifact.entry(self._directory / name) != entry:
-                hint = "Delete it: the run goes on with the rows of that shard, and keeps the shards before it"
+                hint = "Delete the file: the run labels the rows of this shard again and keeps earlier shards"
                 raise ArtifactError(f"{self._directory / name} was altered or cut short", hint=hint)
 
     @property
     def end(self) -> int:
-        """How many rows of the stream are done."""
+        """Number of finished rows of the stream."""
         return self.notes[-1].end if self.notes else 0
 
     def write(self, end: int, labelled: Sequence[Labelled]) -> None:
-        """Write a shard; the note comes last, so that what it tells of is there."""
+        """Write a shard; the journal entry comes last, after all files."""
         number = f"{len(self.notes):05d}"
         kept = [(each.row, each.labels) for each in labelled if each.labels is not None]
         note = Note(end, left_out=dict(Counter(each.reason for each in labelled if each.labels is None)))
@@ -92,7 +98,7 @@ class ShardDirectory:
         self.notes.append(note)
 
     def total(self) -> Note:
-        """Add up what the shards hold."""
+        """Return the totals over all shards."""
         whole = Note(self.end)
         for note in self.notes:
             whole.num_rows += note.num_rows
@@ -103,15 +109,15 @@ class ShardDirectory:
         return whole
 
     def publish(self, output: Path) -> None:
-        """Let the files stand in the artifact too, without a second copy where the disk can."""
+        """Link the files into the artifact, or copy where the file system has no links."""
         for name in (name for note in self.notes for name in note.files):
             link_or_copy(self._directory / name, output / name)
 
 
 def _sums(top_NK: np.ndarray, tail_N: np.ndarray, chosen_N: np.ndarray) -> dict[str, float]:
-    """Return sums over labels: the mass outside, the loss of the text's own tokens, entropy, and shares of the tokens.
+    """Return sums over labels: tail mass, loss of the text's tokens, entropy, and two counts.
 
-    `first` counts tokens that are the teacher's first choice; `covered` those that are among its entries.
+    `first` counts text tokens equal to the teacher's most likely token, `covered` text tokens among the entries.
     """
     top, tail, chosen = (np.maximum(values.astype(np.float64), -87.0) for values in (top_NK, tail_N, chosen_N))
     entropy = -(np.exp(top) * top).sum() - (np.exp(tail) * tail).sum()

@@ -1,4 +1,4 @@
-"""What a labelling teacher is given and gives back.
+"""The interface of teachers: rows with token ids -> labels.
 
 Shapes: N labelled tokens, K entries of a label.
 """
@@ -13,13 +13,18 @@ from puna.data.document import Document
 from puna.data.labels import LabelledRow
 from puna.formats.chat.conversation import Conversation
 
-# A mass that float16 and rounding leave unknown: what is said to be none is at most this much.
+# Smallest tail probability: float16 and rounding hide smaller values.
 LEAST_TAIL = 1e-6
 
 
 @dataclass(frozen=True)
 class Item:
-    """A row to be labelled, with its tokens and which of them are trained."""
+    """A row to label, with token ids and loss mask.
+
+    Example:
+        >>> Item(Document("Once."), ids=[1, 271, 13], mask=[False, True, True]).mask[0]
+        False
+    """
 
     row: Document | Conversation
     ids: Sequence[int]
@@ -28,7 +33,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A row with its labels, or without them and the reason why it is left out."""
+    """A row with labels, or the reason for leaving the row out.
+
+    Example: `Teacher.label`.
+    """
 
     row: Document | Conversation
     labels: LabelledRow | None
@@ -36,15 +44,26 @@ class Labelled:
 
 
 class Teacher(Protocol):
-    """Labels rows: each for itself, but for rounding, which may depend on what is read beside it."""
+    """A model that labels rows independently of one another, except for rounding within a batch.
+
+    Example:
+        >>> (labelled,) = teacher.label([item], advance=lambda count: None)
+        >>> labelled.labels.top_ids_NK.shape
+        (2, 64)
+    """
 
     def label(self, items: Sequence[Item], advance: Callable[[int], None]) -> list[Labelled]:
-        """Return what became of each item, in their order; `advance` is told how many more are done."""
+        """Label all items in order; `advance` receives the number of newly finished items."""
         ...
 
 
 class Piece(NamedTuple):
-    """Tokens of an item that are read together, the last of them only foreseen; at `wanted` stand labelled tokens."""
+    """Consecutive tokens of an item for one forward pass.
+
+    The last token is a target only. `wanted` holds the positions of labelled tokens.
+
+    Example: `cut`.
+    """
 
     item: int
     ids: Sequence[int]
@@ -52,7 +71,12 @@ class Piece(NamedTuple):
 
 
 def cut(index: int, item: Item, context: int) -> Iterator[Piece]:
-    """Cut an item as training would; the first token of a piece is foreseen by the piece before it."""
+    """Cut an item into pieces of `context` tokens, as training does; neighbours share one token.
+
+    Example:
+        >>> [piece.ids for piece in cut(0, Item(row, [1, 2, 3, 4], [True] * 4), context=2)]
+        [[1, 2, 3], [3, 4]]
+    """
     for start in range(0, len(item.ids) - 1, context):
         ids = item.ids[start : start + context + 1]
         wanted = [at for at in range(1, len(ids)) if item.mask[start + at]]
@@ -62,14 +86,19 @@ def cut(index: int, item: Item, context: int) -> Iterator[Piece]:
 
 @dataclass(frozen=True)
 class Label:
-    """What a teacher says of one token, most likely first; `chosen` is about the token itself."""
+    """Log-probabilities at one position: (token id, value) of likely tokens, and `chosen` of the text's own token.
+
+    Example:
+        >>> Label([(271, -0.1), (9, -2.5)], chosen=-2.5).entries[0]
+        (271, -0.1)
+    """
 
     entries: Sequence[tuple[int, float]]
     chosen: float
 
 
 def labelled_row(ids: Sequence[int], mask: Sequence[bool], labels: Sequence[Label], *, top_k: int) -> LabelledRow:
-    """Pack labels of single tokens; one with fewer than `top_k` entries leaves the rest of the mass to the tail."""
+    """Pack single labels into arrays; mass outside the at most `top_k` entries goes to the tail."""
     top_ids_NK = np.zeros((len(labels), top_k), np.int32)
     top_NK = np.full((len(labels), top_k), -np.inf, np.float32)
     for at, label in enumerate(labels):

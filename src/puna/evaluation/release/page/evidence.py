@@ -1,4 +1,4 @@
-"""A decision's evidence -> the folds at the end of its page: methods, names, measurements, lineage and licences."""
+"""Evidence of a decision -> the folds at the end of the page: methods, names, receipts, lineage and licences."""
 
 from collections.abc import Iterator, Mapping
 
@@ -15,24 +15,24 @@ from puna.evaluation.release.whole_prompts import MIN_PROMPT_WORDS
 SUITES = {"task": "the task", "general": "the general suite"}
 OVERLAPS_SHOWN = 20
 HOW = (
-    "All models answered the same questions, and every difference is paired: question by question. The intervals are "
-    "95 %, at the effective number of questions where these come in groups. For up to 60 questions they are exact, and "
-    "for more they approximate the same test; no model counts as better where McNemar's exact test does not say so. "
-    "A demand is met when the whole interval lies above its limit, so a model that does not deserve it passes one in "
-    "2.5 of 100 cases at most (2.9 by the approximation). A GO needs every demand at once, which makes the error of "
-    "the whole no greater than that of one: nothing has to be corrected for their number. Intervals that nothing was "
-    "demanded of are there to look at, several at a time and uncorrected: from those alone no model is better."
+    "All models answered the same questions, and every difference is paired by question. The intervals are 95 %, at "
+    "the effective number of questions if questions come in groups. They are exact for up to 60 questions and "
+    "approximate above. No model counts as better against McNemar's exact test. A threshold is met if the whole "
+    "interval lies above. So a model that does not deserve it meets a threshold in at most 2.5 of 100 cases (2.9 by "
+    "the approximation). A GO needs all thresholds at once, so the error of the whole is at most the error of one "
+    "threshold, and no correction for their number is needed. Intervals without a threshold are for information, "
+    "without a correction: they alone show no model to be better."
 )
 
 
 def folds(decision: Decision, facts: Facts, rules: Mapping[str, str]) -> Iterator[Details]:
-    """Yield the folds. `rules` has the titles of the rules by their names."""
-    yield Details("Differences and their demands, and how they are computed", list(_differences(decision)))
+    """Yield the folds; `rules` maps names of rules to titles."""
+    yield Details("Differences, thresholds, and the method", list(_differences(decision)))
     names = [[rules[each.rule], each.rule] for each in decision.verdicts]
     checkpoints = [[model.label, model.name] for model in decision.models]
     named = [Table(["check", "rule in the settings"], names), Table(["model", "checkpoint"], checkpoints)]
     yield Details("Names of rules and checkpoints", named)
-    yield Details("How test questions were looked for in training data", list(_overlap(decision.leaks, decision)))
+    yield Details("How the search for test questions in training data works", list(_overlap(decision.leaks, decision)))
     rows = receipt_rows(facts)
     receipts = Table(["step", "claim", "value", "limit", "held"], rows) if rows else Paragraph("None.")
     yield Details("Measurements of every step (receipts)", [receipts])
@@ -58,12 +58,12 @@ def _differences(decision: Decision) -> Iterator[Block]:
         ]
         for each in decision.comparisons
     ]
-    yield Paragraph("How much better this model is, in points of 100, and what was demanded of the whole interval.")
-    yield Table(["on", "against", "difference", "demanded", "result", "questions"], rows)
+    yield Paragraph("Lead of this model in points of 100, and the threshold for the whole interval.")
+    yield Table(["on", "against", "difference", "threshold", "result", "questions"], rows)
     bounds = [POINTS * value for each in decision.comparisons for value in (*each.difference, each.threshold or 0.0)]
     reach = max(10.0, *(abs(value) * 1.1 for value in bounds))
-    title = "How much better this model is"
-    axis = "points of 100, 95 % interval; dashed: the limit to its left"
+    title = "Lead of this model"
+    axis = "points of 100, 95 % interval; dashed: threshold"
     svg = draw_intervals([*map(_difference_mark, decision.comparisons)], title=title, axis=axis, span=(-reach, reach))
     yield Picture("decision-differences.svg", title, svg)
     yield Paragraph(HOW)
@@ -78,49 +78,49 @@ def _difference_mark(each: PairedComparison) -> Mark:
 
 
 def overlap_summary(leaks: Leaks | None) -> str:
-    """Say how many questions could be looked for in how many rows, and how many were found; no more than that.
+    """Return sentences with the numbers of questions, searched rows and found questions.
 
     Example:
         >>> overlap_summary(None)
-        'Not looked for: there are no questions of an evaluation of this model.'
+        'Not searched: no evaluation has questions of this model.'
     """
     if leaks is None:
-        return "Not looked for: there are no questions of an evaluation of this model."
+        return "Not searched: no evaluation has questions of this model."
     if not leaks.datasets:
-        return "Not looked for: no training data of this model is at hand."
+        return "Not searched: no training data of this model is available."
     share = "All" if leaks.num_long == leaks.num_questions else f"{leaks.num_long:,} of"
-    sought = f"{share} {leaks.num_questions:,} questions were long enough to be looked for"
+    sought = f"{share} {leaks.num_questions:,} questions were long enough for a search"
     number = len(leaks.report.found)
-    found = f"{number:,} of them, or of the expected answers, were found" if number else "none was found"
+    result = f"{number:,} questions or expected answers were found" if number else "none was found"
     if not leaks.num_sought and not number:
-        found = "the others cannot be told from chance"
+        result = "short questions also match by chance"
     unread = f" Not readable: {', '.join(leaks.unread)}." if leaks.unread else ""
     rows = f"in the {leaks.report.num_rows:,} rows of training data{leaks.aside}"
-    return f"{sought} {rows}; {found}. Questions in other words are not found.{unread}"
+    return f"{sought} {rows}; {result}. The search does not find paraphrases.{unread}"
 
 
 def _overlap(leaks: Leaks | None, decision: Decision) -> Iterator[Block]:
     settings = decision.settings
     if leaks is None:
-        yield Paragraph("Not looked for: there are no questions of an evaluation of this model.")
+        yield Paragraph("Not searched: no evaluation has questions of this model.")
         return
     report = leaks.report
     n = settings.overlap_words
     yield Paragraph(
-        f"{report.num_probes:,} questions and long expected answers were sought in {report.num_rows:,} rows of "
-        f"{', '.join(leaks.datasets) or 'no dataset'}. A question counts as found where one row holds at least "
-        f"{settings.overlap_share:.0%} of its n-grams (n = {n} words; {NORMALIZATION}) and its last user message; one "
-        f"of fewer than {n} words of its own, only where the row has the expected answer too. N-grams that many groups "
-        f"of the test share are its template and do not count. {len(report.too_short):,} are too short for n-grams "
-        f"(under {MIN_WORDS} words of their own, or without an answer in words). Any question also counts as found "
-        f"where its whole prompt, of {MIN_PROMPT_WORDS} words or more, stands before an answer in a training "
-        f"conversation. Paraphrases and translations are not found."
+        f"The search looked for {report.num_probes:,} questions and long expected answers in {report.num_rows:,} rows "
+        f"of {', '.join(leaks.datasets) or 'no dataset'}. A question counts as found if one row has at least "
+        f"{settings.overlap_share:.0%} of the question's n-grams (n = {n} words; {NORMALIZATION}) and the last user "
+        f"message. For a question with fewer than {n} words of its own, the row must also have the expected answer. "
+        f"N-grams of many groups of the test belong to a template and do not count. {len(report.too_short):,} are too "
+        f"short for n-grams (under {MIN_WORDS} words of their own, or without an answer in words). Any question also "
+        f"counts as found if the whole prompt, of {MIN_PROMPT_WORDS} words or more, stands before an answer in a "
+        f"training conversation. The search does not find paraphrases and translations."
     )
     if leaks.elsewhere:
         names = ", ".join(leaks.elsewhere)
-        yield Paragraph(f"Not looked at, since an imported model learned from it before it came here: {names}.")
+        yield Paragraph(f"Not searched, since an imported model learned from it before the import: {names}.")
     if leaks.measured:
-        yield Paragraph(f"Only measured on, never learned from: {', '.join(leaks.measured)}.")
+        yield Paragraph(f"Used for measurements only, not for training: {', '.join(leaks.measured)}.")
     if not report.found:
         return
     rows = [[each.name, f"{each.share:.0%}", each.place] for each in report.found[:OVERLAPS_SHOWN]]
@@ -132,6 +132,6 @@ def _overlap(leaks: Leaks | None, decision: Decision) -> Iterator[Block]:
 def _licences(facts: Facts) -> Iterator[Block]:
     rows = [[each.title, each.id, " ".join(each.duties) or "none"] for each in applying(facts.inherited)]
     unknown = sorted(facts.inherited - {each.id for each in applying(facts.inherited)})
-    rows += [["not known", id, "read them: nothing here knows what they ask"] for id in unknown]
-    yield Table(["inherited", "id", "duties"], rows) if rows else Paragraph("It inherits none.")
-    yield Paragraph("This was read from the manifests of the lineage.")
+    rows += [["not known", id, "read the terms: Puna does not know the duties"] for id in unknown]
+    yield Table(["inherited", "id", "duties"], rows) if rows else Paragraph("The model inherits no licences.")
+    yield Paragraph("This table comes from the manifests of the lineage.")

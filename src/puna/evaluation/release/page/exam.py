@@ -1,4 +1,4 @@
-"""Scores of models that know nothing -> the section that says whether the questions tell good from bad."""
+"""Scores of null models -> the section about the power of the questions to tell good models from bad models."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,9 +7,9 @@ from puna.evaluation.release.page.blocks import Block, Paragraph, Table
 
 
 class NullScore(NamedTuple):
-    """A model that knows nothing beside the candidate, on the questions judged for both. Scores are shares of 1.
+    """Scores of a null model and of the candidate, 0 to 1, on the questions judged for both models.
 
-    `description` completes "a model that ..."; `threshold` is the lead that the candidate must be shown to have.
+    `description` completes "a model that ..."; `threshold` is the required lead of the candidate.
 
     Example:
         >>> NullScore("answers nothing", 0.0, 0.9, 0.05, is_beaten=True).score
@@ -24,7 +24,7 @@ class NullScore(NamedTuple):
 
 
 def explain_exam(rows: Sequence[NullScore], suite: str) -> list[Block]:
-    """Return a sentence with the conclusion and a row for each null model; nothing where none was asked.
+    """Return a sentence with the conclusion, and a table with one row per null model.
 
     Example:
         >>> explain_exam([NullScore("says nothing", 0.0, 0.9, 0.05, True)], "the task")[1].rows
@@ -49,8 +49,8 @@ def explain_exam(rows: Sequence[NullScore], suite: str) -> list[Block]:
     ]
     return [
         Paragraph(
-            f"The questions of {suite} were put to models that know nothing, too. A good model has to be better than "
-            f"each by more than {100 * rows[0].threshold:.0f} points. This one is shown to be better than {result}."
+            f"Models that know nothing answered the questions of {suite}, too. A good model must lead each of them by "
+            f"more than {100 * rows[0].threshold:.0f} points. This model is shown to be better than {result}."
         ),
         Table(["a model that ...", "scores", "this model", "told apart"], cells),
     ]

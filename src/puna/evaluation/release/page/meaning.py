@@ -24,13 +24,13 @@ KINDS = {
     "contains": Kind("Facts to be named", "it has every expected word and number, and none of the wrong ones"),
     "facts": Kind(
         "Words with facts",
-        "it has the numbers, dates, names and the like that the reference answer has, and none that contradicts them; "
-        "its other words were not looked at",
+        "it has the numbers, dates, names and similar facts of the reference answer, and no contradicting fact; "
+        "other words do not count",
     ),
     "exact": Kind("One exact answer", "it is the expected text, up to spaces"),
     "refusal": Kind("Questions without an answer", "it has the expected words of a refusal"),
     "tool_call": Kind("Actions (tool calls)", "it is exactly the expected call, with every argument equal"),
-    "no_call": Kind("Free words", "it is in words"),
+    "no_call": Kind("Free words", "it has words"),
 }
 UNJUDGED = "any words would pass, so these answers count in no figure"
 JUDGES = {"rule": "a rule", "judge": "a judge model", "reward": "a reward model", "person": "people"}
@@ -52,10 +52,10 @@ def explain_right(rows: Sequence[Row], suite: str) -> list[Block]:
     totals = Counter(row.get("grade", "") for row in rows)
     cells: list[list[str]] = []
     for (grade, judge), number in sorted(counts.items(), key=lambda item: (-totals[item[0][0]], item[0])):
-        kind = KINDS.get(grade, Kind(grade, "its own rule says so"))
-        who = JUDGES.get(judge, judge) or "nobody"
-        right = {"rule": kind.right, "": UNJUDGED}.get(judge, f"{who} found it right")
-        cells.append([kind.title, f"{number:,} of {totals[grade]:,}", who, right])
+        kind = KINDS.get(grade, Kind(grade, "its own grading rule passes it"))
+        label = JUDGES.get(judge, judge) or "nobody"
+        right = {"rule": kind.right, "": UNJUDGED}.get(judge, f"{label} found it right")
+        cells.append([kind.title, f"{number:,} of {totals[grade]:,}", label, right])
     num_unjudged = sum(not is_judged(row) for row in rows)
     summary = f"The content of all {len(rows):,} was judged."
     if num_unjudged:

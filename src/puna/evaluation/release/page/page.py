@@ -32,18 +32,18 @@ from puna.pipeline.artifacts import artifact
 
 SUITES = {"task": "the task", "general": "the general suite"}
 NOTES = {
-    "teacher": "The teacher is the model that this one learned from.",
-    "in_use": "The model in use is the one that it would replace.",
+    "teacher": "The teacher is the model that this model learned from.",
+    "in_use": "The model in use is the model that this release would replace.",
 }
 RULES = {
-    "scores": "These very models were asked",
+    "scores": "The evaluations have exactly these models",
     "comparison": "Compared with others",
-    "judged": "Answers judged for what they say",
-    "exam": "The questions tell good from bad",
+    "judged": "Content of the answers judged",
+    "exam": "The questions tell good models from bad models",
     "task": "Good enough at the task",
     "general": "Nothing forgotten",
     "limits": "Size, speed and cost",
-    "receipts": "Measurements of every step",
+    "receipts": "Measurements of every step (receipts)",
     "overlap": "No test data in training data",
     "licences": "Licences",
 }
@@ -59,7 +59,7 @@ def write_page(decision: Decision, facts: Facts, folder: Path) -> None:
 
 
 def _blocks(decision: Decision, facts: Facts) -> Iterator[Block]:
-    yield Paragraph(" ".join([f"Whether {decision.name} may go into use, and why.", facts.description]).strip())
+    yield Paragraph(" ".join([f"Whether {decision.name} may go into production, and why.", facts.description]).strip())
     if decision.reasons:
         yield Items([shorten_ids(f"{reason[:1].upper()}{reason[1:]}.") for reason in decision.reasons])
         yield from (Paragraph(f"What to do: {hint}.") for hint in decision.hints)
@@ -75,14 +75,14 @@ def _blocks(decision: Decision, facts: Facts) -> Iterator[Block]:
     yield from _exams(decision)
     yield Heading("What was checked")
     yield _rules(decision)
-    yield Heading("What it costs")
+    yield Heading("Cost")
     yield from _cost(decision)
     yield Heading("What was not measured")
     yield Items([shorten_ids(line) for line in decision.unmeasured])
     yield Heading("Test questions in training data")
     yield Paragraph(overlap_summary(decision.leaks))
     yield Heading("Licences")
-    yield Paragraph(f"It would be released under: {facts.governing.title}. This is no legal advice.")
+    yield Paragraph(f"Licence of the release: {facts.governing.title}. This is no legal advice.")
     yield Heading("Details for those who check")
     yield from folds(decision, facts, RULES)
 
@@ -106,7 +106,7 @@ def _models(decision: Decision) -> Iterator[Block]:
     general = ["right on general questions"] if has_general else []
     yield Table(["model", "right on the task", *general, "size", "speed"], rows)
     notes = [NOTES[model.role] for model in decision.models if model.role in NOTES]
-    ranges = "The true share lies in the range in brackets in 95 of 100 cases. A point is one of 100 questions."
+    ranges = "In 95 of 100 cases, the range in brackets contains the true share. A point is one of 100 questions."
     yield Paragraph(" ".join([*notes, ranges]))
     for suite in SUITES:
         shown = [model for model in decision.models if (found := getattr(model, suite)) and found.scores]
@@ -124,7 +124,7 @@ def _score(answered: EvaluatedModel | None) -> str:
         return "not measured"
     number = len(answered.scores)
     if not number:
-        return "none of its answers was judged"
+        return "no answer was judged"
     return "{:.1f} % ({:.1f} to {:.1f}) of {:,}".format(*(POINTS * value for value in answered.interval), number)
 
 
@@ -178,11 +178,11 @@ def _rules(decision: Decision) -> Table:
         [
             RULES[each.rule],
             "passed" if each.held else "overridden" if each.override else "not passed",
-            shorten_ids("; ".join(each.reasons) or each.remark or _met(decision, each.rule) or "nothing was demanded"),
+            shorten_ids("; ".join(each.reasons) or each.remark or _met(decision, each.rule) or "no requirement"),
         ]
         for each in decision.verdicts
     ]
-    return Table(["check", "result", "what was seen"], rows)
+    return Table(["check", "result", "details"], rows)
 
 
 def _met(decision: Decision, suite: str) -> str:
@@ -194,19 +194,19 @@ def _cost(decision: Decision) -> Iterator[Block]:
     hourly = {_label(model): model.measured.speed.generated_tokens_per_s for model in decision.models if model.measured}
     if price is None:
         yield Paragraph(
-            "Not known, because no price was given. What does an hour of a machine like the one that evaluated cost? "
-            "State it in the recipe under [release.gate], as in usd_per_hour = 1.80. Then this page shows what a "
-            "million tokens cost with each model, and max_usd_per_million can set a limit."
+            "Not known, because no price was given. State the price of an hour of a machine like the machine of the "
+            "evaluation in the recipe under [release.gate], as in usd_per_hour = 1.80. Then this page shows the cost "
+            "of a million tokens for each model, and max_usd_per_million can set a limit."
         )
-        rows = [[who, f"{1e6 / 3600 / speed:,.2f} USD"] for who, speed in hourly.items() if speed]
-        columns = ["model", "a million tokens, for each dollar that an hour costs"]
+        rows = [[label, f"{1e6 / 3600 / speed:,.2f} USD"] for label, speed in hourly.items() if speed]
+        columns = ["model", "cost of a million tokens at 1 USD per hour"]
     else:
         known = [model for model in decision.models if model.usd_per_million is not None]
         rows = [[_label(model), f"{model.usd_per_million:,.2f} USD"] for model in known]
-        columns = ["model", f"a million tokens, at {price:,.2f} USD an hour"]
+        columns = ["model", f"cost of a million tokens at {price:,.2f} USD per hour"]
     if rows:
         yield Table(columns, rows)
     yield Paragraph(
-        "Assumed is a machine that is always busy, at the speed of the evaluation: tokens written a second, many "
-        "questions at a time, measured once on whatever machine it ran on."
+        "The cost assumes a machine that is always busy, at the speed of the evaluation: generated tokens per second "
+        "with many questions at a time, measured once on the machine of the evaluation."
     )

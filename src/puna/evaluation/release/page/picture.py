@@ -1,4 +1,4 @@
-"""Means with their intervals -> a picture as SVG, which a page can hold in itself. Needs no library and no font."""
+"""Means with intervals -> an inline SVG picture. Needs no library and no font."""
 
 from collections.abc import Callable, Sequence
 from html import escape
@@ -11,7 +11,7 @@ DASHES = 'stroke-dasharray="3 2"'
 
 
 class Mark(NamedTuple):
-    """One line of a picture. `limit` is drawn as a mark that the whole interval has to lie to the right of.
+    """One line of a picture. The whole interval should lie to the right of `limit`, a dashed mark.
 
     Example:
         >>> Mark("than the base: +5.0", mean=5.0, low=2.0, high=8.0, limit=0.0).limit
@@ -27,7 +27,7 @@ class Mark(NamedTuple):
 
 
 def draw_intervals(marks: Sequence[Mark], *, title: str, axis: str, span: tuple[float, float]) -> str:
-    """Draw a line a mark over one axis from span[0] to span[1]; return the SVG element.
+    """Return an SVG element with one line per mark, over an axis from span[0] to span[1].
 
     Example:
         >>> mark = Mark("than the base", mean=5.0, low=2.0, high=8.0)
@@ -61,7 +61,7 @@ def draw_intervals(marks: Sequence[Mark], *, title: str, axis: str, span: tuple[
 
 
 def _line(mark: Mark, y: float, place: Callable[[float], float]) -> list[str]:
-    """Draw the label over its line, so that both are read on a narrow screen."""
+    """Draw the label above the line, readable on a narrow screen."""
     x, low, high = place(mark.mean), place(mark.low), place(mark.high)
     label = mark.label if len(mark.label) <= MAX_LABEL else f"{mark.label[: MAX_LABEL - 1]}…"
     limit_x = None if mark.limit is None else place(mark.limit)

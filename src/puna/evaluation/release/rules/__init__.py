@@ -1,1 +1,1 @@
-"""Rules of the release gate, one rule per file: measurements -> a verdict with reasons."""
+"""Rules of the release gate, a file per rule: measurements -> a verdict with reasons."""

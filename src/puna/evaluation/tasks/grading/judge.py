@@ -1,8 +1,8 @@
-"""Grade by a judge: question, reference and answer -> the prompts of a judging model, and its reply -> a verdict.
+"""Question, reference and answer -> prompts for a judging model; a reply of the model -> a verdict.
 
-Asks no model. Three precautions against known faults of judging models: each answer is judged in two orders, because
-the place of a text sways a judge; a verdict counts only with a quote that stands in the texts; and the texts stand
-between marks that an answer cannot guess, because an answer may hold instructions to its judge.
+Three precautions against known faults of judging models: two orders of the texts for every answer, against position
+bias; a verdict counts only with a quote from the texts; and unguessable marks around the texts, against instructions
+to the judge inside an answer.
 
 Sources: Zheng et al. (2023), "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", section 3.3 (position bias,
 two orders, reference-guided grading).
@@ -44,7 +44,7 @@ VERDICTS = {"right": True, "correct": True, "wrong": False, "incorrect": False}
 
 
 class Verdict(NamedTuple):
-    """One reply of a judge. `is_right` is None where the reply is no valid verdict, and `reason` says why.
+    """One reply of a judge. `is_right` is None for an invalid reply, and `reason` names the problem.
 
     Example:
         >>> Verdict(None, "it has no line 'VERDICT: right' or 'VERDICT: wrong', or both").is_right is None

@@ -1,4 +1,4 @@
-"""Grade `refusal`: the answer says that the matter is not known, in the required words."""
+"""Grade `refusal`: the answer states in the required words that the information is missing."""
 
 from puna.evaluation.tasks.grading.contains import contains
 from puna.evaluation.tasks.question import Grade, Question
@@ -6,7 +6,7 @@ from puna.formats.chat.conversation import Message
 
 
 def refusal(question: Question, message: Message) -> Grade:
-    """Judge as `contains` does; a refusal is reported as a kind of its own.
+    """Grade with `contains`; reports show refusals as a separate kind.
 
     Example:
         >>> question = Question("1", conversation, {"contains": ["does not say"]}, "refusal")

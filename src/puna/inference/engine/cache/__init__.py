@@ -1,1 +1,1 @@
-"""Paged KV cache: block allocation and prefix caching."""
+"""Paged KV cache: page allocation and prefix caching."""

@@ -1,7 +1,7 @@
-"""Pages of the KV cache: who holds which, and which hold the same beginnings. Knows no tensors and no requests.
+"""Allocation of KV cache pages, with prefix caching. Tensors and requests lie elsewhere.
 
-A page is free, held (by one or more), or kept: nobody holds it, but what it contains may be asked for again, until it
-is needed for something else. The least recently released goes first.
+A page is free, held by one or more requests, or cached. A cached page belongs to no request, but a prefix lookup can
+still find its contents. Allocation evicts the least recently released cached page.
 """
 
 import hashlib
@@ -14,7 +14,15 @@ KEY_BYTES = 16
 
 
 class PagePool:
-    """Invariant: free + held + kept = `num_pages`; a key names at most one page."""
+    """Reference counts and contents of all pages.
+
+    Invariant: free + held + cached = `num_pages`; a key names at most one page.
+
+    Example:
+        >>> pool = PagePool(2)
+        >>> pool.allocate(), pool.num_held, pool.num_available
+        (0, 1, 1)
+    """
 
     def __init__(self, num_pages: int):
         self.num_pages = num_pages
@@ -30,16 +38,16 @@ class PagePool:
 
     @property
     def num_free(self) -> int:
-        """Pages whose contents nobody can find."""
+        """Number of pages without cached contents."""
         return len(self._free)
 
     @property
     def num_available(self) -> int:
-        """Pages that can be taken: free ones, and kept ones, whose contents are then forgotten."""
+        """Number of pages that can be allocated: free pages and cached pages."""
         return len(self._free) + len(self._cached)
 
     def allocate(self) -> int | None:
-        """Return a page that nobody holds, now held once; None if there is none."""
+        """Allocate a page with one holder, evicting cached contents if needed; None if every page is held."""
         if self._free:
             page = self._free.pop()
         elif self._cached:
@@ -51,33 +59,33 @@ class PagePool:
         return page
 
     def lookup(self, key: bytes) -> int | None:
-        """Return the page with these contents, or None. It is not held yet."""
+        """Return the page with these contents, or None; `hold` claims the page."""
         return self._page_of.get(key)
 
     def is_cached(self, page: int) -> bool:
-        """Whether nobody holds a page that was found."""
+        """Whether a page found by `lookup` has no holder."""
         return page in self._cached
 
     def hold(self, page: int) -> None:
-        """Hold a page that was found."""
+        """Add a holder to a page found by `lookup`."""
         assert page in self._holders or page in self._cached
         self._cached.pop(page, None)
         self._holders[page] = self._holders.get(page, 0) + 1
 
     def publish(self, page: int, key: bytes) -> None:
-        """Tell what a full page contains; if another page has the same already, that one stays the one to find."""
+        """Enter a full page in the prefix index; the first page with the same contents stays in the index."""
         assert page in self._holders
         if key not in self._page_of and page not in self._key_of:
             self._page_of[key], self._key_of[page] = page, key
 
     def evict(self, page: int) -> None:
-        """Let nobody find this page any more."""
+        """Remove a page from the prefix index."""
         key = self._key_of.pop(page, None)
         if key is not None:
             del self._page_of[key]
 
     def release(self, page: int) -> bool:
-        """Hold a page once less; return whether nobody holds it any more."""
+        """Remove a holder; return whether the page has none left."""
         self._holders[page] -= 1
         if self._holders[page]:
             return False
@@ -89,12 +97,12 @@ class PagePool:
         return True
 
     def check(self) -> None:
-        """Assert what the counts tell, however many pages there are."""
+        """Assert the invariants of the counts in constant time."""
         assert len(self._free) + len(self._holders) + len(self._cached) == self.num_pages
         assert len(self._page_of) == len(self._key_of)
 
     def check_all(self) -> None:
-        """Assert the invariants page by page."""
+        """Assert the invariants of every page."""
         self.check()
         assert len({*self._free, *self._holders, *self._cached}) == self.num_pages
         assert all(count > 0 for count in self._holders.values())
@@ -104,10 +112,10 @@ class PagePool:
 
 
 def extend_keys(keys: list[bytes], tokens: Sequence[int], salt: bytes) -> None:
-    """Append a key for each further full page of `tokens`; each names all tokens up to its page's end.
+    """Append keys of further full pages; a key is a hash of all tokens up to the end of the page.
 
-    NOTE: keys must not be guessable: who could make two texts share a key would read another's answers. Tenants have
-    their own `salt`, so that none can learn from the time an answer takes what another has asked.
+    NOTE: keys must not be guessable. Two texts with one key would share cached keys and values, and leak answers.
+    Every tenant has a different `salt`, since latency would reveal cached prompts of other tenants.
     """
     while (len(keys) + 1) * PAGE_LEN <= len(tokens):
         start = len(keys) * PAGE_LEN
@@ -117,5 +125,5 @@ def extend_keys(keys: list[bytes], tokens: Sequence[int], salt: bytes) -> None:
 
 
 def num_pages_for(num_tokens: int) -> int:
-    """Return how many pages so many positions take."""
+    """Return the number of pages for a number of positions."""
     return -(-num_tokens // PAGE_LEN)

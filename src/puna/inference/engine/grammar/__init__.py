@@ -1,1 +1,1 @@
-"""Grammar: what an answer must look like, held while it is sampled."""
+"""Structured output: sampling within a grammar."""

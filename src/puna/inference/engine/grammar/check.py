@@ -1,7 +1,7 @@
-"""A stranger's grammar -> what is wrong with it, found in a process that may be killed.
+"""A client's grammar -> a problem or "", found in a child process with time and memory limits.
 
-llguidance bounds most of its work, but not all: intersecting a few patterns can take it for ever, in a thread that
-nothing can stop. What passes here in time is compiled again where it is used. Run as a module it is that process.
+llguidance bounds most work, but an intersection of a few patterns can run forever in a thread that nothing can stop. A
+grammar that passes here in time is compiled again in the caller's process. Run as a module, this file is the child.
 """
 
 import json
@@ -13,20 +13,25 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-SECONDS = 3.0  # Of the processor's time.
+SECONDS = 3.0  # Processor time.
 MEMORY_BYTES = 2 << 30
 STACK_BYTES = 2 << 20
 
 
 class GrammarCheck:
-    """Keeps a process for each thread that checks, from its first check on."""
+    """A child process per checking thread, started by the first check.
+
+    Example:
+        >>> GrammarCheck(LIMITS).problem(regex_grammar("[a-z]+"))
+        ''
+    """
 
     def __init__(self, limits: dict[str, Any]):
         self._limits = limits
         self._of_thread = threading.local()
 
     def problem(self, grammar: str) -> str:
-        """Return why a grammar cannot be followed, as far as that shows without a tokenizer; "" if nothing shows."""
+        """Return why a grammar cannot be followed, or "" without a problem; the check needs no tokenizer."""
         process = self._started()
         try:
             assert process.stdin and process.stdout
@@ -41,7 +46,7 @@ class GrammarCheck:
         process.communicate()
         if process.returncode == -signal.SIGPROF:
             return f"it takes more than {SECONDS:g} seconds to compile"
-        return "its compilation fails, or needs too much memory"
+        return "compilation fails, or needs too much memory"
 
     def _started(self) -> subprocess.Popen[str]:
         process: subprocess.Popen[str] | None = getattr(self._of_thread, "process", None)
@@ -56,7 +61,7 @@ class GrammarCheck:
 
 
 def answer_checks(limits: dict[str, Any], seconds: float) -> None:
-    """Read a grammar a line and write a verdict a line; a check that takes too long ends the process."""
+    """Read one grammar per line and write one verdict per line; the time limit ends the process."""
     import llguidance
 
     bounds = llguidance.LLParserLimits(**limits)
@@ -75,9 +80,9 @@ def main() -> None:
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    # Ctrl-C is for the server, which ends this process by closing its input.
+    # Ctrl-C is for the server, which ends this process by closing stdin.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A grammar that overflows a stack does so here, where the stack is smaller than in the server's threads.
+    # A smaller stack than in the server: a grammar that overflows a stack overflows here first.
     threading.stack_size(STACK_BYTES)
     thread = threading.Thread(target=main)
     thread.start()

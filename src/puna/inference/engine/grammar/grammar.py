@@ -1,7 +1,7 @@
-"""A JSON schema, a regex or a Lark grammar -> which ids may come next, and which must. The parser is llguidance's.
+"""JSON schemas, regular expressions and Lark grammars -> token masks and forced tokens, by llguidance.
 
-Compiled for a tokenizer and one request, which may have several answers. Does not decide what a grammar is for: tool
-calls are spelled by chat/call_grammar.py. What compiling may cost is found out by check.py.
+A grammar is compiled for one tokenizer and one request, which may have several answers. chat/call_grammar.py writes the
+grammars of tool calls. check.py guards against expensive grammars.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ MAX_GRAMMAR_CHARS = 100_000
 MAX_REASON_CHARS = 300
 REHEARSED_TOKENS = 8
 MAX_REMEMBERED = 4096
-# One line with one space behind a comma or a colon, as json.dumps writes it and the chat format teaches it: with free
-# space a weak model can write blanks for ever, and hardly a token is ever certain beforehand.
+# One line with one space after commas and colons, as in json.dumps and the chat format. With free whitespace, a weak
+# model can write blanks forever, and hardly any token is forced.
 JSON_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# What a step may cost, in llguidance's units: about 7 ms for the lexer, 1 ms for the parser, 40 MB for its states.
+# Limits of a step in llguidance's units: about 7 ms for the lexer, 1 ms for the parser, 40 MB for lexer states.
 LIMITS: dict[str, Any] = {
     "max_items_in_row": 2000,
     "initial_lexer_fuel": 1_000_000,
@@ -41,29 +41,34 @@ LIMITS: dict[str, Any] = {
 
 
 def json_grammar(schema: dict[str, Any]) -> str:
-    """Return the grammar of a JSON schema that GrammarCompiler.fit returned, or that llguidance holds as it is."""
+    """Return the grammar of a JSON schema by GrammarCompiler.fit, or of any schema that llguidance supports."""
     return _grammars({"json_schema": with_layout(schema)})
 
 
 def regex_grammar(regex: str) -> str:
-    """Return the grammar of a regular expression in the syntax of Rust's regex crate, which matches the whole text."""
+    """Return the grammar of a regular expression in the syntax of Rust's regex crate, matching whole texts."""
     return _library().LLMatcher.grammar_from_regex(regex)
 
 
 def lark_grammar(lark: str, *, answer: str = "") -> str:
-    """Return a grammar in llguidance's variant of Lark; `@answer` in it is another of these grammars."""
+    """Return a grammar in llguidance's variant of Lark; the rule `@answer` refers to the grammar `answer`."""
     named = [{"name": "answer"} | json.loads(answer)["grammars"][0]] if answer else []
     return _grammars({"lark_grammar": lark}, *named)
 
 
 def with_layout(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema with how its JSON is laid out; what it says of this itself stays."""
+    """Return a schema with the JSON layout; the schema's own layout wins."""
     own = schema.get("x-guidance")
     return {**schema, "x-guidance": JSON_LAYOUT | own if isinstance(own, dict) else JSON_LAYOUT}
 
 
 class GrammarCompiler:
-    """Compiles for one tokenizer, in any thread; a sentence of a grammar may be followed by any of `stop_ids`."""
+    """Compiles grammars for one tokenizer, in any thread; `stop_ids` may follow a complete sentence.
+
+    Example:
+        >>> compiler = GrammarCompiler(tokenizer, stop_ids=[tokenizer.special("eot_id")])
+        >>> grammar = compiler.compile(regex_grammar("yes|no"))
+    """
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int]):
         self._tokenizer, self._stop_ids = tokenizer, list(stop_ids)
@@ -74,15 +79,25 @@ class GrammarCompiler:
         self._fitter = SchemaFitter(lambda schema: self._check.problem(json_grammar(schema)))
 
     def fit(self, schema: Any, *, is_strict: bool, place: str) -> FittedSchema:
-        """Return what a grammar can hold of a JSON schema; RequestError naming `place` where the rest must be held."""
+        """Return the part of a JSON schema that a grammar can enforce; RequestError for an unsupported strict schema.
+
+        `place` names the schema in errors and notes.
+        """
         return self._fitter.fit(schema, is_strict=is_strict, place=place)
 
     def compile(
         self, grammar: str, *, param: str = "grammar", notes: Sequence[str] = (), is_sound: bool = False
     ) -> "Grammar":
-        """Compile a grammar; RequestError naming `param` for one that is wrong, too large or admits nothing.
+        """Compile a grammar.
 
-        `is_sound` leaves out the checks: for a grammar that another process has compiled already.
+        Args:
+            grammar: Grammar in llguidance's JSON format.
+            param: Name of the request's field, for errors.
+            notes: Keywords of the client's schemas that the grammar does not enforce.
+            is_sound: Whether another process has compiled the grammar already, so that checks are left out.
+
+        Raises:
+            RequestError: The grammar is invalid, too large or empty.
         """
         if len(grammar) > MAX_GRAMMAR_CHARS:
             given, expected = f"a grammar of {len(grammar):,} characters", f"at most {MAX_GRAMMAR_CHARS:,}"
@@ -102,7 +117,7 @@ class GrammarCompiler:
         return compiled
 
     def _pass(self, grammar: str, param: str) -> None:
-        """Let a grammar be checked, unless it is known to be sound."""
+        """Check a grammar in the child process, once per grammar."""
         key = hashlib.sha256(grammar.encode("utf-8", "surrogatepass")).digest()
         if key in self._passed:
             return
@@ -114,7 +129,7 @@ class GrammarCompiler:
             self._passed.add(key)
 
     def _rehearse(self, matcher: "Matcher") -> None:
-        """Take the first steps, which cost the most, so that what they find too complex is refused here."""
+        """Take the first and most expensive steps, so that a too complex grammar fails before generation."""
         for _ in range(REHEARSED_TOKENS):
             admitted = np.flatnonzero(matcher.admitted(self._tokenizer.vocab_size) == 0)
             if matcher.is_over or not len(admitted) or admitted[0] in self._stop_ids:
@@ -123,11 +138,13 @@ class GrammarCompiler:
 
 
 class Grammar:
-    """A compiled grammar, where every answer to one request begins: after the ids `begun`. `text` is its source.
+    """A compiled grammar of one request, with `text` as source; answers start after the ids `begun`.
 
-    `notes` say what of the client's schemas the grammar does not hold.
+    `notes` list keywords of the client's schemas that the grammar does not enforce.
 
-    NOTE: what its matchers learn of it they share, and it is bounded; kept for ever it would be used up.
+    NOTE: matchers share a bounded lexer cache, so a grammar must not outlive its request.
+
+    Example: `GrammarCompiler`.
     """
 
     def __init__(
@@ -146,57 +163,63 @@ class Grammar:
         return Matcher(self._start.deep_copy(), self.param)
 
     def after(self, ids: Sequence[int]) -> "Grammar":
-        """Return the grammar of the rest of an answer that begins with `ids`.
+        """Return the grammar of the rest of an answer with the prefix `ids`.
 
         Raises:
-            RequestError: If no answer begins so, and if nothing can follow.
+            RequestError: No answer has this prefix, or the prefix is a complete answer.
         """
         start = self._start.deep_copy()
         if any(not start.consume_token(token) for token in ids):
-            given = "the message to be continued begins no answer of the form that is asked for"
+            given = f"a message to be continued that does not match {self.param}"
             raise RequestError(given, expected=f"the beginning of an answer that {self.param} admits", param="messages")
         if start.is_stopped():
-            raise RequestError("the message to be continued is complete", expected="a part of it", param="messages")
+            raise RequestError("a complete message to be continued", expected="a part of an answer", param="messages")
         return Grammar(start, self.param, self.text, (*self.begun, *ids), notes=self.notes)
 
 
 class Matcher:
-    """One request's place in its grammar."""
+    """The parser state of one answer.
 
-    def __init__(self, place: "llguidance.LLMatcher", param: str):
-        self._place, self._param = place, param
+    Example:
+        >>> matcher = grammar.matcher()
+        >>> matcher.admitted(tokenizer.vocab_size).shape
+        (530,)
+    """
+
+    def __init__(self, state: "llguidance.LLMatcher", param: str):
+        self._state, self._param = state, param
 
     @property
     def is_over(self) -> bool:
-        """Whether the text is a sentence that nothing can follow."""
-        return self._place.is_stopped()
+        """Whether the answer is complete and nothing can follow."""
+        return self._state.is_stopped()
 
     def admitted(self, vocab_size: int) -> np.ndarray:
-        """Return what to add to the logits: 0 for an id that may come next, -inf for the others."""
-        bits = np.frombuffer(self._place.compute_bitmask(), np.uint8)
+        """Return the logit mask: 0 for admitted ids, -inf for all other ids."""
+        bits = np.frombuffer(self._state.compute_bitmask(), np.uint8)
         self._check()
         added = _added_by_byte().take(bits, axis=0).reshape(-1)[:vocab_size]
         missing = vocab_size - len(added)
         return np.pad(added, (0, missing), constant_values=-np.inf) if missing else added
 
     def accept(self, token: int) -> None:
-        """Move on by an id."""
-        self._place.consume_token(token)
+        """Advance by one token."""
+        self._state.consume_token(token)
         self._check()
 
     def forced_ids(self) -> list[int]:
-        """Return the ids that must come next, as the tokenizer spells the only text that may; often none."""
-        forced = self._place.compute_ff_tokens()
+        """Return forced ids: the tokenization of the only admitted text; often empty."""
+        forced = self._state.compute_ff_tokens()
         self._check()
         return forced
 
     def _check(self) -> None:
-        if self._place.is_error():
-            raise _unfit(self._place.get_error(), self._param)
+        if self._state.is_error():
+            raise _unfit(self._state.get_error(), self._param)
 
 
 class _SpelledTokens:
-    """A tokenizer as llguidance asks for it; the names are its own."""
+    """The tokenizer interface of llguidance, with llguidance's names."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -217,7 +240,7 @@ def _unfit(reason: str, param: str) -> RequestError:
 
 
 def _spelling(tokenizer: Tokenizer, index: int) -> bytes:
-    """Return the bytes of an id; none for one that the tokenizer has left out."""
+    """Return the bytes of an id; b"" for unused ids."""
     try:
         return tokenizer.decode_bytes([index])
     except TokenizerError:
@@ -226,7 +249,7 @@ def _spelling(tokenizer: Tokenizer, index: int) -> bytes:
 
 @cache
 def _added_by_byte() -> np.ndarray:
-    """Return for each byte of a bit mask what its 8 ids are given: a table is 20 times as fast as a masked fill."""
+    """Return logit masks of 8 ids for all 256 byte values: a table lookup is 20 times as fast as a masked fill."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
     return np.where(bits, np.float32(0), np.float32(-np.inf))
 

@@ -1,1 +1,1 @@
-"""What computes a step: the Runner that the engine drives, by torch on any device or by our kernels on a CPU."""
+"""Runners: forward passes of the engine, by torch on any device or by compiled kernels on a CPU."""

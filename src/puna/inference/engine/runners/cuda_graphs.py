@@ -1,8 +1,8 @@
-"""A function -> the same, compiled by torch; one of a tensor of integers -> the same, recorded as CUDA graphs.
+"""Functions of tensors -> torch.compile programs and CUDA graphs.
 
-What can't be compiled or recorded is called as it is, more slowly, and the log says why. Knows no networks.
+A function that fails to compile or record runs eagerly, with a warning in the log.
 
-Shapes: B rows, X integers of each, D width of the result.
+Shapes: B rows, X integers of a row, D width of the result.
 """
 
 import logging
@@ -13,9 +13,9 @@ import torch
 
 log = logging.getLogger(__name__)
 
-# Calls before one is recorded, in which torch compiles and libraries take their memory.
+# Warm-up calls before recording: torch compiles, and libraries allocate workspaces.
 WARM_UPS = 2
-# Layers may be quantized differently: two programs for each kind of layer.
+# Compiled programs per function; layers with different quantization need separate programs.
 MAX_PROGRAMS = 64
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
@@ -23,11 +23,11 @@ Arguments = ParamSpec("Arguments")
 
 
 def compiled(function: Callable[Arguments, torch.Tensor], backend: str) -> Callable[Arguments, torch.Tensor]:
-    """Return the function compiled as a whole by one of torch.compile's backends."""
-    # Imported here: it takes longer than all of torch.
+    """Compile a function as one graph with a backend of torch.compile."""
+    # Lazy import: torch._dynamo takes longer than all of torch.
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-    # NOTE: isolated, or all networks of a process would share the limit.
+    # NOTE: without isolation, all networks of a process share the limit.
     limits: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": MAX_PROGRAMS}
     chosen = torch.compile(function, fullgraph=True, backend=backend, **limits)
 
@@ -36,27 +36,32 @@ def compiled(function: Callable[Arguments, torch.Tensor], backend: str) -> Calla
         try:
             return chosen(*args, **kwargs)
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            log.warning("torch can't compile the network: %s", error)
+            log.warning("torch cannot compile the network, which runs eagerly: %s", error)
             chosen = function
             return function(*args, **kwargs)
 
     return run
 
 
-def vary(tensor: torch.Tensor, *dims: int) -> None:
-    """Tell torch before it compiles that these sizes differ from call to call: one program serves all above 1."""
+def mark_dynamic(tensor: torch.Tensor, *dims: int) -> None:
+    """Mark dimensions as dynamic, so that one program serves all sizes above 1."""
     from torch._dynamo import maybe_mark_dynamic
 
     maybe_mark_dynamic(tensor, dims)
 
 
-class Recorded:
-    """The function on a CUDA device, recorded once for each shape of its inputs, which come from the CPU."""
+class CudaGraphs:
+    """A function on a CUDA device, recorded as one CUDA graph per shape of the CPU inputs.
+
+    Example:
+        >>> step = CudaGraphs(decode_step._compute, torch.device("cuda"))
+        >>> hidden_BD = step(inputs_BX)
+    """
 
     def __init__(self, compute: Compute, device: torch.device):
         self._compute, self._device = compute, device
         self._graphs: dict[tuple[int, ...], _Graph] | None = {}
-        # All share their memory: none runs beside another, and each result is copied at once.
+        # Graphs share one memory pool: they never overlap, and results are cloned at once.
         self._pool = torch.cuda.graph_pool_handle()
 
     @property
@@ -73,13 +78,13 @@ class Recorded:
                 self._graphs[shape] = _Graph(self._compute, inputs_BX.to(self._device), self._pool)
             return self._graphs[shape].replay(inputs_BX)
         except RuntimeError as error:
-            log.warning("the device can't record the network's step: %s", error)
+            log.warning("CUDA graphs are off, since recording failed: %s", error)
             self._graphs = None
             return self._compute(inputs_BX.to(self._device))
 
 
 class _Graph:
-    """One shape's kernels, and the memory that they read and write."""
+    """The CUDA graph of one shape with static input and output."""
 
     def __init__(self, compute: Compute, inputs_BX: torch.Tensor, pool: torch.cuda._POOL_HANDLE):
         self._inputs_BX, self._graph = inputs_BX, torch.cuda.CUDAGraph()

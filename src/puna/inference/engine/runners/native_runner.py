@@ -1,9 +1,9 @@
-"""A network in bfloat16, int8 or int4 -> the Runner that computes its steps with the compiled kernels.
+"""A network in bfloat16, int8 or int4 -> a Runner on the compiled CPU kernels.
 
-Takes the place of model/llama.py on a CPU. Activations and sums are float32; quantized matrices see them rounded to
-int8, the others, which are bfloat16 here even if they are stored in float32, rounded to bfloat16.
+Activations and sums are float32. Products with quantized matrices round activations to int8, products with bfloat16
+matrices to bfloat16. Float32 matrices are stored in bfloat16.
 
-Shapes: N chosen rows, D model width, V vocabulary.
+Shapes: N requested hidden states, D model width, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,12 @@ from puna.model.quantization.quantized import PackedWeight, QuantizedLinear
 
 
 class NativeRunner:
-    """Holds the network packed for the kernels; the model it was made of may go."""
+    """The network in the kernels' own layout; the torch model may be freed afterwards.
+
+    Example:
+        >>> kernels = native_kernels(model, torch.bfloat16)
+        >>> runner = NativeRunner(model, kernels, num_pages=64) if kernels else None
+    """
 
     dtype = torch.bfloat16
 
@@ -60,7 +65,7 @@ class NativeRunner:
         return PackedLora([part and (part.down_RI, part.up_OR, part.scale) for part in parts])
 
     def forward(self, tokens: Sequence[int], spans: Sequence[Span], rows: Sequence[int]) -> torch.Tensor:
-        """Run the spans' tokens; as Runner says."""
+        """See `Runner.forward`."""
         return self._kernels.forward(self._network, self._pages, tokens, spans, rows)
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
@@ -68,14 +73,14 @@ class NativeRunner:
         return self._kernels.logits(self._network, hidden_ND)
 
     def clear(self, page: int) -> None:
-        """Fill a page with zeros."""
+        """Zero a page."""
         self._pages.clear(page)
 
 
 def native_kernels(model: Llama, dtype: torch.dtype) -> Kernels | None:
-    """Return the kernels if they can run this network as it was asked for, else None.
+    """Return the kernels if sizes, weights and `dtype` of a network fit, else None.
 
-    They compute in bfloat16 or with int8 activations: a network of floats that is to be run in float32 is torch's.
+    The kernels compute in bfloat16 or with int8 activations, so float32 networks in float32 need torch.
     """
     config, blocks = model.config, [_modules(block) for block in model.layers]  # type: ignore[arg-type]
     is_quantized = any(isinstance(module, QuantizedLinear) for modules in blocks for module in modules)
@@ -98,13 +103,13 @@ def _modules(block: Block) -> tuple[nn.Module, ...]:
 def _fits_block(
     q: nn.Module, k: nn.Module, v: nn.Module, o: nn.Module, gate: nn.Module, up: nn.Module, down: nn.Module
 ) -> bool:
-    """Whether the kernels know these matrices; those that read the same activations see them rounded alike."""
+    """Whether kernels exist for all matrices, with equal activation rounding for matrices with shared inputs."""
     kinds = [_kind(module) for module in (q, k, v, o, gate, up, down)]
     return None not in kinds and kinds[0] == kinds[1] == kinds[2] and kinds[4] == kinds[5]
 
 
 def _kind(module: nn.Module) -> tuple[int, int] | None:
-    """Return a matrix's bits and how many inputs are rounded together, or None if the kernels can't multiply by it."""
+    """Return bits and rounding group of a matrix, or None without a kernel."""
     if isinstance(module, PackedWeight):
         group = packed_group(module.in_dim, module.in_dim // module.weight_scale.shape[1])
         return None if group is None else (module.scheme.bits, group)

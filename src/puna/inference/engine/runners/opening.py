@@ -1,4 +1,4 @@
-"""A model -> the runner that computes it fastest on this machine."""
+"""A model -> the fastest runner on this machine."""
 
 import torch
 

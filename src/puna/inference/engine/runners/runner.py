@@ -1,6 +1,6 @@
-"""Runner: what computes a step's hidden states and logits and keeps the pages.
+"""Runner: the interface of forward passes over a paged KV cache.
 
-Shapes: N chosen rows, D model width, V vocabulary.
+Shapes: N requested hidden states, D model width, V vocabulary.
 """
 
 from array import array
@@ -16,9 +16,13 @@ from puna.model.config import LlamaConfig
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Consecutive tokens of one sequence in a step; `block_table` (C integers) names the sequence's pages.
+    """Consecutive tokens of one sequence in a forward pass.
 
-    `adapter` is the sequence's adapter as `Runner.prepare` returned it, or None.
+    `block_table` holds the sequence's pages as C integers; `adapter` is a result of `Runner.prepare`, or None.
+
+    Example:
+        >>> Span(array("i", [7, 3]), start=16, num_tokens=4).adapter is None
+        True
     """
 
     block_table: "array[int]"
@@ -28,17 +32,23 @@ class Span:
 
 
 class Runner(Protocol):
-    """Computes tokens of many sequences at once; the spans' tables name the pages where keys and values stand."""
+    """A model with a paged KV cache, computing many sequences at once.
+
+    Example:
+        >>> runner = open_runner(model, num_pages=64, dtype=torch.float32)
+        >>> runner.logits(runner.forward([1, 271], [Span(array("i", [0]), 0, 2)], rows=[1])).shape
+        torch.Size([1, 530])
+    """
 
     config: LlamaConfig
-    dtype: torch.dtype  # in which adapters are kept
+    dtype: torch.dtype  # of prepared adapters
 
     def prepare(self, lora: Lora) -> object:
-        """Return an adapter as `forward` wants it in a span."""
+        """Return an adapter in the runner's own format, for spans."""
         ...
 
     def forward(self, tokens: Sequence[int], spans: Sequence[Span], rows: Sequence[int]) -> torch.Tensor:
-        """Run the spans' tokens, one behind the other; return hidden_ND of `rows` after the final norm."""
+        """Compute the concatenated tokens of all spans; return hidden_ND of the tokens `rows`, after the final norm."""
         ...
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
@@ -46,5 +56,5 @@ class Runner(Protocol):
         ...
 
     def clear(self, page: int) -> None:
-        """Fill a page with zeros: a NaN in it would reach whoever gets it next, even masked."""
+        """Zero a page: a NaN would spread to the page's next request, even behind a mask."""
         ...

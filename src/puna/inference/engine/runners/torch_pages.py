@@ -1,4 +1,4 @@
-"""TorchPages: the keys or the values of one layer in pages, as torch tensors. Attends to nothing.
+"""Pages of the KV cache as torch tensors: keys or values of one layer.
 
 Shapes: T positions, K key/value heads, E head width.
 """
@@ -12,7 +12,12 @@ from puna.model.kernels.reference import round_activations
 
 
 class TorchPages:
-    """In `dtype` as they come, or as int8 with a float32 scale for each position and head, as the kernels have them."""
+    """Keys or values in `dtype`, or in int8 with a float32 scale per position and head, as in the compiled kernels.
+
+    Example:
+        >>> pages = TorchPages(config, 8, dtype=torch.float32, device=torch.device("cpu"))
+        >>> pages.write(torch.tensor([16]), keys_TKE)
+    """
 
     def __init__(
         self, config: LlamaConfig, num_pages: int, *, dtype: torch.dtype, device: torch.device, is_int8: bool = False
@@ -26,23 +31,23 @@ class TorchPages:
     def num_bytes(self) -> int:
         return self._memory.nbytes + (0 if self._scales is None else self._scales.nbytes)
 
-    def write(self, places_T: torch.Tensor, x_TKE: torch.Tensor) -> torch.Tensor:
-        """Keep what stands at these places; return it as it will be read."""
+    def write(self, slots_T: torch.Tensor, x_TKE: torch.Tensor) -> torch.Tensor:
+        """Write keys or values to slots; return the stored values, after rounding."""
         if self._scales is None:
-            self._memory[places_T] = x_TKE
+            self._memory[slots_T] = x_TKE
             return x_TKE
         rounded_TKE, scales_TK1 = round_activations(x_TKE.flatten(1), x_TKE.shape[-1])
-        self._memory[places_T], self._scales[places_T] = rounded_TKE.to(torch.int8), scales_TK1
+        self._memory[slots_T], self._scales[slots_T] = rounded_TKE.to(torch.int8), scales_TK1
         return (rounded_TKE * scales_TK1).to(self.dtype)
 
-    def read(self, places: torch.Tensor | slice) -> torch.Tensor:
-        """Return what stands at these places, in `dtype`: [..., K, E]."""
+    def read(self, slots: torch.Tensor | slice) -> torch.Tensor:
+        """Return the keys or values of slots in `dtype`: [..., K, E]."""
         if self._scales is None:
-            return self._memory[places]
-        return (self._memory[places] * self._scales[places]).to(self.dtype)
+            return self._memory[slots]
+        return (self._memory[slots] * self._scales[slots]).to(self.dtype)
 
     def clear(self, page: int) -> None:
-        """Fill a page with zeros."""
+        """Zero a page."""
         positions = slice(page * PAGE_LEN, (page + 1) * PAGE_LEN)
         self._memory[positions] = 0
         if self._scales is not None:

@@ -1,6 +1,7 @@
-"""TorchRunner: runs model/llama.py itself, on any device; native_runner.py has the one that is fast on a CPU.
+"""TorchRunner: forward passes of model/llama.py on any device; native_runner.py is faster on a CPU.
 
-Shapes: T tokens, N chosen rows, B sequences, S positions, K key/value heads, E head width, D model width, V vocabulary.
+Shapes: T tokens, N requested hidden states, B sequences, S positions, K key/value heads, E head width, D model width, V
+vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,16 +22,18 @@ from puna.model.llama import Llama
 
 
 class TorchRunner:
-    """Runs the model as it is, in `dtype`, where its weights are.
+    """The model in `dtype`, on the device of the weights.
 
-    On a CUDA device, where each kernel costs time to launch, steps of single tokens without adapters go through a
-    DecodeStep.
+    On CUDA, decode steps without adapters go through DecodeStep, which saves the launch time of single kernels.
+
+    Example:
+        >>> runner = TorchRunner(model, num_pages=64, dtype=torch.float32)
     """
 
     def __init__(self, model: Llama, *, num_pages: int, dtype: torch.dtype, is_int8_cache: bool = False):
         self.config, self._model, self.dtype = model.config, model, dtype
         self._device = model.device
-        # The last page is nobody's.
+        # One spare page for the padding of DecodeStep.
         self._keys, self._values = (
             [
                 TorchPages(self.config, num_pages + 1, dtype=dtype, device=self._device, is_int8=is_int8_cache)
@@ -43,7 +46,7 @@ class TorchRunner:
             self.decode_step = DecodeStep(model, self._keys, self._values, dtype=dtype, backend="inductor")
 
     def prepare(self, lora: Lora) -> Lora:
-        """Put an adapter where the model is."""
+        """Move an adapter to the device and dtype of the model."""
 
         def moved(matrix: torch.Tensor) -> torch.Tensor:
             return matrix.to(self._device, self.dtype)
@@ -51,7 +54,7 @@ class TorchRunner:
         return {path: LowRank(moved(part.down_RI), moved(part.up_OR), part.scale) for path, part in lora.items()}
 
     def forward(self, tokens: Sequence[int], spans: Sequence[Span], rows: Sequence[int]) -> torch.Tensor:
-        """Run the spans' tokens; as Runner says."""
+        """See `Runner.forward`."""
         if self.decode_step and all(span.num_tokens == 1 and span.adapter is None for span in spans):
             hidden_TD = self.decode_step(tokens, spans)
         else:
@@ -64,14 +67,12 @@ class TorchRunner:
         """Return hidden_TD of all tokens."""
         ranges = [range(span.start, span.start + span.num_tokens) for span in spans]
         positions = [position for each in ranges for position in each]
-        places = [
-            _at(span.block_table, position) for span, each in zip(spans, ranges, strict=True) for position in each
-        ]
+        slots = [_at(span.block_table, position) for span, each in zip(spans, ranges, strict=True) for position in each]
         with _adapting(self._model, spans):
             return self._model(
                 torch.tensor(tokens, device=self._device),
                 torch.tensor(positions, device=self._device),
-                _PagedAttention(self._keys, self._values, spans, places),
+                _PagedAttention(self._keys, self._values, spans, slots),
                 dtype=self.dtype,
             )
 
@@ -80,14 +81,14 @@ class TorchRunner:
         return self._model.logits(hidden_ND)
 
     def clear(self, page: int) -> None:
-        """Fill a page with zeros."""
+        """Zero a page."""
         for pages in (*self._keys, *self._values):
             pages.clear(page)
 
 
 @contextmanager
 def _adapting(model: Llama, spans: Sequence[Span]) -> Iterator[None]:
-    """Let the matrices add to their products what the adapters of the step's tokens make of their input."""
+    """Add the LoRA products of the spans' adapters to the outputs of linear layers."""
     ends = accumulate(span.num_tokens for span in spans)
     adapted = [
         (slice(end - span.num_tokens, end), span.adapter)
@@ -110,44 +111,44 @@ def _adapting(model: Llama, spans: Sequence[Span]) -> Iterator[None]:
 
 
 class _PagedAttention:
-    """Attention over pages: spans of one token together, padded to the longest; each longer span for itself."""
+    """Paged attention: single-token spans in one padded batch, longer spans one by one."""
 
-    def __init__(self, keys: list[TorchPages], values: list[TorchPages], spans: Sequence[Span], places: Sequence[int]):
+    def __init__(self, keys: list[TorchPages], values: list[TorchPages], spans: Sequence[Span], slots: Sequence[int]):
         self._keys, self._values = keys, values
         device = keys[0].device
-        self._places_T = torch.tensor(places, device=device)
+        self._slots_T = torch.tensor(slots, device=device)
         starts = [sum(span.num_tokens for span in spans[:index]) for index in range(len(spans))]
         singles = [index for index, span in enumerate(spans) if span.num_tokens == 1]
         self._longer = [
-            (starts[index], span, _places(span, device)) for index, span in enumerate(spans) if span.num_tokens > 1
+            (starts[index], span, _slots(span, device)) for index, span in enumerate(spans) if span.num_tokens > 1
         ]
         self._single_rows_B = torch.tensor([starts[index] for index in singles], device=device)
         if singles:
             lengths_B = torch.tensor([spans[index].start + 1 for index in singles], device=device)
             longest = int(lengths_B.max())
-            # What stands beyond a table's end is masked, whatever it is: the table's first page serves.
+            # Padding repeats the first page of a block table; the mask hides padded positions.
             num_pages = -(-longest // PAGE_LEN)
             tables = [list(spans[index].block_table[:num_pages]) for index in singles]
             pages_BP = torch.tensor([pages + pages[:1] * (num_pages - len(pages)) for pages in tables], device=device)
-            places_BPS = pages_BP[:, :, None] * PAGE_LEN + torch.arange(PAGE_LEN, device=device)
-            self._single_places_BS = places_BPS.flatten(1)[:, :longest]
+            slots_BPS = pages_BP[:, :, None] * PAGE_LEN + torch.arange(PAGE_LEN, device=device)
+            self._single_slots_BS = slots_BPS.flatten(1)[:, :longest]
             hidden_BS = torch.arange(longest, device=device) >= lengths_B[:, None]
             mask_BS = torch.zeros(hidden_BS.shape, dtype=keys[0].dtype, device=device)
             self._mask_BS = mask_BS.masked_fill(hidden_BS, float("-inf"))
 
     def __call__(self, layer: int, q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
         keys, values = self._keys[layer], self._values[layer]
-        k_TKE, v_TKE = keys.write(self._places_T, k_TKE), values.write(self._places_T, v_TKE)
+        k_TKE, v_TKE = keys.write(self._slots_T, k_TKE), values.write(self._slots_T, v_TKE)
         out_THE = torch.empty_like(q_THE)
-        for row, span, places in self._longer:
+        for row, span, slots in self._longer:
             rows = slice(row, row + span.num_tokens)
             if span.start == 0:
                 out_THE[rows] = attend_causally(q_THE[rows], k_TKE[rows], v_TKE[rows])
             else:
-                k_KSE, v_KSE = keys.read(places).transpose(0, 1), values.read(places).transpose(0, 1)
+                k_KSE, v_KSE = keys.read(slots).transpose(0, 1), values.read(slots).transpose(0, 1)
                 out_THE[rows] = attend_behind_prefix(q_THE[rows], k_KSE, v_KSE)
         if len(self._single_rows_B):
-            k_BSKE, v_BSKE = (pages.read(self._single_places_BS) for pages in (keys, values))
+            k_BSKE, v_BSKE = (pages.read(self._single_slots_BS) for pages in (keys, values))
             q_BHE = q_THE[self._single_rows_B]
             out_THE[self._single_rows_B] = attend_singly(q_BHE, k_BSKE, v_BSKE, self._mask_BS)
         return out_THE
@@ -157,8 +158,8 @@ def _at(table: Sequence[int], position: int) -> int:
     return table[position // PAGE_LEN] * PAGE_LEN + position % PAGE_LEN
 
 
-def _places(span: Span, device: torch.device) -> torch.Tensor | slice:
-    """Return where a sequence's positions stand: a slice, which copies nothing, if its pages follow one another."""
+def _slots(span: Span, device: torch.device) -> torch.Tensor | slice:
+    """Return the slots of a sequence's positions: a slice without copies where pages are contiguous, else a tensor."""
     end = span.start + span.num_tokens
     pages = span.block_table[: -(-end // PAGE_LEN)]
     if all(page == pages[0] + index for index, page in enumerate(pages)):

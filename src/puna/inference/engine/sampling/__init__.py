@@ -1,1 +1,1 @@
-"""Sampling: logits -> the next token of each request."""
+"""Sampling: logits -> next tokens."""

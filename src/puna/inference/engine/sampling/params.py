@@ -23,18 +23,33 @@ MAX_BIASES = 1024
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to continue a prompt; a value out of bounds raises RequestError naming the field.
+    """Sampling parameters of one request; sampling/sampler.py documents the order of operations.
 
-    `temperature` 0 takes the most likely token. `top_k` 0 keeps every token; `min_p` keeps those with at least that
-    share of the largest probability. `repetition_penalty` divides positive logits of what the prompt or the answer
-    holds, and multiplies negative ones; `presence_penalty` and `frequency_penalty` are subtracted for what the answer
-    holds, once and once a time. `logit_bias` adds to the logits of ids; `banned_ids` are never sampled; `grammar`
-    admits only what continues to a sentence of it, and its end ends the answer. sampling/sampler.py has the order.
+    Args:
+        max_tokens: Longest answer; 0 only scores the prompt, with `echo_logprobs`.
+        temperature: Divisor of the logits; 0 takes the most likely token.
+        top_p: Probability mass of the nucleus.
+        stop_ids: Token ids that end the answer.
+        stop_strings: Texts that end the answer and are cut from it.
+        seed: Seed of the random numbers; equal seeds give equal tokens in any batch. None takes a fresh seed.
+        logprobs: Number of alternatives beside each token's log-probability, or None for no log-probabilities.
+            Log-probabilities are the model's own, before all edits of the logits.
+        echo_logprobs: Whether to report log-probabilities of the prompt as well.
+        top_k: Number of most likely tokens to sample from; 0 for all.
+        min_p: Smallest share of the largest probability to sample from.
+        repetition_penalty: Divisor of positive and factor of negative logits of tokens in prompt or answer.
+        presence_penalty: Subtracted from the logits of every token in the answer.
+        frequency_penalty: Subtracted from the logits for every occurrence in the answer.
+        logit_bias: (token id, value added to the logit) pairs.
+        banned_ids: Token ids that are never sampled.
+        grammar: Grammar of the answer; a complete sentence of the grammar ends the answer.
 
-    `logprobs` is the number of alternatives to report beside each chosen token (0: the chosen one only; None: no
-    log-probabilities). Log-probabilities are those of the model, before all of the above. `echo_logprobs` reports the
-    prompt's as well, and with `max_tokens` 0 nothing else is done. The same `seed` gives the same tokens whatever else
-    is being sampled; None takes a fresh one.
+    Raises:
+        RequestError: A value is out of bounds; `param` names the field.
+
+    Example:
+        >>> SamplingParams(max_tokens=64, temperature=0.7, seed=1).is_truncated
+        False
     """
 
     max_tokens: int = 256
@@ -78,7 +93,7 @@ class SamplingParams:
 
     @property
     def is_truncated(self) -> bool:
-        """Whether only some of the tokens are sampled from, the most likely ones."""
+        """Whether top_p, top_k or min_p restrict sampling to likely tokens."""
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 

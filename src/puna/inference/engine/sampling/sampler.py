@@ -1,8 +1,8 @@
-"""Logits -> chosen ids, and log-probabilities of ids. Knows no requests.
+"""Logits -> sampled token ids, and log-probabilities of token ids.
 
-A row's logits go through, in this order: repetition penalty, presence and frequency penalty, bias, banned ids, grammar;
-then the most likely token (temperature 0), or temperature, top_k, top_p of what top_k left, min_p, and the draw. Each
-row's outcome depends on its own logits and SamplingState alone, to the last bit.
+The order of operations: repetition penalty, presence and frequency penalty, logit bias, banned ids, grammar. Then the
+most likely token (temperature 0), or temperature, top_k, top_p within top_k, min_p, and the sample. A sample depends
+only on the row's logits and SamplingState, bit for bit, in any batch.
 
 Shapes: B rows, N positions or candidates, V vocabulary.
 """
@@ -20,25 +20,25 @@ from puna.inference.engine.outputs import TokenLogprob
 from puna.inference.engine.sampling.params import SamplingParams
 from puna.pipeline.errors import RequestError
 
-# Below this a temperature only makes numbers overflow: the most likely token has all the mass.
+# Lower temperatures overflow, and give the most likely token all the mass anyway.
 GREEDY_BELOW = 1e-5
-# How many of the most likely tokens are looked at, times 16 as long as that is too few: sorting all of 128k is slow.
+# Number of candidates for top_p and min_p, times 16 until it suffices: sorting 128k logits is slow.
 NUM_CANDIDATES = 256
 NUM_LANES = 16
 BLOCK = 512
-# Logits that a CPU works on at once: more of them leave its cache, and are memory that is given back at each step.
+# Logits per chunk on a CPU: larger chunks leave the processor's cache and allocate memory in every step.
 CHUNK = 1 << 21
 
 
-# The logit of an id that no token has: its probability is 0, and 0 times its logarithm is 0 and not NaN.
+# Logit of an unused id: probability 0 without NaN in p * log p, unlike -inf.
 NO_TOKEN = -1e4
 
 
 def trim_padded_vocabulary(logits_NV: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
-    """Return logits without the rows of the embeddings that no token belongs to.
+    """Return logits without padding rows of the embeddings.
 
-    Embeddings are padded to multiples of 64 or 128, and models of one tokenizer are padded differently. Rows behind the
-    last token are cut off, which is a view; ids in between, which are rare, get the probability 0.
+    Embeddings are padded to multiples of 64 or 128, with different padding in models of one tokenizer. Rows after the
+    last token are cut off as a view. Unused ids between tokens, which are rare, get the probability 0.
     """
     kept_NV = logits_NV[..., : tokenizer.vocab_size]
     if not tokenizer.unused_ids:
@@ -47,14 +47,22 @@ def trim_padded_vocabulary(logits_NV: torch.Tensor, tokenizer: Tokenizer) -> tor
 
 
 class SamplingState:
-    """One request's side of the choice: its settings, its draw, what it holds so far, its place in its grammar."""
+    """Sampling state of one request: parameters, random numbers, token counts and grammar state.
+
+    `uniform` is the random number in [0, 1) of the next sample.
+
+    Example:
+        >>> state = SamplingState(prompt=[1, 2], params=SamplingParams())
+        >>> sample(torch.tensor([[0.0, 3.0]]), [state])
+        [1]
+    """
 
     def __init__(self, prompt: Sequence[int], params: SamplingParams):
         self.params = params
         self.matcher: Matcher | None = params.grammar.matcher() if params.grammar else None
         self._held = _HeldIds(prompt if params.repetition_penalty != 1 else ()) if params.has_penalties else None
         self._biases = tuple(torch.tensor(values) for values in zip(*params.logit_bias, strict=True))
-        # One generator a request: what else is in the batch cannot change its draws.
+        # One generator per request, so that the rest of the batch cannot change its random numbers.
         self._random = random.Random(params.seed)
         self.uniform = self._random.random()
 
@@ -67,7 +75,7 @@ class SamplingState:
         return bool(self._held or self.matcher or self.params.logit_bias or self.params.banned_ids)
 
     def edit(self, logits_V: torch.Tensor) -> torch.Tensor:
-        """Return the logits that are sampled from; RequestError where the grammar has become too complex."""
+        """Apply penalties, bias, bans and grammar to logits; RequestError for a grammar beyond the limits."""
         edited_V, params = logits_V.clone(), self.params
         if self._held:
             self._held.penalize(edited_V, params)
@@ -80,18 +88,18 @@ class SamplingState:
             admitted_V = torch.from_numpy(self.matcher.admitted(len(edited_V)))
             edited_V += admitted_V.to(edited_V.device)
         if (params.banned_ids or self.matcher) and edited_V.amax() == float("-inf"):
-            raise RequestError("banned_ids and a grammar that leave no token", param="grammar")
+            raise RequestError("banned_ids and a grammar that exclude every token", param="grammar")
         return edited_V
 
     def next_uniforms(self, count: int) -> list[float]:
-        """Return the draws of the next tokens, which stay to be drawn."""
+        """Return the uniform numbers of the next tokens without consuming them."""
         state = self._random.getstate()
-        draws = [self.uniform, *(self._random.random() for _ in range(count - 1))]
+        uniforms = [self.uniform, *(self._random.random() for _ in range(count - 1))]
         self._random.setstate(state)
-        return draws[:count]
+        return uniforms[:count]
 
     def accept(self, token: int) -> None:
-        """Take the chosen token; what is drawn next does not depend on which it was."""
+        """Append the sampled token and advance to the next uniform number."""
         self.uniform = self._random.random()
         if self._held:
             self._held.add(token)
@@ -100,7 +108,7 @@ class SamplingState:
 
 
 class _HeldIds:
-    """The ids of prompt and answer, each once, and how often the answer has it: penalties touch these logits alone."""
+    """Distinct ids of prompt and answer with counts in the answer: the only logits that penalties change."""
 
     def __init__(self, prompt: Sequence[int]):
         self._place = {token: place for place, token in enumerate(dict.fromkeys(prompt))}
@@ -131,13 +139,13 @@ class _HeldIds:
 
 
 def sample(logits_BV: torch.Tensor, rows: Sequence[SamplingState]) -> list[int]:
-    """Choose one id a row: the most likely one, or the quantile of what is sampled from at the row's draw (in 0..1)."""
+    """Sample one id per row: the most likely token, or the quantile at the row's uniform number."""
     ids = [0] * len(rows)
     width = len(rows) if logits_BV.is_cuda else max(1, CHUNK // logits_BV.shape[-1])
     for members, pick in (
         ([at for at, row in enumerate(rows) if row.is_greedy], _most_likely),
-        ([at for at, row in enumerate(rows) if not (row.is_greedy or row.params.is_truncated)], _draw_from_all),
-        ([at for at, row in enumerate(rows) if not row.is_greedy and row.params.is_truncated], _draw_from_likely),
+        ([at for at, row in enumerate(rows) if not (row.is_greedy or row.params.is_truncated)], _sample_all),
+        ([at for at, row in enumerate(rows) if not row.is_greedy and row.params.is_truncated], _sample_likely),
     ):
         for start in range(0, len(members), width):
             chunk = members[start : start + width]
@@ -154,7 +162,7 @@ def _edited(logits_BV: torch.Tensor, rows: Sequence[SamplingState], chunk: list[
 
 
 def _most_likely(logits_BV: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
-    """Return the first of the largest of each row: torch.argmax, which on a CPU takes 10 times as long."""
+    """Return the first maximum of each row, 10 times as fast as torch.argmax on a CPU."""
     best_B = _block_maxima(logits_BV).argmax(-1)
     window_BN = _window(best_B, logits_BV.shape[-1])
     return window_BN.gather(-1, logits_BV.gather(-1, window_BN).argmax(-1, keepdim=True))[:, 0]
@@ -168,12 +176,12 @@ def _block_maxima(values_BV: torch.Tensor) -> torch.Tensor:
 
 
 def _window(block_B: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Return the ids of a block of each row; the last block, where it is short, ends in repetitions."""
+    """Return the ids of one block per row; a short last block repeats the last id."""
     return (block_B[:, None] * BLOCK + torch.arange(BLOCK, device=block_B.device)).clamp(max=vocab_size - 1)
 
 
-def _draw_from_all(logits_BV: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
-    """Find the block in which the quantile lies, then the quantile in it: adding up 128k numbers one by one is slow."""
+def _sample_all(logits_BV: torch.Tensor, rows: Sequence[SamplingState]) -> torch.Tensor:
+    """Find the quantile's block, then the quantile in the block: a cumulative sum over 128k values is slow."""
     probs_BV = _tempered(logits_BV, rows)
     padded_BV = F.pad(probs_BV, (0, -probs_BV.shape[-1] % BLOCK))
     blocks_BN = padded_BV.unflatten(1, (-1, BLOCK)).sum(-1).cumsum(-1, dtype=torch.float64)
@@ -184,12 +192,12 @@ def _draw_from_all(logits_BV: torch.Tensor, rows: Sequence[SamplingState]) -> to
     return block_B1[:, 0] * BLOCK + _quantile(mass_BN, target_B1 - before_B1)
 
 
-def _draw_from_likely(
+def _sample_likely(
     logits_BV: torch.Tensor, rows: Sequence[SamplingState], *, num_candidates: int = NUM_CANDIDATES
 ) -> torch.Tensor:
-    """Draw from what top_k, top_p and min_p keep, the most likely token first.
+    """Sample within top_k, top_p and min_p, the most likely token first.
 
-    top_p keeps up to and including the token that crosses it, as Meta's reference does.
+    The nucleus includes the token that crosses top_p, as in Meta's reference.
     """
     probs_BV, device, vocab_size = _tempered(logits_BV, rows), logits_BV.device, logits_BV.shape[-1]
     top_BN, order_BN = most_likely_first(probs_BV, min(num_candidates, vocab_size))
@@ -213,7 +221,7 @@ def _draw_from_likely(
     wide = ((kept_BN[:, -1] > 0) | is_partial_B1[:, 0]).nonzero()[:, 0].tolist()
     if wide:
         more = num_candidates * 16
-        picked_B[wide] = _draw_from_likely(logits_BV[wide], [rows[at] for at in wide], num_candidates=more)
+        picked_B[wide] = _sample_likely(logits_BV[wide], [rows[at] for at in wide], num_candidates=more)
     return picked_B
 
 
@@ -227,7 +235,7 @@ def _uniforms(rows: Sequence[SamplingState], device: torch.device) -> torch.Tens
 
 
 def most_likely_first(probs_BV: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the largest of each row and their ids: torch.topk, through the maxima of groups where that is faster."""
+    """Return the largest values of each row with ids: torch.topk, over maxima of groups where faster."""
     num_groups = probs_BV.shape[-1] // NUM_LANES
     if num_groups * NUM_LANES != probs_BV.shape[-1] or num_groups < 4 * size:
         top = probs_BV.topk(size, dim=-1)
@@ -242,14 +250,14 @@ def most_likely_first(probs_BV: torch.Tensor, size: int) -> tuple[torch.Tensor, 
 
 
 def _quantile(mass_BN: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
-    """Return where the cumulated mass first lies above the target; always where there is mass."""
+    """Return the first index with cumulated mass above the target; never an index without mass."""
     cumulated_BN = mass_BN.cumsum(-1, dtype=torch.float64)
     below_all_B1 = cumulated_BN[:, -1:] * (1 - 2**-53)
     return torch.searchsorted(cumulated_BN, torch.minimum(target_B1, below_all_B1), right=True)[:, 0]
 
 
 def token_logprobs(logits_NV: torch.Tensor, ids: Sequence[int], num_top: int) -> list[TokenLogprob]:
-    """Return each position's log-probability of its id, with the `num_top` most likely ids."""
+    """Return the log-probability of one id per position, with the `num_top` most likely ids."""
     logprobs_NV = torch.log_softmax(logits_NV.float(), dim=-1)
     ids_N1 = torch.tensor(ids, device=logits_NV.device)[:, None]
     chosen = logprobs_NV.gather(-1, ids_N1)[:, 0].tolist()

@@ -1,1 +1,1 @@
-"""Scheduling: which tokens of which requests the next step computes."""
+"""Scheduling: waiting and running requests -> the batch of the next step."""

@@ -1,10 +1,10 @@
-"""Waiting and running requests -> what the next step computes. Knows no tensors.
+"""Waiting and running requests -> the batch of the next step: continuous batching with chunked prefill.
 
-Every running request that generates gets its next token in every step. The rest of the step's budget goes to prompts,
-in pieces: of the tenant with the fewest served tokens, running requests before waiting ones, first come first served.
-A request is admitted when there is room for its tokens so far, and for its adapter. If pages run out, the youngest
-request gives its own back and waits. Likewise when one tenant holds more than an equal share of the batch and another
-tenant, with a smaller share, waits. A prompt whose beginning another one is just computing waits until it can share it.
+Every decoding request gets a token in every step. Prompts take the rest of the step's token budget in chunks, first the
+prompts of the tenant with the fewest served tokens, running requests before waiting requests, first come first served.
+Admission needs free pages for the tokens so far, and memory for the adapter. When pages run out, the youngest request
+is preempted. A tenant above an equal share of the batch is preempted for a waiting tenant below an equal share. A
+prompt waits while a running request computes the same prefix.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from puna.inference.engine.adapters import Adapters
 from puna.inference.engine.cache.paged_cache import PAGE_LEN, PagePool, extend_keys, num_pages_for
 from puna.inference.engine.scheduling.request import Request, State
 
-# Prompt tokens in one step: few while others wait for their next token, many when nobody does.
+# Prompt token budget of a step: small beside decoding requests, for latency; large otherwise.
 BUSY_TOKENS = 256
 IDLE_TOKENS = 2048
 MAX_STARTED = 1024
@@ -27,7 +27,10 @@ MAX_STARTED = 1024
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRequest:
-    """`num_tokens` tokens of a request, from its first uncomputed one on, and guesses at what follows the last one."""
+    """The next `num_tokens` uncomputed tokens of a request, followed by draft tokens.
+
+    Example: `Scheduler.schedule`.
+    """
 
     request: Request
     num_tokens: int
@@ -39,21 +42,30 @@ class ScheduledRequest:
 
     @property
     def is_sampled(self) -> bool:
-        """Whether a token can be chosen after it."""
+        """Whether the step samples a token: the scheduled tokens are the last of the request."""
         return self.num_tokens == self.request.num_uncomputed
 
 
 class Scheduler:
-    """Invariant: a request waits in its tenant's queue, or runs with the pages of its table, or has ended with none."""
+    """Queues of all tenants and the running requests.
+
+    Invariant: a request waits in the queue of its tenant, runs with allocated pages, or has ended without pages.
+
+    Example:
+        >>> scheduler = Scheduler(PagePool(100), max_batch=4)
+        >>> scheduler.add(request)
+        >>> [scheduled.num_tokens for scheduled in scheduler.schedule()]
+        [12]
+    """
 
     def __init__(self, pool: PagePool, *, max_batch: int, adapters: Adapters | None = None):
         self.pool, self.max_batch, self.adapters = pool, max_batch, adapters
         self.running: list[Request] = []
         self._waiting: dict[str, deque[Request]] = {}
-        # Tokens computed for each tenant with requests, and for absent tenants that are ahead of the virtual time.
+        # Of tenants with requests, and of absent tenants ahead of the virtual time.
         self._served_tokens: dict[str, int] = {}
         self._virtual_time = 0
-        # Of requests that have started; bounded, for only a server asks.
+        # Statistics of started requests; bounded, since only a server reads them.
         self._num_cached_tokens, self._queue_seconds = 0, deque[float](maxlen=MAX_STARTED)
         self._secret = secrets.token_bytes(32)
 
@@ -66,7 +78,7 @@ class Scheduler:
         return {tenant: len(queue) for tenant, queue in self._waiting.items() if queue}
 
     def take_started(self) -> tuple[int, list[float]]:
-        """Return the cached prompt tokens and the waiting times of requests that started since the last call."""
+        """Return cached prompt tokens and queue times of the requests started since the last call."""
         taken = self._num_cached_tokens, list(self._queue_seconds)
         self._num_cached_tokens = 0
         self._queue_seconds.clear()
@@ -76,9 +88,10 @@ class Scheduler:
         return (request for queue in self._waiting.values() for request in queue)
 
     def add(self, request: Request) -> None:
-        """Queue a new request. A tenant without requests starts at the virtual time, or at its own count if larger.
+        """Queue a new request.
 
-        The virtual time is the count of the tenants in service: start-time fair queueing (Goyal, Vin and Cheng, 1996).
+        A tenant without requests starts at the virtual time, or at the tenant's own count if larger. The virtual time
+        follows the served tokens of running tenants: start-time fair queueing (Goyal, Vin and Cheng, 1996).
         """
         assert request.state is State.WAITING
         if request.tenant not in self._present():
@@ -88,7 +101,7 @@ class Scheduler:
         self._waiting.setdefault(request.tenant, deque()).append(request)
 
     def remove(self, request: Request) -> list[int]:
-        """End a request, waiting or running; return the pages that nobody holds now."""
+        """End a waiting or running request; return pages left without a holder."""
         if request.state is State.WAITING:
             self._waiting[request.tenant].remove(request)
         else:
@@ -99,7 +112,7 @@ class Scheduler:
         return freed
 
     def schedule(self) -> list[ScheduledRequest]:
-        """Choose what to compute next; all pages are allocated."""
+        """Return the batch of the next step, with all pages allocated."""
         decoding = [request for request in self.running if request.is_decoding]
         batch = [
             scheduled
@@ -113,21 +126,21 @@ class Scheduler:
                 batch.append(scheduled)
                 planned[request.tenant] += scheduled.num_tokens
                 left -= scheduled.num_tokens
-            # NOTE: at once, for a request that was preempted after it had been planned may be admitted again.
+            # NOTE: filter here, since a preempted request can be admitted and scheduled again within this loop.
             batch = [scheduled for scheduled in batch if scheduled.request.state is State.RUNNING]
         batch = [scheduled for scheduled in batch if scheduled.request.state is State.RUNNING]
-        # Side by side those of one adapter: its weights are read once.
+        # Neighbours with one adapter share one read of the adapter's weights.
         return sorted(batch, key=lambda scheduled: scheduled.request.adapter.name if scheduled.request.adapter else "")
 
     def add_draft_tokens(self, scheduled: ScheduledRequest, draft_tokens: Sequence[int]) -> ScheduledRequest:
-        """Return the request with as many of these guesses as there is room for without taking anybody's pages."""
+        """Add the draft tokens that fit into free pages, without preemption."""
         table, start = scheduled.request.block_table, scheduled.start + scheduled.num_tokens
         while len(table) < num_pages_for(start + len(draft_tokens)) and (page := self.pool.allocate()) is not None:
             table.append(page)
         return replace(scheduled, draft_tokens=tuple(draft_tokens[: len(table) * PAGE_LEN - start]))
 
     def commit(self, request: Request, num_tokens: int) -> None:
-        """Note that tokens of a request were computed; full pages can be shared from now on."""
+        """Record computed tokens of a request; full pages enter the prefix index."""
         self._served_tokens[request.tenant] += num_tokens
         first, request.num_computed = request.num_computed // PAGE_LEN, request.num_computed + num_tokens
         full = range(first, request.num_computed // PAGE_LEN)
@@ -137,7 +150,7 @@ class Scheduler:
             self.pool.publish(request.block_table[index], request.page_keys[index])
 
     def check(self) -> None:
-        """Assert what can be told from the running requests and counts: after every step."""
+        """Assert the invariants of running requests and page counts; cheap enough for every step."""
         self.pool.check()
         assert len(self.running) <= self.max_batch
         assert all(request.state is State.RUNNING for request in self.running)
@@ -145,21 +158,23 @@ class Scheduler:
         assert all(
             size >= num_pages_for(request.num_computed) for size, request in zip(sizes, self.running, strict=True)
         )
-        assert max(sizes, default=0) <= self.pool.num_held <= sum(sizes), "pages that no request holds, or too few"
+        assert max(sizes, default=0) <= self.pool.num_held <= sum(sizes), "held pages fit no request"
 
     def check_all(self) -> None:
-        """Assert the invariants page by page and request by request, which takes milliseconds where there are many."""
+        """Assert the invariants of every page and request; takes milliseconds for large caches."""
         self.check()
         self.pool.check_all()
         assert all(request.state is State.WAITING and not request.block_table for request in self.waiting())
         assert len({page for request in self.running for page in request.block_table}) == self.pool.num_held
 
     def _next_prompt(self, reading: list[Request], planned: Counter[str]) -> Request | None:
-        """Return the request whose prompt is read next, admitted if it waited; None if there is none.
+        """Return the next request to prefill, admitting a waiting request if needed; None without a candidate.
 
-        `reading` are running requests with unread prompts; `planned` counts the tokens of this step by tenant.
+        Args:
+            reading: Running requests with uncomputed prompt tokens.
+            planned: Scheduled tokens of this step by tenant.
         """
-        # NOTE: a request that was preempted in this step may have been admitted and planned again.
+        # NOTE: this step may have preempted and admitted a request of `reading` already.
         reading[:] = [request for request in reading if request.state is State.RUNNING]
         tenants = {request.tenant for request in reading} | {name for name, queue in self._waiting.items() if queue}
         may_admit = True
@@ -177,13 +192,13 @@ class Scheduler:
             is_full = len(self.running) >= self.max_batch
             if is_full and self._victim(tenant) is None:
                 continue
-            # Once: what a victim gives back is still found, and nothing else changes before the admission.
+            # One lookup suffices: pages of preempted requests stay in the prefix index until allocation.
             shared = self._shared_pages(queue[0])
             if self._is_being_computed(queue[0], len(shared)):
                 continue
             while not self._has_room(queue[0], shared):
                 if (victim := self._victim(tenant)) is None:
-                    # Nobody overtakes the one whose turn it is, or it might wait for ever.
+                    # No later request may overtake, or this request could starve.
                     may_admit = False
                     break
                 self._preempt(victim)
@@ -192,7 +207,7 @@ class Scheduler:
         return None
 
     def _has_room(self, request: Request, shared: Sequence[int]) -> bool:
-        """Whether a waiting request can run now; if so, its adapter is held."""
+        """Whether pages, batch and adapter memory suffice for a waiting request; holds the adapter if so."""
         if len(self.running) >= self.max_batch:
             return False
         kept = sum(self.pool.is_cached(page) for page in shared)
@@ -215,10 +230,10 @@ class Scheduler:
         return request
 
     def _victim(self, tenant: str) -> Request | None:
-        """Return the request that makes way for `tenant`, if that runs fewer requests than an equal share of the batch.
+        """Return the running request to preempt for `tenant`, which runs less than an equal share of the batch.
 
-        It is the youngest of the tenant that runs most, if that tenant runs more than an equal share and has had at
-        least as many tokens. The oldest request of a tenant never makes way.
+        The victim is the youngest request of the tenant with most running requests, if that tenant runs more than an
+        equal share and has at least as many served tokens. The oldest request of a tenant is never preempted.
         """
         num_running = Counter(request.tenant for request in self.running)
         share = max(1, self.max_batch // len(self._present()))
@@ -232,7 +247,7 @@ class Scheduler:
         return next(request for request in reversed(self.running) if request.tenant == largest)
 
     def _shared_pages(self, request: Request) -> list[int]:
-        """Return the pages that hold this request's beginning already; its last token is always computed."""
+        """Return cached pages of the request's prefix; the last token is always computed."""
         if request.num_to_score:
             return []
         extend_keys(request.page_keys, request.tokens, self._salt(request))
@@ -244,7 +259,7 @@ class Scheduler:
         return pages
 
     def _is_being_computed(self, request: Request, index: int) -> bool:
-        """Whether a running request is about to fill the page of this index, the first that this waiting one lacks."""
+        """Whether a running request computes the first page that the waiting request lacks."""
         if request.num_to_score or index >= (len(request.tokens) - 1) // PAGE_LEN:
             return False
         key = request.page_keys[index]
@@ -254,11 +269,11 @@ class Scheduler:
         )
 
     def _num_promised(self) -> int:
-        """Pages that running requests still need for the tokens they have."""
+        """Pages that running requests need for their tokens beyond allocated pages."""
         return sum(max(0, num_pages_for(len(request.tokens)) - len(request.block_table)) for request in self.running)
 
     def _allocate(self, request: Request, num_tokens: int) -> ScheduledRequest | None:
-        """Give a request the pages for its next tokens; None if it had to give back its own instead."""
+        """Allocate pages for the next tokens of a request; None if the request itself was preempted."""
         while request.state is State.RUNNING and len(request.block_table) < num_pages_for(
             request.num_computed + num_tokens
         ):
@@ -270,14 +285,14 @@ class Scheduler:
         return ScheduledRequest(request, num_tokens) if request.state is State.RUNNING else None
 
     def _preempt(self, request: Request) -> None:
-        """Let a running request wait again. What it had computed is found again as long as its pages are kept."""
+        """Return a running request to the queue; the prefix cache may keep the computed pages."""
         self.running.remove(request)
         self._free(request)
         request.state = State.WAITING
         self._waiting.setdefault(request.tenant, deque()).appendleft(request)
 
     def _free(self, request: Request) -> list[int]:
-        # The last first: of a beginning that several share the end is the first to be forgotten.
+        # Last page first: eviction should shorten a shared prefix from its end.
         freed = [page for page in reversed(request.block_table) if self.pool.release(page)]
         request.reset_computed()
         if self.adapters and request.adapter and request.state is State.RUNNING:
@@ -285,11 +300,11 @@ class Scheduler:
         return freed
 
     def _present(self) -> set[str]:
-        """Return the tenants that have requests."""
+        """Return tenants with waiting or running requests."""
         return {name for name, queue in self._waiting.items() if queue} | {each.tenant for each in self.running}
 
     def _leave_tenant(self, tenant: str) -> None:
-        """Forget a tenant without requests, and absent ones that the virtual time has passed."""
+        """Drop counts of absent tenants behind the virtual time."""
         if not self._waiting.get(tenant):
             self._waiting.pop(tenant, None)
         present = self._present()
@@ -302,6 +317,6 @@ class Scheduler:
                     del self._served_tokens[name]
 
     def _salt(self, request: Request) -> bytes:
-        """Tell apart whose pages can be shared: with another adapter the same text has other keys and values."""
+        """Return the hash key of a tenant and adapter; adapters change the keys and values of equal text."""
         owner = repr((request.tenant, request.adapter)).encode()
         return hashlib.blake2b(owner, digest_size=32, key=self._secret).digest()

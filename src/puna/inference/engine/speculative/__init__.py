@@ -1,1 +1,1 @@
-"""Speculative decoding: draft tokens that the model verifies in one step."""
+"""Speculative decoding: proposal of draft tokens, verified by the model in one step."""

@@ -1,7 +1,7 @@
-"""Drafts: guesses at what comes next, which the network checks in one step; what it would not have chosen is dropped.
+"""Draft tokens from a smaller model with the same vocabulary.
 
-A guess is right if it is the very token that would have been chosen: the most likely one or, when sampling, the one at
-the request's own draw. So a draft changes no token of any request, whatever its seed, only how many steps they take.
+The target model accepts a draft token that equals its own sample: the most likely token, or the sample at the request's
+own uniform number. Drafts thus change the number of steps, but no token of any request.
 
 Shapes: B requests, V vocabulary.
 """
@@ -18,10 +18,10 @@ from puna.inference.engine.runners.runner import Runner, Span
 from puna.inference.engine.sampling.sampler import SamplingState, sample, trim_padded_vocabulary
 from puna.inference.engine.scheduling.request import Request
 
-# How likely a network has to find all its guesses so far to go on, where the most likely tokens are chosen. Where
-# tokens are drawn, its draws are right as often as it agrees with the other network, however likely each token is.
+# Smallest joint probability of a greedy draft for further draft tokens. Sampled drafts ignore the probability: with
+# equal uniform numbers, acceptance depends on the agreement of both models alone.
 LEAST_CERTAINTY = 0.7
-# Tokens that a draft's network reads at once.
+# Prompt tokens per forward pass of the draft model.
 PIECE = 2048
 
 
@@ -35,7 +35,7 @@ class _DraftState:
     num_verified: int = 0
 
     def rewind(self, tokens: list[int]) -> None:
-        """Forget what was read and has turned out otherwise."""
+        """Drop tokens from the first rejected draft token on."""
         most = min(len(self.tokens), len(tokens) - 1)
         while self.num_verified < most and self.tokens[self.num_verified] == tokens[self.num_verified]:
             self.num_verified += 1
@@ -43,14 +43,18 @@ class _DraftState:
 
 
 class ModelDrafter:
-    """A small network of the same vocabulary guesses, by its most likely tokens or at the request's own draws."""
+    """A draft model with its own KV cache, sampling with the uniform numbers of each request.
+
+    Example:
+        >>> drafter = ModelDrafter(open_runner(small, 64, small.dtype), tokenizer, num_pages=64)
+    """
 
     def __init__(self, runner: Runner, tokenizer: Tokenizer, *, num_pages: int):
         self._runner, self._tokenizer, self._pool = runner, tokenizer, PagePool(num_pages)
         self._states: dict[int, _DraftState] = {}
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[list[int]]:
-        """Return the network's own continuations; none for a request that there is no room for."""
+        """Return continuations by the draft model; an empty draft where the draft cache is full."""
         drafts: list[list[int]] = [[] for _ in requests]
         states = [self._state(request) for request in requests]
         draws = [request.sampling.next_uniforms(limit) for request, limit in zip(requests, limits, strict=True)]
@@ -78,14 +82,14 @@ class ModelDrafter:
         return drafts
 
     def release(self, request: Request) -> None:
-        """Give back a request's pages."""
+        """Free the pages of a request."""
         state = self._states.pop(request.id, None)
         for page in state.block_table if state else ():
             self._pool.release(page)
 
     def _state(self, request: Request) -> _DraftState:
         if request.id not in self._states:
-            # Penalties and grammars are left to the check: a guess need not be right.
+            # Penalties and grammars cost time here; verification by the target model applies them.
             plain = replace(
                 request.params, grammar=None, logit_bias=(), banned_ids=(),
                 repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0,
@@ -104,7 +108,7 @@ class ModelDrafter:
         return True
 
     def _forward(self, states: list[_DraftState], pending: list[list[int]]) -> torch.Tensor:
-        """Read what is pending of each; return the logits_BV behind the last tokens."""
+        """Compute pending tokens of every request; return logits_BV after the last tokens."""
         for state, tokens in zip(states, pending, strict=True):
             while len(tokens) > PIECE:
                 self._runner.forward(tokens[:PIECE], [Span(state.block_table, len(state.tokens), PIECE)], [])

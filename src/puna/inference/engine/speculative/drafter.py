@@ -1,4 +1,4 @@
-"""The interface of everything that proposes draft tokens."""
+"""The interface of speculative decoding."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,12 +7,17 @@ from puna.inference.engine.scheduling.request import Request
 
 
 class Drafter(Protocol):
-    """Guesses the next tokens of requests."""
+    """A source of draft tokens.
+
+    Example:
+        >>> PromptLookup().propose([request], limits=[4])
+        [[271, 9, 13, 4]]
+    """
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[list[int]]:
-        """Return at most so many guesses for each."""
+        """Return at most `limits` draft tokens per request."""
         ...
 
     def release(self, request: Request) -> None:
-        """Give back what is held for a request that has ended."""
+        """Free the memory of an ended request."""
         ...

@@ -1,17 +1,17 @@
-"""Draft tokens from the request's own text."""
+"""Draft tokens by n-gram lookup in the request's own text (prompt lookup decoding)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from puna.inference.engine.scheduling.request import Request
 
-# How many tokens that have been together before make it likely that they go on alike.
+# Lengths of n-grams, the longest first.
 GRAM_LENGTHS = (3, 2)
 
 
 @dataclass(slots=True)
 class _Grams:
-    """Where in a request's tokens each gram was followed, the last time."""
+    """Index of n-grams in a request's tokens: n-gram -> position after the last occurrence."""
 
     num_indexed: int = 0
     follower: dict[tuple[int, ...], int] = field(default_factory=dict)
@@ -25,17 +25,22 @@ class _Grams:
 
 
 class PromptLookup:
-    """Guess that what followed the last two or three tokens before follows them again: quotations, code, names."""
+    """Proposes the tokens after the last occurrence of the final n-gram; suits quotations, code and names.
+
+    Example:
+        >>> PromptLookup().propose([request], limits=[4])
+        [[271, 9, 13, 4]]
+    """
 
     def __init__(self) -> None:
         self._grams: dict[int, _Grams] = {}
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[list[int]]:
-        """Return what stands behind the last place where a request's last tokens stood."""
+        """Return the tokens after the last occurrence of each request's final n-gram."""
         return [self._guess(request, limit) for request, limit in zip(requests, limits, strict=True)]
 
     def release(self, request: Request) -> None:
-        """Drop the index of a request."""
+        """Free the index of a request."""
         self._grams.pop(request.id, None)
 
     def _guess(self, request: Request, limit: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Text -> dates and weekdays. An order of day and month that stays open keeps both readings."""
+"""Text -> dates and weekdays. An ambiguous order of day and month keeps both readings."""
 
 import re
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ BUDDHIST_ERA = 543
 
 
 def read_dates(scan: Scan) -> None:
-    """Take dates: numeric ones first, then months with a day or a year, then months alone.
+    """Take dates: first numeric dates, then months with a day or a year, then months alone.
 
     Example:
         >>> scan = Scan("It comes on 3 March 2026.", "en")
@@ -77,7 +77,7 @@ def read_dates(scan: Scan) -> None:
 
 
 def read_weekdays(scan: Scan) -> None:
-    """Take weekdays; the days between two that bound a range may be named, too, but need not.
+    """Take weekdays; days inside a range are optional facts.
 
     Example:
         >>> scan = Scan("We are closed on Sunday.", "en")
@@ -107,7 +107,7 @@ def read_weekdays(scan: Scan) -> None:
 
 
 def _take_date(scan: Scan, match: re.Match[str], *dates: Sequence[tuple[int | None, int, int | None]]) -> None:
-    """Keep one fact for each date, which has one reading or several."""
+    """Take one fact per date, with one or several readings."""
     if not all(1 <= month <= 12 and (day is None or 1 <= day <= 31) for orders in dates for _, month, day in orders):
         return
     facts: list[Fact] = []

@@ -8,13 +8,16 @@ Reading = tuple[Any, ...]
 
 
 class Fact(NamedTuple):
-    """A piece of text that stands for a value.
+    """A piece of text with a value, such as "24.90 euros".
 
-    `readings` has every value that the text can stand for: "1.234" is 1234 and 1.234. `loose` has values that the
-    text can stand for beside a clearer one: the "9" of "from 9 to 5" for 9:00. A part of a reading is None where the
-    text leaves it open. The first part is the unit, the country code or the year, which an answer may leave out.
-    `is_required` tells whether an answer must have a fact of the reference, `is_exclusive` whether a fact of the
-    answer must stand in the reference.
+    Attributes:
+        kind: Kind of value, such as "number", "date" or "name".
+        text: The piece of text.
+        readings: Possible values: "1.234" is 1234 and 1.234. The first part is unit, country code or year, optional in
+            an answer; None stands for an open part.
+        loose: Further values, valid only beside a clearer fact: the "9" of "from 9 to 5" for 9:00.
+        is_required: Whether an answer must state the fact, for a fact of the reference.
+        is_exclusive: Whether the reference must state the fact, for a fact of the answer.
 
     Example:
         >>> Fact("number", "nine", frozenset([("number", None, 9)])).is_required
@@ -63,7 +66,7 @@ def _is_stated(wanted: Reading, read: Reading) -> bool:
 
 
 def _can_stand_for(loose: Reading, clear: Reading) -> bool:
-    """Compare a loose reading with a clear one; a number of another unit, as 20 euros for a 20th, is another value."""
+    """Compare a loose reading with a clear reading; numbers with different units are different values."""
     return loose[0] == clear[0] and clear[1] in (None, loose[1]) and loose[2:] == clear[2:]
 
 
@@ -72,7 +75,7 @@ def _can_be_equal(a: Reading, b: Reading) -> bool:
 
 
 class Scan:
-    """A text under extraction: `take` blanks out the characters that a fact has used, so that no fact is read twice.
+    """A text under extraction: `take` blanks out the characters of a fact, and no other fact can use the characters.
 
     Example:
         >>> scan = Scan("It costs 5.", "en")

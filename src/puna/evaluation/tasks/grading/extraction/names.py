@@ -1,8 +1,8 @@
-"""Text -> names of people, places and things, by their capital letters. A careful reading rather than a complete one.
+"""Text -> names of people, places and things, by their capital letters. Careful rather than complete.
 
-A name is a run of capitalized words that does not begin a sentence. German writes every noun with a capital, so there
-one word alone is no name; nor is it where the language is not known. Hindi and Thai have no capitals: there a name is
-Latin letters with a capital amid another script. A word in capitals alone ("EST", "VAT") is no name.
+A name is a run of capitalized words inside a sentence. A single word is no name in German, which capitalizes every
+noun, or in an unknown language. In Hindi and Thai a name is a capitalized word in Latin letters. Words in capitals
+("EST", "VAT") are no names.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Text -> numbers, amounts and shares. A separator that stays open keeps both readings: "1.234" is 1234 and 1.234."""
+"""Text -> numbers, amounts and shares. An ambiguous separator keeps both readings: "1.234" is 1234 and 1.234."""
 
 import re
 from decimal import Decimal
@@ -35,7 +35,7 @@ HOURS_OF_A_DAY = 24
 
 
 def _larger_numbers(language: str) -> re.Pattern[str]:
-    """Return a pattern whose group "larger" is a number of several words; "two thousand" is none."""
+    """Return a pattern with the group "larger" for numbers of several words other than thousands ("two hundred")."""
     # Atomic groups keep "twenty two" whole; "per cent" is no hundred.
     word, power = rf"(?>{any_of(NUMBER_WORDS[language])})", rf"(?>{any_of(MAGNITUDES)})"
     hundred = rf"(?<!per )(?<!por )(?<!pour )(?>{any_of(HUNDREDS.split())})"
@@ -87,7 +87,7 @@ def read_numbers(scan: Scan) -> None:
 
 
 def read_number_words(scan: Scan) -> None:
-    """Take number words of the text's language. "one" is an article or a pronoun as well, and is never required.
+    """Take number words of the text's language. "one" may be a pronoun, and is never required.
 
     Example:
         >>> scan = Scan("It takes three days.", "en")
@@ -116,7 +116,7 @@ def read_number_words(scan: Scan) -> None:
 
 
 def read_number(text: str) -> set[Decimal]:
-    """Return the values that a number in digits can stand for; none for digits that are no number ("3.11.2").
+    """Return all possible values of a number in digits; empty for other digits ("3.11.2").
 
     Example:
         >>> read_number("1.234,50")

@@ -1,1 +1,1 @@
-"""JSON schemas of clients -> schemas that a grammar can hold, with notes on every keyword that was left out."""
+"""JSON schemas of clients -> schemas for a grammar, with notes on every unsupported keyword."""

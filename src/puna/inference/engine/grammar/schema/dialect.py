@@ -35,7 +35,7 @@ URI_CHARACTERS = "%#/:?@!$&'()*+,;=~-._"
 
 
 def read_dialect(schema: Node) -> Node:
-    """Return a schema in draft 2020-12; the schema itself stays as it is.
+    """Return a copy of a schema in draft 2020-12.
 
     Example:
         >>> read_dialect({"type": "STRING", "nullable": True, "maxLength": None})
@@ -77,7 +77,7 @@ def children(node: Node) -> Iterator[tuple[Path, Any]]:
 
 
 def _value(keyword: str, value: Any) -> Any:
-    """Translate the schemas within a keyword's value, without the nulls among these."""
+    """Translate the schemas within a keyword's value, without nulls."""
     if keyword in MAPS and isinstance(value, dict):
         named = {name: _child(child) for name, child in value.items() if child is not None}
         return named if keyword != "patternProperties" else {rust_pattern(name): named[name] for name in named}
@@ -107,7 +107,7 @@ def _types(value: Any) -> Any:
 
 
 def _read_bounds(node: Node) -> None:
-    """Read exclusive bounds of draft 4, and counts that are written as 5.0 or as "5"."""
+    """Read exclusive bounds of draft 4, and counts written as 5.0 or "5"."""
     for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if isinstance(node.get(exclusive), bool):
             is_exclusive = node.pop(exclusive)
@@ -143,7 +143,7 @@ def _read_required(node: Node, schema: Node) -> None:
 
 
 def _drop_vacuous(node: Node) -> None:
-    """Drop keywords that admit every value, but that llguidance does not know."""
+    """Drop keywords without effect, unknown to llguidance."""
     if "$dynamicAnchor" in node:
         node.setdefault("$anchor", node.pop("$dynamicAnchor"))
     if "if" not in node:

@@ -1,7 +1,7 @@
-"""A client's JSON schema -> the schema that a grammar holds, with a note on every keyword that is left out.
+"""A client's JSON schema -> the schema for a grammar, with a note on every keyword left out.
 
-Keywords without a grammar are left out: look-ahead in a `pattern`, an unknown `format`, `if`, `not`.
-A strict schema is refused instead, by field and keyword. Notes name fields and keywords, never values.
+Unsupported keywords are left out: look-ahead in a `pattern`, an unknown `format`, `if`, `not`. In a strict schema they
+are errors. Notes and errors name fields and keywords, never values.
 """
 
 import json
@@ -19,9 +19,9 @@ MAX_SCHEMA_CHARS = 100_000
 MAX_SECONDS = 4.0
 MAX_REASON_CHARS = 120
 MAX_REMEMBERED = 128
-# What is kept where two keywords contradict one another: the first.
+# Order of precedence between contradicting keywords.
 FIRST = ("enum", "const", "type", "properties", "prefixItems", "items", "additionalProperties", "required", "anyOf")
-# Without these nothing would be left of a schema.
+# Keywords of structure are never left out.
 STRUCTURE = {"properties", "prefixItems", "items", "additionalProperties"}
 SHAPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), (dict,)),
@@ -52,7 +52,7 @@ JSON_NAMES = {
 
 
 class FittedSchema(NamedTuple):
-    """A schema that compiles, and notes on the keywords left out of the client's schema."""
+    """A compiling schema, and notes on keywords left out of the client's schema."""
 
     schema: Node
     notes: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class SchemaFitter:
         self._lock = threading.Lock()
 
     def fit(self, schema: Any, *, is_strict: bool, place: str) -> FittedSchema:
-        """Return a schema that compiles; RequestError naming `place` where none does, or where strict forbids it."""
+        """Return a compiling schema; RequestError, naming `place`, if none exists or strict forbids the changes."""
         if not isinstance(schema, dict):
             given = f"{place}: a JSON schema that is {type(schema).__name__}"
             raise RequestError(given, expected="an object")
@@ -91,7 +91,7 @@ class SchemaFitter:
 
 
 class _Fitting:
-    """The work on one schema."""
+    """The state while fitting a schema."""
 
     def __init__(self, problem: Callable[[Node], str], is_strict: bool, place: str):
         self._ask, self._is_strict, self._place = problem, is_strict, place
@@ -124,7 +124,7 @@ class _Fitting:
         return self._problems[text]
 
     def _fit_node(self, root: Node, path: Path, node: Node) -> None:
-        """Leave out the keywords of one schema that cannot be held, whatever the schemas within say."""
+        """Leave out unsupported keywords of a schema, regardless of nested schemas."""
         self._fit_reference(root, path, node)
         self._fit_types(path, node)
         if not self._problem(_hollow(node)):
@@ -146,7 +146,7 @@ class _Fitting:
         node.update(kept)
 
     def _open_branches(self, path: Path, node: Node) -> None:
-        """Let the branches of `allOf` have one another's properties: zod writes an intersection as closed objects."""
+        """Open closed objects in `allOf`: zod writes an intersection as closed objects."""
         branches = node.get("allOf")
         closed = [
             branch

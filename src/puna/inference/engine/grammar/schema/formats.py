@@ -1,7 +1,7 @@
-"""Values of `format` -> regular expressions that are exact where llguidance's own are not.
+"""Values of `format` -> regular expressions, more exact than the expressions of llguidance.
 
-llguidance admits 29 February of any year, and second 60. RFC 3339 allows leap seconds at known instants only, which
-no grammar can hold; most parsers refuse second 60.
+llguidance admits 29 February of any year, and second 60. RFC 3339 allows leap seconds at known instants only, beyond
+any grammar; most parsers refuse second 60.
 """
 
 _YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
