@@ -64,7 +64,11 @@ Target = Literal[
 class Adapter(StageConfig):
     """Train matrices of low rank beside those of the start, which stay as they are and may be quantized."""
 
-    start: Path | None = Field(default=None, description="adapter to go on from, in the place of the first settings")
+    init_from: Path | None = Field(
+        default=None,
+        serialization_alias="start",
+        description="Adapter whose weights, rank and targets training begins with; default: a new adapter",
+    )
     targets: list[Target] = Field(default=["all"], min_length=1, description="matrices; all: those inside the layers")
     rank: int = Field(default=16, ge=1, le=4096, description="rows of the smaller matrices")
     alpha: float = Field(default=32.0, gt=0, le=1e6, description="what is added counts alpha / rank times")
@@ -74,9 +78,9 @@ class Adapter(StageConfig):
 
     @model_validator(mode="after")
     def _is_new_or_goes_on(self) -> Self:
-        told = sorted(self.model_fields_set - {"start", "dropout"})
-        if self.start is not None and told:
-            raise ValueError(f"no {', '.join(told)} beside 'start': an adapter that goes on keeps its own")
+        settings = sorted(self.model_fields_set - {"init_from", "dropout"})
+        if self.init_from is not None and settings:
+            raise ValueError(f"no {', '.join(settings)} beside 'init_from': the initial adapter decides them")
         return self
 
 
@@ -85,16 +89,21 @@ class TrainConfig(StageConfig):
 
     has_preview: ClassVar[bool] = True
     data: list[Path] = Field(description="datasets, read as one")
-    start: Path | None = Field(default=None, description="checkpoint to go on from")
+    init_from: Path | None = Field(
+        default=None,
+        serialization_alias="start",
+        description="Checkpoint whose weights training begins with; either init_from or size",
+    )
     size: str | Size | None = Field(
         default=None, description="size of a model from scratch: a name, or a table of widths"
     )
     tokenizer: Path | None = Field(default=None, description="tokenizer of a model trained from scratch")
     adapter: Adapter | None = Field(default=None, description="train an adapter (LoRA) instead of all weights")
-    context: int | None = Field(
+    max_length: int | None = Field(
         default=None,
         ge=16,
         le=131_072,
+        serialization_alias="context",
         description="Maximum example length in tokens, 16 to 131,072; default: chosen from the lengths of the data",
     )
     batch_tokens: int | None = Field(
@@ -102,7 +111,12 @@ class TrainConfig(StageConfig):
         ge=16,
         description="Number of tokens per packed batch; more take more memory; default: 4096, fewer for short epochs",
     )
-    accumulate: int = Field(default=1, ge=1, description="batches whose gradients make one step")
+    grad_accumulation: int = Field(
+        default=1,
+        ge=1,
+        serialization_alias="accumulate",
+        description="Number of batches per optimizer step; gradients are summed over them",
+    )
     steps: int | None = Field(default=None, ge=1, description="optimizer steps; either steps or epochs")
     epochs: float | None = Field(default=None, gt=0, description="passes over the data; either steps or epochs")
     optim: Optim = Field(default=Optim(), description="optimizer and schedule")
@@ -120,21 +134,21 @@ class TrainConfig(StageConfig):
     def _is_complete(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("exactly one of 'steps' and 'epochs'")
-        if (self.start is None) == (self.size is None):
-            raise ValueError("exactly one of 'start' (a checkpoint) and 'size' (from scratch)")
+        if (self.init_from is None) == (self.size is None):
+            raise ValueError("exactly one of 'init_from' (a checkpoint) and 'size' (from scratch)")
         if (self.size is None) != (self.tokenizer is None):
             raise ValueError("'tokenizer' beside 'size', and only there: a checkpoint has its own")
-        if self.adapter is not None and self.start is None:
-            raise ValueError("'adapter' beside 'start': without a trained model there is nothing to adapt")
-        if self.batch_tokens is not None and self.context is not None and self.batch_tokens < self.context:
-            raise ValueError(f"batch_tokens ({self.batch_tokens}) of at least context ({self.context})")
+        if self.adapter is not None and self.init_from is None:
+            raise ValueError("'adapter' beside 'init_from': an adapter needs the checkpoint that it adapts")
+        if self.batch_tokens is not None and self.max_length is not None and self.batch_tokens < self.max_length:
+            raise ValueError(f"batch_tokens ({self.batch_tokens}) of at least max_length ({self.max_length})")
         return self
 
     @property
-    def max_length(self) -> int:
-        """The context in tokens, once it is set or chosen (training/loop/defaults.py)."""
-        assert self.context is not None, "open settings are chosen before the first step"
-        return self.context
+    def max_example_tokens(self) -> int:
+        """The maximum length of an example in tokens; `adapt` chooses it where the recipe does not set max_length."""
+        assert self.max_length is not None, "open settings are chosen before the first step"
+        return self.max_length
 
     @property
     def max_batch_tokens(self) -> int:

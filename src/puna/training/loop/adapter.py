@@ -30,14 +30,16 @@ def adapted_start(config: TrainConfig, checkpoint: Checkpoint) -> Llama:
     settings = config.adapter
     assert settings is not None
     model = checkpoint.load(config.dtype)
-    if settings.start is None:
+    if settings.init_from is None:
         stabilized, magnitudes = settings.rank_stabilized, settings.dora
         shape = AdapterShape(settings.targets, settings.rank, settings.alpha, stabilized, magnitudes)
         add_adapter(model, shape, seed=config.seed)
     else:
-        if not is_adapter(settings.start):
-            raise ConfigError(f"adapter.start = {settings.start}", expected="an adapter", hint="start = a checkpoint")
-        adapter = open_adapter(settings.start)
+        if not is_adapter(settings.init_from):
+            raise ConfigError(
+                f"adapter.init_from = {settings.init_from}", expected="an adapter", hint="init_from takes checkpoints"
+            )
+        adapter = open_adapter(settings.init_from)
         require_trainable(adapter, checkpoint.config)
         attach(model, read_lora(adapter), read_magnitudes(adapter), is_rank_stabilized=adapter.is_rank_stabilized)
     set_dropout(model, settings.dropout)
@@ -49,12 +51,12 @@ def write_adapter(config: TrainConfig, run: Run, model: Llama) -> None:
 
     The path to the base stands in the manifest's inputs: equal adapters are equal wherever the base lies.
     """
-    assert config.start is not None
-    origin = config.start / ORIGIN_NAME
+    assert config.init_from is not None
+    origin = config.init_from / ORIGIN_NAME
     imported = (
         read_record(origin, dict[str, Any], expected="the origin as 'import' writes it") if origin.is_file() else {}
     )
-    save_adapter(run.output, model, base_name=str(imported.get("hub") or config.start.resolve().name))
+    save_adapter(run.output, model, base_name=str(imported.get("hub") or config.init_from.resolve().name))
     run.kind = KIND
 
 

@@ -40,13 +40,13 @@ def recompute_blocks(model: Llama) -> None:
 
 
 def _start(config: TrainConfig) -> tuple[Llama, Tokenizer]:
-    if config.start is not None:
-        checkpoint = Checkpoint.open(config.start)
+    if config.init_from is not None:
+        checkpoint = Checkpoint.open(config.init_from)
         if config.adapter is not None:
             return adapted_start(config, checkpoint), checkpoint.tokenizer()
         if checkpoint.is_quantized:
             hint = "An adapter can be trained beside it: the table [adapter], or --adapter.rank 16"
-            raise ConfigError(f"start = {config.start} is quantized", expected="float weights", hint=hint)
+            raise ConfigError(f"init_from = {config.init_from} is quantized", expected="float weights", hint=hint)
         # Several processes take in float32 what they keep of it: parallelize.
         is_alone = ranks()[1] == 1
         return checkpoint.load(torch.float32 if is_alone else None), checkpoint.tokenizer()
@@ -77,5 +77,5 @@ def size_of(config: TrainConfig, vocab_size: int) -> LlamaConfig:
             f"size.dim = {config.size.dim}", expected=f"a multiple of num_heads = {config.size.num_heads}"
         )
     return LlamaConfig(
-        **widths, head_dim=head_dim, vocab_size=vocab_size, max_context=config.context or DEFAULT_CONTEXT
+        **widths, head_dim=head_dim, vocab_size=vocab_size, max_context=config.max_length or DEFAULT_CONTEXT
     )

@@ -30,7 +30,7 @@ def _compute(
     config: TrainConfig, run: Run, objective: Dpo, model: Llama, name: str, sources: list[Path]
 ) -> dict[str, float]:
     dataset = Dataset(sources, objective.kinds)
-    sizes = {"batch_tokens": config.max_batch_tokens, "context": config.max_length}
+    sizes = {"batch_tokens": config.max_batch_tokens, "context": config.max_example_tokens}
     packer = Packer(dataset, objective.answers, seed=config.seed, is_cut=False, **sizes)
     # Of several processes each asks its own copy of the reference, before the network is divided.
     journal = run.journal(f"reference-{name}{f'-{run.rank}' if run.rank else ''}")

@@ -44,10 +44,10 @@ def start_data_loss(config: TrainConfig, model: Llama, tokenizer: Tokenizer) -> 
     sources = _start_data(config)
     if not sources:
         return None
-    assert config.start is not None
-    is_every_token = artifact.read_manifest(config.start).stage == "pretrain"
+    assert config.init_from is not None
+    is_every_token = artifact.read_manifest(config.init_from).stage == "pretrain"
     objective = NextToken(ChatFormat(tokenizer), is_every_token, False)
-    size = {"batch_tokens": config.max_batch_tokens, "context": config.max_length}
+    size = {"batch_tokens": config.max_batch_tokens, "context": config.max_example_tokens}
     try:
         dataset = Dataset(sources, objective.kinds)
         packer = Packer(dataset, objective.encode, seed=0, is_cut=objective.is_cut, **size)
@@ -57,9 +57,11 @@ def start_data_loss(config: TrainConfig, model: Llama, tokenizer: Tokenizer) -> 
 
 
 def _start_data(config: TrainConfig) -> list[Path]:
-    if config.start is None or not artifact.is_artifact(config.start):
+    if config.init_from is None or not artifact.is_artifact(config.init_from):
         return []
-    inputs = artifact.read_manifest(config.start).inputs
-    found = [Path(os.path.normpath(config.start / entry["path"])) for role, entry in inputs.items() if "data." in role]
+    inputs = artifact.read_manifest(config.init_from).inputs
+    found = [
+        Path(os.path.normpath(config.init_from / entry["path"])) for role, entry in inputs.items() if "data." in role
+    ]
     is_known = {path.resolve() for path in found} <= {path.resolve() for path in config.data}
     return [] if is_known or not all(path.exists() for path in found) else found

@@ -31,7 +31,7 @@ from puna.pipeline.errors import CheckpointError, TokenizerError
 
 ADAPTER_HINT = (
     "`puna merge` makes a checkpoint of it and its base, `puna serve BASE --adapters FOLDER` runs it beside its base, "
-    "and training goes on with start = BASE and adapter.start = the adapter"
+    "and training goes on with init_from = BASE and adapter.init_from = the adapter"
 )
 MERGE_HINT = "`puna merge` makes a checkpoint of any adapter and its base"
 # Weights beside adapter_config.json that are not read: what they are, and the way out.

@@ -123,9 +123,10 @@ class Answering:
     def __init__(self, settings: OnPolicy, config: TrainConfig, run: Run, model: Llama, chat: ChatFormat, pool: Pool):
         self._settings, self._config, self._run, self._model, self._chat = settings, config, run, model, chat
         self._pool, self._dataset = pool, Dataset(config.data, ("conversations",))
-        if settings.max_tokens >= config.max_length:
+        if settings.max_tokens >= config.max_example_tokens:
             given = f"on_policy.max_tokens = {settings.max_tokens}"
-            raise ConfigError(given, expected=f"less than context = {config.max_length}, with room for a question")
+            expected = f"less than max_length = {config.max_length}, with room for a question"
+            raise ConfigError(given, expected=expected)
 
     def fill(self, step: int) -> None:
         """Fill the pool with the answers that belong to `step`."""
@@ -162,7 +163,7 @@ class Answering:
             for _ in prompts
         ]
         self._model.eval()
-        num_together, context = min(MAX_BATCH, settings.answers), self._config.max_length
+        num_together, context = min(MAX_BATCH, settings.answers), self._config.max_example_tokens
         options = EngineOptions(max_batch=num_together, max_context=context, dtype=self._config.dtype)
         completions = LocalSampler(self._model, self._chat.tokenizer, options=options).complete(prompts, params)
         self._model.train()
@@ -187,14 +188,14 @@ class Answering:
             if not turns:
                 continue
             prompt = self._chat.prompt(replace(row, messages=row.messages[: source.choice(turns)]))
-            if len(prompt) + self._settings.max_tokens <= self._config.max_length:
+            if len(prompt) + self._settings.max_tokens <= self._config.max_example_tokens:
                 num_found += 1
                 yield prompt
             if num_found == self._settings.answers:
                 return
         if not num_found:
             given = f"questions that leave no room for on_policy.max_tokens = {self._settings.max_tokens}"
-            raise ConfigError(given, expected=f"both within context = {self._config.max_length}")
+            raise ConfigError(given, expected=f"both within max_length = {self._config.max_example_tokens}")
 
 
 def _marked(ids: Sequence[int], mask: Sequence[bool], *, is_own: bool) -> Example:

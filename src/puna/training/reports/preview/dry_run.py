@@ -68,7 +68,7 @@ def estimate_training(
         extra_seconds: Seconds that a batch of these lengths takes beside the student's own: a teacher.
         extra_bytes: Memory that the run holds beside: a teacher.
     """
-    start = config.start
+    start = config.init_from
     widths = network_of(known, start) if start else size_of(config, tokenizer.vocab_size)
     dataset = dataset_of(known, sources or config.data, objective.kinds)
     kinds = {"seed": config.seed, "is_cut": objective.is_cut}
@@ -77,11 +77,11 @@ def estimate_training(
     )
     choice = choose(config, lengths, longest=lengths.context, max_context=widths.max_context)
     chosen = choice.config
-    sizes = {"batch_tokens": chosen.max_batch_tokens, "context": chosen.max_length}
+    sizes = {"batch_tokens": chosen.max_batch_tokens, "context": chosen.max_example_tokens}
     packer = Packer(dataset, objective.encode, **sizes, **kinds)
-    found = survey(packer, tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.accumulate)
+    found = survey(packer, tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.grad_accumulation)
     if not found.num_trained or not found.batch.lengths:
-        expected = f"rows of at most {chosen.max_length:,} tokens in which the assistant speaks"
+        expected = f"rows of at most {chosen.max_example_tokens:,} tokens in which the assistant speaks"
         raise DataError(f"nothing of {len(dataset):,} rows would be trained", expected=expected)
     training = _training(chosen, found)
     machine = Machine(Device("here", machine_memory(), None, None, None, is_cpu=True), 1)
@@ -97,7 +97,7 @@ def estimate_training(
 
 def starting_tokenizer(config: TrainConfig, known: Known) -> Tokenizer:
     """Return the tokenizer of the checkpoint that training begins with, or the one of a model from scratch."""
-    path = config.start or config.tokenizer
+    path = config.init_from or config.tokenizer
     assert path is not None, "a config has one of the two"
     return tokenizer_of(known, path)
 
@@ -166,21 +166,22 @@ def _note(choice: Choice[TrainConfig], found: Survey) -> str:
 def _misfits(config: TrainConfig, found: Survey, lengths: RowLengths, widths: LlamaConfig) -> Iterator[str]:
     """Name settings that do not fit the data, with what to change."""
     warmup, steps = config.optim.num_warmup_steps, found.steps
-    if config.max_length > widths.max_context:
-        yield f"context = {config.max_length:,}: the model reads at most {widths.max_context:,} tokens"
+    if config.max_example_tokens > widths.max_context:
+        yield f"max_length = {config.max_example_tokens:,}: the model reads at most {widths.max_context:,} tokens"
     if warmup > MOST_WARMUP * steps:
         part = "all" if warmup >= steps else f"{warmup / steps:.0%}"
         yield f"optim.warmup_steps = {warmup:,}: {part} of the {steps:,} steps; leave it out for a tenth"
     share = found.num_too_long / max(1, found.num_looked_at)
     if share > MOST_TOO_LONG:
         longest = f"99.5 % have at most {lengths.context:,} tokens"
-        yield f"context = {config.max_length:,}: {share:.0%} of the rows are longer and are passed over; {longest}"
-    batches = lengths.batches_an_epoch(config.max_length, config.max_batch_tokens)
+        skipped = f"{share:.0%} of the rows are longer and are passed over"
+        yield f"max_length = {config.max_length:,}: {skipped}; {longest}"
+    batches = lengths.batches_an_epoch(config.max_example_tokens, config.max_batch_tokens)
     if batches <= 1:
         yield f"batch_tokens = {config.max_batch_tokens:,}: one batch holds all the data; leave it out, or lower it"
     elif steps < FEWEST_STEPS:
         yield f"{steps:,} steps: a model learns little in so few; raise epochs or steps, or lower batch_tokens"
-    epochs = config.epochs or steps * config.accumulate / max(1.0, batches)
+    epochs = config.epochs or steps * config.grad_accumulation / max(1.0, batches)
     if epochs > MOST_EPOCHS:
         name = f"steps = {config.steps:,}" if config.steps else f"epochs = {config.epochs:g}"
         yield f"{name}: the data is read {epochs:,.0f} times, which learns it by heart; {MOST_EPOCHS} epochs are many"

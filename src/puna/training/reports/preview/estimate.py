@@ -139,9 +139,9 @@ def describe_training(config: TrainConfig, found: Survey, rank: int | None, targ
     """
     return PlannedTraining(
         tokens=found.tokens,
-        context=max(found.batch.lengths, default=config.max_length),
+        context=max(found.batch.lengths, default=config.max_example_tokens),
         batch_tokens=found.batch.num_tokens,
-        accumulate=config.accumulate,
+        accumulate=config.grad_accumulation,
         precision=config.precision,
         lora_rank=rank,
         targets=targets,

@@ -76,7 +76,9 @@ class Preview(Observer):
 
 def _look_ahead(training: Training, journal: Journal) -> BeforeAndAhead:
     config, run, packer = training.config, training.run, training.packer
-    found = survey(packer, training.tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.accumulate)
+    found = survey(
+        packer, training.tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.grad_accumulation
+    )
     for line in [*data_lines(found), *histogram_lines(found)]:
         run.console.print(line, markup=False, highlight=False)
     for example in found.shown:
