@@ -218,7 +218,7 @@ def test_a_reward_model_is_taken_for_nothing_else_and_nothing_else_for_one(
 
 
 def test_an_adapter_is_refused(perform_stage: Perform, settings: Settings, tmp_path: Path):
-    with pytest.raises(ConfigError, match="no adapter: a reward model is trained and written as a whole"):
+    with pytest.raises(ConfigError, match="no adapter: all weights of a reward model are trained"):
         perform_stage("reward", tmp_path / "out", **settings, adapter={"rank": 4})
 
 

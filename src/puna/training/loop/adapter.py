@@ -1,4 +1,4 @@
-"""Config -> a frozen network with an adapter to be trained; and its way into an artifact afterwards."""
+"""Config -> a frozen model with a trainable adapter; a trained adapter -> an artifact."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ ORIGIN_NAME = "origin.json"  # what `puna import` knows of the hub
 
 
 def adapted_start(config: TrainConfig, checkpoint: Checkpoint) -> Llama:
-    """Load a checkpoint frozen, in the activations' dtype or quantized as it is, with an adapter in float32."""
+    """Load a frozen checkpoint in the dtype of the activations, or quantized, with an adapter in float32."""
     settings = config.adapter
     assert settings is not None
     model = checkpoint.load(config.dtype)
@@ -47,7 +47,7 @@ def adapted_start(config: TrainConfig, checkpoint: Checkpoint) -> Llama:
 
 
 def write_adapter(config: TrainConfig, run: Run, model: Llama) -> None:
-    """Write the adapter, which names its base by the name on the hub, or by the folder's name.
+    """Write the adapter; its config names the base checkpoint by name on the hub, or by folder name.
 
     The path to the base stands in the manifest's inputs: equal adapters are equal wherever the base lies.
     """
@@ -61,7 +61,7 @@ def write_adapter(config: TrainConfig, run: Run, model: Llama) -> None:
 
 
 def describe_training(model: Llama) -> str:
-    """Say how much of a network with an adapter is trained, and what the rest is kept in."""
+    """Describe the number of trained and frozen parameters, and the format of the frozen ones."""
     num_trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
     num_frozen = model.config.num_parameters
     kept = describe_schemes(schemes_of(model)) or str(model.dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
-"""Settings that a recipe leaves open, and the lengths of the data's rows -> the values that the run trains with.
+"""Open settings of a recipe and lengths of the rows -> values of max_length, batch_tokens and warmup_steps.
 
-Three settings adapt: the context, the tokens of a batch and the warm-up. A value in the recipe is never changed. The
-choice depends on data and settings alone; a journal of the run keeps it, so that a resumed run repeats it.
+A value in the recipe is never changed. The choice depends on data and settings alone; a journal keeps the values for a
+resumed run.
 """
 
 import json

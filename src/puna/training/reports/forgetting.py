@@ -1,4 +1,4 @@
-"""A network and data that are not trained on -> the mean loss over its first batches, the same ones every time."""
+"""Loss on the data of the initial model, before and after training: a rise shows forgetting."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ START_BATCHES = 2
 
 @torch.no_grad()
 def mean_loss(model: Llama, objective: Objective, packer: Packer, dtype: torch.dtype, max_batches: int) -> float:
-    """Return the mean loss over the first batches of an epoch, or all if there are fewer."""
+    """Return the mean loss over the first `max_batches` batches of an epoch."""
     total, count, position = 0.0, 0, Position()
     model.eval()
     for _ in range(max_batches):
@@ -37,9 +37,9 @@ def mean_loss(model: Llama, objective: Objective, packer: Packer, dtype: torch.d
 
 
 def start_data_loss(config: TrainConfig, model: Llama, tokenizer: Tokenizer) -> float | None:
-    """Return the loss on two batches of what the start model learned from: it rises where that is forgotten.
+    """Return the loss on two batches of the initial model's training data.
 
-    None if there is no start model, its data are not there any more, or are those that this run trains on.
+    The result is None without an initial model, without its data, or where this run trains on the same data.
     """
     sources = _start_data(config)
     if not sources:
@@ -53,7 +53,7 @@ def start_data_loss(config: TrainConfig, model: Llama, tokenizer: Tokenizer) -> 
         packer = Packer(dataset, objective.encode, seed=0, is_cut=objective.is_cut, **size)
         return mean_loss(model, objective, packer, config.dtype, START_BATCHES)
     except PunaError:
-        return None  # the run does not need these data: rows that cannot be read any more stop nothing
+        return None  # the run does not need these data: unreadable rows stop nothing
 
 
 def _start_data(config: TrainConfig) -> list[Path]:

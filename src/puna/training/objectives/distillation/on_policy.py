@@ -1,8 +1,8 @@
-"""The student's own answers, judged token by token by its teacher, beside the data's.
+"""On-policy distillation: the student answers questions of the data, and the teacher judges every token.
 
-A student that only ever continues the data's words never meets its own mistakes. Here it answers some of the data's
-questions every few steps, with the weights that it has then, and learns at each of these tokens what the teacher would
-have said. Source: generalized knowledge distillation (Agarwal et al., 2024, arXiv 2306.13649).
+A student trained on the data's text alone never meets its own mistakes. Every few steps the student answers questions
+with its current weights; the loss at these tokens is the divergence from the teacher. Source: generalized knowledge
+distillation (Agarwal et al., 2024, arXiv 2306.13649).
 
 Shapes: C trained tokens, V vocabulary.
 """
@@ -32,26 +32,49 @@ from puna.training.objectives.distillation.live_teacher import LiveTeacher
 from puna.training.objectives.losses import Rows
 from puna.training.settings import TrainConfig
 
-# Column: whether the student wrote the row itself.
+# Column: whether the row is an answer of the student.
 IS_OWN = "is_own"
-# Rows that are looked at for each answer: those whose question leaves no room for one are passed over.
+# Rows drawn per answer at most: a question without room for an answer is skipped.
 DRAWS = 20
 MAX_BATCH = 64
 
 
 class OnPolicy(StageConfig):
-    """How much the student learns from its own answers."""
+    """Settings of on-policy distillation.
 
-    share: float = Field(default=0.5, gt=0, le=1, description="of the rows that give way to the student's answers")
-    interval: int = Field(default=50, ge=1, description="steps until it answers anew, with the weights of then")
-    answers: int = Field(default=64, ge=1, le=65_536, description="that it writes at a time")
-    max_tokens: int = Field(default=128, ge=1, description="longest answer")
-    temperature: float = Field(default=1.0, gt=0, le=5, description="at which it samples")
+    Example:
+        >>> OnPolicy(share=0.5, interval=50, answers=64)
+    """
+
+    share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Fraction of training rows that the student's own answers replace, above 0 to 1",
+    )
+    interval: int = Field(
+        default=50,
+        ge=1,
+        description="Number of steps between two rounds of answers; each round uses the current weights",
+    )
+    answers: int = Field(
+        default=64, ge=1, le=65_536, description="Number of answers per round; more answers take more time"
+    )
+    max_tokens: int = Field(default=128, ge=1, description="Maximum length of an answer in tokens")
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        le=5,
+        description="Sampling temperature of the answers; 0.5 is cautious, 1 follows the distribution",
+    )
 
 
 @dataclass
 class Pool:
-    """The answers that are drawn from until the next ones are written."""
+    """The student's current answers, encoded as examples.
+
+    Example: see `OnPolicyTeacher`.
+    """
 
     examples: list[Example] = field(default_factory=list)
 
@@ -139,10 +162,10 @@ class Answering:
         ]
 
     def _answer(self, step: int, now: int) -> list[tuple[list[int], int]]:
-        """Let the student answer at `step`; return ids of question and answer, and where the answer begins.
+        """Sample answers of the student; return for each the ids of question and answer, and the start of the answer.
 
         Raises:
-            ArtifactError: The run resumes at the later step `now`, where the weights of `step` are gone.
+            ArtifactError: The run resumes at a later step `now` without a journal: the weights of `step` are gone.
         """
         if now != step:
             raise ArtifactError(

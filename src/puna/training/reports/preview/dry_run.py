@@ -1,7 +1,7 @@
-"""A training step's settings and what is known of its inputs -> steps, time, memory, and settings that do not fit.
+"""Settings of a training stage -> estimated steps, time and memory for `puna raise --dry-run`, and misfit settings.
 
-Nothing of the run exists yet: rows may be a sample, the network is a reduced one with constant weights. `forecast.py`
-measures the real ones just before the first step.
+The inputs may not exist yet: rows may be a sample, and the timed model is a reduced one with constant weights.
+`estimate.py` measures the real model just before the first step.
 """
 
 import math
@@ -42,11 +42,11 @@ from puna.training.reports.preview.data_summary import Survey, survey
 from puna.training.reports.preview.estimate import describe_training, time_optimizer
 from puna.training.settings import TrainConfig
 
-# A warm-up beyond this share of the steps, rows beyond the context, few steps, many epochs: worth a sentence.
+# Thresholds of warnings: share of warm-up steps, share of rows longer than max_length, steps, epochs.
 MOST_WARMUP, MOST_TOO_LONG, FEWEST_STEPS, MOST_EPOCHS = 0.1, 0.02, 20, 10
-# Batches beside the steps: two that the preview times, and losses on the start's data; a validation's.
+# Batches beside the steps: two of the preview, two losses on the initial model's data; batches of validation.
 EXTRA_BATCHES, VALIDATION_BATCHES = 4, 27
-# Products that oneDNN compiles for the shapes of a run: 80 to 250 MiB in three runs on a CPU.
+# Kernels of oneDNN for the batch shapes of a run: 80 to 250 MiB in three runs on a CPU.
 COMPILED_BYTES = 120 << 20
 
 
@@ -60,13 +60,13 @@ def estimate_training(
     extra_seconds: Callable[[Lengths], float] = lambda _: 0.0,
     extra_bytes: int = 0,
 ) -> Estimate:
-    """Foresee a training step.
+    """Estimate a training stage.
 
     Args:
-        objective: Any objective that encodes rows as the run will; the loss of the next token is what is timed.
-        sources: The data, where it is not `config.data`.
-        extra_seconds: Seconds that a batch of these lengths takes beside the student's own: a teacher.
-        extra_bytes: Memory that the run holds beside: a teacher.
+        objective: Objective with the encoding of the run; the timed loss is always the next-token loss.
+        sources: Datasets in place of `config.data`.
+        extra_seconds: Additional seconds of a batch with given lengths, such as the forward pass of a teacher.
+        extra_bytes: Additional memory of the run, such as the weights of a teacher.
     """
     start = config.init_from
     widths = network_of(known, start) if start else size_of(config, tokenizer.vocab_size)
@@ -96,14 +96,14 @@ def estimate_training(
 
 
 def starting_tokenizer(config: TrainConfig, known: Known) -> Tokenizer:
-    """Return the tokenizer of the checkpoint that training begins with, or the one of a model from scratch."""
+    """Return the tokenizer of the initial checkpoint, or of a new model."""
     path = config.init_from or config.tokenizer
     assert path is not None, "a config has one of the two"
     return tokenizer_of(known, path)
 
 
 def _training(config: TrainConfig, found: Survey) -> Training:
-    """Say in the plan's words what the largest batch is like."""
+    """Describe the largest batch in the terms of `puna plan`."""
     adapter = config.adapter
     chosen = set(adapter.targets) if adapter else set[str]()
     targets = [part for part in ADAPTED if "all" in chosen or part.split(".")[1] in chosen]
@@ -117,7 +117,7 @@ def _seconds(
     num_trained: int,
     extra_seconds: Callable[[Lengths], float],
 ) -> float:
-    """Return the time of the whole step: batches, optimizer, preview, validation, and the weights written."""
+    """Return the seconds of the whole stage: batches, optimizer, preview, validation and writing the weights."""
     lengths = found.batch.lengths
     share = round(found.batch.num_trained / found.batch.num_tokens, 1)
     rank = config.adapter.rank if config.adapter else 0
@@ -133,7 +133,7 @@ def _seconds(
 def _batch_seconds(
     widths: LlamaConfig, lengths: Lengths, trained_share: float, precision: str, rank: int, is_recomputed: bool
 ) -> float:
-    """Return the seconds of a batch forth and back, of the loss of the next token on a share of its tokens."""
+    """Return the seconds of a forward and backward pass with next-token loss on a fraction of the tokens."""
     small, few = reduced(widths, lengths)
     dtype, num_tokens = DTYPES[precision], sum(few)
     model = probe_network(small, dtype if rank else torch.float32)
@@ -164,7 +164,7 @@ def _note(choice: Choice[TrainConfig], found: Survey) -> str:
 
 
 def _misfits(config: TrainConfig, found: Survey, lengths: RowLengths, widths: LlamaConfig) -> Iterator[str]:
-    """Name settings that do not fit the data, with what to change."""
+    """Describe settings that do not fit the data, and the change to make."""
     warmup, steps = config.optim.num_warmup_steps, found.steps
     if config.max_example_tokens > widths.max_context:
         yield f"max_length = {config.max_example_tokens:,}: the model reads at most {widths.max_context:,} tokens"
