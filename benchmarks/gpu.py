@@ -24,7 +24,7 @@ from transformers import LlamaForCausalLM, StoppingCriteria, StoppingCriteriaLis
 
 from puna.formats.checkpoint.hf.config import render_config
 from puna.inference.engine.engine import Engine
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model import float8
 from puna.model.config import SIZES, LlamaConfig, layer_shapes
 from puna.model.float8 import Float8Linear

@@ -18,9 +18,10 @@ from puna.agents.terminal import Dialogue, converse
 from puna.formats.chat import ChatFormat, Conversation, Message, ToolCall
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.formats.tokenizer import train_tokenizer
+from puna.inference.engine.detokenizer import TextStream
 from puna.inference.engine.local import LocalSampler
-from puna.inference.engine.sampler import Chunk, SamplingParams
-from puna.inference.engine.text import TextStream
+from puna.inference.engine.outputs import Chunk
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.pipeline.errors import ChatError, ConfigError, RequestError

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import SCALING, logits_of, tokenizer
 
 from puna.conversion.exchange import export
 from puna.conversion.exchange.fidelity import peer_receipts, peer_tolerance
@@ -27,6 +26,7 @@ from puna.model.llama import Linear, Llama, RMSNorm
 from puna.model.rope import rope_frequencies
 from puna.pipeline.artifacts.artifact import Receipt, read_manifest, read_receipts
 from puna.pipeline.errors import CheckpointError, ConfigError, ReceiptError
+from puna.testing.tiny_checkpoint import SCALING, logits_of, tokenizer
 
 
 @pytest.fixture(scope="module")

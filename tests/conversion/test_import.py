@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoint import logits_of, save, save_quantized
 
 from puna.evaluation.release.facts import base_of
 from puna.formats.chat.template import PLAIN_TEMPLATE
@@ -22,6 +21,7 @@ from puna.pipeline.artifacts.artifact import read_manifest, read_receipts
 from puna.pipeline.artifacts.lineage import trace
 from puna.pipeline.errors import CheckpointError, ConfigError, PunaError
 from puna.serving.serve import open_served
+from puna.testing.tiny_checkpoint import logits_of, save, save_quantized
 
 AGREEMENT = "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\nLlama 3.1 Version Release Date: July 23, 2024\n"
 

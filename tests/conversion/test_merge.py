@@ -12,7 +12,6 @@ from test_adapter import VARIANTS, assert_same_logits, trained
 from test_adapter_tables import VARIANTS as TABLE_VARIANTS
 from test_architecture import imports
 from test_tuning import peft_model
-from tiny_checkpoint import TOKENS, edit_json, logits_of, save, save_quantized
 
 from puna.formats.checkpoint.adapters import adapter, patterns, reference
 from puna.formats.checkpoint.adapters.delta import Delta
@@ -23,6 +22,7 @@ from puna.pipeline.artifacts import artifact
 from puna.pipeline.artifacts.artifact import read_receipts, require_receipts
 from puna.pipeline.artifacts.lineage import licences_of
 from puna.pipeline.errors import CheckpointError, ConfigError, ReceiptError
+from puna.testing.tiny_checkpoint import TOKENS, edit_json, logits_of, save, save_quantized
 
 Perform = Callable[..., bool]
 

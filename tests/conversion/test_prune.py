@@ -17,19 +17,19 @@ from rich.console import Console
 
 from puna.conversion.compression import prune
 from puna.conversion.compression.prune import Config
-from puna.conversion.compression.surgery import refit as refitting
-from puna.conversion.compression.surgery.choice import choose
-from puna.conversion.compression.surgery.cut import cut_source, keep_all
-from puna.conversion.compression.surgery.eliminate import contributions, losses_by_elimination
-from puna.conversion.compression.surgery.importance import (
+from puna.conversion.compression.pruning import refit as refitting
+from puna.conversion.compression.pruning.importance import (
     Importance,
     LayerImportance,
     divergences_without,
     measure_importance,
 )
-from puna.conversion.compression.surgery.layerwise import Reading, Reference
-from puna.conversion.compression.surgery.rotate import rotated
-from puna.conversion.compression.surgery.targets import Shape, best_size, counts, parse_count, resized, target_size
+from puna.conversion.compression.pruning.layerwise import Reference, Scores
+from puna.conversion.compression.pruning.obs import contributions, obs_losses
+from puna.conversion.compression.pruning.rotate import rotate
+from puna.conversion.compression.pruning.selection import select
+from puna.conversion.compression.pruning.slicing import select_all, slice_source
+from puna.conversion.compression.pruning.targets import Shape, best_size, counts, parse_count, resized, target_size
 from puna.data.document import Document
 from puna.data.packing import Example
 from puna.data.pieces import cut_examples
@@ -158,7 +158,7 @@ measured = partial(measure_importance, dtype=F32, width="contribution", depth="d
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "report" not in request.node.name:
-        monkeypatch.setattr("puna.conversion.compression.surgery.report._draw", lambda *_: True)
+        monkeypatch.setattr("puna.conversion.compression.pruning.report._plot", lambda *_: True)
 
 
 # What is left computes the same
@@ -189,20 +189,20 @@ def test_without_its_dead_parts_a_model_computes_the_same(kind: str, width: str,
     model = planted(tied=depth == "influence")
     source = source_of(model)
     importance = measure_importance(source, examples(), F32, silent(), width=width, depth=depth)  # type: ignore[arg-type]
-    kept = choose(
+    selection = select(
         importance, source.config, target_size(source.config, Shape(**{name: LEFT[name] for name in CUTS[kind]}))
     )
-    cut = load_source(cut_source(source, kept), F32)
-    assert cut.config.num_parameters < model.config.num_parameters
-    torch.testing.assert_close(logits(cut, IDS), logits(model, IDS), rtol=1e-4, atol=1e-4)
+    sliced = load_source(slice_source(source, selection), F32)
+    assert sliced.config.num_parameters < model.config.num_parameters
+    torch.testing.assert_close(logits(sliced, IDS), logits(model, IDS), rtol=1e-4, atol=1e-4)
 
 
 def test_exactly_what_adds_nothing_is_cut() -> None:
     source = source_of(planted())
-    kept = choose(measured(source, examples(), bar=silent()), BIG, target_size(BIG, Shape(**LEFT)))
-    assert {layer.index for layer in kept.layers} == {0, 3}
-    assert set(kept.dim_D.tolist()) == set(range(40)) - DEAD_DIM
-    for layer in kept.layers:
+    selection = select(measured(source, examples(), bar=silent()), BIG, target_size(BIG, Shape(**LEFT)))
+    assert {layer.index for layer in selection.layers} == {0, 3}
+    assert set(selection.dim_D.tolist()) == set(range(40)) - DEAD_DIM
+    for layer in selection.layers:
         assert layer.keys_K.tolist() == [1, 3]
         assert layer.queries_H.tolist() == [3, 6]
         assert set(layer.hidden_I.tolist()) == set(range(96)) - DEAD_HIDDEN
@@ -213,10 +213,10 @@ def test_query_heads_go_evenly_within_their_groups() -> None:
     for block in model.layers:
         block.self_attn.o_proj.weight[:, [each for head in (1, 2, 4, 7) for each in range(8 * head, 8 * head + 8)]] = 0
     source = source_of(model)
-    kept = choose(measured(source, examples(), bar=silent()), BIG, target_size(BIG, Shape(num_heads=4)))
-    assert all(layer.queries_H.tolist() == [0, 3, 5, 6] and len(layer.keys_K) == 4 for layer in kept.layers)
-    cut = load_source(cut_source(source, kept), F32)
-    torch.testing.assert_close(logits(cut, IDS), logits(model, IDS), rtol=1e-4, atol=1e-4)
+    selection = select(measured(source, examples(), bar=silent()), BIG, target_size(BIG, Shape(num_heads=4)))
+    assert all(layer.queries_H.tolist() == [0, 3, 5, 6] and len(layer.keys_K) == 4 for layer in selection.layers)
+    sliced = load_source(slice_source(source, selection), F32)
+    torch.testing.assert_close(logits(sliced, IDS), logits(model, IDS), rtol=1e-4, atol=1e-4)
 
 
 def test_a_narrower_head_keeps_every_other_pair_at_its_own_frequency() -> None:
@@ -226,10 +226,10 @@ def test_a_narrower_head_keeps_every_other_pair_at_its_own_frequency() -> None:
             weight.unflatten(0, (-1, 8))[:, [1, 3, 5, 7]] = 0
         block.self_attn.v_proj.weight.unflatten(0, (-1, 8))[:, [0, 1, 2, 6]] = 0
     source = source_of(model)
-    kept = choose(measured(source, examples(), bar=silent()), BIG, target_size(BIG, Shape(head_dim=4)))
-    assert kept.layers[0].values_KE.tolist() == [[3, 4, 5, 7]] * 4
-    cut = load_source(cut_source(source, kept), F32)
-    torch.testing.assert_close(logits(cut, IDS), logits(model, IDS), rtol=1e-4, atol=1e-4)
+    selection = select(measured(source, examples(), bar=silent()), BIG, target_size(BIG, Shape(head_dim=4)))
+    assert selection.layers[0].values_KE.tolist() == [[3, 4, 5, 7]] * 4
+    sliced = load_source(slice_source(source, selection), F32)
+    torch.testing.assert_close(logits(sliced, IDS), logits(model, IDS), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -239,15 +239,15 @@ def test_a_model_whose_stream_is_turned_computes_the_same(tied: bool) -> None:
         if parameter.dim() == 1:
             parameter.copy_(torch.linspace(-0.5, 2.0, len(parameter)))
     rotation_DD = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(3))).Q
-    turned = load_source(rotated(source_of(model), rotation_DD), F32)
-    torch.testing.assert_close(logits(turned, IDS), logits(model, IDS), rtol=1e-4, atol=1e-4)
-    assert (turned.embed_tokens.weight - model.embed_tokens.weight).abs().max() > 0.1
+    rotated = load_source(rotate(source_of(model), rotation_DD), F32)
+    torch.testing.assert_close(logits(rotated, IDS), logits(model, IDS), rtol=1e-4, atol=1e-4)
+    assert (rotated.embed_tokens.weight - model.embed_tokens.weight).abs().max() > 0.1
 
 
 def test_a_stream_that_leaves_directions_empty_is_narrowed_for_nothing_once_it_is_turned(tmp_path: Path) -> None:
     rotation_DD = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(3))).Q
     # No channel of this one is empty, but eight directions are.
-    model = load_source(rotated(source_of(planted()), rotation_DD), F32)
+    model = load_source(rotate(source_of(planted()), rotation_DD), F32)
     distances = {}
     for stream in ("rotation", "channels"):
         run = pruned(tmp_path / stream, model, size={"dim": 32}, stream=stream, refit=False)
@@ -297,8 +297,8 @@ def test_a_published_size_becomes_the_shape_of_a_smaller_one(parent: str, child:
     importance = Importance((layer,) * big.num_layers, random(big.num_layers), random(big.dim), {}, torch.zeros(()))
     target = target_size(big, child)
     source = Source("a test", big, F32, lambda name: torch.empty(tensor_shapes(big)[name], device="meta"))
-    cut = cut_source(source, choose(importance, big, target, "mean"))
-    assert {name: tuple(cut.read(name).shape) for name in tensor_shapes(target)} == tensor_shapes(target)
+    sliced = slice_source(source, select(importance, big, target, "mean"))
+    assert {name: tuple(sliced.read(name).shape) for name in tensor_shapes(target)} == tensor_shapes(target)
     assert target == replace(SIZES[child], rope_scaling=big.rope_scaling, max_context=big.max_context), (
         "what is not a width stays the parent's"
     )
@@ -309,11 +309,11 @@ def test_a_published_size_becomes_the_shape_of_a_smaller_one(parent: str, child:
 
 def test_a_parent_of_two_equal_tables_may_share_one_and_one_of_one_may_have_two() -> None:
     tied = random_model(replace(BIG, tie_embeddings=True))
-    two = replace(keep_all(tied.config), config=BIG)
-    apart = load_source(cut_source(source_of(tied), two), F32)
+    two = replace(select_all(tied.config), config=BIG)
+    apart = load_source(slice_source(source_of(tied), two), F32)
     assert torch.equal(logits(apart, IDS), logits(tied, IDS))
     for tying in ("embeddings", "head", "mean"):
-        again = load_source(cut_source(source_of(apart), replace(keep_all(tied.config), tying=tying)), F32)
+        again = load_source(slice_source(source_of(apart), replace(select_all(tied.config), tying=tying)), F32)
         assert torch.equal(logits(again, IDS), logits(tied, IDS))
 
 
@@ -344,7 +344,7 @@ def test_elimination_costs_what_least_squares_leaves() -> None:
     weight = torch.randn(5, 8, generator=generator)
     x = torch.randn(200, 8, generator=generator) @ torch.randn(8, 8, generator=generator)
     groups = torch.arange(8).view(4, 2)
-    losses = losses_by_elimination(weight, x.T @ x / 200, groups)
+    losses = obs_losses(weight, x.T @ x / 200, groups)
     outputs, left = x @ weight.T, list(range(8))
     for group in groups[losses.argsort()][:3].tolist():
         left = [each for each in left if each not in group]
@@ -364,12 +364,12 @@ def test_elimination_and_refit_do_without_one_of_two_equal_channels() -> None:
     distances = {}
     for width in ("contribution", "elimination"):
         importance = measure_importance(source, texts, F32, silent(), width=width, depth="influence")  # type: ignore[arg-type]
-        kept = choose(importance, source.config, target)
-        refitted = refitting.refit(source, kept, texts, F32, silent())
-        cut = load_source(cut_source(source, kept, refitted), F32)
-        distances[width] = (logits(cut, IDS) - logits(model, IDS)).square().mean().item()
+        selection = select(importance, source.config, target)
+        refitted = refitting.refit(source, selection, texts, F32, silent())
+        sliced = load_source(slice_source(source, selection, refitted), F32)
+        distances[width] = (logits(sliced, IDS) - logits(model, IDS)).square().mean().item()
         if width == "elimination":
-            hidden = set(kept.layers[0].hidden_I.tolist())
+            hidden = set(selection.layers[0].hidden_I.tolist())
             assert hidden >= set(range(48, 96)) and all((each in hidden) != (each + 24 in hidden) for each in range(24))
     assert distances["elimination"] < 0.05 * distances["contribution"]
 
@@ -397,8 +397,8 @@ def test_the_loss_counts_what_the_assistant_says_and_all_of_a_document(
         each = F.cross_entropy(logits(model, list(text.ids))[:-1], torch.tensor(text.ids[1:]), reduction="none")
         losses.append(each[torch.tensor(text.mask[1:])])
     source = checkpoint.source()
-    reading = Reference(source, texts, F32, silent()).read(source, silent())
-    assert reading == Reading(pytest.approx(torch.cat(losses).mean().item(), rel=1e-5), 0.0)
+    scores = Reference(source, texts, F32, silent()).score(source, silent())
+    assert scores == Scores(pytest.approx(torch.cat(losses).mean().item(), rel=1e-5), 0.0)
 
 
 # The refit
@@ -408,8 +408,8 @@ def test_refitted_weights_are_those_of_least_squares(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(refitting, "RIDGE", 0.0)
     model = random_model(replace(BIG, num_layers=1))
     source, texts = source_of(model), examples(2000)
-    kept = choose(measured(source, texts, bar=silent()), source.config, replace(source.config, hidden_dim=48))
-    refitted = refitting.refit(source, kept, texts, F32, silent())
+    selection = select(measured(source, texts, bar=silent()), source.config, replace(source.config, hidden_dim=48))
+    refitted = refitting.refit(source, selection, texts, F32, silent())
     inputs: list[torch.Tensor] = []
     block = model.layers[0]
     block.mlp.down_proj.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
@@ -417,7 +417,7 @@ def test_refitted_weights_are_those_of_least_squares(monkeypatch: pytest.MonkeyP
         logits(model, list(text.ids))
     x_TI = torch.cat(inputs)
     written_TD = x_TI @ block.mlp.down_proj.weight.T
-    fitted = torch.linalg.lstsq(x_TI[:, kept.layers[0].hidden_I], written_TD).solution.T
+    fitted = torch.linalg.lstsq(x_TI[:, selection.layers[0].hidden_I], written_TD).solution.T
     torch.testing.assert_close(refitted["model.layers.0.mlp.down_proj.weight"], fitted, rtol=1e-2, atol=1e-3)
     torch.testing.assert_close(
         refitted["model.layers.0.self_attn.o_proj.weight"], block.self_attn.o_proj.weight, rtol=1e-3, atol=1e-4
@@ -428,10 +428,13 @@ def test_the_refit_brings_a_model_without_a_layer_nearer_to_its_parent() -> None
     model = random_model(BIG, scale=0.1)
     source, texts = source_of(model), examples(4000)
     shape = Shape(num_layers=3, dim=32, hidden_dim=72, num_heads=4)
-    kept = choose(measured(source, texts[:10], bar=silent()), BIG, target_size(BIG, shape))
-    refitted = refitting.refit(source, kept, texts, F32, silent())
+    selection = select(measured(source, texts[:10], bar=silent()), BIG, target_size(BIG, shape))
+    refitted = refitting.refit(source, selection, texts, F32, silent())
     distances = [
-        (logits(load_source(cut_source(source, kept, given), F32), IDS) - logits(model, IDS)).square().mean().item()
+        (logits(load_source(slice_source(source, selection, given), F32), IDS) - logits(model, IDS))
+        .square()
+        .mean()
+        .item()
         for given in ({}, refitted)
     ]
     assert distances[1] < 0.7 * distances[0]
@@ -502,9 +505,9 @@ def test_the_report_and_the_receipt_say_what_each_cut_cost_and_stop_nothing(tmp_
     ]  # fmt: skip
     texts = list(cut_examples([tmp_path / "a" / "texts"], tokenizer(), num_tokens=100, longest=64))
     parent, left = (Checkpoint.open(path).source() for path in (tmp_path / "a" / "parent", run.output))
-    reading = Reference(parent, texts, F32, silent()).read(left, silent())
-    assert receipt.details["steps"]["refit, as written"] == pytest.approx(asdict(reading), rel=1e-5)
-    assert receipt.details["after"] == pytest.approx(math.exp(reading.loss), rel=1e-5)
+    scores = Reference(parent, texts, F32, silent()).score(left, silent())
+    assert receipt.details["steps"]["refit, as written"] == pytest.approx(asdict(scores), rel=1e-5)
+    assert receipt.details["after"] == pytest.approx(math.exp(scores.loss), rel=1e-5)
     assert receipt.value == pytest.approx(receipt.details["after"] / receipt.details["before"] - 1)
     require_receipts(run.output)
     report = (run.output / "report.md").read_text()

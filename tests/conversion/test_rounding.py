@@ -5,7 +5,6 @@ import io
 import pytest
 import torch
 from rich.console import Console
-from tiny_checkpoint import random_llama
 
 from puna.conversion.compression import rounding
 from puna.conversion.compression.calibrate import round_by_calibration
@@ -16,6 +15,7 @@ from puna.model.quantized import QuantizedLinear, expand_scale, round_values, ro
 from puna.model.scheme import INT8, Scheme
 from puna.pipeline.errors import CheckpointError
 from puna.pipeline.progress import Progress
+from puna.testing.tiny_checkpoint import random_llama
 
 GROUPS = [Scheme("int", 4, 16), Scheme("int", 4), Scheme("int", 8)]
 PIECES = [[index * 7 % 250 for index in range(start, start + 40)] for start in (0, 11, 23)]

@@ -24,7 +24,7 @@ from puna.corpus.synthesize.tools import TOOLS
 from puna.corpus.synthesize.worlds import TOPICS, World, make_world
 from puna.data.document import Document
 from puna.data.shards import read_rows
-from puna.evaluation.tasks import load_task
+from puna.evaluation.tasks import Task
 from puna.formats.chat.conversation import Conversation
 from puna.pipeline.run import Run
 
@@ -214,7 +214,7 @@ def test_all_languages_say_all_the_basics():
 
 def test_each_true_answer_passes_its_grade_and_a_wrong_one_fails(tmp_path: Path):
     write(HELD_OUT.model_copy(update={"num_worlds": 20}), tmp_path)
-    task = load_task(tmp_path)
+    task = Task.load(tmp_path)
     truth = {row["id"]: Conversation.from_json(row) for row in read_rows(tmp_path / "conversations.jsonl")}
     answers = []
     for question in task.questions:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from puna.cli import build_app
-from puna.evaluation.evaluate.roles import casts
+from puna.evaluation.evaluate.comparison_groups import find_groups
 from puna.pipeline.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -77,19 +77,19 @@ def test_without_compare_nothing_is_said(perform_stage: Callable[..., bool], fam
 
 def test_roles_come_from_the_lineage_and_settings_win(family: Path):
     paths = {name: family / name for name in ("plain", "teacher", "student", "start")}
-    (cast,) = casts(paths, {})
-    assert cast == ("student", "plain", "start", "teacher")
-    (cast,) = casts(paths, {"student": "plain", "plain": "teacher"})
-    assert cast == ("plain", "teacher", "start", None)
+    (group,) = find_groups(paths, {})
+    assert group == ("student", "plain", "start", "teacher")
+    (group,) = find_groups(paths, {"student": "plain", "plain": "teacher"})
+    assert group == ("plain", "teacher", "start", None)
     untaught = {name: paths[name] for name in ("start", "plain")}
-    assert casts(untaught, {}) == [("plain", None, "start", None)]
+    assert find_groups(untaught, {}) == [("plain", None, "start", None)]
 
 
 def test_a_comparison_without_a_student_or_with_a_strange_name_is_refused(family: Path, checkpoint_path: Path):
     with pytest.raises(ConfigError, match="expected a student that Puna trained"):
-        casts({"foreign": checkpoint_path, "plain": family / "plain"}, {})
+        find_groups({"foreign": checkpoint_path, "plain": family / "plain"}, {})
     with pytest.raises(ConfigError, match=r"roles.teacher = 'nobody'; expected one of plain"):
-        casts({"plain": family / "plain"}, {"teacher": "nobody"})
+        find_groups({"plain": family / "plain"}, {"teacher": "nobody"})
 
 
 def test_roles_are_flags_of_the_command_line(family: Path, tmp_path: Path):

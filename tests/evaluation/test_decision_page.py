@@ -11,14 +11,14 @@ from puna.evaluation.release.page.conversations import (
     BEST,
     RANDOM,
     WORST,
-    Side,
+    ModelAnswers,
     choose,
     expected_text,
     show_conversations,
 )
 from puna.evaluation.release.page.exam import NullScore, explain_exam
 from puna.evaluation.release.page.meaning import explain_right
-from puna.evaluation.release.page.plain import shorten_ids
+from puna.evaluation.release.short_ids import shorten_ids
 
 HOSTILE = (
     "</div></details><script>alert(1)</script><img src=x onerror=alert(2)> `x` | [a](javascript:b)\n\n"
@@ -43,10 +43,10 @@ def row(n: int, score: float, answer: str = "It costs 5.", **changes: Any) -> di
     }
 
 
-def sides(mine: list[float], *others: list[float]) -> list[Side]:
+def sides(mine: list[float], *others: list[float]) -> list[ModelAnswers]:
     names = ["this model", "the teacher", "the base model"]
     everyone = [mine, *others]
-    return [Side(name, [row(n, score) for n, score in enumerate(scores)])
+    return [ModelAnswers(name, [row(n, score) for n, score in enumerate(scores)])
             for name, scores in zip(names, everyone, strict=False)]  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_ten_are_chosen_the_best_the_worst_and_the_rest_at_random():
 def test_the_choice_depends_on_the_questions_alone_and_not_on_their_order():
     mine, theirs = [float(n % 3 > 0) for n in range(60)], [float(n % 2) for n in range(60)]
     first = choose(sides(mine, theirs))
-    turned = choose([Side(side.who, list(reversed(side.rows))) for side in sides(mine, theirs)])
+    turned = choose([ModelAnswers(side.name, list(reversed(side.rows))) for side in sides(mine, theirs)])
     assert first == turned == choose(sides(mine, theirs))
     drawn = [pick.rows["this model"]["id"] for pick in first]
     assert drawn != sorted(drawn) and drawn != [f"q{n}" for n in range(10)]
@@ -119,7 +119,7 @@ def test_answers_that_nobody_judged_are_neither_best_nor_worst_nor_called_right(
     words = {"grade": "no_call", "expected": {"no_call": True}}
     mine = [row(n, 1.0, judged=False, judged_by="", **words) for n in range(12)]
     older = [row(n, 0.0, **words) for n in range(12)]  # evaluated before there was a field that says it
-    both = [Side("this model", mine), Side("the teacher", older)]
+    both = [ModelAnswers("this model", mine), ModelAnswers("the teacher", older)]
     assert {pick.why for pick in choose(both)} == {RANDOM}
     html, markdown = render(show_conversations(both))
     assert 'class="not-judged"' in html and 'class="right"' not in html and "this model: not judged" in markdown
@@ -132,7 +132,7 @@ def test_answers_that_nobody_judged_are_neither_best_nor_worst_nor_called_right(
 
 def test_a_question_that_another_model_was_not_asked_is_shown_without_it():
     mine, theirs = sides([1.0, 0.0], [0.0, 1.0])
-    picks = choose([mine, Side("the teacher", theirs.rows[:1])])
+    picks = choose([mine, ModelAnswers("the teacher", theirs.rows[:1])])
     assert [set(pick.rows) for pick in picks] == [{"this model", "the teacher"}, {"this model"}]
 
 
@@ -148,7 +148,7 @@ def test_hostile_answers_questions_and_reasons_stay_text():
     hostile["answer"]["tool_calls"] = [
         {"type": "function", "function": {"name": HOSTILE, "arguments": {HOSTILE: HOSTILE}}}
     ]
-    blocks = show_conversations([Side("this model", [hostile]), Side("the teacher", [hostile])])
+    blocks = show_conversations([ModelAnswers("this model", [hostile]), ModelAnswers("the teacher", [hostile])])
     html, markdown = render(blocks)
     page = Tags(html)
     assert not page.names & {"script", "img", "a", "iframe"} and html.count("<h1") == 1
@@ -163,7 +163,7 @@ def test_hostile_answers_questions_and_reasons_stay_text():
 
 def test_long_messages_are_folded_and_nothing_of_them_is_lost():
     long = " ".join(str(n) for n in range(1000))
-    both = [Side("this model", [row(0, 1.0, answer=long)]), Side("the teacher", [row(0, 0.0)])]
+    both = [ModelAnswers("this model", [row(0, 1.0, answer=long)]), ModelAnswers("the teacher", [row(0, 0.0)])]
     html, _ = render(show_conversations(both))
     start, rest = html.index("0 1 2 3"), html.index("997 998 999")
     assert start < html.index("<details><summary>", start) < rest < html.index("</details>", rest)
@@ -177,7 +177,7 @@ def test_calls_are_written_as_in_a_program_and_the_expected_one_too():
     call = {"name": "cancel", "arguments": {"order_id": "AB-1", "days": 2}}
     answer = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
     asked = row(0, 1.0, grade="tool_call", expected=call) | {"answer": answer}
-    html, markdown = render(show_conversations([Side("this model", [asked])]))
+    html, markdown = render(show_conversations([ModelAnswers("this model", [asked])]))
     assert "calls cancel(order_id=&quot;AB-1&quot;, days=2)" in html
     assert 'the call cancel(order_id="AB-1", days=2)' in markdown
 
@@ -188,7 +188,7 @@ def test_the_result_of_a_tool_stands_with_the_question():
         {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "status", "arguments": {}}}]},
         {"role": "tool", "content": '{"state": "sent"}'},
     ]
-    _, markdown = render(show_conversations([Side("this model", [asked])]))
+    _, markdown = render(show_conversations([ModelAnswers("this model", [asked])]))
     question, result = markdown.index("Question:"), markdown.index("Result of the tool:")
     assert question < markdown.index("calls status()") < result < markdown.index("Right would be:")
 
@@ -211,7 +211,9 @@ def test_the_expected_answer_is_said_in_words(grade: str, expected: dict[str, An
 
 def test_the_columns_have_verdict_reason_and_evidence():
     judged = row(0, 0.5, judged=True, judged_by="judge", evidence="page 2", reason="half of it")
-    details = next(block for block in show_conversations([Side("this model", [judged])]) if isinstance(block, Details))
+    details = next(
+        block for block in show_conversations([ModelAnswers("this model", [judged])]) if isinstance(block, Details)
+    )
     answers = next(block for block in details.blocks if isinstance(block, SideBySide)).answers
     assert (answers[0].verdict, answers[0].reason) == ("partly right", "half of it (“page 2”)")
 

@@ -15,11 +15,11 @@ from rich.console import Console
 
 from puna.data.dataset import Dataset
 from puna.data.packing import Example
-from puna.evaluation.diagnose.comparison import Comparison, Difference, Side
-from puna.evaluation.diagnose.finding import REASONS
+from puna.evaluation.diagnose.comparison_group import ComparisonGroup, Difference, GroupMember
+from puna.evaluation.diagnose.reasons import REASONS
 from puna.evaluation.diagnose.record import Record
 from puna.evaluation.diagnose.report import run_report
-from puna.evaluation.diagnose.rules import fit, forgetting, labels, learning, masks, sides
+from puna.evaluation.diagnose.rules import comparisons, fit, forgetting, labels, learning, masks
 from puna.evaluation.diagnose.rules.table import COMPARISON_RULES, RUN_RULES, START_RULES, examine, explain
 from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
@@ -70,7 +70,7 @@ def run_of(perform_stage: Perform, room: Path, tokenizer_path: Path) -> Callable
         settings = {"data": [str(room / "data")], "size": SIZE, "tokenizer": str(tokenizer_path), "max_length": 128,
                     "batch_tokens": 256, "steps": 60, "precision": "float32",
                     "optim": {"lr": 0.02, "warmup_steps": 5}, **changes}  # fmt: skip
-        if "start" in settings:
+        if "init_from" in settings:
             settings |= {"size": None, "tokenizer": None}
         if not (room / name).exists():
             perform_stage(verb, room / name, **settings)
@@ -522,18 +522,18 @@ def test_equal_answers_of_data_that_no_ingest_read_are_told(run_of: Callable[...
     assert "**answers-equal.**" in (path / "run_report.md").read_text()
 
 
-# Side by side
+# GroupMember by side
 
 WORSE, BETTER = Difference(-0.3, -0.4, -0.2), Difference(0.3, 0.2, 0.4)
 EQUAL = Difference(0.0, -0.1, 0.1)
 ASKED = {"system": 0.0, "tools": 0.0, "median": 30}
 
 
-def side_by_side(path: Path, differences: dict[tuple[str, str], Difference], **changes: Any) -> Comparison:
+def side_by_side(path: Path, differences: dict[tuple[str, str], Difference], **changes: Any) -> ComparisonGroup:
     record = read(path)
-    student, plain, start, teacher = (Side(name, record, "tokenizer", "template")
+    student, plain, start, teacher = (GroupMember(name, record, "tokenizer", "template")
                                       for name in ("student", "plain", "start", "teacher"))  # fmt: skip
-    return replace(Comparison(student, plain, start, teacher, differences, {}, ASKED), **changes)
+    return replace(ComparisonGroup(student, plain, start, teacher, differences, {}, ASKED), **changes)
 
 
 def test_no_rule_speaks_of_a_student_that_went_well(distilled: Path):
@@ -544,11 +544,11 @@ def test_no_rule_speaks_of_a_student_that_went_well(distilled: Path):
 
 @pytest.mark.parametrize(("difference", "words"), [(EQUAL, "is not shown to be better"), (WORSE, "is worse than")])
 def test_a_teacher_that_is_no_better_is_told(distilled: Path, difference: Difference, words: str):
-    for scores in ({("teacher", "plain"): difference}, {("plain", "teacher"): difference.turned()}):
-        finding = sides.teacher_not_better(side_by_side(distilled, scores))
+    for scores in ({("teacher", "plain"): difference}, {("plain", "teacher"): difference.reversed()}):
+        finding = comparisons.teacher_not_better(side_by_side(distilled, scores))
         assert finding is not None and words in finding.seen and "points" in finding.seen
-    alone = side_by_side(distilled, {("teacher", "start"): BETTER}, plain=None)
-    assert sides.teacher_not_better(alone) is None
+    alone = side_by_side(distilled, {("teacher", "start"): BETTER}, baseline=None)
+    assert comparisons.teacher_not_better(alone) is None
 
 
 def test_a_fall_on_general_tasks_is_told(distilled: Path):
@@ -560,7 +560,7 @@ def test_a_fall_on_general_tasks_is_told(distilled: Path):
 
 
 def test_tokenizers_and_templates_that_differ_are_told(distilled: Path):
-    teacher = Side("teacher", None, "another", "another")
+    teacher = GroupMember("teacher", None, "another", "another")
     comparison = side_by_side(distilled, {("teacher", "plain"): BETTER}, teacher=teacher)
     assert {finding.code for finding in explain(comparison)} == {"tokenizer-differs", "chat-differs"}
 
@@ -568,15 +568,15 @@ def test_tokenizers_and_templates_that_differ_are_told(distilled: Path):
 def test_questions_of_another_form_than_the_training_text_are_told(distilled: Path):
     for asked, words in (({"tools": 1.0}, "100% of the questions have tools"), ({"median": 9_000}, "9,000 tokens")):
         comparison = side_by_side(distilled, {}, questions={**ASKED, **asked})
-        finding = sides.questions_differ(comparison)
+        finding = comparisons.questions_differ(comparison)
         assert finding is not None and words in finding.seen
 
 
 def test_a_plain_run_that_saw_more_is_told(run_of: Callable[..., Path], distilled: Path):
-    longer = Side("plain", read(run_of("sft", "longer", steps=80)), "tokenizer", "template")
-    finding = sides.budget_differs(side_by_side(distilled, {}, plain=longer))
+    longer = GroupMember("plain", read(run_of("sft", "longer", steps=80)), "tokenizer", "template")
+    finding = comparisons.budget_differs(side_by_side(distilled, {}, baseline=longer))
     assert finding is not None and "tokens read: 12,720 against" in finding.seen
-    assert sides.budget_differs(side_by_side(distilled, {})) is None
+    assert comparisons.budget_differs(side_by_side(distilled, {})) is None
 
 
 def test_every_rule_has_a_reason_that_is_told():

@@ -24,7 +24,8 @@ from puna.formats.checkpoint.checkpoint import save_checkpoint
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.formats.tokenizer.train import train_tokenizer
 from puna.inference.engine.local import LocalSampler
-from puna.inference.engine.sampler import Completion, SamplingParams
+from puna.inference.engine.outputs import Completion
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.pipeline.errors import ConfigError

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from puna.data.shards import write_jsonl
-from puna.evaluation.tasks import GRADES, Grade, Question, load_task
+from puna.evaluation.tasks import GRADES, Grade, Question, Task
 from puna.evaluation.tasks.grading.extraction.extract import extract
 from puna.evaluation.tasks.grading.extraction.numbers import read_number
 from puna.formats.chat.conversation import Conversation, Message, ToolCall
@@ -337,6 +337,7 @@ def test_an_amount_is_the_same_in_every_spelling(whole: int, cents: int) -> None
 
 
 @given(st.text(alphabet="abcAB019.,:/-+ €%@#\n้วदो", max_size=60))
+@example("Ab0दो")
 def test_any_text_can_be_read_and_is_right_beside_itself(text: str) -> None:
     facts = extract(text)
     if any(fact.is_required for fact in facts):
@@ -354,7 +355,7 @@ def row(**expected: Any) -> dict[str, Any]:
 def test_a_question_that_requires_nothing_new_is_refused(tmp_path: Path, expected: dict[str, Any]) -> None:
     write_jsonl(tmp_path / "questions.jsonl", [row(**expected)])
     with pytest.raises(DataError, match=r"row 1: the reference states no fact that is new.*Give `facts`"):
-        load_task(tmp_path)
+        Task.load(tmp_path)
 
 
 def test_turns_of_people_are_judged_by_their_facts_where_these_are_settled(tmp_path: Path) -> None:
@@ -380,7 +381,7 @@ def test_turns_of_people_are_judged_by_their_facts_where_these_are_settled(tmp_p
         talk("essay", "Tell me all.", "It is 1, 22, 33, 44, 55, 66 and 77."),
     ]
     write_jsonl(tmp_path / "conversations.jsonl", rows)
-    grades = {question.id: question.grade for question in load_task(tmp_path).questions}
+    grades = {question.id: question.grade for question in Task.load(tmp_path).questions}
     assert grades == {
         "price/1": "facts",
         "thanks/1": "no_call",

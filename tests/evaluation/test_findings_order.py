@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from puna.evaluation.diagnose.finding import REASONS, Change, Finding
 from puna.evaluation.diagnose.order import EXPLAINS, GROUPS, OPPOSITES, ORDER, in_order
+from puna.evaluation.diagnose.reasons import REASONS
 from puna.evaluation.diagnose.record import Record
 from puna.evaluation.diagnose.rules import chat, fit, forgetting, labels, learning, masks
 from puna.evaluation.diagnose.rules.table import RUN_RULES, START_RULES, examine, warn
+from puna.pipeline.finding import Change, Finding
 
 Row = dict[str, Any]
 OPTIM = {"lr": 0.01, "final_lr_share": 0.05, "clip": 1.0}

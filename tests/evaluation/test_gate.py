@@ -14,8 +14,9 @@ import pytest
 
 from puna.data.shards import read_rows, write_jsonl
 from puna.evaluation.evaluate.evaluate import Config as EvaluateConfig
-from puna.evaluation.evaluate.scores import Answers, score
-from puna.evaluation.release.compare import Comparison, Outcome
+from puna.evaluation.evaluate.slices import score
+from puna.evaluation.release.paired_comparison import Outcome, PairedComparison
+from puna.evaluation.scores import EvaluatedModel
 from puna.evaluation.tasks.intervals import Interval, difference_interval
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.artifacts.artifact import Manifest, Receipt
@@ -86,13 +87,9 @@ class House:
         not judged. `left_out` more questions were not asked.
         """
         everyone = [
-            Answers(
+            EvaluatedModel(
                 model,
                 [self.row(n, value) | {"judged": n >= unjudged} for n, value in enumerate(values)],
-                2_000_000,
-                1000,
-                5000,
-                2.0,
             )
             for model, values in answered.items()
         ]
@@ -226,9 +223,9 @@ def test_scores_of_another_checkpoint_than_the_one_released_are_no_scores(house:
 
 def test_models_that_were_not_asked_and_lonely_or_missing_scores_stop_it(house: House):
     house.model("other")
-    house.refused("the teacher, other, was not asked in the evaluation of the task", teacher="other", scores="scores")
+    house.refused("the teacher, other, is missing from the evaluation of the task", teacher="other", scores="scores")
     house.refused("compared with no other model", scores="scores")
-    house.refused("how well it does its task was not measured", base="base")
+    house.refused("quality on the task was not measured", base="base")
 
 
 def test_a_model_that_was_not_compared_with_the_open_model_it_was_made_from_is_stopped(house: House):
@@ -406,9 +403,9 @@ def test_data_that_only_measured_is_not_looked_at_and_data_that_is_gone_stops_it
     page = (house.judge(**told) / "decision.md").read_text()
     assert "Only measured on, never learned from: held_out." in page
     shutil.rmtree(house.path / "data")
-    house.refused("whether test questions stand in data, which is gone, cannot be told", **told, description="a")
+    house.refused("no search for test questions was possible in data, which is gone", **told, description="a")
     house.dataset("data", ["Other lines."])
-    house.refused("stand in data, which is changed, cannot be told", **told, description="b")
+    house.refused("was possible in data, which is changed", **told, description="b")
 
 
 def test_what_an_imported_model_learned_from_elsewhere_is_told_and_stops_nothing(house: House):
@@ -433,7 +430,7 @@ def test_an_import_of_ones_own_model_hides_no_data(house: House):
     house.model("mine", start=house.path / "rounded")
     house.scores("scores", base=right(30), mine=right(70))
     shutil.rmtree(house.path / "data")
-    house.refused("stand in data, which is gone, cannot be told", base="base", scores="scores")
+    house.refused("was possible in data, which is gone", base="base", scores="scores")
 
 
 def test_labels_preferences_and_what_a_teacher_learned_from_are_training_data(house: House):
@@ -496,7 +493,7 @@ def test_an_override_stays_on_page_card_record_and_receipt(house: House):
     reason = "The board wants it on Monday"
     out = house.judge(base="base", scores="scores", override={"task": reason, "limits": "not needed"})
     page, card = ((out / name).read_text() for name in ("decision.md", "README.md"))
-    assert page.startswith("# GO, on somebody's word: 'task' did not hold and was overridden")
+    assert page.startswith("# GO, by an override: 'task' did not hold")
     assert f"overridden: {reason}" in page and f"overridden: {reason}" in card
     assert "| Good enough at the task | overridden |" in page and "not needed" not in page
     record = json.loads((out / "release.json").read_text())
@@ -523,7 +520,7 @@ def passes(difference: float, least: float, seed: int, *, num_groups: int, alike
     ours, theirs = source.random(sizes.sum()) < chance + difference, source.random(sizes.sum()) < chance
     groups = np.repeat(np.arange(num_groups), sizes).astype(str).tolist()
     interval = difference_interval(ours.astype(float).tolist(), theirs.astype(float).tolist(), groups)
-    return Comparison("task", "base", "b", interval, least, len(ours), num_groups, 0, 0).outcome is Outcome.MET
+    return PairedComparison("task", "base", "b", interval, least, len(ours), num_groups, 0, 0).outcome is Outcome.MET
 
 
 @pytest.mark.parametrize(("difference", "least"), [(0.0, 0.0), (-0.1, -0.1)])
@@ -540,9 +537,9 @@ def test_models_that_deserve_it_get_through():
 
 @pytest.mark.parametrize(("mean", "least"), [(0.0, -0.02), (-0.03, -0.02), (0.04, 0.0), (-0.01, -0.03)])
 def test_the_number_of_questions_that_is_told_decides(mean: float, least: float):
-    def comparison(n: int) -> Comparison:
+    def comparison(n: int) -> PairedComparison:
         half = 0.9 / n**0.5
-        return Comparison("task", "base", "b", Interval(mean, mean - half, mean + half), least, n, n, 0, 0)
+        return PairedComparison("task", "base", "b", Interval(mean, mean - half, mean + half), least, n, n, 0, 0)
 
     small = comparison(100)
     assert small.outcome is Outcome.UNDECIDED and small.num_needed
@@ -551,7 +548,7 @@ def test_the_number_of_questions_that_is_told_decides(mean: float, least: float)
 
 
 def test_a_gain_that_was_not_seen_is_not_a_matter_of_more_questions():
-    worse = Comparison("task", "base", "b", Interval(-0.01, -0.2, 0.18), 0.0, 20, 20, 0, 0)
+    worse = PairedComparison("task", "base", "b", Interval(-0.01, -0.2, 0.18), 0.0, 20, 20, 0, 0)
     assert worse.outcome is Outcome.MISSED and worse.num_needed is None
 
 
@@ -624,8 +621,8 @@ def test_no_hash_stands_outside_the_folds_nor_in_the_headline(house: House, is_a
     if is_asked:
         page = (house.judge(scores="scores", base=SNAPSHOT) / "decision.md").read_text()
     else:
-        page = house.refused("the base model, 0e9e39f2.*, was not asked", scores="scores", base=SNAPSHOT)
-        assert page.startswith("# NO-GO: the base model, 0e9e39…, was not asked")
+        page = house.refused("the base model, 0e9e39f2.*, is missing from", scores="scores", base=SNAPSHOT)
+        assert page.startswith("# NO-GO: the base model, 0e9e39…, is missing from")
     assert SNAPSHOT in page and not re.search("[0-9a-f]{12}", outside_folds(page))
     receipt = next(each for each in artifact.read_receipts(house.path / "out") if each.claim == "gate")
     assert receipt.held == is_asked

@@ -13,11 +13,13 @@ import pytest
 from puna.data.shards import write_jsonl
 from puna.evaluation.evaluate.exam import describe_null_scores, mean_score, null_scores, null_table
 from puna.evaluation.evaluate.grading import Grader, Item
-from puna.evaluation.release.compare import Gate, compare
-from puna.evaluation.release.evaluations import Answered, Evaluation
-from puna.evaluation.release.gate import Decision, Model, judge
+from puna.evaluation.release.decision import ComparedModel, Decision
+from puna.evaluation.release.gate import judge
+from puna.evaluation.release.paired_comparison import compare_paired
 from puna.evaluation.release.rules.exam import examine
-from puna.evaluation.tasks import Question, Task, load_task
+from puna.evaluation.release.settings import GateConfig
+from puna.evaluation.scores import EvaluatedModel, Evaluation
+from puna.evaluation.tasks import Question, Task
 from puna.evaluation.tasks.null_models import null_models, right_answer
 from puna.formats.chat.conversation import Conversation, Message, ToolCall, tool_name
 
@@ -69,11 +71,11 @@ def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("exam") / request.param
     if request.param == "shop":
         perform_stage("synthesize", path, split="held_out", num_worlds=10, conversations_per_world=8, pages=False)
-        return load_task(path)
+        return Task.load(path)
     path.mkdir()
     dialogue = bank_dialogue if request.param == "bank" else order_dialogue
     write_jsonl(path / "conversations.jsonl", [dialogue(number) for number in range(120)])
-    return load_task(path)
+    return Task.load(path)
 
 
 def words(text: str) -> Callable[[Question], Message]:
@@ -123,31 +125,34 @@ BAD_MODELS: dict[str, Callable[[Question], Message]] = {
 }
 
 
-def graded(name: str, task: Task, answers: list[Message]) -> Answered:
+def graded(name: str, task: Task, answers: list[Message]) -> EvaluatedModel:
     rows: list[dict[str, Any]] = []
     for question, answer in zip(task.questions, answers, strict=True):
         grade = task.grade(question, answer)
         row = {"task": task.name, "score": grade.score, "judged": grade.is_judged, "parts": {}, "reason": grade.reason}
         rows.append({**question.to_json(), **row})
-    return Answered(name, rows, 1_000_000, 100.0)
+    return EvaluatedModel(name, rows)
 
 
 @pytest.fixture(scope="module")
-def gate_of(task: Task) -> Callable[[list[Message], Gate], Decision]:
+def gate_of(task: Task) -> Callable[[list[Message], GateConfig], Decision]:
     """Return a gate that judges answers against a base that writes gibberish, with nothing else in the way."""
     base = graded("base", task, [drawn(question, list("xyz"), 9, "") for question in task.questions])
     nulls = null_scores([Item(task, question) for question in task.questions], Grader(), seed=0)
     null_answers = Evaluation(Path("scores"), [task.name], 0.0, {}, {}, [], {}, nulls).null_answers(base)
     assert null_answers
 
-    def decide(answers: list[Message], settings: Gate) -> Decision:
+    def decide(answers: list[Message], settings: GateConfig) -> Decision:
         candidate = graded("candidate", task, answers)
         label = "the base model"
         return judge(
             "candidate",
             settings,
-            [Model("candidate", "candidate", candidate, None), Model("base", "base", base, None, label=label)],
-            [compare(candidate, base, suite="task", role="base", least=0.0, label=label)],
+            [
+                ComparedModel("candidate", "candidate", candidate, None),
+                ComparedModel("base", "base", base, None, label=label),
+            ],
+            [compare_paired(candidate, base, suite="task", role="base", threshold=0.0, label=label)],
             suites=["task"],
             exams={"task": examine(candidate, null_answers, suite="task", margin=settings.null_margin)},
             receipts=[],
@@ -163,7 +168,7 @@ def gate_of(task: Task) -> Callable[[list[Message], Gate], Decision]:
 def test_no_bad_model_passes_the_gate(gate_of: Callable[..., Decision], task: Task, name: str) -> None:
     answers = [BAD_MODELS[name](question) for question in task.questions]
     # Also where the user lets unjudged answers pass: the exam alone has to stop it.
-    for settings in (Gate(), Gate(max_unjudged=1.0)):
+    for settings in (GateConfig(), GateConfig(max_unjudged=1.0)):
         assert not gate_of(answers, settings).is_go
 
 
@@ -174,7 +179,7 @@ def test_there_are_twenty_bad_models() -> None:
 def test_a_good_model_passes_once_its_answers_are_judged(gate_of: Callable[..., Decision], task: Task) -> None:
     answers = [right_answer(question) or Message("assistant", "You are welcome!") for question in task.questions]
     answers[0] = Message("assistant", "I do not know.")
-    decision = gate_of(answers, Gate(max_unjudged=0.4))
+    decision = gate_of(answers, GateConfig(max_unjudged=0.4))
     assert decision.is_go, decision.reasons
 
 

@@ -9,7 +9,7 @@ import pytest
 from puna.corpus.synthesize.conversations import draw_conversation, questions
 from puna.corpus.synthesize.worlds import make_world
 from puna.data.shards import write_jsonl
-from puna.evaluation.tasks import GRADES, Grade, Question, Task, load_task
+from puna.evaluation.tasks import GRADES, Grade, Question, Task
 from puna.formats.chat.conversation import Conversation, Message, ToolCall
 from puna.pipeline.errors import DataError
 
@@ -245,8 +245,8 @@ def test_a_written_task_is_read_back_equal(tmp_path: Path) -> None:
     alone = Question("b", ASK, {"contains": ["5"]}, "contains")
     write(tmp_path / "questions-1.jsonl", asked.to_json())
     write(tmp_path / "questions-2.jsonl", alone.to_json())
-    assert load_task(tmp_path) == Task(tmp_path.name, (asked, alone))
-    assert load_task(tmp_path / "questions-2.jsonl").questions == (alone,)
+    assert Task.load(tmp_path) == Task(tmp_path.name, (asked, alone))
+    assert Task.load(tmp_path / "questions-2.jsonl").questions == (alone,)
 
 
 @pytest.mark.parametrize(
@@ -275,22 +275,22 @@ def test_a_question_that_cannot_be_judged_is_refused_by_file_and_row(
 ) -> None:
     path = write(tmp_path / "questions.jsonl", row(id="first"), row(**changes))
     with pytest.raises(DataError) as caught:
-        load_task(path)
+        Task.load(path)
     assert complaint in str(caught.value)
     assert f"{path} row 2" in str(caught.value)
 
 
 def test_an_id_that_comes_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the id 'a' again"):
-        load_task(write(tmp_path / "questions.jsonl", row(), row()))
+        Task.load(write(tmp_path / "questions.jsonl", row(), row()))
 
 
 def test_a_folder_without_questions_is_refused(tmp_path: Path) -> None:
     (tmp_path / "conversations.jsonl").write_text(json.dumps({"messages": []}))
     with pytest.raises(DataError, match="has no questions"):
-        load_task(tmp_path)
+        Task.load(tmp_path)
     with pytest.raises(DataError, match="has no questions"):
-        load_task(write(tmp_path / "questions.jsonl"))
+        Task.load(write(tmp_path / "questions.jsonl"))
 
 
 def test_a_sample_takes_from_each_group_in_proportion_and_keeps_the_order() -> None:
@@ -324,7 +324,7 @@ def test_a_folder_of_conversations_asks_for_every_assistant_turn(tmp_path: Path)
         {"role": "assistant", "content": "It is here."},
     ]
     write_jsonl(tmp_path / "conversations.jsonl", [{"messages": messages, "id": "a"}, {"messages": messages}])
-    questions = load_task(tmp_path).questions
+    questions = Task.load(tmp_path).questions
     assert [(q.id, q.grade, q.group) for q in questions] == [
         ("a/1", "tool_call", "a"),
         ("a/3", "no_call", "a"),
@@ -346,7 +346,7 @@ def test_a_name_that_recurs_in_the_task_is_a_fact_and_a_name_that_is_said_once_i
         for number, team in enumerate(teams)
     ]  # fmt: skip
     write_jsonl(tmp_path / "conversations.jsonl", rows)
-    task = load_task(tmp_path)
+    task = Task.load(tmp_path)
     assert [question.grade for question in task.questions] == ["facts"] * 3 + ["no_call"] * 2 + ["facts"] * 3
     right, wrong = (Message("assistant", f"The {team} team will do it.") for team in ("Card Delivery", "Lost Cards"))
     both = Message("assistant", "Ask the Card Delivery team, or the Fraud Watch team.")
@@ -360,4 +360,4 @@ def test_a_folder_of_questions_is_named_however_its_path_is_written(
     (tmp_path / "exam" / "deep").mkdir(parents=True)
     write(tmp_path / "exam" / "questions.jsonl", row())
     monkeypatch.chdir(tmp_path / inside)
-    assert load_task(Path(given)).name == "exam"
+    assert Task.load(Path(given)).name == "exam"

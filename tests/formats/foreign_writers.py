@@ -19,9 +19,9 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig
 from compressed_tensors.quantization.lifecycle.forward import quantize
 from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import WEIGHTS, edit_json, tokenizer
 
 from puna.formats.chat.template import PLAIN_TEMPLATE
+from puna.testing.tiny_checkpoint import WEIGHTS, edit_json, tokenizer
 
 IDS = torch.arange(24) * 7 % 250
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -9,13 +9,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import TOKENS, edit_json, logits_of, save
 
 from puna.formats.checkpoint.adapters.adapter import merged, open_adapter
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.formats.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.model.llama import Llama
 from puna.pipeline.errors import CheckpointError
+from puna.testing.tiny_checkpoint import TOKENS, edit_json, logits_of, save
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "attention": {"target_modules": ["q_proj", "v_proj"]},

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_adapter import assert_same_logits, read_merged, trained
-from tiny_checkpoint import TOKENS, edit_json, logits_of, save
 
 from puna.formats.checkpoint.adapters.adapter import open_adapter
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
@@ -19,6 +18,7 @@ from puna.formats.checkpoint.adapters.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.pipeline.errors import CheckpointError, ConfigError
 from puna.planning.doctor.examine import examine
+from puna.testing.tiny_checkpoint import TOKENS, edit_json, logits_of, save
 
 Rename = Callable[[str], str]
 Trained = tuple[Path, Path, torch.Tensor]
@@ -119,7 +119,7 @@ def test_a_spelling_that_is_not_read_is_named_and_never_called_another_base(
     with pytest.raises(CheckpointError, match=told) as caught:
         open_adapter(path)
     assert "another base" not in str(caught.value)
-    findings = [f"{finding.what} {finding.remedy}" for finding in examine(path, base=base).findings]
+    findings = [f"{finding.seen} {finding.remedy}" for finding in examine(path, base=base).findings]
     assert spelling == "nobody" or any(re.search(told, text) for text in findings)
     assert not any("another base" in text for text in findings)
 
@@ -181,7 +181,7 @@ def test_a_field_of_a_newer_peft_is_said_and_left_out(written: Trained, tmp_path
     edit_json(tmp_path / "adapter" / CONFIG_NAME, lambda raw: raw.update(use_tomorrow=True, rank_of_tomorrow=3))
     (note,) = open_adapter(tmp_path / "adapter").notes
     assert "does not know and leaves out, as PEFT does: rank_of_tomorrow, use_tomorrow" in note
-    findings = {finding.code: finding.what for finding in examine(tmp_path / "adapter").findings}
+    findings = {finding.code: finding.seen for finding in examine(tmp_path / "adapter").findings}
     assert "adapter-extra" in findings
 
 
@@ -214,7 +214,7 @@ def test_settings_that_cannot_be_followed_are_named_by_all(
     with pytest.raises(CheckpointError, match=told):
         open_adapter(tmp_path / "adapter")
     unsupported = [each for each in examine(tmp_path / "adapter").findings if each.code == "adapter-unsupported"]
-    assert any(re.search(told, f"{each.what} {each.remedy}") for each in unsupported)
+    assert any(re.search(told, f"{each.seen} {each.remedy}") for each in unsupported)
 
 
 @pytest.mark.parametrize(

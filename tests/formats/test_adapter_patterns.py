@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 from test_adapter import assert_same_logits, read_merged, trained
-from tiny_checkpoint import edit_json, logits_of, save
 
 from puna.formats.checkpoint.adapters import patterns
 from puna.formats.checkpoint.adapters.adapter import open_adapter
@@ -24,6 +23,7 @@ from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.formats.checkpoint.detect import open_source
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.examine import examine
+from puna.testing.tiny_checkpoint import edit_json, logits_of, save
 
 MATRICES = ["self_attn.q_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.down_proj"]
 MODULES = [f"model.layers.{layer}.{matrix}" for layer in (0, 1, 11) for matrix in MATRICES]
@@ -109,7 +109,7 @@ def test_merge_and_doctor_read_the_patterns_that_peft_writes(tmp_path: Path, nam
     expected = trained(tmp_path / "base", tmp_path / "adapter", **chosen)
     assert_same_logits(logits_of(read_merged(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")), expected)
     report = examine(tmp_path / "adapter", base=tmp_path / "base")
-    assert not [finding.what for finding in report.findings if finding.severity == "broken"]
+    assert not [finding.seen for finding in report.findings if finding.severity == "broken"]
 
 
 def test_a_target_that_the_settings_leave_out_is_named_by_merge_and_doctor(tmp_path: Path):
@@ -120,7 +120,7 @@ def test_a_target_that_the_settings_leave_out_is_named_by_merge_and_doctor(tmp_p
     told = "matrices for model.layers.1.mlp.gate_proj, which target_modules and its exceptions leave out"
     with pytest.raises(CheckpointError, match=re.escape(told)):
         open_adapter(tmp_path / "adapter")
-    findings = {finding.code: finding.what for finding in examine(tmp_path / "adapter").findings}
+    findings = {finding.code: finding.seen for finding in examine(tmp_path / "adapter").findings}
     assert told in findings["adapter-target"]
 
 
@@ -134,7 +134,7 @@ def test_targets_without_matrices_are_said_and_stay_as_in_the_base(tmp_path: Pat
     lost = "model.layers.0.self_attn.o_proj, model.layers.1.self_attn.o_proj"
     assert f"nothing for {lost}, which it targets" in note and not source.config.tie_embeddings
     findings = {
-        finding.code: finding.what for finding in examine(tmp_path / "adapter", base=tmp_path / "base").findings
+        finding.code: finding.seen for finding in examine(tmp_path / "adapter", base=tmp_path / "base").findings
     }
     assert findings == {"adapter-extra": f"no matrices for {lost}, which target_modules names"}
 
@@ -181,5 +181,5 @@ def test_settings_and_tensors_that_differ_over_dora_are_named_by_merge_and_docto
     with pytest.raises(CheckpointError, match=told):
         open_adapter(tmp_path / "adapter")
     for base in (None, tmp_path / "base"):
-        findings = {finding.code: finding.what for finding in examine(tmp_path / "adapter", base=base).findings}
+        findings = {finding.code: finding.seen for finding in examine(tmp_path / "adapter", base=base).findings}
         assert told in findings["adapter-rank"]

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 from test_adapter import assert_same_logits, read_merged, trained
-from tiny_checkpoint import TOKENS, edit_json, logits_of, random_llama, save, tokenizer
 
 from puna.formats.checkpoint.adapters.adapter import merged, open_adapter, require_runnable, require_trainable
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
@@ -16,6 +15,7 @@ from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.model.llama import Llama
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.examine import examine
+from puna.testing.tiny_checkpoint import TOKENS, edit_json, logits_of, random_llama, save, tokenizer
 
 LAYERS: dict[str, Any] = {"target_modules": ["k_proj"]}
 BOTH = ["lm_head", "embed_tokens"]

@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 from test_adapter import assert_same_logits, read_merged
-from tiny_checkpoint import TOKENS, logits_of, save
 
 from puna.formats.checkpoint.adapters.adapter import open_adapter
 from puna.formats.checkpoint.adapters.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.pipeline.errors import CheckpointError
+from puna.testing.tiny_checkpoint import TOKENS, logits_of, save
 
 MATRICES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EXPRESSIONS = [r".*\.(q|v)_proj", r"layers\.1\..*", r".*\.mlp\.\w+", r"model\.layers\.0\.self_attn\.q_proj", "up_proj"]

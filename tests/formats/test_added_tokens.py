@@ -17,7 +17,6 @@ from grown_checkpoint import added_tokens, entry, grow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from tiny_checkpoint import edit_json, tokenizer
 
 from puna.conversion.exchange.vocabulary import tokenizer_receipt
 from puna.formats.chat import ChatFormat, Conversation, Message
@@ -28,12 +27,13 @@ from puna.formats.checkpoint.gguf.vocabulary import render_tokenizer
 from puna.formats.checkpoint.meta.writer import write_meta
 from puna.formats.tokenizer.added import AddedToken
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.engine.text import TextStream
+from puna.inference.engine.detokenizer import TextStream
 from puna.model.config import LlamaConfig
 from puna.pipeline.artifacts.artifact import read_receipts
 from puna.pipeline.errors import CheckpointError, TokenizerError
 from puna.planning.doctor.examine import examine
-from puna.planning.doctor.finding import Report
+from puna.planning.doctor.report import Report
+from puna.testing.tiny_checkpoint import edit_json, tokenizer
 
 META_MODEL = Path(str(files("llama_models") / "llama3" / "tokenizer.model"))
 TEXT = "the <order>fox</order> dog"

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tiny_checkpoint import (
+
+from puna.formats.chat.template import CHAT_TEMPLATE
+from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
+from puna.formats.checkpoint.hf import weights
+from puna.formats.checkpoint.hf.config import parse_config, render_config
+from puna.model.config import SIZES
+from puna.model.llama import Llama
+from puna.pipeline import machine
+from puna.pipeline.errors import CheckpointError
+from puna.testing.tiny_checkpoint import (
     CONFIG,
     INDEX,
     TOKENS,
@@ -20,15 +29,6 @@ from tiny_checkpoint import (
     save,
     tokenizer,
 )
-
-from puna.formats.chat.template import CHAT_TEMPLATE
-from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.formats.checkpoint.hf import weights
-from puna.formats.checkpoint.hf.config import parse_config, render_config
-from puna.model.config import SIZES
-from puna.model.llama import Llama
-from puna.pipeline import machine
-from puna.pipeline.errors import CheckpointError
 
 # Between us and transformers
 

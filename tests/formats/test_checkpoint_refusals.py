@@ -11,13 +11,23 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import CONFIG, INDEX, WEIGHTS, edit_header, edit_json, logits_of, save, save_quantized, tokenizer
 
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.formats.checkpoint.hf import weights
 from puna.model.llama import Llama
 from puna.pipeline.errors import CheckpointError
 from puna.planning.plan.plan import read_model
+from puna.testing.tiny_checkpoint import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    edit_header,
+    edit_json,
+    logits_of,
+    save,
+    save_quantized,
+    tokenizer,
+)
 
 # What is refused
 

@@ -11,12 +11,21 @@ import torch
 import transformers
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import CONFIG, TOKENS, WEIGHTS, edit_json, logits_of, random_llama, save_quantized, tokenizer
 
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint, write_checkpoint
 from puna.model.llama import Llama
 from puna.model.quantized import PackedWeight, round_linears, rounded, schemes_of
 from puna.model.scheme import FP8, INT8, Scheme
+from puna.testing.tiny_checkpoint import (
+    CONFIG,
+    TOKENS,
+    WEIGHTS,
+    edit_json,
+    logits_of,
+    random_llama,
+    save_quantized,
+    tokenizer,
+)
 
 INT4 = Scheme("int", 4, 32)
 LAYERS = "layers."

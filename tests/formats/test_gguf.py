@@ -13,7 +13,6 @@ import meta_chat
 import numpy as np
 import pytest
 import torch
-from tiny_checkpoint import SCALING, tokenizer
 
 from puna.formats.chat import ChatFormat, Conversation
 from puna.formats.chat.template import PLAIN_TEMPLATE
@@ -29,6 +28,7 @@ from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig, RopeScaling
 from puna.model.llama import Llama
 from puna.pipeline.errors import CheckpointError
+from puna.testing.tiny_checkpoint import SCALING, tokenizer
 
 KINDS: tuple[WrittenKind, ...] = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 SCALINGS = (None, SCALING, RopeScaling(32.0, 1.0, 4.0, 8192))

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from tiny_checkpoint import SCALING, tokenizer
 
 from puna.formats.checkpoint.gguf import reader
 from puna.formats.checkpoint.gguf.container import Strings, padding, read_gguf, render_header
@@ -27,6 +26,7 @@ from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.examine import examine
+from puna.testing.tiny_checkpoint import SCALING, tokenizer
 
 Q_PROJ, NORM = "blk.0.attn_q.weight", "output_norm.weight"
 MEMORY_LIMIT = 64 * 2**20

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import CONFIG, INDEX, WEIGHTS, save, save_quantized
 
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.model.scheme import Scheme
 from puna.pipeline.errors import PunaError
+from puna.testing.tiny_checkpoint import CONFIG, INDEX, WEIGHTS, save, save_quantized
 
 NUM_WEIGHTS, NUM_OTHERS = 200_000, 20_000
 SHARES = [0.01, pytest.param(0.1, marks=pytest.mark.tenth), pytest.param(1.0, marks=pytest.mark.slow)]

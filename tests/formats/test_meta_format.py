@@ -20,7 +20,6 @@ import torch
 from llama_models.sku_list import all_registered_models
 from meta_chat import META_MODEL, llama
 from meta_directory import PARAMS, SMALL, as_meta, edit_shard, save_shards, weights_of
-from tiny_checkpoint import tokenizer
 
 from puna.conversion.exchange.peers import peer_logits
 from puna.formats.checkpoint.hf.weights import load_source
@@ -35,6 +34,7 @@ from puna.formats.checkpoint.source import Source, tensor_shapes
 from puna.model.attend import packed_attend
 from puna.model.config import SIZES, LlamaConfig
 from puna.pipeline.errors import CheckpointError
+from puna.testing.tiny_checkpoint import tokenizer
 
 SCALING = SIZES["8b"].rope_scaling
 CONFIG = LlamaConfig(64, 128, 4, 2, 16, 8, 128_256, 131_072, rope_scaling=SCALING)

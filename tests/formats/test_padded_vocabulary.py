@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from grown_checkpoint import add_rows, entry, grow
-from tiny_checkpoint import edit_json, save, tokenizer
 
 from puna.data.dataset import Dataset
 from puna.data.labels import LabelHeader, read_header
@@ -19,12 +18,13 @@ from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.engine.choose import of_tokens
 from puna.inference.engine.local import LocalSampler
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.sampling.sampler import trim_padded_vocabulary
 from puna.pipeline.artifacts.artifact import read_receipts
 from puna.pipeline.config import parse_config
 from puna.pipeline.errors import ConfigError
+from puna.testing.tiny_checkpoint import edit_json, save, tokenizer
 from puna.training.distill import Config, require_fit
 from puna.training.labelling.local import LocalTeacher
 from puna.training.labelling.teacher import Item
@@ -154,7 +154,7 @@ def test_an_id_between_tokens_that_no_token_has_is_never_sampled(tmp_path: Path)
     edit_json(path / "tokenizer.json", lambda raw: raw["added_tokens"].pop(-2))
     ours = Tokenizer.load(path)
     assert (ours.vocab_size, ours.unused_ids) == (533, (531,))
-    logits_NV = of_tokens(torch.zeros(2, 540), ours)
+    logits_NV = trim_padded_vocabulary(torch.zeros(2, 540), ours)
     probs_NV = logits_NV.softmax(-1)
     assert probs_NV.shape == (2, 533) and not probs_NV[:, 531].any()
     sampler = LocalSampler(Checkpoint.open(path).load(), ours)

@@ -26,11 +26,12 @@ from puna.formats.checkpoint.checkpoint import save_checkpoint
 from puna.inference.engine.adapters import Adapters
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
+from puna.inference.engine.outputs import Completion, collect
 from puna.inference.engine.runners.native_runner import NativeRunner
+from puna.inference.engine.runners.runner import Span
 from puna.inference.engine.runners.torch_runner import TorchRunner
-from puna.inference.engine.sampler import Completion, SamplingParams, collect
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.config import ADAPTED
-from puna.model.kernels.native import Span
 from puna.model.llama import Llama
 from puna.model.lora import Lora
 from puna.model.quantized import QuantizedLinear, round_linears

@@ -10,10 +10,10 @@ from meta_chat import chat, ids_of, llama, tool
 
 from puna.formats.chat import Conversation, Message, ToolCall
 from puna.formats.chat.stream import MessageStream, Part
-from puna.inference.engine.sampler import Chunk
-from puna.inference.engine.text import TextStream
-from puna.serving.chat_reply import ChatReply
-from puna.serving.served import Served
+from puna.inference.engine.detokenizer import TextStream
+from puna.inference.engine.outputs import Chunk
+from puna.serving.routes.chat_reply import ChatReply
+from puna.serving.served_model import ServedModel
 
 TOOLS = (tool("look", n={"type": "integer"}), tool("order"))
 CALL = '{"name": "look", "parameters": {"n": 1}}'
@@ -155,7 +155,7 @@ def test_a_message_that_is_cut_off_is_text_and_calls_nothing(ids: list[int], siz
 
 def replied(ids: list[int], sizes: list[int], stops: list[str], tools: Any) -> tuple[str, list[dict[str, Any]], str]:
     """Let a client's reply be read from an engine that generates `ids`; return text, calls and why it ended."""
-    served = Served("tiny", llama(), chat(), None, 4096, chat().stop_ids)  # pyright: ignore[reportArgumentType]
+    served = ServedModel("tiny", llama(), chat(), None, 4096, chat().stop_ids)  # pyright: ignore[reportArgumentType]
     reply, engine = ChatReply(served, tools), TextStream(llama(), stops)
     text, told, left = "", None, len(ids)
     for piece in cut(ids, sizes):

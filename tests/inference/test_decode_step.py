@@ -11,12 +11,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from puna.inference.engine.runners import decode_step, replay
+from puna.inference.engine.cache.paged_cache import PAGE_LEN
+from puna.inference.engine.runners import cuda_graphs, decode_step
+from puna.inference.engine.runners.cuda_graphs import compiled
 from puna.inference.engine.runners.decode_step import NUM_FIXED, DecodeStep
-from puna.inference.engine.runners.replay import compiled
+from puna.inference.engine.runners.runner import Span
 from puna.inference.engine.runners.torch_runner import TorchRunner
-from puna.inference.engine.sampler import SamplingParams
-from puna.model.kernels.native import PAGE_LEN, Span
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.llama import Llama
 from puna.model.quantized import round_linears
 from puna.model.scheme import FP8, INT8, Scheme
@@ -195,7 +196,7 @@ def test_what_cannot_be_compiled_is_computed_as_it_is(caplog: pytest.LogCaptureF
 
 @pytest.mark.tenth
 def test_what_would_take_too_many_programs_is_computed_as_it_is(caplog, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(replay, "MAX_PROGRAMS", 2)
+    monkeypatch.setattr(cuda_graphs, "MAX_PROGRAMS", 2)
 
     def compute(inputs_BX: torch.Tensor, kind: str) -> torch.Tensor:
         return inputs_BX * len(kind)

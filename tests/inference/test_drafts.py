@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_engine import PROMPTS, new_prompt, tiny_model, tiny_tokenizer
 
-from puna.inference.engine.drafts import PromptLookup
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.request import Request
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.scheduling.request import Request
+from puna.inference.engine.speculative.prompt_lookup import PromptLookup
 from puna.model.llama import Llama
 from puna.pipeline.errors import ConfigError
 
@@ -38,7 +38,7 @@ class Guesser:
             drafts.append(draft)
         return drafts
 
-    def forget(self, request: Request) -> None:
+    def release(self, request: Request) -> None:
         self.right.pop(request.id, None)
 
 
@@ -139,7 +139,7 @@ def test_a_draft_gives_its_pages_back():
         engine.step()
     engine.abort(aborted)
     engine.step()
-    assert engine._drafter._pool.num_held == 0 and not engine._drafter._readings  # type: ignore[union-attr]
+    assert engine._drafter._pool.num_held == 0 and not engine._drafter._states  # type: ignore[union-attr]
 
 
 def test_a_draft_with_more_rows_guesses_tokens_only_and_one_with_fewer_is_refused():

@@ -15,7 +15,8 @@ from puna.inference.engine import engine as engine_module
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.local import LocalSampler
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampler import Chunk, Completion, SamplingParams, collect
+from puna.inference.engine.outputs import Chunk, Completion, collect
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama

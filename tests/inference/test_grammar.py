@@ -11,15 +11,16 @@ import llama_models.llama3 as meta
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tiny_checkpoint import random_llama, tokenizer
 
 from puna.formats.tokenizer import Tokenizer
 from puna.inference.engine.grammar import check
 from puna.inference.engine.grammar.grammar import Grammar, GrammarCompiler, json_grammar, lark_grammar, regex_grammar
 from puna.inference.engine.local import LocalSampler
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampler import Completion, SamplingParams
+from puna.inference.engine.outputs import Completion
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.pipeline.errors import RequestError
+from puna.testing.tiny_checkpoint import random_llama, tokenizer
 
 PROMPT = [40, 41, 42]
 ADDRESS = {

@@ -12,10 +12,11 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from puna.formats.tokenizer import train_tokenizer
-from puna.inference.engine import scheduler
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampler import Chunk, SamplingParams, collect
+from puna.inference.engine.outputs import Chunk, collect
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.scheduling import scheduler
 from puna.model.attend import attend_behind_prefix, attend_causally, packed_attend
 from puna.model.config import SIZES, LlamaConfig
 from puna.model.llama import Llama
@@ -127,7 +128,7 @@ import json, resource, sys
 import torch
 sys.path.insert(0, {tests!r})
 from test_long_context import complete, new_prompt, small_model
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -11,26 +11,26 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList
 
-from puna.inference.engine.choose import Row, choose
-from puna.inference.engine.sampler import SamplingParams
-from puna.inference.engine.text import TextStream
+from puna.inference.engine.detokenizer import TextStream
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.sampling.sampler import SamplingState, sample
 from puna.pipeline.errors import RequestError
 
 NUM_DRAWS = 1000
 
 
-def new_row(draw: float = 0.5, *, prompt: Sequence[int] = (), answer: Sequence[int] = (), **settings) -> Row:
-    row = Row(prompt, SamplingParams(**settings))
+def new_row(draw: float = 0.5, *, prompt: Sequence[int] = (), answer: Sequence[int] = (), **settings) -> SamplingState:
+    row = SamplingState(prompt, SamplingParams(**settings))
     for token in answer:
         row.accept(token)
-    row.draw = draw
+    row.uniform = draw
     return row
 
 
 def shares(probs: torch.Tensor, **settings) -> torch.Tensor:
     """Return how often each id is chosen when the draws cover 0..1 evenly."""
     rows = [new_row((index + 0.5) / NUM_DRAWS, **settings) for index in range(NUM_DRAWS)]
-    ids = choose(probs.log().expand(NUM_DRAWS, -1), rows)
+    ids = sample(probs.log().expand(NUM_DRAWS, -1), rows)
     return torch.bincount(torch.tensor(ids), minlength=len(probs)) / NUM_DRAWS
 
 
@@ -64,7 +64,7 @@ def test_a_nucleus_may_be_wider_than_the_usual_candidates():
     draws = [(index // 2 + 0.5) / 2000 for index in range(4000)]
     for top_p, num_kept, num_kept_of_flat in ((0.5, 84, 500), (0.8, 550, 800)):
         rows = [new_row(draw, temperature=1.0, top_p=top_p) for draw in draws]
-        ids = torch.tensor(choose(logits, rows)).view(-1, 2)
+        ids = torch.tensor(sample(logits, rows)).view(-1, 2)
         kept, kept_of_flat = ids[:, 0].unique(), ids[:, 1].unique()
         assert abs(len(kept) - num_kept) <= 1 and abs(len(kept_of_flat) - num_kept_of_flat) <= 1
         assert ((kept >= 100) & (kept < 200)).sum() >= 84
@@ -125,11 +125,11 @@ def test_a_choice_is_likely_enough_by_a_plain_twin_and_the_same_in_any_batch(set
         new_row(0.9, temperature=2.0),
         new_row(0.1, temperature=1.0, min_p=0.2, prompt=[1], repetition_penalty=2.0),
     ]
-    (chosen,) = choose(logits[:1], [row])
+    (chosen,) = sample(logits[:1], [row])
     mass = twin_masses(logits[0], row.params, prompt, answer)
     assert mass[chosen] > 0
-    assert choose(logits[:2], [row, others[0]])[0] == chosen
-    assert choose(logits.roll(3, 0), [*others[:3], row, others[3]])[3] == chosen
+    assert sample(logits[:2], [row, others[0]])[0] == chosen
+    assert sample(logits.roll(3, 0), [*others[:3], row, others[3]])[3] == chosen
 
 
 def test_the_same_row_gives_the_same_id_in_a_vocabulary_of_llamas_size():
@@ -137,8 +137,8 @@ def test_the_same_row_gives_the_same_id_in_a_vocabulary_of_llamas_size():
     logits = torch.randn(4, 128_256, generator=generator) * 3
     settings = [{"temperature": 1.0}, {"temperature": 0.8, "top_p": 0.95}, {"temperature": 3.0, "top_p": 0.9}, {}]
     rows = [new_row(0.7, **each) for each in settings]
-    together = choose(logits, rows)
-    assert together == [choose(logits[at : at + 1], [row])[0] for at, row in enumerate(rows)]
+    together = sample(logits, rows)
+    assert together == [sample(logits[at : at + 1], [row])[0] for at, row in enumerate(rows)]
     assert together[3] == logits[3].argmax()
     for at in range(3):
         mass = twin_masses(logits[at], rows[at].params, [], [])
@@ -163,28 +163,28 @@ def test_penalties_and_cuts_equal_those_of_transformers(settings):
     expected = torch.softmax(processors(torch.tensor([[*prompt, *answer]]), logits.clone())[0], dim=-1)
     params = {"temperature": 1.0, **settings}
     rows = [new_row((index + 0.5) / NUM_DRAWS, prompt=prompt, answer=answer, **params) for index in range(NUM_DRAWS)]
-    found = torch.bincount(torch.tensor(choose(logits.expand(NUM_DRAWS, -1), rows)), minlength=50) / NUM_DRAWS
+    found = torch.bincount(torch.tensor(sample(logits.expand(NUM_DRAWS, -1), rows)), minlength=50) / NUM_DRAWS
     assert close(found, expected)
     assert set(found.nonzero()[:, 0].tolist()) <= set(expected.nonzero()[:, 0].tolist())
 
 
 def test_penalties_count_what_was_generated_and_not_the_prompt():
     logits = torch.tensor([[2.0, 1.5, 0.0, -1.0]])
-    assert choose(logits, [new_row(prompt=[0, 0], presence_penalty=2.0)]) == [0]
-    assert choose(logits, [new_row(answer=[0], presence_penalty=0.6)]) == [1]
-    assert choose(logits, [new_row(answer=[0], frequency_penalty=0.3)]) == [0]
-    assert choose(logits, [new_row(answer=[0, 0], frequency_penalty=0.3)]) == [1]
-    assert choose(logits, [new_row(prompt=[0], repetition_penalty=1.5)]) == [1]
+    assert sample(logits, [new_row(prompt=[0, 0], presence_penalty=2.0)]) == [0]
+    assert sample(logits, [new_row(answer=[0], presence_penalty=0.6)]) == [1]
+    assert sample(logits, [new_row(answer=[0], frequency_penalty=0.3)]) == [0]
+    assert sample(logits, [new_row(answer=[0, 0], frequency_penalty=0.3)]) == [1]
+    assert sample(logits, [new_row(prompt=[0], repetition_penalty=1.5)]) == [1]
     # A negative logit is multiplied: what has been said never gains by it.
-    assert choose(torch.tensor([[-1.0, -1.2]]), [new_row(answer=[0], repetition_penalty=1.5)]) == [1]
-    assert choose(logits, [new_row(logit_bias=((3, 100.0),))]) == [3]
-    assert choose(logits, [new_row(logit_bias=((3, 100.0),), banned_ids=(3, 0))]) == [1]
+    assert sample(torch.tensor([[-1.0, -1.2]]), [new_row(answer=[0], repetition_penalty=1.5)]) == [1]
+    assert sample(logits, [new_row(logit_bias=((3, 100.0),))]) == [3]
+    assert sample(logits, [new_row(logit_bias=((3, 100.0),), banned_ids=(3, 0))]) == [1]
     assert logits.tolist() == [[2.0, 1.5, 0.0, -1.0]], "the model's own logits are what log-probabilities are told from"
 
 
 def test_a_row_without_any_admitted_token_is_refused():
     with pytest.raises(RequestError, match="no token"):
-        choose(torch.zeros(1, 2), [new_row(banned_ids=(0, 1))])
+        sample(torch.zeros(1, 2), [new_row(banned_ids=(0, 1))])
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,16 @@ import pytest
 import torch
 from test_engine import tiny_model, tiny_tokenizer
 
-from puna.inference.engine import scheduler as scheduler_module
+from puna.inference.engine.cache.paged_cache import PAGE_LEN, PagePool
+from puna.inference.engine.detokenizer import TextStream
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.pages import PagePool
-from puna.inference.engine.request import Request, State
+from puna.inference.engine.outputs import Chunk
 from puna.inference.engine.runners.native_runner import NativeRunner
-from puna.inference.engine.sampler import Chunk, SamplingParams
-from puna.inference.engine.scheduler import Scheduler, Work
-from puna.inference.engine.text import TextStream
-from puna.model.kernels.native import PAGE_LEN
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.scheduling import scheduler as scheduler_module
+from puna.inference.engine.scheduling.request import Request, State
+from puna.inference.engine.scheduling.scheduler import ScheduledRequest, Scheduler
 from puna.model.llama import Llama
 from puna.model.quantized import round_linears
 
@@ -28,16 +28,16 @@ def new_request(prompt: list[int], *, tenant: str = "", max_tokens: int = 20, **
     return Request(0, prompt, SamplingParams(max_tokens=max_tokens, **params), text, tenant)
 
 
-def run_step(scheduler: Scheduler) -> list[Work]:
+def run_step(scheduler: Scheduler) -> list[ScheduledRequest]:
     """Do as the engine would, choosing token 9 every time."""
-    works = scheduler.plan()
-    for work in works:
-        is_last = work.is_last
-        scheduler.commit(work.request, work.num_tokens)
-        if is_last and work.request.extend(9, None).finish_reason:
-            scheduler.remove(work.request)
+    batch = scheduler.schedule()
+    for scheduled in batch:
+        is_last = scheduled.is_sampled
+        scheduler.commit(scheduled.request, scheduled.num_tokens)
+        if is_last and scheduled.request.extend(9, None).finish_reason:
+            scheduler.remove(scheduled.request)
     scheduler.check_all()
-    return works
+    return batch
 
 
 def new_prompt(length: int, seed: int) -> list[int]:
@@ -51,7 +51,9 @@ def test_a_prompt_is_read_in_pieces_while_others_get_their_tokens(monkeypatch: p
     scheduler.add(talker)
     run_step(scheduler)
     scheduler.add(reader)
-    sizes = [[(work.request is talker, work.num_tokens) for work in run_step(scheduler)] for _ in range(5)]
+    sizes = [
+        [(scheduled.request is talker, scheduled.num_tokens) for scheduled in run_step(scheduler)] for _ in range(5)
+    ]
     assert sizes == [[(True, 1), (False, 50)]] * 4 + [[(True, 1), (False, 1)]]
 
 
@@ -61,7 +63,7 @@ def test_a_beginning_that_was_computed_is_not_computed_again_within_a_tenant():
 
     def num_computed(prompt: list[int], tenant: str, **params) -> int:
         scheduler.add(new_request(prompt, tenant=tenant, max_tokens=0, **params))
-        return sum(work.num_tokens for work in run_step(scheduler))
+        return sum(scheduled.num_tokens for scheduled in run_step(scheduler))
 
     assert num_computed(prompt, "a") == 80
     # The last token is always computed, and with it its page.
@@ -77,9 +79,9 @@ def test_equal_prompts_that_come_together_are_computed_once():
     prompt = new_prompt(100, 0)
     for _ in range(4):
         scheduler.add(new_request(prompt))
-    assert [work.num_tokens for work in run_step(scheduler)] == [100]
+    assert [scheduled.num_tokens for scheduled in run_step(scheduler)] == [100]
     # 96 tokens are whole pages; each goes on with the last four for itself.
-    assert sorted(work.num_tokens for work in run_step(scheduler)) == [1, 4, 4, 4]
+    assert sorted(scheduled.num_tokens for scheduled in run_step(scheduler)) == [1, 4, 4, 4]
     assert scheduler.pool.num_held == 6 + 4
 
 
@@ -109,7 +111,7 @@ def test_a_tenant_with_many_requests_does_not_keep_another_one_waiting():
     scheduler.add(late)
     ended = 0
     while late.state is not State.ENDED:
-        ended += sum(work.request.state is State.ENDED for work in run_step(scheduler))
+        ended += sum(scheduled.request.state is State.ENDED for scheduled in run_step(scheduler))
     assert ended <= 4, "it was served after the two that ran when it came"
 
 

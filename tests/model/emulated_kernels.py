@@ -127,7 +127,10 @@ class EmulatedKernels:
 
 
 def _parts(spans: Sequence[Span]) -> list[Part]:
-    return [[number for span in spans for number in (span.start, span.num_tokens)], *(span.table for span in spans)]
+    return [
+        [number for span in spans for number in (span.start, span.num_tokens)],
+        *(span.block_table for span in spans),
+    ]
 
 
 def _bytes(part: Part) -> bytes:

@@ -13,9 +13,9 @@ from test_decode_step import SCHEMES, quantized_model
 
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.inference.engine.engine import Engine
-from puna.inference.engine.runners.replay import Recorded
+from puna.inference.engine.runners.cuda_graphs import Recorded
 from puna.inference.engine.runners.torch_runner import TorchRunner
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model import float8
 from puna.model.config import LlamaConfig
 from puna.model.float8 import Float8Linear

@@ -10,14 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from puna.inference.engine.cache.paged_cache import PAGE_LEN
 from puna.inference.engine.runners.native_runner import NativeRunner
+from puna.inference.engine.runners.runner import Span
 from puna.inference.engine.runners.torch_pages import TorchPages
 from puna.inference.engine.runners.torch_runner import TorchRunner
 from puna.model.config import SIZES, LlamaConfig
 from puna.model.kernels import reference
 from puna.model.kernels.build import find_compiler, library
 from puna.model.kernels.memory import MAPPINGS
-from puna.model.kernels.native import Kernels, Layer, Network, Packed, Pages, Sizes, Span, packed_group, unpacked
+from puna.model.kernels.native import Kernels, Layer, Network, Packed, Pages, Sizes, packed_group, unpacked
 from puna.model.kernels.native import shared_kernels as find_kernels
 from puna.model.kernels.threads import cpu_limit
 from puna.model.llama import Llama
@@ -162,7 +164,7 @@ def test_attention_equals_its_twin_in_one_piece_and_in_many(head_dim, num_heads,
     table = array("i", [7, 3, 9, 1, 2, 12, 13, 14, 15, 0])
 
     def attend(cuts: list[int]) -> torch.Tensor:
-        pages = Pages(network.sizes, 20, is_int8=is_int8)
+        pages = Pages(network.sizes, 20, page_len=PAGE_LEN, is_int8=is_int8)
         pieces = []
         for start, end in itertools.pairwise(cuts):
             span = Span(table, start, end - start)

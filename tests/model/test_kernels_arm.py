@@ -13,7 +13,7 @@ import torch
 from emulated_kernels import EmulatedKernels
 
 from puna.inference.engine.runners.native_runner import NativeRunner
-from puna.model.kernels.native import Span
+from puna.inference.engine.runners.runner import Span
 from puna.model.quantized import pack, round_linears, rounded
 from puna.model.scheme import INT8, Scheme
 

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tiny_checkpoint import logits_of, random_llama
 
 from puna.model.float8 import Float8Linear
 from puna.model.llama import Linear
 from puna.model.quantized import QuantizedLinear, pack, round_linears, round_weight, rounded, schemes_of, unpack
 from puna.model.scheme import FP8, INT8, Scheme
+from puna.testing.tiny_checkpoint import logits_of, random_llama
 
 SCHEMES = [INT8, Scheme("int", 8, 16), Scheme("int", 4), Scheme("int", 4, 16)]
 

@@ -1,4 +1,4 @@
-"""docs/afternoon.md works as printed: its commands run on small data; every command of it and of the README parses."""
+"""docs/start/afternoon.md works as printed: its commands run on small data; its commands and the README's parse."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from puna.cli import _pairs, build_app
-from puna.pipeline.execution.recipe import override, read_recipe
+from puna.pipeline.execution.recipe import Recipe, override
 from puna.pipeline.execution.walk import configs_of
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "afternoon.md"
+PAGE = ROOT / "docs" / "start" / "afternoon.md"
 BIN = Path(sys.executable).parent
 PATHS = re.compile(r"(?<![\w./~-])(?:recipes|docs|tests|benchmarks|src)/[\w./-]*\w")
 LINKS = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -63,7 +63,7 @@ def test_every_command_of_the_pages_parses(words: list[str], monkeypatch: pytest
     words = ["sft" if word == "STAGE" else word for word in words]
     _, bound, _ = build_app(words).parse_args(words, print_error=False, exit_on_error=False)
     if words[0] == "raise" and Path(words[1]).exists():
-        recipe = override(read_recipe(Path(words[1])), dict(_pairs(bound.arguments.get("settings", ()))))
+        recipe = override(Recipe.read(Path(words[1])), dict(_pairs(bound.arguments.get("settings", ()))))
         assert configs_of(recipe)
 
 
@@ -75,7 +75,9 @@ def test_a_flag_that_raise_does_not_have_would_be_noticed(flag: str):
         dict(_pairs(bound.arguments["settings"]))
 
 
-@pytest.mark.parametrize("page", [PAGE, ROOT / "README.md", ROOT / "docs" / "recipes.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [PAGE, ROOT / "README.md", ROOT / "docs" / "start" / "recipes.md"], ids=lambda page: page.name
+)
 def test_every_file_that_a_page_names_is_there(page: Path):
     text = page.read_text(encoding="utf-8")
     named = [ROOT / path for path in PATHS.findall(text) if not path.startswith("tests/test_x")]

@@ -31,11 +31,9 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "core", "misc", "base", "experi
 UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 
 # What breaks a limit, and why it may: {"room/file.py": "reason"}.
-EXCEPTIONS: dict[str, str] = {"serving": "the rooms of generation and requests are being nested"}
+EXCEPTIONS: dict[str, str] = {}
 # Folders whose entries import one another in a circle, and why they may.
-CIRCLES: dict[str, str] = {
-    "evaluation/release": "the page reads verdicts of the gate that renders the page",
-}
+CIRCLES: dict[str, str] = {}
 
 # Fields of requests to the server that nothing reads, and why they are taken nevertheless.
 UNREAD = {"add_generation_prompt": "the opposite of continue_final_message, and checked against it"}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from preference_rows import row, write
 from test_adapter import trained
-from tiny_checkpoint import save
 
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.artifacts.artifact import Manifest
+from puna.testing.tiny_checkpoint import save
 
 Perform = Callable[..., bool]
 Settings = dict[str, Any]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from puna.evaluation.diagnose.comparison import Comparison, Side
+from puna.evaluation.diagnose.comparison_group import ComparisonGroup, GroupMember
 from puna.evaluation.diagnose.record import Record
 from puna.evaluation.diagnose.rules.table import explain
 from puna.pipeline.artifacts import artifact
@@ -280,9 +280,9 @@ def test_records_of_a_run_that_do_not_fit_stop_a_comparison_with_a_message(
     perform_stage("sft", tmp_path / "out", **{**training, "steps": 2})
     record = Record.read(tmp_path / "out")
     assert record is not None
-    side = Side("mine", replace(record, facts=record.facts | change), "", "")
+    side = GroupMember("mine", replace(record, facts=record.facts | change), "", "")
     with pytest.raises(ArtifactError, match=r"the records of the run of mine.*run_facts\.json"):
-        explain(Comparison(side, None, None, None, {}, {}))
+        explain(ComparisonGroup(side, None, None, None, {}, {}))
     (tmp_path / "out" / "run_facts.json").write_text(json.dumps(record.facts | change))
     with pytest.raises(ArtifactError, match=r"run_facts\.json was altered"):
         Record.read(tmp_path / "out")

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from test_adapter import trained
-from tiny_checkpoint import save
 
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.registry.registry import is_shelf, promote
 from puna.pipeline.run import Run
 from puna.pipeline.storage.faults import WRITE_FAULTS, explain, naming_newest
+from puna.testing.tiny_checkpoint import save
 
 Settings = dict[str, Any]
 Perform = Callable[..., bool]

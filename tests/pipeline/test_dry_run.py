@@ -17,7 +17,7 @@ from puna.pipeline.errors import ConfigError
 from puna.pipeline.estimate import Estimate, Known, NotKnownYetError, Sketch
 from puna.pipeline.execution.dry_run import Cost, ForeseenStep, Pace, foresee
 from puna.pipeline.execution.executor import COST
-from puna.pipeline.execution.recipe import Recipe, config_class, override, read_recipe
+from puna.pipeline.execution.recipe import Recipe, config_class, override
 from puna.pipeline.execution.walk import configs_of, dry_run, raise_recipe
 from puna.pipeline.stages import STAGES
 from puna.training import sft
@@ -79,7 +79,7 @@ def recipe(tmp_path: Path, dataset_path: Path, checkpoint_path: Path) -> Recipe:
     talks = (dataset_path / "conversations.jsonl").read_text()
     (tmp_path / "held_out" / "conversations.jsonl").write_text(talks.replace("Where is", "What of"))
     (tmp_path / "my.toml").write_text(STEPS.format(folder=tmp_path, checkpoint=checkpoint_path))
-    return read_recipe(tmp_path / "my.toml")
+    return Recipe.read(tmp_path / "my.toml")
 
 
 def foreseen(recipe: Recipe, **settings: Any) -> dict[str, ForeseenStep]:
@@ -294,7 +294,7 @@ def test_steps_without_an_estimate_have_no_time(tmp_path: Path):
     path = tmp_path / "r.toml"
     path.write_text(f'out = "{tmp_path / "out"}"\n[ingest]\nsource = "{tmp_path / "missing"}"\nlicence = "own"\n')
     with (tmp_path / "log").open("w") as file:
-        dry_run(read_recipe(path), Console(file=file, width=200))
+        dry_run(Recipe.read(path), Console(file=file, width=200))
     said = (tmp_path / "log").read_text()
     assert "1 of 1 steps would run: none of them has an estimate of its time" in said and "0.0 s" not in said
 
@@ -302,7 +302,7 @@ def test_steps_without_an_estimate_have_no_time(tmp_path: Path):
 def test_a_recipe_without_a_step_is_refused(tmp_path: Path):
     (tmp_path / "r.toml").write_text('out = "x"\n')
     with pytest.raises(ConfigError, match="has no step; expected at least one table named ingest"):
-        read_recipe(tmp_path / "r.toml")
+        Recipe.read(tmp_path / "r.toml")
 
 
 @pytest.mark.parametrize(

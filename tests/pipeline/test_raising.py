@@ -12,7 +12,7 @@ from puna.corpus.ingest import ingest
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.artifacts.artifact import Manifest, Receipt
 from puna.pipeline.errors import ArtifactError, ConfigError, DataError, ReceiptError
-from puna.pipeline.execution.recipe import Recipe, override, read_recipe, resolve
+from puna.pipeline.execution.recipe import Recipe, override, resolve
 from puna.pipeline.execution.walk import raise_recipe
 
 RECIPE = """
@@ -64,7 +64,7 @@ def recipe(tmp_path: Path, dataset_path: Path) -> Recipe:
 
 def write_recipe(folder: Path, text: str) -> Recipe:
     (folder / "my.toml").write_text(text)
-    return read_recipe(folder / "my.toml")
+    return Recipe.read(folder / "my.toml")
 
 
 def steps_that_run(recipe: Recipe, **settings: Any) -> list[str]:
@@ -191,7 +191,7 @@ def test_a_recipe_that_cannot_be_understood_is_refused(tmp_path: Path, text: str
 
 def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"none\.toml cannot be read"):
-        read_recipe(tmp_path / "none.toml")
+        Recipe.read(tmp_path / "none.toml")
 
 
 def test_two_runs_at_once_are_refused(recipe: Recipe, monkeypatch: pytest.MonkeyPatch):

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import CONFIG, INDEX, WEIGHTS, edit_header, edit_json
 
 from puna.formats.chat.template import CHAT_TEMPLATE
+from puna.testing.tiny_checkpoint import CONFIG, INDEX, WEIGHTS, edit_header, edit_json
 
 GENERATION, TOKENIZER, TOKENIZER_CONFIG = "generation_config.json", "tokenizer.json", "tokenizer_config.json"
 JINJA = "chat_template.jinja"

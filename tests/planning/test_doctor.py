@@ -18,7 +18,6 @@ import pytest
 import torch
 from doctor_fixtures import BROKEN, BROKEN_SHARDS, HOSTILE, JINJA, STOCK, Broken, config, template
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import CONFIG, SCALING, WEIGHTS, edit_json, save, save_quantized, tokenizer
 
 from puna.formats.chat.template import CHAT_TEMPLATE
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
@@ -36,8 +35,9 @@ from puna.pipeline.artifacts import artifact
 from puna.pipeline.artifacts.artifact import Manifest, Receipt
 from puna.planning.doctor.command import doctor, print_report
 from puna.planning.doctor.examine import examine
-from puna.planning.doctor.finding import KINDS, Report
 from puna.planning.doctor.render import render
+from puna.planning.doctor.report import KINDS, Report
+from puna.testing.tiny_checkpoint import CONFIG, SCALING, WEIGHTS, edit_json, save, save_quantized, tokenizer
 
 PUNA = Path(sys.executable).with_name("puna")
 TEMPLATE = CHAT_TEMPLATE.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
@@ -92,7 +92,7 @@ def codes(report: Report) -> set[str]:
 
 
 def assert_silent(report: Report) -> None:
-    assert not report.findings, [finding.to_json() for finding in report.findings]
+    assert not report.findings, report.to_json()
     assert report.status == 0
 
 
@@ -125,7 +125,7 @@ def test_a_quantization_that_is_not_read_is_found_with_why(tmp_path: Path):
         lambda raw: raw["quantization_config"]["config_groups"]["group_0"]["weights"].update(weights),
     )
     found = next(finding for finding in examine(tmp_path).findings if finding.code == "quantization-unknown")
-    assert "zero points" in found.what
+    assert "zero points" in found.seen
 
 
 def test_nothing_is_wrong_with_metas_vocabulary(real: Path):
@@ -228,7 +228,7 @@ def test_a_published_size_with_another_stretch_is_named(good: Path, tmp_path: Pa
     sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
     config(**sizes, max_position_embeddings=131_072)(path)
     finding = next(each for each in examine(path).findings if each.code == "rope-odd")
-    assert "factor 32" in finding.what and "1b" in finding.what
+    assert "factor 32" in finding.seen and "1b" in finding.seen
 
 
 def test_an_altered_artifact_and_a_claim_that_did_not_hold_are_found(good: Path, tmp_path: Path):
@@ -255,15 +255,15 @@ def test_the_first_token_that_differs_is_shown_on_both_sides(good: Path, tmp_pat
     finding = next(each for each in examine(path).findings if each.where == f"{JINJA} (plain)")
     assert finding.code == "template-differs"
     sides = r"from token \d+ on, after '.*<\|end_header_id\|>\\n', it writes 'Where i'; expected '\\nWhere '"
-    assert re.search(sides, finding.what)
+    assert re.search(sides, finding.seen)
 
 
 def test_the_stock_template_is_named_with_its_dates(good: Path, tmp_path: Path):
     path = copy_of(good, tmp_path)
     template(STOCK)(path)
-    found = {finding.where: finding.what for finding in examine(path).findings}
+    found = {finding.where: finding.seen for finding in examine(path).findings}
     assert "Hugging Face's stock Llama 3.1 template" in found[f"{JINJA} (call)"]
-    dates = next(finding.what for finding in examine(path).findings if finding.code == "template-dates")
+    dates = next(finding.seen for finding in examine(path).findings if finding.code == "template-dates")
     assert "prompt, plain, system, multi-turn" in dates and "it writes 'system'; expected 'user" in dates
 
 
@@ -430,6 +430,11 @@ def rewritten(gguf: Path, out: Path, stored_as: str = "", **changes: Any) -> Pat
     return out
 
 
+def in_order(value: object) -> str:
+    """Name a parameter by its text, a set by its sorted members: workers of one test run need the same names."""
+    return str(sorted(value)) if isinstance(value, set) else str(value)
+
+
 WRONG_GGUFS: list[tuple[dict[str, Any], set[str]]] = [
     ({}, set()),
     ({"chat_template": "{{ messages[0].content }}"},
@@ -454,7 +459,7 @@ WRONG_GGUFS: list[tuple[dict[str, Any], set[str]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "expected"), WRONG_GGUFS, ids=str)
+@pytest.mark.parametrize(("changes", "expected"), WRONG_GGUFS, ids=in_order)
 def test_exactly_what_is_wrong_with_a_gguf_is_found(
     gguf: Path, tmp_path: Path, changes: dict[str, Any], expected: set[str]
 ):
@@ -479,11 +484,11 @@ def test_a_gguf_whose_weights_we_cannot_read_is_not_called_broken(wide_gguf: Pat
     report = examine(rewritten(wide_gguf, tmp_path / "model.gguf", stored_as=kind))
     assert codes(report) == {"gguf-kind"} and report.status == 1
     finding = report.findings[0]
-    assert f"16 in {kind} of 22 tensors" in finding.what and "Q8_0" in finding.what and "safetensors" in finding.remedy
+    assert f"16 in {kind} of 22 tensors" in finding.seen and "Q8_0" in finding.seen and "safetensors" in finding.remedy
     assert "8 of 8" in report.facts["chat template"]
 
 
-@pytest.mark.parametrize(("changes", "expected"), WRONG_GGUFS, ids=str)
+@pytest.mark.parametrize(("changes", "expected"), WRONG_GGUFS, ids=in_order)
 def test_all_else_that_is_wrong_with_weights_that_we_cannot_read_is_found(
     wide_gguf: Path, tmp_path: Path, changes: dict[str, Any], expected: set[str]
 ):
@@ -671,7 +676,7 @@ def test_no_odd_value_in_a_json_file_makes_the_doctor_fail(good_shards: Path, tm
 
 
 def test_the_page_lists_every_finding_as_the_code_has_it():
-    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "doctor.md").read_text()
     rows = re.findall(r"^\| `([\w-]+)` \| (\w+) \| (.+) \|$", page, re.MULTILINE)
     assert rows == [(code, kind.severity, kind.meaning) for code, kind in KINDS.items()]
 

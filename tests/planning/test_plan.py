@@ -23,13 +23,13 @@ from puna.formats.checkpoint.hf.config import render_config
 from puna.formats.checkpoint.hf.weights import build_empty
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.formats.tokenizer.train import train_tokenizer
+from puna.inference.engine.cache.paged_cache import PAGE_LEN
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
 from puna.inference.engine.runners.torch_runner import TorchRunner
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.attend import packed_attend
 from puna.model.config import SIZES, LlamaConfig, matrix_shapes
-from puna.model.kernels.native import PAGE_LEN
 from puna.model.llama import Llama
 from puna.model.quantized import Quantized
 from puna.model.scheme import FP8, INT8, Scheme
@@ -122,7 +122,7 @@ SERVES = (
     + """
 from puna.inference.engine.local import LocalSampler
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 
 def serve(path, length):
     sampler = LocalSampler.open(path, options=EngineOptions(max_batch=4))
@@ -446,7 +446,7 @@ def test_the_adapter_run_is_the_recipes() -> None:
     config = parse_settings(sft.Config, {**recipe, "init_from": "x", "data": ["y"]}, where="sft")
     assert config.adapter is not None
     assert (config.adapter.rank, config.checkpoint_activations) == (ADAPTER.lora_rank, ADAPTER.checkpoint_activations)
-    assert (config.accumulate, config.precision) == (ADAPTER.accumulate, ADAPTER.precision)
+    assert (config.grad_accumulation, config.precision) == (ADAPTER.accumulate, ADAPTER.precision)
     # The recipe leaves both to the data: rows of up to 1,024 tokens, enough of them for batches of 4,096.
     assert config.context is config.batch_tokens is None
     assert (ADAPTER.context, ADAPTER.batch_tokens) == (1024, 4096)

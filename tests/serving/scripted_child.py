@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from puna.inference.engine.sampler import Chunk, SamplingParams, Usage
+from puna.inference.engine.outputs import Chunk, Usage
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.pipeline.errors import CheckpointError, RequestError
 from puna.serving.generation.engine_child import answer, take_connection
 from puna.serving.generation.messages import Facts, error_to_json, frame

@@ -26,7 +26,8 @@ from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.adapters.folder import WEIGHTS_NAME
 from puna.formats.checkpoint.checkpoint import save_checkpoint
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.engine.sampler import Chunk, SamplingParams, TokenLogprob, Usage
+from puna.inference.engine.outputs import Chunk, TokenLogprob, Usage
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.pipeline.errors import CheckpointError, RequestError
 from puna.serving.generation import engine_process
 from puna.serving.generation.engine_process import EngineProcess
@@ -43,7 +44,7 @@ from puna.serving.generation.messages import (
 )
 from puna.serving.middleware.rules import Rules, make_rules
 from puna.serving.serve import EngineFlags, engine_spec, open_served, open_supervised
-from puna.serving.served import Served
+from puna.serving.served_model import ServedModel
 
 CHILD = (sys.executable, str(Path(__file__).with_name("scripted_child.py")))
 # Generous: CI's cores are few and busy. What the issue asks for, 2 and 10 seconds, full counts measure.
@@ -88,7 +89,7 @@ def scene(tokenizer_path, tmp_path):
         spec["starts"] = str(tmp_path / "starts")
         engine = EngineProcess(spec, command=CHILD, max_jobs=max_jobs, stall_seconds=stall_seconds)
         facts, chat_format = engine.open(), ChatFormat(tokenizer)
-        served = Served("tiny", tokenizer, chat_format, engine, facts.max_context, facts.stop_ids, facts.defaults)
+        served = ServedModel("tiny", tokenizer, chat_format, engine, facts.max_context, facts.stop_ids, facts.defaults)
         with serving(served, rules) as url:
             yield Scene(url, engine, tmp_path / "starts")
         for pid in map(int, (tmp_path / "starts").read_text().split()):
@@ -426,7 +427,7 @@ def test_answers_of_the_process_equal_those_of_an_engine_in_this_one(tmp_path):
         ("completions", {"model": "tiny", "prompt": [70] * 300}),
     ]
 
-    def answers(served: Served) -> list[Any]:
+    def answers(served: ServedModel) -> list[Any]:
         with serving(served) as url:
             found = [httpx2.post(f"{url}/v1/{path}", json=body, timeout=60) for path, body in bodies]
         return [{k: v for k, v in each.json().items() if k not in ("id", "created")} for each in found]

@@ -10,12 +10,12 @@ import pytest
 from test_scheduler import new_prompt, new_request, run_step
 
 from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.inference.engine.cache.paged_cache import PagePool
 from puna.inference.engine.grammar.grammar import json_grammar
-from puna.inference.engine.pages import PagePool
-from puna.inference.engine.request import Request, State
-from puna.inference.engine.scheduler import IDLE_TOKENS, Scheduler
+from puna.inference.engine.scheduling.request import Request, State
+from puna.inference.engine.scheduling.scheduler import IDLE_TOKENS, Scheduler
 from puna.pipeline.errors import RequestError
-from puna.serving.generation.admission import (
+from puna.serving.admission.admission import (
     BURST,
     MOST_DELAY,
     MOST_SECONDS,
@@ -23,12 +23,12 @@ from puna.serving.generation.admission import (
     Admission,
     RefusalPace,
 )
-from puna.serving.grammars import MAX_WAITING, Grammars
+from puna.serving.admission.workers import LARGE_BYTES, Workers
+from puna.serving.admission.workers import MAX_WAITING as MOST_LARGE
+from puna.serving.errors import HttpError
 from puna.serving.middleware.concurrency import ConcurrencyMiddleware
 from puna.serving.middleware.keys import Tenant
-from puna.serving.offload.workers import LARGE_BYTES, Workers
-from puna.serving.offload.workers import MAX_WAITING as MOST_LARGE
-from puna.serving.refusals import Refusal
+from puna.serving.preparation.grammars import MAX_WAITING, GrammarPool
 
 
 class Clock:
@@ -39,8 +39,8 @@ class Clock:
         return self.now
 
 
-def refusal_of(admission: Admission, tenant: str, size: int = 1) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+def refusal_of(admission: Admission, tenant: str, size: int = 1) -> HttpError:
+    with pytest.raises(HttpError) as caught:
         admission.take(tenant, size)
     assert caught.value.status == 503
     return caught.value
@@ -111,8 +111,8 @@ def overload(num_tenants: int, *, max_batch: int, seconds: int, seed: int) -> Co
             for _ in range(wanted - present[tenant]):
                 prompt = new_prompt(rng.randrange(5, 60), rng.randrange(10**9))
                 scheduler.add(new_request(prompt, tenant=tenant, max_tokens=rng.randrange(5, 40)))
-        for work in run_step(scheduler):
-            tokens[work.request.tenant] += work.num_tokens
+        for scheduled in run_step(scheduler):
+            tokens[scheduled.request.tenant] += scheduled.num_tokens
     return tokens
 
 
@@ -181,8 +181,8 @@ def test_one_that_leaves_and_comes_back_has_not_been_forgotten():
                 scheduler.add(request)
         if all(request.tenant != "brief" for request in [*scheduler.running, *scheduler.waiting()]):
             scheduler.add(new_request(new_prompt(100, seed), tenant="brief", max_tokens=10))
-        for work in run_step(scheduler):
-            tokens[work.request.tenant] += work.num_tokens
+        for scheduled in run_step(scheduler):
+            tokens[scheduled.request.tenant] += scheduled.num_tokens
     assert tokens["brief"] < 1.1 * tokens["steady"], tokens
 
 
@@ -198,14 +198,14 @@ def test_requests_of_many_tenants_that_join_leave_and_are_preempted_keep_the_inv
             scheduler.add(alive[-1])
         if alive and rng.random() < 0.05:
             scheduler.remove(alive.pop(rng.randrange(len(alive))))
-        works = run_step(scheduler)
-        assert len({id(work.request) for work in works}) == len(works)
-        assert works or not alive
+        batch = run_step(scheduler)
+        assert len({id(scheduled.request) for scheduled in batch}) == len(batch)
+        assert batch or not alive
         alive = [request for request in alive if request.state is not State.ENDED]
     while alive:
         assert run_step(scheduler)
         alive = [request for request in alive if request.state is not State.ENDED]
-    assert scheduler.pool.num_held == 0 and not scheduler._had and not scheduler._waiting
+    assert scheduler.pool.num_held == 0 and not scheduler._served_tokens and not scheduler._waiting
 
 
 def test_a_tenant_that_is_refused_again_and_again_waits_for_its_refusals():
@@ -234,7 +234,7 @@ def test_requests_beyond_a_tenants_share_of_the_connections_wait_for_their_refus
             asked.append(asyncio.create_task(limited(dict(scope), None, None)))  # type: ignore[arg-type]
         await asyncio.sleep(0.01)
         refused = [task for task in asked if task.done()]
-        assert len(refused) == BURST + 1 and all(isinstance(task.exception(), Refusal) for task in refused)
+        assert len(refused) == BURST + 1 and all(isinstance(task.exception(), HttpError) for task in refused)
         ended.set()
         await asyncio.gather(*asked[BURST + 2 :])  # By then there is room.
 
@@ -249,10 +249,10 @@ def test_slow_grammars_of_one_tenant_leave_another_its_turn(tokenizer_path):
         return json_grammar({"type": "null"})
 
     async def run() -> None:
-        grammars = Grammars(Tokenizer.load(tokenizer_path), [1])
+        grammars = GrammarPool(Tokenizer.load(tokenizer_path), [1])
         waiting = [asyncio.create_task(grammars.compile(slow, param="tools", tenant="a")) for _ in range(MAX_WAITING)]
         await asyncio.sleep(0.1)
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(HttpError) as caught:
             await grammars.compile(slow, param="tools", tenant="a")
         assert caught.value.status == 503
         for _ in range(3):
@@ -275,7 +275,7 @@ def test_large_requests_of_one_tenant_leave_another_its_turn():
         workers, large = Workers(), LARGE_BYTES + 1
         many = [asyncio.create_task(workers.run(slow, num_bytes=large, tenant="a")) for _ in range(MOST_LARGE)]
         await asyncio.to_thread(began.wait, 20)
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(HttpError) as caught:
             await workers.run(len, "text", num_bytes=large, tenant="a")
         assert caught.value.status == 503
         other = asyncio.create_task(workers.run(len, "text", num_bytes=large, tenant="b"))

@@ -20,7 +20,7 @@ from puna.formats.chat.format import ChatFormat
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.serving.generation.engine_process import EngineProcess
 from puna.serving.middleware.rules import make_rules
-from puna.serving.served import Served
+from puna.serving.served_model import ServedModel
 
 TOKENS, SLOTS, PAUSE = 16, 32, 0.04
 CAPACITY = SLOTS / PAUSE  # tokens a second
@@ -36,7 +36,7 @@ def load(tokenizer_path, tmp_path) -> Iterator[Load]:
     spec = {"pause": PAUSE, "slots": SLOTS, "starts": str(tmp_path / "starts")}
     engine = EngineProcess(spec, command=CHILD, max_jobs=4 * SLOTS)
     facts, chat_format = engine.open(), ChatFormat(tokenizer)
-    served = Served("tiny", tokenizer, chat_format, engine, facts.max_context, facts.stop_ids, facts.defaults)
+    served = ServedModel("tiny", tokenizer, chat_format, engine, facts.max_context, facts.stop_ids, facts.defaults)
     with serving(served, make_rules("127.0.0.1", tmp_path / "keys.txt", {})) as url:
         yield lambda **load: run_clients(url, **load)
     assert engine.admission.held == {}

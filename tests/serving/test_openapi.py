@@ -30,7 +30,7 @@ def statuses_in_code() -> set[int]:
         node
         for path in SERVE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Refusal"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "HttpError"
     ]
     parts = [part for call in calls if call.args for part in ast.walk(call.args[0])]
     return {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, int)}

@@ -16,17 +16,17 @@ from test_serve import CALL, HI, SENTENCES, TOOL, ScriptedEngine, connect, error
 
 from puna.formats.chat.conversation import Conversation
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.serving.browser.origins import parse_origins
+from puna.serving.errors import HttpError
 from puna.serving.middleware.rules import Rules
 from puna.serving.middleware.warnings import MAX_CHARS, MAX_LOGGED, header_value
 from puna.serving.protocol.log_limit import LogLimit
-from puna.serving.refusals import Refusal
 from puna.serving.requests.chat import ChatRequest
 from puna.serving.requests.completion import CompletionRequest
 from puna.serving.requests.reading import check_body, parse_body
 from puna.serving.serve import open_served
-from puna.serving.served import Served
+from puna.serving.served_model import ServedModel
 
 CHAT = {"model": "tiny", "messages": HI, "max_tokens": 4}
 REQUESTS = {False: ChatRequest, True: CompletionRequest}
@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(checkpoint) -> Served:
+def served(checkpoint) -> ServedModel:
     return open_served(checkpoint)
 
 
@@ -545,7 +545,7 @@ def test_a_large_wrong_body_is_refused_in_less_than_a_second(name):
     content = json.dumps(body, separators=(",", ":")).encode()
     assert 300_000 < len(content) < 4 << 20
     began = time.thread_time()
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(HttpError) as caught:
         check_body(parse_body(content, content_type=JSON), REQUESTS["prompt" in body], is_strict=False)
     assert time.thread_time() - began < 1 and caught.value.status == 400 and len(str(caught.value)) < 1000
 

@@ -26,10 +26,11 @@ from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.formats.tokenizer.train import train_tokenizer
+from puna.inference.engine.detokenizer import TextStream
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.request import Request
-from puna.inference.engine.sampler import Chunk, SamplingParams
-from puna.inference.engine.text import TextStream
+from puna.inference.engine.outputs import Chunk
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.scheduling.request import Request
 from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
@@ -41,7 +42,7 @@ from puna.serving.generation.engine_loop import MAX_FAILURES
 from puna.serving.generation.engine_thread import EngineThread
 from puna.serving.middleware.rules import Rules, make_rules
 from puna.serving.serve import make_server, open_served, serve
-from puna.serving.served import Served
+from puna.serving.served_model import ServedModel
 
 KEY, OTHER_KEY = "k" * 43, "j" * 32
 HI = [{"role": "user", "content": "When do you open?"}]
@@ -101,7 +102,7 @@ class ScriptedEngine:
 
 
 @contextmanager
-def serving(served: Served, rules: Rules | None = None, shutdown_seconds: int = 5) -> Iterator[str]:
+def serving(served: ServedModel, rules: Rules | None = None, shutdown_seconds: int = 5) -> Iterator[str]:
     """Serve; when the server has stopped, hold its answers to /openapi.json."""
     server = make_server(served, rules or Rules(), host="127.0.0.1", port=0)
     recorder = Recorder(server.config.app)  # type: ignore[arg-type]
@@ -120,10 +121,10 @@ def serving(served: Served, rules: Rules | None = None, shutdown_seconds: int = 
     recorder.check()
 
 
-def scripted(tokenizer: Tokenizer, engine: ScriptedEngine, max_jobs: int = 4) -> Served:
+def scripted(tokenizer: Tokenizer, engine: ScriptedEngine, max_jobs: int = 4) -> ServedModel:
     chat_format = ChatFormat(tokenizer)
     thread = EngineThread(engine, max_jobs=max_jobs)
-    return Served("tiny", tokenizer, chat_format, thread, max_context=4096, stop_ids=chat_format.stop_ids)
+    return ServedModel("tiny", tokenizer, chat_format, thread, max_context=4096, stop_ids=chat_format.stop_ids)
 
 
 def connect(url: str, key: str = KEY) -> openai.OpenAI:
@@ -164,7 +165,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(checkpoint) -> Served:
+def served(checkpoint) -> ServedModel:
     return open_served(checkpoint)
 
 
@@ -504,7 +505,9 @@ def test_without_a_key_only_this_machines_names_are_answered(tokenizer):
         error_of(answer)
 
 
-def tokens_computed(served: Served, rules: Rules, keys: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def tokens_computed(
+    served: ServedModel, rules: Rules, keys: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
     """Let each key in turn ask the same 400 tokens; return how many were computed for each."""
     engine, counts = served.engine._engine, [0] * len(keys)  # type: ignore[attr-defined]
     forward = engine.runner.forward

@@ -15,10 +15,10 @@ from test_serve import HI, KEY, connect, save_tiny, serving
 
 from puna.inference.engine.grammar import check
 from puna.pipeline.errors import CheckpointError
-from puna.serving.generation.admission import Admission
+from puna.serving.admission.admission import Admission
 from puna.serving.middleware.rules import make_rules
 from puna.serving.serve import open_served
-from puna.serving.served import Served
+from puna.serving.served_model import ServedModel
 
 ORDER = {
     "type": "object",
@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(checkpoint) -> Iterator[Served]:
+def served(checkpoint) -> Iterator[ServedModel]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(check, "SECONDS", 1.0)
         yield open_served(checkpoint)

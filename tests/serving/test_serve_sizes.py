@@ -19,12 +19,12 @@ from test_serve import HI, SENTENCES, ScriptedEngine, connect, error_of, scripte
 
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.formats.tokenizer.train import train_tokenizer
-from puna.inference.engine.sampler import Chunk, TokenLogprob
-from puna.serving import completions
-from puna.serving.answers.pieces import JsonList, json_parts, json_pieces
-from puna.serving.answers.size import MAX_PER_ANSWER, AnswerSize, AnswerSpace
-from puna.serving.offload.room import require_room
-from puna.serving.refusals import Refusal
+from puna.inference.engine.outputs import Chunk, TokenLogprob
+from puna.serving.errors import HttpError
+from puna.serving.preparation.context_length import require_room
+from puna.serving.responses.json_pieces import JsonList, json_parts, json_pieces
+from puna.serving.responses.logprob_budget import MAX_PER_ANSWER, LogprobBudget, LogprobCount
+from puna.serving.routes import completions
 
 TEXT = "The shop opens at nine o'clock; returns are free. "
 
@@ -89,8 +89,8 @@ def test_an_answer_of_too_many_log_probabilities_is_refused_before_any_work(scor
 
 
 def test_following_the_advice_is_enough():
-    for size in (AnswerSize([1000] * 4, 1, 16, 1024, True), AnswerSize([1000], 8, 16, 500, True)):
-        with pytest.raises(Refusal) as caught:
+    for size in (LogprobCount([1000] * 4, 1, 16, 1024, True), LogprobCount([1000], 8, 16, 500, True)):
+        with pytest.raises(HttpError) as caught:
             size.require_fit("n")
         number = int(caught.value.message.split("at most ")[2].split()[0].rstrip("."))
         one_by_one = replace(size, prompt_lens=size.prompt_lens[:number])
@@ -113,7 +113,7 @@ def test_a_chat_without_max_tokens_gets_as_many_tokens_as_can_be_told_of(tokeniz
 def test_space_for_answers_is_given_back(tokenizer, is_streamed):
     engine = ScriptedEngine(tokenizer, tokenizer.encode("a " * 2000), pause=0.01)
     served = scripted(tokenizer, engine)
-    served.__dict__["answer_space"] = AnswerSpace(100)
+    served.__dict__["logprob_budget"] = LogprobBudget(100)
     body = {"model": "tiny", "messages": HI, "logprobs": True, "max_tokens": 60, "stream": is_streamed}
     with serving(served) as url, httpx2.Client(base_url=url) as http:
         for _ in range(2):

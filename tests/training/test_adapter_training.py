@@ -14,7 +14,7 @@ from test_tuning import gradients_of, new_batch
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.inference.engine.local import LocalSampler, sampling_defaults
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.attend import packed_attend
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.config import parse_config

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import endpoint
 import numpy as np
 import pytest
-from endpoint import Fake
 
 from puna.data.dataset import Dataset
 from puna.data.labels import LabelledRow, read_header
@@ -18,6 +16,7 @@ from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import ConfigError, DataError, RequestError
 from puna.serving.middleware.rules import Rules
 from puna.serving.serve import make_server, open_served
+from puna.testing.endpoint import ScriptedEndpoint, serving
 
 Perform = Callable[..., bool]
 Settings = dict[str, Any]
@@ -91,8 +90,8 @@ def test_each_way_of_scoring_gives_the_same_labels(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setenv("TEACHER_KEY", "s3cret")
-    fake = Fake(checkpoint_path, scores_by=way, key="s3cret", faults=["503", "drop", "429", "garbage"])
-    with endpoint.serving(fake) as url:
+    fake = ScriptedEndpoint(checkpoint_path, scores_by=way, key="s3cret", faults=["503", "drop", "429", "garbage"])
+    with serving(fake) as url:
         perform_stage("label", tmp_path / "out", **asked(url, key_variable="TEACHER_KEY"), licence="MIT")
     assert artifact.read_manifest(tmp_path / "out").licences == ["mit"]
     assert not any(b"s3cret" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
@@ -111,13 +110,13 @@ def test_each_way_of_scoring_gives_the_same_labels(
 def test_a_killed_run_asks_only_for_what_is_missing(
     perform_stage: Perform, asked: Callable[..., Settings], checkpoint_path: Path, tmp_path: Path
 ):
-    fake = Fake(checkpoint_path)
-    with endpoint.serving(fake) as url:
+    fake = ScriptedEndpoint(checkpoint_path)
+    with serving(fake) as url:
         perform_stage("label", tmp_path / "whole", **asked(url))
-        num_requests, fake.gone = len(fake.bodies), len(fake.bodies) + 8
+        num_requests, fake.num_answers = len(fake.bodies), len(fake.bodies) + 8
         with pytest.raises(RequestError, match=r"failed 8 times.*goes on where it stopped"):
             perform_stage("label", tmp_path / "out", **asked(url))
-        fake.gone, fake.bodies = None, []
+        fake.num_answers, fake.bodies = None, []
         perform_stage("label", tmp_path / "out", **asked(url))
     assert 0 < len(fake.bodies) < num_requests
     whole, out = (artifact.read_manifest(tmp_path / name) for name in ("whole", "out"))
@@ -148,7 +147,7 @@ def test_what_a_server_does_not_do_is_said(
     error: type[Exception],
     message: str,
 ):
-    with endpoint.serving(Fake(checkpoint_path, **fault)) as url, pytest.raises(error, match=message):
+    with serving(ScriptedEndpoint(checkpoint_path, **fault)) as url, pytest.raises(error, match=message):
         perform_stage("label", tmp_path / "out", **asked(url, **more))
 
 
@@ -168,8 +167,10 @@ def test_a_server_with_another_tokenizer_is_refused(
     tmp_path: Path,
 ):
     for answers, message in ((False, "tiny has another tokenizer"), (True, "in tokens that are not this tokenizer's")):
-        fake = Fake(checkpoint_path, answer="Where is my order 48151? The parcel is on its way; we open at nine.")
-        with endpoint.serving(fake) as url, pytest.raises(DataError, match=message):
+        fake = ScriptedEndpoint(
+            checkpoint_path, answer="Where is my order 48151? The parcel is on its way; we open at nine."
+        )
+        with serving(fake) as url, pytest.raises(DataError, match=message):
             settings = asked(url, tokenizer=str(other_tokenizer), answers=answers)
             perform_stage("label", tmp_path / "out", **settings)
 
@@ -182,8 +183,8 @@ def test_answers_of_a_server_are_labelled_token_by_token(
     tmp_path: Path,
     no_picture: None,
 ):
-    fake = Fake(checkpoint_path, scores_by="nothing")
-    with endpoint.serving(fake) as url:
+    fake = ScriptedEndpoint(checkpoint_path, scores_by="nothing")
+    with serving(fake) as url:
         perform_stage("label", tmp_path / "out", **asked(url, answers=True))
     texts, rows = Dataset([tmp_path / "out"], ("conversations",)), rows_of(tmp_path / "out")
     tokenizer = fake.tokenizer
@@ -202,6 +203,6 @@ def test_answers_of_a_server_are_labelled_token_by_token(
 def test_answers_that_are_cut_off_are_left_out(
     perform_stage: Perform, asked: Callable[..., Settings], checkpoint_path: Path, tmp_path: Path
 ):
-    fake = Fake(checkpoint_path, finish_reason="length")
-    with endpoint.serving(fake) as url, pytest.raises(DataError, match="Left out: the answer ended by 'length'"):
+    fake = ScriptedEndpoint(checkpoint_path, finish_reason="length")
+    with serving(fake) as url, pytest.raises(DataError, match="Left out: the answer ended by 'length'"):
         perform_stage("label", tmp_path / "out", **asked(url, answers=True))

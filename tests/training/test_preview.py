@@ -260,7 +260,7 @@ def test_later_batches_of_other_shapes_are_part_of_the_forecast(
     ids=["adapter", "all weights"],
 )
 def test_the_memory_of_a_run_of_its_own_is_foreseen_within_15_percent(table: Settings, tmp_path: Path):
-    """The runs of docs/afternoon.md, as processes: conversations of many lengths, the shipped teacher."""
+    """The runs of docs/start/afternoon.md, as processes: conversations of many lengths, the shipped teacher."""
     source, words = random.Random(0), ["the", "order", "parcel", "shop", "opens", "at", "nine", "today"]
     folder = tmp_path / "data"
     folder.mkdir()

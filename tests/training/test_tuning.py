@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from tiny_checkpoint import save, tokenizer
 
 from puna.data.packing import Batch
 from puna.formats.chat.format import ChatFormat
@@ -24,6 +23,7 @@ from puna.model.llama import Linear, Llama
 from puna.model.quantized import QuantizedLinear, round_linears, rounded
 from puna.model.scheme import FP8, INT8, Scheme
 from puna.pipeline.errors import ConfigError
+from puna.testing.tiny_checkpoint import save, tokenizer
 from puna.training.objectives.next_token import NextToken
 
 LENGTHS = (23, 40, 9)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from puna.serving.generation.engine_client import EngineClient
     from puna.serving.generation.messages import Facts
     from puna.serving.middleware.rules import Rules
-    from puna.serving.served import AdapterNames, Served
+    from puna.serving.served_model import AdapterNames, ServedModel
 
 SHUTDOWN_SECONDS = 30
 INTERRUPTED = 130  # what shells expect after Ctrl-C
@@ -174,7 +174,7 @@ def engine_spec(checkpoint: Path, flags: EngineFlags) -> dict[str, Any]:
 
 def open_supervised(
     spec: Mapping[str, Any], name: str, max_queue: int, stall_seconds: float
-) -> tuple["Served", list[str]]:
+) -> tuple["ServedModel", list[str]]:
     """Load a checkpoint in a separate process; return the served model and a reason for every unfit adapter.
 
     Only that process imports torch. This process holds the connections and answers after a death of the engine.
@@ -201,7 +201,7 @@ def open_served(
     max_queue: int = 256,
     options: EngineOptions = DEFAULTS,
     draft: str = "",
-) -> "Served":
+) -> "ServedModel":
     """Load a checkpoint in this process and put an engine, not started yet, behind it: for tests and programs."""
     from puna.serving.generation.engine_thread import EngineThread
     from puna.serving.generation.loading import facts_of, open_sampler
@@ -220,11 +220,11 @@ def _served(
     engine: "EngineClient",
     facts: "Facts",
     adapters: "AdapterNames | None",
-) -> "Served":
+) -> "ServedModel":
     from puna.formats.chat.format import ChatFormat
-    from puna.serving.served import Served
+    from puna.serving.served_model import ServedModel
 
-    return Served(
+    return ServedModel(
         name=name,
         tokenizer=tokenizer,
         format=ChatFormat(tokenizer),
@@ -237,7 +237,7 @@ def _served(
     )
 
 
-def make_server(served: "Served", rules: "Rules", *, host: str, port: int) -> "uvicorn.Server":
+def make_server(served: "ServedModel", rules: "Rules", *, host: str, port: int) -> "uvicorn.Server":
     """Build the HTTP server."""
     from puna.serving.app import build_app
     from puna.serving.browser.origins import share_with

@@ -18,7 +18,7 @@ from puna.corpus.synthesize.asking import Ask, Asker, Reply
 from puna.corpus.synthesize.picking import Candidate, Picked, Rule
 from puna.data.dataset import Dataset
 from puna.data.shards import find_shards, write_jsonl
-from puna.evaluation.tasks import GRADES, Question, Task, load_task
+from puna.evaluation.tasks import GRADES, Question, Task
 from puna.evaluation.tasks.reward_model import RewardModel
 from puna.formats.chat.conversation import Conversation
 from puna.inference.completer.completer import Completer, Sampling
@@ -124,7 +124,7 @@ def _questions(config: Config, run: Run) -> list[Question]:
     questions: list[Question] = []
     for path in config.questions:
         is_task = path.name.startswith("questions") if path.is_file() else bool(find_shards(path, "questions"))
-        found = list(load_task(path).questions if is_task or config.judge == "grade" else _turns(path))
+        found = list(Task.load(path).questions if is_task or config.judge == "grade" else _turns(path))
         if config.judge == "grade" and not is_task:
             num_passed_over = sum(1 for _ in _turns(path)) - len(found)
             run.log(f"{path}: passed over {num_passed_over:,} turns without an expected answer, or with several calls")

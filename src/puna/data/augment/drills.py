@@ -1,11 +1,10 @@
-"""An encoded row -> a copying drill: tokens of the row, then the same tokens in shuffled pieces.
+"""Token ids of a row -> a copying drill: some tokens of the row, then the same tokens in shuffled pieces.
 
-In the pieces of draw_drill no token comes twice. draw_run_drill repeats keys with strings of few different tokens, as
-in "0182 555 0182": there the token before does not say which one follows, only the whole string since its key does.
+In `draw_drill` all tokens are distinct. `draw_run_drill` repeats keys with strings over a small alphabet, as in "0182
+555 0182": the previous token does not determine the next one, only the whole string since the key does.
 
-A small model learns to copy what it never saw (identifiers, names, prices) only once it has formed induction heads
-(Olsson et al., 2022, arXiv 2209.11895). Text teaches that late, because little of it has to be copied; a drill is
-nothing else.
+A small model copies unseen identifiers, names and prices only after induction heads have formed (Olsson et al., 2022,
+arXiv 2209.11895). Ordinary text requires little copying, so induction heads form late; a drill requires nothing else.
 """
 
 import random
@@ -22,7 +21,7 @@ REPEAT = 0.4  # probability that a token of a string equals the one before it
 
 
 def draw_drill(ids: Sequence[int], source: random.Random) -> Encoded:
-    """Return different tokens of `ids` in random order, and their repetition; only what can be known is trained."""
+    """Return distinct tokens of `ids` in random order, then repeated; the mask covers the predictable tokens only."""
     first, *rest = ids
     known = sorted(set(rest))
     drawn = source.sample(known, min(len(known), source.randint(MIN_LEN, MAX_LEN)))
@@ -36,7 +35,7 @@ def draw_drill(ids: Sequence[int], source: random.Random) -> Encoded:
 
 
 def draw_run_drill(ids: Sequence[int], source: random.Random) -> Encoded:
-    """Return keys with strings of few different tokens, then the same in another order; its strings are trained.
+    """Return keys with strings of few distinct tokens, then the same pairs in another order; the mask covers strings.
 
     Example:
         >>> drill = draw_run_drill([1, 10, 11, 12, 13, 14, 15], random.Random(0))

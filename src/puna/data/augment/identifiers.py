@@ -1,8 +1,8 @@
-"""A conversation -> the same conversation with other identifiers, so that a model must copy them, not remember them.
+"""A conversation -> the same conversation with random identifiers, which a model must copy instead of remember.
 
-An identifier is a run of at least four digits in a tool call's arguments or a tool result ("latte-3490", "28740"), but
-not a part of a decimal number (1234.50). Each is replaced by random digits of the same length, the same everywhere in
-the conversation, and no two by the same. Names of arguments stay as they are.
+An identifier is a run of at least four digits in the arguments of a tool call or in a tool result ("latte-3490",
+"28740"). Digits of a decimal number (1234.50) are excluded. All occurrences of an identifier get the same new digits of
+the same length; different identifiers stay different. Argument names do not change.
 """
 
 import random
@@ -18,7 +18,7 @@ DRAWS = 100
 
 
 def fresh_identifiers(conversation: Conversation, source: random.Random) -> Conversation:
-    """Replace every identifier of the conversation by random digits that stand nowhere in it."""
+    """Replace every identifier of the conversation with random digits that do not occur in the conversation."""
     fresh = _draw(sorted(_named(conversation)), source)
 
     def renew(value: Any) -> Any:
@@ -52,7 +52,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _draw(names: list[str], source: random.Random) -> dict[str, str]:
-    """Draw digits for each name: none twice, none of the old ones, a leading zero only where there was one."""
+    """Draw new digits for every identifier: unique, not an old identifier, a leading zero only in place of one."""
     fresh: dict[str, str] = {}
     taken = set(names)
     for name in names:

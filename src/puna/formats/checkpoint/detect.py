@@ -1,4 +1,4 @@
-"""A path in anybody's format -> a Source: Hugging Face's or Meta's directory, a GGUF file, an adapter on a base."""
+"""Format detection: a path -> a Source. Reads Hugging Face and Meta directories, GGUF files, adapters on a base."""
 
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,14 +21,18 @@ MARKS: tuple[tuple[str, Format], ...] = (
 
 
 class Opened(NamedTuple):
-    """A model, and what its reader has to tell beside."""
+    """A model, and a note of the reader for the log."""
 
     source: Source
     note: str = ""
 
 
 def find_format(path: Path) -> Format:
-    """Tell a path's format by names, and GGUF by how it begins; CheckpointError if there is nothing known."""
+    """Return the format by file names, or by the magic number of GGUF.
+
+    Raises:
+        CheckpointError: The path holds no known format.
+    """
     if path.is_file() and is_gguf(path):
         return "GGUF"
     for name, found in MARKS:
@@ -44,7 +48,15 @@ def find_format(path: Path) -> Format:
 
 
 def open_source(path: Path, *, base: Path | None = None) -> Opened:
-    """Open a model in any format, reading no weights; `base` is the model that an adapter is merged into."""
+    """Open a model in any format without reading weights.
+
+    Args:
+        path: Directory or GGUF file.
+        base: Base model of an adapter; the adapter is merged on reading.
+
+    Example:
+        source, note = open_source(Path("downloads/llama.gguf"))
+    """
     found = find_format(path)
     if base is not None and found != "adapter":
         raise CheckpointError(f"a base for {path}, which is no adapter", expected="a base with adapters only")

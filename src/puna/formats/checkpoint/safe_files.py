@@ -1,4 +1,4 @@
-"""A file name in a checkpoint directory -> a path that is safe to open, or its JSON. Knows no format of weights."""
+"""Safe access to files of an untrusted checkpoint directory: file names -> real paths, and bounded strict JSON."""
 
 import json
 import stat
@@ -12,11 +12,16 @@ MAX_JSON_BYTES = 16 * 2**20
 
 
 def find_file(directory: Path, name: str) -> Path | None:
-    """Return the file's real path, None if there is none.
+    """Return the real path of a file, None if the file does not exist.
 
-    `name` must be a plain file name. A symbolic link may lead only into the directory itself or, since that is how
-    the Hugging Face cache stores a model, from `snapshots/REVISION/` or `original/` in it into the `blobs/` beside
-    `snapshots/`.
+    A symbolic link may lead only into the directory itself, or into the `blobs` of a Hugging Face cache: from
+    `snapshots/REVISION/` or its `original/` into the `blobs/` beside `snapshots/`.
+
+    Args:
+        name: Plain file name without a path.
+
+    Raises:
+        CheckpointError: The name has a path, or the file is a link elsewhere, irregular or unreadable.
     """
     if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name:
         raise CheckpointError(f"{directory}: file name {name!r}", expected="a name without a path")
@@ -40,7 +45,7 @@ def find_file(directory: Path, name: str) -> Path | None:
 
 
 def _blobs_of(root: Path) -> Path | None:
-    """Return where the Hugging Face cache keeps the files of a snapshot or of Meta's own within it."""
+    """Return the `blobs` directory of the Hugging Face cache for a snapshot or its `original` folder."""
     for snapshot in (root, root.parent) if root.name == "original" else (root,):
         if snapshot.parent.name == "snapshots":
             return snapshot.parent.parent / "blobs"
@@ -48,7 +53,7 @@ def _blobs_of(root: Path) -> Path | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of at most 16 MiB; strict: no NaN, no key twice."""
+    """Return the JSON object of a file of at most 16 MiB; NaN and duplicate keys are errors."""
     try:
         text = read_bounded(path, max_bytes=MAX_JSON_BYTES, error=CheckpointError)
     except FileNotFoundError as error:
@@ -57,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: bytes, path: Path) -> dict[str, Any]:
-    """Return the JSON object in `text`, which came from `path`."""
+    """Return the JSON object in `text`, the contents of `path`."""
     try:
         value = parse_strict(text)
     except (ValueError, RecursionError) as error:

@@ -30,7 +30,7 @@ from puna.model.config import LlamaConfig
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.directory.files import check_files
 from puna.planning.doctor.directory.opened import find_safely
-from puna.planning.doctor.finding import Report, listed
+from puna.planning.doctor.report import Report, listed
 from puna.planning.doctor.values import check_values, readable, scan
 
 TARGETS = LINEAR_NAMES | {"lm_head", "embed_tokens"}

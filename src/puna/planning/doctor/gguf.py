@@ -26,7 +26,7 @@ from puna.planning.doctor.directory.layout import expected_shapes
 from puna.planning.doctor.directory.settings import check_rope
 from puna.planning.doctor.directory.stops import PAD
 from puna.planning.doctor.directory.vocabulary import check_specials
-from puna.planning.doctor.finding import Report, listed
+from puna.planning.doctor.report import Report, listed
 from puna.planning.doctor.template import check_template
 from puna.planning.doctor.values import Readable, check_values, scan
 

@@ -23,7 +23,7 @@ from puna.planning.plan.tables import print_plan
 from puna.planning.plan.training import Training
 
 HERE = "here"
-# A CPU process keeps much of what it frees: up to 31 % more than its tensors was measured (docs/plan.md).
+# A CPU process keeps much of what it frees: up to 31 % more than its tensors was measured (docs/guides/plan.md).
 HERE_RESERVE = 0.25
 MOST = 1e18
 # Tokens of a request unless told otherwise: many conversations, few whole books.

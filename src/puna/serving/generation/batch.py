@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from puna.inference.engine.sampler import Chunk
-from puna.serving.refusals import Refusal, overloaded
+from puna.inference.engine.outputs import Chunk
+from puna.serving.errors import HttpError, overloaded
 
 
 class Batch:
@@ -12,29 +12,29 @@ class Batch:
 
     def __init__(self, size: int, abort: Callable[["Batch"], None]):
         self._open = set(range(size))
-        self._arrived: asyncio.Queue[tuple[int, Chunk] | Refusal] = asyncio.Queue()
+        self._arrived: asyncio.Queue[tuple[int, Chunk] | HttpError] = asyncio.Queue()
         self._abort = abort
 
     def add(self, index: int, chunk: Chunk) -> None:
         """Append a chunk of one continuation."""
         self._arrived.put_nowait((index, chunk))
 
-    def fail(self, refusal: Refusal) -> None:
+    def fail(self, refusal: HttpError) -> None:
         """End all continuations with an error."""
         self._arrived.put_nowait(refusal)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
-        """Yield until every continuation has ended; one that fails raises the Refusal to answer with."""
+        """Yield until every continuation has ended; one that fails raises the HttpError to answer with."""
         while self._open:
             arrived = await self._arrived.get()
-            if isinstance(arrived, Refusal):
+            if isinstance(arrived, HttpError):
                 raise arrived
             index, chunk = arrived
             if chunk.refusal:
-                raise Refusal(400, str(chunk.refusal), param=chunk.refusal.param, code="generation_failed")
+                raise HttpError(400, str(chunk.refusal), param=chunk.refusal.param, code="generation_failed")
             if chunk.finish_reason == "error":
                 # What the engine says may hold more than a client should see; it has logged it.
-                raise Refusal(500, "Generation failed; the server's log says why.", code="generation_failed")
+                raise HttpError(500, "Generation failed; the server's log says why.", code="generation_failed")
             if chunk.finish_reason == "abort":
                 raise overloaded("The server is shutting down.")
             if chunk.finish_reason:

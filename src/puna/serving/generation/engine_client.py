@@ -10,12 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from puna.inference.engine.sampler import Chunk, SamplingParams
-from puna.serving.generation.admission import Admission, RefusalPace
+from puna.inference.engine.outputs import Chunk
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.serving.admission.admission import Admission, RefusalPace
+from puna.serving.errors import HttpError, overloaded
 from puna.serving.generation.batch import Batch
 from puna.serving.generation.messages import Abort, Command, EndAll, Job, Report, Submit
 from puna.serving.generation.metrics import Metrics
-from puna.serving.refusals import Refusal, overloaded
 
 STOPPING = "The server is shutting down."
 
@@ -58,7 +59,7 @@ class EngineClient(ABC):
         """End all continuations and wait for the engine to finish the current step."""
 
     @abstractmethod
-    def problem(self) -> Refusal | None:
+    def problem(self) -> HttpError | None:
         """Return the refusal for every request while the engine cannot answer, else None."""
 
     @abstractmethod
@@ -74,13 +75,13 @@ class EngineClient(ABC):
         await self.admit(lambda: self._require_room(tenant, size), tenant, size)
 
     async def admit(self, take: Callable[[], None], tenant: str, size: int = 1) -> None:
-        """Call `take`, which raises a Refusal where a queue of the server has no room.
+        """Call `take`, which raises a HttpError where a queue of the server has no room.
 
         A tenant with many refusals waits longer for the next refusal, and joins if there is room by then.
         """
         try:
             await self._pace.admit(tenant, take)
-        except Refusal:
+        except HttpError:
             self.metrics.count_ended("refused", size)
             raise
 
@@ -99,7 +100,7 @@ class EngineClient(ABC):
 
         Raises:
             RequestError: The engine can never answer a request of the batch.
-            Refusal: Status 503. The queue has no room, or the engine is not running.
+            HttpError: Status 503. The queue has no room, or the engine is not running.
         """
         self._require_running()
         self.admission.take(tenant, len(requests))
@@ -157,7 +158,7 @@ class EngineClient(ABC):
             self.admission.release(self._waiting.pop(job).tenant)
         self.metrics.count_ended(outcome, len(jobs))
 
-    def _lose_all(self, refusal: Refusal) -> None:
+    def _lose_all(self, refusal: HttpError) -> None:
         """End all continuations with an error after a death of the engine."""
         batches = {waiting.batch for waiting in self._waiting.values()}
         self._forget(list(self._waiting), "lost")

@@ -20,6 +20,7 @@ from typing import Any
 
 from puna.formats.checkpoint.adapters.folder import adapter_names, has_adapter
 from puna.pipeline.errors import CheckpointError
+from puna.serving.errors import HttpError
 from puna.serving.generation.engine_client import EngineClient
 from puna.serving.generation.messages import (
     LENGTH,
@@ -34,7 +35,6 @@ from puna.serving.generation.messages import (
     read_frame,
     report_from_json,
 )
-from puna.serving.refusals import Refusal
 
 COMMAND = (sys.executable, "-m", "puna.serving.generation.engine_child")
 # Seconds before each further attempt to start an engine that has answered nothing since its last death. Deaths of an
@@ -146,20 +146,20 @@ class EngineProcess(EngineClient):
         """End the process at once; may be called at any time after `open`."""
         self._child.process.kill()
 
-    def problem(self) -> Refusal | None:
+    def problem(self) -> HttpError | None:
         if self._has_given_up:
             message = (
                 f"The engine died {self._num_deaths} times in a row without a token ({self._last_death}) and is not "
                 "started again. The server's log says more; restart the server."
             )
-            return Refusal(503, message, code="engine_dead", headers={"retry-after": "60"})
+            return HttpError(503, message, code="engine_dead", headers={"retry-after": "60"})
         if self._writer is None:
             return self._restarting("The engine is being started again.")
         return None
 
-    def _restarting(self, message: str) -> Refusal:
+    def _restarting(self, message: str) -> HttpError:
         seconds = min(max(math.ceil(self._load_seconds), 1), 60)
-        return Refusal(503, message, code="engine_restarting", headers={"retry-after": str(seconds)})
+        return HttpError(503, message, code="engine_restarting", headers={"retry-after": str(seconds)})
 
     def _send(self, command: Command) -> None:
         if self._writer:

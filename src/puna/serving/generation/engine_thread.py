@@ -4,10 +4,10 @@ import asyncio
 import threading
 from contextlib import suppress
 
+from puna.serving.errors import HttpError, overloaded
 from puna.serving.generation.engine_client import EngineClient
 from puna.serving.generation.engine_loop import EngineLoop, StepEngine
 from puna.serving.generation.messages import Command, Leave, Report
-from puna.serving.refusals import Refusal, overloaded
 
 STOP_SECONDS = 30.0
 
@@ -31,7 +31,7 @@ class EngineThread(EngineClient):
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, STOP_SECONDS)
 
-    def problem(self) -> Refusal | None:
+    def problem(self) -> HttpError | None:
         if self._thread.is_alive() and not self._engine_loop.is_broken:
             return None
         return overloaded("The engine is not running.")

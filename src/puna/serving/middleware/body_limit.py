@@ -1,11 +1,11 @@
-"""Chunks of a request's body -> the whole body; Refusal for a body that is too large (413) or too slow (408)."""
+"""Chunks of a request's body -> the whole body; HttpError for a body that is too large (413) or too slow (408)."""
 
 import asyncio
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from puna.serving.refusals import Refusal
+from puna.serving.errors import HttpError
 
 
 class BodyLimitMiddleware:
@@ -21,7 +21,7 @@ class BodyLimitMiddleware:
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
         """Return the whole body; None after a disconnect."""
-        too_large = Refusal(413, f"The body has more than {self.max_bytes:,} bytes.")
+        too_large = HttpError(413, f"The body has more than {self.max_bytes:,} bytes.")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > self.max_bytes:
             raise too_large
@@ -38,7 +38,7 @@ class BodyLimitMiddleware:
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
-            raise Refusal(408, f"The body took longer than {self.seconds:g} seconds.") from None
+            raise HttpError(408, f"The body took longer than {self.seconds:g} seconds.") from None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -1,10 +1,10 @@
-"""Requests under way -> Refusal (503) beyond a tenant's share of a number; open routes are answered always."""
+"""Requests under way -> HttpError (503) beyond a tenant's share of a number; open routes are answered always."""
 
 from functools import partial
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from puna.serving.generation.admission import Admission, RefusalPace
+from puna.serving.admission.admission import Admission, RefusalPace
 from puna.serving.middleware.keys import OPEN_PATHS
 
 

@@ -1,4 +1,4 @@
-"""Host header -> Refusal (403) for any name but this machine's, on a server without keys.
+"""Host header -> HttpError (403) for any name but this machine's, on a server without keys.
 
 A web page can point a name at 127.0.0.1 (DNS rebinding): without keys, the Host header alone shows that.
 """
@@ -9,8 +9,8 @@ from collections.abc import Set
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from puna.serving.errors import HttpError
 from puna.serving.middleware.keys import MAKE_KEY, SERVE_WITH_KEY
-from puna.serving.refusals import Refusal
 
 MAX_HOST_SHOWN = 80
 
@@ -23,7 +23,7 @@ class HostsMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.hosts and (name := _host_name(Headers(scope=scope).get("host", ""))) not in self.hosts:
-            raise Refusal(403, _explain_host(name), code="host_not_allowed")
+            raise HttpError(403, _explain_host(name), code="host_not_allowed")
         await self.app(scope, receive, send)
 
 

@@ -1,11 +1,11 @@
-"""A request head that h11 accepts -> Refusal (400), or the form that the routes know (RFC 9112)."""
+"""A request head that h11 accepts -> HttpError (400), or the form that the routes know (RFC 9112)."""
 
 from urllib.parse import unquote, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from puna.serving.refusals import Refusal
+from puna.serving.errors import HttpError
 
 
 class HttpSyntaxMiddleware:
@@ -22,10 +22,10 @@ class HttpSyntaxMiddleware:
         headers = Headers(scope=scope)
         if "content-length" in headers and "transfer-encoding" in headers:
             message = "The request has both Content-Length and Transfer-Encoding; send one of them."
-            raise Refusal(400, message, code="invalid_http", headers={"connection": "close"})
+            raise HttpError(400, message, code="invalid_http", headers={"connection": "close"})
         if not scope["http_version"].startswith("1."):
             message = f"HTTP/{scope['http_version']} is not spoken here; use HTTP/1.1."
-            raise Refusal(400, message, code="invalid_http", headers={"connection": "close"})
+            raise HttpError(400, message, code="invalid_http", headers={"connection": "close"})
         changes = {"method": "GET"} if scope["method"] == "HEAD" else {}
         if scope["raw_path"].lower().startswith((b"http://", b"https://")):
             changes |= _origin_form(scope)
@@ -37,7 +37,7 @@ def _origin_form(scope: Scope) -> Scope:
     try:
         target = urlsplit(scope["raw_path"].decode("ascii"))
     except ValueError:
-        raise Refusal(400, "The request's target is not an address.", code="invalid_http") from None
+        raise HttpError(400, "The request's target is not an address.", code="invalid_http") from None
     headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
     path = target.path or "/"
     return {

@@ -1,4 +1,4 @@
-"""Authorization header -> the tenant of the key; Refusal (401) for a missing or unknown key.
+"""Authorization header -> the tenant of the key; HttpError (401) for a missing or unknown key.
 
 Default deny: a route is open only if OPEN_PATHS names the path, the chat page's files among them.
 """
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from puna.pipeline.errors import ConfigError
 from puna.serving.browser.page import FILES
-from puna.serving.refusals import Refusal
+from puna.serving.errors import HttpError
 
 OPEN_PATHS = frozenset({"/health", *FILES})
 KEY_VARIABLE = "PUNA_API_KEY"
@@ -47,7 +47,7 @@ class KeysMiddleware:
                 "A valid key is needed: Authorization: Bearer KEY. "
                 f"Keys are the lines of the server's --api-key-file, and its variable {KEY_VARIABLE}."
             )
-            raise Refusal(401, message, code="invalid_api_key", headers=challenge)
+            raise HttpError(401, message, code="invalid_api_key", headers=challenge)
         scope.setdefault("state", {})["tenant"] = tenant
         await self.app(scope, receive, send)
 

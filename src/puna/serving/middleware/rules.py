@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from puna.pipeline.errors import ConfigError
 from puna.serving.middleware.body_limit import BodyLimitMiddleware
 from puna.serving.middleware.concurrency import ConcurrencyMiddleware
+from puna.serving.middleware.errors import ErrorsMiddleware
 from puna.serving.middleware.hosts import HostsMiddleware, is_loopback, own_hosts
 from puna.serving.middleware.http_syntax import HttpSyntaxMiddleware
 from puna.serving.middleware.keys import (
@@ -24,7 +25,6 @@ from puna.serving.middleware.keys import (
     Tenant,
     read_tenants,
 )
-from puna.serving.middleware.refuse import RefuseMiddleware
 from puna.serving.protocol.connections import ConnectionLimits
 
 
@@ -68,7 +68,7 @@ class RulesMiddleware:
         guarded: ASGIApp = BodyLimitMiddleware(app, max_bytes=rules.max_body_bytes, seconds=rules.body_seconds)
         guarded = ConcurrencyMiddleware(guarded, rules.max_requests)
         guarded = KeysMiddleware(guarded, rules.tenants)
-        self.guarded: ASGIApp = RefuseMiddleware(HttpSyntaxMiddleware(HostsMiddleware(guarded, rules.hosts)))
+        self.guarded: ASGIApp = ErrorsMiddleware(HttpSyntaxMiddleware(HostsMiddleware(guarded, rules.hosts)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.app if scope["type"] == "lifespan" else self.guarded)(scope, receive, send)

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from puna import __version__
-from puna.serving.openapi import answers
-from puna.serving.refusals import ERROR_TYPES
+from puna.serving.errors import ERROR_TYPES
+from puna.serving.openapi import responses
 from puna.serving.requests.body import Body
 from puna.serving.requests.chat import ChatRequest
 from puna.serving.requests.completion import CompletionRequest
@@ -49,17 +49,17 @@ class Operation(NamedTuple):
 
 WITH_MODEL = (*DEFENCES, 404)
 OPERATIONS = {
-    ("GET", "/health"): Operation("Tell whether requests are answered; without a key", answers.Health),
+    ("GET", "/health"): Operation("Tell whether requests are answered; without a key", responses.Health),
     ("GET", "/metrics"): Operation("Tell Prometheus what the server has counted", None),
-    ("GET", "/v1/models"): Operation("List the model and its adapters", answers.ModelList),
-    ("GET", "/v1/models/{model}"): Operation("Describe a model", answers.Model, WITH_MODEL),
+    ("GET", "/v1/models"): Operation("List the model and its adapters", responses.ModelList),
+    ("GET", "/v1/models/{model}"): Operation("Describe a model", responses.Model, WITH_MODEL),
     ("POST", "/v1/chat/completions"): Operation(
-        "Continue a conversation", answers.ChatCompletion, WITH_MODEL, ChatRequest, answers.ChatChunk
+        "Continue a conversation", responses.ChatCompletion, WITH_MODEL, ChatRequest, responses.ChatChunk
     ),
     ("POST", "/v1/completions"): Operation(
-        "Continue texts", answers.Completion, WITH_MODEL, CompletionRequest, answers.CompletionChunk
+        "Continue texts", responses.Completion, WITH_MODEL, CompletionRequest, responses.CompletionChunk
     ),
-    ("GET", "/openapi.json"): Operation("Describe the API", answers.OpenApi),
+    ("GET", "/openapi.json"): Operation("Describe the API", responses.OpenApi),
 }
 
 
@@ -105,7 +105,7 @@ def _describe(path: str, operation: Operation) -> dict[str, Any]:
     for status in sorted(operation.errors):
         error: dict[str, Any] = {
             "description": MEANINGS[status],
-            "content": {"application/json": {"schema": _reference(answers.Error)}},
+            "content": {"application/json": {"schema": _reference(responses.Error)}},
         }
         if status in HEADERS:
             name, meaning = HEADERS[status]
@@ -116,7 +116,7 @@ def _describe(path: str, operation: Operation) -> dict[str, Any]:
 
 def _event(model: type[BaseModel]) -> dict[str, Any]:
     """Describe a server-sent event: JSON of `model`, an error at last, or [DONE] at the end."""
-    either = {"anyOf": [_reference(model), _reference(answers.Error)]}
+    either = {"anyOf": [_reference(model), _reference(responses.Error)]}
     payload = {"type": "string", "contentMediaType": "application/json", "contentSchema": either}
     data = {"anyOf": [{"const": "[DONE]"}, payload]}
     return {"type": "object", "properties": {"data": data}, "required": ["data"]}
@@ -125,7 +125,7 @@ def _event(model: type[BaseModel]) -> dict[str, Any]:
 def _schemas(*, is_strict: bool) -> dict[str, Any]:
     bodies = [operation.body for operation in OPERATIONS.values() if operation.body]
     sent = [model for operation in OPERATIONS.values() for model in (operation.answer, operation.event) if model]
-    models = dict.fromkeys([*bodies, *sent, answers.Error])
+    models = dict.fromkeys([*bodies, *sent, responses.Error])
     _, found = models_json_schema([(model, "validation") for model in models], ref_template=PLACE_OF_MODELS)
     schemas = found["$defs"]
     for body in () if is_strict else bodies:

@@ -16,9 +16,9 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from puna.serving.errors import HttpError, encode_json, overloaded
 from puna.serving.protocol.connections import Connections, address_key
 from puna.serving.protocol.half_closed import PrefixedTransport, Probe
-from puna.serving.refusals import Refusal, encode_json, overloaded
 
 LINGER_SECONDS = 2.0
 # Bounds what one read can keep the event loop busy with: 16 KiB may hold 2,700 chunks of one byte.
@@ -94,7 +94,7 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
         if size is not None and self.cycle is cycle and not self._is_refused:
             self._num_framing += len(data) - (len(cycle.body) - size)
             if self._num_framing > MAX_FRAMING_BYTES and cycle.more_body:
-                self.refuse(Refusal(400, "The body's chunks are too small.", code="invalid_http"))
+                self.refuse(HttpError(400, "The body's chunks are too small.", code="invalid_http"))
         elif cycle is not self.cycle:
             self._num_framing = 0
         self._note_state()
@@ -112,7 +112,7 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
         if self._is_waiting or self._is_refused:
             is_half_body = self.cycle is not None and not self.cycle.response_complete
             if not self._is_refused and (is_half_body or self.conn.trailing_data[0]):
-                self.refuse(Refusal(400, "The request ends before it is complete.", code="invalid_http"))
+                self.refuse(HttpError(400, "The request ends before it is complete.", code="invalid_http"))
             return False
         self._is_half_closed = True
         transport = PrefixedTransport(self.transport)
@@ -160,7 +160,7 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
             has_begun = bool(self.conn.trailing_data[0])
             if has_begun and not self._is_refused:
                 message = f"The request's headers took longer than {limits.head_seconds:g} seconds."
-                self.refuse(Refusal(408, message, code="request_timeout"))
+                self.refuse(HttpError(408, message, code="request_timeout"))
             else:
                 self.transport.abort()
 
@@ -172,9 +172,9 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
         error = sys.exception()
         is_too_long = isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431
         message = "The request's headers are too long." if is_too_long else msg
-        self.refuse(Refusal(431 if is_too_long else 400, message, code="invalid_http"))
+        self.refuse(HttpError(431 if is_too_long else 400, message, code="invalid_http"))
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: HttpError) -> None:
         """Answer if no answer has begun; take nothing more from this client and close."""
         self._is_refused = True
         cycle = self.cycle
@@ -190,7 +190,7 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
         return None
 
-    def _answer(self, refusal: Refusal) -> None:
+    def _answer(self, refusal: HttpError) -> None:
         body = encode_json(refusal.body())
         headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
         lines = [f"{name}: {value}" for name, value in (headers | (refusal.headers or {})).items()]

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from puna.serving.refusals import Refusal
+from puna.serving.errors import HttpError
 from puna.serving.requests.checks import json_problem
 
 FORM = "Give `response_format`."
 TEXT_ONLY = "Puna reads and writes text only."
 NO_SAMPLER = "Puna has no such sampling."
 LAYOUT = "Puna's answers have OpenAI's layout only."
-NO_TEMPLATE = "Puna renders conversations in the format of training: docs/chat.md."
+NO_TEMPLATE = "Puna renders conversations in the format of training: docs/reference/chat.md."
 
 
 class Unless(NamedTuple):
@@ -186,7 +186,7 @@ def sift(
         is_strict: Refuse instead of warning, except for STRICT_VALUES.
 
     Raises:
-        Refusal: For a field that is refused, status 400 with the field's name.
+        HttpError: For a field that is refused, status 400 with the field's name.
 
     Example:
         >>> class Request(BaseModel):
@@ -197,14 +197,14 @@ def sift(
     fields: dict[str, Any] = {}
     warnings: list[str] = []
     if len(data) > MAX_FIELDS:
-        raise Refusal(400, f"The body has {len(data):,} fields; expected at most {MAX_FIELDS}.")
+        raise HttpError(400, f"The body has {len(data):,} fields; expected at most {MAX_FIELDS}.")
     if data.get("do_sample") is False and not is_strict:
         # lm-evaluation-harness and others send transformers' word for the most likely tokens.
         data = {name: value for name, value in data.items() if name != "do_sample"} | {"temperature": 0}
         warnings.append("do_sample: False is read as temperature 0")
     for name, value in data.items():
         if problem := json_problem(value):
-            raise Refusal(400, f"{shown(name)}: {problem}", param=name)
+            raise HttpError(400, f"{shown(name)}: {problem}", param=name)
         known = name if is_strict else ALIASES.get(name, name)
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # JSON has one kind of number: 8.0 is a whole one.
@@ -222,7 +222,7 @@ def sift(
             warnings.append(f"{name}: '' is read as no stop string")
         if known != name:
             if any(other not in (None, value) for other in (data.get(known), fields.get(known))):
-                raise Refusal(400, f"{name} differs from {known}; give one of them.", param=name)
+                raise HttpError(400, f"{name} differs from {known}; give one of them.", param=name)
             warnings.append(f"{name} is read as {known}")
         fields[known] = value
     return Sifted(fields, warnings)
@@ -233,16 +233,16 @@ def _judge(name: str, value: Any, model: type[BaseModel], *, is_strict: bool) ->
     if is_strict:
         if not _is_accepted_strictly(name, value):
             hint = _nearest(name, model) or "Puna would not act on it."
-            raise Refusal(400, f"Unknown or unsupported field {shown(name)}. {hint}", param=name)
+            raise HttpError(400, f"Unknown or unsupported field {shown(name)}. {hint}", param=name)
     elif unless := _unless(name, model):
         if not any(_is_same(value, each) for each in unless.values):
-            raise Refusal(400, f"{name} would change the answer, and is not supported. {unless.advice}", param=name)
+            raise HttpError(400, f"{name} would change the answer, and is not supported. {unless.advice}", param=name)
     elif isinstance(value, dict) and (fields := _fields_within(name, model)):
         for argument in (each for each in value if each in fields and value[each] is not None):
             place = f"{name}.{argument}"
-            raise Refusal(400, f"{place}: give the field `{fields[argument]}`.", param=place)
+            raise HttpError(400, f"{place}: give the field `{fields[argument]}`.", param=place)
     elif not _asks_nothing(value) and (hint := _nearest(name, model)):
-        raise Refusal(400, f"Unknown field {shown(name)}. {hint}", param=name)
+        raise HttpError(400, f"Unknown field {shown(name)}. {hint}", param=name)
     return f"{shown(name)} has no effect"
 
 
@@ -269,7 +269,7 @@ def judge_extras(model: BaseModel, place: str, seen: set[str], *, is_strict: boo
         is_strict: Refuse every field that is not empty.
 
     Raises:
-        Refusal: For a misspelled name, for media, and for more than MAX_FIELDS names.
+        HttpError: For a misspelled name, for media, and for more than MAX_FIELDS names.
     """
     for name, value in (model.model_extra or {}).items():
         if name in seen or name in REPEATED or _asks_nothing(value):
@@ -277,12 +277,12 @@ def judge_extras(model: BaseModel, place: str, seen: set[str], *, is_strict: boo
         where = f"{place}.{shown(name)}"
         seen.add(name)
         if len(seen) > MAX_FIELDS:
-            raise Refusal(400, f"{where}: more than {MAX_FIELDS} unknown names of fields.", param=where)
+            raise HttpError(400, f"{where}: more than {MAX_FIELDS} unknown names of fields.", param=where)
         if name in ("audio", "images", "videos"):
-            raise Refusal(400, f"{where} is not supported. {TEXT_ONLY}", param=where)
+            raise HttpError(400, f"{where} is not supported. {TEXT_ONLY}", param=where)
         hint = _nearest(name, type(model))
         if is_strict or hint:
-            raise Refusal(400, f"Unknown field {where}. {hint or 'Puna would not act on it.'}", param=where)
+            raise HttpError(400, f"Unknown field {where}. {hint or 'Puna would not act on it.'}", param=where)
         yield f"{where} has no effect" + (f": {NO_NAMES}" if name == "name" else "")
     for name in type(model).model_fields:
         value = getattr(model, name)

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 
+from puna.serving.admission.workers import LARGE_BYTES, Workers
+from puna.serving.errors import HttpError
 from puna.serving.middleware.warnings import warn
-from puna.serving.offload.workers import LARGE_BYTES, Workers
-from puna.serving.refusals import Refusal
 from puna.serving.requests.body import Body
 from puna.serving.requests.fields import judge_extras, sift
 
@@ -27,7 +27,7 @@ async def read_request(request: Request, model: type[AnyBody], workers: Workers,
     """Read a request's body, a large one in a thread, and note warnings about fields without effect.
 
     Raises:
-        Refusal: Status 400, for bytes that are no JSON object and for fields that are wrong.
+        HttpError: Status 400, for bytes that are no JSON object and for fields that are wrong.
     """
     content = await request.body()
     headers = {name: request.headers.get(name, "") for name in ("content-type", "content-encoding")}
@@ -48,7 +48,7 @@ def parse_body(content: bytes, *, content_type: str, encoding: str = "") -> dict
     """Decode a JSON object in UTF-8, with or without a byte order mark (RFC 8259, section 8.1).
 
     Raises:
-        Refusal: Status 400 with the line, column and character of the fault.
+        HttpError: Status 400 with the line, column and character of the fault.
 
     Example:
         >>> parse_body(b'\xef\xbb\xbf{"n": 1}', content_type="application/json; charset=utf-8")
@@ -57,14 +57,14 @@ def parse_body(content: bytes, *, content_type: str, encoding: str = "") -> dict
     kind = content_type.partition(";")[0].strip().lower()
     if encoding.lower() not in ("", "identity"):
         message = f"Content-Encoding is {encoding[:MAX_SHOWN]!a}; expected a body that is not compressed."
-        raise Refusal(400, message, code="invalid_content_encoding")
+        raise HttpError(400, message, code="invalid_content_encoding")
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         # NOTE: a web page can send other types to this machine without the browser asking the server first.
         given = f"Content-Type is {content_type[:MAX_SHOWN]!a}" if content_type else "There is no Content-Type"
         message = f"{given}; expected a JSON object with the header Content-Type: application/json."
-        raise Refusal(400, message, code="invalid_content_type")
+        raise HttpError(400, message, code="invalid_content_type")
     if not content.strip():
-        raise Refusal(400, "The body is empty; expected a JSON object.", code="invalid_json")
+        raise HttpError(400, "The body is empty; expected a JSON object.", code="invalid_json")
     _require_few_values(content)
     text = _decode(content)
     try:
@@ -72,14 +72,14 @@ def parse_body(content: bytes, *, content_type: str, encoding: str = "") -> dict
     except json.JSONDecodeError as error:
         raise _syntax_error(error) from None
     except RecursionError:
-        raise Refusal(400, "The body is nested too deeply.", code="invalid_json") from None
+        raise HttpError(400, "The body is nested too deeply.", code="invalid_json") from None
     except ValueError:
         message = "The body has a number of more than 4,300 digits; expected at most 19 digits."
-        raise Refusal(400, message, code="invalid_json") from None
+        raise HttpError(400, message, code="invalid_json") from None
     if not isinstance(data, dict):
         kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
         message = f"The body is {kinds.get(type(data), 'a number')}; expected a JSON object."
-        raise Refusal(400, message, code="invalid_json")
+        raise HttpError(400, message, code="invalid_json")
     return data
 
 
@@ -88,28 +88,28 @@ def _require_few_values(content: bytes) -> None:
     num_strings = (content.count(b'"') - content.count(b'\\"')) // 2
     if num_strings > MAX_STRINGS:
         message = f"The body has about {num_strings:,} strings; expected at most {MAX_STRINGS:,}."
-        raise Refusal(400, message, code="body_too_complex")
+        raise HttpError(400, message, code="body_too_complex")
     if content.count(b"{") + content.count(b"[") > MAX_STRINGS:
         outside = _STRING.sub(b"", content)
         if (number := outside.count(b"{") + outside.count(b"[")) > MAX_STRINGS:
             message = f"The body has {number:,} objects and lists; expected at most {MAX_STRINGS:,}."
-            raise Refusal(400, message, code="body_too_complex")
+            raise HttpError(400, message, code="body_too_complex")
 
 
 def _decode(content: bytes) -> str:
     encoding = json.detect_encoding(content)
     if not encoding.startswith("utf-8"):
         message = f"The body is encoded as {encoding.upper()}; expected UTF-8."
-        raise Refusal(400, message, code="invalid_json")
+        raise HttpError(400, message, code="invalid_json")
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         message = f"The body has the byte 0x{content[error.start]:02x} at position {error.start} (line {line})"
-        raise Refusal(400, f"{message}, which is no UTF-8; expected JSON in UTF-8.", code="invalid_json") from None
+        raise HttpError(400, f"{message}, which is no UTF-8; expected JSON in UTF-8.", code="invalid_json") from None
 
 
-def _syntax_error(error: json.JSONDecodeError) -> Refusal:
+def _syntax_error(error: json.JSONDecodeError) -> HttpError:
     place = f"line {error.lineno}, column {error.colno} (character {error.pos})"
     reason = error.msg[:1].lower() + error.msg[1:].removesuffix(" at").removesuffix(" starting")
     reason = reason.replace("expecting", "expected").replace("extra data", "expected nothing after the object")
@@ -118,7 +118,7 @@ def _syntax_error(error: json.JSONDecodeError) -> Refusal:
         message = f"The body is not valid JSON at {place}, before {rest!a}: {reason}."
     else:
         message = f"The body is cut off: it ends at {place}, where JSON goes on: {reason}."
-    return Refusal(400, message, code="invalid_json")
+    return HttpError(400, message, code="invalid_json")
 
 
 def check_body(data: dict[str, Any], model: type[AnyBody], *, is_strict: bool) -> tuple[AnyBody, list[str]]:
@@ -133,7 +133,7 @@ def check_body(data: dict[str, Any], model: type[AnyBody], *, is_strict: bool) -
     return body, [*warnings, *extras, *body.remarks()]
 
 
-def _invalid(error: ValidationError, body: dict[str, Any]) -> Refusal:
+def _invalid(error: ValidationError, body: dict[str, Any]) -> HttpError:
     """Turn pydantic's findings into one: the deepest, for the shallower ones are other branches of a union.
 
     A list that is too long is named before an item of it that does not fit another branch.
@@ -147,22 +147,22 @@ def _invalid(error: ValidationError, body: dict[str, Any]) -> Refusal:
     finding = findings[places.index(deepest)]
     if finding["type"] == "refused":
         param = finding.get("ctx", {}).get("param") or deepest
-        return Refusal(400, finding["msg"], param=param or None)
+        return HttpError(400, finding["msg"], param=param or None)
     if finding["type"].startswith("union_tag"):
         return _untagged(deepest, finding)
     reasons = [found["msg"] for found, place in zip(findings, places, strict=True) if place == deepest]
     given = "" if finding["type"] == "missing" else f" (given: {_shown(finding['input'])})"
-    return Refusal(400, f"{deepest}: {' or '.join(dict.fromkeys(reasons))}{given}", param=deepest)
+    return HttpError(400, f"{deepest}: {' or '.join(dict.fromkeys(reasons))}{given}", param=deepest)
 
 
-def _untagged(place: str, finding: Any) -> Refusal:
+def _untagged(place: str, finding: Any) -> HttpError:
     """Name the field that says of which kind an object is, such as the role of a message."""
     name = finding["ctx"]["discriminator"].strip("'")
     place = f"{place}.{name}".lstrip(".")
     if finding["type"] == "union_tag_not_found":
-        return Refusal(400, f"{place}: Field required", param=place)
+        return HttpError(400, f"{place}: Field required", param=place)
     expected, given = finding["ctx"]["expected_tags"], _shown(finding["input"].get(name))
-    return Refusal(400, f"{place}: Input should be one of {expected} (given: {given})", param=place)
+    return HttpError(400, f"{place}: Input should be one of {expected} (given: {given})", param=place)
 
 
 def _depth(place: str) -> int:

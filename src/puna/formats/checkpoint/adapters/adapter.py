@@ -45,7 +45,7 @@ OTHER_WEIGHTS = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """An opened adapter: settings, tensors, and notes for the log."""
+    """An opened adapter: settings, tensors, and notes for the log. Example: see `open_adapter`."""
 
     path: Path
     delta: Delta
@@ -73,12 +73,17 @@ class Adapter:
 
     @property
     def linears(self) -> dict[str, Mapping[str, str]]:
-        """The parts beside matrices that linear layers multiply with: neither embeddings nor tensors saved whole."""
+        """The LoRA matrices of linear layers, without embeddings and without tensors saved whole."""
         return {name: parts for name, parts in self.parts.items() if set(parts) <= {DOWN, UP, MAGNITUDE}}
 
 
 def open_adapter(directory: Path) -> Adapter:
-    """Read an adapter's config and headers; CheckpointError for other methods and other file formats."""
+    """Read an adapter's config and headers; CheckpointError for unsupported methods and file formats.
+
+    Example:
+        adapter = open_adapter(Path("adapters/acme"))
+        merged(Checkpoint.open("models/base").source(), adapter)
+    """
     config_path, weights_path = (find_file(directory, name) for name in (CONFIG_NAME, WEIGHTS_NAME))
     if config_path is None:
         given, hint = f"{directory} has no {CONFIG_NAME}", missing_hint(directory)
@@ -96,7 +101,7 @@ def open_adapter(directory: Path) -> Adapter:
 
 
 def alpha_notes(config: AdapterConfig, parts: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """Say where the alpha that was trained with is not certain."""
+    """Return notes on modules whose training alpha is uncertain."""
     if modules := overlapping(config, [name.removesuffix(".weight") for name in parts]):
         yield (
             f"alpha_pattern has two keys with different values for {_listed(modules)}: PEFT takes the first, and sorts "

@@ -1,4 +1,4 @@
-"""Hugging Face's tensor names, order of rows and RoPE scaling <-> those of GGUF."""
+"""Hugging Face's tensor names, row order and RoPE scaling <-> GGUF's."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ PUBLISHED_SCALINGS = tuple(map(published_scaling, (8.0, 32.0)))
 
 
 def gguf_name(name: str) -> str:
-    """Return the name in GGUF files of a tensor of `tensor_shapes`."""
+    """Return GGUF's name of a tensor of `tensor_shapes`."""
     path = name.removesuffix(".weight")
     if path in NAMES:
         return f"{NAMES[path]}.weight"
@@ -36,22 +36,22 @@ def gguf_name(name: str) -> str:
 
 
 def to_pairs(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Return q or k rows of Hugging Face's layout (halves) in Meta's (adjacent pairs), which GGUF stores."""
+    """Return q or k rows in Meta's order (adjacent pairs), which GGUF uses, from Hugging Face's order (halves)."""
     return weight.reshape(num_heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
 def to_halves(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Undo `to_pairs`."""
+    """Invert `to_pairs`."""
     return weight.reshape(num_heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
 def rope_factors(config: LlamaConfig) -> torch.Tensor:
-    """Return by what GGUF's readers divide each frequency of RoPE: float32 [E/2]."""
+    """Return the divisors of RoPE's frequencies in GGUF's `rope_freqs.weight`: float32 [E/2]."""
     return rope_frequencies(replace(config, rope_scaling=None)) / rope_frequencies(config)
 
 
 def find_scaling(factors: torch.Tensor, config: LlamaConfig, file: GgufFile) -> RopeScaling:
-    """Return the published scaling that has these factors; `config` has none yet."""
+    """Return the published RoPE scaling with these factors; `config` has no scaling yet."""
     for scaling in PUBLISHED_SCALINGS:
         # Files hold what other programs computed in other precisions; the two scalings are far apart.
         ours = rope_factors(replace(config, rope_scaling=scaling))

@@ -1,1 +1,1 @@
-"""The parts of a Hugging Face checkpoint: config.json, generation_config.json and the weights."""
+"""Hugging Face's checkpoint files: config.json, generation_config.json and weights."""

@@ -1,7 +1,8 @@
 """config.json and generation_config.json <-> LlamaConfig and stop ids.
 
-Reads the published spelling and transformers 5's, writes the published one. A setting that would change what is
-computed, and that our network doesn't have, is refused; keys that transformers' LlamaForCausalLM ignores are ignored.
+Reads the spelling of the published Llamas and of transformers 5, and writes the published spelling. Unsupported
+settings that would change the logits are rejected; keys without an effect in transformers' LlamaForCausalLM are
+ignored.
 """
 
 from collections.abc import Mapping
@@ -38,9 +39,10 @@ SAMPLING_KEYS = {"do_sample", "temperature", "top_p", "top_k", "min_p", "repetit
 
 
 def parse_config(raw: dict[str, Any], path: Path, *, is_reward: bool = False) -> LlamaConfig:
-    """Return the config that `raw`, read from `path`, describes; defaults are those of transformers.
+    """Return the config in `raw`, the contents of `path`, with the defaults of transformers.
 
-    Of a reward model and of a model that writes, the one that is not asked for is refused.
+    Args:
+        is_reward: Whether the file must describe a reward model; False rejects reward models.
     """
     fields = Fields(raw, path)
     if names_reward_model(raw) != is_reward:
@@ -76,7 +78,7 @@ def parse_config(raw: dict[str, Any], path: Path, *, is_reward: bool = False) ->
 
 
 def names_reward_model(raw: dict[str, Any]) -> bool:
-    """Tell whether a config is that of a model that judges answers in the place of writing them.
+    """Return whether a config describes a reward model.
 
     Example:
         >>> names_reward_model({"architectures": ["LlamaForCausalLM"]})
@@ -96,7 +98,7 @@ def _other_kind(raw: dict[str, Any], path: Path, *, is_reward: bool) -> Checkpoi
 
 
 def refuse_code(raw: dict[str, Any], path: Path) -> None:
-    """Raise if the file asks for Python code that lies beside it."""
+    """Raise CheckpointError if the file refers to Python code in the model directory."""
     if raw.get("auto_map"):
         raise CheckpointError(
             f"{path}: auto_map names code in the model directory",
@@ -106,7 +108,7 @@ def refuse_code(raw: dict[str, Any], path: Path) -> None:
 
 
 def _parse_rope(fields: Fields) -> tuple[float, RopeScaling | None]:
-    """Return rope_theta and the scaling; they stand at the top level, or both in `rope_parameters`."""
+    """Return rope_theta and the scaling, from the top level or from `rope_parameters` (transformers 5)."""
     old, new = fields.section("rope_scaling"), fields.section("rope_parameters")
     if old and new and old.raw != new.raw:
         raise fields.fail("rope_parameters", "the same as rope_scaling, or only one of them")
@@ -138,7 +140,7 @@ def parse_stop_ids(raw: dict[str, Any], path: Path) -> tuple[int, ...]:
 
 
 def parse_sampling(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the sampling defaults that generation_config.json states; transformers writes null for what is unset."""
+    """Return the sampling defaults of generation_config.json; null values count as absent."""
     stated = {key: raw[key] for key in sorted(SAMPLING_KEYS & raw.keys()) if raw[key] is not None}
     for key, value in stated.items():
         if not isinstance(value, int | float):
@@ -155,7 +157,7 @@ def render_config(
     pad_id: int,
     schemes: Mapping[str, Scheme] | None = None,
 ) -> dict[str, Any]:
-    """Return config.json in the spelling of the published Llamas; `schemes` are those of quantized modules."""
+    """Return config.json in the spelling of the published Llamas; `schemes` are quantization schemes by module path."""
     rendered: dict[str, Any] = {
         "architectures": [REWARD_ARCHITECTURE if config.is_reward else ARCHITECTURE],
         "attention_bias": False,
@@ -203,6 +205,6 @@ def _render_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
 def render_generation_config(
     *, stop_ids: tuple[int, ...], bos_id: int, pad_id: int, sampling: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return generation_config.json with a model's own sampling defaults, Meta's if it has none."""
+    """Return generation_config.json with sampling defaults; None uses Meta's defaults."""
     ids = {"bos_token_id": bos_id, "eos_token_id": list(stop_ids), "pad_token_id": pad_id}
     return dict(sorted({**ids, **(META_SAMPLING if sampling is None else sampling)}.items()))

@@ -1,6 +1,6 @@
-"""Tensors in safetensors files -> a Llama: fitted to the config, mapped instead of read. writer.py is the way back.
+"""Tensors in safetensors files -> a Llama with memory-mapped weights. safetensors/writer.py is the inverse.
 
-The names on disk are Hugging Face's; those of quantized weights compressed-tensors'. Packed words stay mapped.
+Names are Hugging Face's; quantized weights have the names of compressed-tensors and stay packed and mapped.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ UNREAD = {
 
 
 def build_empty(config: LlamaConfig, schemes: Mapping[str, Scheme] | None = None) -> Llama:
-    """Return the network without memory for its weights, its modules quantized by these schemes."""
+    """Return the model on the meta device, with quantized modules for `schemes`."""
     with torch.device("meta"):
         model = Llama(config)
     shapes = matrix_shapes(config) if schemes else {}
@@ -58,9 +58,10 @@ def _empty_module(path: str, shape: tuple[int, int], scheme: Scheme) -> Quantize
 def require_fit(
     directory: Path, layout: Mapping[str, StoredTensor], config: LlamaConfig, quantization: Quantization | None = None
 ) -> dict[str, Scheme]:
-    """Raise unless the files hold exactly the tensors of this config, each in a fitting dtype and shape.
+    """Return the scheme of every quantized module, after comparing names, dtypes and shapes with the config.
 
-    Return the scheme of every quantized module.
+    Raises:
+        CheckpointError: A tensor is missing, unexpected, or has a wrong dtype or shape.
     """
     # NOTE: these two come before the network is built: a config may name a billion layers.
     for layer in range(config.num_layers):
@@ -103,7 +104,7 @@ def _require_tensor(stored: StoredTensor, name: str, kinds: tuple[str, ...], sha
 
 
 def _expected(model: Llama) -> Iterator[tuple[str, tuple[tuple[str, ...], tuple[int, ...]]]]:
-    """Yield the name on disk, dtypes and shape of each stored tensor of a network."""
+    """Yield (name on disk, (allowed dtypes, shape)) of every stored tensor of a model."""
     integers = {torch.int32: ("I32",), torch.float8_e4m3fn: ("F8_E4M3",)}
     for name, tensor in model.state_dict().items():
         yield disk_name(name), (integers.get(tensor.dtype, FLOATS), tuple(tensor.shape))
@@ -122,9 +123,12 @@ def map_weights(
     *,
     dtype: torch.dtype | None,
 ) -> Llama:
-    """Return the network with its tensors mapped from the files; those that need another dtype are copied.
+    """Return the model with tensors mapped from the files; a different `dtype` copies floating-point tensors.
 
-    `layout` must have passed `require_fit`. Quantized weights and their scales stay as they are whatever `dtype`.
+    Quantized weights and their scales keep their dtypes.
+
+    Args:
+        layout: Tensors that `require_fit` has accepted.
     """
     model = build_empty(config, schemes)
     tensors = dict(_open_tensors(layout))
@@ -146,7 +150,7 @@ def map_weights(
 
 
 def require_one_table(layout: Mapping[str, StoredTensor], config: LlamaConfig) -> None:
-    """Raise CheckpointError if a tied config stands beside a head that is not the embeddings' table."""
+    """Raise CheckpointError if the config ties the embeddings, but the files hold a different head."""
     if not (config.tie_embeddings and "lm_head.weight" in layout):
         return
     names = ("lm_head.weight", "model.embed_tokens.weight")
@@ -174,9 +178,9 @@ def _open_tensors(layout: Mapping[str, StoredTensor]) -> Iterator[tuple[str, tor
 
 
 def _map_data(path: Path) -> torch.Tensor:
-    """Map a safetensors file; return the bytes behind its header.
+    """Map a safetensors file and return the bytes after the header.
 
-    The library does it too, but it looks at a byte of each tensor, and the disk reads megabytes around each.
+    The safetensors library touches a byte of every tensor, and each page fault reads megabytes around the byte.
     """
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
@@ -191,7 +195,7 @@ def _view(data: torch.Tensor, stored: StoredTensor) -> torch.Tensor:
 
 
 def read_through(paths: Sequence[Path]) -> None:
-    """Read files into the system's cache; what cannot be read is for those to report who need it."""
+    """Read files into the page cache; errors are left to the later readers of the files."""
     for path in paths:
         with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
             try:
@@ -203,7 +207,7 @@ def read_through(paths: Sequence[Path]) -> None:
 
 
 def _send_nowhere(file: FileIO) -> None:
-    """Let the system read a file without copying it. Few calls: whoever loads beside it may keep Python to himself."""
+    """Send a file to /dev/null in few calls: no copies in user space, and little contention for Python's lock (GIL)."""
     position = 0
     with open(os.devnull, "wb", buffering=0) as nowhere:
         while count := os.sendfile(nowhere.fileno(), file.fileno(), position, SENT_BYTES):
@@ -211,7 +215,7 @@ def _send_nowhere(file: FileIO) -> None:
 
 
 def load_source(source: Source, dtype: torch.dtype) -> Llama:
-    """Return the network of a model in any format, its weights in `dtype`."""
+    """Return the model of a Source with weights in `dtype`."""
     model = build_empty(source.config)
     state = {name: source.read(disk_name(name)).to(dtype) for name in model.state_dict()}
     model.load_state_dict(state, strict=True, assign=True)
@@ -219,19 +223,19 @@ def load_source(source: Source, dtype: torch.dtype) -> Llama:
 
 
 def read_floats(layout: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
-    """Return all tensors of a checkpoint of floats, mapped."""
+    """Return all tensors of an unquantized checkpoint, mapped."""
     return dict(_open_tensors(layout))
 
 
 def read_float(layout: Mapping[str, StoredTensor], name: str) -> torch.Tensor:
-    """Return one tensor by its name in a checkpoint of floats, mapped."""
+    """Return a tensor of an unquantized checkpoint by name, mapped."""
     return dict(_open_tensors({name: layout[name]}))[name]
 
 
 def read_dequantized(
     layout: Mapping[str, StoredTensor], config: LlamaConfig, schemes: Mapping[str, Scheme], name: str
 ) -> torch.Tensor:
-    """Do the same in a quantized checkpoint; quantized weights as the float32 they stand for."""
+    """Return a tensor of a checkpoint by name; quantized weights are dequantized to float32."""
     module = name.removesuffix(".weight")
     path = module.removeprefix("model.")
     if path not in schemes:

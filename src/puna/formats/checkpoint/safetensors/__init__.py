@@ -1,1 +1,1 @@
-"""Safetensors files: headers are parsed and checked, tensors are written one at a time."""
+"""Safetensors files: header parsing and validation, and a streaming writer."""

@@ -1,7 +1,7 @@
-"""The safetensors files of a directory -> what tensors they hold: name, dtype, shape, place; reads no weights.
+"""Headers of safetensors files -> name, dtype, shape and byte range of every tensor, without reading weights.
 
-Every number in a header is checked against the file before it is used. Parses headers itself so that each error names
-the file and the tensor. Pickled .bin and .pth files are never opened.
+Every number of a header is validated against the file. Puna parses headers itself, so that errors name file and tensor.
+Pickled .bin and .pth files are never opened. Source: the format's README in the safetensors repository.
 """
 
 import math
@@ -20,7 +20,7 @@ ITEM_BYTES |= dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"
 
 
 class StoredTensor(NamedTuple):
-    """What a header says about one tensor."""
+    """A tensor's entry in a header; `start` and `end` are byte offsets in the data section."""
 
     file: Path
     dtype: str
@@ -30,7 +30,7 @@ class StoredTensor(NamedTuple):
 
 
 def read_layout(directory: Path) -> dict[str, StoredTensor]:
-    """Return all tensors of a directory from the headers of its files; reads no weights."""
+    """Return all tensors of a directory from the headers of its safetensors files."""
     if single := find_file(directory, SINGLE_NAME):
         return read_header(single)
     index_path = find_file(directory, INDEX_NAME)
@@ -64,7 +64,7 @@ def _read_shards(directory: Path, index_path: Path) -> dict[str, StoredTensor]:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors that a safetensors file holds, each checked against the file's size."""
+    """Return the tensors of a safetensors file, validated against the size of the file."""
     file_bytes = path.stat().st_size
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
@@ -106,7 +106,7 @@ def _are_counts(value: Any) -> bool:
 
 
 def _require_gapless(path: Path, layout: Mapping[str, StoredTensor], data_bytes: int) -> None:
-    """Two tensors must not share bytes, and no bytes may hide between or behind them."""
+    """Raise CheckpointError for tensors with shared bytes, and for bytes outside all tensors."""
     position = 0
     for name, stored in sorted(layout.items(), key=lambda item: item[1].start):
         if stored.start != position:

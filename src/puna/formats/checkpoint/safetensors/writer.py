@@ -1,4 +1,4 @@
-"""A network, or a model in any format -> safetensors files and their index, one tensor in memory at a time."""
+"""A model or a Source -> safetensors files and their index, tensor by tensor."""
 
 import json
 import math
@@ -28,7 +28,7 @@ DTYPE_NAMES = {
 
 
 class Entry(NamedTuple):
-    """A tensor to be written; `read` makes it when its turn comes."""
+    """A tensor to write; `read` returns the tensor when its turn comes. Example: see `model_entries`."""
 
     name: str
     dtype: torch.dtype
@@ -41,9 +41,9 @@ class Entry(NamedTuple):
 
 
 def model_entries(model: Llama, dtype: torch.dtype | None) -> Iterator[Entry]:
-    """Yield the tensors that a checkpoint of this network stores, floats in `dtype` or each as it is.
+    """Yield the tensors of a model's checkpoint; None as `dtype` keeps every tensor's dtype.
 
-    Quantized weights and their scales stay as they are.
+    Quantized weights and their scales always keep their dtypes.
     """
     quantized = {path: module for path, module in model.named_modules() if isinstance(module, Quantized)}
     for name, tensor in model.state_dict().items():
@@ -57,7 +57,7 @@ def model_entries(model: Llama, dtype: torch.dtype | None) -> Iterator[Entry]:
 
 
 def source_entries(source: Source, dtype: torch.dtype) -> Iterator[Entry]:
-    """Yield the tensors of a source, to be written in `dtype`."""
+    """Yield the tensors of a source in `dtype`."""
     for name, shape in tensor_shapes(source.config).items():
         yield Entry(name, dtype, shape, partial(_read_as, source, name, dtype))
 
@@ -67,7 +67,7 @@ def _read_as(source: Source, name: str, dtype: torch.dtype) -> torch.Tensor:
 
 
 def write_weights(directory: Path, entries: Iterable[Entry], *, shard_bytes: int) -> None:
-    """Write model.safetensors, or shards of at most `shard_bytes` (or one tensor) each with their index."""
+    """Write model.safetensors, or an index and shards of at most `shard_bytes` (at least one tensor per shard)."""
     shards = _split(entries, shard_bytes)
     if len(shards) == 1:
         write_file(directory / SINGLE_NAME, shards[0])
@@ -94,9 +94,10 @@ def _split(entries: Iterable[Entry], shard_bytes: int) -> list[list[Entry]]:
 
 
 def write_file(path: Path, entries: Iterable[Entry]) -> None:
-    """Write a safetensors file one tensor at a time: the library's own writer wants all of them in memory.
+    """Write a safetensors file tensor by tensor; the library's writer needs all tensors in memory.
 
-    Raises CheckpointError if the disk is full or fails.
+    Raises:
+        CheckpointError: The disk is full or fails.
     """
     # NOTE: wide items first, as the library does it, so that each tensor lies aligned when it is mapped.
     entries = sorted(entries, key=lambda entry: -entry.dtype.itemsize)
@@ -120,6 +121,6 @@ def write_file(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def sync_files(directory: Path) -> None:
-    """Force the directory and the files in it to the disk."""
+    """Fsync the directory and its files."""
     for path in [*(path for path in directory.iterdir() if path.is_file()), directory]:
         fsync(path)

@@ -12,7 +12,7 @@ from puna.model.config import LlamaConfig
 from puna.model.scheme import describe_schemes
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.directory.opened import CONFIG, Opened, find_safely
-from puna.planning.doctor.finding import Report, listed
+from puna.planning.doctor.report import Report, listed
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 MAX_WIDTH = 2**24  # far beyond any model: wider sizes are a mistake, and their products would overflow

@@ -10,7 +10,7 @@ from puna.formats.checkpoint.safetensors.header import StoredTensor
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.config import LlamaConfig
 from puna.pipeline.errors import CheckpointError
-from puna.planning.doctor.finding import Report
+from puna.planning.doctor.report import Report
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER_CONFIG, SPECIALS_MAP = "tokenizer_config.json", "special_tokens_map.json"

@@ -10,7 +10,7 @@ from puna.formats.checkpoint.hf.config import FIXED, names_reward_model, parse_c
 from puna.model.config import SIZES, LlamaConfig
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.directory.opened import CONFIG, TOKENIZER_CONFIG, Opened, text_dtype
-from puna.planning.doctor.finding import Report
+from puna.planning.doctor.report import Report
 
 OLD_CONTEXT = 8192
 LLAMA3_THETA = 500_000.0

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from puna.data.packing import Batch
-from puna.inference.engine.choose import of_tokens
+from puna.inference.engine.sampling.sampler import trim_padded_vocabulary
 from puna.model.gradients.padding import padded_rows
 from puna.model.llama import Llama
 from puna.training.objectives.distillation.divergence import Divergence
@@ -55,13 +55,13 @@ class LiveTeacher(TextObjective):
     def _with_logits(self, rows: Rows) -> Rows:
         hidden_CD = rows["teacher"]
         known_CV = self.teacher.logits(padded_rows(hidden_CD))[: len(hidden_CD)]
-        return {**rows, "teacher": of_tokens(known_CV, self.chat.tokenizer)}
+        return {**rows, "teacher": trim_padded_vocabulary(known_CV, self.chat.tokenizer)}
 
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
         """Return the summed losses and entropies of one chunk of targets."""
         known_CV, targets_C, is_softened = rows["teacher"], rows["targets"], self.temperature != 1
         # Cross entropy covers all rows of the output layer, so that other programs do not sample ids without a token.
-        told_CV = of_tokens(logits_CV, self.chat.tokenizer)
+        told_CV = trim_padded_vocabulary(logits_CV, self.chat.tokenizer)
         is_whole = told_CV.shape == logits_CV.shape and not self.chat.tokenizer.unused_ids
 
         def log_probabilities(each_CV: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
 from puna.inference.engine.local import LocalSampler
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.llama import Llama
 from puna.pipeline.config import StageConfig
 from puna.pipeline.errors import ArtifactError, ConfigError

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from puna.data.dataset import LABELS
 from puna.data.labels import LabelledRow
 from puna.data.packing import Batch, Example
-from puna.inference.engine.choose import of_tokens
+from puna.inference.engine.sampling.sampler import trim_padded_vocabulary
 from puna.model.llama import Llama
 from puna.training.objectives.distillation.divergence import NOTHING, Divergence, buckets
 from puna.training.objectives.entropy import entropy_sum
@@ -48,7 +48,7 @@ class StoredLabels(TextObjective):
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
         """Return the summed losses and entropies of one chunk of targets."""
         top_CK, targets_C, is_softened = rows["top"].float(), rows["targets"], self.temperature != 1
-        told_CV = of_tokens(logits_CV, self.chat.tokenizer)
+        told_CV = trim_padded_vocabulary(logits_CV, self.chat.tokenizer)
         is_whole = told_CV.shape == logits_CV.shape and not self.chat.tokenizer.unused_ids
         softened_CV = told_CV / self.temperature if is_softened else told_CV
         student = buckets(softened_CV, rows["top_ids"].long(), top_CK.isfinite(), targets_C)

@@ -1,0 +1,19 @@
+"""Tokens and log-probabilities -> the spellings of OpenAI's `logprobs` objects."""
+
+from puna.formats.tokenizer.tokenizer import Tokenizer
+
+LEAST_LOGPROB = -9999.0
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """Return a token as text, and one that is part of a character as OpenAI does: `bytes:\\xe2\\x80`."""
+    spelled = tokenizer.decode_bytes([token])
+    try:
+        return spelled.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+
+def logprob_value(logprob: float) -> float:
+    """Return a log-probability that JSON can hold."""
+    return max(logprob, LEAST_LOGPROB)

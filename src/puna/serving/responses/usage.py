@@ -1,0 +1,7 @@
+"""Numbers of tokens -> the `usage` object of OpenAI's responses."""
+
+
+def usage(num_prompt_tokens: int, num_new_tokens: int) -> dict[str, int]:
+    """Return the counts that end a response."""
+    total = num_prompt_tokens + num_new_tokens
+    return {"prompt_tokens": num_prompt_tokens, "completion_tokens": num_new_tokens, "total_tokens": total}

@@ -1,0 +1,13 @@
+"""GET /health: tell load balancers whether requests are answered."""
+
+from starlette.responses import Response
+
+from puna.serving.errors import json_response
+from puna.serving.served_model import ServedModel
+
+
+async def check_health(served: ServedModel) -> Response:
+    """Say whether requests are being answered, and nothing else: this route is open."""
+    if problem := served.engine.problem():
+        raise problem
+    return json_response({"status": "ok"})

@@ -1,0 +1,16 @@
+"""GET /metrics: the server's counters for Prometheus."""
+
+from fastapi import Request
+from starlette.responses import Response
+
+from puna.serving.errors import HttpError
+from puna.serving.generation.metrics import CONTENT_TYPE
+from puna.serving.served_model import ServedModel
+
+
+async def show_metrics(served: ServedModel, request: Request) -> Response:
+    """Return the metrics for Prometheus; only for keys of all models, since other keys are customers'."""
+    if request.state.tenant.models is not None:
+        raise HttpError(403, "Metrics are for keys that are for all models.", code="key_not_allowed")
+    engine = served.engine
+    return Response(engine.metrics.text(engine.admission.held, is_up=engine.is_alive), media_type=CONTENT_TYPE)
