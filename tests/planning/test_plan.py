@@ -448,7 +448,7 @@ def test_the_adapter_run_is_the_recipes() -> None:
     assert (config.adapter.rank, config.checkpoint_activations) == (ADAPTER.lora_rank, ADAPTER.checkpoint_activations)
     assert (config.grad_accumulation, config.precision) == (ADAPTER.accumulate, ADAPTER.precision)
     # The recipe leaves both to the data: rows of up to 1,024 tokens, enough of them for batches of 4,096.
-    assert config.context is config.batch_tokens is None
+    assert config.max_length is config.batch_tokens is None
     assert (ADAPTER.context, ADAPTER.batch_tokens) == (1024, 4096)
 
 
