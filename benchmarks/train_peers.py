@@ -114,8 +114,8 @@ def run_puna(told: dict[str, Any]) -> None:
             return found, position + told["batch"]
 
     columns = labels(told) if told["task"] == "labels" else {}
-    sizes = {"data": [Path()], "start": Path(), "steps": MAX_STEPS, "batch_tokens": ids[0].numel() * told["batch"]}
-    sizes |= {"optim": {"lr": LEARNING_RATE, "warmup_steps": 0}, "context": length}
+    sizes = {"data": [Path()], "init_from": Path(), "steps": MAX_STEPS, "batch_tokens": ids[0].numel() * told["batch"]}
+    sizes |= {"optim": {"lr": LEARNING_RATE, "warmup_steps": 0}, "max_length": length}
     if told["task"] == "distill":
         config = distill.Config(**sizes, teacher=Path())
         teacher = network(torch.bfloat16, SEED + 1).eval().requires_grad_(False)

@@ -77,7 +77,7 @@ def training(tokenizer_path: Path, dataset_path: Path) -> dict[str, Any]:
         "data": [str(dataset_path)],
         "size": WIDTHS,
         "tokenizer": str(tokenizer_path),
-        "context": 256,
+        "max_length": 256,
         "batch_tokens": 512,
         "steps": 6,
         "precision": "float32",

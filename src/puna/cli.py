@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,11 +49,13 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     # Torch's large tensors in large pages: a training step takes 10 to 25 % less processor time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    warnings.formatwarning = lambda message, *_, **__: f"puna: {message}\n"
     arguments = [argument for argument in sys.argv[1:] if argument != OFFLINE]
     try:
         if OFFLINE in sys.argv:
             offline.enforce()
-        build_app(arguments)(arguments, print_error=False, exit_on_error=False)
+        app = build_app(arguments)
+        app(_current_flags(arguments), print_error=False, exit_on_error=False)
     except CycloptsError as error:
         sys.exit(f"puna: {_usage_error(error, arguments[0])}")
     except PunaError as error:
@@ -235,6 +238,24 @@ def _file_values(stage: Stage, arguments: list[str]) -> cyclopts.config.Dict:
         )
     values = resolve(steps[known.table], recipe)
     return cyclopts.config.Dict({stage.verb: values}, source=f"{known.config} [{known.table}]")
+
+
+def _current_flags(arguments: list[str]) -> list[str]:
+    """Replace former names of settings among the flags of a stage: `--context 512` becomes `--max-length 512`."""
+    stage = next((stage for stage in STAGES if stage.verb == arguments[0]), None) if arguments else None
+    if stage is None:
+        return arguments
+    from puna.pipeline.config import former_names, warn_of_former_name
+    from puna.pipeline.execution.recipe import config_class
+
+    flags = {f"--{old}": f"--{new.replace('_', '-')}" for old, new in former_names(config_class(stage)).items()}
+    current: list[str] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag in flags:
+            warn_of_former_name(flag, flags[flag])
+        current.append(f"{flags.get(flag, flag)}{equals}{value}")
+    return current
 
 
 def _usage_error(error: CycloptsError, verb: str) -> str:

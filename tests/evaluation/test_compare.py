@@ -38,12 +38,12 @@ def family(perform_stage: Callable[..., bool], tokenizer_path: Path, tmp_path_fa
     write(room / "shop", "Where is my order", OPEN)
     write(room / "other", "Return", RETURN)
     write(room / "wrong", "Where is my order", PARCEL)
-    settings = {"context": 128, "batch_tokens": 256, "steps": 30, "precision": "float32",
+    settings = {"max_length": 128, "batch_tokens": 256, "steps": 30, "precision": "float32",
                 "optim": {"lr": 0.02, "warmup_steps": 3}}  # fmt: skip
     new = {"size": SIZE, "tokenizer": str(tokenizer_path)}
     perform_stage("sft", room / "start", data=[str(room / "other")], **new, **settings)
     perform_stage("sft", room / "teacher", data=[str(room / "wrong")], **new, **settings)
-    tuned = {**settings, "data": [str(room / "shop")], "start": str(room / "start"), "steps": 60}
+    tuned = {**settings, "data": [str(room / "shop")], "init_from": str(room / "start"), "steps": 60}
     perform_stage("sft", room / "plain", **tuned)
     perform_stage("distill", room / "student", **tuned, teacher=str(room / "teacher"), teacher_weight=1.0)
     return room

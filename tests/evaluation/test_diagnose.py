@@ -67,10 +67,10 @@ def run_of(perform_stage: Perform, room: Path, tokenizer_path: Path) -> Callable
     """Return a function that trains as a user would and returns the artifact; 60 steps that go well unless changed."""
 
     def trained(verb: str, name: str, **changes: Any) -> Path:
-        settings = {"data": [str(room / "data")], "size": SIZE, "tokenizer": str(tokenizer_path), "context": 128,
+        settings = {"data": [str(room / "data")], "size": SIZE, "tokenizer": str(tokenizer_path), "max_length": 128,
                     "batch_tokens": 256, "steps": 60, "precision": "float32",
                     "optim": {"lr": 0.02, "warmup_steps": 5}, **changes}  # fmt: skip
-        if "start" in settings:
+        if "init_from" in settings:
             settings |= {"size": None, "tokenizer": None}
         if not (room / name).exists():
             perform_stage(verb, room / name, **settings)
@@ -101,7 +101,7 @@ def codes(path: Path) -> set[str]:
 
 def run_with(objective: Callable[[ChatFormat], NextToken], room: Path, tokenizer: Path, name: str, **changes: Any):
     """Train a few steps with an objective of one's own, as a stage would, and return the codes found."""
-    table = {"data": [str(room / "data")], "size": SIZE, "tokenizer": str(tokenizer), "context": 128,
+    table = {"data": [str(room / "data")], "size": SIZE, "tokenizer": str(tokenizer), "max_length": 128,
              "batch_tokens": 256, "steps": 4, "precision": "float32", "optim": {"warmup_steps": 0}}  # fmt: skip
     config = parse_config(SftConfig, {**table, **changes}, where="sft")
     for folder in ("output", "run"):
@@ -236,7 +236,7 @@ def test_a_short_answer_after_a_long_page_is_a_thin_mask(run_of: Callable[..., P
     for row in rows:
         row["messages"][0]["content"] = page
     data = write_rows(room / "long pages", rows)
-    settings = {"data": [str(data)], "context": 1024, "batch_tokens": 1024, "steps": 3}
+    settings = {"data": [str(data)], "max_length": 1024, "batch_tokens": 1024, "steps": 3}
     assert "mask-thin" in codes(run_of("sft", "thin", **settings))
 
 
@@ -351,7 +351,7 @@ def test_batches_of_broken_rows_are_told(run_of: Callable[..., Path], room: Path
     for row in rows[::40]:
         row["messages"][1]["content"] = "".join(chr(source.randrange(0x3040, 0x3090)) for _ in range(30))
     data = write_rows(room / "broken", rows)
-    settings = {"data": [str(data)], "batch_tokens": 150, "context": 150, "steps": 120}
+    settings = {"data": [str(data)], "batch_tokens": 150, "max_length": 150, "steps": 120}
     assert "loss-jumps" in codes(run_of("sft", "jumps", **settings))
 
 
@@ -482,7 +482,7 @@ class PowerFailure(BaseException):
 def test_a_run_that_was_killed_ends_with_the_weights_and_the_chat_of_one_that_was_not(
     run_of: Callable[..., Path], room: Path, talker: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    settings = {"start": str(talker), "data": [str(room / "small talk")], "steps": 8, "save_minutes": 1e-9}
+    settings = {"init_from": str(talker), "data": [str(room / "small talk")], "steps": 8, "save_minutes": 1e-9}
     whole = run_of("pretrain", "whole", **settings)
     write = Run.metrics
 

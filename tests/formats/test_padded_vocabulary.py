@@ -35,7 +35,7 @@ from puna.training.teacher.teacher import Item
 Perform = Callable[..., bool]
 # Rows that would have most of the mass if they counted.
 FILL = 0.5
-TRAINING: dict[str, Any] = {"epochs": 1, "context": 128, "batch_tokens": 256, "precision": "float32"}
+TRAINING: dict[str, Any] = {"epochs": 1, "max_length": 128, "batch_tokens": 256, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_padded_teachers_and_students_meet_through_labels(
         given = {"teacher": str(models / str(teacher)), "data": [str(models / "data")], "precision": "float32"}
         perform_stage("label", labels, **given, context=128)
         assert read_header(labels).vocab_size == 530
-        start = {"start": str(models / str(student)), "labels": str(labels)}
+        start = {"init_from": str(models / str(student)), "labels": str(labels)}
         perform_stage("distill", tmp_path / f"out-{teacher}-{student}", **start, **TRAINING)
     chat, data = ChatFormat(tokenizer()), tmp_path / "labels-6-0"
     objective = StoredLabels(chat, False, False, Divergence(), 1.0, 0.7)
@@ -133,7 +133,7 @@ def test_padded_teachers_and_students_meet_through_labels(
 
 def test_labels_that_counted_rows_without_a_token_are_refused(models: Path):
     header = LabelHeader("teacher", tokenizer().fingerprint, 536, 64, 1.0, False, 1, 1, 1, {})
-    config = parse_config(Config, {"start": str(models / "0"), "labels": "labels", "steps": 1}, where="distill")
+    config = parse_config(Config, {"init_from": str(models / "0"), "labels": "labels", "steps": 1}, where="distill")
     with pytest.raises(ConfigError, match=r"536 token ids.*at most the tokenizer's 530.*Label again"):
         require_fit(config, header, tokenizer())
 
@@ -144,7 +144,7 @@ def test_labels_that_counted_rows_without_a_token_are_refused(models: Path):
 def test_a_live_teacher_of_another_padding_teaches(
     models: Path, tmp_path: Path, perform_stage: Perform, no_picture: None, more: dict[str, Any]
 ):
-    given = {"start": str(models / "6"), "teacher": str(models / "46"), "data": [str(models / "data")]}
+    given = {"init_from": str(models / "6"), "teacher": str(models / "46"), "data": [str(models / "data")]}
     perform_stage("distill", tmp_path / "out", **given, **TRAINING, **more)
     assert Checkpoint.open(tmp_path / "out").config.vocab_size == 536
 
@@ -184,6 +184,6 @@ def test_preferences_are_learned_on_a_padded_base(
     }
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "preferences.jsonl").write_text((json.dumps(pair) + "\n") * 4)
-    start = {"start": str(models / "6"), "data": [str(tmp_path / "data")]}
+    start = {"init_from": str(models / "6"), "data": [str(tmp_path / "data")]}
     perform_stage("dpo", tmp_path / "out", **start, **TRAINING)
     assert Checkpoint.open(tmp_path / "out").config.vocab_size == 536

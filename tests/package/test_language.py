@@ -21,7 +21,7 @@ CEILINGS = {
     "planning": 20,
     "serving": 53,
     "testing": 30,
-    "training": 102,
+    "training": 60,
 }
 # Rooms with descriptions that do not stand alone yet.
 OLD_DESCRIPTIONS = {"corpus", "evaluation", "training"}

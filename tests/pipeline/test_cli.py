@@ -29,7 +29,7 @@ optim.clip = 2
 
 [sft.student]
 data = ["a"]
-start = "@sft.teacher"
+init_from = "@sft.teacher"
 epochs = 2
 """
 
@@ -125,8 +125,18 @@ def test_flags_win_over_the_file(settings_of_sft: Callable[..., Any]):
     assert settings_of_sft("--table", "sft.teacher", "--size", "demo-student").size == "demo-student"
 
 
+@pytest.mark.parametrize("flags", [["--context", "64"], ["--context=64"], ["--max-length", "64"]], ids=" ".join)
+def test_former_names_of_settings_are_read_with_a_warning(
+    settings_of_sft: Callable[..., Any], tmp_path: Path, flags: list[str]
+):
+    (tmp_path / "my.toml").write_text(SFT.replace("steps = 5", "accumulate = 2\ncontext = 32\nsteps = 5"))
+    with pytest.warns(FutureWarning, match="'accumulate' is called 'grad_accumulation' now"):
+        config = settings_of_sft("--table", "sft.teacher", *flags)
+    assert (config.grad_accumulation, config.max_length) == (2, 64)
+
+
 def test_a_reference_in_the_file_is_a_path_for_one_stage_too(settings_of_sft: Callable[..., Any]):
-    assert settings_of_sft("--table=sft.student").start == Path("build/my/sft.teacher")
+    assert settings_of_sft("--table=sft.student").init_from == Path("build/my/sft.teacher")
 
 
 @pytest.mark.parametrize(
@@ -137,8 +147,8 @@ def test_a_reference_in_the_file_is_a_path_for_one_stage_too(settings_of_sft: Ca
         (["--optim.lr", "nan"], "[sft] optim.lr = 'nan'; expected a finite number"),
         (["--optim.lr", "2"], "[sft] optim.lr = '2'; expected less than or equal to 1"),
         (["--epochs", "2"], "expected exactly one of 'steps' and 'epochs'"),
-        (["--start", "x"], "expected exactly one of 'start' (a checkpoint) and 'size' (from scratch)"),
-        (["--context", "8192", "--batch-tokens", "4096"], "batch_tokens (4096) of at least context (8192)"),
+        (["--init-from", "x"], "expected exactly one of 'init_from' (a checkpoint) and 'size' (from scratch)"),
+        (["--max-length", "8192", "--batch-tokens", "4096"], "batch_tokens (4096) of at least max_length (8192)"),
         (["--optim.lrr", "1"], "Did you mean --optim.lr?"),
         (["--size.dimm", "1"], "Did you mean --size.dim?"),
         (["--steps"], "requires an argument"),

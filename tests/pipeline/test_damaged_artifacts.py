@@ -208,7 +208,7 @@ def test_a_release_whose_name_leads_outside_the_registry_is_not_placed(tmp_path:
 VERBS = [
     ["lineage", "ART"],
     ["doctor", "ART"],
-    ["sft", "--start", "ART", "--data", "DATA", "--steps", "1", "--out", "OUT"],
+    ["sft", "--init-from", "ART", "--data", "DATA", "--steps", "1", "--out", "OUT"],
     ["quantize", "--checkpoint", "ART", "--data", "DATA", "--out", "OUT"],
     ["export", "--checkpoint", "ART", "--format", "gguf", "--out", "OUT"],
     ["evaluate", "--checkpoints.a", "ART", "--tasks", "DATA", "--out", "OUT"],

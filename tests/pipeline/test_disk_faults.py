@@ -101,7 +101,7 @@ def commands(
     shutil.copy(dataset_path / "conversations.jsonl", room / "talks")
     settings = {"checkpoint": model, "data": [data], "num_tokens": 32, "tolerance_kl": 99.0, "min_agreement": 0.0}
     perform_stage("quantize", room / "small", **settings)
-    start = ["--data", data, "--start", model, "--steps", "2", "--batch-tokens", "512", "--context", "256"]
+    start = ["--data", data, "--init-from", model, "--steps", "2", "--batch-tokens", "512", "--max-length", "256"]
     measured = ["--num-tokens", "32", "--tolerance-kl", "99", "--min-agreement", "0"]
     return {
         "ingest": ["--source", data, "--format", "records"],

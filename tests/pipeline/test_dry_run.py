@@ -12,7 +12,7 @@ from preference_rows import row, write
 from rich.console import Console
 
 from puna import cli
-from puna.pipeline.config import parse_config
+from puna.pipeline.config import former_names, parse_config
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.estimate import Estimate, Known, NotKnownYetError, Sketch
 from puna.pipeline.execution.dry_run import Cost, ForeseenStep, Pace, foresee
@@ -20,6 +20,7 @@ from puna.pipeline.execution.executor import COST
 from puna.pipeline.execution.recipe import Recipe, config_class, override
 from puna.pipeline.execution.walk import configs_of, dry_run, raise_recipe
 from puna.pipeline.stages import STAGES
+from puna.training import sft
 
 STEPS = """
 out = "{folder}/out"
@@ -36,7 +37,7 @@ source = "{folder}/held_out"
 format = "records"
 
 [sft.teacher]
-start = "@import"
+init_from = "@import"
 data = ["@ingest.train"]
 precision = "float32"
 epochs = 2
@@ -55,7 +56,7 @@ data = ["@ingest.train"]
 top_k = 8
 
 [distill]
-start = "@prune"
+init_from = "@prune"
 labels = "@label"
 steps = 3
 
@@ -111,7 +112,8 @@ def test_foreseen_steps_are_the_steps_that_training_takes(recipe: Recipe):
     rows = (recipe.out / "sft.teacher" / "run_metrics.jsonl").read_text().splitlines()
     chosen = json.loads((recipe.out / "sft.teacher" / "run_facts.json").read_text())["chosen"]
     assert note.startswith(f"{len(rows)} steps, {json.loads(rows[-1])['tokens']:,} tokens")
-    assert all(f"{name} = {value}" in note for name, value in chosen.items())
+    current = former_names(sft.Config)
+    assert all(f"{current.get(name, name)} = {value}" in note for name, value in chosen.items())
 
 
 def test_what_is_there_is_said_and_what_changed_is_named(recipe: Recipe, tmp_path: Path):
@@ -160,8 +162,8 @@ def test_a_failed_receipt_of_an_artifact_is_a_problem(recipe: Recipe):
         ({"sft.teacher.batch_tokens": 65_536}, "sft.teacher", "one batch holds all the data"),
         ({"sft.teacher.epochs": 50}, "sft.teacher", "the data is read 50 times"),
         ({"distill.steps": 900}, "distill", "steps = 900: the data is read"),
-        ({"sft.teacher.context": 1024}, "sft.teacher", "the model reads at most 256 tokens"),
-        ({"sft.teacher.context": 16}, "sft.teacher", "nothing of 12 rows would be trained"),
+        ({"sft.teacher.max_length": 1024}, "sft.teacher", "the model reads at most 256 tokens"),
+        ({"sft.teacher.max_length": 16}, "sft.teacher", "nothing of 12 rows would be trained"),
         ({"evaluate.max_questions": 20}, "evaluate", "20 questions tell scores apart by about 22 points"),
         ({"prune.size": {"hidden_dim": 64}}, "prune", "hidden_dim = 64; expected at most the parent's 32"),
         ({"ingest.train.source": "nowhere"}, "ingest.train", "source = nowhere does not exist"),
@@ -178,8 +180,8 @@ def test_rows_beyond_the_context_are_counted(recipe: Recipe, tmp_path: Path):
     said = [{"role": "user", "content": "Where is my order? " * 200}, {"role": "assistant", "content": "On its way."}]
     with (tmp_path / "talks" / "conversations.jsonl").open("a") as file:
         file.writelines(json.dumps({"messages": said}) + "\n" for _ in range(3))
-    problem = foreseen(recipe, **{"sft.teacher.context": 256})["sft.teacher"].problems[0]
-    assert problem.startswith("context = 256: 20% of the rows are longer and are passed over")
+    problem = foreseen(recipe, **{"sft.teacher.max_length": 256})["sft.teacher"].problems[0]
+    assert problem.startswith("max_length = 256: 20% of the rows are longer and are passed over")
 
 
 def test_settings_that_fit_are_not_complained_about(recipe: Recipe, tmp_path: Path):
@@ -307,11 +309,11 @@ def test_a_recipe_without_a_step_is_refused(tmp_path: Path):
     ("verb", "settings"),
     [
         ("pretrain", {"size": {"dim": 16, "hidden_dim": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}}),
-        ("pretrain", {"start": "checkpoint", "drill_share": 0.5}),
-        ("sft", {"start": "checkpoint", "adapter": {"rank": 4}, "checkpoint_activations": True}),
-        ("distill", {"start": "checkpoint", "teacher": "checkpoint", "validation": ["dataset"]}),
-        ("dpo", {"start": "checkpoint", "data": ["preferences"]}),
-        ("reward", {"start": "checkpoint", "data": ["preferences"]}),
+        ("pretrain", {"init_from": "checkpoint", "drill_share": 0.5}),
+        ("sft", {"init_from": "checkpoint", "adapter": {"rank": 4}, "checkpoint_activations": True}),
+        ("distill", {"init_from": "checkpoint", "teacher": "checkpoint", "validation": ["dataset"]}),
+        ("dpo", {"init_from": "checkpoint", "data": ["preferences"]}),
+        ("reward", {"init_from": "checkpoint", "data": ["preferences"]}),
     ],
 )
 def test_every_way_to_train_is_estimated(

@@ -53,7 +53,7 @@ def stages(
     talks.write_text("\n".join(lines))
     talking = {"data": [str(talks)], "steps": 40, "optim": {"lr": 0.03, "warmup_steps": 2}}
     perform_stage("sft", room / "talker", **{**training, **talking})
-    start = {**training, "start": str(checkpoint_path), "size": None, "tokenizer": None, "batch_tokens": 256}
+    start = {**training, "init_from": str(checkpoint_path), "size": None, "tokenizer": None, "batch_tokens": 256}
     start |= {"save_minutes": 1e-9, "steps": 3}
     on_policy = {"share": 0.5, "interval": 2, "answers": 2, "max_tokens": 4}
     return {

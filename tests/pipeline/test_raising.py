@@ -34,14 +34,14 @@ vocab_size = 520
 data = ["@ingest.talks"]
 tokenizer = "@tokenizer"
 size = {{dim = 16, hidden_dim = 16, num_layers = 1, num_heads = 2, num_kv_heads = 1}}
-context = 256
+max_length = 256
 batch_tokens = 512
 steps = 1
 
 [sft.student]
 data = ["@ingest.talks"]
-start = "@sft.teacher"
-context = 256
+init_from = "@sft.teacher"
+max_length = 256
 batch_tokens = 512
 steps = 1
 
@@ -125,7 +125,7 @@ def test_an_input_that_was_altered_is_refused_by_name(recipe: Recipe):
 
 def test_an_interrupted_raise_goes_on_where_it_stopped(recipe: Recipe):
     with pytest.raises(DataError):
-        steps_that_run(recipe, **{"sft.teacher.context": 16, "sft.student.context": 16})
+        steps_that_run(recipe, **{"sft.teacher.max_length": 16, "sft.student.max_length": 16})
     assert [path.name for path in sorted(recipe.out.iterdir())] == [".runs", *sorted(STEPS[:3])]
     assert steps_that_run(recipe) == STEPS[3:]
 

@@ -99,7 +99,7 @@ def train(model, num_tokens, context):
             return batch, position
     widths = {"dim": 64, "hidden_dim": 64, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1}
     config = pretrain.Config(
-        data=[], size=widths, tokenizer=Path(), steps=2, precision=sys.argv[1], accumulate=int(sys.argv[2])
+        data=[], size=widths, tokenizer=Path(), steps=2, precision=sys.argv[1], grad_accumulation=int(sys.argv[2])
     )
     optimizer = make_optimizer(model, config.optim)
     counter = TokenCounter(TOKENIZER)
@@ -443,12 +443,12 @@ def test_what_does_not_fit_is_answered_with_what_does() -> None:
 
 def test_the_adapter_run_is_the_recipes() -> None:
     recipe = tomllib.loads((Path(__file__).parents[2] / RECIPE).read_text())["sft"]
-    config = parse_settings(sft.Config, {**recipe, "start": "x", "data": ["y"]}, where="sft")
+    config = parse_settings(sft.Config, {**recipe, "init_from": "x", "data": ["y"]}, where="sft")
     assert config.adapter is not None
     assert (config.adapter.rank, config.checkpoint_activations) == (ADAPTER.lora_rank, ADAPTER.checkpoint_activations)
-    assert (config.accumulate, config.precision) == (ADAPTER.accumulate, ADAPTER.precision)
+    assert (config.grad_accumulation, config.precision) == (ADAPTER.accumulate, ADAPTER.precision)
     # The recipe leaves both to the data: rows of up to 1,024 tokens, enough of them for batches of 4,096.
-    assert config.context is config.batch_tokens is None
+    assert config.max_length is config.batch_tokens is None
     assert (ADAPTER.context, ADAPTER.batch_tokens) == (1024, 4096)
 
 

@@ -39,7 +39,7 @@ class PowerFailure(BaseException):
 @pytest.fixture
 def tuning(training: Settings, checkpoint_path: Path) -> Settings:
     """Settings of a run that trains an adapter."""
-    begin = {"start": str(checkpoint_path), "adapter": {"rank": 2, "alpha": 4}}
+    begin = {"init_from": str(checkpoint_path), "adapter": {"rank": 2, "alpha": 4}}
     return {key: value for key, value in training.items() if key not in ("size", "tokenizer")} | begin
 
 
@@ -84,7 +84,7 @@ def test_every_way_to_train_can_train_an_adapter(
 def test_over_a_quantized_start_an_adapter_learns_and_all_weights_do_not(
     perform_stage: Perform, tuning: Settings, tmp_path: Path, quantized_path: Path
 ):
-    settings = {**tuning, "start": str(quantized_path), "steps": 16, "adapter": {"rank": 2, "alpha": 64}}
+    settings = {**tuning, "init_from": str(quantized_path), "steps": 16, "adapter": {"rank": 2, "alpha": 64}}
     perform_stage("sft", tmp_path / "out", **settings, ignore_receipts=True)
     assert max(losses(tmp_path / "out")[-4:]) < min(losses(tmp_path / "out")[:2]) - 0.02
     del settings["adapter"]
@@ -126,7 +126,7 @@ def test_dropout_leaves_the_validation_loss_alone(perform_stage: Perform, tuning
         out = tmp_path / str(dropout)
         # Rows of the start that an adapter which adds something is trained on: at its start it adds nothing to drop.
         perform_stage("sft", out / "first", **tuning)
-        goes_on = {"start": str(out / "first"), "dropout": dropout}
+        goes_on = {"init_from": str(out / "first"), "dropout": dropout}
         perform_stage("sft", out / "second", **{**settings, "adapter": goes_on})
         found.append(json.loads((out / "second" / "run_metrics.jsonl").read_text().splitlines()[-1]))
     assert found[0]["loss"] != found[1]["loss"]
@@ -137,7 +137,7 @@ def test_dropout_leaves_the_validation_loss_alone(perform_stage: Perform, tuning
 def test_an_adapter_goes_on_where_it_ended(perform_stage: Perform, tuning: Settings, tmp_path: Path, variant: Settings):
     settings = {**tuning, "adapter": variant, "optim": {"lr": 0.01, "warmup_steps": 0, "final_lr_share": 1.0}}
     perform_stage("sft", tmp_path / "first", **settings)
-    goes_on = {**settings, "adapter": {"start": str(tmp_path / "first")}, "steps": 2, "optim": {"lr": 1e-12}}
+    goes_on = {**settings, "adapter": {"init_from": str(tmp_path / "first")}, "steps": 2, "optim": {"lr": 1e-12}}
     perform_stage("sft", tmp_path / "second", **goes_on)
     one, other = (json.loads((tmp_path / name / CONFIG_NAME).read_text()) for name in ("first", "second"))
     assert one == other
@@ -152,8 +152,8 @@ def test_an_adapter_goes_on_where_it_ended(perform_stage: Perform, tuning: Setti
     ("change", "words"),
     [
         ({"targets": ["lm_head"]}, "head and embeddings are one table"),
-        ({"start": "ADAPTER", "rank": 4}, "no rank beside 'start'"),
-        ({"start": "BASE"}, r"adapter\.start = .*; expected an adapter"),
+        ({"init_from": "ADAPTER", "rank": 4}, "no rank beside 'init_from'"),
+        ({"init_from": "BASE"}, r"adapter\.init_from = .*; expected an adapter"),
         ({"targets": ["embed_tokens"]}, "targets"),
         ({"targets": []}, "targets"),
     ],
@@ -174,9 +174,9 @@ def test_an_adapter_in_the_place_of_a_checkpoint_is_called_one(
     perform_stage("sft", tmp_path / "first", **{**tuning, "steps": 1})
     del tuning["adapter"]
     with pytest.raises(
-        CheckpointError, match=r"first is an adapter; expected a checkpoint.*puna merge.*adapter\.start"
+        CheckpointError, match=r"first is an adapter; expected a checkpoint.*puna merge.*adapter\.init_from"
     ):
-        perform_stage("sft", tmp_path / "out", **{**tuning, "start": str(tmp_path / "first")})
+        perform_stage("sft", tmp_path / "out", **{**tuning, "init_from": str(tmp_path / "first")})
 
 
 def test_a_reward_model_is_no_adapter(tuning: Settings):
@@ -185,7 +185,7 @@ def test_a_reward_model_is_no_adapter(tuning: Settings):
 
 
 def test_an_adapter_without_a_start_is_refused(training: Settings):
-    with pytest.raises(ConfigError, match="'adapter' beside 'start'"):
+    with pytest.raises(ConfigError, match="'adapter' beside 'init_from'"):
         parse_config(Config, {**training, "adapter": {}}, where="sft")
 
 
@@ -244,11 +244,11 @@ def test_an_adapter_answers_beside_its_base(
     is_over_rounded: bool,
 ):
     start = quantized_path if is_over_rounded else checkpoint_path
-    settings = {**tuning, "start": str(start), "adapter": {"rank": 2, "alpha": 200}, "optim": {"lr": 0.05}}
+    settings = {**tuning, "init_from": str(start), "adapter": {"rank": 2, "alpha": 200}, "optim": {"lr": 0.05}}
     perform_stage("sft", tmp_path / "out", **settings, ignore_receipts=True)
     params, prompt = SamplingParams(max_tokens=8, logprobs=1), [5, 9, 3, 77]
     alone, sampler = (LocalSampler.open(path) for path in (start, tmp_path / "out"))
-    config = parse_config(Config, {**settings, "adapter": {"start": str(tmp_path / "out")}}, where="sft")
+    config = parse_config(Config, {**settings, "adapter": {"init_from": str(tmp_path / "out")}}, where="sft")
     model, _ = starting_model(config)
     (answer,), (other,) = sampler.complete([prompt], params), alone.complete([prompt], params)
     ids = [*prompt, *answer.ids]
@@ -274,7 +274,7 @@ def test_an_adapter_whose_base_is_gone_or_another_or_that_must_be_merged_first_s
     perform_stage: Perform, training: Settings, tuning: Settings, tmp_path: Path
 ):
     perform_stage("sft", tmp_path / "base", **{**training, "steps": 1})
-    tuning = {**tuning, "start": str(tmp_path / "base"), "steps": 1}
+    tuning = {**tuning, "init_from": str(tmp_path / "base"), "steps": 1}
     perform_stage("sft", tmp_path / "out", **tuning)
     perform_stage("sft", tmp_path / "dora", **{**tuning, "adapter": {"dora": True}})
     LocalSampler.open(tmp_path / "out")

@@ -9,6 +9,7 @@ import pytest
 
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.config import parse_config
+from puna.pipeline.errors import ConfigError
 from puna.pipeline.run import Run
 from puna.training import distill, sft
 from puna.training.loop import defaults
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("no_picture")
 
 def config_of(**settings: Any) -> sft.Config:
     length = {} if "steps" in settings else {"epochs": 1}
-    return parse_config(sft.Config, {"data": ["x"], "start": "y", **length, **settings}, where="sft")
+    return parse_config(sft.Config, {"data": ["x"], "init_from": "y", **length, **settings}, where="sft")
 
 
 def chosen(found: RowLengths, *, max_context: int = 131_072, **settings: Any) -> dict[str, int]:
@@ -42,7 +43,7 @@ def test_the_warm_up_is_a_tenth_of_the_steps_and_at_most_50(steps: int, warmup: 
 def test_steps_of_epochs_count_all_rows_and_not_only_those_looked_at():
     found = lengths((1000, 100), num_rows=10_000)  # a million tokens, 40 rows in a batch of 4,096
     assert chosen(found, epochs=0.5)["optim.warmup_steps"] == 12
-    assert chosen(found, epochs=0.5, accumulate=5)["optim.warmup_steps"] == 2
+    assert chosen(found, epochs=0.5, grad_accumulation=5)["optim.warmup_steps"] == 2
 
 
 @pytest.mark.parametrize(
@@ -56,17 +57,17 @@ def test_steps_of_epochs_count_all_rows_and_not_only_those_looked_at():
     ],
 )
 def test_the_context_holds_all_but_half_a_percent_of_the_rows(outliers: int, settings: dict[str, int], context: int):
-    assert chosen(lengths((1000 - outliers, 100), (outliers, 6000)), **settings)["context"] == context
+    assert chosen(lengths((1000 - outliers, 100), (outliers, 6000)), **settings)["max_length"] == context
 
 
 def test_no_context_grows_beyond_8192_by_itself():
-    assert chosen(lengths((10, 100_000)))["context"] == 8192
-    assert chosen(lengths((10, 100_000)), context=100_000).keys() == {"batch_tokens", "optim.warmup_steps"}
+    assert chosen(lengths((10, 100_000)))["max_length"] == 8192
+    assert chosen(lengths((10, 100_000)), max_length=100_000).keys() == {"batch_tokens", "optim.warmup_steps"}
 
 
 def test_texts_that_are_cut_keep_pieces_of_1024_tokens():
-    assert chosen(lengths((10, 100_000), is_cut=True))["context"] == 1024
-    assert chosen(lengths((10, 20), is_cut=True), max_context=512)["context"] == 512
+    assert chosen(lengths((10, 100_000), is_cut=True))["max_length"] == 1024
+    assert chosen(lengths((10, 20), is_cut=True), max_context=512)["max_length"] == 512
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_texts_that_are_cut_keep_pieces_of_1024_tokens():
     [
         (lengths((10_000, 100)), {}, 4096),
         (lengths((1000, 100)), {}, 2048),  # an epoch of 100,000 tokens: 25 steps of 4,096, 50 of 2,048
-        (lengths((1000, 100)), {"accumulate": 2}, 1024),
+        (lengths((1000, 100)), {"grad_accumulation": 2}, 1024),
         (lengths((20, 100)), {}, 512),
         (lengths((20, 1000)), {}, 1024),  # a batch holds the longest example
         (lengths((20, 5000)), {}, 5056),
@@ -91,19 +92,19 @@ def test_a_batch_is_halved_until_an_epoch_has_enough_steps(
 def test_every_row_that_the_context_holds_fits_into_a_batch():
     found = RowLengths(300, ((700, 900),) * 300, False)
     values = chosen(found)
-    assert values["context"] >= 900 and values["batch_tokens"] >= 1600
+    assert values["max_length"] >= 900 and values["batch_tokens"] >= 1600
 
 
 def test_the_wider_context_of_validation_data_or_of_answers_is_taken():
     found = lengths((100, 100))
-    assert choose(config_of(), found, longest=300, max_context=4096).values["context"] == 320
+    assert choose(config_of(), found, longest=300, max_context=4096).values["max_length"] == 320
 
 
 @pytest.fixture
 def open_run(checkpoint_path: Path, dataset_path: Path) -> dict[str, Any]:
     """Settings of a run that leaves open what can be."""
     return {
-        "data": [str(dataset_path)], "start": str(checkpoint_path), "steps": 20, "precision": "float32",
+        "data": [str(dataset_path)], "init_from": str(checkpoint_path), "steps": 20, "precision": "float32",
         "optim": {"lr": 0.01},
     }  # fmt: skip
 
@@ -116,7 +117,7 @@ def test_the_choice_is_said_before_the_first_step_and_recorded(
     values = (recorded["context"], recorded["batch_tokens"], recorded["optim"]["warmup_steps"])
     assert values == (256, 512, 2)
     log = (tmp_path / ".runs" / "out" / "log.txt").read_text()
-    assert log.index("chosen for this data: context = 256 (holds 100.0% of the rows)") < log.index("tokens/s")
+    assert log.index("chosen for this data: max_length = 256 (holds 100.0% of the rows)") < log.index("tokens/s")
     assert json.loads((tmp_path / "out" / "run_facts.json").read_text())["chosen"] == {
         "context": 256, "batch_tokens": 512, "optim.warmup_steps": 2
     }  # fmt: skip
@@ -156,6 +157,31 @@ def test_an_interrupted_run_goes_on_with_what_it_chose(
     assert one == other
 
 
+def test_an_interrupted_run_with_former_names_of_settings_goes_on_under_the_current_ones(
+    perform_stage: Perform, open_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def stop(self: Run, step: int, **values: float) -> None:
+        if step == 7:
+            raise KeyboardInterrupt
+
+    former = {**open_run, "start": open_run["init_from"], "accumulate": 2, "save_minutes": 1e-9}
+    del former["init_from"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), pytest.warns(FutureWarning, match="'start'"):
+        patch.setattr(Run, "metrics", stop)
+        perform_stage("sft", tmp_path / "out", **former)
+    perform_stage("sft", tmp_path / "out", **open_run, grad_accumulation=2, save_minutes=1e-9)
+    assert "going on after step 6" in (tmp_path / ".runs" / "out" / "log.txt").read_text()
+    with pytest.warns(FutureWarning):
+        assert not perform_stage("sft", tmp_path / "out", **former)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["config"]["accumulate"] == 2 and "start" in manifest["inputs"]
+
+
+def test_both_names_of_a_setting_are_refused(open_run: dict[str, Any]):
+    with pytest.raises(ConfigError, match="one of 'max_length' and 'context'"):
+        parse_config(sft.Config, {**open_run, "max_length": 64, "context": 64}, where="sft")
+
+
 def test_longer_validation_data_is_not_passed_over(perform_stage: Perform, open_run: dict[str, Any], tmp_path: Path):
     said = [{"role": "user", "content": "Where is my order? " * 8}, {"role": "assistant", "content": "On its way."}]
     (tmp_path / "data").mkdir()
@@ -184,7 +210,7 @@ def test_a_student_that_answers_itself_has_room_for_an_answer(
     said = [{"role": "user", "content": "Open?"}, {"role": "assistant", "content": "Yes."}]
     (tmp_path / "conversations.jsonl").write_text(json.dumps({"messages": said}) + "\n")
     data = str(tmp_path / "conversations.jsonl")
-    settings = {"data": [data], "start": str(checkpoint_path), "teacher": str(checkpoint_path)}
+    settings = {"data": [data], "init_from": str(checkpoint_path), "teacher": str(checkpoint_path)}
     on_policy = {"answers": 4, "max_tokens": 64, "share": 0.5}
     perform_stage("distill", tmp_path / "out", **settings, steps=2, on_policy=on_policy, precision="float32")
     perform_stage("distill", tmp_path / "plain", **settings, steps=2, precision="float32")
@@ -193,9 +219,9 @@ def test_a_student_that_answers_itself_has_room_for_an_answer(
 
 
 def test_a_run_that_sets_everything_reads_no_lengths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    settings = {"context": 1024, "batch_tokens": 4096, "optim": {"warmup_steps": 50}}
+    settings = {"max_length": 1024, "batch_tokens": 4096, "optim": {"warmup_steps": 50}}
     config = parse_config(
-        distill.Config, {"data": ["x"], "start": "y", "teacher": "z", "epochs": 1, **settings}, where="distill"
+        distill.Config, {"data": ["x"], "init_from": "y", "teacher": "z", "epochs": 1, **settings}, where="distill"
     )
     monkeypatch.setattr(RowLengths, "read", None)
     assert defaults.adapt(config, None, None, None) is config  # type: ignore[arg-type]

@@ -44,7 +44,13 @@ def teacher_path(perform_stage: Perform, training: Settings, tmp_path_factory: p
 
 def objective_for(student: Path, teacher: Path, dataset: Path, **settings: Any) -> tuple[Llama, LiveTeacher, Batch]:
     """Open student and teacher, and read the first batch of the dataset."""
-    table = {"data": [str(dataset)], "start": str(student), "teacher": str(teacher), "steps": 1, "precision": "float32"}
+    table = {
+        "data": [str(dataset)],
+        "init_from": str(student),
+        "teacher": str(teacher),
+        "steps": 1,
+        "precision": "float32",
+    }
     config = parse_config(Config, {**table, **settings}, where="distill")
     opened = Checkpoint.open(student)
     chat, model = ChatFormat(opened.tokenizer()), Checkpoint.open(teacher).load()
@@ -245,7 +251,7 @@ def test_a_student_learns_from_its_teacher_on_its_own_answers_alone(
     perform_stage: Perform, training: Settings, teacher_path: Path, checkpoint_path: Path, tmp_path: Path
 ):
     settings = {name: value for name, value in training.items() if name not in ("size", "tokenizer")}
-    settings |= {"start": str(checkpoint_path), "teacher": str(teacher_path), "steps": 12, "on_policy": ON_POLICY}
+    settings |= {"init_from": str(checkpoint_path), "teacher": str(teacher_path), "steps": 12, "on_policy": ON_POLICY}
     perform_stage("distill", tmp_path / "out", **settings, teacher_weight=1.0)
     assert curve(tmp_path / "out", "own_share") == [1.0] * 12
     assert curve(tmp_path / "out", "token_loss") == pytest.approx([0.0] * 12, abs=1e-4)
@@ -305,7 +311,7 @@ def test_a_killed_on_policy_run_ends_with_the_same_weights(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"on_policy": {"max_tokens": 256}}, "less than context = 256"),
+        ({"on_policy": {"max_tokens": 256}}, "less than max_length = 256"),
         ({"on_policy": {"max_tokens": 250}}, "questions that leave no room"),
         ({"on_policy": {}, "divergence": {"kind": "spans"}}, "neither on_policy nor"),
     ],

@@ -41,7 +41,7 @@ def pairs_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(training: Settings, checkpoint_path: Path, pairs_path: Path) -> Settings:
     """Settings of a dpo run that takes a moment."""
-    start = {"data": [str(pairs_path)], "start": str(checkpoint_path), "size": None, "tokenizer": None}
+    start = {"data": [str(pairs_path)], "init_from": str(checkpoint_path), "size": None, "tokenizer": None}
     return {**training, **start, "optim": {"lr": 0.003, "warmup_steps": 2}}
 
 
@@ -293,6 +293,6 @@ def test_what_cannot_be_trained_on_is_refused(
     with pytest.raises(ConfigError, match="no fresh_identifiers: answers are compared as they were judged"):
         perform_stage("dpo", tmp_path / "out", **settings, fresh_identifiers=True)
     with pytest.raises(DataError, match="longer than the context; expected conversations of at most 16"):
-        perform_stage("dpo", tmp_path / "out", **{**settings, "context": 16})
+        perform_stage("dpo", tmp_path / "out", **{**settings, "max_length": 16})
     with pytest.raises(ValidationError):
         Config.model_validate({**settings, "strengths": ["stronger"]})

@@ -88,7 +88,7 @@ def state_of(out: Path) -> Path:
 @pytest.fixture(scope="module")
 def settings(training: Settings, dataset_path: Path) -> Settings:
     """A training whose last step has fewer batches than the others, with a validation loss."""
-    changes = {"size": WIDTHS, "batch_tokens": 256, "accumulate": 4, "steps": None, "epochs": 3}
+    changes = {"size": WIDTHS, "batch_tokens": 256, "grad_accumulation": 4, "steps": None, "epochs": 3}
     return {**training, **changes, "validation": [str(dataset_path)], "optim": {"lr": 1e-3, "warmup_steps": 2}}
 
 
@@ -156,11 +156,13 @@ def test_a_run_goes_on_in_another_layout(two: tuple[Path, subprocess.CompletedPr
         ({"data": 3, "tensor": 2}, 4, r"parallel\.data = 3; expected 6 processes"),
         ({"tensor": 8}, 8, r"parallel\.tensor = 8 with num_heads = 4; expected one of 1, 2, 4"),
         ({"pipeline": 8}, 8, r"parallel\.pipeline = 8 for 4 layers; expected at most 4"),
-        ({}, 8, r"accumulate = 4 with 8 data ranks; .*--accumulate 8"),
+        ({}, 8, r"grad_accumulation = 4 with 8 data ranks; .*--grad-accumulation 8"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(training: Settings, settings: Settings, num_ranks: int, message: str):
-    config = parse_config(Config, {**training, "size": WIDTHS, "accumulate": 4, "parallel": settings}, where="sft")
+    config = parse_config(
+        Config, {**training, "size": WIDTHS, "grad_accumulation": 4, "parallel": settings}, where="sft"
+    )
     widths = LlamaConfig(**WIDTHS, head_dim=8, vocab_size=600, max_context=256, tie_embeddings=True)
     with pytest.raises(ConfigError, match=message):
         ParallelDims.of(config.parallel, num_ranks).require_fit(widths, config)

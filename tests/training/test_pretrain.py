@@ -55,7 +55,14 @@ def test_steps_are_adamw_as_it_is_defined(
     perform_stage: Perform, training: dict[str, Any], tmp_path: Path, checkpoint_path: Path, dataset_path: Path
 ):
     optim = {"lr": 0.01, "warmup_steps": 1, "weight_decay": 0.5, "clip": 0.2, "beta1": 0.8, "beta2": 0.9}
-    settings = {**training, "start": str(checkpoint_path), "size": None, "tokenizer": None, "optim": optim, "steps": 3}
+    settings = {
+        **training,
+        "init_from": str(checkpoint_path),
+        "size": None,
+        "tokenizer": None,
+        "optim": optim,
+        "steps": 3,
+    }
     perform_stage("pretrain", tmp_path / "out", **settings)
     checkpoint = Checkpoint.open(checkpoint_path)
     model, objective = checkpoint.load(), NextToken(ChatFormat(checkpoint.tokenizer()), True, False)
@@ -106,7 +113,7 @@ def test_epochs_read_every_token_exactly_that_often(
 ):
     total = num_targets(dataset_path, tokenizer_path)
     for name, batch_tokens, accumulate in (("one", 256, 1), ("two", 300, 3), ("three", 100_000, 2)):
-        more = {"steps": None, "epochs": 2, "batch_tokens": batch_tokens, "accumulate": accumulate}
+        more = {"steps": None, "epochs": 2, "batch_tokens": batch_tokens, "grad_accumulation": accumulate}
         perform_stage("pretrain", tmp_path / name, **{**training, **more})
         assert metrics(tmp_path / name)[-1]["tokens"] == 2 * total
     assert len(metrics(tmp_path / "three")) == 1
@@ -115,7 +122,7 @@ def test_epochs_read_every_token_exactly_that_often(
 def test_steps_are_optimizer_steps_however_many_batches_each(
     perform_stage: Perform, training: dict[str, Any], tmp_path: Path
 ):
-    perform_stage("pretrain", tmp_path / "out", **{**training, "steps": 4, "accumulate": 3, "batch_tokens": 256})
+    perform_stage("pretrain", tmp_path / "out", **{**training, "steps": 4, "grad_accumulation": 3, "batch_tokens": 256})
     rows = metrics(tmp_path / "out")
     assert len(rows) == 4 and 2 * 256 < rows[0]["tokens"] <= 3 * 256
 
@@ -192,7 +199,7 @@ def test_accumulated_halves_make_the_step_of_the_whole(
     (tmp_path / "data" / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     length = num_targets(tmp_path / "data", tokenizer_path) // 16
     for name, batch, accumulate in (("whole", 8, 1), ("halves", 4, 2)):
-        shape = {"context": length, "batch_tokens": batch * length, "accumulate": accumulate, "steps": 8}
+        shape = {"max_length": length, "batch_tokens": batch * length, "grad_accumulation": accumulate, "steps": 8}
         perform_stage("pretrain", tmp_path / name, **{**training, **shape, "data": [str(tmp_path / "data")]})
     for one, two in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "halves"), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-5) and one["tokens"] == two["tokens"]
@@ -230,12 +237,12 @@ def test_what_a_user_sets_is_used_or_refused(
     for change, message in [
         ({"size": "demo-studnet"}, "size = 'demo-studnet'"),
         ({"size": {**widths, "num_heads": 3}}, "multiple of num_heads = 3"),
-        ({"start": str(checkpoint_path)}, "exactly one of 'start'"),
-        ({"start": str(checkpoint_path), "size": None}, "a checkpoint has its own"),
+        ({"init_from": str(checkpoint_path)}, "exactly one of 'init_from'"),
+        ({"init_from": str(checkpoint_path), "size": None}, "a checkpoint has its own"),
         ({"tokenizer": None}, "'tokenizer' beside 'size'"),
-        ({"size": "demo-student", "context": 2048, "batch_tokens": 2048}, "at most 1024"),
+        ({"size": "demo-student", "max_length": 2048, "batch_tokens": 2048}, "at most 1024"),
         ({"epochs": 1}, "exactly one of 'steps' and 'epochs'"),
-        ({"batch_tokens": 128}, "at least context"),
+        ({"batch_tokens": 128}, "at least max_length"),
         ({"data": []}, "empty list"),
     ]:
         with pytest.raises(PunaError, match=message):
@@ -250,5 +257,5 @@ def test_a_tokenizer_and_a_model_are_made_from_the_same_data(
     assert "learned from 5 rows" in (tmp_path / ".runs" / "tokenizer" / "log.txt").read_text()
     perform_stage("pretrain", tmp_path / "model", **{**training, "tokenizer": str(tmp_path / "tokenizer")})
     checkpoint = Checkpoint.open(tmp_path / "model")
-    assert checkpoint.config.vocab_size == 540 and checkpoint.config.max_context == training["context"]
+    assert checkpoint.config.vocab_size == 540 and checkpoint.config.max_context == training["max_length"]
     assert checkpoint.tokenizer().fingerprint == Tokenizer.load(tmp_path / "tokenizer").fingerprint

@@ -254,8 +254,8 @@ def test_later_batches_of_other_shapes_are_part_of_the_forecast(
 @pytest.mark.parametrize(
     "table",
     [
-        {"start": "recipes/teacher", "adapter": {"rank": 16, "alpha": 32.0}, "checkpoint_activations": True},
-        {"start": "recipes/teacher", "context": 512, "batch_tokens": 1024},
+        {"init_from": "recipes/teacher", "adapter": {"rank": 16, "alpha": 32.0}, "checkpoint_activations": True},
+        {"init_from": "recipes/teacher", "max_length": 512, "batch_tokens": 1024},
     ],
     ids=["adapter", "all weights"],
 )
@@ -269,8 +269,8 @@ def test_the_memory_of_a_run_of_its_own_is_foreseen_within_15_percent(table: Set
             asked, said = (" ".join(source.choices(words, k=source.randint(5, 120))) for _ in range(2))
             messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
             file.write(json.dumps({"messages": messages}) + "\n")
-    start = str(Path(__file__).parents[2] / table["start"])
-    settings = {**table, "start": start, "data": [str(folder)], "epochs": 1}
+    start = str(Path(__file__).parents[2] / table["init_from"])
+    settings = {**table, "init_from": start, "data": [str(folder)], "epochs": 1}
     program = "from puna.cli import main; main()"
     lines = [f"{name} = {_toml(value)}" for name, value in settings.items()]
     (tmp_path / "run.toml").write_text("\n".join(["[sft]", *lines]) + "\n")

@@ -54,7 +54,7 @@ def reward_path(checkpoint_path: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def settings(training: Settings, checkpoint_path: Path, pairs_path: Path) -> Settings:
     """Settings of a reward run that takes a moment."""
-    start = {"data": [str(pairs_path)], "start": str(checkpoint_path), "size": None, "tokenizer": None}
+    start = {"data": [str(pairs_path)], "init_from": str(checkpoint_path), "size": None, "tokenizer": None}
     return {**training, **start, "optim": {"lr": 0.003, "warmup_steps": 2}}
 
 
@@ -211,14 +211,14 @@ def test_a_reward_model_is_taken_for_nothing_else_and_nothing_else_for_one(
     with pytest.raises(CheckpointError, match="is a reward model; expected a language model"):
         Checkpoint.open(reward_path)
     with pytest.raises(CheckpointError, match="is a reward model"):
-        start = {"start": str(reward_path), "size": None, "tokenizer": None}
+        start = {"init_from": str(reward_path), "size": None, "tokenizer": None}
         perform_stage("sft", tmp_path / "out", **{**training, **start})
     with pytest.raises(CheckpointError, match=r"architectures = \['LlamaForCausalLM'\]; expected \['LlamaForSeq"):
         RewardModel.open(checkpoint_path)
 
 
 def test_an_adapter_is_refused(perform_stage: Perform, settings: Settings, tmp_path: Path):
-    with pytest.raises(ConfigError, match="no adapter: a reward model is trained and written as a whole"):
+    with pytest.raises(ConfigError, match="no adapter: all weights of a reward model are trained"):
         perform_stage("reward", tmp_path / "out", **settings, adapter={"rank": 4})
 
 

@@ -100,7 +100,7 @@ def plain_losses(checkpoint: Path, conversations: list[Conversation]) -> list[fl
 def test_the_loss_is_the_mean_over_what_the_assistant_says(
     perform_stage: Perform, training: Settings, tmp_path: Path, checkpoint_path: Path, dataset_path: Path
 ):
-    start = {"start": str(checkpoint_path), "size": None, "tokenizer": None}
+    start = {"init_from": str(checkpoint_path), "size": None, "tokenizer": None}
     perform_stage("sft", tmp_path / "out", **{**training, **start, "batch_tokens": 10_000, "steps": 1})
     dataset = Dataset([dataset_path], ["conversations"])
     rows = [dataset[index] for index in range(len(dataset))]
@@ -143,7 +143,7 @@ def test_going_on_from_a_checkpoint_leaves_it_as_it_was(
     perform_stage: Perform, training: Settings, tmp_path: Path, checkpoint_path: Path
 ):
     before = weights_hash(checkpoint_path)
-    start = {"start": str(checkpoint_path), "size": None, "tokenizer": None}
+    start = {"init_from": str(checkpoint_path), "size": None, "tokenizer": None}
     perform_stage("sft", tmp_path / "out", **{**training, **start})
     assert weights_hash(checkpoint_path) == before != weights_hash(tmp_path / "out")
     assert metrics(tmp_path / "out")[-1]["loss"] < metrics(tmp_path / "out")[0]["loss"]
@@ -458,7 +458,7 @@ def test_data_that_cannot_be_trained_on_is_refused_by_its_place(
     perform_stage: Perform, training: Settings, copy_of_dataset: Path, tmp_path: Path
 ):
     with pytest.raises(DataError, match="every conversation is longer than the context"):
-        perform_stage("sft", tmp_path / "out", **{**training, "context": 64})
+        perform_stage("sft", tmp_path / "out", **{**training, "max_length": 64})
     with (copy_of_dataset / "conversations.jsonl").open("a") as file:
         file.write(json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + "\n")
     with pytest.raises(ChatError, match=r"conversations\.jsonl row 13: .*no message to train on"):

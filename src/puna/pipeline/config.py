@@ -6,12 +6,13 @@ is an argument of the executor, not a setting.
 
 import difflib
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, model_validator
 
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.estimate import Estimate, Known
@@ -42,6 +43,19 @@ class StageConfig(BaseModel):
     is_parallel: ClassVar[bool] = False
     """Whether the processes of torchrun divide the work. With True every process calls `run` with its own rank, and
     the config has a table `parallel`, which does not count for the stage's key. With False rank 0 works alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, table: Any) -> Any:
+        return with_current_names(cls, table) if isinstance(table, dict) else table
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings as JSON values under the names that keys, manifests and run directories use.
+
+        A renamed setting keeps its former name there (`serialization_alias`), so that artifacts and interrupted runs
+        of earlier versions stay valid.
+        """
+        return self.model_dump(mode="json", by_alias=True)
 
     def inputs(self) -> dict[str, Path]:
         """Return every path of the config by role, in the order of the fields.
@@ -86,6 +100,54 @@ Precision = Literal["float32", "bfloat16"]
 StoredDtype = Literal["stored", "float32", "bfloat16", "float16"]
 
 Config = TypeVar("Config", bound=StageConfig)
+
+
+def recorded_name(model: type[BaseModel], field: str) -> str:
+    """Return the name of a field in records: its former name where it was renamed."""
+    return model.model_fields[field].serialization_alias or field
+
+
+def former_names(model: type[BaseModel]) -> dict[str, str]:
+    """Map the former name of every renamed setting to its current name; names in inner tables are dotted.
+
+    Example:
+        >>> former_names(sft.Config)["adapter.start"]
+        'adapter.init_from'
+    """
+    names: dict[str, str] = {}
+    for field, info in model.model_fields.items():
+        if info.serialization_alias:
+            names[info.serialization_alias] = field
+        for inner in _models_of(info.annotation):
+            names |= {f"{field}.{old}": f"{field}.{new}" for old, new in former_names(inner).items()}
+    return names
+
+
+def with_current_names(model: type[BaseModel], table: dict[str, Any]) -> dict[str, Any]:
+    """Replace former names of settings in a table and its inner tables, with a FutureWarning for each.
+
+    Raises:
+        ValueError: The table has both names of a setting.
+    """
+    names, current = former_names(model), dict[str, Any]()
+    for name, value in table.items():
+        field = names.get(name, name)
+        if field != name:
+            if field in table:
+                raise ValueError(f"one of '{field}' and '{name}', the former name of '{field}'")
+            warn_of_former_name(name, field)
+        inner = _models_of(model.model_fields[field].annotation) if field in model.model_fields else []
+        current[field] = with_current_names(inner[0], value) if inner and isinstance(value, dict) else value
+    return current
+
+
+def warn_of_former_name(former: str, current: str) -> None:
+    warnings.warn(f"'{former}' is called '{current}' now; this version still reads '{former}'", FutureWarning, 3)
+
+
+def _models_of(annotation: Any) -> list[type[BaseModel]]:
+    types = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return [each for each in types if isinstance(each, type) and issubclass(each, BaseModel)]
 
 
 def _number_of_flag(value: Any, info: ValidationInfo) -> Any:
@@ -183,7 +245,8 @@ def _paths(name: str, value: Any) -> Iterator[tuple[str, Path]]:
         yield name, value
     elif isinstance(value, BaseModel):
         for field in type(value).model_fields:
-            yield from _paths(f"{name}.{field}" if name else field, getattr(value, field))
+            role = recorded_name(type(value), field)
+            yield from _paths(f"{name}.{role}" if name else role, getattr(value, field))
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _paths(f"{name}.{key}", item)

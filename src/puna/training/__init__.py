@@ -1,1 +1,1 @@
-"""One loop that trains; an objective is one file that says only what differs."""
+"""Training stages: one loop, one objective per stage, on one process or several."""

@@ -1,6 +1,6 @@
-"""A teacher, or what `puna label` kept of one, and conversations -> a student that foresees what the teacher foresees.
+"""Distillation: a teacher or its stored logits, and conversations -> a student with the teacher's predictions.
 
-Teacher and student share a tokenizer, unless it is the likelihoods of spans that are compared.
+Teacher and student share a tokenizer; with two tokenizers, divergence.kind = "spans" compares likelihoods of spans.
 """
 
 from pathlib import Path
@@ -45,16 +45,48 @@ TOKENIZER_HINT = "Train the student with tokenizer = the teacher's directory, or
 
 
 class Config(TrainConfig):
-    """Train a student on a teacher's distributions, mixed with the data's own tokens."""
+    """Settings of distillation: loss = teacher_weight * divergence + (1 - teacher_weight) * cross entropy.
 
-    data: list[Path] = Field(default=[], description="datasets, read as one; labels are their own")
-    teacher: Path | None = Field(default=None, description="checkpoint to learn from; either this or labels")
-    labels: Path | None = Field(default=None, description="what `puna label` kept of a teacher")
-    temperature: float = Field(default=1.0, gt=0, le=20, description="softens both distributions")
-    teacher_weight: float = Field(default=0.8, ge=0, le=1, description="share of the teacher in the loss")
-    divergence: Divergence = Field(default=Divergence(), description="how far from the teacher the student is")
-    every_token: bool = Field(default=False, description="learn all tokens, not only what the assistant says")
-    on_policy: OnPolicy | None = Field(default=None, description="learn from the student's own answers too")
+    Example:
+        [distill]
+        init_from = "@prune"
+        teacher = "@sft.teacher"
+        data = ["@synthesize.train"]
+        epochs = 2
+    """
+
+    data: list[Path] = Field(
+        default=[], description="Datasets to train on, shuffled together; required with teacher, refused with labels"
+    )
+    teacher: Path | None = Field(
+        default=None,
+        description="Checkpoint of the teacher, which is loaded beside the student; either teacher or labels",
+    )
+    labels: Path | None = Field(
+        default=None, description="Stored logits of a teacher, an artifact of `puna label`; either labels or teacher"
+    )
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        le=20,
+        description="Temperature that softens the distributions of teacher and student, above 0 to 20",
+    )
+    teacher_weight: float = Field(
+        default=0.8,
+        ge=0,
+        le=1,
+        description="Weight of the divergence in the loss, 0 to 1; cross entropy of the data has the rest",
+    )
+    divergence: Divergence = Field(
+        default=Divergence(), description="Divergence between the distributions of teacher and student"
+    )
+    every_token: bool = Field(
+        default=False, description="Train on every token instead of the assistant's messages only"
+    )
+    on_policy: OnPolicy | None = Field(
+        default=None,
+        description="Settings for training on the student's own answers, judged by the teacher; default: data only",
+    )
 
     @model_validator(mode="after")
     def _has_one_teacher(self) -> Self:
@@ -71,7 +103,7 @@ class Config(TrainConfig):
         return self
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee a run of these settings (reports/preview/dry_run.py); a live teacher reads each batch too."""
+        """Estimate steps, time and memory for `puna raise --dry-run`, with the forward passes of a teacher."""
         tokenizer = starting_tokenizer(self, known)
         objective = NextToken(ChatFormat(tokenizer), self.every_token, False)
         if self.labels is not None:
@@ -103,7 +135,7 @@ def run(config: Config, run: Run) -> None:
     teacher = Checkpoint.open(config.teacher)
     plain = NextToken(ChatFormat(tokenizer), config.every_token, config.fresh_identifiers)
     if config.divergence.kind == "spans":
-        # The lengths are those of the text: the teacher need not be asked for them.
+        # Lengths follow from the text alone, so the plain objective stands for the teacher.
         config = adapt(config, run, plain, model)
         fit(config, run, _spans_of_teacher(config, tokenizer, teacher), model, tokenizer)
         return
@@ -121,7 +153,7 @@ def run(config: Config, run: Run) -> None:
 
 
 class _StudentAnswers(Observer):
-    """Observer that lets the student answer before a step whose answers are due."""
+    """Observer that refreshes the student's answers before a step."""
 
     def __init__(self, answering: Answering) -> None:
         self._answering = answering
@@ -154,7 +186,7 @@ def _across(config: Config, tokenizer: Tokenizer, other: Tokenizer, knows: Knows
 
 
 def live_teacher(config: Config, tokenizer: Tokenizer, teacher: Llama) -> LiveTeacher:
-    """Return the objective of a teacher in memory."""
+    """Return the objective with a teacher in memory."""
     return LiveTeacher(
         ChatFormat(tokenizer),
         config.every_token,
@@ -168,7 +200,7 @@ def live_teacher(config: Config, tokenizer: Tokenizer, teacher: Llama) -> LiveTe
 
 
 def stored_labels(config: Config, tokenizer: Tokenizer) -> StoredLabels:
-    """Return the objective of labels."""
+    """Return the objective on stored logits."""
     return StoredLabels(
         ChatFormat(tokenizer),
         config.every_token,
@@ -180,7 +212,7 @@ def stored_labels(config: Config, tokenizer: Tokenizer) -> StoredLabels:
 
 
 def require_fit(config: Config, labels: LabelHeader, tokenizer: Tokenizer) -> None:
-    """Refuse labels that are about other tokens than the student's, or that were taken otherwise than is asked for."""
+    """Raise ConfigError for stored logits of another tokenizer, temperature or loss mask."""
     if labels.tokenizer != tokenizer.fingerprint and config.divergence.kind != "spans":
         given = f"labels {config.labels} are of another tokenizer than the student's"
         raise ConfigError(given, expected="the same tokenizer.json", hint=TOKENIZER_HINT)

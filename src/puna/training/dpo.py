@@ -1,7 +1,7 @@
-"""Preferences -> a checkpoint that gives the better of two answers more probability than before.
+"""Direct preference optimization: preferences -> a checkpoint that prefers the better of two answers.
 
-The model that training begins with is the reference. It is asked once, before the first step, and is not held in memory
-beside the one that is trained.
+The initial model is the reference. Its log-probabilities are computed once, before the first step, so that no second
+model stays in memory.
 """
 
 from dataclasses import replace
@@ -22,20 +22,37 @@ from puna.training.settings import PreferenceConfig
 
 
 class Config(PreferenceConfig):
-    """Train on pairs of answers, with the settings of the Llama 3 paper."""
+    """Settings of DPO; the defaults are those of the Llama 3 paper (arXiv 2407.21783, section 4.1.4).
 
-    beta: float = Field(default=0.1, gt=0, le=10, description="how dear it is to leave the reference")
-    nll_weight: float = Field(default=0.2, ge=0, le=10, description="share of the better answer's own likelihood")
+    Example:
+        [dpo]
+        init_from = "@sft"
+        data = ["build/pairs"]
+        epochs = 1
+    """
+
+    beta: float = Field(
+        default=0.1,
+        gt=0,
+        le=10,
+        description="DPO beta: strength of the KL penalty to the reference model, above 0 to 10",
+    )
+    nll_weight: float = Field(
+        default=0.2,
+        ge=0,
+        le=10,
+        description="Weight of the negative log-likelihood of the better answer in the loss, 0 to 10",
+    )
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee a run of these settings (training/reports/preview/dry_run.py)."""
+        """Estimate steps, time and memory for `puna raise --dry-run`."""
         tokenizer = starting_tokenizer(self, known)
         objective = Dpo(ChatFormat(tokenizer), frozenset(self.strengths), {}, self.beta, self.nll_weight)
         return estimate_training(self, known, objective, tokenizer)
 
 
 def run(config: Config, run: Run) -> None:
-    """Write a checkpoint trained on the pairs of `config.data`."""
+    """Write a checkpoint, or an adapter, trained on the pairs of `config.data`."""
     count_pairs(config, run)
     model, tokenizer = starting_model(config)
     objective = Dpo(ChatFormat(tokenizer), frozenset(config.strengths), {}, config.beta, config.nll_weight)

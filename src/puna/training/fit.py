@@ -72,9 +72,9 @@ def fit(
 def prepare(config: TrainConfig, run: Run, objective: Objective, model: Llama, tokenizer: Tokenizer) -> Training:
     """Choose the open settings, join the other processes and load the newest saved state."""
     config = adapt(config, run, objective, model)
-    if config.max_length > model.config.max_context:
+    if config.max_example_tokens > model.config.max_context:
         raise ConfigError(
-            f"context = {config.context}", expected=f"at most {model.config.max_context}, the model's own"
+            f"max_length = {config.max_length}", expected=f"at most {model.config.max_context}, the model's own"
         )
     groups = init_parallel(config, run, model, needs_whole_examples=objective.needs_whole_examples)
     if config.adapter is not None:

@@ -1,4 +1,4 @@
-"""Documents and conversations -> a checkpoint that has learned every token of them."""
+"""Pretraining: documents and conversations -> a checkpoint trained on every token."""
 
 import random
 from collections.abc import Sequence
@@ -22,15 +22,25 @@ from puna.training.settings import TrainConfig
 
 
 class Config(TrainConfig):
-    """Train on every token of the text; long documents are cut into pieces of the context."""
+    """Settings of pretraining; texts longer than max_length are cut into pieces.
 
-    drill_share: float = Field(default=0.0, ge=0, le=1, description="share of rows that give way to copying drills")
+    Example:
+        [pretrain]
+        size = "demo-student"
+        tokenizer = "@tokenizer"
+        data = ["@ingest"]
+        epochs = 1
+    """
+
+    drill_share: float = Field(
+        default=0.0, ge=0, le=1, description="Fraction of rows that copying drills replace, 0 to 1"
+    )
     drill_runs: float = Field(
         default=0.0, ge=0, le=1, description="Share of copying drills, 0 to 1, that repeat runs of equal tokens"
     )
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee a run of these settings (training/reports/preview/dry_run.py)."""
+        """Estimate steps, time and memory for `puna raise --dry-run`."""
         tokenizer = starting_tokenizer(self, known)
         objective = Pretraining(ChatFormat(tokenizer), True, False, self.drill_share)
         return estimate_training(self, known, objective, tokenizer)
@@ -38,7 +48,11 @@ class Config(TrainConfig):
 
 @dataclass(frozen=True)
 class Pretraining(TextObjective):
-    """Cross entropy of every token; copying drills replace a share of the rows."""
+    """Cross entropy of every token; copying drills replace a fraction of the rows.
+
+    Example:
+        >>> Pretraining(ChatFormat(tokenizer), True, False, drill_share=0.5)
+    """
 
     drill_share: float
     drill_runs: float = 0.0
@@ -55,7 +69,7 @@ class Pretraining(TextObjective):
 
 
 def run(config: Config, run: Run) -> None:
-    """Write a checkpoint trained on all of `config.data`."""
+    """Write a checkpoint trained on every token of `config.data`."""
     model, tokenizer = starting_model(config)
     objective = Pretraining(
         ChatFormat(tokenizer), True, config.fresh_identifiers, config.drill_share, config.drill_runs

@@ -1,6 +1,6 @@
-"""Preferences -> a reward model: the network that training begins with, and a head that scores a conversation.
+"""Reward modelling: preferences -> the initial model with a head that scores conversations.
 
-What it has learned is measured on held-out pairs, and written beside it with its interval.
+The accuracy on held-out pairs is measured after training and written into accuracy.json, with a 95 % interval.
 """
 
 import json
@@ -27,23 +27,31 @@ from puna.training.settings import PreferenceConfig
 
 
 class Config(PreferenceConfig):
-    """Train a head that scores, and the network below it, on pairs of answers."""
+    """Settings of reward modelling; the score head and all weights are trained.
+
+    Example:
+        [reward]
+        init_from = "@sft"
+        data = ["build/pairs"]
+        validation = ["build/pairs-held-out"]
+        epochs = 1
+    """
 
     @model_validator(mode="after")
     def _trains_all_weights(self) -> Self:
         if self.adapter is not None:
-            raise ValueError("no adapter: a reward model is trained and written as a whole")
+            raise ValueError("no adapter: all weights of a reward model are trained")
         return self
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee a run of these settings (training/reports/preview/dry_run.py)."""
+        """Estimate steps, time and memory for `puna raise --dry-run`."""
         tokenizer = starting_tokenizer(self, known)
         objective = Reward(ChatFormat(tokenizer), frozenset(self.strengths))
         return estimate_training(self, known, objective, tokenizer)
 
 
 class Judged(NamedTuple):
-    """A pair of held-out answers: whether the better one scored higher, of which prompt, and how sure people were."""
+    """A held-out pair of answers with prompt and preference strength; `is_right`: the better answer scored higher."""
 
     is_right: bool
     prompt: str
@@ -51,7 +59,7 @@ class Judged(NamedTuple):
 
 
 def run(config: Config, run: Run) -> None:
-    """Write a reward model, and accuracy.json where there is validation data."""
+    """Write a reward model; with validation data also accuracy.json."""
     count_pairs(config, run)
     model, tokenizer = starting_model(config)
     become_reward_model(model, config.seed)
@@ -63,12 +71,12 @@ def run(config: Config, run: Run) -> None:
         accuracy = {name: _accuracy([each for each in judged if each.strength == name]) for name in strengths}
         accuracy |= {"all": _accuracy(judged)}
         artifact.write_text(run.output / "accuracy.json", json.dumps(accuracy, indent=2) + "\n")
-        told = "{accuracy:.1%} ({low:.1%} to {high:.1%}) of {num_pairs:,} held-out pairs".format(**accuracy["all"])
-        run.log(f"the better answer scores higher in {told}")
+        summary = "{accuracy:.1%} ({low:.1%} to {high:.1%}) of {num_pairs:,} held-out pairs".format(**accuracy["all"])
+        run.log(f"the better answer scores higher in {summary}")
 
 
 def _judge(config: Config, run: Run, reward_model: RewardModel) -> list[Judged]:
-    """Score the answers of every held-out prompt; pairs of all strengths count, each reported as what it is."""
+    """Score the answers of every held-out prompt; pairs of all strengths count."""
     dataset, judged, num_too_long = Dataset(config.validation, ["preferences"]), list[Judged](), 0
     with run.progress(len(dataset), "judging held-out pairs", unit="prompts") as bar:
         for index in range(len(dataset)):
@@ -94,7 +102,7 @@ def _pairs(row: Preference, scores: list[float]) -> Iterator[Judged]:
 
 
 def _accuracy(judged: Sequence[Judged]) -> dict[str, float]:
-    """Return the share of pairs judged right and its interval; pairs of one prompt are one group."""
+    """Return the accuracy with its interval; the pairs of one prompt form one cluster."""
     interval = score_interval([float(each.is_right) for each in judged], [each.prompt for each in judged])
     num_prompts = len({each.prompt for each in judged})
     bounds = {"accuracy": interval.mean, "low": interval.low, "high": interval.high}

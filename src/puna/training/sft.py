@@ -1,4 +1,4 @@
-"""Conversations -> a checkpoint that has learned what the assistant says in them."""
+"""Supervised fine-tuning: conversations -> a checkpoint trained on the assistant's messages."""
 
 from puna.formats.chat.format import ChatFormat
 from puna.pipeline.estimate import Estimate, Known
@@ -11,16 +11,25 @@ from puna.training.settings import TrainConfig
 
 
 class Config(TrainConfig):
-    """Train on the assistant's words and calls alone; conversations are never cut."""
+    """Settings of supervised fine-tuning; the loss covers the assistant's messages and tool calls.
+
+    Conversations longer than max_length are skipped, never truncated.
+
+    Example:
+        [sft]
+        init_from = "@import"
+        data = ["@ingest"]
+        epochs = 2
+    """
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee a run of these settings (training/reports/preview/dry_run.py)."""
+        """Estimate steps, time and memory for `puna raise --dry-run`."""
         tokenizer = starting_tokenizer(self, known)
         return estimate_training(self, known, NextToken(ChatFormat(tokenizer), False, False), tokenizer)
 
 
 def run(config: Config, run: Run) -> None:
-    """Write a checkpoint fine-tuned on the conversations of `config.data`."""
+    """Write a checkpoint, or an adapter, fine-tuned on `config.data`."""
     model, tokenizer = starting_model(config)
     objective = NextToken(ChatFormat(tokenizer), False, config.fresh_identifiers)
     fit(config, run, objective, model, tokenizer)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from puna import __version__
 from puna.pipeline.artifacts import artifact
-from puna.pipeline.config import StageConfig
+from puna.pipeline.config import StageConfig, former_names
 from puna.pipeline.errors import PunaError, ReceiptError
 from puna.pipeline.execution.executor import PARALLEL, is_prepared, is_there, stage_key
 from puna.pipeline.stages import Stage
@@ -87,11 +87,12 @@ def _changes(manifest: artifact.Manifest, config: StageConfig, hashes: dict[str,
     if manifest.version != __version__:
         yield f"Puna was {manifest.version}, and is {__version__}"
     paths = config.inputs()
-    before, after = (dict(_flat("", each)) for each in (manifest.config, config.model_dump(mode="json")))
+    before, after = (dict(_flat("", each)) for each in (manifest.config, config.record()))
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     told = [name for name in changed if name not in {*paths, *manifest.inputs} and name.split(".")[0] != PARALLEL]
+    current = former_names(type(config))
     for name in told[:MAX_SHOWN]:
-        yield f"{name} was {_shown(before.get(name))}, and is {_shown(after.get(name))}"
+        yield f"{current.get(name, name)} was {_shown(before.get(name))}, and is {_shown(after.get(name))}"
     if len(told) > MAX_SHOWN:
         yield f"{len(told) - MAX_SHOWN} more settings changed"
     for role in {**manifest.inputs, **paths}:

@@ -15,12 +15,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from rich.console import Console
 
 from puna import __version__
 from puna.pipeline.artifacts import artifact, licence
 from puna.pipeline.artifacts.lineage import licences_of
-from puna.pipeline.config import StageConfig
+from puna.pipeline.config import StageConfig, recorded_name
 from puna.pipeline.errors import ArtifactError, ConfigError
 from puna.pipeline.run import Run, ranks
 from puna.pipeline.stages import Stage
@@ -37,7 +38,7 @@ SECONDS_BETWEEN_LOOKS = 0.1
 
 def stage_key(stage: Stage, config: StageConfig, hashes: dict[str, str]) -> str:
     """Hash what decides the content of an artifact: stage, version, settings without paths, hashes of inputs."""
-    settings = config.model_dump(mode="json")
+    settings = config.record()
     content = {
         "stage": stage.verb,
         "version": __version__,
@@ -198,7 +199,7 @@ def _manifest(stage: Stage, config: StageConfig, path: Path, hashes: dict[str, s
         kind=kind,
         stage=stage.verb,
         key=run.key,
-        config=config.model_dump(mode="json"),
+        config=config.record(),
         inputs=inputs,
         files={},
         licences=sorted(_licences(config) | run.licences),
@@ -226,7 +227,7 @@ def _prepare(directory: Path, key: str, config: StageConfig) -> None:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         artifact.write_text(directory / "key", key)
         artifact.fsync(directory)
-    artifact.write_text(directory / "config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+    artifact.write_text(directory / "config.json", json.dumps(config.record(), indent=2) + "\n")
 
 
 def is_prepared(directory: Path, key: str) -> bool:
@@ -291,8 +292,9 @@ def _without_paths(settings: Any, value: Any) -> Any:
     if isinstance(value, Path):
         return None
     if isinstance(settings, dict):
-        get = value.get if isinstance(value, dict) else lambda name: getattr(value, name)
-        return {name: _without_paths(item, get(name)) for name, item in settings.items()}
+        if isinstance(value, BaseModel):
+            value = {recorded_name(type(value), field): getattr(value, field) for field in type(value).model_fields}
+        return {name: _without_paths(item, value[name]) for name, item in settings.items()}
     if isinstance(settings, list):
         return [_without_paths(item, original) for item, original in zip(settings, value, strict=True)]
     return settings

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from puna.pipeline.config import StageConfig, is_named_step, suggestion
+from puna.pipeline.config import StageConfig, former_names, is_named_step, suggestion, with_current_names
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.stages import STAGES, Stage
 
@@ -69,10 +69,11 @@ class Recipe:
                     expected=f"a table named {', '.join(verbs)}",
                     hint=suggestion(verb, list(verbs)),
                 )
-            if is_named_step(config_class(verbs[verb]), table):
-                steps += [Step(f"{verb}.{name}", verbs[verb], settings) for name, settings in table.items()]
-            else:
-                steps.append(Step(verb, verbs[verb], table))
+            settings_class = config_class(verbs[verb])
+            named = table if is_named_step(settings_class, table) else {"": table}
+            for name, settings in named.items():
+                current = with_current_names(settings_class, settings)
+                steps.append(Step(f"{verb}.{name}" if name else verb, verbs[verb], current))
         if not steps:
             raise ConfigError(f"{path} has no step", expected=f"at least one table named {', '.join(verbs)}")
         return cls(path, Path(out), tuple(_in_file_order(text, steps)))
@@ -96,7 +97,8 @@ def override(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
                 expected=f"--STEP.KEY with {', '.join(names)}",
                 hint=suggestion(key, names),
             )
-        *parents, last = key.removeprefix(step.name + ".").split(".")
+        setting = key.removeprefix(step.name + ".")
+        *parents, last = former_names(config_class(step.stage)).get(setting, setting).split(".")
         table = step.table
         for parent in parents:
             if not isinstance(table.setdefault(parent, {}), dict):

@@ -1,1 +1,1 @@
-"""The one training loop: settings, state, optimizer, steps."""
+"""The training loop: initial model, optimizer, steps, saved states, observers."""

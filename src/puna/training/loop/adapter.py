@@ -1,4 +1,4 @@
-"""Config -> a frozen network with an adapter to be trained; and its way into an artifact afterwards."""
+"""Config -> a frozen model with a trainable adapter; a trained adapter -> an artifact."""
 
 from typing import Any
 
@@ -21,18 +21,20 @@ ORIGIN_NAME = "origin.json"  # what `puna import` knows of the hub
 
 
 def adapted_start(config: TrainConfig, checkpoint: Checkpoint) -> Llama:
-    """Load a checkpoint frozen, in the activations' dtype or quantized as it is, with an adapter in float32."""
+    """Load a frozen checkpoint in the dtype of the activations, or quantized, with an adapter in float32."""
     settings = config.adapter
     assert settings is not None
     model = checkpoint.load(config.dtype)
-    if settings.start is None:
+    if settings.init_from is None:
         stabilized, magnitudes = settings.rank_stabilized, settings.dora
         shape = AdapterShape(settings.targets, settings.rank, settings.alpha, stabilized, magnitudes)
         add_adapter(model, shape, seed=config.seed)
     else:
-        if not is_adapter(settings.start):
-            raise ConfigError(f"adapter.start = {settings.start}", expected="an adapter", hint="start = a checkpoint")
-        adapter = open_adapter(settings.start)
+        if not is_adapter(settings.init_from):
+            raise ConfigError(
+                f"adapter.init_from = {settings.init_from}", expected="an adapter", hint="init_from takes checkpoints"
+            )
+        adapter = open_adapter(settings.init_from)
         require_trainable(adapter, checkpoint.config)
         attach(model, read_lora(adapter), read_magnitudes(adapter), is_rank_stabilized=adapter.is_rank_stabilized)
     set_dropout(model, settings.dropout)
@@ -40,21 +42,21 @@ def adapted_start(config: TrainConfig, checkpoint: Checkpoint) -> Llama:
 
 
 def write_adapter(config: TrainConfig, run: Run, model: Llama) -> None:
-    """Write the adapter, which names its base by the name on the hub, or by the folder's name.
+    """Write the adapter; its config names the base checkpoint by name on the hub, or by folder name.
 
     The path to the base stands in the manifest's inputs: equal adapters are equal wherever the base lies.
     """
-    assert config.start is not None
-    origin = config.start / ORIGIN_NAME
+    assert config.init_from is not None
+    origin = config.init_from / ORIGIN_NAME
     imported = (
         read_record(origin, dict[str, Any], expected="the origin as 'import' writes it") if origin.is_file() else {}
     )
-    save_adapter(run.output, model, base_name=str(imported.get("hub") or config.start.resolve().name))
+    save_adapter(run.output, model, base_name=str(imported.get("hub") or config.init_from.resolve().name))
     run.kind = KIND
 
 
 def describe_training(model: Llama) -> str:
-    """Say how much of a network with an adapter is trained, and what the rest is kept in."""
+    """Describe the number of trained and frozen parameters, and the format of the frozen ones."""
     num_trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
     num_frozen = model.config.num_parameters
     kept = describe_schemes(schemes_of(model)) or str(model.dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
-"""Settings that a recipe leaves open, and the lengths of the data's rows -> the values that the run trains with.
+"""Open settings of a recipe and lengths of the rows -> values of max_length, batch_tokens and warmup_steps.
 
-Three settings adapt: the context, the tokens of a batch and the warm-up. A value in the recipe is never changed. The
-choice depends on data and settings alone; a journal of the run keeps it, so that a resumed run repeats it.
+A value in the recipe is never changed. The choice depends on data and settings alone; a journal keeps the values for a
+resumed run.
 """
 
 import json
@@ -15,6 +15,7 @@ from puna.data.dataset import Dataset
 from puna.data.packing import Packer
 from puna.model.llama import Llama
 from puna.pipeline.artifacts import artifact
+from puna.pipeline.config import former_names
 from puna.pipeline.run import Run
 from puna.training.objectives.objective import Objective
 from puna.training.settings import TrainConfig
@@ -103,8 +104,8 @@ class Choice(Generic[Config]):
     """A config without open settings, what was chosen for them, and the reason of each choice in words.
 
     Example:
-        >>> Choice(config, {"context": 128}, ("context = 128 (holds 100.0% of the rows)",)).line
-        'chosen for this data: context = 128 (holds 100.0% of the rows)'
+        >>> Choice(config, {"max_length": 128}, ("max_length = 128 (holds 100.0% of the rows)",)).line
+        'chosen for this data: max_length = 128 (holds 100.0% of the rows)'
     """
 
     config: Config
@@ -125,10 +126,18 @@ def adapt(config: Config, run: Run, objective: Objective, model: Llama, *, room_
     """
     if not open_settings(config):
         return config
-    values = run.remember(CHOSEN, lambda: _choose_for(config, run, objective, model, room_for_answer).values)
+    current = former_names(type(config))
+    recorded = {new: old for old, new in current.items()}
+
+    def choose_values() -> dict[str, int]:
+        values = _choose_for(config, run, objective, model, room_for_answer).values
+        return {recorded.get(name, name): value for name, value in values.items()}
+
+    remembered: dict[str, int] = run.remember(CHOSEN, choose_values)
+    values = {current.get(name, name): value for name, value in remembered.items()}
     chosen = _with_values(config, values)
     if run.rank == 0:
-        record = json.dumps(chosen.model_dump(mode="json"), indent=2) + "\n"
+        record = json.dumps(chosen.record(), indent=2) + "\n"
         artifact.write_text(run.directory / "config.json", record)
     return chosen
 
@@ -144,7 +153,7 @@ def _choose_for(config: Config, run: Run, objective: Objective, model: Llama, ro
 
 
 def chosen_values(run: Run) -> dict[str, int]:
-    """Return the values that `adapt` chose in this run; empty where the recipe sets all of them.
+    """Return the values that `adapt` chose in this run, by their names in records; empty where the recipe sets all.
 
     Example:
         >>> chosen_values(run)
@@ -157,13 +166,12 @@ def open_settings(config: TrainConfig) -> list[str]:
     """Name the settings that adapt and that the recipe does not set.
 
     Example:
-        >>> config = TrainConfig(data=["shop"], start="base", steps=10, context=128)
+        >>> config = TrainConfig(data=["shop"], start="base", steps=10, max_length=128)
         >>> open_settings(config)
         ['batch_tokens', 'optim.warmup_steps']
     """
-    values = {
-        "context": config.context, "batch_tokens": config.batch_tokens, "optim.warmup_steps": config.optim.warmup_steps
-    }  # fmt: skip
+    sizes = {"max_length": config.max_length, "batch_tokens": config.batch_tokens}
+    values = sizes | {"optim.warmup_steps": config.optim.warmup_steps}
     return [name for name, value in values.items() if value is None]
 
 
@@ -176,21 +184,23 @@ def choose(config: Config, found: RowLengths, *, longest: int, max_context: int)
     Example:
         >>> rows = RowLengths(num_rows=3, rows=((90,), (120,), (100,)), is_cut=False)
         >>> choose(config, rows, longest=120, max_context=8192).values
-        {'context': 128, 'batch_tokens': 512, 'optim.warmup_steps': 0}
+        {'max_length': 128, 'batch_tokens': 512, 'optim.warmup_steps': 0}
     """
     is_open, values, reasons = open_settings(config), dict[str, int](), list[str]()
     bound = min(max_context, config.batch_tokens or max_context)
-    context = config.context or choose_context(found, longest, bound)
-    if "context" in is_open:
-        values["context"] = context
-        reasons.append(f"context = {context:,} ({context_reason(found, longest, context)})")
+    context = config.max_length or choose_context(found, longest, bound)
+    if "max_length" in is_open:
+        values["max_length"] = context
+        reasons.append(f"max_length = {context:,} ({context_reason(found, longest, context)})")
     batch_tokens = config.batch_tokens or _batch_tokens(config, found, context)
     batches = found.batches_an_epoch(context, batch_tokens)
     if "batch_tokens" in is_open:
         values["batch_tokens"] = batch_tokens
-        reasons.append(f"batch_tokens = {batch_tokens:,} (an epoch has {batches / config.accumulate:,.0f} steps)")
+        reasons.append(
+            f"batch_tokens = {batch_tokens:,} (an epoch has {batches / config.grad_accumulation:,.0f} steps)"
+        )
     if "optim.warmup_steps" in is_open:
-        steps = config.steps or math.ceil((config.epochs or 0) * batches / config.accumulate)
+        steps = config.steps or math.ceil((config.epochs or 0) * batches / config.grad_accumulation)
         values["optim.warmup_steps"] = min(WARMUP_STEPS, int(WARMUP_SHARE * steps))
         reasons.append(f"optim.warmup_steps = {values['optim.warmup_steps']} (of {steps:,} steps)")
     return Choice(_with_values(config, values), values, tuple(reasons))
@@ -228,7 +238,7 @@ def context_reason(found: RowLengths, longest: int, context: int) -> str:
 def _batch_tokens(config: TrainConfig, found: RowLengths, context: int) -> int:
     least = max(LEAST_BATCH_TOKENS, context, 0 if found.is_cut else found.together)
     batch_tokens = max(BATCH_TOKENS, least)
-    enough = LEAST_STEPS_AN_EPOCH * config.accumulate
+    enough = LEAST_STEPS_AN_EPOCH * config.grad_accumulation
     while batch_tokens // 2 >= least and found.batches_an_epoch(context, batch_tokens) < enough:
         batch_tokens //= 2
     return batch_tokens

@@ -76,7 +76,7 @@ def take_step(training: Training) -> dict[str, float]:
     seed = (training.config.seed, state.step, *training.groups.seed_offset)
     torch.manual_seed(random.Random(" ".join(map(str, seed))).getrandbits(63))
     rate = learning_rate(training.config.optim, state.step, training.done)
-    batches = list(_take(training, training.config.accumulate))
+    batches = list(_take(training, training.config.grad_accumulation))
     num_counted = sum(training.objective.num_counted(batch) for batch in batches)
     sums = run_batches(training, batches, divisor=max(1, num_counted))
     state.tokens += sum(len(batch.tokens_T) for batch in batches)
@@ -160,7 +160,7 @@ def make_packer(
         encode,
         seed=config.seed,
         batch_tokens=config.max_batch_tokens,
-        context=config.max_length,
+        context=config.max_example_tokens,
         is_cut=objective.is_cut,
         num_too_long=num_too_long,
     )

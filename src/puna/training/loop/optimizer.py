@@ -1,4 +1,4 @@
-"""AdamW over a network's parameters, and its learning rate at each step."""
+"""AdamW for the trained parameters of a model, and the learning rate schedule."""
 
 import math
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from puna.training.settings import Optim
 
 
 def trained_parameters(model: Llama) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Yield the parameters that training changes, with their names: all, or those of an adapter."""
+    """Yield the names and tensors of all trained parameters; with an adapter, the adapter's."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def make_optimizer(model: Llama, optim: Optim) -> torch.optim.AdamW:
-    """Build AdamW that decays matrices and leaves norms alone."""
+    """Build AdamW with weight decay of matrices and without decay of vectors."""
     parameters = [parameter for _, parameter in trained_parameters(model)]
     matrices = [parameter for parameter in parameters if parameter.dim() > 1]
     norms = [parameter for parameter in parameters if parameter.dim() == 1]
@@ -24,7 +24,7 @@ def make_optimizer(model: Llama, optim: Optim) -> torch.optim.AdamW:
 
 
 def learning_rate(optim: Optim, step: int, done: float) -> float:
-    """Return the rate of `step` (from 0): linear warm-up by steps, cosine by the share of the run that is done."""
+    """Return the learning rate of `step`, from 0: linear warm-up times cosine decay over the completed share `done`."""
     warmup = min(1.0, (step + 1) / (optim.num_warmup_steps + 1))
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     return optim.lr * warmup * (optim.final_lr_share + (1 - optim.final_lr_share) * cosine)

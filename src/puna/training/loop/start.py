@@ -1,4 +1,4 @@
-"""Config -> the network that training begins with, and its tokenizer."""
+"""Config -> the initial model and its tokenizer."""
 
 from dataclasses import replace
 from functools import partial
@@ -16,15 +16,15 @@ from puna.pipeline.run import ranks
 from puna.training.loop.adapter import adapted_start
 from puna.training.settings import TrainConfig
 
-# Of a model trained from scratch, whose context the recipe leaves open: what it is trained on is at most as long.
+# Context length of a new model without max_length in the recipe; no training example is longer.
 DEFAULT_CONTEXT = 1024
 
 
 def starting_model(config: TrainConfig) -> tuple[Llama, Tokenizer]:
-    """Load the checkpoint to go on from, or initialize a model of the configured size."""
+    """Load the checkpoint of init_from, or initialize a model of the configured size."""
     device = choose_device(config.parallel.device)
     model, tokenizer = _start(config)
-    # Several processes put what they keep of it onto their devices: parallelize.
+    # With several processes `parallelize` moves the shards to their devices.
     if ranks()[1] == 1:
         model.to(device)
     if config.checkpoint_activations:
@@ -33,21 +33,21 @@ def starting_model(config: TrainConfig) -> tuple[Llama, Tokenizer]:
 
 
 def recompute_blocks(model: Llama) -> None:
-    """Let each block keep what it reads and nothing else, and compute the rest again in the backward pass."""
+    """Checkpoint activations: each layer keeps its input alone and is recomputed in the backward pass."""
     for block in model.layers:
-        # In the place of the method, not around the block: the names of its parameters stay.
+        # The method is replaced, not wrapped by a module: parameter names stay.
         block.forward = partial(recomputed, block.forward, use_reentrant=False)
 
 
 def _start(config: TrainConfig) -> tuple[Llama, Tokenizer]:
-    if config.start is not None:
-        checkpoint = Checkpoint.open(config.start)
+    if config.init_from is not None:
+        checkpoint = Checkpoint.open(config.init_from)
         if config.adapter is not None:
             return adapted_start(config, checkpoint), checkpoint.tokenizer()
         if checkpoint.is_quantized:
             hint = "An adapter can be trained beside it: the table [adapter], or --adapter.rank 16"
-            raise ConfigError(f"start = {config.start} is quantized", expected="float weights", hint=hint)
-        # Several processes take in float32 what they keep of it: parallelize.
+            raise ConfigError(f"init_from = {config.init_from} is quantized", expected="float weights", hint=hint)
+        # With several processes `parallelize` converts the shards to float32.
         is_alone = ranks()[1] == 1
         return checkpoint.load(torch.float32 if is_alone else None), checkpoint.tokenizer()
     assert config.tokenizer is not None
@@ -58,7 +58,10 @@ def _start(config: TrainConfig) -> tuple[Llama, Tokenizer]:
 
 
 def size_of(config: TrainConfig, vocab_size: int) -> LlamaConfig:
-    """Return the sizes of a model from scratch; ConfigError for a name that is none or heads that do not divide.
+    """Return the widths of a new model.
+
+    Raises:
+        ConfigError: The name of the size is unknown, or dim is not a multiple of num_heads.
 
     Example:
         >>> config = TrainConfig(data=["shop"], size="1b", tokenizer="tokenizer", steps=10)
@@ -77,5 +80,5 @@ def size_of(config: TrainConfig, vocab_size: int) -> LlamaConfig:
             f"size.dim = {config.size.dim}", expected=f"a multiple of num_heads = {config.size.num_heads}"
         )
     return LlamaConfig(
-        **widths, head_dim=head_dim, vocab_size=vocab_size, max_context=config.context or DEFAULT_CONTEXT
+        **widths, head_dim=head_dim, vocab_size=vocab_size, max_context=config.max_length or DEFAULT_CONTEXT
     )

@@ -1,7 +1,7 @@
-"""The state of a training run <-> directories that survive a kill at any moment: weights, moments, position, step.
+"""Saved states of a training run: weights, AdamW moments, position in the data and step, safe against kills.
 
-The two newest are kept; one whose hashes do not match is passed over for the one before. Each process writes the parts
-that it holds, and reads those that it needs, whatever layout wrote them.
+The two newest states are kept. A state with wrong hashes is skipped in favour of the state before. Each process writes
+its shards and reads the parts of its own layout, so a resumed run may have another number of processes.
 """
 
 import json
@@ -30,10 +30,21 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass
 class TrainState:
-    """Where a run stands. `num_skipped`: steps whose loss or gradient was not finite, `skipped_in_row` of them last.
+    """Step, position and counters of a run.
 
-    `num_too_long`: examples passed over so far, once for each epoch. `device`: kind of device that computed the steps.
-    `metrics`: SHA-256 of the rows of metrics.jsonl up to this step.
+    Attributes:
+        step: Number of completed optimizer steps.
+        position: Next row in the data.
+        tokens: Number of tokens read so far.
+        num_skipped: Steps without an update because the loss or gradient was not finite.
+        skipped_in_row: Length of the latest uninterrupted run of skipped steps.
+        num_too_long: Rows skipped because of their length, counted once per epoch.
+        device: Kind of device that computed the steps, such as "cuda".
+        metrics: SHA-256 of metrics.jsonl up to this step.
+
+    Example:
+        >>> TrainState(step=3, tokens=12_288).num_skipped
+        0
     """
 
     step: int = 0
@@ -54,7 +65,7 @@ def save_state(
     key: str,
     groups: ProcessGroups = ProcessGroups(),  # noqa: B008
 ) -> Path:
-    """Write the state of this step atomically, then drop all but the two newest; collective over all processes."""
+    """Write a state atomically and remove all but the two newest; every process calls this function."""
     path = directory / f"step-{progress.step:08d}"
     if not groups.is_main:
         groups.barrier()
@@ -83,7 +94,7 @@ def load_state(
     key: str,
     groups: ProcessGroups = ProcessGroups(),  # noqa: B008
 ) -> TrainState:
-    """Fill model and optimizer from the newest whole state with this key; a fresh TrainState if there is none."""
+    """Load model and optimizer from the newest intact state with this key; without one, return a new TrainState."""
     groups.barrier()
     for path in _states(directory):
         problem = ""
@@ -102,7 +113,7 @@ def load_state(
 
 
 def whole_network(path: Path, config: LlamaConfig, tokenizer: Tokenizer) -> Source:
-    """Return the network of a state, one tensor at a time, whoever held which part of it."""
+    """Return the model of a state as a source of whole tensors, read one at a time from all shards."""
     pieces = ShardFiles(path, "model")
 
     def read(name: str) -> torch.Tensor:
@@ -112,7 +123,7 @@ def whole_network(path: Path, config: LlamaConfig, tokenizer: Tokenizer) -> Sour
 
 
 def take_whole(path: Path, model: Llama) -> None:
-    """Put all that a state holds into `model` as it was before it was divided."""
+    """Replace the shards in `model` by the whole trained tensors of a state."""
     pieces = ShardFiles(path, "model")
     for name, _ in list(trained_parameters(model)):
         module, _, leaf = name.rpartition(".")
@@ -135,14 +146,14 @@ def _write_parts(directory: Path, model: Llama, optimizer: torch.optim.Optimizer
 
 
 def _part(value: torch.Tensor, parameter: torch.nn.Parameter) -> TensorShard:
-    """Return what is held of a parameter, or of a moment that lies as it does; the number of steps is one for all."""
+    """Return the local shard of a parameter or moment; AdamW's step count is a scalar without shards."""
     if not value.dim():
         return TensorShard(value, (), ())
     return TensorShard(local_shard(value), box_of(parameter), tuple(parameter.shape))
 
 
 def _collect_hashes(directory: Path) -> dict[str, dict[str, object]]:
-    """Take the hashes that each process left of the files it wrote: one alone would read the whole state again."""
+    """Collect the file hashes that every process wrote; hashing on rank 0 alone would read the whole state again."""
     notes = {path.name[1:].removesuffix(".json"): path for path in directory.glob(".*.safetensors.json")}
     hashed = {name: json.loads(path.read_text()) for name, path in notes.items()}
     for path in notes.values():

@@ -1,4 +1,4 @@
-"""SIGTERM or Ctrl-C -> a question that a loop asks between two steps, so that it can save its state before it ends.
+"""SIGTERM or Ctrl-C -> a flag for the training loop, which saves a state before the process ends.
 
 A second signal ends the process at once.
 """
@@ -12,7 +12,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether a signal has come. Outside the main thread none is caught."""
+    """Yield a function that returns whether a signal arrived; outside the main thread signals are not caught."""
     received: list[int] = []
     before: dict[int, object] = {}
 

@@ -17,12 +17,14 @@ from puna.training.settings import TrainConfig
 
 @dataclass
 class Training:
-    """Everything that a training run holds; the loop and its observers share one.
+    """The objects of a training run, shared by the loop and the observers.
 
     Attributes:
-        config: Settings without open values: `adapt` has chosen them.
+        config: Settings with the values that `adapt` chose.
         state: Step, position in the data and counters, as saved for a resumed run.
-        counter: Counts the trained tokens of each step for the metrics.
+        counter: Counts the trained tokens of a step for the metrics.
+
+    Example: see `puna.training.fit.prepare`.
     """
 
     config: TrainConfig

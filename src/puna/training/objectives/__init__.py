@@ -1,1 +1,1 @@
-"""What can be minimized: a file for each way to train."""
+"""Training objectives: encoding of rows and losses, one file per objective."""

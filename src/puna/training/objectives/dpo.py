@@ -1,8 +1,9 @@
 """Direct preference optimization as the Llama 3 paper does it (arXiv 2407.21783, 4.1.4).
 
-Each pair costs -log sigmoid(beta * ((p - q)(better) - (p - q)(worse))), where p is the log-probability of an answer's
-words and q that of the reference. Headers and ends of messages count in neither. Added is the mean negative
-log-likelihood of the better answer's tokens, its ends among them: they keep the format that the rest doesn't see.
+The loss of a pair is -log sigmoid(beta * ((p - q)(better) - (p - q)(worse))). p is the log-probability of an answer's
+words under the trained model, q under the reference; headers and ends of messages are left out. The mean negative
+log-likelihood of the better answer, including ends of messages, is added with weight nll_weight: this term preserves
+the chat format.
 
 Shapes: T tokens of a batch, M trained tokens among them, N examples, P pairs, D model width.
 """
@@ -21,13 +22,22 @@ from puna.model.llama import Llama
 from puna.training.objectives.losses import token_log_probabilities
 from puna.training.objectives.pairs import OUTRANKED, Pairs, constant, first_of_each, places
 
-# Columns: whether a token belongs to the words of the answer; the reference's log-probability of all of these.
+# Columns: whether a token is a word of the answer; the log-probability of all words under the reference.
 IS_WORD, REFERENCE = "is_word", "reference"
 
 
 @dataclass(frozen=True)
 class Dpo(Pairs):
-    """`references` holds what the reference gives each answer, by its `answer_key`."""
+    """DPO loss over the pairs of a batch.
+
+    Attributes:
+        references: Log-probability of each answer under the reference model, by `answer_key`.
+        beta: Strength of the KL penalty to the reference.
+        nll_weight: Weight of the negative log-likelihood of the better answer.
+
+    Example:
+        >>> Dpo(ChatFormat(tokenizer), frozenset({"better"}), {}, beta=0.1, nll_weight=0.2)
+    """
 
     references: Mapping[str, float]
     beta: float
@@ -40,7 +50,7 @@ class Dpo(Pairs):
         return self.encode(row, source)
 
     def answers(self, row: object, source: random.Random) -> Sequence[Example]:
-        """Encode a row without what the reference says of it."""
+        """Encode the answers of a row without the column of the reference."""
         assert isinstance(row, Preference)
         return [self._example(row, ranked) for ranked in row.ranking(self.strengths)]
 
@@ -50,12 +60,12 @@ class Dpo(Pairs):
         is_trained = [at >= start and is_said for at, is_said in enumerate(mask)]
         is_word = [each and token not in self.chat.stop_ids for token, each in zip(ids, is_trained, strict=True)]
         columns = {IS_WORD: torch.tensor(is_word), OUTRANKED: constant(ids, ranked.num_outranked)}
-        # The ends are learned of an answer that is better than another; nothing asks for those of the worst.
+        # Ends of messages are targets in better answers alone: the likelihood term does not cover the worst answer.
         return Example(ids, is_trained if ranked.num_outranked else is_word, columns)
 
     def _with_reference(self, example: Example) -> Example:
         key = answer_key(torch.tensor(example.ids[1:]), example.columns[IS_WORD][1:])
-        # NOTE: what is longer than the context has no reference and is passed over; if it were not, NaN would stop it.
+        # NOTE: an answer longer than max_length has no reference and is skipped; NaN would stop the run otherwise.
         reference = constant(example.ids, self.references.get(key, float("nan")))
         return Example(example.ids, example.mask, {**example.columns, REFERENCE: reference})
 
@@ -77,7 +87,7 @@ class Dpo(Pairs):
 
 
 def log_probabilities(model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return, for each example, the log-probability of the answer's words and the mean over all its trained tokens."""
+    """Return two values per example: summed log-probability of the answer's words, mean over all trained tokens."""
     targets_M = batch.targets_T[batch.trained_T]
     tokens_M = token_log_probabilities(model, hidden_TD[batch.trained_T], targets_M)
     lengths_N = torch.tensor(batch.lengths, device=tokens_M.device)
@@ -91,12 +101,12 @@ def log_probabilities(model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> tu
 
 
 def answer_keys(batch: Batch) -> list[str]:
-    """Return the key of each example of a batch."""
+    """Return the `answer_key` of each example in a batch."""
     targets, words = (x.split(list(batch.lengths)) for x in (batch.targets_T, batch.columns[IS_WORD]))
     return [answer_key(*each) for each in zip(targets, words, strict=True)]
 
 
 def answer_key(targets_T: torch.Tensor, is_word_T: torch.Tensor) -> str:
-    """Name an answer to a prompt by the tokens of both."""
+    """Return a hash of the tokens of prompt and answer."""
     content = targets_T.cpu().numpy().tobytes() + is_word_T.cpu().numpy().tobytes()
     return hashlib.sha256(content).hexdigest()[:32]

@@ -1,10 +1,9 @@
-"""Logits -> how sure a model is, for the record of a run: sums over tokens, estimated from some where there are many.
+"""Logits -> entropy and cross entropy as metrics, estimated from a sample of the tokens, without gradients.
 
-No gradient flows through it. Of the logits given, 65 thousand are looked at and one token's at least, or every 16th
-token's: a small part of what the loss costs. The tokens are drawn, since every 16th of a text of equal lines is always
-the same place in a line.
+The sample has one in 16 tokens, or more where 65,536 logits allow it, at least one: a small part of the cost of the
+loss. Tokens are drawn at random: in a text of equal lines, every 16th token could be the same column.
 
-Shapes: C trained tokens, S of them that are looked at, V vocabulary.
+Shapes: C trained tokens, S of them in the sample, V vocabulary.
 """
 
 import torch
@@ -32,7 +31,7 @@ def cross_entropy_sum(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> torch
 
 
 def _pick(logits_CV: torch.Tensor) -> torch.Tensor | slice:
-    """Draw the tokens to look at; all of them where they are few."""
+    """Return the indices of a random sample, or a slice over all tokens where there are few."""
     num_tokens, vocab_size = logits_CV.shape
     num_picked = max(num_tokens // ONE_IN, min(num_tokens, max(1, ALWAYS // vocab_size)))
     if num_picked == num_tokens:

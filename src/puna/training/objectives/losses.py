@@ -1,7 +1,7 @@
-"""Hidden states -> losses over a vocabulary, without ever holding the logits of a whole batch.
+"""Hidden states -> losses over the vocabulary, chunk by chunk, without the logits of a whole batch in memory.
 
-A batch of 4,096 tokens has 2.1 GB of float32 logits over Llama's vocabulary, and as much again for each step of the
-backward pass. Here logits live for some tokens at a time.
+A batch of 4,096 tokens has 2.1 GB of float32 logits over Llama's vocabulary, and the backward pass needs several times
+as much. Chunks bound this memory.
 
 Shapes: M trained tokens, C of these at once, D model width, V vocabulary.
 """
@@ -19,12 +19,12 @@ from puna.model.gradients.padding import TOKENS_STEP, padded_rows
 from puna.model.llama import Embedding, Linear, Llama
 from puna.training.parallel import vocab_parallel
 
-# What is known of each trained token: tensors with a row for each.
+# Tensors with one row per trained token: targets, teacher logits and so on.
 Rows = Mapping[str, torch.Tensor]
-# Logits of some trained tokens and their rows ("targets" among them) -> sums over them, "loss" among them.
+# (logits of a chunk of trained tokens, rows with "targets") -> sums over the chunk with "loss".
 Terms = Callable[[torch.Tensor, Rows], dict[str, torch.Tensor]]
 
-# Logits that are held at once, and of these as float32 with what a loss makes of them.
+# Number of logits per chunk, and per tile of a chunk that is converted to float32.
 CHUNK_VALUES = 2**25
 TILE_VALUES = 2**20
 
@@ -39,8 +39,12 @@ def summed_over_tokens(
 ) -> dict[str, torch.Tensor]:
     """Return the sums of `terms` over all trained tokens.
 
-    The gradient of "loss" is computed along with it, chunk by chunk, so nothing is computed twice. `beside` is given
-    the rows of a chunk, for what needs larger products than the few tokens that `terms` sees at once.
+    The gradient of "loss" is computed in the same pass, chunk by chunk, so logits are computed once.
+
+    Args:
+        rows: Tensors with one row per trained token.
+        terms: Computes the sums of a tile from logits and rows.
+        beside: Extends the rows of a chunk, for matrix products that are faster on a chunk than on a tile.
     """
     head = _Head.of(model, hidden_MD.dtype)
     inputs = (hidden_MD, *head.parameters)
@@ -65,9 +69,9 @@ def summed_over_tokens(
 def _summed_over_tiles(
     logits_CV: torch.Tensor, rows: Rows, terms: Terms, sums: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    """Add the terms of some tokens to `sums`; return the gradient of their loss, which is written over the logits.
+    """Add the terms of a chunk to `sums`; return the gradient of the loss, written over the logits.
 
-    A loss looks at its logits ten times and more: at a few tokens' at a time they come from the processor's cache.
+    A loss reads its logits ten times and more, so a tile that fits into the processor's cache is faster.
     """
     values_CV = logits_CV.detach()
     count = len(rows["targets"])
@@ -87,7 +91,7 @@ def _summed_over_tiles(
 
 
 def token_log_probabilities(model: Llama, hidden_MD: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
-    """Return the float32 log-probability of each target, for losses that are no sums over tokens.
+    """Return the float32 log-probability of each target, for losses that are not sums over tokens.
 
     The backward pass computes the logits a second time.
     """
@@ -108,7 +112,7 @@ def token_log_probabilities(model: Llama, hidden_MD: torch.Tensor, targets_M: to
 
 
 class _Head(NamedTuple):
-    """The product that gives logits: its trained parameters, and the tensors that stand for them in the product."""
+    """The output layer: its trained parameters, and their copies in the dtype of the matrix product."""
 
     parameters: tuple[torch.Tensor, ...]
     leaves: tuple[torch.Tensor, ...]
@@ -129,22 +133,22 @@ class _Head(NamedTuple):
         return cls(parameters, parameters, model.logits)
 
     def share(self, count: int) -> slice:
-        """Return which of `count` tokens `logits` gives the logits of: all, or this rank's."""
+        """Return the tokens whose logits this rank computes: all, or a shard with a divided vocabulary."""
         return slice(count) if self.divided is None else vocab_parallel.local_slice(count, self.divided)
 
     def summed(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the sums over all tokens."""
+        """Return the sums over the shards of all ranks."""
         return sums if self.divided is None else vocab_parallel.all_reduce_sums(sums, self.divided)
 
 
 def _weight(model: Llama) -> torch.Tensor | None:
-    """Return the matrix that gives logits, if that is all there is."""
+    """Return the weight of a plain output layer; None for quantized layers and adapters."""
     module = model.embed_tokens if model.lm_head is None else model.lm_head
     return module.weight if isinstance(module, Linear | Embedding) else None
 
 
 class _WithGradients(torch.autograd.Function):
-    """A value whose gradients with respect to its inputs are known already."""
+    """A value with precomputed gradients with respect to its inputs."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, gradients: list[torch.Tensor | None], *_: torch.Tensor) -> torch.Tensor:
@@ -165,7 +169,7 @@ def _add_gradients(
     gradients: list[torch.Tensor | None],
     part: slice,
 ) -> None:
-    """Add the gradients of one chunk: the first is about its hidden states, the others about the head."""
+    """Add the gradients of one chunk: first the hidden states, then the parameters of the output layer."""
     places = [place for place, gradient in enumerate(gradients) if gradient is not None]
     if not places:
         return
@@ -180,7 +184,7 @@ def _add_gradients(
 
 
 def _chunks(num_tokens: int, vocab_size: int) -> list[slice]:
-    """Cut trained tokens into parts; one, which is empty, if there are none."""
+    """Cut trained tokens into chunks; without trained tokens there is one empty chunk."""
     size = max(1, CHUNK_VALUES // vocab_size)
     if size > TOKENS_STEP:
         size -= size % TOKENS_STEP  # a chunk that is full needs no padding

@@ -1,4 +1,4 @@
-"""The interface of a training objective: rows -> examples, hidden states -> losses, and what the loss needs."""
+"""The interface of a training objective: rows -> examples, hidden states -> losses, requirements of the loss."""
 
 import random
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from puna.model.llama import Llama
 class Objective(Protocol):
     """One way to train a model.
 
-    An objective declares its needs as properties, so that the loop, the reports and parallelism never inspect types.
+    An objective declares requirements as properties: loop, reports and parallelism never inspect types.
 
     Example: see `NextToken`, the shortest objective.
     """
@@ -30,7 +30,7 @@ class Objective(Protocol):
 
     @property
     def reads_every_token(self) -> bool:
-        """Whether every token of a row is a target, not only the assistant's messages."""
+        """Whether every token of a row is a target, or only the assistant's messages."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""Preferences -> examples, best answer first, and pairs of a batch's examples: what dpo and reward have in common.
+"""Preferences -> examples and pairs: the common part of the objectives of dpo and reward.
 
 Shapes: N examples of a batch, P pairs of these.
 """
@@ -19,13 +19,19 @@ from puna.pipeline.errors import DataError
 from puna.pipeline.run import Run
 from puna.training.settings import PreferenceConfig
 
-# A column that says of each token of an example how many of the examples after it are worse.
+# Column: number of the following examples in the batch with a worse answer; equal at all tokens of an example.
 OUTRANKED = "outranked"
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Examples of answers to one prompt stay in one batch. `strengths` are those that make a pair worth learning."""
+    """Base of the objectives on pairs; the answers to one prompt stay in one batch, best answer first.
+
+    Attributes:
+        strengths: Preference strengths of the pairs that count in the loss.
+
+    Example: see `Dpo`.
+    """
 
     chat: ChatFormat
     strengths: frozenset[str]
@@ -41,7 +47,7 @@ class Pairs:
 
 
 def places(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (better_P, worse_P): the places among the batch's examples of the answers of each pair."""
+    """Return (better_P, worse_P): for each pair the indices of its two examples in the batch."""
     counts = first_of_each(batch, OUTRANKED).tolist()
     pairs = [(place, place + after) for place, count in enumerate(counts) for after in range(1, count + 1)]
     better_P, worse_P = torch.tensor(pairs, dtype=torch.long, device=batch.tokens_T.device).reshape(-1, 2).T
@@ -49,18 +55,22 @@ def places(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def first_of_each(batch: Batch, name: str) -> torch.Tensor:
-    """Return a column's value at the first token of each example, for what is the same at all of its tokens."""
+    """Return the value of a column at the first token of each example, for columns constant within examples."""
     starts = [0, *accumulate(batch.lengths)][:-1]
     return batch.columns[name][starts]
 
 
 def constant(ids: Sequence[int], value: int | float) -> torch.Tensor:
-    """Return a column that says the same of each token."""
+    """Return a column with the same value at every token."""
     return torch.full((len(ids),), value)
 
 
 def count_pairs(config: PreferenceConfig, run: Run) -> None:
-    """Read every row, tell what is left out, and raise DataError if nothing is left."""
+    """Log the number of pairs to train on and the pairs left out by strength.
+
+    Raises:
+        DataError: No pair has one of the configured strengths.
+    """
     for name, sources in (("data", config.data), ("validation", config.validation)):
         if sources:
             run.log(f"{name}: {_count(config, name, sources)}")

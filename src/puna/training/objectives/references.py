@@ -1,7 +1,7 @@
-"""A network and preferences -> the log-probability that it gives to the words of each answer, computed once.
+"""A reference model and preferences -> the log-probability of every answer, computed once before training.
 
-Kept in a journal of the run batch by batch, so that an interrupted run computes none twice. The batches are those of a
-first epoch of training: their composition, and with it the last bit of each number, is the same whenever it is done.
+A journal keeps the values of each batch, so that a resumed run computes no batch twice. Batches are packed as in the
+first epoch of training: a resumed run packs the same batches and gets the same last bits.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from puna.training.settings import TrainConfig
 
 
 def reference_log_probabilities(config: TrainConfig, run: Run, objective: Dpo, model: Llama) -> dict[str, float]:
-    """Return them by `answer_key`, for the data and the validation data; the network stays as it is."""
+    """Return the log-probabilities of all answers in data and validation data, by `answer_key`."""
     found: dict[str, float] = {}
     for name, sources in (("data", config.data), ("validation", config.validation)):
         if sources:
@@ -30,9 +30,9 @@ def _compute(
     config: TrainConfig, run: Run, objective: Dpo, model: Llama, name: str, sources: list[Path]
 ) -> dict[str, float]:
     dataset = Dataset(sources, objective.kinds)
-    sizes = {"batch_tokens": config.max_batch_tokens, "context": config.max_length}
+    sizes = {"batch_tokens": config.max_batch_tokens, "context": config.max_example_tokens}
     packer = Packer(dataset, objective.answers, seed=config.seed, is_cut=False, **sizes)
-    # Of several processes each asks its own copy of the reference, before the network is divided.
+    # Every process computes all values with its own copy of the reference, before the model is sharded.
     journal = run.journal(f"reference-{name}{f'-{run.rank}' if run.rank else ''}")
     rows = journal.records
     position = Position(**rows[-1]["position"]) if rows else Position()

@@ -1,7 +1,7 @@
-"""The reward model of the Llama 3 paper (arXiv 2407.21783, 4.1.1): of two answers the better one is to score higher.
+"""Reward modelling as in the Llama 3 paper (arXiv 2407.21783, section 4.1.1).
 
-Each pair costs -log sigmoid(score of the better - score of the worse), without a margin. The score of an answer is read
-at the end of its last message.
+The loss of a pair is -log sigmoid(score of the better answer - score of the worse answer), without a margin. The score
+is computed at the last token of the answer.
 
 Shapes: T tokens of a batch, N examples, P pairs, D model width.
 """
@@ -22,13 +22,17 @@ from puna.training.objectives.pairs import OUTRANKED, Pairs, constant, places
 
 @dataclass(frozen=True)
 class Reward(Pairs):
-    """Trains the head that scores and the network below it."""
+    """Pairwise ranking loss of a reward model.
+
+    Example:
+        >>> Reward(ChatFormat(tokenizer), frozenset({"better", "significantly better"}))
+    """
 
     def encode(self, row: object, source: random.Random) -> Sequence[Example]:
         assert isinstance(row, Preference)
         examples: list[Example] = []
         for answer, num_outranked in row.ranking(self.strengths):
-            # The last token of an example is not read, only foreseen: one more, and the end of the answer is read.
+            # The model reads every token but the last: a padding token makes it read the end of the answer.
             ids = [*self.chat.encode(row.answered(answer)).ids, self.chat.pad_id]
             mask = [False] * (len(ids) - 1) + [True]
             examples.append(Example(ids, mask, {OUTRANKED: constant(ids, num_outranked)}))

@@ -71,12 +71,12 @@ class ParallelDims:
                 f"parallel.pipeline = {self.pipeline} for {widths.num_layers} layers",
                 expected=f"at most {widths.num_layers}: a stage computes whole layers",
             )
-        if config.accumulate % self.data:
-            needed = -(-config.accumulate // self.data) * self.data
+        if config.grad_accumulation % self.data:
+            needed = -(-config.grad_accumulation // self.data) * self.data
             raise ConfigError(
-                f"accumulate = {config.accumulate} with {self.data} data ranks",
+                f"grad_accumulation = {config.grad_accumulation} with {self.data} data ranks",
                 expected=f"a multiple of {self.data}, so that data ranks have equally many batches",
-                hint=f"Give --accumulate {needed}, and batch_tokens for the same number of tokens per step",
+                hint=f"Give --grad-accumulation {needed}, and batch_tokens for the same number of tokens per step",
             )
 
 

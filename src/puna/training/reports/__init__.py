@@ -1,1 +1,1 @@
-"""What a run keeps of itself for those who ask afterwards how it went."""
+"""Observers of a training run: preview before the first step, report and plot after the last."""

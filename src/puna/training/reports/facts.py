@@ -1,4 +1,4 @@
-"""The data, model and tokenizer of a run -> facts that its record keeps beside the metrics. No network runs here."""
+"""Data, model and tokenizer of a run -> facts for run_facts.json, without computing the model."""
 
 import random
 import re
@@ -20,7 +20,7 @@ DIGIT = re.compile(r"\d")
 
 
 def gather_facts(objective: Objective, model: Llama, tokenizer: Tokenizer, dataset: Dataset) -> dict[str, Any]:
-    """Look at the model, at up to 5,000 rows, and at 64 conversations as they are trained on."""
+    """Describe the model, up to 5,000 rows, and 64 encoded conversations."""
     return {
         "num_parameters": model.config.num_parameters,
         "vocab_size": model.config.vocab_size,
@@ -34,7 +34,7 @@ def gather_facts(objective: Objective, model: Llama, tokenizer: Tokenizer, datas
 
 
 def describe_conversations(objective: Objective, tokenizer: Tokenizer, dataset: Dataset) -> dict[str, Any]:
-    """Return what conversations have (system message, tools), their length, and how many are asked in another form."""
+    """Return shares of conversations with system message, with tools, and with a prompt unlike the server's."""
     chat, found, lengths, num_different = ChatFormat(tokenizer), [], [0], 0
     for index in range(0, len(dataset), -(-len(dataset) // MAX_ENCODED)):
         try:
@@ -43,7 +43,7 @@ def describe_conversations(objective: Objective, tokenizer: Tokenizer, dataset: 
                 continue
             ids = objective.encode(row, random.Random(0))[0].ids
         except PunaError:
-            continue  # what cannot be trained on is refused, with its place, where it is read for that
+            continue  # training itself refuses unreadable rows, with file and line
         found.append(row)
         lengths.append(len(ids))
         num_different += not _begins_as_asked(chat, row, ids)
@@ -61,9 +61,9 @@ def _share(rows: Sequence[Conversation], has: Callable[[Conversation], bool]) ->
 
 
 def _begins_as_asked(chat: ChatFormat, row: Conversation, ids: Sequence[int]) -> bool:
-    """Tell whether the training text begins with what a server would ask the model at the first answer.
+    """Return whether the training text begins with the prompt that a server builds for the first answer.
 
-    Digits count as equal: identifiers may be drawn anew for training.
+    All digits count as equal, because training may replace identifiers.
     """
     roles = [message.role for message in row.messages]
     if "assistant" not in roles:

@@ -1,4 +1,4 @@
-"""A network and data that are not trained on -> the mean loss over its first batches, the same ones every time."""
+"""Loss on the data of the initial model, before and after training: a rise shows forgetting."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ START_BATCHES = 2
 
 @torch.no_grad()
 def mean_loss(model: Llama, objective: Objective, packer: Packer, dtype: torch.dtype, max_batches: int) -> float:
-    """Return the mean loss over the first batches of an epoch, or all if there are fewer."""
+    """Return the mean loss over the first `max_batches` batches of an epoch."""
     total, count, position = 0.0, 0, Position()
     model.eval()
     for _ in range(max_batches):
@@ -37,29 +37,31 @@ def mean_loss(model: Llama, objective: Objective, packer: Packer, dtype: torch.d
 
 
 def start_data_loss(config: TrainConfig, model: Llama, tokenizer: Tokenizer) -> float | None:
-    """Return the loss on two batches of what the start model learned from: it rises where that is forgotten.
+    """Return the loss on two batches of the initial model's training data.
 
-    None if there is no start model, its data are not there any more, or are those that this run trains on.
+    The result is None without an initial model, without its data, or where this run trains on the same data.
     """
     sources = _start_data(config)
     if not sources:
         return None
-    assert config.start is not None
-    is_every_token = artifact.read_manifest(config.start).stage == "pretrain"
+    assert config.init_from is not None
+    is_every_token = artifact.read_manifest(config.init_from).stage == "pretrain"
     objective = NextToken(ChatFormat(tokenizer), is_every_token, False)
-    size = {"batch_tokens": config.max_batch_tokens, "context": config.max_length}
+    size = {"batch_tokens": config.max_batch_tokens, "context": config.max_example_tokens}
     try:
         dataset = Dataset(sources, objective.kinds)
         packer = Packer(dataset, objective.encode, seed=0, is_cut=objective.is_cut, **size)
         return mean_loss(model, objective, packer, config.dtype, START_BATCHES)
     except PunaError:
-        return None  # the run does not need these data: rows that cannot be read any more stop nothing
+        return None  # the run does not need these data: unreadable rows stop nothing
 
 
 def _start_data(config: TrainConfig) -> list[Path]:
-    if config.start is None or not artifact.is_artifact(config.start):
+    if config.init_from is None or not artifact.is_artifact(config.init_from):
         return []
-    inputs = artifact.read_manifest(config.start).inputs
-    found = [Path(os.path.normpath(config.start / entry["path"])) for role, entry in inputs.items() if "data." in role]
+    inputs = artifact.read_manifest(config.init_from).inputs
+    found = [
+        Path(os.path.normpath(config.init_from / entry["path"])) for role, entry in inputs.items() if "data." in role
+    ]
     is_known = {path.resolve() for path in found} <= {path.resolve() for path in config.data}
     return [] if is_known or not all(path.exists() for path in found) else found

@@ -1,4 +1,4 @@
-"""Rows of metrics -> a picture of a run over the tokens read: losses, learning rate, gradient norm, entropies."""
+"""Metrics -> loss.png: losses, learning rate, gradient norm and entropies over the number of tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class LossPlot(Observer):
 
 
 def plot_losses(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
-    """Draw every loss of `rows`, and what else is known of a run, as the PNG `path`; without matplotlib nothing."""
+    """Draw the panels into the PNG `path`; without matplotlib nothing is written."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -41,7 +41,7 @@ def plot_losses(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
 
 
 def _draw(axes: Any, rows: list[dict[str, Any]], ending: str) -> None:
-    """Draw all figures whose names have this ending."""
+    """Draw all metrics with this ending of their name."""
     names = dict.fromkeys(name for row in rows for name in row if name.endswith(ending) and row[name] is not None)
     for name in names:
         points = [(row["tokens"], row[name]) for row in rows if row.get(name) is not None]

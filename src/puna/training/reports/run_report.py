@@ -39,7 +39,7 @@ class RunReport(Observer):
             facts["chat_after"] = measure_chat(model, training.tokenizer, config.dtype)
         facts |= {"num_too_long": training.state.num_too_long, "epochs": training.epochs}
         artifact.write_text(run.output / FACTS, json.dumps(facts, indent=2) + "\n")
-        record = Record(run.stage, config.model_dump(mode="json"), run.read_metrics(), facts)
+        record = Record(run.stage, config.record(), run.read_metrics(), facts)
         findings = examine(record)
         artifact.write_text(run.output / REPORT, run_report(record, findings))
         for finding in findings:
@@ -52,7 +52,9 @@ def _gather(training: Training) -> dict[str, Any]:
     # A single rank of several cannot compute a loss alone; after the first step the model is no initial model any more.
     can_measure = run.num_ranks == 1 and training.state.step == 0
     facts["start_data_loss"] = start_data_loss(config, model, tokenizer) if can_measure else None
-    facts["chat"] = measure_chat(model, tokenizer, config.dtype) if can_measure and config.start is not None else None
-    for finding in warn(Record(run.stage, config.model_dump(mode="json"), [], facts)):
+    facts["chat"] = (
+        measure_chat(model, tokenizer, config.dtype) if can_measure and config.init_from is not None else None
+    )
+    for finding in warn(Record(run.stage, config.record(), [], facts)):
         run.log(f"before the first step: {finding.code}: {finding.seen} {finding.remedy}")
     return facts

@@ -13,7 +13,7 @@ from puna.pipeline.errors import CheckpointError
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_HINT = (
     "`puna merge` makes a checkpoint of it and its base, `puna serve BASE --adapters FOLDER` runs it beside its base, "
-    "and training goes on with start = BASE and adapter.start = the adapter"
+    "and training continues with init_from = BASE and adapter.init_from = the adapter"
 )
 
 

@@ -1,1 +1,1 @@
-"""Objectives that learn from a teacher: one file for each way."""
+"""Objectives of distillation: live teacher, stored logits, two tokenizers, on-policy answers."""

@@ -1,9 +1,9 @@
-"""The likelihood that a teacher with another tokenizer gives to spans of a text, mixed with cross entropy.
+"""Distillation from a teacher with another tokenizer: matching likelihoods of text spans, plus cross entropy.
 
-Token by token the two say nothing comparable. Where both have a boundary at the same bytes, each gives the span up to
-the next common boundary a probability, by the chain rule over its own tokens: the student learns to give it the
-teacher's. Source: approximate likelihood matching (Minixhofer et al., 2025, arXiv 2503.20083). What the teacher would
-have said instead is not told, so this teaches how sure to be of the text, not what else is possible.
+Token distributions of two tokenizers are not comparable. Spans between common token boundaries are: the chain rule over
+a model's own tokens gives the probability of a span. The student learns the teacher's probability of each span.
+Source: approximate likelihood matching (Minixhofer et al., 2025, arXiv 2503.20083). The teacher's alternatives to the
+text are unknown, so the student learns confidence in the text, not other continuations.
 
 Shapes: T tokens of a batch, M trained tokens, S spans, N tokens of a row, D model width.
 """
@@ -30,12 +30,12 @@ from puna.training.objectives.losses import token_log_probabilities
 from puna.training.objectives.text import TextObjective
 from puna.training.teacher.teacher import Item, Teacher
 
-# Probabilities are kept this far from 1, where the log of what is left would have no end.
+# Distance of probabilities from 1, where the log of the complement diverges.
 LEAST_REST = 1e-6
-# Columns: which span of its row a token lies in (from 0; -1: in none), and what the teacher gives that span.
+# Columns: index of a token's span in its row (-1: none), and the teacher's log-probability of the span.
 SPAN, KNOWN = "span", "span_log_probability"
 
-# A teacher's tokens of a row and which are trained -> the log-probability of each; NaN where it is not known.
+# Teacher tokens of a row with mask -> log-probability of each token; NaN where unknown.
 Knows = Callable[[Item], np.ndarray]
 
 
@@ -43,7 +43,11 @@ Knows = Callable[[Item], np.ndarray]
 class CrossTokenizer(TextObjective):
     """w * the sum over spans of KL(p || q), plus (1 - w) * cross entropy.
 
-    p and q are the chances, of two outcomes, that the text goes on with this span, for teacher and student.
+    p and q are the probabilities of a span for teacher and student, as distributions over two outcomes: this span, or
+    another text.
+
+    Example:
+        >>> CrossTokenizer(student_chat, False, False, teacher_chat, live_knowledge(teacher), teacher_weight=0.8)
     """
 
     teacher_chat: ChatFormat
@@ -54,7 +58,7 @@ class CrossTokenizer(TextObjective):
 
     @property
     def is_cut(self) -> bool:
-        return False  # A span that is cut has no likelihood.
+        return False  # a cut span has no likelihood
 
     def encode(self, row: object, source: random.Random) -> Sequence[Example]:
         assert isinstance(row, Document | Conversation)
@@ -85,7 +89,7 @@ class CrossTokenizer(TextObjective):
         tokens_M = token_log_probabilities(model, hidden_TD[trained_T], batch.targets_T[trained_T])
         spans_M, known_M = (batch.columns[name][trained_T] for name in (SPAN, KNOWN))
         is_known_M = spans_M >= 0
-        # A span begins where its number differs from that of the token before: rows follow one another.
+        # Spans of different rows get different names: indices restart in every row.
         rows_M = torch.repeat_interleave(torch.arange(len(batch.lengths)), torch.tensor(batch.lengths))[trained_T.cpu()]
         names_M = rows_M.to(spans_M.device) * (int(spans_M.max()) + 2 if len(spans_M) else 1) + spans_M
         _, places_M = torch.unique(names_M[is_known_M], return_inverse=True)
@@ -104,14 +108,14 @@ class CrossTokenizer(TextObjective):
 
 
 def span_divergence(teacher_S: torch.Tensor, student_S: torch.Tensor) -> torch.Tensor:
-    """Return the sum over spans of the divergence of two outcomes: this span, or another text."""
+    """Return the sum over spans of the KL divergence between two-outcome distributions."""
     log_p_S, log_q_S = (x.clamp(max=-LEAST_REST) for x in (teacher_S, student_S))
     rest_p_S, rest_q_S = (-torch.expm1(x) for x in (log_p_S, log_q_S))
     return (log_p_S.exp() * (log_p_S - log_q_S) + rest_p_S * (rest_p_S.log() - rest_q_S.log())).sum()
 
 
 def live_knowledge(teacher: Teacher) -> Knows:
-    """Ask a teacher in memory, a row at a time."""
+    """Return a function that computes log-probabilities with a teacher in memory, row by row."""
 
     def known(item: Item) -> np.ndarray:
         (labelled,) = teacher.label([item], lambda _: None)
@@ -124,13 +128,13 @@ def live_knowledge(teacher: Teacher) -> Knows:
 
 
 def stored_knowledge(labels: Dataset) -> Knows:
-    """Look rows up among labels by the teacher's tokens."""
+    """Return a function that looks up log-probabilities in stored labels by the teacher's tokens."""
     places = {_row(labels, index).ids_T.tobytes(): index for index in range(len(labels))}
 
     def known(item: Item) -> np.ndarray:
         place = places.get(np.asarray(item.ids, np.int32).tobytes())
         if place is None:
-            raise DataError("a row that the labels are not about", expected="the rows that stand beside the labels")
+            raise DataError("a row without a label", expected="the rows of the label artifact")
         row = _row(labels, place)
         known_N = np.full(len(item.ids), np.nan)
         known_N[np.flatnonzero(row.mask_T[1:]) + 1] = row.chosen_N

@@ -1,8 +1,8 @@
-"""Two distributions over the next token -> how far apart they are; and logits -> the few tokens that a label is about.
+"""Divergences between the next-token distributions of teacher and student, over the vocabulary or over buckets.
 
-A label knows a teacher's K most likely tokens and the mass of all others: the student's distribution is taken over the
-same K tokens and one bucket for the rest, which costs what cross entropy costs. What is lost is how the teacher divides
-the rest, so the divergence of buckets is at most that of whole distributions.
+A stored label has the log-probabilities of the teacher's K most likely tokens and the probability of all other tokens
+together. The student's distribution is therefore summed into K + 1 buckets, at the cost of a cross entropy. The
+divergence of buckets is at most the divergence of whole distributions.
 
 Shapes: C trained tokens, K entries of a label, N outcomes (K and the rest, or the vocabulary), V vocabulary.
 """
@@ -15,25 +15,35 @@ from pydantic import Field
 
 from puna.pipeline.config import StageConfig
 
-# The log of a mass that is none: finite, so that 0 * log 0 is 0 and not NaN.
+# Log of a zero probability: finite, so that 0 * log 0 is 0 and not NaN.
 NOTHING = -87.0
 
 
 class Divergence(StageConfig):
-    """How far the student is from its teacher, summed over tokens, or spans for a teacher with another tokenizer.
+    """Divergence between teacher and student, summed over tokens, or over spans with two tokenizers.
 
-    forward_kl, KL(teacher || student), makes it cover all that the teacher may say; reverse_kl, KL(student || teacher),
-    lets it choose what it can say well; jsd lies between them (Agarwal et al., 2024, arXiv 2306.13649).
+    forward_kl, KL(teacher || student), makes the student cover everything likely for the teacher. reverse_kl,
+    KL(student || teacher), lets the student concentrate on a part. jsd interpolates (Agarwal et al., 2024,
+    arXiv 2306.13649).
+
+    Example:
+        >>> Divergence(kind="jsd", beta=0.5).between(teacher_CN, student_CN)
     """
 
     kind: Literal["forward_kl", "reverse_kl", "jsd", "spans"] = Field(
-        default="forward_kl", description="which divergence"
+        default="forward_kl",
+        description="Kind of divergence: forward KL, reverse KL, Jensen-Shannon, or KL over text spans",
     )
-    beta: float = Field(default=0.5, gt=0, lt=1, description="jsd: the teacher's share of the mixture")
+    beta: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="Weight of the teacher in the mixture of the Jensen-Shannon divergence; only for kind = jsd",
+    )
 
     def between(self, teacher_CN: torch.Tensor, student_CN: torch.Tensor) -> torch.Tensor:
-        """Return the sum over tokens; both are log-probabilities, finite ones."""
-        assert self.kind != "spans", "what compares spans is cross_tokenizer.py"
+        """Return the divergence summed over tokens; both arguments are finite log-probabilities."""
+        assert self.kind != "spans", "spans are compared by cross_tokenizer.py"
         if self.kind == "forward_kl":
             return _kl(teacher_CN, student_CN)
         if self.kind == "reverse_kl":
@@ -47,7 +57,7 @@ def _kl(one_CN: torch.Tensor, other_CN: torch.Tensor) -> torch.Tensor:
 
 
 class Buckets(NamedTuple):
-    """Log-probabilities of a label's tokens and of the rest (the last column), and of the token that came."""
+    """Log-probabilities of the target, and of a label's K tokens with all other tokens in the last column."""
 
     log_CN: torch.Tensor
     target_C: torch.Tensor
@@ -56,13 +66,13 @@ class Buckets(NamedTuple):
 def buckets(
     logits_CV: torch.Tensor, top_ids_CK: torch.Tensor, is_entry_CK: torch.Tensor, targets_C: torch.Tensor
 ) -> Buckets:
-    """Return log-probabilities over a label's tokens and the rest; a column that is no entry has none of the mass."""
+    """Return the log-probabilities of the buckets; columns without an entry of the label have probability zero."""
     log_CN, target_C = _Buckets.apply(logits_CV, top_ids_CK, is_entry_CK, targets_C)  # type: ignore[misc]
     return Buckets(log_CN, target_C)
 
 
 class _Buckets(torch.autograd.Function):
-    """As log_softmax, gather and logsumexp would have it, in as many looks at the logits as cross entropy takes."""
+    """Fused log_softmax, gather and logsumexp: reads the logits as few times as a cross entropy does."""
 
     @staticmethod
     def forward(
@@ -74,7 +84,7 @@ class _Buckets(torch.autograd.Function):
         log_total_C1 = most_C1 + total_C1.log()
         target_C = (logits_CV.gather(-1, targets_C[:, None]) - log_total_C1)[:, 0]
         top_CK = torch.where(is_entry_CK, logits_CV.gather(-1, top_ids_CK) - log_total_C1, NOTHING)
-        # Only the rest keeps its mass: what is left is exact however little it is, which 1 - sum is not.
+        # The probability of all other tokens is summed directly: 1 - sum(entries) would lose small values.
         mass_CV.scatter_(-1, top_ids_CK, 0.0)
         rest_C1 = (mass_CV.sum(-1, keepdim=True) / total_C1).log().clamp(min=NOTHING)
         log_CN = torch.cat([top_CK, rest_C1], dim=-1).clamp(min=NOTHING)

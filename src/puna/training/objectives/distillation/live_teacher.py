@@ -22,8 +22,10 @@ from puna.training.objectives.text import TextObjective, trained_rows
 class LiveTeacher(TextObjective):
     """w * t^2 * divergence at temperature t, plus (1 - w) * cross entropy, at the trained tokens.
 
-    The divergence is over the tokens: teacher and student may be padded to different numbers of rows. Source: Hinton et
-    al. (2015, arXiv 1503.02531).
+    The divergence covers the ids of the tokenizer: the vocabularies of teacher and student may be padded differently.
+    Source: Hinton et al. (2015, arXiv 1503.02531).
+
+    Example: see `puna.training.distill.live_teacher`.
     """
 
     divergence: Divergence
@@ -45,7 +47,7 @@ class LiveTeacher(TextObjective):
 
     @torch.no_grad()
     def _rows(self, batch: Batch) -> Rows:
-        self.teacher.to(batch.tokens_T.device)  # once; the student's device is known by its first batch
+        self.teacher.to(batch.tokens_T.device)  # moves once: the device of the student is known from the first batch
         hidden_TD = batch.hidden_states(self.teacher, self.dtype)
         return {**trained_rows(batch), "teacher": hidden_TD[batch.trained_T]}
 
@@ -58,7 +60,7 @@ class LiveTeacher(TextObjective):
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
         """Return the summed losses and entropies of one chunk of targets."""
         known_CV, targets_C, is_softened = rows["teacher"], rows["targets"], self.temperature != 1
-        # Cross entropy is over all rows, so that other programs learn not to sample a row without a token.
+        # Cross entropy covers all rows of the output layer, so that other programs do not sample ids without a token.
         told_CV = trim_padded_vocabulary(logits_CV, self.chat.tokenizer)
         is_whole = told_CV.shape == logits_CV.shape and not self.chat.tokenizer.unused_ids
 
@@ -68,7 +70,7 @@ class LiveTeacher(TextObjective):
         teacher_CV, student_CV = log_probabilities(known_CV), log_probabilities(told_CV)
         if is_softened or not is_whole:
             cross_entropy = F.cross_entropy(logits_CV, targets_C, reduction="sum")
-        else:  # one look at the vocabulary serves both losses
+        else:  # one log_softmax serves both losses
             cross_entropy = F.nll_loss(student_CV, targets_C, reduction="sum")
         divergence = self.divergence.between(teacher_CV, student_CV)
         loss = self.teacher_weight * self.temperature**2 * divergence + (1 - self.teacher_weight) * cross_entropy

@@ -1,8 +1,8 @@
-"""The student's own answers, judged token by token by its teacher, beside the data's.
+"""On-policy distillation: the student answers questions of the data, and the teacher judges every token.
 
-A student that only ever continues the data's words never meets its own mistakes. Here it answers some of the data's
-questions every few steps, with the weights that it has then, and learns at each of these tokens what the teacher would
-have said. Source: generalized knowledge distillation (Agarwal et al., 2024, arXiv 2306.13649).
+A student trained on the data's text alone never meets its own mistakes. Every few steps the student answers questions
+with its current weights; the loss at these tokens is the divergence from the teacher. Source: generalized knowledge
+distillation (Agarwal et al., 2024, arXiv 2306.13649).
 
 Shapes: C trained tokens, V vocabulary.
 """
@@ -32,26 +32,49 @@ from puna.training.objectives.distillation.live_teacher import LiveTeacher
 from puna.training.objectives.losses import Rows
 from puna.training.settings import TrainConfig
 
-# Column: whether the student wrote the row itself.
+# Column: whether the row is an answer of the student.
 IS_OWN = "is_own"
-# Rows that are looked at for each answer: those whose question leaves no room for one are passed over.
+# Rows drawn per answer at most: a question without room for an answer is skipped.
 DRAWS = 20
 MAX_BATCH = 64
 
 
 class OnPolicy(StageConfig):
-    """How much the student learns from its own answers."""
+    """Settings of on-policy distillation.
 
-    share: float = Field(default=0.5, gt=0, le=1, description="of the rows that give way to the student's answers")
-    interval: int = Field(default=50, ge=1, description="steps until it answers anew, with the weights of then")
-    answers: int = Field(default=64, ge=1, le=65_536, description="that it writes at a time")
-    max_tokens: int = Field(default=128, ge=1, description="longest answer")
-    temperature: float = Field(default=1.0, gt=0, le=5, description="at which it samples")
+    Example:
+        >>> OnPolicy(share=0.5, interval=50, answers=64)
+    """
+
+    share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Fraction of training rows that the student's own answers replace, above 0 to 1",
+    )
+    interval: int = Field(
+        default=50,
+        ge=1,
+        description="Number of steps between two rounds of answers; each round uses the current weights",
+    )
+    answers: int = Field(
+        default=64, ge=1, le=65_536, description="Number of answers per round; more answers take more time"
+    )
+    max_tokens: int = Field(default=128, ge=1, description="Maximum length of an answer in tokens")
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        le=5,
+        description="Sampling temperature of the answers; 0.5 is cautious, 1 follows the distribution",
+    )
 
 
 @dataclass
 class Pool:
-    """The answers that are drawn from until the next ones are written."""
+    """The student's current answers, encoded as examples.
+
+    Example: see `OnPolicyTeacher`.
+    """
 
     examples: list[Example] = field(default_factory=list)
 
@@ -123,9 +146,10 @@ class Answering:
     def __init__(self, settings: OnPolicy, config: TrainConfig, run: Run, model: Llama, chat: ChatFormat, pool: Pool):
         self._settings, self._config, self._run, self._model, self._chat = settings, config, run, model, chat
         self._pool, self._dataset = pool, Dataset(config.data, ("conversations",))
-        if settings.max_tokens >= config.max_length:
+        if settings.max_tokens >= config.max_example_tokens:
             given = f"on_policy.max_tokens = {settings.max_tokens}"
-            raise ConfigError(given, expected=f"less than context = {config.max_length}, with room for a question")
+            expected = f"less than max_length = {config.max_length}, with room for a question"
+            raise ConfigError(given, expected=expected)
 
     def fill(self, step: int) -> None:
         """Fill the pool with the answers that belong to `step`."""
@@ -138,10 +162,10 @@ class Answering:
         ]
 
     def _answer(self, step: int, now: int) -> list[tuple[list[int], int]]:
-        """Let the student answer at `step`; return ids of question and answer, and where the answer begins.
+        """Sample answers of the student; return for each the ids of question and answer, and the start of the answer.
 
         Raises:
-            ArtifactError: The run resumes at the later step `now`, where the weights of `step` are gone.
+            ArtifactError: The run resumes at a later step `now` without a journal: the weights of `step` are gone.
         """
         if now != step:
             raise ArtifactError(
@@ -162,7 +186,7 @@ class Answering:
             for _ in prompts
         ]
         self._model.eval()
-        num_together, context = min(MAX_BATCH, settings.answers), self._config.max_length
+        num_together, context = min(MAX_BATCH, settings.answers), self._config.max_example_tokens
         options = EngineOptions(max_batch=num_together, max_context=context, dtype=self._config.dtype)
         completions = LocalSampler(self._model, self._chat.tokenizer, options=options).complete(prompts, params)
         self._model.train()
@@ -187,14 +211,14 @@ class Answering:
             if not turns:
                 continue
             prompt = self._chat.prompt(replace(row, messages=row.messages[: source.choice(turns)]))
-            if len(prompt) + self._settings.max_tokens <= self._config.max_length:
+            if len(prompt) + self._settings.max_tokens <= self._config.max_example_tokens:
                 num_found += 1
                 yield prompt
             if num_found == self._settings.answers:
                 return
         if not num_found:
             given = f"questions that leave no room for on_policy.max_tokens = {self._settings.max_tokens}"
-            raise ConfigError(given, expected=f"both within context = {self._config.max_length}")
+            raise ConfigError(given, expected=f"both within max_length = {self._config.max_example_tokens}")
 
 
 def _marked(ids: Sequence[int], mask: Sequence[bool], *, is_own: bool) -> Example:

@@ -1,4 +1,4 @@
-"""Divergence from a teacher's stored labels, mixed with cross entropy: distillation without a teacher in memory.
+"""Distilling from stored logits: divergence from a teacher's labels plus cross entropy, without a teacher in memory.
 
 Shapes: M trained tokens of a batch, C of these at once, K entries of a label, N = K and the rest, V vocabulary.
 """
@@ -25,8 +25,9 @@ from puna.training.objectives.text import TextObjective, trained_rows
 class StoredLabels(TextObjective):
     """w * t^2 * divergence at temperature t, plus (1 - w) * cross entropy, at the tokens that have labels.
 
-    The rows are LabelStore's own, with their ids and masks: nothing is encoded again. The labels have been taken at the
-    temperature.
+    Rows come from the label store with token ids and masks. The labels were computed at the same temperature.
+
+    Example: see `puna.training.distill.stored_labels`.
     """
 
     divergence: Divergence
@@ -53,14 +54,14 @@ class StoredLabels(TextObjective):
         student = buckets(softened_CV, rows["top_ids"].long(), top_CK.isfinite(), targets_C)
         teacher_CN = teacher_buckets(top_CK, rows["tail"].float())
         divergence = self.divergence.between(teacher_CN, student.log_CN)
-        is_shared = is_whole and not is_softened  # one look at the vocabulary serves both losses
+        is_shared = is_whole and not is_softened  # one pass over the logits serves both losses
         token_loss = -student.target_C.sum() if is_shared else F.cross_entropy(logits_CV, targets_C, reduction="sum")
         loss = self.teacher_weight * self.temperature**2 * divergence + (1 - self.teacher_weight) * token_loss
         told = {"loss": loss, "kl_loss": divergence, "token_loss": token_loss, "entropy": entropy_sum(told_CV)}
         return told | self.label_sums(teacher_CN, rows["chosen"].float())
 
     def label_sums(self, teacher_CN: torch.Tensor, chosen_C: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return what labels say of their teacher; its entropy is at least this, since the rest is one outcome here."""
+        """Return metrics of the teacher; its entropy is a lower bound, since all other tokens count as one outcome."""
         entropy = -(teacher_CN.exp() * teacher_CN).sum()
         sums = {"label_entropy": entropy, "tail_mass": teacher_CN[:, -1].exp().sum()}
         if self.temperature != 1:
@@ -69,5 +70,5 @@ class StoredLabels(TextObjective):
 
 
 def teacher_buckets(top_CK: torch.Tensor, tail_C: torch.Tensor) -> torch.Tensor:
-    """Return a label's log-probabilities with the rest last, which float16 has rounded, so that they sum to 1 again."""
+    """Return log-probabilities of the buckets, other tokens last, renormalized after rounding to float16."""
     return F.log_softmax(torch.cat([top_CK, tail_C[:, None]], dim=-1), dim=-1).clamp(min=NOTHING)

@@ -1,1 +1,1 @@
-"""Before the first step: what will be trained on, and what memory and time it will take; afterwards, what it took."""
+"""Data summary and estimate of time and memory before the first step."""

@@ -1,6 +1,7 @@
-"""A dataset as an objective encodes it -> what a run will train on: lengths, masks, batches, the first examples.
+"""A dataset and an objective -> the data summary: lengths, loss masks, batches and the first examples of a run.
 
-Looks at the rows that the run reads first, and counts on the rest being like them. Computes nothing with a network.
+The summary covers the first rows of the run, up to 1,000 rows or a million tokens, and assumes similar rows after
+them. No model is computed.
 """
 
 import math
@@ -16,7 +17,11 @@ NUM_SHOWN = 3
 
 @dataclass(frozen=True)
 class Piece:
-    """A token as text (several where a character takes more than one), and whether the model learns it."""
+    """The text of a token, or of several tokens that form one character, and whether it is a target.
+
+    Example:
+        >>> Piece("order", is_trained=True, is_special=False)
+    """
 
     text: str
     is_trained: bool
@@ -25,7 +30,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class ShownExample:
-    """An example, piece by piece, and where its row stands."""
+    """An example as pieces of text, with file and line of its row.
+
+    Example: see `pieces_of`.
+    """
 
     place: str
     pieces: tuple[Piece, ...]
@@ -33,7 +41,12 @@ class ShownExample:
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """What one batch will hold: the tokens of each example, and how many of all are trained."""
+    """Lengths of the examples of a batch, and the number of trained tokens.
+
+    Example:
+        >>> PlannedBatch(lengths=(90, 120), num_trained=70).num_tokens
+        210
+    """
 
     lengths: tuple[int, ...]
     num_trained: int
@@ -45,9 +58,17 @@ class PlannedBatch:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the rows looked at are like. Lengths are tokens read, `steps` and `tokens` those of the whole run.
+    """Data summary of a run.
 
-    `batches` are those of the rows looked at, `batch` the largest of them.
+    Attributes:
+        lengths: Number of input tokens of each example in the sampled rows.
+        num_untrained: Examples without a target token.
+        steps: Number of optimizer steps of the whole run.
+        tokens: Number of tokens of the whole run.
+        batch: Largest batch of the sampled rows.
+        batches: All batches of the sampled rows.
+
+    Example: see `survey`.
     """
 
     num_rows: int
@@ -66,7 +87,7 @@ class Survey:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every row was looked at."""
+        """Whether the summary covers every row."""
         return self.num_looked_at == self.num_rows
 
     @property
@@ -74,14 +95,18 @@ class Survey:
         return self.num_trained / max(1, sum(self.lengths))
 
     def histogram(self) -> list[tuple[int, int, int]]:
-        """Count examples by length: (from, to, how many), each range twice as wide as the one before."""
+        """Return the histogram of lengths as (from, to, count); each range is twice as wide as the one before."""
         widths = [length.bit_length() for length in self.lengths]
         ranges = range(min(widths, default=1), max(widths, default=0) + 1)
         return [(2**width // 2, 2**width - 1, widths.count(width)) for width in ranges]
 
 
 def survey(packer: Packer, tokenizer: Tokenizer, *, steps: int | None, epochs: float | None, accumulate: int) -> Survey:
-    """Look at what a run of so many steps, or epochs, reads first."""
+    """Summarize the first rows of a run.
+
+    Example:
+        >>> survey(packer, tokenizer, steps=100, epochs=None, accumulate=1).num_trained
+    """
     lengths, trained, fitting, shown = list[int](), list[int](), list[Sequence[Example]](), list[ShownExample]()
     num_looked_at = num_too_long = 0
     for place, examples in packer.first_rows(MAX_ROWS):
@@ -89,11 +114,9 @@ def survey(packer: Packer, tokenizer: Tokenizer, *, steps: int | None, epochs: f
             break
         num_looked_at += 1
         if not examples:
-            continue  # The objective learns nothing from this row: dpo from a pair that is too weak.
+            continue  # a row without an example, such as a pair below the strengths of dpo
         lengths += [example.num_read for example in examples]
         trained += [sum(example.mask[1:]) for example in examples]
-        if not examples:
-            continue
         if packer.is_too_long(examples):
             num_too_long += 1
             continue
@@ -123,7 +146,7 @@ def survey(packer: Packer, tokenizer: Tokenizer, *, steps: int | None, epochs: f
 
 
 def _batches(packer: Packer, rows: Sequence[Sequence[Example]]) -> Iterator[PlannedBatch]:
-    """Lay rows side by side as the packer does."""
+    """Pack rows into batches as the packer does."""
     lengths, num_trained = list[int](), 0
     for examples in rows:
         for part, trained in _parts(packer, examples, packer.batch_tokens - sum(lengths)):
@@ -136,7 +159,7 @@ def _batches(packer: Packer, rows: Sequence[Sequence[Example]]) -> Iterator[Plan
 
 
 def _parts(packer: Packer, examples: Sequence[Example], room: int) -> Iterator[tuple[list[int], int]]:
-    """Yield what has to stay together: lengths and how many of the tokens are trained."""
+    """Yield units that stay in one batch: lengths and number of trained tokens."""
     if not packer.is_cut:
         yield [example.num_read for example in examples], sum(sum(example.mask[1:]) for example in examples)
         return
@@ -149,7 +172,7 @@ def _parts(packer: Packer, examples: Sequence[Example], room: int) -> Iterator[t
 
 
 def pieces_of(example: Example, tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Yield an example's tokens as text; those of one character, which alone are none, together."""
+    """Yield the tokens of an example as text; tokens that form one character together are one piece."""
     waiting: list[int] = []
     for token_id, is_trained in zip(example.ids, example.mask, strict=True):
         waiting.append(token_id)

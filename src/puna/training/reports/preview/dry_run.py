@@ -1,7 +1,7 @@
-"""A training step's settings and what is known of its inputs -> steps, time, memory, and settings that do not fit.
+"""Settings of a training stage -> estimated steps, time and memory for `puna raise --dry-run`, and misfit settings.
 
-Nothing of the run exists yet: rows may be a sample, the network is a reduced one with constant weights. `forecast.py`
-measures the real ones just before the first step.
+The inputs may not exist yet: rows may be a sample, and the timed model is a reduced one with constant weights.
+`estimate.py` measures the real model just before the first step.
 """
 
 import math
@@ -43,11 +43,11 @@ from puna.training.reports.preview.data_summary import Survey, survey
 from puna.training.reports.preview.estimate import describe_training, time_optimizer
 from puna.training.settings import TrainConfig
 
-# A warm-up beyond this share of the steps, rows beyond the context, few steps, many epochs: worth a sentence.
+# Thresholds of warnings: share of warm-up steps, share of rows longer than max_length, steps, epochs.
 MOST_WARMUP, MOST_TOO_LONG, FEWEST_STEPS, MOST_EPOCHS = 0.1, 0.02, 20, 10
-# Batches beside the steps: two that the preview times, and losses on the start's data; a validation's.
+# Batches beside the steps: two of the preview, two losses on the initial model's data; batches of validation.
 EXTRA_BATCHES, VALIDATION_BATCHES = 4, 27
-# Products that oneDNN compiles for the shapes of a run: 80 to 250 MiB in three runs on a CPU.
+# Kernels of oneDNN for the batch shapes of a run: 80 to 250 MiB in three runs on a CPU.
 COMPILED_BYTES = 120 << 20
 
 
@@ -61,15 +61,15 @@ def estimate_training(
     extra_seconds: Callable[[Lengths], float] = lambda _: 0.0,
     extra_bytes: int = 0,
 ) -> Estimate:
-    """Foresee a training step.
+    """Estimate a training stage.
 
     Args:
-        objective: Any objective that encodes rows as the run will; the loss of the next token is what is timed.
-        sources: The data, where it is not `config.data`.
-        extra_seconds: Seconds that a batch of these lengths takes beside the student's own: a teacher.
-        extra_bytes: Memory that the run holds beside: a teacher.
+        objective: Objective with the encoding of the run; the timed loss is always the next-token loss.
+        sources: Datasets in place of `config.data`.
+        extra_seconds: Additional seconds of a batch with given lengths, such as the forward pass of a teacher.
+        extra_bytes: Additional memory of the run, such as the weights of a teacher.
     """
-    start = config.start
+    start = config.init_from
     widths = network_of(known, start) if start else size_of(config, tokenizer.vocab_size)
     dataset = dataset_of(known, sources or config.data, objective.kinds)
     kinds = {"seed": config.seed, "is_cut": objective.is_cut}
@@ -78,11 +78,11 @@ def estimate_training(
     )
     choice = choose(config, lengths, longest=lengths.context, max_context=widths.max_context)
     chosen = choice.config
-    sizes = {"batch_tokens": chosen.max_batch_tokens, "context": chosen.max_length}
+    sizes = {"batch_tokens": chosen.max_batch_tokens, "context": chosen.max_example_tokens}
     packer = Packer(dataset, objective.encode, **sizes, **kinds)
-    found = survey(packer, tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.accumulate)
+    found = survey(packer, tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.grad_accumulation)
     if not found.num_trained or not found.batch.lengths:
-        expected = f"rows of at most {chosen.max_length:,} tokens in which the assistant speaks"
+        expected = f"rows of at most {chosen.max_example_tokens:,} tokens in which the assistant speaks"
         raise DataError(f"nothing of {len(dataset):,} rows would be trained", expected=expected)
     training = _training(chosen, found)
     machine = Machine(Device("here", machine_memory(), None, None, None, is_cpu=True), 1)
@@ -97,14 +97,14 @@ def estimate_training(
 
 
 def starting_tokenizer(config: TrainConfig, known: Known) -> Tokenizer:
-    """Return the tokenizer of the checkpoint that training begins with, or the one of a model from scratch."""
-    path = config.start or config.tokenizer
+    """Return the tokenizer of the initial checkpoint, or of a new model."""
+    path = config.init_from or config.tokenizer
     assert path is not None, "a config has one of the two"
     return tokenizer_of(known, path)
 
 
 def _training(config: TrainConfig, found: Survey) -> Training:
-    """Say in the plan's words what the largest batch is like."""
+    """Describe the largest batch in the terms of `puna plan`."""
     adapter = config.adapter
     chosen = set(adapter.targets) if adapter else set[str]()
     targets = [part for part in ADAPTED if "all" in chosen or part.split(".")[1] in chosen]
@@ -118,7 +118,7 @@ def _seconds(
     num_trained: int,
     extra_seconds: Callable[[Lengths], float],
 ) -> float:
-    """Return the time of the whole step: batches, optimizer, preview, validation, and the weights written."""
+    """Return the seconds of the whole stage: batches, optimizer, preview, validation and writing the weights."""
     lengths = found.batch.lengths
     share = round(found.batch.num_trained / found.batch.num_tokens, 1)
     rank = config.adapter.rank if config.adapter else 0
@@ -134,7 +134,7 @@ def _seconds(
 def _batch_seconds(
     widths: LlamaConfig, lengths: Lengths, trained_share: float, precision: Precision, rank: int, is_recomputed: bool
 ) -> float:
-    """Return the seconds of a batch forth and back, of the loss of the next token on a share of its tokens."""
+    """Return the seconds of a forward and backward pass with next-token loss on a fraction of the tokens."""
     small, few = reduced(widths, lengths)
     dtype, num_tokens = torch_dtype(precision), sum(few)
     model = probe_network(small, dtype if rank else torch.float32)
@@ -165,23 +165,24 @@ def _note(choice: Choice[TrainConfig], found: Survey) -> str:
 
 
 def _misfits(config: TrainConfig, found: Survey, lengths: RowLengths, widths: LlamaConfig) -> Iterator[str]:
-    """Name settings that do not fit the data, with what to change."""
+    """Describe settings that do not fit the data, and the change to make."""
     warmup, steps = config.optim.num_warmup_steps, found.steps
-    if config.max_length > widths.max_context:
-        yield f"context = {config.max_length:,}: the model reads at most {widths.max_context:,} tokens"
+    if config.max_example_tokens > widths.max_context:
+        yield f"max_length = {config.max_example_tokens:,}: the model reads at most {widths.max_context:,} tokens"
     if warmup > MOST_WARMUP * steps:
         part = "all" if warmup >= steps else f"{warmup / steps:.0%}"
         yield f"optim.warmup_steps = {warmup:,}: {part} of the {steps:,} steps; leave it out for a tenth"
     share = found.num_too_long / max(1, found.num_looked_at)
     if share > MOST_TOO_LONG:
         longest = f"99.5 % have at most {lengths.context:,} tokens"
-        yield f"context = {config.max_length:,}: {share:.0%} of the rows are longer and are passed over; {longest}"
-    batches = lengths.batches_an_epoch(config.max_length, config.max_batch_tokens)
+        skipped = f"{share:.0%} of the rows are longer and are passed over"
+        yield f"max_length = {config.max_length:,}: {skipped}; {longest}"
+    batches = lengths.batches_an_epoch(config.max_example_tokens, config.max_batch_tokens)
     if batches <= 1:
         yield f"batch_tokens = {config.max_batch_tokens:,}: one batch holds all the data; leave it out, or lower it"
     elif steps < FEWEST_STEPS:
         yield f"{steps:,} steps: a model learns little in so few; raise epochs or steps, or lower batch_tokens"
-    epochs = config.epochs or steps * config.accumulate / max(1.0, batches)
+    epochs = config.epochs or steps * config.grad_accumulation / max(1.0, batches)
     if epochs > MOST_EPOCHS:
         name = f"steps = {config.steps:,}" if config.steps else f"epochs = {config.epochs:g}"
         yield f"{name}: the data is read {epochs:,.0f} times, which learns it by heart; {MOST_EPOCHS} epochs are many"

@@ -1,8 +1,8 @@
-"""A survey of the data, a network and this machine -> the memory and time that a run will take; then what it took.
+"""Data summary, model and this machine -> estimated memory and time of a run, later compared with the measured ones.
 
-The first batch is computed forth and back without changing a weight. That tells a batch's time and memory, with the
-objective, its teacher and the short-lived tensors of a layer. Arithmetic (plan/) scales the memory to the largest
-batch, and adds what the process holds, the moments, and the kernels that oneDNN will compile for later batches.
+A forward and backward pass over the first batch, without an update, measures time and memory with objective, teacher
+and temporary tensors. Arithmetic (planning/plan) scales the memory to the largest batch, and adds the resident memory,
+the AdamW moments and the kernels that oneDNN will compile for later batches.
 """
 
 import time
@@ -26,22 +26,24 @@ from puna.training.reports.preview.onednn_kernels import KERNEL_BYTES, compiled_
 from puna.training.reports.preview.process_memory import forget_peak, held_bytes, peak_bytes
 from puna.training.settings import Optim, TrainConfig
 
-# Beyond so many FLOPs a batch is computed once: the first, slower one has to do.
+# A batch with more FLOPs is timed once, without a warm-up pass.
 FLOPS_OF_TWO_PASSES = 5e12
 OPTIMIZER_SAMPLE = 2**22
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take.
+    """Estimated memory and time of a run.
 
-    Gradients, rounded weights, activations and logits do not all stand at once.
+    Gradients, rounded weights, activations and logits are not all in memory at the same time.
 
     Attributes:
-        held_bytes: memory of the process before the first step, weights included.
-        batch_bytes: most of gradients, activations, logits and a layer's short-lived tensors that stands at once.
-        kernel_bytes: products that oneDNN compiles for batches of other shapes than the first.
-        peak_bytes: most memory of the process: held, moments, batch and kernels.
+        held_bytes: Memory of the process before the first step, including the weights.
+        batch_bytes: Largest simultaneous sum of gradients, activations, logits and temporary tensors of a layer.
+        kernel_bytes: Kernels that oneDNN compiles for batches of other shapes than the first.
+        peak_bytes: Peak memory of the process: held_bytes + moments_bytes + batch_bytes + kernel_bytes.
+
+    Example: see `forecast`.
     """
 
     trained_parameters: int
@@ -61,11 +63,15 @@ class Forecast:
 
 
 def forecast(run: Training, found: Survey, batch: Batch) -> Forecast:
-    """Predict time and memory of a run from its first batch; leaves no gradient behind."""
+    """Estimate time and memory of a run from its first batch; leaves no gradient behind.
+
+    Example:
+        >>> forecast(training, found, batch).peak_bytes
+    """
     config, model = run.config, run.model
     training, device = training_of(config, model, run.objective, found), model.device
     made = _planned(model, training)
-    held_bytes(device)  # what is free is handed back, so that what the batch takes is seen
+    held_bytes(device)  # freed memory returns to the system, so that the growth by the batch is visible
     is_measured = forget_peak(device)
     seconds = _time_batch(run, batch, made.flops_per_token * len(batch.tokens_T))
     most = peak_bytes(device) if is_measured else None
@@ -102,14 +108,14 @@ def _planned(model: Llama, training: PlannedTraining) -> TrainingPlan:
 
 
 def _batch_bytes(model: Llama, training: PlannedTraining, first: PlannedTraining, taken: int | None) -> int:
-    """Return what a step takes beside weights and moments: arithmetic, times what it missed of the `first` batch."""
+    """Return the memory of a step beside weights and moments: arithmetic, corrected by the measured `first` batch."""
     largest, one = (_planned(model, each) for each in (training, replace(first, accumulate=1)))
     computed, computed_first = (each.peak_bytes - each.weights_bytes - each.moments_bytes for each in (largest, one))
     return computed if taken is None else round(computed * max(1.0, taken / computed_first))
 
 
 def _num_new_kernels(model: Llama, training: PlannedTraining, batch: Batch, found: Survey) -> int:
-    """Count the products that the run's batches need and the first one didn't."""
+    """Count the matrix products of the run's batches that the first batch did not compile."""
     shapes = [(each.lengths, each.num_trained) for each in found.batches]
     known = compiled_products(model.config, training, [(batch.lengths, _trained(batch))])
     return len(compiled_products(model.config, training, shapes) - known)
@@ -120,7 +126,7 @@ def _trained(batch: Batch) -> int:
 
 
 def training_of(config: TrainConfig, model: Llama, objective: Objective, found: Survey) -> PlannedTraining:
-    """Say in the plan's words what a run's largest batch is like, and what of the network is trained."""
+    """Describe the largest batch of a run and the trained parameters in the terms of `puna plan`."""
     adapted = adapted_modules(model)
     parts = {path.split(".", 2)[2] for path in adapted if path.startswith("layers.")}
     rank = max(module.down_RI.shape[0] for module in adapted.values()) if adapted else None
@@ -139,9 +145,9 @@ def describe_training(config: TrainConfig, found: Survey, rank: int | None, targ
     """
     return PlannedTraining(
         tokens=found.tokens,
-        context=max(found.batch.lengths, default=config.max_length),
+        context=max(found.batch.lengths, default=config.max_example_tokens),
         batch_tokens=found.batch.num_tokens,
-        accumulate=config.accumulate,
+        accumulate=config.grad_accumulation,
         precision=config.precision,
         lora_rank=rank,
         targets=targets,
@@ -185,7 +191,10 @@ def _wait(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run took, in the forecast's words; None where it was not measured."""
+    """Measured memory and time of a run; None without a measurement.
+
+    Example: see `outcome`.
+    """
 
     peak_bytes: int | None
     tokens_per_second: float | None
@@ -193,7 +202,7 @@ class Outcome:
 
 
 def outcome(rows: list[dict[str, float]], peak: int | None) -> Outcome:
-    """Sum up the rows of metrics: what all steps took together, waiting and saving aside."""
+    """Return the total time of all steps from the rows of metrics, without pauses and saving."""
     seconds = tokens = 0.0
     for before, row in zip([{"tokens": 0}, *rows], rows, strict=False):
         count = row["tokens"] - before["tokens"]

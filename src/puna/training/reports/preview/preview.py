@@ -1,7 +1,4 @@
-"""A run that begins -> its preview, shown and kept in its directory; a run that ends -> the same with what it took.
-
-Changes no weight. A run that goes on after an interruption keeps the preview that it began with.
-"""
+"""The preview of a run: data summary and estimate before the first step, compared with measurements after the last."""
 
 import copy
 import json
@@ -76,7 +73,9 @@ class Preview(Observer):
 
 def _look_ahead(training: Training, journal: Journal) -> BeforeAndAhead:
     config, run, packer = training.config, training.run, training.packer
-    found = survey(packer, training.tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.accumulate)
+    found = survey(
+        packer, training.tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.grad_accumulation
+    )
     for line in [*data_lines(found), *histogram_lines(found)]:
         run.console.print(line, markup=False, highlight=False)
     for example in found.shown:
@@ -106,17 +105,18 @@ def _require_trained(found: Survey, packer: Packer) -> None:
         )
 
 
-def _read(told: dict[str, Any]) -> BeforeAndAhead | None:
-    if {field.name for field in fields(Survey)} - told["survey"].keys() or told["forecast"].keys() != _FORECAST_NAMES:
-        return None  # of another version: looked at anew
-    surveyed = {field.name: told["survey"][field.name] for field in fields(Survey)}
+def _read(record: dict[str, Any]) -> BeforeAndAhead | None:
+    names = {field.name for field in fields(Survey)}
+    if names - record["survey"].keys() or record["forecast"].keys() != _FORECAST_NAMES:
+        return None  # written by another version of Puna
+    surveyed = {name: record["survey"][name] for name in names}
     surveyed["lengths"] = tuple(surveyed["lengths"])
     surveyed["batch"] = _planned(surveyed["batch"])
     surveyed["batches"] = tuple(map(_planned, surveyed["batches"]))
     shown = [(each["place"], tuple(Piece(**piece) for piece in each["pieces"])) for each in surveyed["shown"]]
     surveyed["shown"] = tuple(ShownExample(*each) for each in shown)
-    return BeforeAndAhead(Survey(**surveyed), Forecast(**told["forecast"]))
+    return BeforeAndAhead(Survey(**surveyed), Forecast(**record["forecast"]))
 
 
-def _planned(told: dict[str, Any]) -> PlannedBatch:
-    return PlannedBatch(tuple(told["lengths"]), told["num_trained"])
+def _planned(record: dict[str, Any]) -> PlannedBatch:
+    return PlannedBatch(tuple(record["lengths"]), record["num_trained"])

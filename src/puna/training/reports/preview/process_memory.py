@@ -1,6 +1,6 @@
-"""What this process holds of its device's memory now, and what it held at most: resident memory, or CUDA's.
+"""Current and peak memory of this process: resident memory on a CPU, allocated memory on a GPU.
 
-None where the system does not tell.
+Functions return None on systems without /proc.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ RESET_PEAK = "5"  # proc(5), of clear_refs
 
 
 def held_bytes(device: torch.device) -> int | None:
-    """Return what is held now, after what is free was handed back."""
+    """Return the current memory in bytes, after freeing unused memory of the allocator."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.memory_allocated(device)
@@ -25,12 +25,12 @@ def held_bytes(device: torch.device) -> int | None:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Return the most that was held since `forget_peak`, or since the process began where that is not possible."""
+    """Return the peak memory in bytes since `forget_peak`, or since the start of the process without support for it."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
 
 
 def forget_peak(device: torch.device) -> bool:
-    """Let the count of the most begin anew; tell whether the system can."""
+    """Reset the peak memory; return whether the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True

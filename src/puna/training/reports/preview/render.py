@@ -1,6 +1,6 @@
-"""A survey and a forecast -> what people read before a run, in the terminal and as preview.md, and what programs do.
+"""Data summary and estimate -> the preview in the terminal, preview.md and preview.json.
 
-Trained tokens stand in brackets everywhere, and are green and underlined where there are colours.
+Trained tokens are shown in brackets; a terminal with colours shows them green and underlined.
 """
 
 import json
@@ -15,7 +15,7 @@ from puna.training.reports.preview.data_summary import Piece, ShownExample, Surv
 from puna.training.reports.preview.estimate import Forecast, Outcome
 
 OPENING, CLOSING, BETWEEN = "⟦", "⟧", "¦"
-# Of a stretch of tokens that are all trained or all not, what is shown: its beginning and its end.
+# A stretch of tokens, all trained or all not, is shortened to its first and last tokens.
 SHOWN_FIRST, SHOWN_LAST, MAX_STRETCHES = 40, 16, 16
 TRAINED_STYLES, OTHER_STYLES = ("green underline", "bright_green underline"), ("default", "bright_black")
 SPECIAL_STYLE, MARK_STYLE = "cyan", "bold yellow"
@@ -23,7 +23,7 @@ BAR_WIDTH = 40
 
 
 def render_example(example: ShownExample) -> Text:
-    """Write an example token by token; long stretches are elided in the middle."""
+    """Render an example token by token; long stretches are shortened in the middle."""
     text = Text()
     stretches = list(_stretches(example.pieces))
     for number, stretch in enumerate(stretches):
@@ -63,7 +63,7 @@ def _append_stretch(text: Text, stretch: list[Piece], styles: tuple[str, str]) -
 
 
 def data_lines(found: Survey) -> Iterator[str]:
-    """Say in sentences what will be trained on."""
+    """Describe the training data in sentences."""
     part = "all" if found.is_whole else f"the first {found.num_looked_at:,}"
     yield f"{found.num_rows:,} rows, {part} of them looked at: {len(found.lengths):,} examples"
     tokens = sum(found.lengths)
@@ -79,7 +79,7 @@ def data_lines(found: Survey) -> Iterator[str]:
 
 
 def histogram_lines(found: Survey) -> Iterator[str]:
-    """Draw the lengths as bars."""
+    """Render the histogram of lengths as bars."""
     counted = found.histogram()
     most = max((count for _, _, count in counted), default=1) or 1
     for first, last, count in counted:
@@ -88,7 +88,7 @@ def histogram_lines(found: Survey) -> Iterator[str]:
 
 
 def forecast_lines(made: Forecast) -> Iterator[str]:
-    """Say what a run will take, and of what the memory consists."""
+    """Describe estimated memory, with its parts, and time."""
     share = made.trained_parameters / made.parameters
     yield f"{made.trained_parameters:,} parameters trained ({share:.2%} beside {made.parameters:,})"
     if made.held_bytes is not None and made.peak_bytes is not None:
@@ -111,7 +111,7 @@ def forecast_lines(made: Forecast) -> Iterator[str]:
 
 
 def outcome_lines(made: Forecast, taken: Outcome) -> Iterator[str]:
-    """Compare what was said before with what came."""
+    """Compare the estimate with the measured memory, time and speed."""
     if made.peak_bytes and taken.peak_bytes:
         said = f"{show_bytes(made.peak_bytes)} foreseen, {show_bytes(taken.peak_bytes)} taken"
         yield f"memory: {said}, {_deviation(made.peak_bytes, taken.peak_bytes, 'more', 'less')}"
@@ -124,13 +124,13 @@ def outcome_lines(made: Forecast, taken: Outcome) -> Iterator[str]:
 
 
 def _deviation(foreseen: float, taken: float, above: str, below: str) -> str:
-    """Say in words by which share of the forecast the outcome lies above or below it: "40% more than foreseen"."""
+    """Describe the deviation from the estimate in percent: "40% more than foreseen"."""
     share = taken / foreseen - 1
     return f"{abs(share):.0%} {above if share > 0 else below} than foreseen" if round(share, 2) else "as foreseen"
 
 
 def markdown(stage: str, found: Survey, made: Forecast, taken: Outcome | None = None) -> str:
-    """Write the page that stays with a run."""
+    """Render preview.md."""
     lines = [f"# {stage}: before the first step", "", "## What is trained on", ""]
     lines += [f"- {line}" for line in data_lines(found)]
     lines += ["", "```text", *histogram_lines(found), "```", ""]
@@ -151,7 +151,7 @@ def markdown(stage: str, found: Survey, made: Forecast, taken: Outcome | None = 
 
 
 def as_json(found: Survey, made: Forecast, taken: Outcome | None = None) -> str:
-    """Write the same as data: the survey, the forecast and, afterwards, the outcome."""
+    """Render preview.json: data summary, estimate and, after the run, measurements."""
     surveyed = asdict(found) | {"histogram": found.histogram(), "trained_share": found.trained_share}
     told = {"survey": surveyed, "forecast": asdict(made), "outcome": asdict(taken) if taken else None}
     return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
