@@ -1,4 +1,4 @@
-"""Verbs for the terminal; a stage is imported only when its verb runs, so `puna --help` stays quick."""
+"""The command line: a verb -> the stage, tool or server behind it. Only the module of the verb is imported."""
 
 import argparse
 import json
@@ -36,7 +36,7 @@ INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
 def main() -> None:
-    """Run the command line; a user's mistake, and what the system refuses, become one message and exit status 1."""
+    """Run the command line; errors of the user or the system become a message and exit status 1."""
     for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def build_app(arguments: list[str]) -> App:
-    """Build the parser for these arguments: only the stage that they name is imported."""
+    """Build the parser for these arguments; only the stage named by the arguments is imported."""
     app = App(
         name="puna",
         help="Raise your own Llama, from documents to a served model. --offline keeps any verb off the network.",
@@ -86,7 +86,7 @@ def build_app(arguments: list[str]) -> App:
         raise ConfigError(f"unknown verb '{verb}'", expected=", ".join(verbs), hint=_suggestion(verb, verbs))
     for stage in STAGES:
         if stage.verb == verb:
-            app.command(_stage_command(stage), name=verb, help=f"{stage.summary}: {stage.reads} -> {stage.writes}.")
+            app.command(_stage_command(stage), name=verb, help=_stage_help(stage))
             app.config = (_file_values(stage, arguments[1:]),)
         else:
             app.command(_not_imported, name=stage.verb, help=stage.summary)
@@ -103,24 +103,24 @@ def raise_(
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     ignore_receipts: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Run a recipe's whole path, reusing what is there and resuming what was interrupted.
+    """Run all steps of a recipe in order; reuse up-to-date artifacts and resume interrupted steps.
 
     Parameters
     ----------
     recipe
-        The TOML file; one table a stage.
+        TOML file with one table per step.
     out
-        Where the artifacts go, instead of the recipe's `out`.
+        Directory for the artifacts; overrides `out` of the recipe.
     until
-        The last step to run, such as distill or sft.teacher.
+        Name of the last step to run: distill, or sft.teacher.
     dry_run
-        Run and write nothing: print what would run, its time and memory, and settings that do not fit the data.
+        Run and write nothing: print the steps to run, time, memory, and settings that do not fit the data.
     as_json
         Print the dry run as JSON.
     ignore_receipts
-        Go on although a receipt did not hold.
+        Continue after a failed receipt.
     settings
-        Any setting of a step, as --STEP.KEY VALUE (--ingest.source DIR); it wins over the file.
+        Settings of steps, as --STEP.KEY VALUE (--ingest.source DIR); flags override the file.
     """
     from dataclasses import replace
 
@@ -140,12 +140,12 @@ def raise_(
 
 
 def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
-    """Walk an artifact back to the raw documents.
+    """Print the lineage of an artifact, back to the raw documents.
 
     Parameters
     ----------
     path
-        The artifact, or a folder that releases were promoted into: then the one in use.
+        Directory of an artifact, or of a registry: then the release in use.
     as_json
         Print JSON instead of a tree.
     """
@@ -158,6 +158,11 @@ def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", 
         print(json.dumps(trace(follow(path)), indent=2))
     else:
         print_lineage(follow(path), Console())
+
+
+def _stage_help(stage: Stage) -> str:
+    reads = f" Reads: {', '.join(stage.reads)}." if stage.reads else ""
+    return f"{stage.summary}.{reads} Writes: {' or '.join(stage.writes)}."
 
 
 def _stage_command(stage: Stage) -> Callable[..., None]:
@@ -202,7 +207,7 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
 
 
 def _file_values(stage: Stage, arguments: list[str]) -> cyclopts.config.Dict:
-    """Read the table that --config and --table name, as the values that flags win over."""
+    """Read the recipe table named by --config and --table; flags override the values."""
     from puna.pipeline.execution.recipe import Recipe, resolve
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -225,7 +230,7 @@ def _file_values(stage: Stage, arguments: list[str]) -> cyclopts.config.Dict:
 
 
 def _usage_error(error: CycloptsError, verb: str) -> str:
-    """Say what is wrong with the flags of a verb, in the words that a recipe's table would get."""
+    """Describe invalid flags of a verb with the messages for recipe tables."""
     from pydantic import ValidationError
 
     from puna.pipeline.config import explain
@@ -251,7 +256,7 @@ def _suggestion(verb: str, verbs: list[str]) -> str:
 
 
 def _pairs(tokens: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Read --STEP.KEY VALUE and --STEP.KEY=VALUE: the keys are the recipe's, unknown to the parser."""
+    """Yield (key, value) of --STEP.KEY VALUE and --STEP.KEY=VALUE; the parser does not know the keys of recipes."""
     rest = iter(tokens)
     for token in rest:
         flag, equals, text = token.partition("=")
@@ -264,7 +269,7 @@ def _pairs(tokens: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _toml_value(text: str) -> Any:
-    """Read a flag as TOML would (numbers, booleans, lists), and as a string where that fails or gives a date."""
+    """Parse the value of a flag as TOML (number, boolean, list); dates and invalid TOML stay strings."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -42,7 +42,7 @@ from puna.formats.tokenizer.train import train_tokenizer
 from puna.model.attend import packed_attend
 from puna.model.config import SIZES, LlamaConfig
 from puna.model.llama import Block, Llama
-from puna.model.quantized import round_linears
+from puna.model.quantization.quantized import round_linears
 from puna.pipeline.artifacts.artifact import read_receipts, require_receipts
 from puna.pipeline.config import parse_config
 from puna.pipeline.errors import ConfigError, ReceiptError

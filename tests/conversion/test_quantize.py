@@ -23,8 +23,8 @@ from puna.model.attend import packed_attend
 from puna.model.compare import Comparison
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.model.quantized import round_weight
-from puna.model.scheme import FP8, INT8
+from puna.model.quantization.quantized import round_weight
+from puna.model.quantization.scheme import FP8, INT8
 from puna.pipeline.artifacts.artifact import read_receipts, require_receipts
 from puna.pipeline.config import parse_config
 from puna.pipeline.errors import CheckpointError, ConfigError, ReceiptError

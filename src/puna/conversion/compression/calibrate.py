@@ -15,8 +15,8 @@ from torch import nn
 from puna.conversion.compression.rounding import gptq
 from puna.model.attend import packed_attend
 from puna.model.llama import Attend, Block, Linear, Llama
+from puna.model.quantization.scheme import Scheme
 from puna.model.rope import rope_tables
-from puna.model.scheme import Scheme
 from puna.pipeline.errors import CheckpointError
 from puna.pipeline.progress import Progress
 

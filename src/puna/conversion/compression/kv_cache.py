@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from puna.inference.engine.cache.paged_cache import num_pages_for
-from puna.inference.engine.engine import open_runner
+from puna.inference.engine.runners.opening import open_runner
 from puna.inference.engine.runners.runner import Runner, Span
 from puna.model.compare import Comparison, require_finite
 from puna.model.llama import Llama

@@ -11,13 +11,11 @@ Example:
 """
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import Field
 
 from puna.conversion.compression.cost import estimate_merging
-from puna.conversion.compression.settings import Precision, dtype_of
 from puna.data.pieces import cut_pieces, probe_pieces
 from puna.formats.checkpoint.adapters.adapter import (
     base_of,
@@ -31,9 +29,10 @@ from puna.formats.checkpoint.adapters.receipt import difference_receipt
 from puna.formats.checkpoint.adapters.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.model.compare import Comparison, logits_of, require_finite
+from puna.model.precision import torch_dtype
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.artifacts.artifact import Receipt
-from puna.pipeline.config import StageConfig
+from puna.pipeline.config import Precision, StageConfig, StoredDtype
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.run import Run
@@ -51,7 +50,7 @@ class Config(StageConfig):
     data: list[Path] = Field(
         default=[], description="Held-out text for the receipts; default: a sentence in each language of Llama 3.1"
     )
-    dtype: Literal["stored", "float32", "bfloat16", "float16"] = Field(
+    dtype: StoredDtype = Field(
         default="stored", description="Dtype of the merged weights; stored keeps the dtype of the base"
     )
     tolerance_kl: float = Field(
@@ -88,7 +87,7 @@ def run(config: Config, run: Run) -> None:
     if trained_on and artifact.content_hash(trained_on) != artifact.content_hash(config.base):
         run.log(f"the adapter was trained on {trained_on} and may fit {config.base} less well")
     source = merged(base.source(), adapter)
-    dtype = base.dtype if config.dtype == "stored" else getattr(torch, config.dtype)
+    dtype = base.dtype if config.dtype == "stored" else torch_dtype(config.dtype)
     run.log(f"merging {len(adapter.parts)} tensors of an adapter into {config.base}")
     for note in merge_notes(adapter, base.config):
         run.log(note)
@@ -106,7 +105,7 @@ def _prove(config: Config, run: Run, base: Checkpoint, pieces: Pieces, written: 
 
     The side-by-side reference shares no code with the merge.
     """
-    dtype = dtype_of(config.precision)
+    dtype = torch_dtype(config.precision)
     model, result = base.load(dtype), Checkpoint.open(run.output).load(dtype)
     reference = SideBySide(model, config.adapter)
     comparison, effect, num_tokens = Comparison(), Comparison(), sum(map(len, pieces))

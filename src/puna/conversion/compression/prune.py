@@ -37,13 +37,14 @@ from puna.conversion.compression.pruning.targets import (
     require_reachable,
     target_size,
 )
-from puna.conversion.compression.settings import Precision, dtype_of, require_separate_texts
+from puna.conversion.compression.settings import require_separate_texts
 from puna.data.pieces import cut_examples
 from puna.formats.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.formats.checkpoint.source import Source
 from puna.model.config import LlamaConfig
+from puna.model.precision import torch_dtype
 from puna.pipeline.artifacts.artifact import Receipt
-from puna.pipeline.config import StageConfig
+from puna.pipeline.config import Precision, StageConfig
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.run import Run
@@ -189,21 +190,21 @@ def _measure(config: Config, run: Run, source: Source, texts: Texts, *, is_narro
     passes = 2 * layers + layers * (layers + 1) // 2 if config.depth == "divergence" else layers
     with run.progress(passes, "measuring", unit="layer passes") as bar:
         importance = measure_importance(
-            source, texts, dtype_of(config.precision), bar, width=config.width, depth=config.depth
+            source, texts, torch_dtype(config.precision), bar, width=config.width, depth=config.depth
         )
     if not is_narrower or config.stream == "channels":
         return importance, Origin(source, source)
     rotated = rotate(source, principal_directions(importance.stream_DD))
     with run.progress(layers, "measuring the rotated stream", unit="layers") as bar:
         rotated_scores = measure_importance(
-            rotated, texts, dtype_of(config.precision), bar, width="contribution", depth="influence"
+            rotated, texts, torch_dtype(config.precision), bar, width="contribution", depth="influence"
         )
     return replace(importance, dim_D=rotated_scores.dim_D, energies=rotated_scores.energies), Origin(source, rotated)
 
 
 def _reference(config: Config, run: Run, source: Source, texts: Texts) -> Reference:
     with run.progress(source.config.num_layers, "predictions of the parent", unit="layers") as bar:
-        return Reference(source, texts, dtype_of(config.precision), bar)
+        return Reference(source, texts, torch_dtype(config.precision), bar)
 
 
 def _score(run: Run, reference: Reference, source: Source, description: str) -> Scores:
@@ -261,7 +262,7 @@ def _measure_steps(
 
 def _refit(config: Config, run: Run, source: Source, selection: Selection, texts: Texts) -> dict[str, torch.Tensor]:
     with run.progress(len(selection.layers), "refitting", unit="layers") as bar:
-        return refit(source, selection, texts, dtype_of(config.precision), bar)
+        return refit(source, selection, texts, torch_dtype(config.precision), bar)
 
 
 def _conclude(

@@ -23,15 +23,16 @@ from puna.conversion.compression.calibration_texts import calibration_texts
 from puna.conversion.compression.cost import estimate_quantizing
 from puna.conversion.compression.kv_cache import compare_caches
 from puna.conversion.compression.rounding import nearest
-from puna.conversion.compression.settings import Precision, dtype_of, require_separate_texts
+from puna.conversion.compression.settings import require_separate_texts
 from puna.data.pieces import cut_pieces
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.model.compare import Comparison, logits_of
 from puna.model.config import LlamaConfig, layer_shapes, matrix_shapes
 from puna.model.llama import Embedding, Linear, Llama
-from puna.model.quantized import QuantizedLinear, round_weight, rounded
-from puna.model.scheme import FP8, INT8, Scheme, common_group_size, describe_schemes
-from puna.pipeline.config import StageConfig
+from puna.model.precision import torch_dtype
+from puna.model.quantization.quantized import QuantizedLinear, round_weight, rounded
+from puna.model.quantization.scheme import FP8, INT8, Scheme, common_group_size, describe_schemes
+from puna.pipeline.config import Precision, StageConfig
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.progress import Progress
@@ -203,7 +204,7 @@ def choose_schemes(config: Config, sizes: LlamaConfig) -> dict[str, Scheme]:
 def _round(config: Config, run: Run, model: Llama, schemes: dict[str, Scheme], texts: Pieces) -> None:
     with run.progress(len(schemes), f"rounding to {config.scheme}", unit="matrices") as bar:
         if texts:
-            round_by_calibration(model, texts, schemes, dtype_of(config.precision), bar)
+            round_by_calibration(model, texts, schemes, torch_dtype(config.precision), bar)
         _round_remaining(model, schemes, bar)
     if "embed_tokens" in schemes and len(set(schemes.values())) > 1:
         run.log(
@@ -244,7 +245,9 @@ def _prove_weights(config: Config, run: Run, pieces: Pieces, schemes: dict[str, 
     """Compare the written checkpoint with the parent on held-out text."""
     before, after = _num_bytes(config.checkpoint), _num_bytes(run.output)
     run.log(f"{before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB in {describe_schemes(schemes)}")
-    models = {path: Checkpoint.open(path).load(dtype_of(config.precision)) for path in (config.checkpoint, run.output)}
+    models = {
+        path: Checkpoint.open(path).load(torch_dtype(config.precision)) for path in (config.checkpoint, run.output)
+    }
     num_tokens, comparison = sum(map(len, pieces)), Comparison()
     with run.progress(num_tokens, "comparing weights", unit="tokens") as bar:
         for ids in pieces:
@@ -259,9 +262,9 @@ def _prove_weights(config: Config, run: Run, pieces: Pieces, schemes: dict[str, 
 def _prove_cache(config: Config, run: Run, pieces: Pieces) -> None:
     """Compare the written checkpoint with an int8 KV cache and with the usual cache."""
     run.log("int8 KV cache:")
-    model, num_tokens = Checkpoint.open(run.output).load(dtype_of(config.precision)), sum(map(len, pieces))
+    model, num_tokens = Checkpoint.open(run.output).load(torch_dtype(config.precision)), sum(map(len, pieces))
     with run.progress(num_tokens, "comparing caches", unit="tokens") as bar:
-        comparison = compare_caches(model, config.checkpoint, pieces, dtype_of(config.precision), bar)
+        comparison = compare_caches(model, config.checkpoint, pieces, torch_dtype(config.precision), bar)
     details = {"num_tokens": num_tokens, "precision": config.precision}
     limits = config.limits(CACHE_TOLERANCES)
     _write_receipts(run, comparison, "itself with the usual cache", limits, details, prefix="int8_cache_")

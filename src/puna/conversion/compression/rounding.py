@@ -9,8 +9,15 @@ Shapes: O outputs, I inputs, G groups of a row, C columns of a block.
 
 import torch
 
-from puna.model.quantized import QuantizedLinear, expand_scale, pack_weight, round_scale, round_values, widest_scale
-from puna.model.scheme import Scheme
+from puna.model.quantization.quantized import (
+    QuantizedLinear,
+    expand_scale,
+    pack_weight,
+    round_scale,
+    round_values,
+    widest_scale,
+)
+from puna.model.quantization.scheme import Scheme
 from puna.pipeline.errors import CheckpointError
 
 # Candidate scales for 4 bits, as shares of the widest scale: clipping outliers makes the steps finer.

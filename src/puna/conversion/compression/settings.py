@@ -1,22 +1,7 @@
-"""Settings shared by compression stages: dtype of a measurement, separate texts to calibrate and to measure."""
+"""A check shared by compression stages: calibration and measurement read different texts."""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
-
-import torch
-
-Precision = Literal["float32", "bfloat16"]
-
-
-def dtype_of(precision: Precision) -> torch.dtype:
-    """Return the torch dtype with the name `precision`.
-
-    Example:
-        >>> dtype_of("bfloat16")
-        torch.bfloat16
-    """
-    return getattr(torch, precision)
 
 
 def require_separate_texts(data: Iterable[Path], calibration: Iterable[Path]) -> None:

@@ -31,10 +31,11 @@ from puna.formats.checkpoint.meta.writer import write_meta
 from puna.formats.checkpoint.source import Source
 from puna.formats.tokenizer import Tokenizer
 from puna.model.compare import Comparison, logits_of
+from puna.model.precision import torch_dtype
 from puna.pipeline.artifacts import licence
 from puna.pipeline.artifacts.artifact import Receipt
 from puna.pipeline.artifacts.lineage import licences_of
-from puna.pipeline.config import FlagNumber, StageConfig
+from puna.pipeline.config import FlagNumber, Precision, StageConfig, StoredDtype
 from puna.pipeline.errors import CheckpointError, ConfigError
 from puna.pipeline.run import Run
 
@@ -47,7 +48,7 @@ class Config(StageConfig):
     checkpoint: Path = Field(description="Checkpoint directory to export")
     format: Literal["huggingface", "meta", "gguf", "ollama"] = Field(description="Format of the written files")
     kind: WrittenKind = Field(default="Q8_0", description="GGUF storage type of matrices, for gguf and ollama")
-    dtype: Literal["stored", "float32", "bfloat16", "float16"] = Field(
+    dtype: StoredDtype = Field(
         default="stored", description="Dtype of weights in Hugging Face's and Meta's formats; stored keeps the dtype"
     )
     num_shards: Annotated[Literal[1, 2, 4, 8, 16], FlagNumber] = Field(
@@ -61,9 +62,7 @@ class Config(StageConfig):
     )
     num_tokens: int = Field(default=512, ge=1, description="Maximum number of tokens to compare")
     context: int = Field(default=256, ge=2, description="Maximum length of a text in tokens; longer texts are cut")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Dtype of Puna's activations during the comparison"
-    )
+    precision: Precision = Field(default="float32", description="Dtype of Puna's activations during the comparison")
     tolerance_kl: float = Field(
         default=0.1, ge=0, description="Largest allowed mean KL(checkpoint, written files), in nats per token"
     )
@@ -106,7 +105,7 @@ def run(config: Config, run: Run) -> None:
     assert source.tokenizer
     pieces = list(_pieces(config, source.tokenizer, source.config.max_context))
     run.log(f"{_num_bytes(run.output) / 1e6:,.1f} MB written; comparing on {sum(map(len, pieces)):,} tokens")
-    dtype = getattr(torch, config.precision)
+    dtype = torch_dtype(config.precision)
     written = open_source(path).source
     _save(run, reread_receipt(config.checkpoint.name, source, written))
     ours = _logits(written, pieces, path, dtype)
@@ -121,7 +120,7 @@ def run(config: Config, run: Run) -> None:
 
 def _write(config: Config, source: Source, run: Run) -> Path:
     """Write the files and return the path for other programs: the directory, or the GGUF file."""
-    dtype = source.dtype if config.dtype == "stored" else getattr(torch, config.dtype)
+    dtype = source.dtype if config.dtype == "stored" else torch_dtype(config.dtype)
     if config.format == "huggingface":
         write_checkpoint(run.output, source, dtype=dtype)
         return run.output

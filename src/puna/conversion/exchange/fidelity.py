@@ -14,6 +14,7 @@ from puna.formats.checkpoint.source import Source
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.compare import Comparison
 from puna.pipeline.artifacts.artifact import Receipt
+from puna.pipeline.config import Precision
 from puna.pipeline.errors import TokenizerError
 
 # Metadata of GGUF holds float32 numbers.
@@ -61,7 +62,7 @@ LLAMA_CPP = {"F32": Tolerance(1e-4, 0.999), "F16": Tolerance(2e-3, 0.99), "BF16"
 LLAMA_CPP |= {"Q8_0": Tolerance(0.04, 0.97), "Q4_0": Tolerance(0.04, 0.95)}
 
 
-def peer_tolerance(precision: str, kind: str | None) -> Tolerance:
+def peer_tolerance(precision: Precision, kind: str | None) -> Tolerance:
     """Return the tolerance between Puna in `precision` and a peer: llama.cpp for a GGUF `kind`, else the same dtype.
 
     Example:

@@ -10,7 +10,7 @@ Example:
 
 import json
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -26,10 +26,11 @@ from puna.formats.checkpoint.detect import open_source
 from puna.formats.checkpoint.hf.weights import load_source
 from puna.formats.checkpoint.source import Source, tensor_shapes
 from puna.model.compare import Comparison, logits_of, require_finite
+from puna.model.precision import torch_dtype
 from puna.pipeline.artifacts import licence
 from puna.pipeline.artifacts.artifact import Receipt
 from puna.pipeline.artifacts.lineage import licences_of
-from puna.pipeline.config import StageConfig
+from puna.pipeline.config import StageConfig, StoredDtype
 from puna.pipeline.errors import CheckpointError
 from puna.pipeline.estimate import Estimate, Known, Sketch
 from puna.pipeline.run import Run
@@ -49,7 +50,7 @@ class Config(StageConfig):
     revision: str = Field(default="main", description="Branch, tag or commit of the hub model")
     file: str = Field(default="", description="Single file to download from the hub, such as model.Q8_0.gguf")
     base: Path | None = Field(default=None, description="Base model of the adapter; the adapter is merged")
-    dtype: Literal["stored", "float32", "bfloat16", "float16"] = Field(
+    dtype: StoredDtype = Field(
         default="stored", description="Dtype of the written weights; stored keeps the dtype of the source"
     )
     licence: str = Field(
@@ -61,6 +62,10 @@ class Config(StageConfig):
         if (self.source is None) == (self.hub is None):
             raise ValueError("exactly one of source and hub")
         return self
+
+    def stated_licence(self) -> str:
+        """Return `licence`."""
+        return self.licence
 
     def estimate(self, known: Known) -> Estimate:
         """Estimate time and memory of the conversion; a hub model has no estimate before the download."""
@@ -83,7 +88,7 @@ def run(config: Config, run: Run) -> None:
     )
     assert path is not None
     source, note = open_source(path, base=config.base)
-    dtype = source.dtype if config.dtype == "stored" else getattr(torch, config.dtype)
+    dtype = source.dtype if config.dtype == "stored" else torch_dtype(config.dtype)
     run.log(f"{path}: {source.format}, {source.config.num_parameters:,} parameters, {_name(source.dtype)}")
     if note:
         run.log(note)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from puna.model.config import LlamaConfig, layer_shapes, matrix_shapes
-from puna.model.scheme import FP8, INT8, ROW_SCALE_BYTES, Scheme, common_group_size, describe_schemes
+from puna.model.quantization.scheme import FP8, INT8, ROW_SCALE_BYTES, Scheme, common_group_size, describe_schemes
 
 GIB = 2**30
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "fp8": 1}

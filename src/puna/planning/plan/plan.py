@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from puna.model.config import SIZES, LlamaConfig
-from puna.pipeline.config import suggestion
+from puna.pipeline.config import Precision, suggestion
 from puna.pipeline.errors import ConfigError
 from puna.planning.plan import measure
 from puna.planning.plan.advice import make_plan
@@ -69,7 +69,7 @@ def plan(
     tokens: float = 1e9,
     batch_tokens: int = 4096,
     accumulate: int = 1,
-    precision: Literal["float32", "bfloat16"] = "bfloat16",
+    precision: Precision = "bfloat16",
     lora_rank: int | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from puna.model.config import ADAPTED, LlamaConfig, layer_shapes
+from puna.pipeline.config import Precision
 from puna.planning.plan.arithmetic import FLOAT_BYTES, Machine, count_parameters, devices_for, fits_on, forward_flops
 
 # Number of logits in a chunk, number in float32 (a tile), and float32 values per logit of a tile.
@@ -37,7 +38,7 @@ class Training:
     context: int
     batch_tokens: int = 4096
     accumulate: int = 1
-    precision: str = "bfloat16"
+    precision: Precision = "bfloat16"
     lora_rank: int | None = None
     targets: Collection[str] = ADAPTED
     checkpoint_activations: bool = False

@@ -10,7 +10,7 @@ from puna.formats.checkpoint.adapters.keys import DOWN, MAGNITUDE, PREFIX, UP
 from puna.formats.checkpoint.safe_files import write_json
 from puna.formats.checkpoint.safetensors.writer import Entry, write_file
 from puna.formats.checkpoint.source import disk_name
-from puna.model.adapted import HEAD, AdaptedLinear, adapted_modules
+from puna.model.adapters.adapted import HEAD, AdaptedLinear, adapted_modules
 from puna.model.llama import Llama
 
 
@@ -41,9 +41,9 @@ def _render(model: Llama, modules: Mapping[str, AdaptedLinear], base_name: str) 
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "r": rank,
-        "rank_pattern": {name: each for name, each in ranks.items() if each != rank},
+        "rank_pattern": {name: value for name, value in ranks.items() if value != rank},
         "lora_alpha": alpha,
-        "alpha_pattern": {name: each for name, each in alphas.items() if each != alpha},
+        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
         "lora_dropout": max(module.dropout for module in modules.values()),
         "target_modules": _target_names(model, list(names.values())),
         "use_rslora": any(module.is_rank_stabilized for module in modules.values()),

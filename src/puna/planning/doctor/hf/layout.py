@@ -9,7 +9,7 @@ from puna.formats.checkpoint.safe_files import find_file, read_json
 from puna.formats.checkpoint.safetensors.header import INDEX_NAME, SINGLE_NAME, StoredTensor, read_header
 from puna.formats.checkpoint.source import tensor_shapes
 from puna.model.config import LlamaConfig
-from puna.model.scheme import describe_schemes
+from puna.model.quantization.scheme import describe_schemes
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.hf.opened import CONFIG, Opened, find_safely
 from puna.planning.doctor.report import Report, listed
