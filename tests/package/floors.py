@@ -161,7 +161,9 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"dialect"},
         {"fit"},
     ),
-    "planning": ({"doctor", "plan"},),
+    "planning": (
+        {"doctor", "plan"},
+    ),
     "planning/doctor": (
         {"render", "report", "template_child"},
         {"modelfile", "template", "values"},
@@ -228,7 +230,9 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"fit"},
         {"table"},
     ),
-    "evaluation/evaluate/judges": ({"agreement", "judging"},),
+    "evaluation/evaluate/judges": (
+        {"agreement", "judging"},
+    ),
     "evaluation/release/page": (
         {"picture", "style"},
         {"blocks"},
@@ -253,8 +257,12 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"codes", "times"},
         {"extract"},
     ),
-    "corpus": ({"ingest", "synthesize"},),
-    "conversion": ({"compression", "exchange"},),
+    "corpus": (
+        {"ingest", "synthesize"},
+    ),
+    "conversion": (
+        {"compression", "exchange"},
+    ),
     "conversion/compression": (
         {"calibration_texts", "kv_cache", "rounding", "settings"},
         {"calibrate"},
@@ -273,7 +281,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"report", "selection"},
     ),
     "training": (
-        {"labelling", "settings"},
+        {"settings", "teacher"},
         {"parallel"},
         {"objectives"},
         {"loop"},
@@ -319,5 +327,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"terminal"},
         {"command"},
     ),
-    "testing": ({"dataset", "endpoint", "stage", "tiny_checkpoint"},),
+    "testing": (
+        {"dataset", "endpoint", "stage", "tiny_checkpoint"},
+    ),
 }
