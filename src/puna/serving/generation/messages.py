@@ -13,7 +13,7 @@ import puna.pipeline.errors
 from puna.inference.engine.sampler import Chunk, SamplingParams, TokenLogprob, Usage
 from puna.pipeline.errors import PunaError, RequestError
 
-# A frame holds one request's prompts or one step's chunks; a scored prompt is the largest of them.
+# A frame holds the prompts of a request or the chunks of a step; scored prompts make the largest frames.
 MAX_FRAME_BYTES = 512 << 20
 LENGTH = struct.Struct(">I")
 DEFAULTS = SamplingParams()
@@ -21,7 +21,7 @@ DEFAULTS = SamplingParams()
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One continuation: an id that the server chooses, prompt and parameters."""
+    """A continuation: the server's id, prompt and sampling parameters."""
 
     id: int
     prompt: list[int]
@@ -30,7 +30,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Take all the jobs, or refuse all; the report that settles `ticket` has the decision."""
+    """Submit all jobs or none; the report with `ticket` in `settled` has the decision."""
 
     ticket: int
     jobs: list[Job]
@@ -40,14 +40,14 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """End jobs that are still running; ids of other jobs have no effect."""
+    """Abort running jobs; other ids have no effect."""
 
     jobs: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class EndAll:
-    """End every job."""
+    """Abort every job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,12 @@ Command = Submit | Abort | EndAll | Leave
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Results of the engine: tickets that were taken (None) or refused, and a step's chunks by job."""
+    """Results of the engine: chunks of a step by job, and tickets with None (accepted) or an error.
+
+    Example:
+        >>> report_to_json(Report(chunks=[(7, Chunk(ids=(72,), text="H"))]))
+        {'chunks': [[7, {'ids': (72,), 'text': 'H'}]]}
+    """
 
     chunks: Sequence[tuple[int, Chunk]] = ()
     settled: Sequence[tuple[int, Exception | None]] = ()
@@ -69,7 +74,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Facts about a loaded checkpoint that the server's process needs."""
+    """Facts about a loaded checkpoint for the server's process."""
 
     max_context: int
     stop_ids: tuple[int, ...]
@@ -94,13 +99,13 @@ def body_length(header: bytes) -> int:
 
 
 def read_frame(stream: BinaryIO) -> dict[str, Any] | None:
-    """Read the next message; None where the stream ends before a frame begins. ValueError as in `body_length`."""
+    """Read the next message; None at the end of the stream. ValueError as in `body_length`."""
     header = stream.read(LENGTH.size)
     return json.loads(stream.read(body_length(header))) if len(header) == LENGTH.size else None
 
 
 def command_to_json(command: Command) -> dict[str, Any]:
-    """Encode a command. Continuations share one copy of the prompt and of the grammar's text."""
+    """Encode a command; continuations with the same prompt or grammar share a copy."""
     if isinstance(command, Submit):
         prompts = {id(job.prompt): job.prompt for job in command.jobs}
         grammars = {id(job.params.grammar): job.params.grammar for job in command.jobs if job.params.grammar}
@@ -128,7 +133,7 @@ def command_to_json(command: Command) -> dict[str, Any]:
 
 def params_to_json(params: SamplingParams) -> dict[str, Any]:
     """Encode the sampling parameters that differ from the defaults, without the grammar."""
-    names = [each.name for each in fields(params) if each.name != "grammar"]
+    names = [field.name for field in fields(params) if field.name != "grammar"]
     return {name: value for name in names if (value := getattr(params, name)) != getattr(DEFAULTS, name)}
 
 
@@ -148,7 +153,7 @@ def report_to_json(report: Report) -> dict[str, Any]:
     if report.settled:
         message["settled"] = [[ticket, error and error_to_json(error)] for ticket, error in report.settled]
     if report.usage:
-        message["usage"] = {each.name: getattr(report.usage, each.name) for each in fields(report.usage)}
+        message["usage"] = {entry.name: getattr(report.usage, entry.name) for entry in fields(report.usage)}
     return message
 
 
