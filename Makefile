@@ -36,7 +36,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest tests/test_architecture.py
+	$(BIN)/pytest tests/package/test_architecture.py tests/package/test_language.py
 
 clean:
 	rm -rf build .venv

@@ -28,7 +28,7 @@ from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.formats.checkpoint.source import tensor_shapes
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.config import ADAPTED, LlamaConfig
 from puna.model.kernels.threads import cpu_limit
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from puna.inference.engine.choose import Row, choose
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.sampling.sampler import SamplingState, sample
 
 NUM_ROWS, VOCAB_SIZE, NUM_RUNS = 32, 128_256, 15
 SETTINGS = {
@@ -37,8 +37,8 @@ def main() -> None:
     prompt = torch.randint(VOCAB_SIZE, (4000,), generator=generator).tolist()
     print(f"{torch.get_num_threads()} threads, {NUM_ROWS} rows, {VOCAB_SIZE:,} ids")
     for name, params in SETTINGS.items():
-        rows = [Row(prompt, params) for _ in range(NUM_ROWS)]
-        print(f"{name:28} {median_ms(lambda rows=rows: choose(logits_BV, rows)):6.1f} ms")
+        rows = [SamplingState(prompt, params) for _ in range(NUM_ROWS)]
+        print(f"{name:28} {median_ms(lambda rows=rows: sample(logits_BV, rows)):6.1f} ms")
     print(f"{'torch.argmax':28} {median_ms(lambda: logits_BV.argmax(-1)):6.1f} ms")
 
 

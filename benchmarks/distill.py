@@ -34,8 +34,8 @@ from puna.model.kernels.threads import cpu_limit
 from puna.model.llama import Llama
 from puna.training.labelling.local import LocalTeacher
 from puna.training.labelling.teacher import Item
-from puna.training.objectives.imitation.divergence import Divergence
-from puna.training.objectives.imitation.stored_labels import StoredLabels
+from puna.training.objectives.distillation.divergence import Divergence
+from puna.training.objectives.distillation.stored_labels import StoredLabels
 from puna.training.objectives.losses import summed_over_tokens
 from puna.training.objectives.next_token import NextToken
 

@@ -98,7 +98,7 @@ class Puna(Runs):
         runner.forward, runner.logits = timed(runner.forward), timed(runner.logits)  # type: ignore[method-assign]
 
     def _run(self, prompts: list[list[int]], num_tokens: int) -> tuple[float, float]:
-        from puna.inference.engine.sampler import SamplingParams
+        from puna.inference.engine.sampling.params import SamplingParams
 
         start, first = time.perf_counter(), 0.0
         waiting = {self.engine.submit(prompt, SamplingParams(max_tokens=num_tokens)) for prompt in prompts}

@@ -21,7 +21,7 @@ from random_models import CHECKPOINT_FORMS, prepare
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.inference.engine.local import LocalSampler
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.config import SIZES
 from puna.model.kernels.native import shared_kernels
 

@@ -22,9 +22,9 @@ from random_models import wide_tokenizer
 from transformers import LlamaConfig as Theirs
 from transformers import LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
 
-from puna.formats.checkpoint.hf_config import render_config
+from puna.formats.checkpoint.hf.config import render_config
 from puna.inference.engine.engine import Engine
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model import float8
 from puna.model.config import SIZES, LlamaConfig, layer_shapes
 from puna.model.float8 import Float8Linear

@@ -5,7 +5,7 @@
 Loads come in turns, round after round; a share is the median over the rounds. The model has random weights
 (random_models.py), so that no answer ends before its last token.
 Patient clients wait after a 503 as long as Retry-After says, up to a second; a storm asks again after 0.05 seconds. The
-clients (tests/http_load.py) run in one process beside the server, on the same machine.
+clients (tests/serving/http_load.py) run in one process beside the server, on the same machine.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1] / "tests"
+TESTS = Path(__file__).parents[1] / "tests" / "serving"
 sys.path.insert(0, str(TESTS))
 
 from http_load import KEYS, Outcome  # noqa: E402

@@ -25,14 +25,14 @@ import torch
 from random_models import decoded_bytes
 from widen import widen
 
-from puna.evaluation.tasks.task import load_task
+from puna.evaluation.tasks.task import Task
 from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.inference.engine.drafts import PromptLookup
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.request import Request
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.scheduling.request import Request
+from puna.inference.engine.speculative.prompt_lookup import PromptLookup
 from puna.model.attend import attend_causally
 from puna.model.config import SIZES, LlamaConfig
 from puna.model.kernels.threads import cpu_limit
@@ -169,7 +169,7 @@ def main() -> None:
     modes = [
         Mode(name, Engine(teacher.load(), tokenizer, options=options, draft=draft)) for name, draft in drafts.items()
     ]
-    chat, task = ChatFormat(tokenizer), load_task(told.questions).sample(told.num, 0)
+    chat, task = ChatFormat(tokenizer), Task.load(told.questions).sample(told.num, 0)
     prompts = [chat.prompt(question.conversation) for question in task.questions]
     compare(modes, prompts, chat.stop_ids, told.rounds)
     command = (

@@ -70,13 +70,13 @@ def run_puna(told: dict[str, Any]) -> None:
     from puna.model.config import LlamaConfig
     from puna.model.llama import Llama
     from puna.training import distill, sft
-    from puna.training.evidence.counts import TokenCounter
     from puna.training.loop import loop
+    from puna.training.loop.counts import TokenCounter
     from puna.training.loop.start import recompute_blocks
     from puna.training.loop.state import TrainState
-    from puna.training.objectives.imitation.divergence import Divergence
-    from puna.training.objectives.imitation.live_teacher import LiveTeacher
-    from puna.training.objectives.imitation.stored_labels import StoredLabels
+    from puna.training.objectives.distillation.divergence import Divergence
+    from puna.training.objectives.distillation.live_teacher import LiveTeacher
+    from puna.training.objectives.distillation.stored_labels import StoredLabels
     from puna.training.objectives.next_token import NextToken
     from puna.training.parallel.team import Team
 

@@ -2,7 +2,7 @@
 # Surprise: LlamaIndex's `OpenAILike.structured_predict` sends `tool_choice: "required"` with no `tools` at all unless the
 #   model was declared with `is_function_calling_model=True`. OpenAI's API and vLLM answer such a request with 400.
 # Why it matters here: `OpenAILike` is the class for servers like Puna's, and False is what it assumes. The call fails with
-#   a message about tools, though the user asked for an object and never mentioned tools. docs/compatibility.md says which
+#   a message about tools, though the user asked for an object and never mentioned tools. docs/reference/compatibility.md says which
 #   flag to set.
 # Source: llama-index-core 0.14.25, llama_index/core/llms/llm.py (structured_predict) and
 #   llama-index-llms-openai 0.8.3, llama_index/llms/openai/base.py (llm_kwargs["tool_choice"]).

@@ -4,7 +4,7 @@
 #   message carries `parsed`, and each tool call carries `parsed_arguments` and, after a stream, `index`.
 # Why it matters here: a server that refuses unknown fields by name, as `puna serve` did, refuses the second turn of
 #   every agent that is written with these two methods. The fields repeat what `content` and `arguments` say, so a
-#   server can leave them out. `puna serve` does (tests/clients/recorded/openai_python.json).
+#   server can leave them out. `puna serve` does (tests/serving/clients/recorded/openai_python.json).
 # Source: openai 3.57.0, src/openai/types/chat/parsed_chat_completion.py and parsed_function_tool_call.py;
 #   https://platform.openai.com/docs/api-reference/chat/create (messages, tool_calls).
 set -eu

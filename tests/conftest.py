@@ -1,6 +1,5 @@
 """Fixtures that several test files share: a tiny tokenizer, dataset and checkpoint, and a way to run one stage."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -32,29 +31,9 @@ def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dataset_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 6 documents and 12 conversations, each of the latter with a tool call."""
-    path = tmp_path_factory.mktemp("dataset")
-    documents = [
-        {"text": f"Store {n} opens at {n + 5} and closes at {n + 12}. " * (n % 3 + 1), "id": f"page {n}"}
-        for n in range(6)
-    ]
-    (path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in documents))
-    (path / "conversations.jsonl").write_text("".join(json.dumps(ask_for_order(n)) + "\n" for n in range(12)))
-    return path
+    from puna.testing.dataset import write_dataset
 
-
-def ask_for_order(n: int) -> dict[str, Any]:
-    order = str(40_000 + 37 * n)
-    call = {"type": "function", "function": {"name": "find_order", "arguments": {"order": order}}}
-    return {
-        "id": f"order {n}",
-        "environment": "ipython",
-        "messages": [
-            {"role": "user", "content": f"Where is my order {order}?"},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-            {"role": "tool", "content": json.dumps({"order": order, "parcel": str(60_000 + n)})},
-            {"role": "assistant", "content": f"Your order {order} is parcel {60_000 + n}."},
-        ],
-    }
+    return write_dataset(tmp_path_factory.mktemp("dataset"))
 
 
 @pytest.fixture(scope="session")
@@ -77,19 +56,9 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Pa
 @pytest.fixture(scope="session")
 def perform_stage() -> Callable[..., bool]:
     """Return a function that makes one artifact as the command line does: perform_stage("sft", out, **settings)."""
-    from rich.console import Console
+    from puna.testing.stage import perform_stage
 
-    from puna.pipeline.config import parse_config
-    from puna.pipeline.execution.executor import perform
-    from puna.pipeline.execution.recipe import config_class
-    from puna.pipeline.stages import STAGES
-
-    def perform_one(verb: str, out: Path, *, ignore_receipts: bool = False, **settings: Any) -> bool:
-        stage = next(stage for stage in STAGES if stage.verb == verb)
-        config = parse_config(config_class(stage), settings, where=verb)
-        return perform(stage, config, out, Console(quiet=True), ignore_receipts=ignore_receipts)
-
-    return perform_one
+    return perform_stage
 
 
 @pytest.fixture(scope="session")

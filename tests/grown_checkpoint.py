@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import CONFIG, WEIGHTS, edit_json, save
 
 from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.testing.tiny_checkpoint import CONFIG, WEIGHTS, edit_json, save
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
 

@@ -127,9 +127,9 @@ def raise_(
     from rich.console import Console
 
     from puna.pipeline.execution import walk
-    from puna.pipeline.execution.recipe import override, read_recipe
+    from puna.pipeline.execution.recipe import Recipe, override
 
-    plan = override(read_recipe(recipe), dict(_pairs(settings)))
+    plan = override(Recipe.read(recipe), dict(_pairs(settings)))
     plan = replace(plan, out=out) if out else plan
     if as_json and not dry_run:
         raise ConfigError("--json without --dry-run", expected="both", hint="Only the dry run prints JSON")
@@ -203,7 +203,7 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
 
 def _file_values(stage: Stage, arguments: list[str]) -> cyclopts.config.Dict:
     """Read the table that --config and --table name, as the values that flags win over."""
-    from puna.pipeline.execution.recipe import read_recipe, resolve
+    from puna.pipeline.execution.recipe import Recipe, resolve
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
@@ -214,7 +214,7 @@ def _file_values(stage: Stage, arguments: list[str]) -> cyclopts.config.Dict:
         raise ConfigError(str(error)) from None
     if known.config is None:
         return cyclopts.config.Dict({})
-    recipe = read_recipe(known.config)
+    recipe = Recipe.read(known.config)
     steps = {step.name: step for step in recipe.steps if step.stage == stage}
     if known.table not in steps:
         raise ConfigError(

@@ -19,7 +19,8 @@ from puna.formats.checkpoint.adapters.adapter import checkpoint_at
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.inference.engine.local import LocalSampler, sampling_defaults
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampler import FinishReason, SamplingParams
+from puna.inference.engine.outputs import FinishReason
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.pipeline.artifacts.artifact import verifying
 from puna.pipeline.artifacts.licence import badges
 from puna.pipeline.artifacts.lineage import licences_of

@@ -1,1 +1,1 @@
-"""Documents and conversations on disk, in an order that can be resumed, packed into batches."""
+"""Documents, conversations and preferences on disk -> rows in a resumable order -> packed batches of tokens."""

@@ -1,6 +1,6 @@
-"""Shards of several sources -> one sequence of documents, conversations or preferences, in an order known again.
+"""Shards of several sources -> one sequence of documents, conversations or preferences in a reproducible order.
 
-Who asks for the kind "labels" gets a teacher's labelled rows (labels.py) in their place.
+The kind "labels" reads a teacher's labelled rows (labels.py).
 """
 
 import bisect
@@ -23,7 +23,15 @@ LABELS = "labels"
 
 
 class Dataset:
-    """An ordered view over the shards of `sources`: directories, or files named after what they hold."""
+    """An ordered view over the shards of all sources.
+
+    Args:
+        sources: Directories, or single files named after their kind: `conversations-0.jsonl`.
+        kinds: Kinds of rows to read, in this order within a source.
+
+    Example:
+        Dataset([Path("data/train")])[0]  # the first Document or Conversation
+    """
 
     def __init__(self, sources: Sequence[Path], kinds: Sequence[str] = TEXTS):
         self.parts: list[tuple[str, Path, Sequence[Any]]] = []
@@ -42,7 +50,12 @@ class Dataset:
         return self.ends[-1]
 
     def __getitem__(self, index: int) -> Document | Conversation | Preference:
-        """Read the row at `index`, which must lie in 0..len-1; DataError and ChatError name its file and line."""
+        """Read the row at `index`, from 0 to len - 1.
+
+        Raises:
+            DataError: A document is malformed; the error names file and row.
+            ChatError: A conversation or preference is malformed; the error names file and row.
+        """
         part, line = self._find(index)
         kind, _, rows = self.parts[part]
         if kind == LABELS:
@@ -55,7 +68,7 @@ class Dataset:
             raise ChatError(f"{self.place(index)}: {error.given}", expected=error.expected, hint=error.hint) from None
 
     def place(self, index: int) -> str:
-        """Say where a row stands, for errors: "FILE row N"."""
+        """Return "FILE row N" for error messages."""
         part, line = self._find(index)
         return f"{self.parts[part][1]} row {line + 1}"
 
@@ -64,7 +77,7 @@ class Dataset:
         return part, index - (self.ends[part - 1] if part else 0)
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """Permute the indices: a pure function of (seed, epoch, length)."""
+        """Return a permutation of the indices, a pure function of seed, epoch and length."""
         return np.random.default_rng((seed, epoch)).permutation(len(self))
 
 

@@ -1,4 +1,4 @@
-"""A text and where it came from."""
+"""A text with its source, language and licence."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -8,7 +8,16 @@ from puna.pipeline.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text with its provenance; `language` is a code of ISO 639-1, `source` a path or an address."""
+    """One text with its provenance.
+
+    Attributes:
+        source: Path or URL.
+        language: ISO 639-1 code.
+
+    Example:
+        >>> Document.from_json({"text": "Open from nine."}, where="row 1").id
+        'row 1'
+    """
 
     text: str
     id: str
@@ -18,12 +27,16 @@ class Document:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row that goes into a JSONL or Parquet shard."""
+        """Return the row of a JSONL or Parquet shard."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, row: dict[str, Any], *, where: str = "a document") -> "Document":
-        """Build a document from a row; DataError for a missing text or an unknown field."""
+        """Build a document from a row; `where` locates the row in errors and is the default id.
+
+        Raises:
+            DataError: The text is missing, or a field is unknown.
+        """
         if not isinstance(row.get("text"), str):
             raise DataError(
                 f"{where} has no 'text'", expected="a string", hint=f"It has: {', '.join(row) or 'nothing'}"

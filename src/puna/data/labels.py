@@ -1,11 +1,11 @@
-"""LabelStore: what a teacher foresees at each token, on disk: its most likely tokens and the mass of all others.
+"""LabelStore: a teacher's top-k log-probabilities of every trained token, for distillation from stored logits.
 
-A shard is one safetensors file of many rows, mapped and read a row at a time: token ids and mask as they are trained
-on, and about each token that is trained the `top_k` ids (packed, 17 bits each for Llama's vocabulary) and their
-log-probabilities in float16, that of all other tokens together, and that of the token itself. At k = 64 a token takes
-273 bytes. Who the teacher was and what it read stands in labels.json. Computes no labels.
+A shard is one memory-mapped safetensors file of many rows. A row holds token ids and the loss mask. A label holds, for
+one trained token, the ids of the `top_k` most likely tokens (bit-packed: 17 bits per id for Llama's vocabulary), their
+log-probabilities, the log of the remaining mass, and the log-probability of the token itself, in float16. At k = 64 a
+label takes 273 bytes. labels.json describes teacher, tokenizer and settings. `puna label` computes the labels.
 
-Shapes: T tokens of a row, N of them with a label, K entries of a label, P packed bytes.
+Shapes: T tokens of a row, N labels of a row, K entries of a label, P packed bytes.
 """
 
 import json
@@ -31,10 +31,12 @@ MAX_BITS = 25
 
 @dataclass(frozen=True, slots=True)
 class LabelledRow:
-    """One row's tokens, and a label for each token but the first whose mask is true, in their order.
+    """The tokens of one row, and a label for every token after the first with a true mask, in order.
 
-    `top` are log-probabilities, most likely first; -inf where there are fewer than K, beside an id that is there
-    already. `tail` is the log of the mass of all other tokens; `chosen` the log-probability of the token itself.
+    Attributes:
+        top_NK: Log-probabilities in descending order; -inf pads labels with fewer than K entries, beside a repeated id.
+        tail_N: Log of the total probability of all tokens outside the top k.
+        chosen_N: Log-probability of the token itself.
     """
 
     ids_T: np.ndarray
@@ -45,7 +47,7 @@ class LabelledRow:
     chosen_N: np.ndarray
 
     def columns(self) -> dict[str, torch.Tensor]:
-        """Return the labels with a row a token, as Example wants them: zeros where there is none."""
+        """Return the labels as columns of an `Example`: one row per token, zeros for tokens without a label."""
         labelled_N = np.flatnonzero(self.mask_T[1:]) + 1
         found = {"top_ids": self.top_ids_NK, "top": self.top_NK, "tail": self.tail_N, "chosen": self.chosen_N}
         columns: dict[str, torch.Tensor] = {}
@@ -58,7 +60,12 @@ class LabelledRow:
 
 @dataclass(frozen=True)
 class LabelHeader:
-    """What labels.json says: whose labels these are, and of what. `measured` are means over all labels."""
+    """The contents of labels.json: teacher, tokenizer, settings and counts.
+
+    Attributes:
+        every_token: Whether all tokens are labelled, not the assistant's alone.
+        measured: Means over all labels, by name.
+    """
 
     teacher: str
     tokenizer: str
@@ -77,7 +84,7 @@ class LabelHeader:
 
 
 def read_header(directory: Path) -> LabelHeader:
-    """Read labels.json; DataError if it is missing or of another format."""
+    """Read labels.json; DataError for a missing file or an unknown format version."""
     path = directory / HEADER
     try:
         header = read_record(path, LabelHeader, expected="a header as `puna label` writes it", error=DataError)
@@ -89,14 +96,14 @@ def read_header(directory: Path) -> LabelHeader:
 
 
 def find_labels(path: Path) -> list[Path]:
-    """List the shards of labels in a directory, or `path` itself if it is one."""
+    """List the label shards of a directory, or `path` itself for a single label shard."""
     if path.is_dir():
         return sorted(path.glob("labels-*.safetensors"))
     return [path] if path.name.startswith("labels-") and path.suffix == ".safetensors" else []
 
 
 def write_shard(path: Path, rows: Sequence[LabelledRow], *, vocab_size: int) -> None:
-    """Write a shard of one row or more, as a whole or not at all."""
+    """Write a shard of at least one row atomically."""
     lengths = [len(row.ids_T) for row in rows]
     counts = [len(row.tail_N) for row in rows]
     arrays = {
@@ -117,7 +124,7 @@ def write_shard(path: Path, rows: Sequence[LabelledRow], *, vocab_size: int) -> 
 
 
 class LabelRows(Sequence[LabelledRow]):
-    """The rows of one shard, mapped."""
+    """The labelled rows of one memory-mapped shard."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -182,12 +189,12 @@ class LabelRows(Sequence[LabelledRow]):
 
 
 def num_bits(vocab_size: int) -> int:
-    """Return how many bits an id takes."""
+    """Return the number of bits of a packed token id."""
     return max(1, (vocab_size - 1).bit_length())
 
 
 def pack_ids(ids_NK: np.ndarray, bits: int) -> np.ndarray:
-    """Lay ids of `bits` bits side by side, the highest bit first, each label in whole bytes."""
+    """Pack ids of `bits` bits, most significant bit first; every label starts at a byte boundary."""
     assert bits <= MAX_BITS, "an id lies in four bytes"
     bits_NK32 = np.unpackbits(
         np.ascontiguousarray(ids_NK).astype(">u4").view(np.uint8).reshape(*ids_NK.shape, 4), axis=-1
@@ -196,7 +203,7 @@ def pack_ids(ids_NK: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack_ids(packed_NP: np.ndarray, bits: int, top_k: int) -> np.ndarray:
-    """Undo pack_ids: each id lies in the four bytes from that of its first bit on."""
+    """Invert `pack_ids`: read four bytes from the first byte of every id, then shift and mask."""
     places_K = np.arange(top_k) * bits
     first_K, before_K = places_K // 8, places_K % 8
     padded_NP = np.pad(packed_NP, ((0, 0), (0, 3)))

@@ -1,8 +1,8 @@
 """Encoded examples -> batches of tokens packed without padding, from any position of the stream.
 
-The stream is a pure function of (seed, epoch, index), so a `Position` is all that a resumed run needs: nothing is
-skipped, nothing comes twice. Batches hold whole examples, or pieces of at most `context` tokens where the caller allows
-an example to be cut. A batch ends where its epoch ends, so that none holds an example twice.
+The stream is a pure function of (seed, epoch, index), so a `Position` is the whole state of a resumed run: no example
+is lost or repeated. Batches hold whole examples, or pieces of at most `context` tokens if the caller allows cutting
+(pretraining). A batch ends with its epoch, so that no batch holds an example twice.
 """
 
 import random
@@ -21,9 +21,13 @@ from puna.pipeline.errors import ChatError, DataError
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids, for each whether it is trained, and what else is known of each: columns with a row a token.
+    """Token ids with their loss mask and further columns of one row per token, such as a teacher's labels.
 
-    Like the mask, a column's row t is about ids[t] as the token that is to be foreseen.
+    Row t of the mask and of a column describes ids[t] as the target of the previous token.
+
+    Example:
+        >>> Example([1, 5, 6, 2], [False, True, True, True]).num_read
+        3
     """
 
     ids: Sequence[int]
@@ -32,11 +36,11 @@ class Example:
 
     @property
     def num_read(self) -> int:
-        """How many tokens a network reads of it: the last is only foreseen."""
+        """Number of input tokens: all but the last, which is a target only."""
         return len(self.ids) - 1
 
     def piece(self, start: int, num_tokens: int) -> "Example":
-        """Return the part of which tokens start .. start + num_tokens - 1 are read."""
+        """Return the example with the input tokens start .. start + num_tokens - 1."""
         part = slice(start, start + num_tokens + 1)
         return Example(self.ids[part], self.mask[part], {name: rows[part] for name, rows in self.columns.items()})
 
@@ -48,7 +52,7 @@ Encode = Callable[[object, random.Random], Sequence[Example]]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The next token to read: in `epoch`, the example at `index` of its order, from `offset` on."""
+    """A position in the stream: the token at `offset` of the example at `index` in the order of `epoch`."""
 
     epoch: int = 0
     index: int = 0
@@ -61,7 +65,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed examples; token t predicts targets_T[t], and counts in the loss where trained_T is true."""
+    """Packed examples: token t predicts targets_T[t], with a loss where trained_T is true. Example: see `Packer`."""
 
     tokens_T: torch.Tensor
     targets_T: torch.Tensor
@@ -71,20 +75,23 @@ class Batch:
 
     @cached_property
     def positions_T(self) -> torch.Tensor:
-        """Each token's place in its own example, from 0."""
+        """Position of every token in its example, from 0."""
         return torch.cat([torch.arange(length, device=self.tokens_T.device) for length in self.lengths])
 
     def attend(self) -> Attend:
-        """Return causal attention within each example."""
+        """Return causal attention within every example."""
         return packed_attend(self.lengths)
 
     def hidden_states(self, model: Llama, dtype: torch.dtype) -> torch.Tensor:
-        """Return what a network makes of the batch; on a CPU with padding that nobody sees, so that shapes recur."""
+        """Return the model's final hidden states of the batch.
+
+        On a CPU the batch is padded to a multiple of TOKENS_STEP, so that oneDNN reuses kernels of equal shapes.
+        """
         read = self.padded(TOKENS_STEP) if self.tokens_T.device.type == "cpu" else self
         return model(read.tokens_T, read.positions_T, read.attend(), dtype=dtype)[: len(self.tokens_T)]
 
     def on(self, device: torch.device) -> "Batch":
-        """Return the batch with its tensors on a device; itself if they are there."""
+        """Return the batch with all tensors on a device."""
         if self.tokens_T.device.type == device.type:
             return self
         return replace(
@@ -96,7 +103,7 @@ class Batch:
         )
 
     def padded(self, divisor: int) -> "Batch":
-        """Add an example that is not trained, so that the tokens can be divided evenly."""
+        """Append an example without loss, so that the number of tokens is a multiple of `divisor`."""
         missing = -len(self.tokens_T) % divisor
         if not missing:
             return self
@@ -115,9 +122,20 @@ class Batch:
 
 
 class Packer:
-    """Reads a dataset from a position on, a batch at a time.
+    """Packs the rows of a dataset into batches, starting from any position.
 
-    `encode` turns a row into ids and mask, with a random generator that depends on (seed, epoch, row) alone.
+    Args:
+        dataset: Rows with an order per epoch.
+        encode: Row -> examples; the random generator depends on (seed, epoch, row) alone.
+        batch_tokens: Largest number of tokens per batch.
+        context: Largest number of tokens per example, or per piece with `is_cut`.
+        is_cut: Whether an example may be cut into pieces of different batches.
+        num_too_long: Initial value of the counter of rows skipped for their length, over all epochs; a resumed run
+            continues to count.
+
+    Example:
+        packer = Packer(dataset, objective.encode, seed=0, batch_tokens=8192, context=2048, is_cut=False)
+        batch, position = packer.next(Position())
     """
 
     def __init__(
@@ -139,52 +157,65 @@ class Packer:
         self._last: tuple[Position, Sequence[Example]] | None = None
 
     def next(self, position: Position) -> tuple[Batch, Position]:
-        """Return the batch that begins at `position`, and the position after it.
+        """Return the batch that starts at `position`, and the position after the batch.
 
-        Examples too long for the context are passed over; DataError if all of them are.
+        Rows without examples are skipped, and so are rows too long for the context; `num_too_long` counts the latter.
+
+        Raises:
+            DataError: All rows are skipped.
         """
+        start, room = position, self.batch_tokens
         pieces: list[Example] = []
-        room, first = self.batch_tokens, position
         while not (pieces and position.is_start_of_epoch):
             examples = self._read(replace(position, offset=0))
-            assert len(examples) == 1 or not self.is_cut, "what stays together is not cut"
             if not examples or self.is_too_long(examples):
                 self.num_too_long += bool(examples)
-                position = self._after(position)
-                if not pieces and position.epoch > first.epoch + 1:
+                position = self._next_row(position)
+                if not pieces and position.epoch > start.epoch + 1:
                     raise DataError(
                         "every conversation is longer than the context", expected=f"at most {self.context} tokens"
                     )
                 continue
-            num_left = sum(example.num_read for example in examples) - position.offset
-            num_taken = min(num_left, room, self.context) if self.is_cut else num_left
-            if num_taken > room or num_taken == 0:
+            fitting, position = self._take(examples, position, room)
+            if not fitting:
                 break
-            pieces += [examples[0].piece(position.offset, num_taken)] if self.is_cut else examples
-            room -= num_taken
-            is_read = num_taken == num_left
-            position = self._after(position) if is_read else replace(position, offset=position.offset + num_taken)
+            pieces += fitting
+            room -= sum(piece.num_read for piece in fitting)
         return _collate(pieces), position
 
+    def _take(self, examples: Sequence[Example], position: Position, room: int) -> tuple[Sequence[Example], Position]:
+        """Return the examples, or the piece of one, that fit into `room` tokens, and the position after them."""
+        if not self.is_cut:
+            fits = 0 < sum(example.num_read for example in examples) <= room
+            return (examples, self._next_row(position)) if fits else ((), position)
+        (example,) = examples
+        num_left = example.num_read - position.offset
+        num_taken = min(num_left, room, self.context)
+        if num_taken == 0:
+            return (), position
+        piece = example.piece(position.offset, num_taken)
+        is_read = num_taken == num_left
+        return [piece], self._next_row(position) if is_read else replace(position, offset=position.offset + num_taken)
+
     def progress(self, position: Position) -> float:
-        """Return how many epochs lie before `position`, in whole and parts."""
+        """Return the number of epochs before `position`, with fractions."""
         return position.epoch + position.index / len(self.dataset)
 
     def first_rows(self, count: int) -> Iterator[tuple[str, Sequence[Example]]]:
-        """Yield the rows that a run reads first, encoded: each with its place."""
+        """Yield the first rows of epoch 0 as (place, examples)."""
         for index in range(min(count, len(self.dataset))):
             examples = self._read(Position(0, index))
             yield self.dataset.place(int(self._order[index])), examples
 
     def is_too_long(self, examples: Sequence[Example]) -> bool:
-        """Tell whether what a row became will be passed over."""
+        """Return whether the examples of a row exceed the context, or together a batch."""
         lengths = [example.num_read for example in examples]
         return not self.is_cut and (max(lengths, default=0) > self.context or sum(lengths) > self.batch_tokens)
 
     def _read(self, start: Position) -> Sequence[Example]:
-        """Encode the row that begins at `start`; the last one is kept where the next batch may want a piece of it.
+        """Encode the row at `start`; with `is_cut` the last row is cached for the next piece.
 
-        What is not cut is encoded anew: an objective may draw something else by then, as a run that was resumed would.
+        Whole examples are encoded again on every call, as in a resumed run: an objective may draw a different sample.
         """
         if self._last is None or self._last[0] != start or not self.is_cut:
             if start.epoch != self._epoch:
@@ -199,7 +230,7 @@ class Packer:
             self._last = start, examples
         return self._last[1]
 
-    def _after(self, position: Position) -> Position:
+    def _next_row(self, position: Position) -> Position:
         is_last = position.index + 1 == len(self.dataset)
         return Position(position.epoch + 1) if is_last else Position(position.epoch, position.index + 1)
 

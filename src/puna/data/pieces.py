@@ -1,10 +1,11 @@
-"""Held-out documents and conversations, or texts of our own -> pieces of token ids, to compare models on."""
+"""Held-out rows, or built-in sentences -> short pieces of token ids, for comparing and calibrating models."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from puna.data.dataset import Dataset
 from puna.data.document import Document
+from puna.data.encode import encode_example
 from puna.data.packing import Example
 from puna.formats.chat.conversation import Conversation, Message
 from puna.formats.chat.format import ChatFormat
@@ -24,33 +25,29 @@ PROBES = (
 
 
 def cut_pieces(paths: Sequence[Path], tokenizer: Tokenizer, *, num_tokens: int, longest: int) -> Iterator[list[int]]:
-    """Cut rows from all over the data into pieces of at most `longest`, until there are `num_tokens` or it ends."""
+    """Yield pieces of at most `longest` tokens from shuffled rows, `num_tokens` in total or until the data ends."""
     for example in cut_examples(paths, tokenizer, num_tokens=num_tokens, longest=longest):
         yield list(example.ids)
 
 
 def cut_examples(paths: Sequence[Path], tokenizer: Tokenizer, *, num_tokens: int, longest: int) -> Iterator[Example]:
-    """Do the same with a mask: of a document every token counts, of a conversation what the assistant says."""
+    """Yield the same pieces with their loss masks: see `encode_example`."""
     chat, dataset = ChatFormat(tokenizer), Dataset(paths)
     left = num_tokens
     for index in dataset.order(0, 0):
         row = dataset[int(index)]
         assert isinstance(row, Document | Conversation)
-        if isinstance(row, Conversation):
-            ids, mask = chat.encode(row)
-        else:
-            ids = chat.document(row.text)
-            mask = [True] * len(ids)
-        for start in range(0, len(ids), longest):
+        example = encode_example(row, chat)
+        for start in range(0, len(example.ids), longest):
             if left <= 0:
                 return
             part = slice(start, start + min(longest, left))
-            yield Example(ids[part], mask[part])
-            left -= min(longest, left, len(ids) - start)
+            yield Example(example.ids[part], example.mask[part])
+            left -= min(longest, left, len(example.ids) - start)
 
 
 def probe_pieces(tokenizer: Tokenizer, *, longest: int) -> Iterator[list[int]]:
-    """Yield the texts that are read where no data is given."""
+    """Yield the built-in texts `PROBES`, for comparisons without a dataset."""
     chat = ChatFormat(tokenizer)
     dialogue = Conversation((Message("user", PROBES[0]), Message("assistant", PROBES[1])))
     for ids in (*map(chat.document, PROBES), chat.encode(dialogue).ids):

@@ -1,6 +1,7 @@
-"""Rows of preference data, as TRL and its like spell them -> Preference: a prompt and answers of which one is better.
+"""Rows of preference data in TRL's fields -> Preference: a prompt and ranked answers.
 
-Reads conversations only: what holds its dialogue in one text goes through `puna ingest` first. Knows no tokens.
+Prompt and answers are lists of messages; `puna ingest` converts rows with a dialogue in a single text. Token ids are
+the objectives' concern.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,7 +20,7 @@ FIELDS = ("prompt", *ANSWERS, "strength", *SETTINGS, "id", "metadata")
 
 
 class Ranked(NamedTuple):
-    """An answer, and how many of those that follow it in the ranking it is known to be better than."""
+    """An answer, and the number of the following answers in the ranking with a known lower rank."""
 
     answer: Answer
     num_outranked: int
@@ -27,10 +28,19 @@ class Ranked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A conversation that waits for the assistant, an answer that people chose and one that they rejected.
+    """A prompt, a chosen answer and a rejected answer. An answer is a message, or several with tool results between.
 
-    `edited` is the chosen answer after somebody made it better still; `strength` says how much better the chosen one is
-    than the rejected one, as far as that is known. An answer is one message, or several with tool results between.
+    Attributes:
+        prompt: Conversation up to the assistant's turn.
+        edited: Improved version of the chosen answer; () if absent.
+        strength: How much better the chosen answer is, one of `STRENGTHS`; "" if unknown.
+
+    Example:
+        >>> messages = {"prompt": [{"role": "user", "content": "Open?"}]}
+        >>> messages |= {"chosen": [{"role": "assistant", "content": "Yes, until six."}]}
+        >>> messages |= {"rejected": [{"role": "assistant", "content": "Maybe."}]}
+        >>> Preference.from_json(messages).chosen[0].content
+        'Yes, until six.'
     """
 
     prompt: Conversation
@@ -57,9 +67,9 @@ class Preference:
             raise ChatError(f"strength {self.strength!r}", expected=f"one of {', '.join(STRENGTHS)}")
 
     def ranking(self, strengths: Collection[str] = STRENGTHS) -> list[Ranked]:
-        """Return the answers, best first; none if nothing is left to compare.
+        """Return the answers, best first; [] without a pair to compare.
 
-        The chosen answer counts as better than the rejected one where its strength is one of these, or unknown.
+        The pair of chosen and rejected counts if its strength is unknown or among `strengths`.
         """
         is_strong = not self.strength or self.strength in strengths
         if self.edited:
@@ -71,7 +81,7 @@ class Preference:
         return replace(self.prompt, messages=(*self.prompt.messages, *answer))
 
     def to_json(self) -> dict[str, Any]:
-        """Return a row in TRL's spelling; fields that say nothing are left out."""
+        """Return a row in TRL's fields, without empty fields."""
         prompt = replace(self.prompt, id="", metadata={}).to_json()
         row: dict[str, Any] = {"prompt": prompt.pop("messages")}
         row |= {name: [message.to_json() for message in getattr(self, name)] for name in ANSWERS}
@@ -80,7 +90,11 @@ class Preference:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "Preference":
-        """Read a row with a prompt, or one whose chosen and rejected begin with it; ChatError names the field."""
+        """Read a row with a prompt, or a row without one whose answers start with a common prompt.
+
+        Raises:
+            ChatError: A field is malformed; the error names the field.
+        """
         given = {name: value for name, value in row.items() if value is not None}
         for name in given:
             if name not in FIELDS:
@@ -130,7 +144,7 @@ def _read_messages(row: dict[str, Any], name: str) -> Answer:
 
 
 def _split(answers: dict[str, Answer], raw: Sequence[Any]) -> tuple[dict[str, Answer], list[Any]]:
-    """Take what all answers begin with for the prompt, up to the last message that is not the assistant's."""
+    """Split the common start of all answers off as the prompt, up to the last message of a user or a tool."""
     whole = [answer for name, answer in answers.items() if answer or name != "edited"]
     size = 0
     while all(len(answer) > size and answer[size] == whole[0][size] for answer in whole):

@@ -1,6 +1,6 @@
-"""JSONL and Parquet files <-> rows that can be read one by one, in any order.
+"""JSONL and Parquet files <-> rows with random access.
 
-JSONL is mapped, not held in memory; Parquet, being compressed, is.
+JSONL files are memory-mapped; Parquet files are compressed and therefore decoded into memory.
 """
 
 import json
@@ -19,7 +19,7 @@ SUFFIXES = (".jsonl", ".parquet")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write one JSON object a line; return how many."""
+    """Write one JSON object per line; return the number of rows."""
     count = 0
     with path.open("wb") as file:
         for row in rows:
@@ -29,7 +29,11 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def encode_row(row: dict[str, Any]) -> bytes:
-    """Return a row as a line of JSON; DataError for what JSON cannot hold (NaN), dates become strings."""
+    """Return a row as a line of JSON; dates become strings.
+
+    Raises:
+        DataError: The row holds a value without a JSON form, such as NaN.
+    """
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
     except (ValueError, RecursionError) as error:
@@ -41,9 +45,10 @@ def encode_row(row: dict[str, Any]) -> bytes:
 
 
 def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> int:
-    """Write rows as Parquet; return how many.
+    """Write rows as Parquet; return the number of rows.
 
-    Columns of objects or lists are stored as Parquet's JSON type: as structs, every object would get the fields of all.
+    Columns of objects or lists use Parquet's JSON type. In a struct column every object would get the fields of all
+    objects.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -61,27 +66,27 @@ def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> int:
 
 
 def find_shards(path: Path, name: str) -> list[Path]:
-    """List the shards NAME*.jsonl and NAME*.parquet in a directory, or `path` itself if it is such a file."""
+    """List the shards NAME*.jsonl and NAME*.parquet of a directory, or `path` itself for a single shard file."""
     if path.is_dir():
         return sorted(file for file in path.glob(f"{name}*") if file.suffix in SUFFIXES)
     return [path] if path.suffix in SUFFIXES and path.name.startswith(name) else []
 
 
 def open_shard(path: Path) -> Sequence[dict[str, Any]]:
-    """Open a shard as a sequence of rows; DataError if it cannot be read."""
+    """Open a shard as a sequence of rows; DataError for an unreadable file."""
     if not path.is_file():
         raise DataError(f"{path} does not exist", expected="a .jsonl or .parquet file")
     return ParquetRows(path) if path.suffix == ".parquet" else JsonlRows(path)
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the rows of one shard in order."""
+    """Return the rows of one shard in order."""
     rows = open_shard(path)
     return (rows[index] for index in range(len(rows)))
 
 
 class Rows(Sequence[dict[str, Any]]):
-    """The rows of a shard."""
+    """The rows of a shard as dictionaries. Example: see `open_shard`."""
 
     @abstractmethod
     def row(self, index: int) -> dict[str, Any]:
@@ -98,7 +103,7 @@ class Rows(Sequence[dict[str, Any]]):
 
 
 class JsonlRows(Rows):
-    """A memory-mapped JSONL file; a row is parsed when it is asked for."""
+    """A memory-mapped JSONL file; parses a row on access."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -123,11 +128,11 @@ class JsonlRows(Rows):
 
 
 class ParquetRows(Rows):
-    """A Parquet file; fields without a value are left out of a row, columns of the JSON type are parsed.
+    """A Parquet file; rows omit fields without a value, and columns of the JSON type are parsed.
 
     Args:
-        path: The file.
-        with_nulls: Whether objects in a row keep the nulls that stand for absent keys, for a reader that removes them.
+        path: Parquet file.
+        with_nulls: Whether objects in a row keep the nulls of absent keys, for a reader with its own removal of nulls.
     """
 
     def __init__(self, path: Path, *, with_nulls: bool = False):
@@ -165,7 +170,7 @@ class ParquetRows(Rows):
 
 
 def without_nulls(value: Any) -> Any:
-    """Undo Arrow's filling of absent struct fields with null, where no null has a meaning.
+    """Remove the nulls with which Arrow fills absent struct fields, for values in which null has no meaning.
 
     Example:
         >>> without_nulls({"a": None, "b": [None, {"c": None}]})

@@ -1,6 +1,7 @@
-"""Two tokenizers' tokens of one text -> the smallest spans that begin and end at the same bytes in both.
+"""The tokens of one text by two tokenizers -> the smallest spans with equal byte boundaries in both.
 
-Within a span the two have cut the text differently, so only what they say of it as a whole can be compared.
+Two tokenizers cut the text of a span differently. Predictions can be compared per span only, for example in
+distillation across tokenizers.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from puna.pipeline.errors import DataError
 
 
 class Span(NamedTuple):
-    """Tokens first .. end - 1 of one side, and of the other, that spell the same bytes."""
+    """Tokens first .. end - 1 by one tokenizer, and other_first .. other_end - 1 by the second, with equal bytes."""
 
     first: int
     end: int
@@ -20,7 +21,15 @@ class Span(NamedTuple):
 
 
 def align(tokens: Sequence[bytes], other: Sequence[bytes]) -> list[Span]:
-    """Return the spans of a text, in order; they hold every token. DataError if the two spell different texts."""
+    """Return the spans of a text in order; together the spans hold every token.
+
+    Raises:
+        DataError: The two token sequences spell different texts.
+
+    Example:
+        >>> align([b"ab", b"c"], [b"a", b"b", b"c"])
+        [Span(first=0, end=1, other_first=0, other_end=2), Span(first=1, end=2, other_first=2, other_end=3)]
+    """
     ends, other_ends = list(accumulate(map(len, tokens))), list(accumulate(map(len, other)))
     if b"".join(tokens) != b"".join(other):
         raise DataError("two tokenizers that spell a text differently", expected="the same bytes and special tokens")

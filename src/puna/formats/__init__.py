@@ -1,1 +1,1 @@
-"""Formats that Puna shares with other programs: tokenizers, chat templates, checkpoints."""
+"""Formats shared with other programs: tokenizers, chat templates, checkpoints."""

@@ -1,4 +1,4 @@
-"""Sizes -> a checked LlamaConfig; the published Llamas as data. Reads no files: checkpoint/hf_config.py does."""
+"""Sizes -> a checked LlamaConfig; the published Llamas as data. Reads no files: checkpoint/hf/config.py does."""
 
 from dataclasses import dataclass, fields
 

@@ -1,24 +1,34 @@
-"""The exceptions a user can meet: each says what was given, what was expected and what to do.
+"""Exceptions for mistakes of users: an error states the faulty value, the expected value and a remedy.
 
     PunaError
     ├── ConfigError       a recipe or a flag
-    ├── ArtifactError     a directory that a stage wrote or reads
-    │   └── ReceiptError  a measured claim that does not hold
-    ├── DataError         a document, a record, a data file
+    ├── ArtifactError     an artifact: a directory with a manifest
+    │   └── ReceiptError  a measured value outside its tolerance
+    ├── DataError         a data file, or a row of one
     ├── TokenizerError    a tokenizer file, a token id
-    ├── ChatError         a conversation that cannot be rendered or trained on
+    ├── ChatError         a conversation that has no tokens or no loss mask
     ├── CheckpointError   weights, shapes, model configuration
-    ├── KernelError       compiled kernels that this machine cannot have
-    ├── TrainError        a training run that cannot go on
-    ├── ReleaseError      a model that may not be let out as told
+    ├── KernelError       compiled kernels that do not fit the machine or the network
+    ├── TrainError        a training run that has to stop
+    ├── ReleaseError      a model that may not be released under its terms
     └── RequestError      a request to the engine or the server
 
-Impossible states are asserts, not errors of this tree.
+States that only a bug can reach are asserts.
 """
 
 
 class PunaError(Exception):
-    """A mistake that the user can mend. `given` and `expected` are phrases, `hint` a sentence."""
+    """A mistake that a user can fix; the parent of all errors that Puna raises on purpose.
+
+    Args:
+        given: Phrase for the faulty value: "--until sftt names no step of shop.toml".
+        expected: Noun phrase for a valid value: "ingest.train, sft".
+        hint: Sentence that tells the remedy: "Did you mean 'sft'?".
+
+    Example:
+        >>> str(PunaError("lr = -1.0", expected="a positive number", hint="Try 1e-4"))
+        'lr = -1.0; expected a positive number. Try 1e-4'
+    """
 
     def __init__(self, given: str, *, expected: str = "", hint: str = ""):
         self.given, self.expected, self.hint = given, expected, hint
@@ -27,7 +37,7 @@ class PunaError(Exception):
 
 
 class ConfigError(PunaError):
-    """A recipe table or a flag that does not fit."""
+    """An invalid recipe or command-line flag."""
 
 
 class ArtifactError(PunaError):
@@ -39,35 +49,35 @@ class ReceiptError(ArtifactError):
 
 
 class DataError(PunaError):
-    """A data file or record that cannot be read."""
+    """An unreadable data file, or an invalid row."""
 
 
 class TokenizerError(PunaError):
-    """A tokenizer file or token id that cannot be used."""
+    """An invalid tokenizer file or token id."""
 
 
 class ChatError(PunaError):
-    """A conversation that cannot be rendered or trained on."""
+    """A conversation without a rendering in the prompt format, or without tokens to train on."""
 
 
 class CheckpointError(PunaError):
-    """Weights, shapes or a model configuration that do not fit."""
+    """Weights, shapes or a model configuration in conflict."""
 
 
 class KernelError(PunaError):
-    """Kernels that cannot be compiled or do not fit a network; the torch versions serve instead."""
+    """Compiled kernels that do not fit the machine or the network; callers use the torch versions instead."""
 
 
 class TrainError(PunaError):
-    """A training run that cannot go on."""
+    """A training run that has to stop, for example at a loss of NaN."""
 
 
 class ReleaseError(PunaError):
-    """A name, a missing text or terms under which a model may not be released."""
+    """A model name, a missing licence text or licence terms that forbid a release."""
 
 
 class RequestError(PunaError):
-    """A request that cannot be served. `param` names the field that is wrong."""
+    """An invalid request to the engine or the server; `param` names the invalid field."""
 
     def __init__(self, given: str, *, expected: str = "", hint: str = "", param: str | None = None):
         super().__init__(given, expected=expected, hint=hint)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from puna.formats.chat.format import ChatFormat
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.serving.admission.workers import Workers
 from puna.serving.errors import HttpError
 from puna.serving.generation.batch import Batch

@@ -25,20 +25,20 @@ from puna.planning.plan.steps.speed import Lengths, forward_seconds
 from puna.training.labelling.local import LocalTeacher
 from puna.training.loop.defaults import adapt
 from puna.training.loop.loop import train
-from puna.training.loop.settings import TrainConfig
 from puna.training.loop.start import starting_model
-from puna.training.objectives.imitation.across_tokenizers import (
+from puna.training.objectives.distillation.cross_tokenizer import (
     AcrossTokenizers,
     Knows,
     live_knowledge,
     stored_knowledge,
 )
-from puna.training.objectives.imitation.divergence import Divergence
-from puna.training.objectives.imitation.live_teacher import LiveTeacher
-from puna.training.objectives.imitation.on_policy import Answering, OnPolicy, OnPolicyTeacher, Pool
-from puna.training.objectives.imitation.stored_labels import StoredLabels
+from puna.training.objectives.distillation.divergence import Divergence
+from puna.training.objectives.distillation.live_teacher import LiveTeacher
+from puna.training.objectives.distillation.on_policy import Answering, OnPolicy, OnPolicyTeacher, Pool
+from puna.training.objectives.distillation.stored_labels import StoredLabels
 from puna.training.objectives.next_token import NextToken
-from puna.training.preview.dry_run import estimate_training, starting_tokenizer
+from puna.training.reports.preview.dry_run import estimate_training, starting_tokenizer
+from puna.training.settings import TrainConfig
 
 TOKENIZER_HINT = "Train the student with tokenizer = the teacher's directory, or give divergence.kind = 'spans'"
 
@@ -70,7 +70,7 @@ class Config(TrainConfig):
         return self
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee a run of these settings (train/preview/dry_run.py); a live teacher reads each batch too."""
+        """Foresee a run of these settings (reports/preview/dry_run.py); a live teacher reads each batch too."""
         tokenizer = starting_tokenizer(self, known)
         objective = NextToken(ChatFormat(tokenizer), self.every_token, False)
         if self.labels is not None:

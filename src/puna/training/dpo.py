@@ -15,9 +15,10 @@ from puna.training.loop.defaults import adapt
 from puna.training.loop.loop import train
 from puna.training.loop.start import starting_model
 from puna.training.objectives.dpo import Dpo
-from puna.training.preferences.references import reference_log_probabilities
-from puna.training.preferences.settings import PreferenceConfig, count_pairs
-from puna.training.preview.dry_run import estimate_training, starting_tokenizer
+from puna.training.objectives.pairs import count_pairs
+from puna.training.objectives.references import reference_log_probabilities
+from puna.training.reports.preview.dry_run import estimate_training, starting_tokenizer
+from puna.training.settings import PreferenceConfig
 
 
 class Config(PreferenceConfig):
@@ -27,7 +28,7 @@ class Config(PreferenceConfig):
     nll_weight: float = Field(default=0.2, ge=0, le=10, description="share of the better answer's own likelihood")
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee a run of these settings (train/preview/dry_run.py)."""
+        """Foresee a run of these settings (training/reports/preview/dry_run.py)."""
         tokenizer = starting_tokenizer(self, known)
         objective = Dpo(ChatFormat(tokenizer), frozenset(self.strengths), {}, self.beta, self.nll_weight)
         return estimate_training(self, known, objective, tokenizer)

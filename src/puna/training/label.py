@@ -13,9 +13,9 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, model_validator
 
+from puna.data.augment.identifiers import fresh_identifiers
 from puna.data.dataset import Dataset
 from puna.data.document import Document
-from puna.data.identifiers import fresh_identifiers
 from puna.data.labels import LabelHeader
 from puna.data.packing import Packer
 from puna.formats.chat.conversation import Conversation

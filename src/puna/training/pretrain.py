@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from puna.data.drills import draw_drill, draw_run_drill
+from puna.data.augment.drills import draw_drill, draw_run_drill
 from puna.data.packing import Example
 from puna.formats.chat.format import ChatFormat
 from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.run import Run
 from puna.training.loop.loop import train
-from puna.training.loop.settings import TrainConfig
 from puna.training.loop.start import starting_model
 from puna.training.objectives.next_token import NextToken
-from puna.training.preview.dry_run import estimate_training, starting_tokenizer
+from puna.training.reports.preview.dry_run import estimate_training, starting_tokenizer
+from puna.training.settings import TrainConfig
 
 
 class Config(TrainConfig):
@@ -27,7 +27,7 @@ class Config(TrainConfig):
     )
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee a run of these settings (train/preview/dry_run.py)."""
+        """Foresee a run of these settings (training/reports/preview/dry_run.py)."""
         tokenizer = starting_tokenizer(self, known)
         objective = Pretraining(ChatFormat(tokenizer), True, False, self.drill_share)
         return estimate_training(self, known, objective, tokenizer)

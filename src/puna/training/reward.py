@@ -20,9 +20,10 @@ from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.run import Run
 from puna.training.loop.loop import train
 from puna.training.loop.start import starting_model
+from puna.training.objectives.pairs import count_pairs
 from puna.training.objectives.reward import Reward
-from puna.training.preferences.settings import PreferenceConfig, count_pairs
-from puna.training.preview.dry_run import estimate_training, starting_tokenizer
+from puna.training.reports.preview.dry_run import estimate_training, starting_tokenizer
+from puna.training.settings import PreferenceConfig
 
 
 class Config(PreferenceConfig):
@@ -35,7 +36,7 @@ class Config(PreferenceConfig):
         return self
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee a run of these settings (train/preview/dry_run.py)."""
+        """Foresee a run of these settings (training/reports/preview/dry_run.py)."""
         tokenizer = starting_tokenizer(self, known)
         objective = Reward(ChatFormat(tokenizer), frozenset(self.strengths))
         return estimate_training(self, known, objective, tokenizer)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from puna.conversion.compression.surgery.targets import HeadCut, best_size, counts, parse_count, require_reachable
+from puna.conversion.compression.pruning.targets import HeadCut, best_size, counts, parse_count, require_reachable
 from puna.model.config import LlamaConfig
 from puna.pipeline.estimate import Estimate, Known, Sketch
 from puna.planning.plan.steps.facts import network_of, tokenizer_path

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 
+from puna.inference.engine.cache.paged_cache import num_pages_for
 from puna.inference.engine.engine import open_runner
-from puna.inference.engine.pages import num_pages_for
-from puna.inference.engine.runners.runner import Runner
+from puna.inference.engine.runners.runner import Runner, Span
 from puna.model.compare import Comparison, require_finite
-from puna.model.kernels.native import Span
 from puna.model.llama import Llama
 from puna.pipeline.progress import Progress
 

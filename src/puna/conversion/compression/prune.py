@@ -13,14 +13,14 @@ import torch
 from pydantic import Field, model_validator
 
 from puna.conversion.compression.cost import estimate_pruning, likely_size
-from puna.conversion.compression.surgery.choice import choose, cuts
-from puna.conversion.compression.surgery.cut import Kept, Tying, cut_source
-from puna.conversion.compression.surgery.importance import Depth, Importance, Width, measure_importance
-from puna.conversion.compression.surgery.layerwise import Reading, Reference, Texts
-from puna.conversion.compression.surgery.refit import refit
-from puna.conversion.compression.surgery.report import Step, write_report
-from puna.conversion.compression.surgery.rotate import principal_directions, rotated
-from puna.conversion.compression.surgery.targets import (
+from puna.conversion.compression.pruning.importance import Depth, Importance, Width, measure_importance
+from puna.conversion.compression.pruning.layerwise import Reference, Scores, Texts
+from puna.conversion.compression.pruning.refit import refit
+from puna.conversion.compression.pruning.report import Step, write_report
+from puna.conversion.compression.pruning.rotate import principal_directions, rotate
+from puna.conversion.compression.pruning.selection import pruning_steps, select
+from puna.conversion.compression.pruning.slicing import Selection, Tying, slice_source
+from puna.conversion.compression.pruning.targets import (
     HeadCut,
     Shape,
     best_size,
@@ -118,11 +118,11 @@ class Origin(NamedTuple):
     """What is cut: the parent, or where the width shrinks the parent with its stream turned."""
 
     source: Source
-    turned: Source
+    rotated: Source
 
     def of(self, size: LlamaConfig) -> Source:
         """Return which of them a model of this size is cut from."""
-        return self.turned if size.dim < self.source.config.dim else self.source
+        return self.rotated if size.dim < self.source.config.dim else self.source
 
 
 def run(config: Config, run: Run) -> None:
@@ -140,14 +140,14 @@ def run(config: Config, run: Run) -> None:
     tying = _choose_tying(config, run, origin, importance, target, calibration)
     reference = _reference(config, run, source, data)
     steps = list(_measure_steps(run, reference, origin, importance, target, tying))
-    kept = choose(importance, parent.config, target, tying)
+    selection = select(importance, parent.config, target, tying)
     is_refitted = config.refit and target != parent.config
-    fitted = _refit(config, run, origin.of(target), kept, calibration) if is_refitted else {}
-    write_checkpoint(run.output, cut_source(origin.of(target), kept, fitted))
+    fitted = _refit(config, run, origin.of(target), selection, calibration) if is_refitted else {}
+    write_checkpoint(run.output, slice_source(origin.of(target), selection, fitted))
     written = Checkpoint.open(run.output).source()
     name = "refit, as written" if is_refitted else "as written"
-    steps.append(Step(name, target, _read(run, reference, written, "what was written")))
-    _conclude(config, run, importance, kept, steps, num_counted=len(reference.targets_M))
+    steps.append(Step(name, target, _score(run, reference, written, "what was written")))
+    _conclude(config, run, importance, selection, steps, num_counted=len(reference.targets_M))
 
 
 def _texts(config: Config, run: Run, parent: Checkpoint) -> tuple[Texts, Texts]:
@@ -176,10 +176,10 @@ def _measure(config: Config, run: Run, source: Source, texts: Texts, *, is_narro
         importance = measure_importance(source, texts, config.dtype, bar, width=config.width, depth=config.depth)
     if not is_narrower or config.stream == "channels":
         return importance, Origin(source, source)
-    turned = rotated(source, principal_directions(importance.stream_DD))
+    rotated = rotate(source, principal_directions(importance.stream_DD))
     with run.progress(layers, "measuring the turned stream", unit="layers") as bar:
-        found = measure_importance(turned, texts, config.dtype, bar, width="contribution", depth="influence")
-    return replace(importance, dim_D=found.dim_D, energies=found.energies), Origin(source, turned)
+        found = measure_importance(rotated, texts, config.dtype, bar, width="contribution", depth="influence")
+    return replace(importance, dim_D=found.dim_D, energies=found.energies), Origin(source, rotated)
 
 
 def _reference(config: Config, run: Run, source: Source, texts: Texts) -> Reference:
@@ -187,9 +187,9 @@ def _reference(config: Config, run: Run, source: Source, texts: Texts) -> Refere
         return Reference(source, texts, config.dtype, bar)
 
 
-def _read(run: Run, reference: Reference, source: Source, description: str) -> Reading:
+def _score(run: Run, reference: Reference, source: Source, description: str) -> Scores:
     with run.progress(source.config.num_layers, description, unit="layers") as bar:
-        return reference.read(source, bar)
+        return reference.score(source, bar)
 
 
 def _search(config: Config, run: Run, origin: Origin, importance: Importance, texts: Texts) -> LlamaConfig:
@@ -200,8 +200,8 @@ def _search(config: Config, run: Run, origin: Origin, importance: Importance, te
     reference = _reference(config, run, origin.source, texts)
 
     def cost(size: LlamaConfig) -> float:
-        cut = cut_source(origin.of(size), choose(importance, parent, size))
-        return _read(run, reference, cut, f"a cut to {size.num_parameters:,}").divergence
+        sliced = slice_source(origin.of(size), select(importance, parent, size))
+        return _score(run, reference, sliced, f"a cut to {size.num_parameters:,}").divergence
 
     curves = measure_curves(parent, config.heads, config.multiple, cost)
     target, predicted = best_size(parent, most, config.heads, config.multiple, curves)
@@ -222,8 +222,8 @@ def _choose_tying(
         return "embeddings"
     reference, costs = _reference(config, run, origin.source, texts), dict[Tying, float]()
     for tying in TYINGS:
-        cut = cut_source(source, choose(importance, source.config, target, tying))
-        costs[tying] = _read(run, reference, cut, f"one table from {tying}").divergence
+        sliced = slice_source(source, select(importance, source.config, target, tying))
+        costs[tying] = _score(run, reference, sliced, f"one table from {tying}").divergence
     run.log("one table: " + ", ".join(f"{tying} {cost:.3f}" for tying, cost in costs.items()))
     return min(costs, key=lambda tying: costs[tying])
 
@@ -233,22 +233,22 @@ def _measure_steps(
 ) -> Iterator[Step]:
     """Yield the model before and after each kind of cut, each on top of those before it."""
     parent = reference.parent
-    yield Step("parent", parent.config, _read(run, reference, parent, "parent"))
-    for kind, size in cuts(parent.config, target):
-        cut = cut_source(origin.of(size), choose(importance, parent.config, size, tying))
-        yield Step(kind, size, _read(run, reference, cut, f"cut: {kind}"))
+    yield Step("parent", parent.config, _score(run, reference, parent, "parent"))
+    for kind, size in pruning_steps(parent.config, target):
+        sliced = slice_source(origin.of(size), select(importance, parent.config, size, tying))
+        yield Step(kind, size, _score(run, reference, sliced, f"cut: {kind}"))
 
 
-def _refit(config: Config, run: Run, source: Source, kept: Kept, texts: Texts) -> dict[str, torch.Tensor]:
-    with run.progress(len(kept.layers), "fitting what is left", unit="layers") as bar:
-        return refit(source, kept, texts, config.dtype, bar)
+def _refit(config: Config, run: Run, source: Source, selection: Selection, texts: Texts) -> dict[str, torch.Tensor]:
+    with run.progress(len(selection.layers), "fitting what is left", unit="layers") as bar:
+        return refit(source, selection, texts, config.dtype, bar)
 
 
 def _conclude(
-    config: Config, run: Run, importance: Importance, kept: Kept, steps: list[Step], *, num_counted: int
+    config: Config, run: Run, importance: Importance, selection: Selection, steps: list[Step], *, num_counted: int
 ) -> None:
     """Write the report and the receipt: what was measured, which stops nothing unless a tolerance was given."""
-    if not write_report(run.output, importance, kept, steps):
+    if not write_report(run.output, importance, selection, steps):
         run.log("no prune.png: matplotlib is not installed")
     before, after = steps[0], steps[-1]
     growth = after.perplexity / before.perplexity - 1
@@ -260,13 +260,13 @@ def _conclude(
         "num_tokens": num_counted,
         "parameters_before": before.config.num_parameters,
         "parameters_after": after.config.num_parameters,
-        "steps": {step.name: asdict(step.reading) for step in steps},
+        "steps": {step.name: asdict(step.scores) for step in steps},
     }
     Receipt("perplexity", config.checkpoint.name, growth, limit, limit is None or growth <= limit, details).save(
         run.output
     )
     for step in steps:
-        told = f"perplexity {step.perplexity:.4g}, KL {step.reading.divergence:.4f}"
+        told = f"perplexity {step.perplexity:.4g}, KL {step.scores.divergence:.4f}"
         run.log(f"{step.name}: {step.config.num_parameters:,} parameters, {told}")
     if limit is not None and growth > limit:
         run.log(

@@ -17,12 +17,12 @@ from puna.conversion.exchange.peers import PEERS, Pieces, peer_logits
 from puna.data.pieces import cut_pieces, probe_pieces
 from puna.formats.chat.template import PLAIN_TEMPLATE
 from puna.formats.checkpoint.checkpoint import Checkpoint, write_checkpoint
-from puna.formats.checkpoint.formats import open_source
+from puna.formats.checkpoint.detect import open_source
 from puna.formats.checkpoint.gguf.modelfile import STOP_TEXTS, write_modelfile
 from puna.formats.checkpoint.gguf.writer import WrittenKind, write_gguf
+from puna.formats.checkpoint.hf.weights import load_source
 from puna.formats.checkpoint.meta.writer import write_meta
 from puna.formats.checkpoint.source import Source
-from puna.formats.checkpoint.weights import load_source
 from puna.formats.tokenizer import Tokenizer
 from puna.model.compare import Comparison, logits_of
 from puna.pipeline.artifacts import licence

@@ -54,8 +54,8 @@ class Tolerance(NamedTuple):
         return Tolerance(math.hypot(self.difference, other.difference), min(self.agreement, other.agreement))
 
 
-# Three to four times the rounding that was measured (docs/export.md). llama.cpp rounds activations before a product: to
-# float16 or bfloat16 as the weights are, to int8 in blocks of 32 where the weights are blocks.
+# Three to four times the rounding that was measured (docs/stages/export.md). llama.cpp rounds activations before a
+# product: to float16 or bfloat16 as the weights are, to int8 in blocks of 32 where the weights are blocks.
 SAME_PRECISION = {"float32": Tolerance(1e-4, 0.999), "bfloat16": Tolerance(0.03, 0.97)}
 LLAMA_CPP = {"F32": Tolerance(1e-4, 0.999), "F16": Tolerance(2e-3, 0.99), "BF16": Tolerance(0.01, 0.97)}
 LLAMA_CPP |= {"Q8_0": Tolerance(0.04, 0.97), "Q4_0": Tolerance(0.04, 0.95)}

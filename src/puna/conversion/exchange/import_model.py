@@ -18,9 +18,9 @@ from puna.data.pieces import probe_pieces
 from puna.formats.checkpoint.adapters.receipt import difference_receipt
 from puna.formats.checkpoint.adapters.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint, write_checkpoint
-from puna.formats.checkpoint.formats import open_source
+from puna.formats.checkpoint.detect import open_source
+from puna.formats.checkpoint.hf.weights import load_source
 from puna.formats.checkpoint.source import Source, tensor_shapes
-from puna.formats.checkpoint.weights import load_source
 from puna.model.compare import Comparison, logits_of, require_finite
 from puna.pipeline.artifacts import licence
 from puna.pipeline.artifacts.artifact import Receipt

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from puna.formats.checkpoint.directory import find_file
+from puna.formats.checkpoint.safe_files import find_file
 from puna.formats.checkpoint.source import Source
 from puna.pipeline.artifacts import licence
 from puna.pipeline.progress import Progress

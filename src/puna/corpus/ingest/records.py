@@ -69,7 +69,7 @@ def _read_record(row: dict[str, Any], where: str, source: str) -> Accepted:
     if not isinstance(row.get("text"), str) or is_blank(row["text"]):
         raise DataError(
             f"a row has neither 'text' nor 'messages'; it has {', '.join(row) or 'nothing'}",
-            hint="docs/ingest.md lists the spellings of a dialogue",
+            hint="docs/stages/ingest.md lists the spellings of a dialogue",
         )
     descriptive = tuple(name for name, value in row.items() if name not in DOCUMENT_COLUMNS and value is not None)
     for name in descriptive:

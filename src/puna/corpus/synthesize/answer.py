@@ -26,7 +26,7 @@ from puna.corpus.synthesize.answer_sampling import AnswerSampler, Attempt, Reply
 from puna.corpus.synthesize.rejection_sampling import Candidate, Selected, SelectionRule
 from puna.data.dataset import Dataset
 from puna.data.shards import find_shards, write_jsonl
-from puna.evaluation.tasks import GRADES, Question, Task, load_task
+from puna.evaluation.tasks import GRADES, Question, Task
 from puna.evaluation.tasks.reward_model import RewardModel
 from puna.formats.chat.conversation import Conversation
 from puna.inference.completer.completer import Completer, Sampling
@@ -167,7 +167,7 @@ def _questions(config: Config, run: Run) -> list[Question]:
     questions: list[Question] = []
     for path in config.questions:
         is_task = path.name.startswith("questions") if path.is_file() else bool(find_shards(path, "questions"))
-        task_questions = list(load_task(path).questions if is_task or config.judge == "grade" else _turns(path))
+        task_questions = list(Task.load(path).questions if is_task or config.judge == "grade" else _turns(path))
         if config.judge == "grade" and not is_task:
             num_passed_over = sum(1 for _ in _turns(path)) - len(task_questions)
             run.log(f"{path}: passed over {num_passed_over:,} turns without an expected answer, or with several calls")

@@ -1,1 +1,1 @@
-"""Rows of two datasets -> the texts of one that stand in the other, by n-grams and by whole prompts."""
+"""Contamination checks: texts of one dataset that another contains, by word n-grams and by whole prompts."""

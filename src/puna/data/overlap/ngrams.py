@@ -1,10 +1,10 @@
-"""Texts that a model is tested on, and rows that it was trained on -> which of the former stand among the latter.
+"""Test texts (probes) and training rows -> the probes that a training row contains.
 
-Texts are compared by their n-grams of words, without case, punctuation and markup, row by row: one row has to hold the
-larger part of a text, and its question whole. What templates share is spread over many rows and does not count. Nothing
-here finds a paraphrase or a translation.
+A row contains a probe if the row holds at least a threshold share of the probe's word n-grams, and the probe's whole
+question. Case, punctuation and markup are ignored. N-grams shared by many probes are templates and do not count.
+Paraphrases and translations are not detected.
 
-Shapes: N words of several rows, G n-grams that are looked for, M matches of the two.
+Shapes: N words of several rows, G n-grams of the probes, M matches.
 """
 
 import re
@@ -36,10 +36,14 @@ NORMALIZATION = "NFKC, no case, words of letters with their marks and digits; sc
 
 @dataclass(frozen=True)
 class Probe:
-    """A text that must not be among training data.
+    """A text that training data must not contain.
 
-    `question` is the part of it that a row has to hold whole; a short text counts only beside its `answers`. Texts of
-    one `group` may share what they like.
+    Attributes:
+        question: Part of the text that a matching row contains whole.
+        answers: Texts that a matching row contains too, if the probe is shorter than one n-gram.
+        group: Name of a set of probes that may share text.
+
+    Example: see `find_rows`.
     """
 
     name: str
@@ -50,7 +54,7 @@ class Probe:
 
 
 class Overlap(NamedTuple):
-    """A probe found: which share of its n-grams stands in the row at `place`."""
+    """A contaminated probe: the share of the probe's n-grams in the row at `place`."""
 
     name: str
     share: float
@@ -59,9 +63,11 @@ class Overlap(NamedTuple):
 
 @dataclass(frozen=True)
 class OverlapReport:
-    """What was looked for and found.
+    """The result of a contamination check.
 
-    No n-gram tells the probes `too_short` from chance. Those `beside_answers` count only in a row with their answers.
+    Attributes:
+        too_short: Probes without enough words for any n-gram; matches would be chance.
+        beside_answers: Probes that match only rows with their answers.
     """
 
     found: list[Overlap]
@@ -72,10 +78,10 @@ class OverlapReport:
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a text as they are compared.
+    """Return the normalized words of a text.
 
-    A letter keeps its combining marks, which are vowels in the scripts of India. Marks that a writer may leave out, and
-    characters without width, are no part of a word.
+    A letter keeps combining marks, which are vowels in the scripts of India. Optional marks (Hebrew points, Arabic
+    vowels) and characters without width are removed.
 
     Example:
         >>> split_words("Déjà vu: दुकान")
@@ -87,7 +93,7 @@ def split_words(text: str) -> list[str]:
 
 
 class _Spelled(dict[int, str]):
-    """A character -> its spelling in a text whose words are separated by spaces; filled as characters come."""
+    """A cache from characters to their normalized spelling: a letter, a space, or nothing."""
 
     def __missing__(self, code: int) -> str:
         char = chr(code)
@@ -106,7 +112,7 @@ _SPELLED = _Spelled()
 
 
 def row_text(value: Any) -> str:
-    """Join what people and models say in a row of a dataset, in its order; ids, roles and metadata are left out."""
+    """Join the texts of a row in order, without ids, roles and metadata."""
     if isinstance(value, dict):
         return "\n".join(row_text(item) for key, item in value.items() if key not in SKIPPED)
     if isinstance(value, list):
@@ -117,7 +123,7 @@ def row_text(value: Any) -> str:
 def find_overlaps(
     probes: Sequence[Probe], rows: Iterable[tuple[str, str]], *, n: int = 13, threshold: float = 0.5
 ) -> OverlapReport:
-    """Look for every probe in the rows, which are pairs of a place and a text; report the nearest row of each found."""
+    """Report the best matching row of every contaminated probe; `rows` are pairs of place and text."""
     sought = _Sought(probes, n)
     best: dict[int, Overlap] = {}
     num_rows = 0
@@ -134,9 +140,9 @@ def find_overlaps(
 def find_rows(
     probes: Sequence[Probe], rows: Iterable[tuple[str, str]], *, n: int = 13, threshold: float = 0.5
 ) -> Iterator[Overlap]:
-    """Yield every row that holds a probe, once, under the row's place and with the first probe found in it.
+    """Yield every row that contains a probe, once, with the first matching probe.
 
-    find_overlaps answers which probes are known, this function which rows have to go.
+    `find_overlaps` lists contaminated probes; this function lists the rows to remove.
 
     Example:
         probe = Probe("held-out row 1", "where is my parcel with the green ribbon", answers=("at the station",))
@@ -153,14 +159,14 @@ def find_rows(
 
 
 class Reach(NamedTuple):
-    """Names of the probes that n-grams find in fewer cases: not at all, or only in a row with their answers."""
+    """Names of probes with limited detection: no detection at all, or only in rows with their answers."""
 
     too_short: list[str]
     beside_answers: list[str]
 
 
 def reach(probes: Sequence[Probe], *, n: int = 13) -> Reach:
-    """Name the probes that n-grams find in fewer cases.
+    """Name the probes with limited detection.
 
     Example:
         >>> reach([Probe("shop/1", "Are you open?")])
@@ -170,7 +176,7 @@ def reach(probes: Sequence[Probe], *, n: int = 13) -> Reach:
 
 
 def too_short(probes: Sequence[Probe], *, n: int = 13) -> list[str]:
-    """Name the probes that are too short to be told from chance by their n-grams: find_rows finds none of these.
+    """Name the probes with too few words for n-grams, which `find_rows` never matches.
 
     Example:
         >>> too_short([Probe("shop/1", "Are you open?")])
@@ -193,7 +199,7 @@ def _batches(rows: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, list[s
 
 
 class _Sought:
-    """The probes' n-grams by their hashes, and which probes each belongs to."""
+    """Hash tables of the probes' n-grams, with the probes of every n-gram."""
 
     def __init__(self, probes: Sequence[Probe], n: int):
         self.n = n
@@ -222,7 +228,7 @@ class _Sought:
         return Reach(short, [name for index, name in enumerate(names) if self.needs_answers(index)])
 
     def is_held(self, index: int, row: list[str], threshold: float) -> bool:
-        """Tell whether a row that holds many of a probe's n-grams holds its question too, and a short one's answers."""
+        """Return whether a row with enough n-grams of a probe contains the question, and a short probe's answers."""
         question = self.questions[index]
         if len(question) >= self.n:
             grams = set(_grams(row, self.n))
@@ -235,7 +241,7 @@ class _Sought:
         return holds
 
     def shares(self, batch: list[tuple[str, list[str]]], threshold: float) -> Iterator[tuple[int, int, float]]:
-        """Yield (row, probe, share of the probe's own n-grams in the row) where the share reaches the threshold."""
+        """Yield (row, probe, share of the probe's own n-grams in the row) for shares of at least the threshold."""
         ids_N, rows_N = self._join(batch)
         for length, (hashes_G, starts_G, members) in self.tables.items():
             if len(ids_N) < length:
@@ -255,7 +261,7 @@ class _Sought:
                 yield int(key) // len(self.probes), int(key) % len(self.probes), float(share)
 
     def _tables(self, own: list[set[tuple[str, ...]]]) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
-        """Yield for each length of n-grams: their hashes sorted, where each one's probes start, and the probes."""
+        """Yield for every n-gram length: sorted hashes, the start of the probes of every hash, and the probes."""
         owners: dict[int, dict[tuple[str, ...], list[int]]] = {}
         for index, grams in enumerate(own):
             for gram in grams if not self.is_too_short(index) else ():
@@ -270,14 +276,14 @@ class _Sought:
             yield length, (hashes_G[order_G], np.concatenate([[0], np.cumsum(sizes)]), members)
 
     def _join(self, batch: list[tuple[str, list[str]]]) -> tuple[np.ndarray, np.ndarray]:
-        """Lay rows side by side as ids, a 0 after each: no n-gram reaches from one row into the next."""
+        """Concatenate rows as word ids with a 0 after every row: no n-gram crosses two rows."""
         ids = [self.ids.get(word, 0) for _, words in batch for word in (*words, "")]
         lengths = [len(words) + 1 for _, words in batch]
         return np.array(ids), np.repeat(np.arange(len(batch)), lengths)
 
 
 def _own_grams(texts: list[list[str]], groups: list[str], n: int) -> list[tuple[set[tuple[str, ...]], int]]:
-    """Return the n-grams of each text that are no template of the test, and how many words stand in none that is."""
+    """Return for every text the n-grams outside the test's templates, and the number of words outside templates."""
     everything = [_grams(words, n) for words in texts]
     seen = Counter(pair[0] for pair in {(gram, group) for grams, group in zip(everything, groups, strict=True)
                                         for gram in grams})  # fmt: skip
@@ -290,12 +296,12 @@ def _own_grams(texts: list[list[str]], groups: list[str], n: int) -> list[tuple[
 
 
 def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:
-    """Return the n-grams of a text in order; a shorter text is one of its own length."""
+    """Return the n-grams of a text in order; a text of fewer than n words is a single, shorter n-gram."""
     return [tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))] if words else []
 
 
 def _hash_columns(columns: list[np.ndarray]) -> np.ndarray:
-    """Hash n-grams given as n arrays: of their first words' codes, of their second words', and so on."""
+    """Hash n-grams, given as n arrays of word codes: first words, second words, and so on."""
     hashes = np.zeros(len(columns[0]), dtype=np.uint64)
     factor = np.uint64(0x9E3779B97F4A7C15)
     for codes in columns:

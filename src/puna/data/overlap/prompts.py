@@ -1,6 +1,6 @@
-"""A row of a dataset -> its dialogue, and the digests of the prompts before its answers.
+"""A row of a dataset -> the dialogue, and digests of the prompts before the answers.
 
-Prompts with equal digests are the same word for word; case and punctuation do not count.
+Equal digests mean equal words, regardless of case and punctuation.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ Message = dict[str, Any]
 
 
 def dialogue_of(row: dict[str, Any]) -> tuple[list[Message], int]:
-    """Return the messages without the system message, and how many stand before the last answer.
+    """Return the messages without the system message, and the number of messages before the last answer.
 
-    The chosen answer of a preference counts as its last answer. A document has no message.
+    The chosen answer of a preference counts as the last answer. A document has no messages.
 
     Example:
         >>> messages = [{"role": "user", "content": "Open?"}, {"role": "assistant", "content": "Yes."}]
@@ -31,7 +31,7 @@ def dialogue_of(row: dict[str, Any]) -> tuple[list[Message], int]:
 
 
 def answer_places(row: dict[str, Any], messages: list[Message]) -> list[int]:
-    """Return the indices of the assistant's messages that a model learns from.
+    """Return the indices of the assistant messages with a loss.
 
     Example:
         >>> messages = [{"role": "user", "content": "Open?"}, {"role": "assistant", "content": "Yes."}]

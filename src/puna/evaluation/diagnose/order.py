@@ -6,7 +6,7 @@ with a remedy that moves a setting against the remedy of a finding above (OPPOSI
 
 from collections.abc import Iterable, Mapping
 
-from puna.evaluation.diagnose.finding import Change, Finding
+from puna.pipeline.finding import Change, Finding
 
 # Faults of the data come before settings: no learning rate mends data. Inside a group the surer cause comes first.
 GROUPS: Mapping[str, tuple[str, ...]] = {

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from puna.evaluation.diagnose.finding import Finding
+from puna.evaluation.diagnose.reasons import REASONS
 from puna.evaluation.diagnose.record import Record
 from puna.pipeline.artifacts import artifact
+from puna.pipeline.finding import Finding
 
 REPORT = artifact.RECORD_PREFIX + "report.md"
 # Each figure that is shown, by its name in metrics.jsonl, with the parts of the run that it is shown of.
@@ -41,7 +42,7 @@ def run_report(record: Record, findings: Sequence[Finding]) -> str:
 
 def tell(findings: Sequence[Finding]) -> list[str]:
     """Return a paragraph a finding: what was seen, why it matters, what to do."""
-    return [f"- **{each.code}.** {each.seen}\n  {each.reason}\n  *{each.remedy}*" for each in findings]
+    return [f"- **{each.code}.** {each.seen}\n  {REASONS[each.code]}\n  *{each.remedy}*" for each in findings]
 
 
 def _figure(record: Record, name: str, first: float, last: float) -> str:

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from puna.evaluation.tasks.next_turn_questions import recurring_names, turn_questions
 from puna.evaluation.tasks.question import Question
-from puna.evaluation.tasks.task import load_task
-from puna.evaluation.tasks.turns import recurring_names, turn_questions
+from puna.evaluation.tasks.task import Task
 from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.engine.local import LocalSampler
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.config import LlamaConfig
 from puna.pipeline.estimate import Estimate, Known
 from puna.planning.plan.arithmetic import FLOAT_BYTES
@@ -66,7 +66,7 @@ def _questions(known: Known, task: Path, max_questions: int | None) -> tuple[lis
     """Return some questions of a task and the number of all."""
     sketch = known.sketch(task)
     if sketch is None:
-        questions = list(load_task(task).questions)
+        questions = list(Task.load(task).questions)
         return questions, min(len(questions), max_questions or len(questions))
     questions = list(sketch.samples.get("questions", ()))
     count = sketch.num_rows.get("questions", 0)

@@ -16,18 +16,28 @@ from pydantic import Field, field_validator, model_validator
 
 from puna.data.shards import write_jsonl
 from puna.evaluation.evaluate.asking import Asked, ask, from_json, to_json
-from puna.evaluation.evaluate.compare import describe_questions, diagnose, lines, section
+from puna.evaluation.evaluate.comparison_groups import Roles, find_groups
 from puna.evaluation.evaluate.cost import estimate_evaluation
+from puna.evaluation.evaluate.diagnosis import describe_questions, diagnose, lines, section
 from puna.evaluation.evaluate.earlier import read_earlier, read_measured
 from puna.evaluation.evaluate.exam import describe_null_scores, null_scores
 from puna.evaluation.evaluate.grading import Item, calibrate, grade_replies, is_judged_by_rule, num_undecided
 from puna.evaluation.evaluate.judges.judging import Judge, JudgeSettings, RewardJudge
 from puna.evaluation.evaluate.report import draw_scores, judge_section, print_scores, report
-from puna.evaluation.evaluate.roles import Roles, casts
-from puna.evaluation.evaluate.scores import OVERALL, UNJUDGED, Answers, is_judged, score
+from puna.evaluation.evaluate.slices import UNJUDGED, score
+from puna.evaluation.scores import (
+    NULL_MODELS,
+    OVERALL,
+    SCORES,
+    SPEED,
+    EvaluatedModel,
+    Speed,
+    conversations_name,
+    is_judged,
+)
 from puna.evaluation.tasks.grading.similarity import reference_of
 from puna.evaluation.tasks.labels import Labels, read_labels
-from puna.evaluation.tasks.task import Task, load_task
+from puna.evaluation.tasks.task import Task
 from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.adapters.adapter import checkpoint_at
 from puna.formats.tokenizer.tokenizer import Tokenizer
@@ -114,12 +124,18 @@ def run(config: Config, run: Run) -> None:
     labels = read_labels(config.labels)
     grader, judged_by = calibrate(_judge(config, run), labels, tasks, run)
     items, num_left_out = _items(config, run, tasks, labels)
-    found = casts(config.checkpoints, config.roles.named()) if config.compare else []
+    found = find_groups(config.checkpoints, config.roles.named()) if config.compare else []
     asked = {name: _ask(config, run, name, items) for name in config.checkpoints}
-    everyone: list[Answers] = []
+    everyone: list[EvaluatedModel] = []
     for name, path in config.checkpoints.items():
         rows = grade_replies(grader, labels, items, asked[name].replies)
-        everyone.append(Answers(name, rows, _num_weight_bytes(path), *asked[name][1:]))
+        speed = Speed.measured(
+            _num_weight_bytes(path),
+            generated_tokens=asked[name].num_tokens,
+            prompt_tokens=asked[name].num_prompt_tokens,
+            seconds=asked[name].seconds,
+        )
+        everyone.append(EvaluatedModel(name, rows, speed))
     if config.only_judged:
         kept = _judged_for_all(everyone)
         run.log(f"left out {len(items) - len(kept):,} questions that not every checkpoint's answer was judged for")
@@ -127,17 +143,17 @@ def run(config: Config, run: Run) -> None:
         items = [items[index] for index in kept]
         everyone = [replace(answers, rows=[answers.rows[index] for index in kept]) for answers in everyone]
     for answers in everyone:
-        write_jsonl(run.output / f"conversations-{answers.name}.jsonl", answers.rows)
+        write_jsonl(run.output / conversations_name(answers.name), answers.rows)
         _tell(run, config, answers)
     nulls = null_scores(items, grader, seed=config.seed)
-    artifact.write_text(run.output / "null_models.json", _dump({"models": nulls}))
+    artifact.write_text(run.output / NULL_MODELS, _dump({"models": nulls}))
     if judged_by:
         judged_by["undecided"] = {answers.name: num_undecided(answers.rows) for answers in everyone}
         artifact.write_text(run.output / "judge.json", _dump(judged_by))
     scores = score(everyone) | {"left_out": num_left_out}
-    artifact.write_text(run.output / "scores.json", _dump(scores))
-    artifact.write_text(run.output / "speed.json", _dump({answers.name: _speed(answers) for answers in everyone}))
-    run.records |= {"speed.json", "report.md"}  # both tell of the speed
+    artifact.write_text(run.output / SCORES, _dump(scores))
+    artifact.write_text(run.output / SPEED, _dump({answers.name: answers.speed.to_json() for answers in everyone}))
+    run.records |= {SPEED, "report.md"}  # speeds differ from run to run
     described = _described(config, items) if found else {}
     diagnoses = diagnose(found, everyone, config.checkpoints, config.general, described)
     first = report(scores, everyone, nulls, judge_section(judged_by)).rstrip()
@@ -184,7 +200,7 @@ def _described(config: Config, items: list[Item]) -> dict[str, float]:
 def _load_tasks(config: Config) -> list[Task]:
     tasks: dict[str, Task] = {}
     for path in config.tasks:
-        task = load_task(path)
+        task = Task.load(path)
         if task.name in tasks:
             raise ConfigError(f"tasks has '{task.name}' twice", expected="tasks with names of their own")
         tasks[task.name] = task
@@ -216,7 +232,7 @@ def _items(config: Config, run: Run, tasks: Sequence[Task], labels: Labels) -> t
     return kept, len(items) - len(kept)
 
 
-def _judged_for_all(everyone: Sequence[Answers]) -> list[int]:
+def _judged_for_all(everyone: Sequence[EvaluatedModel]) -> list[int]:
     """Return the questions to which the answer of every checkpoint was judged; ConfigError if there is none."""
     kept = [
         index
@@ -258,12 +274,12 @@ def _ask_anew(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
     return asked._replace(replies=[reply or answered[at] for at, reply in enumerate(known)])
 
 
-def _tell(run: Run, config: Config, answers: Answers) -> None:
+def _tell(run: Run, config: Config, answers: EvaluatedModel) -> None:
     slices = score([answers])["checkpoints"][answers.name]
     overall, num_unjudged = slices[OVERALL], slices.get(UNJUDGED, {}).get("n", 0)
     unjudged = f", {num_unjudged:,} answers not judged" if num_unjudged else ""
     right = f"{overall['score']:.1%} of {overall['n']:,} questions" if overall["n"] else "no question judged"
-    run.log(f"{answers.name}: {right}{unjudged}, {answers.tokens_per_s:,.0f} tokens/s")
+    run.log(f"{answers.name}: {right}{unjudged}, {answers.speed.generated_tokens_per_s:,.0f} tokens/s")
     undecided = num_undecided(answers.rows)
     if undecided:
         run.log(f"{answers.name}: the judge left {undecided:,} of {len(answers.rows):,} answers undecided: wrong")
@@ -271,17 +287,6 @@ def _tell(run: Run, config: Config, answers: Answers) -> None:
     if num_cut:
         limit = f"max_tokens = {config.max_tokens}, or where the context ends"
         run.log(f"{answers.name}: {num_cut:,} answers were cut off at {limit}")
-
-
-def _speed(answers: Answers) -> dict[str, float]:
-    """Return speeds and sizes, which differ from run to run and so stand outside scores.json."""
-    return {
-        "weight_bytes": answers.num_bytes,
-        "generated_tokens": answers.num_tokens,
-        "prompt_tokens": answers.num_prompt_tokens,
-        "seconds": round(answers.seconds, 3),
-        "generated_tokens_per_s": round(answers.tokens_per_s, 1),
-    }
 
 
 def _num_weight_bytes(path: Path) -> int:

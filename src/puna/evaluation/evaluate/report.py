@@ -12,7 +12,8 @@ from rich.table import Table
 
 from puna.evaluation.evaluate.exam import null_table
 from puna.evaluation.evaluate.judges.agreement import Agreement
-from puna.evaluation.evaluate.scores import OVERALL, UNJUDGED, Answers, is_judged
+from puna.evaluation.evaluate.slices import UNJUDGED
+from puna.evaluation.scores import OVERALL, EvaluatedModel, conversations_name, is_judged
 
 FAILURES_SHOWN = 3
 HOW = (
@@ -27,7 +28,7 @@ NULLS = (
 )
 
 
-def print_scores(scores: dict[str, Any], everyone: Sequence[Answers], console: Console) -> None:
+def print_scores(scores: dict[str, Any], everyone: Sequence[EvaluatedModel], console: Console) -> None:
     """Print one row a checkpoint, then one row a slice."""
     first = everyone[0].name
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"scores in %, 95 % intervals: {_extent(scores, first)}")
@@ -70,7 +71,7 @@ def judge_section(judged_by: dict[str, Any]) -> str:
 
 
 def report(
-    scores: dict[str, Any], everyone: Sequence[Answers], nulls: Sequence[dict[str, Any]], judge: str = ""
+    scores: dict[str, Any], everyone: Sequence[EvaluatedModel], nulls: Sequence[dict[str, Any]], judge: str = ""
 ) -> str:
     """Return the tables with all intervals, the null models, and wrong answers of each checkpoint, as Markdown."""
     first = everyone[0].name
@@ -121,7 +122,7 @@ def draw_scores(scores: dict[str, Any], path: Path) -> bool:
     return True
 
 
-def _summary(scores: dict[str, Any], everyone: Sequence[Answers]) -> list[list[str]]:
+def _summary(scores: dict[str, Any], everyone: Sequence[EvaluatedModel]) -> list[list[str]]:
     """Return name, score, difference to the first (where there are several), size and speed of each checkpoint."""
     first = everyone[0].name
     to_first = [entry for entry in scores["differences"] if entry["against"] == first]
@@ -130,7 +131,7 @@ def _summary(scores: dict[str, Any], everyone: Sequence[Answers]) -> list[list[s
     for answers in everyone:
         difference = [_interval(against[answers.name], "difference", sign="+")] if answers.name in against else [""]
         entry = scores["checkpoints"][answers.name][OVERALL]
-        size, speed = f"{answers.num_bytes / 1e6:,.1f} MB", f"{answers.tokens_per_s:,.0f}"
+        size, speed = f"{answers.speed.weight_bytes / 1e6:,.1f} MB", f"{answers.speed.generated_tokens_per_s:,.0f}"
         rows.append([answers.name, _interval(entry, "score"), *(difference if len(everyone) > 1 else []), size, speed])
     return rows
 
@@ -167,10 +168,10 @@ def _counts(entry: dict[str, float]) -> list[str]:
     return [f"{entry['better']:,}", f"{entry['worse']:,}"]
 
 
-def _failures(answers: Answers) -> list[str]:
+def _failures(answers: EvaluatedModel) -> list[str]:
     judged = [row for row in answers.rows if is_judged(row)]
     failed = [row for row in judged if row["score"] < 1]
-    lines = [f"{len(failed):,} of {len(judged):,} judged; all are in conversations-{answers.name}.jsonl."]
+    lines = [f"{len(failed):,} of {len(judged):,} judged; all are in {conversations_name(answers.name)}."]
     for row in failed[:: max(1, len(failed) // FAILURES_SHOWN)][:FAILURES_SHOWN]:
         asked = row["conversation"]["messages"][-1]["content"]
         lines.append(

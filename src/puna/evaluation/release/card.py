@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from puna import __version__
-from puna.evaluation.release.evaluations import OVERALL, Scores
 from puna.evaluation.release.facts import (
     MODELS,
     Facts,
@@ -19,6 +18,7 @@ from puna.evaluation.release.facts import (
     tree_lines,
 )
 from puna.evaluation.release.terms import applying, walk
+from puna.evaluation.scores import OVERALL, ScoreTable
 from puna.model.scheme import describe_schemes
 from puna.pipeline.artifacts.licence import OWN
 
@@ -121,7 +121,7 @@ def _how_to_run(facts: Facts) -> str:
     )
 
 
-def _scores(scores: Scores | None) -> Iterator[str]:
+def _scores(scores: ScoreTable | None) -> Iterator[str]:
     if scores is None:
         yield "None: how well it answers was not measured."
         return

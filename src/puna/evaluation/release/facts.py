@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from puna.evaluation.release.evaluations import Scores
 from puna.evaluation.release.terms import Node, Step, walk
+from puna.evaluation.scores import ScoreTable
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.artifacts.artifact import Receipt
@@ -41,8 +41,8 @@ class Facts:
     base_model: str = ""
     texts: list[str] = field(default_factory=list)
     exceptions: list[str] = field(default_factory=list)
-    scores: Scores | None = None
-    general: Scores | None = None
+    scores: ScoreTable | None = None
+    general: ScoreTable | None = None
     decision: str = ""
 
     @property

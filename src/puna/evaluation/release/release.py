@@ -15,16 +15,17 @@ from pydantic import Field, field_validator
 
 from puna.data.shards import write_jsonl
 from puna.evaluation.release.card import model_card
-from puna.evaluation.release.compare import Gate
-from puna.evaluation.release.evaluations import Evaluation, Scores, read_evaluation, scores_of
+from puna.evaluation.release.decision import Decision
 from puna.evaluation.release.facts import Facts, base_of, hub_name, name_of, open_model_of, read_lineage
-from puna.evaluation.release.gate import OVERRIDABLE, Decision, gather, judge, record, run_exams
+from puna.evaluation.release.gate import OVERRIDABLE, gather, judge, run_exams
 from puna.evaluation.release.leaks import find_leaks
 from puna.evaluation.release.page.page import write_page
+from puna.evaluation.release.settings import GateConfig
 from puna.evaluation.release.terms import Node, applying, find_texts, governing_licence, notice, origin, statement, walk
+from puna.evaluation.scores import Evaluation, ScoreTable, read_evaluation, score_table
 from puna.formats.checkpoint.checkpoint import CONFIG_NAME, GENERATION_NAME, Checkpoint
-from puna.formats.checkpoint.directory import find_file, read_json
-from puna.formats.checkpoint.layout import INDEX_NAME, SINGLE_NAME
+from puna.formats.checkpoint.safe_files import find_file, read_json
+from puna.formats.checkpoint.safetensors.header import INDEX_NAME, SINGLE_NAME
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.artifacts.licence import LICENCES, Licence, read_notices
 from puna.pipeline.artifacts.lineage import licences_of
@@ -62,7 +63,7 @@ class Config(StageConfig):
     )
     teacher: Path | None = Field(default=None, description="what it learned from: it must not be far below")
     in_use: Path | None = Field(default=None, description="what it would replace, or a folder of promoted releases")
-    gate: Gate = Gate()
+    gate: GateConfig = GateConfig()
     override: dict[str, str] = Field(default={}, description="rules to pass over, each with the reason, on record")
     description: str = Field(default="", description="what it is for, in a few sentences")
     author: str = Field(default="", description="who answers for it, and how to be reached")
@@ -134,8 +135,8 @@ def run(config: Config, run: Run) -> None:
         base_model=config.base_model or hub_name(base_of(tree)),
         texts=sorted({"LICENSE", "NOTICE", *texts}),
         exceptions=exceptions,
-        scores=scores_of(evaluations.get("task"), contents["candidate"]),
-        general=scores_of(evaluations.get("general"), contents["candidate"]),
+        scores=score_table(evaluations.get("task"), contents["candidate"]),
+        general=score_table(evaluations.get("general"), contents["candidate"]),
     )
     decision = _decide(config, facts, evaluations, contents, licence_reasons)
     write_page(decision, facts, run.output)
@@ -276,7 +277,7 @@ def _record(facts: Facts, decision: Decision) -> dict[str, Any]:
     """Return what release.json holds: the card's facts for programs, without a path of this machine."""
     return {
         "name": facts.name,
-        "gate": record(decision),
+        "gate": decision.to_json(),
         "licence": facts.governing.id,
         "inherited": sorted(facts.inherited),
         "badges": facts.badges,
@@ -291,7 +292,7 @@ def _record(facts: Facts, decision: Decision) -> dict[str, Any]:
     }
 
 
-def _recorded(scores: Scores | None) -> dict[str, Any] | None:
+def _recorded(scores: ScoreTable | None) -> dict[str, Any] | None:
     return {"name": scores.name, "tasks": scores.tasks, **scores.checkpoints[scores.name]} if scores else None
 
 

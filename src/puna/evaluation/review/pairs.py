@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.data.shards import read_rows
+from puna.evaluation.scores import conversations_name
 from puna.evaluation.tasks.labels import AnswerKey, answer_key
 from puna.pipeline.errors import ConfigError, DataError
 
@@ -77,7 +78,7 @@ def read_pairs(evaluation: Path, names: Sequence[str]) -> list[Pair]:
 
 
 def _read_answers(evaluation: Path, name: str) -> dict[tuple[str, str], Row]:
-    path = evaluation / f"conversations-{name}.jsonl"
+    path = evaluation / conversations_name(name)
     rows: dict[tuple[str, str], Row] = {}
     for number, row in enumerate(read_rows(path), 1):
         try:

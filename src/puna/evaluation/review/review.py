@@ -11,13 +11,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from puna.evaluation.release.evaluations import read_evaluation
 from puna.evaluation.review.label_file import LabelFile
 from puna.evaluation.review.pairs import Pair, choose_names, read_pairs
 from puna.evaluation.review.sample import draw_sample, plan_sample
 from puna.evaluation.review.server import ReviewServer
 from puna.evaluation.review.session import Session
 from puna.evaluation.review.summary import describe, describe_blind, next_command
+from puna.evaluation.scores import read_evaluation
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.progress import printable

@@ -2,6 +2,6 @@
 
 from puna.evaluation.tasks.grading.table import GRADES
 from puna.evaluation.tasks.question import Grade, Question
-from puna.evaluation.tasks.task import Task, load_task
+from puna.evaluation.tasks.task import Task
 
-__all__ = ["GRADES", "Grade", "Question", "Task", "load_task"]
+__all__ = ["GRADES", "Grade", "Question", "Task"]

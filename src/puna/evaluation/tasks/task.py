@@ -10,8 +10,8 @@ from puna.data.shards import find_shards, read_rows
 from puna.evaluation.tasks.fields import require_fields
 from puna.evaluation.tasks.grading.facts import required_facts
 from puna.evaluation.tasks.grading.table import EXPECTED, GRADES
+from puna.evaluation.tasks.next_turn_questions import recurring_names, turn_questions
 from puna.evaluation.tasks.question import Grade, Question
-from puna.evaluation.tasks.turns import recurring_names, turn_questions
 from puna.formats.chat.conversation import Conversation, Message
 from puna.pipeline.errors import ChatError, DataError
 
@@ -21,10 +21,33 @@ OPTIONAL = {"group": str}
 
 @dataclass(frozen=True)
 class Task:
-    """Questions, and how their answers are judged."""
+    """Questions with a grade for each answer.
+
+    Example:
+        >>> task = Task.load(Path("data/questions.jsonl"))
+        >>> task.grade(task.questions[0], Message("assistant", "We open at nine.")).score
+        1.0
+    """
 
     name: str
     questions: tuple[Question, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> "Task":
+        """Read a questions file or a folder of them; a folder with conversations alone asks for each assistant turn.
+
+        Raises DataError that names the file, the row and the field that does not fit.
+        """
+        questions: dict[str, Question] = {}
+        for where, question in _questions(path):
+            if question.id in questions:
+                raise DataError(f"{where} has the id '{question.id}' again", expected="each id once in a task")
+            questions[question.id] = question
+        if not questions:
+            raise DataError(f"{path} has no questions", expected="questions*.jsonl or conversations*.jsonl with rows")
+        named = path.resolve() if path.name in ("", "..") else path  # "." and ".." name no folder
+        name = named.name if path.is_dir() else f"{path.resolve().parent.name}/{path.stem}"
+        return cls(name, tuple(questions.values()))
 
     def grade(self, question: Question, message: Message) -> Grade:
         """Judge the assistant's answer to a question."""
@@ -46,23 +69,6 @@ class Task:
         start = source.randrange(num_questions)
         kept = sorted(drawn[(start + number * num_questions) // max_questions] for number in range(max_questions))
         return replace(self, questions=tuple(self.questions[index] for index in kept))
-
-
-def load_task(path: Path) -> Task:
-    """Read a questions file or a folder of them; a folder with conversations alone asks for each assistant turn.
-
-    Raises DataError that names the file, the row and the field that does not fit.
-    """
-    questions: dict[str, Question] = {}
-    for where, question in _questions(path):
-        if question.id in questions:
-            raise DataError(f"{where} has the id '{question.id}' again", expected="each id once in a task")
-        questions[question.id] = question
-    if not questions:
-        raise DataError(f"{path} has no questions", expected="questions*.jsonl or conversations*.jsonl with rows")
-    named = path.resolve() if path.name in ("", "..") else path  # "." and ".." name no folder
-    name = named.name if path.is_dir() else f"{path.resolve().parent.name}/{path.stem}"
-    return Task(name, tuple(questions.values()))
 
 
 def _questions(path: Path) -> Iterator[tuple[str, Question]]:

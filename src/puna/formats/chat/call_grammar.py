@@ -1,7 +1,8 @@
-"""Tools and who may choose among them -> the grammar, in llguidance's variant of Lark, of what an assistant may write.
+"""Tools and the request's tool_choice -> a grammar for the next assistant message, in llguidance's variant of Lark.
 
-It spells calls as format.py does, each held to its schema, so that parse.py reads what is generated; text is free but
-for what parse.py would take for a call. Compiles nothing, and knows no JSON schema beyond the type at its top.
+The grammar spells calls as format.py does, with arguments that follow the tool's JSON schema, so that parse.py reads
+every generated call. Text without a call is unrestricted, except for texts that parse.py would read as a call. The
+inference engine compiles the grammar.
 """
 
 import json
@@ -24,9 +25,18 @@ BLANK = r"[\s\x1c-\x1f]*"  # What Python's strip takes away.
 
 @dataclass(frozen=True, slots=True)
 class CallRules:
-    """What may be called: of `tools` only `name`, where there is one. `must_call` leaves no room for text.
+    """Restrictions on tool calls: OpenAI's `tool_choice`, `parallel_tool_calls` and `strict`.
 
-    `strict` names the tools whose schemas are held to the letter. `has_answer` replaces free text by `@answer`.
+    Attributes:
+        must_call: Whether text without a call is excluded (`tool_choice: required`).
+        name: The only tool that may be called; "" for all tools.
+        is_parallel: Whether a message may hold several calls.
+        strict: Names of tools with `strict` schemas.
+        has_answer: Whether text is replaced by the rule `@answer`, the caller's response format.
+
+    Example:
+        >>> CallRules(must_call=True, name="lookup")  # tool_choice names the tool
+        CallRules(must_call=True, name='lookup', is_parallel=True, strict=frozenset(), has_answer=False)
     """
 
     must_call: bool = False
@@ -37,10 +47,16 @@ class CallRules:
 
 
 def call_grammar(conversation: Conversation, rules: CallRules, layout: SchemaLayout) -> str:
-    """Return the grammar of the next message; ChatError if it is to be a call and there is nothing to call.
+    """Return the grammar of the next assistant message.
 
-    `layout` gets a tool's name, its schema and whether the schema is strict. It returns the schema that is held, with
-    how its JSON is written.
+    Args:
+        conversation: Conversation with the tools.
+        rules: Restrictions on calls.
+        layout: Function of tool name, schema and strictness. Returns the schema to enforce, with JSON whitespace
+            options.
+
+    Raises:
+        ChatError: The message must be a call, and no tool can be called.
     """
     tools = [tool for tool in conversation.tools if rules.name in ("", tool_name(tool))]
     marked, bare = _calls(conversation, rules, tools)
@@ -56,7 +72,7 @@ def call_grammar(conversation: Conversation, rules: CallRules, layout: SchemaLay
 
 
 def _calls(conversation: Conversation, rules: CallRules, tools: Sequence[dict[str, Any]]) -> tuple[list[str], str]:
-    """Return what may follow python_tag, and what may stand without it."""
+    """Return the rules for calls after python_tag, and the rule for calls without python_tag."""
     marked: list[str] = []
     if conversation.environment and not rules.name:
         marked += [f"builtin_{name}" for name in conversation.builtin_tools] + ["CODE"]
@@ -101,7 +117,7 @@ def _rules(
 
 
 def _arguments(tool: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a tool's arguments, which are an object whatever else it says."""
+    """Return the schema of a tool's arguments, with the type "object"."""
     schema = tool["function"].get("parameters") or {}
     kind = schema.get("type")
     names = [str(name).lower() for name in (kind if isinstance(kind, list) else [kind])]
@@ -115,14 +131,14 @@ def _builtin(name: str) -> str:
 
 
 def _code() -> str:
-    """Return the rule of Python source: what is not spelled as another kind of call."""
+    """Return the rule of Python source: any text that is not spelled as another kind of call."""
     taken = "|".join(map(re.escape, CODE_TAKEN))
     something, other_call = _regex(r"(?s:.*)\S(?s:.*)"), _regex(rf"{BLANK}({taken})(?s:.*)")
     return f"CODE: {ANYTHING} & {something} & ~{other_call}"
 
 
 def _plain(conversation: Conversation) -> str:
-    """Return the rule of text that cannot be read as a call: no JSON that names a tool, no tag that does."""
+    """Return the rule of text without calls: no JSON and no tag that names a tool."""
     names = "|".join(re.escape(tool_name(tool)) for tool in conversation.tools)
     if not names:
         return f"PLAIN: {ANYTHING}"

@@ -1,6 +1,6 @@
-"""JSON as the ecosystem writes dialogues -> checked Message and Conversation values, and back.
+"""Conversations in OpenAI's or Hugging Face's JSON <-> checked Message and Conversation values.
 
-Knows no tokens and no prompt format (format.py), and runs no tools.
+format.py turns the values into token ids.
 """
 
 import json
@@ -27,7 +27,7 @@ _TODAY = re.compile(rf"(0[1-9]|[12]\d|3[01]) ({_MONTHS}) \d{{4}}")
 
 
 def is_blank(text: str) -> bool:
-    """Return whether a text shows nothing: white space, characters without width, fillers.
+    r"""Return whether a text has no visible character: only whitespace, zero-width characters and fillers.
 
     Example:
         >>> is_blank(" \\u200b\\ufeff"), is_blank("?")
@@ -38,9 +38,15 @@ def is_blank(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """What a tool is asked to do. `original` holds the arguments as the model wrote them where its schema changed them.
+    """A call of a tool by the assistant.
 
-    Two calls that differ in `original` only are equal, and are rendered alike.
+    Attributes:
+        original: The arguments as generated, if the tool's schema changed their types. Ignored by equality and
+            rendering.
+
+    Example:
+        >>> ToolCall("lookup", {"order": "17"}).arguments
+        {'order': '17'}
     """
 
     name: str
@@ -55,9 +61,14 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one side says: text, and for an assistant the tools it calls.
+    """One message: text, and tool calls of an assistant.
 
-    `weight` is that of OpenAI's fine-tuning files: no model learns from an assistant message of weight 0.
+    Attributes:
+        weight: 0 excludes an assistant message from the loss, as in OpenAI's fine-tuning files.
+
+    Example:
+        >>> Message("user", "Are you open?").to_json()
+        {'role': 'user', 'content': 'Are you open?'}
     """
 
     role: Role
@@ -78,12 +89,12 @@ class Message:
 
     @property
     def is_learned(self) -> bool:
-        """Whether a model is trained to write this message."""
+        """Whether the message is in the loss mask."""
         return self.role == "assistant" and self.weight == 1
 
     @property
     def rendered(self) -> str:
-        """Role, trimmed text and calls as JSON, without ids: messages with equal JSON look alike in a prompt."""
+        """Role, trimmed text and calls as JSON, without ids: equal for messages with equal prompts."""
         calls = [(call.name, call.arguments) for call in self.tool_calls]
         return json.dumps((self.role, self.content.strip(), calls), default=str)
 
@@ -97,10 +108,18 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages with the tools and the setting they were said in. `today` is spelled DD Month YYYY.
+    """Messages, tools and settings of the prompt format.
 
-    `builtin_tools` are those that the model knows without a schema; `call_format` says how it is asked to call the
-    `tools`: in JSON, or in `<function=NAME>` tags.
+    Attributes:
+        tools: Tool definitions in OpenAI's format.
+        environment: "ipython" enables built-in tools and code; "" otherwise.
+        today: Date for the system prompt, DD Month YYYY.
+        builtin_tools: Tools that Llama 3.1 knows without a schema, from `BUILTIN_TOOLS`.
+        call_format: Requested spelling of calls: JSON, or `<function=NAME>` tags.
+
+    Example:
+        >>> Conversation.from_json({"messages": [{"role": "user", "content": "Hi"}]}).messages
+        (Message(role='user', content='Hi', tool_calls=(), tool_call_id='', weight=1),)
     """
 
     messages: tuple[Message, ...]
@@ -136,11 +155,11 @@ class Conversation:
             raise ChatError("builtin_tools without an environment", expected='them with environment "ipython"')
 
     def with_message(self, message: Message) -> "Conversation":
-        """Return the conversation continued by a message."""
+        """Return the conversation with a further message."""
         return replace(self, messages=(*self.messages, message))
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON object; fields that say nothing are left out, arguments are objects."""
+        """Return a JSON object without empty fields; arguments of calls are objects, not strings."""
         data: dict[str, Any] = {"messages": [message.to_json() for message in self.messages]}
         rest = {"tools": list(self.tools), "environment": self.environment, "builtin_tools": list(self.builtin_tools)}
         rest |= {"call_format": "" if self.call_format == "json" else self.call_format, "today": self.today}
@@ -149,7 +168,11 @@ class Conversation:
 
     @classmethod
     def from_json(cls, data: Any) -> "Conversation":
-        """Read OpenAI's or Hugging Face's spelling. A field that does not fit: ChatError with its place."""
+        """Read OpenAI's or Hugging Face's spelling.
+
+        Raises:
+            ChatError: A field is malformed; the error names the path, such as messages[2].content.
+        """
         setting = {"environment": str, "builtin_tools": list, "call_format": str, "today": str}
         found = _fields(data, "", {"messages": list}, tools=list, **setting, id=str, metadata=dict)
         messages = found.pop("messages")
@@ -163,7 +186,7 @@ class Conversation:
 
 
 def tool_name(tool: dict[str, Any], place: str = "tool") -> str:
-    """Return the name of a tool in OpenAI's spelling."""
+    """Return the name of a tool definition in OpenAI's format."""
     function = tool.get("function")
     name = function.get("name") if isinstance(function, dict) else None
     if tool.get("type") != "function" or not isinstance(name, str) or not name:

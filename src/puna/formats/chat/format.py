@@ -1,7 +1,8 @@
-"""Conversation <-> token ids and loss mask: the one place where a dialogue becomes what a model reads.
+"""Conversation <-> token ids and loss mask, in Llama 3.1's prompt format, for training and inference alike.
 
-Writes Llama 3.1's prompt format. What people, tools and models wrote is encoded as plain text, so it cannot
-forge a header or an end. Has no clock and no defaults of its own: what was trained is what is asked.
+Text of users, tools and models is encoded as plain text and cannot forge a header or an end token. The rendering has no
+clock and no defaults, so a training example and a prompt of the same conversation are equal. Source:
+llama3_1/prompt_format.md in llama-models.
 """
 
 import json
@@ -41,14 +42,14 @@ CALL_SEPARATOR = "; "
 
 
 class Encoded(NamedTuple):
-    """Token ids, and for each whether the model is to learn it."""
+    """Token ids and the loss mask."""
 
     ids: list[int]
     mask: list[bool]
 
 
 class Body(NamedTuple):
-    """A message as written: text, then what follows python_tag (None: no tag), then its end."""
+    """The parts of a message: text, then the text after python_tag (None without a tag), then the end token."""
 
     content: str
     marked: str | None
@@ -56,7 +57,11 @@ class Body(NamedTuple):
 
 
 class ChatFormat:
-    """Render conversations for one tokenizer and read back what its model answers."""
+    """Renders conversations for one tokenizer, and parses assistant messages.
+
+    Example:
+        ids, mask = ChatFormat(tokenizer).encode(conversation)
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -69,7 +74,7 @@ class ChatFormat:
         self._headers = {name: self._header(name) for name in ("system", "user", "assistant", "ipython")}
 
     def encode(self, conversation: Conversation) -> Encoded:
-        """Return the ids of a whole conversation; the mask covers assistant messages of weight 1, with their ends."""
+        """Return the ids of a whole conversation; the mask covers assistant messages of weight 1 with end tokens."""
         ids, mask = self._render(conversation)
         if not any(mask):
             raise ChatError(
@@ -79,16 +84,16 @@ class ChatFormat:
         return Encoded(ids, mask)
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """Return the ids that ask for the next assistant message: they end in its open header."""
+        """Return the ids of the conversation, followed by the header of an assistant message."""
         return self._render(conversation).ids + self._headers["assistant"]
 
     def prompt_to_continue(self, conversation: Conversation) -> list[int]:
-        """Return the ids that ask for the rest of the last message, an assistant's: without that message's end.
+        """Return the ids of a conversation without the end of the last message, which the assistant continues.
 
-        The message is trimmed, as in training. transformers has this as `continue_final_message`.
+        The message is trimmed, as in training. transformers calls this `continue_final_message`.
 
         Raises:
-            ChatError: If the last message is no assistant message, or calls tools: a call has no rest.
+            ChatError: The last message is not the assistant's, or calls tools.
         """
         last = conversation.messages[-1] if conversation.messages else None
         if last is None or last.role != "assistant":
@@ -99,14 +104,14 @@ class ChatFormat:
         return self._render(conversation).ids[:-1]
 
     def document(self, text: str) -> list[int]:
-        """Return the ids of a text for base training, between begin_of_text and end_of_text."""
+        """Return the ids of a text for pretraining, between begin_of_text and end_of_text."""
         return [self._begin, *self.tokenizer.encode(text), self._end_of_text]
 
     def parse(self, ids: Sequence[int], tools: Iterable[dict[str, Any]] = ()) -> Message:
-        """Read an assistant message from its ids, with or without the end token. Never raises on odd output.
+        """Parse the ids of an assistant message, with or without the end token; malformed calls become text.
 
-        After python_tag JSON is a call. Without it, JSON or `<function=...>` is a call only if it names one of
-        `tools`: people also ask for JSON as an answer.
+        JSON after python_tag is a call. Without python_tag, JSON or `<function=...>` is a call only if it names one of
+        `tools`, because users also request JSON as an answer.
         """
         segments: list[list[int]] = [[]]
         for token_id in ids:
@@ -145,7 +150,7 @@ class ChatFormat:
 
 
 def opening(conversation: Conversation) -> list[tuple[str, str]]:
-    """Return (header, text) of what stands before the dialogue: the system message, then the tools."""
+    """Return (header, text) of the messages before the dialogue: the system message, then the tools."""
     first = conversation.messages[0] if conversation.messages else None
     text = first.content.strip() if first and first.role == "system" else ""
     lines = [f"Environment: {conversation.environment}"] if conversation.environment else []
@@ -180,10 +185,10 @@ def _tagged_tools(conversation: Conversation) -> str:
 def message_body(
     message: Message, tool_names: Collection[str], environment: str, call_format: CallFormat = "json"
 ) -> Body:
-    """Return a message as it is written; only an assistant's can hold calls.
+    """Return the parts of a message.
 
-    Calls stand without python_tag where that cannot be misread: all tools announced, and in the message nothing else
-    (JSON) or no other tag.
+    Calls without python_tag are rendered only if no reader can mistake them: all tools are in `tool_names`, and the
+    message holds nothing else (JSON) or no further tag.
     """
     content, calls = message.content.strip(), message.tool_calls
     if not calls:
@@ -202,7 +207,7 @@ def message_body(
 
 
 def _native_spelling(call: ToolCall) -> str | None:
-    """Return a call of a tool that the model knows without a schema, if that spelling can hold it."""
+    """Return the built-in spelling of a call, None if the spelling cannot hold the arguments."""
     if call.name in BUILTIN_TOOLS and list(call.arguments) == ["query"]:
         query = call.arguments["query"]
         return f'{call.name}.call(query="{query}")' if isinstance(query, str) and '"' not in query else None

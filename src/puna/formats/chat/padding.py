@@ -1,9 +1,9 @@
 """Tool definitions and calls with null padding -> the same objects without the padding.
 
-A column of objects in Arrow is one struct: every object has the keys of all objects of the column, and a key that an
-object lacks is null. JSON written from such a table keeps these nulls. Three kinds of null have a meaning and stay:
-the `default` of a JSON schema, a `const` that the schema's type admits, and a nullable argument.
-Lists are never padded: `enum: [null]` stays. Arguments in a string are never padded either, and stay verbatim.
+A column of objects in Arrow is one struct: every object has the keys of all objects of the column, and absent keys are
+null. JSON written from such a table keeps these nulls. Three kinds of null have a meaning and stay: the `default` of a
+JSON schema, a `const` of a schema with a null type, and a nullable argument. Lists are never padded: `enum: [null]`
+stays. Arguments in a string are never padded either, and stay verbatim.
 """
 
 from collections.abc import Iterator, Mapping

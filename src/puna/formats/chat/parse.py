@@ -1,8 +1,8 @@
-"""What a model wrote -> text and tool calls.
+"""Text of an assistant message -> text and tool calls.
 
 Reads four spellings: JSON, `brave_search.call(query="...")`, Python source, `<function=NAME>{...}</function>`.
-Never raises on what a model writes: what is no call stays text. Where arguments take the types of a schema, the call
-keeps what was written. Invents no call ids and runs nothing.
+Malformed calls stay text instead of raising an error. If a schema changes the types of arguments, the call keeps the
+original arguments too. Call ids are the server's concern.
 """
 
 import json
@@ -28,7 +28,7 @@ Schemas = Mapping[str, Any]  # A tool's name -> the JSON schema of its arguments
 
 
 def read_marked(text: str, schemas: Schemas) -> tuple[ToolCall, ...]:
-    """Return the calls in a text that follows python_tag; () where it starts as JSON but is no call."""
+    """Return the calls in a text after python_tag; () for malformed JSON."""
     text = text.strip()
     builtin = _BUILTIN_CALL.fullmatch(text)
     if builtin:
@@ -42,13 +42,13 @@ def read_marked(text: str, schemas: Schemas) -> tuple[ToolCall, ...]:
 
 
 def read_bare(text: str, schemas: Schemas) -> tuple[ToolCall, ...]:
-    """Return the calls that make up a whole text without python_tag; () if it names a tool not in `schemas`."""
+    """Return the calls of a text without python_tag; () if one names a tool outside `schemas`."""
     calls = _read_json_calls(text.strip(), schemas) if text.lstrip().startswith(("{", "[")) else ()
     return calls if all(call.name in schemas for call in calls) else ()
 
 
 def read_tags(text: str, schemas: Schemas, *, only_known: bool = True) -> tuple[tuple[ToolCall, ...], str]:
-    """Return the calls in `<function=...>` tags and the text around them; ((), text) if one is no call."""
+    """Return the calls in `<function=...>` tags and the surrounding text; ((), text) if a tag is malformed."""
     calls: list[ToolCall] = []
     for match in _FUNCTION_TAG.finditer(text):
         values = _load_objects(match[2].strip() or "{}")
@@ -80,7 +80,7 @@ def _call(name: str, arguments: dict[str, Any], schemas: Schemas) -> ToolCall:
 
 
 def _load_objects(text: str) -> list[dict[str, Any]]:
-    """Return the JSON objects that make up a text, in a list or one after another; [] if anything else is there."""
+    """Return the JSON objects of a text, in a list or in sequence; [] if the text holds anything else."""
     values = _load_values(text)
     if len(values) == 1 and isinstance(values[0], list):
         values = values[0]
@@ -88,7 +88,7 @@ def _load_objects(text: str) -> list[dict[str, Any]]:
 
 
 def _load_values(text: str) -> list[Any]:
-    """Return the JSON values that a text consists of, one after another; [] if anything else is there."""
+    """Return the JSON values of a text in sequence; [] if the text holds anything else."""
     values: list[Any] = []
     position = 0
     try:
@@ -105,9 +105,13 @@ def _load_values(text: str) -> list[Any]:
 
 
 def coerce(value: Any, schema: Any) -> Any:
-    """Return a value in the type that a JSON schema asks for, where its text says so; else as it is.
+    """Return a value in the type of a JSON schema if the text of the value permits, else unchanged.
 
     Models write numbers as strings and identifiers as numbers: "3" -> 3, 17 -> "17".
+
+    Example:
+        >>> coerce({"count": "3", "id": 17}, {"properties": {"count": {"type": "integer"}, "id": {"type": "string"}}})
+        {'count': 3, 'id': '17'}
     """
     if not isinstance(schema, dict):
         return value

@@ -1,4 +1,4 @@
-"""Keywords of JSON Schema that hold schemas, by the form of the value, and references from one schema to another.
+"""Keywords of JSON Schema with schemas as values, grouped by the form of the value, and references between schemas.
 
 Source: drafts 7 and 2020-12 (applicators).
 """
@@ -22,7 +22,7 @@ OTHER_TYPES |= {"list": "array", "tuple": "array", "double": "number", "none": "
 
 
 def type_name(name: str) -> str:
-    """Return the name of a type as JSON Schema has it; an unknown name in lower case.
+    """Return JSON Schema's name of a type; an unknown name in lower case.
 
     Example:
         >>> type_name("STRING"), type_name("dict")
@@ -33,7 +33,7 @@ def type_name(name: str) -> str:
 
 
 def pointed_value(root: Any, reference: str) -> Any:
-    """Return the value that "#" or a JSON pointer such as "#/$defs/to" leads to (RFC 6901, section 6); else None.
+    """Return the target of "#" or of a JSON pointer such as "#/$defs/to" (RFC 6901, section 6); None if absent.
 
     Example:
         >>> pointed_value({"$defs": {"a/b": {"type": "null"}}}, "#/$defs/a~1b")

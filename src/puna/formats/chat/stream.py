@@ -1,7 +1,8 @@
-"""Token ids as they come -> text that is certain to stay text, and tool calls once they are certain.
+"""Streamed token ids of an assistant message -> text as soon as no call can start in it, and tool calls at the end.
 
-What comes out, joined, equals `ChatFormat.parse` of all the ids, however they are cut. The calls of a turn stand or
-fall together (if one is broken, all is text), so they come when the turn ends. Knows no stop strings (engine/text.py).
+The joined output equals `ChatFormat.parse` of all ids, regardless of the chunks. If one call of a message is malformed,
+the whole message is text; calls are therefore emitted at the end of the message. Stop strings are the engine's concern
+(engine/text.py).
 """
 
 import codecs
@@ -22,9 +23,13 @@ Part = str | ToolCall
 
 
 class MessageStream:
-    """`feed` the ids of an assistant message, then `finish`; both return the parts that became certain.
+    """An incremental parser: call `feed` with ids, then `finish`; both return the text and calls decided so far.
 
-    Space at the end of a text beside calls is no part of it, so space is held back until something follows.
+    Trailing whitespace is held back: before a call, whitespace is not part of the text.
+
+    Example:
+        stream = MessageStream(chat, tools)
+        parts = [*stream.feed(ids), *stream.finish()]
     """
 
     def __init__(self, chat: ChatFormat, tools: Iterable[dict[str, Any]] = ()):
@@ -38,7 +43,7 @@ class MessageStream:
         self._is_over = False
 
     def feed(self, ids: Iterable[int]) -> list[Part]:
-        """Take the next ids. An end token finishes the message; ids after it are no part of it."""
+        """Take the next ids. An end token finishes the message; later ids are ignored."""
         fresh = ""
         for token_id in ids:
             if self._is_over:
@@ -51,9 +56,11 @@ class MessageStream:
         return self._tell(fresh)
 
     def finish(self, *, is_ended: bool = True) -> list[Part]:
-        """Return what was held back, as what it turned out to be; text if the message was cut off before its end.
+        """Return the held-back text and the calls.
 
-        Half a call must not be carried out, and where a call ends only the end of the message says.
+        Args:
+            is_ended: Whether the message has an end token. A truncated message is text, since a truncated call must not
+                run.
         """
         if self._is_over:
             return []
@@ -83,7 +90,7 @@ class MessageStream:
         return [certain] if certain else []
 
     def _num_certain(self) -> int:
-        """Return how much of what is held is plain text whatever comes next, up to space at its end."""
+        """Return the length of the held text that remains text for any continuation, without trailing whitespace."""
         if not self._callable:
             return len(self._held)
         if not self._num_told and _JSON_OPENING.match(self._held):

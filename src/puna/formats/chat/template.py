@@ -1,8 +1,8 @@
-"""The prompt format for other programs: a Jinja template that renders what format.py encodes.
+"""The prompt format as a Jinja chat template for other programs, with the same token ids as format.py.
 
-Takes messages, tools, environment, builtin_tools, call_format, today and add_generation_prompt. Gives the same ids
-through transformers, with one exception: a template writes one string, so a text that spells a special token becomes
-that token there. Reads no clock.
+Variables: messages, tools, environment, builtin_tools, call_format, today, add_generation_prompt. An exception to equal
+ids: a template renders a single string, so a text with the spelling of a special token becomes the token in other
+programs. The template reads no clock.
 """
 
 from puna.formats.chat.conversation import BUILTIN_TOOLS

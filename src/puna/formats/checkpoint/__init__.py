@@ -1,1 +1,1 @@
-"""Checkpoint: a Hugging Face directory <-> a Llama and its tokenizer."""
+"""Checkpoints of Llama models: Puna's directory in Hugging Face's layout; readers and writers of further formats."""

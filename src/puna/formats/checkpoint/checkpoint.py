@@ -1,7 +1,7 @@
-"""A directory in Hugging Face layout <-> Checkpoint: config, stop ids, tokenizer and weights of one Llama.
+"""A directory in Hugging Face's layout <-> Checkpoint: config, stop ids, tokenizer and weights of one Llama.
 
-Runs nothing that lies in the directory. Writing is not atomic here: the artifact layer hands in a temporary directory
-and renames it.
+Code in the directory is never run. Writing is not atomic: the artifact layer passes a temporary directory and renames
+it afterwards.
 """
 
 import threading
@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from puna.formats.chat.template import CHAT_TEMPLATE
-from puna.formats.checkpoint import hf_config, weights, writer
 from puna.formats.checkpoint.adapters.adapter import ADAPTER_HINT, is_adapter
 from puna.formats.checkpoint.compressed.config import parse_quantization
-from puna.formats.checkpoint.directory import find_file, read_json, write_json
-from puna.formats.checkpoint.layout import StoredTensor, read_layout
+from puna.formats.checkpoint.hf import config as hf_config
+from puna.formats.checkpoint.hf import weights
+from puna.formats.checkpoint.safe_files import find_file, read_json, write_json
+from puna.formats.checkpoint.safetensors import writer
+from puna.formats.checkpoint.safetensors.header import StoredTensor, read_layout
 from puna.formats.checkpoint.source import Source
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.config import LlamaConfig
@@ -36,7 +38,15 @@ IMPORT_HINT = "`puna import` makes one of Meta's files, a .gguf file, an adapter
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened directory: config and headers are checked, no weight is read yet."""
+    """An opened directory: config and tensor headers are checked, weights are not read yet.
+
+    Attributes:
+        schemes: Quantization schemes by module path, for quantized modules only.
+
+    Example:
+        checkpoint = Checkpoint.open("models/base")
+        model, tokenizer = checkpoint.load(torch.bfloat16), checkpoint.tokenizer()
+    """
 
     path: Path
     config: LlamaConfig
@@ -46,9 +56,14 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | Path, *, is_reward: bool = False) -> "Checkpoint":
-        """Check a directory's config and the shape, dtype and place of every tensor; raise CheckpointError.
+        """Open a directory and check the config, and shape, dtype and position of every tensor.
 
-        A reward model is opened only where one is asked for.
+        Args:
+            path: Checkpoint directory.
+            is_reward: Whether the directory must hold a reward model; False rejects reward models.
+
+        Raises:
+            CheckpointError: The directory is not a complete, supported checkpoint.
         """
         path = Path(path)
         config_path = find_file(path, CONFIG_NAME) if path.is_dir() else None
@@ -70,12 +85,12 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the embeddings; where they are quantized, that of the norms, which never are."""
+        """The dtype of the embeddings, or of the norms if the embeddings are quantized."""
         stored = self.layout.get("model.embed_tokens.weight") or self.layout["model.norm.weight"]
         return weights.TORCH_DTYPES[stored.dtype]
 
     def tokenizer(self) -> Tokenizer:
-        """Load the tokenizer; raise if it has ids that the embeddings have no row for."""
+        """Load the tokenizer; CheckpointError if the embeddings have fewer rows than the tokenizer has ids."""
         for name in ("tokenizer.json", "tokenizer.model"):
             find_file(self.path, name)
         for name in ("tokenizer_config.json", "added_tokens.json"):
@@ -86,23 +101,23 @@ class Checkpoint:
         return tokenizer
 
     def load(self, dtype: torch.dtype | None = None) -> Llama:
-        """Return the network in eval mode, its weights mapped from the files (copied where `dtype` differs).
+        """Return the model in eval mode with memory-mapped weights; weights are copied for a different `dtype`.
 
-        NOTE: while it lives the files may be replaced by renaming, but not written into.
+        NOTE: while the model lives, the files may be replaced by renaming, but not modified.
         """
         return weights.map_weights(self.layout, self.config, self.schemes, dtype=dtype)
 
     def prefetch(self) -> None:
-        """Begin to read the files in the background, from end to end: page faults alone would read them piecemeal.
+        """Read all weight files sequentially in the background; page faults alone would read small scattered blocks.
 
-        Leaves it where the memory has no room for all: what was read first would be gone before it is needed.
+        Does nothing if the free memory is smaller than the files: early pages would be evicted before their first use.
         """
         paths = sorted({stored.file for stored in self.layout.values()})
         if sum(stored.end - stored.start for stored in self.layout.values()) <= free_memory():
             threading.Thread(target=weights.read_through, args=(paths,), daemon=True).start()
 
     def source(self) -> Source:
-        """Return the same model as a Source: to write it in another format, tensor by tensor."""
+        """Return the model as a Source, for writing another format tensor by tensor."""
         weights.require_one_table(self.layout, self.config)
         generation = find_file(self.path, GENERATION_NAME)
         return Source(
@@ -117,7 +132,7 @@ class Checkpoint:
 
 
 def _read_stop_ids(path: Path, raw: dict, config_path: Path) -> tuple[int, ...]:
-    """generation_config.json wins over config.json, as in transformers' generate."""
+    """Return the stop ids; generation_config.json takes precedence over config.json, as in transformers' generate."""
     generation_path = find_file(path, GENERATION_NAME)
     if generation_path:
         stop_ids = hf_config.parse_stop_ids(read_json(generation_path), generation_path)
@@ -143,10 +158,12 @@ def save_checkpoint(
     shard_bytes: int = SHARD_BYTES,
     like: Source | None = None,
 ) -> None:
-    """Write a checkpoint into an existing directory that holds none, and force it to the disk.
+    """Write a model into an existing directory without a checkpoint, and fsync the files.
 
-    Floating-point weights are stored in `dtype`, or each as it is. Sampling defaults and stop ids are those of `like`,
-    the model that it was made of, or Meta's.
+    Args:
+        dtype: Dtype of floating-point weights; None keeps every tensor's dtype.
+        like: Model that this model was made from, for sampling defaults and stop ids; None uses Meta's.
+        shard_bytes: Largest size of a safetensors file.
     """
     _write_directory(
         directory,
@@ -164,7 +181,12 @@ def save_checkpoint(
 def write_checkpoint(
     directory: Path, source: Source, *, dtype: torch.dtype | None = None, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Do the same from a model in any format, in `dtype` or the source's own, a few tensors in memory at a time."""
+    """Write a Source as a checkpoint, with a few tensors in memory at a time.
+
+    Args:
+        directory: Existing directory without a checkpoint.
+        dtype: Dtype of the weights; None keeps the source's dtype.
+    """
     if source.tokenizer is None:
         raise CheckpointError(f"a {source.format} model without a tokenizer", expected="one with it")
     dtype = dtype or source.dtype

@@ -1,4 +1,4 @@
-"""Values of a file that a stranger wrote, by key and type: numbers in their bounds, flags, texts. Opens no file."""
+"""Typed access to the values of an untrusted config: bounded numbers, flags, texts, sections."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +14,14 @@ MAX_SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Typed access to the keys of one object; an error names the file, the key and what was expected.
+    """Typed access to the keys of one object; errors name file, key and expected value.
 
-    `prefix` stands before every key, and null counts as absent where there is a default.
+    Attributes:
+        prefix: Prefix of every key, such as "llama."; null values count as absent if there is a default.
+
+    Example:
+        >>> Fields({"hidden_size": 64}, Path("config.json")).integer("hidden_size")
+        64
     """
 
     raw: Mapping[str, Any]
@@ -60,12 +65,12 @@ class Fields:
         return None if value is None else Fields(value, self.path)
 
     def is_one_of(self, key: str, allowed: tuple[Any, ...]) -> bool:
-        """Tell whether a value equals one of these; an array, which numpy compares piece by piece, does not."""
+        """Return whether a value equals one of `allowed`; False for arrays, which numpy compares element by element."""
         value = self.get(key)
         return isinstance(value, str | int | float | list | None) and any(value == each for each in allowed)
 
 
 def shown(value: Any) -> str:
-    """Spell a value for a message, cut where it is long."""
+    """Return an ASCII representation of a value for messages, truncated after MAX_SHOWN characters."""
     text = ascii(value)
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."

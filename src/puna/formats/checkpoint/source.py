@@ -1,7 +1,7 @@
-"""A model in any format, as its config, its tokenizer and one tensor at a time, by Hugging Face's names and layout.
+"""A model independent of its format: config, tokenizer, and tensors on demand with Hugging Face's names and layout.
 
-What reads a format returns a Source and what writes one takes it, so any format becomes any other with a few tensors in
-memory. Computes nothing.
+Readers of a format return a Source and writers take a Source, so that any format converts to any format with a few
+tensors in memory.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,12 +18,21 @@ from puna.model.llama import Llama
 
 @dataclass(frozen=True)
 class Source:
-    """What any format offers.
+    """A model in any format.
 
-    `read` takes a name of `tensor_shapes(config)` and returns that tensor in Hugging Face's layout (rotated halves), in
-    any float dtype; it may be called in any order and raises CheckpointError. `dtype` is that of most weights as they
-    are stored, `sampling` what generation_config.json says beside ids; None if nothing was said. `stop_ids` are those
-    that the model names itself. A format without a tokenizer has None.
+    Attributes:
+        format: Name of the format, for messages.
+        dtype: Dtype of most stored weights.
+        read: Function from a name of `tensor_shapes(config)` to the tensor in Hugging Face's layout (rotated halves),
+            in
+            any float dtype. Calls may come in any order; CheckpointError for damaged tensors.
+        tokenizer: Tokenizer; None for a format without one.
+        sampling: Sampling defaults as in generation_config.json; None if the model states none.
+        stop_ids: Stop ids named by the model.
+
+    Example:
+        source = Checkpoint.open("models/base").source()
+        source.read("model.norm.weight")
     """
 
     format: str
@@ -36,24 +45,24 @@ class Source:
 
     @property
     def other_stop_ids(self) -> tuple[int, ...]:
-        """The stop ids that are not among those of every Llama 3."""
+        """The stop ids in addition to the tokenizer's."""
         known = self.tokenizer.stop_ids if self.tokenizer else ()
         return tuple(dict.fromkeys(each for each in self.stop_ids if each not in known))
 
 
 @lru_cache(maxsize=4)
 def tensor_shapes(config: LlamaConfig) -> Mapping[str, tuple[int, ...]]:
-    """Return the names and shapes of a model's tensors as Hugging Face's files have them, in the network's order."""
+    """Return names and shapes of the tensors in Hugging Face's files, in the order of the network."""
     with torch.device("meta"):
         model = Llama(config)
     return {disk_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def num_rotated_heads(name: str, config: LlamaConfig) -> int:
-    """Return how many heads of a tensor RoPE rotates: of queries and keys all, of others none."""
+    """Return the number of heads rotated by RoPE: all heads of q_proj and k_proj, 0 for other tensors."""
     return {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2], 0)
 
 
 def disk_name(name: str) -> str:
-    """Return the name on disk of one of the network's tensors."""
+    """Return Hugging Face's name of a tensor of the network."""
     return name if name.startswith(("lm_head.", "score.")) else f"model.{name}"

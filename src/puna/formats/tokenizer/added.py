@@ -1,8 +1,8 @@
-"""Added tokens: texts with an id of their own outside the byte-level BPE, either special or plain text.
+"""Added tokens: texts with ids outside the byte-level BPE, either special or plain text.
 
-A special token marks structure (a header, the end of a turn): no text leads to its id, and answers are printed without
-it. A text token is text: it becomes one id wherever it stands, and it is printed. The flags are those of Hugging Face's
-`added_tokens`. Source: `AddedToken` in the documentation of the tokenizers library.
+A special token marks structure (a header, the end of a turn): encoding never produces the id from text, and decoded
+answers omit the token. A text token becomes one id at every occurrence in a text, and is printed. The flags are those
+of Hugging Face's `added_tokens`. Source: `AddedToken` in the documentation of the tokenizers library.
 """
 
 import operator
@@ -60,7 +60,7 @@ class AddedToken(NamedTuple):
 
     @property
     def plain(self) -> "AddedToken":
-        """The token without `normalized`, which says nothing where a tokenizer has no normalizer."""
+        """The token without the flag `normalized`, which has no effect without a normalizer."""
         return self._replace(normalized=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -70,12 +70,12 @@ class AddedToken(NamedTuple):
 
 
 def special_tokens(ids: Mapping[str, int]) -> tuple[AddedToken, ...]:
-    """Return special tokens of these texts and ids, without further flags."""
+    """Return special tokens from texts and ids, without further flags."""
     return tuple(AddedToken(text, index, is_special=True) for text, index in ids.items())
 
 
 class TextTokens:
-    """Finds text tokens in a text as the tokenizers library does, whatever their ids are."""
+    """Finds text tokens in a text with the rules of the tokenizers library, for arbitrary ids."""
 
     def __init__(self, tokens: Sequence[AddedToken], normalizer: Any):
         # A model of one word: every part between two matches becomes one unknown word with its place.
@@ -87,7 +87,7 @@ class TextTokens:
         self._texts = [token.text for token in tokens if token.text] if is_few and not normalizer else None
 
     def cut(self, text: str) -> Iterator[str | int]:
-        """Yield the parts of a text in order: the id of a text token, or the text between two of them."""
+        """Yield the parts of a text in order: the id of a text token, or text between tokens."""
         if self._texts is not None and not any(each in text for each in self._texts):
             yield text
             return
@@ -103,7 +103,7 @@ def _library_token(token: AddedToken) -> tokenizers.AddedToken:
 
 
 def require_own_ids(tokens: Iterable[AddedToken], vocab: Mapping[str, int]) -> None:
-    """Raise ValueError where two tokens share an id, or where the vocabulary has another id for a token's text."""
+    """Raise ValueError if two tokens share an id, or if the vocabulary has a different id for a token's text."""
     texts = {index: text for text, index in vocab.items()}
     for token in tokens:
         other = texts.get(token.id, token.text)

@@ -1,7 +1,6 @@
-"""Tokenizer files -> the text encoder and its special tokens, and back.
+"""tokenizer.json (byte-level BPE) or Meta's tokenizer.model (tiktoken ranks) <-> encoder and added tokens.
 
-Reads Hugging Face's tokenizer.json (byte-level BPE) and Meta's tokenizer.model (tiktoken ranks). Does not read
-SentencePiece files, and never leaves an added token inside the encoder.
+The encoder contains no added tokens. SentencePiece files are not supported.
 """
 
 import base64
@@ -42,7 +41,7 @@ NAMED_TEXTS = tuple(text for text in SPECIAL_TEXTS if not text.startswith("<|res
 
 
 def _byte_characters() -> list[str]:
-    """Return GPT-2's printable stand-in for each byte: itself where printable, else from U+0100 on."""
+    """Return GPT-2's printable character for every byte: the byte itself if printable, else from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     shifted = (chr(0x100 + index) for index in range(256))
     return [chr(byte) if byte in printable else next(shifted) for byte in range(256)]
@@ -59,7 +58,7 @@ class TokenizerParts(NamedTuple):
 
 
 def token_bytes(token: str) -> bytes:
-    """Return the bytes that a vocabulary entry stands for."""
+    """Return the bytes of a vocabulary entry."""
     return token.translate(_TO_LATIN1).encode("latin-1")
 
 
@@ -76,7 +75,7 @@ def build_encoder(model: models.BPE, pattern: str = SPLIT_PATTERN) -> tokenizers
 
 
 def read_tokenizer(path: Path) -> TokenizerParts:
-    """Read a tokenizer file, or the one in a directory (tokenizer.json before tokenizer.model)."""
+    """Read a tokenizer file, or the file in a directory (tokenizer.json before tokenizer.model)."""
     if path.is_dir():
         found = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
         if not found:
@@ -94,7 +93,7 @@ def read_tokenizer(path: Path) -> TokenizerParts:
 
 @contextlib.contextmanager
 def _paused_collection() -> Iterator[None]:
-    """Put off the search for garbage: among a tokenizer's half a million new objects it takes as long as reading."""
+    """Pause garbage collection, which doubles the load time of a tokenizer with half a million objects."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -178,7 +177,10 @@ def _read_json(content: bytes, path: Path) -> TokenizerParts:
 
 
 def _parse(data: dict[str, Any]) -> tokenizers.Tokenizer:
-    """Let the library read what is no table as JSON, and hand it the two tables as they are, in half the time."""
+    """Build the encoder: the library parses the small settings, vocabulary and merges are passed as Python objects.
+
+    Parsing the two tables as JSON in the library takes twice as long.
+    """
     vocab, merges = data["model"]["vocab"], data["model"].get("merges")
     if not isinstance(merges, list) or not all(isinstance(pair, list) for pair in merges):
         return tokenizers.Tokenizer.from_str(json.dumps(data))  # Older files have texts.
@@ -190,7 +192,7 @@ def _parse(data: dict[str, Any]) -> tokenizers.Tokenizer:
 
 
 def write_tokenizer(parts: TokenizerParts, directory: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json as transformers' AutoTokenizer reads them."""
+    """Write tokenizer.json and tokenizer_config.json for transformers' AutoTokenizer."""
     data: dict[str, Any] = json.loads(parts.encoder.to_str())
     by_id, vocab = sorted(parts.added, key=lambda token: token.id), data["model"]["vocab"]
     ids = {token.text: token.id for token in by_id}
@@ -213,7 +215,7 @@ def write_tokenizer(parts: TokenizerParts, directory: Path) -> None:
 
 
 def _begin_processor(text: str, token_id: int) -> dict[str, Any]:
-    """Return the step by which other tokenizers put begin_of_text before a text, as published files do."""
+    """Return the post-processor of the published files, which makes other programs prepend begin_of_text."""
     special = {"SpecialToken": {"id": text, "type_id": 0}}
     parts = [{"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B")]
     return {

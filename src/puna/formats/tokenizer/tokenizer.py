@@ -1,7 +1,7 @@
-"""Text -> token ids and back, exactly to the byte.
+"""Text -> token ids and back, byte for byte, with the ids of Meta's reference tokenizer.
 
-Text never becomes a special token, whatever it spells: special tokens are put in by id (chat/format.py). Ids
-equal Meta's reference tokenizer. Added tokens that are not special are text. Does not add begin_of_text.
+Text never becomes a special token; chat/format.py inserts special tokens by id. Non-special added tokens are text.
+`encode` adds no begin_of_text.
 """
 
 import hashlib
@@ -28,7 +28,12 @@ _LONG_RUN = re.compile(rf"(?<!\S)\S{{{MAX_RUN + 1},}}|(?<!\s)\s{{{MAX_RUN + 1},}
 
 
 class Tokenizer:
-    """Map text to ids with a byte-level BPE; special tokens have ids, but no text leads to them."""
+    """A byte-level BPE with added tokens.
+
+    Example:
+        tokenizer = Tokenizer.load("models/base")
+        tokenizer.decode(tokenizer.encode("Open from nine."))
+    """
 
     def __init__(self, encoder: tokenizers.Tokenizer, added: Iterable[AddedToken]):
         """Take an encoder without added tokens, and the added tokens."""
@@ -43,7 +48,7 @@ class Tokenizer:
         self.num_regular = self._count_regular()
 
     def _count_regular(self) -> int:
-        """Count the vocabulary, without text tokens that some writers list behind it."""
+        """Count the vocabulary, without text tokens that some programs append to the vocabulary."""
         if not self.text_tokens:
             return self._encoder.get_vocab_size()
         ids = self._encoder.get_vocab().values()
@@ -52,7 +57,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
-        """Load tokenizer.json or Meta's tokenizer.model, given the file or its directory."""
+        """Load tokenizer.json or Meta's tokenizer.model from a file or a directory."""
         return cls(*read_tokenizer(Path(path)))
 
     def save(self, directory: Path | str) -> None:
@@ -60,11 +65,11 @@ class Tokenizer:
         write_tokenizer(TokenizerParts(self._encoder, self.added), Path(directory))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object that tokenizer.json holds, without added tokens: its split, vocabulary, merges."""
+        """Return the contents of tokenizer.json without added tokens: split pattern, vocabulary, merges."""
         return json.loads(self._encoder.to_str())
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text. A lone surrogate, which is no character, counts as U+FFFD."""
+        """Return the ids of a text; a lone surrogate, which is not a character, becomes U+FFFD."""
         try:
             return self._encode(text)
         except (UnicodeEncodeError, TypeError):
@@ -87,7 +92,7 @@ class Tokenizer:
         return self._encoder.encode_batch_fast([piece], add_special_tokens=False)[0].ids
 
     def least_tokens(self, num_bytes: int) -> int:
-        """Return a number of tokens that a text of so many bytes has at least, or 0 where none is known.
+        """Return a lower bound on the number of tokens of a text, or 0 if no bound is known.
 
         Example:
             >>> train_tokenizer(["ab ab ab"], vocab_size=514).least_tokens(1000)
@@ -101,7 +106,7 @@ class Tokenizer:
         return max(map(len, self._bytes_of.values()))
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Return the bytes of the ids; special tokens as their text."""
+        """Return the bytes of the ids; special tokens become their text."""
         table = self._bytes_of
         try:
             return b"".join([table[index] for index in ids])
@@ -113,7 +118,7 @@ class Tokenizer:
             ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of the ids; bytes that are no UTF-8 as U+FFFD, special tokens as their text."""
+        """Return the text of the ids; invalid UTF-8 becomes U+FFFD, special tokens become their text."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     @cached_property
@@ -123,16 +128,16 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """One more than the largest id, added tokens included."""
+        """The largest id plus 1, added tokens included."""
         return max(self._bytes_of) + 1
 
     @cached_property
     def unused_ids(self) -> tuple[int, ...]:
-        """The ids below `vocab_size` that no token has."""
+        """The ids below `vocab_size` without a token."""
         return tuple(sorted(set(range(self.vocab_size)) - self._bytes_of.keys()))
 
     def special(self, name: str) -> int:
-        """Return the id of a special token, named without brackets: "eot_id"."""
+        """Return the id of a special token by the name without brackets: "eot_id"."""
         if name not in self.special_ids:
             raise TokenizerError(
                 f"no special token {name!r}",
@@ -146,7 +151,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash that is equal for tokenizers that map every text to the same ids."""
+        """A hash, equal for tokenizers with equal ids for every text."""
         told = self._encoder.to_str() + repr(sorted(self._specials.items()))
         if self.text_tokens:
             # Without a normalizer it makes no difference whether a token is matched before or after normalizing.
@@ -156,12 +161,12 @@ class Tokenizer:
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """The ids at which generation ends: end_of_text, eom_id, eot_id."""
+        """The ids that end generation: end_of_text, eom_id, eot_id."""
         return tuple(self.special(name) for name in ("end_of_text", "eom_id", "eot_id"))
 
 
 def split_text(text: str) -> Iterator[str]:
-    """Cut a text where the reference tokenizer does, so that very long runs cannot overflow the matcher."""
+    """Cut a text at the reference tokenizer's limits, so that very long runs cannot overflow the regex matcher."""
     for start in range(0, len(text), MAX_SLICE):
         part = text[start : start + MAX_SLICE]
         begin = 0

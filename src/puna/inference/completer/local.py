@@ -11,7 +11,8 @@ from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.inference.completer.completer import Prompt, Reply, Sampling, ignore
 from puna.inference.engine.local import LocalSampler
 from puna.inference.engine.options import DEFAULTS, EngineOptions
-from puna.inference.engine.sampler import Completion, SamplingParams
+from puna.inference.engine.outputs import Completion
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.kernels.device import DeviceName
 
 NO_ROOM = "the prompt leaves no room for an answer"

@@ -16,18 +16,20 @@ import torch
 
 from puna.formats.tokenizer import Tokenizer
 from puna.inference.engine.adapters import AdapterKey, Adapters
-from puna.inference.engine.choose import choose, of_tokens, score_ids
-from puna.inference.engine.drafts import Drafter, ModelDrafter, PromptLookup
+from puna.inference.engine.cache.paged_cache import PAGE_LEN, PagePool, num_pages_for
+from puna.inference.engine.detokenizer import TextStream
 from puna.inference.engine.options import DEFAULTS, EngineOptions
-from puna.inference.engine.pages import PagePool, num_pages_for
-from puna.inference.engine.request import Request, State
+from puna.inference.engine.outputs import Chunk, TokenLogprob, Usage
 from puna.inference.engine.runners.native_runner import NativeRunner, native_kernels
-from puna.inference.engine.runners.runner import Runner
+from puna.inference.engine.runners.runner import Runner, Span
 from puna.inference.engine.runners.torch_runner import TorchRunner
-from puna.inference.engine.sampler import Chunk, SamplingParams, TokenLogprob, Usage
-from puna.inference.engine.scheduler import Scheduler, Work
-from puna.inference.engine.text import TextStream
-from puna.model.kernels.native import PAGE_LEN, Span
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.sampling.sampler import sample, token_logprobs, trim_padded_vocabulary
+from puna.inference.engine.scheduling.request import Request, State
+from puna.inference.engine.scheduling.scheduler import ScheduledRequest, Scheduler
+from puna.inference.engine.speculative.draft_model import ModelDrafter
+from puna.inference.engine.speculative.drafter import Drafter
+from puna.inference.engine.speculative.prompt_lookup import PromptLookup
 from puna.model.llama import Llama
 from puna.model.scheme import ROW_SCALE_BYTES
 from puna.pipeline.errors import ConfigError, RequestError
@@ -161,98 +163,109 @@ class Engine:
     def step(self) -> list[tuple[int, Chunk]]:
         """Compute a piece of every running request, and choose the next tokens of those that are ready for it."""
         aborted, self._aborted = self._aborted, []
-        works = self._with_drafts(self._scheduler.plan())
-        outcomes = _together_or_alone(self._compute, works)
-        chunks = self._choose(list(zip(works, outcomes, strict=True)))
+        batch = self._add_draft_tokens(self._scheduler.schedule())
+        outcomes = _together_or_alone(self._compute, batch)
+        chunks = self._choose(list(zip(batch, outcomes, strict=True)))
         self._scheduler.check()
         return [*aborted, *chunks]
 
-    def _with_drafts(self, works: list[Work]) -> list[Work]:
+    def _add_draft_tokens(self, batch: list[ScheduledRequest]) -> list[ScheduledRequest]:
         """Let the drafter guess for requests that generate, as long as they are few: checking guesses isn't free."""
-        decoding = [work for work in works if work.request.is_decoding and work.is_last]
+        decoding = [scheduled for scheduled in batch if scheduled.request.is_decoding and scheduled.is_sampled]
         if self._drafter is None or not 0 < len(decoding) <= MAX_DRAFTED:
-            return works
-        requests = [work.request for work in decoding]
-        drafts = dict(zip(requests, _together_or_alone(self._guess, requests), strict=True))
+            return batch
+        requests = [scheduled.request for scheduled in decoding]
+        drafts = dict(zip(requests, _together_or_alone(self._propose, requests), strict=True))
         # Without guesses, because the drafter failed, a request goes on as ever.
         guessed = {request: draft for request, draft in drafts.items() if not isinstance(draft, Exception)}
-        return [self._scheduler.add_draft(work, guessed.get(work.request, ())) for work in works]
+        return [self._scheduler.add_draft_tokens(scheduled, guessed.get(scheduled.request, ())) for scheduled in batch]
 
-    def _guess(self, requests: list[Request]) -> list[list[int]]:
+    def _propose(self, requests: list[Request]) -> list[list[int]]:
         assert self._drafter is not None
-        limits = [max(0, min(each.guessing.next_limit(), each.max_len - len(each.tokens) - 1)) for each in requests]
+        limits = [max(0, min(each.draft_limit.next_limit(), each.max_len - len(each.tokens) - 1)) for each in requests]
         return self._drafter.propose(requests, limits)
 
-    def _compute(self, works: list[Work]) -> list[torch.Tensor | None]:
-        """Run the works' tokens in one forward.
+    def _compute(self, batch: list[ScheduledRequest]) -> list[torch.Tensor | None]:
+        """Run the batch's tokens in one forward.
 
         Return for each that ends with its request's last token the logits_NV behind it and behind each guess.
         """
         tokens, spans, rows, scored, chosen = [], [], [], [], []
-        for work in works:
-            request, first = work.request, len(tokens)
-            tokens += [*request.tokens[work.start : work.start + work.num_tokens], *work.draft]
-            spans.append(Span(request.table, work.start, len(tokens) - first, self._load_adapter(request)))
-            scored.append(range(len(rows), len(rows) + min(work.num_tokens, request.num_to_score)))
+        for scheduled in batch:
+            request, first = scheduled.request, len(tokens)
+            tokens += [
+                *request.tokens[scheduled.start : scheduled.start + scheduled.num_tokens],
+                *scheduled.draft_tokens,
+            ]
+            spans.append(Span(request.block_table, scheduled.start, len(tokens) - first, self._load_adapter(request)))
+            scored.append(range(len(rows), len(rows) + min(scheduled.num_tokens, request.num_to_score)))
             rows += range(first, first + len(scored[-1]))
-            num_chosen = 1 + len(work.draft) if work.is_last else 0
+            num_chosen = 1 + len(scheduled.draft_tokens) if scheduled.is_sampled else 0
             chosen.append(range(len(rows), len(rows) + num_chosen))
             rows += range(len(tokens) - num_chosen, len(tokens))
         hidden_ND = self.runner.forward(tokens, spans, rows)
         wanted = [row for each in chosen for row in each]
-        logits_NV = of_tokens(self.runner.logits(hidden_ND[wanted]), self.tokenizer) if wanted else None
-        scores = [self._score(work, hidden_ND[at.start : at.stop]) for work, at in zip(works, scored, strict=True)]
-        # From here on nothing can fail: what fails is done again for each work alone.
-        for work, entries in zip(works, scores, strict=True):
-            work.request.prompt_logprobs += entries
+        logits_NV = trim_padded_vocabulary(self.runner.logits(hidden_ND[wanted]), self.tokenizer) if wanted else None
+        scores = [
+            self._score(scheduled, hidden_ND[at.start : at.stop]) for scheduled, at in zip(batch, scored, strict=True)
+        ]
+        # From here on nothing can fail: what fails is done again for each request alone.
+        for scheduled, entries in zip(batch, scores, strict=True):
+            scheduled.request.prompt_logprobs += entries
         sizes = [len(each) for each in chosen]
-        parts = logits_NV.split(sizes) if logits_NV is not None else [None] * len(works)
+        parts = logits_NV.split(sizes) if logits_NV is not None else [None] * len(batch)
         return [part if size else None for part, size in zip(parts, sizes, strict=True)]
 
     def _load_adapter(self, request: Request) -> object:
         return self.adapters.load(request.adapter) if self.adapters and request.adapter else None
 
-    def _score(self, work: Work, hidden_ND: torch.Tensor) -> list[TokenLogprob]:
+    def _score(self, scheduled: ScheduledRequest, hidden_ND: torch.Tensor) -> list[TokenLogprob]:
         """Score the prompt's tokens behind those whose hidden states are given."""
-        request, scored = work.request, []
-        targets = request.prompt[work.start + 1 : work.start + 1 + len(hidden_ND)]
+        request, scored = scheduled.request, []
+        targets = request.prompt[scheduled.start + 1 : scheduled.start + 1 + len(hidden_ND)]
         for start in range(0, len(targets), SCORED_TOKENS):
             piece = targets[start : start + SCORED_TOKENS]
-            logits_NV = of_tokens(self.runner.logits(hidden_ND[start : start + len(piece)]), self.tokenizer)
-            scored += score_ids(logits_NV, piece, request.params.logprobs or 0)
+            logits_NV = trim_padded_vocabulary(
+                self.runner.logits(hidden_ND[start : start + len(piece)]), self.tokenizer
+            )
+            scored += token_logprobs(logits_NV, piece, request.params.logprobs or 0)
         return scored
 
-    def _choose(self, computed: "list[tuple[Work, torch.Tensor | Exception | None]]") -> list[tuple[int, Chunk]]:
+    def _choose(
+        self, computed: "list[tuple[ScheduledRequest, torch.Tensor | Exception | None]]"
+    ) -> list[tuple[int, Chunk]]:
         """Choose from the logits as long as the guesses are what was chosen; return what was added to each request."""
         chunks: list[tuple[int, Chunk]] = []
-        going: list[tuple[Work, torch.Tensor]] = []
-        for work, outcome in computed:
+        going: list[tuple[ScheduledRequest, torch.Tensor]] = []
+        for scheduled, outcome in computed:
             if isinstance(outcome, Exception):
-                chunks.append((work.request.id, self._fail(work.request, outcome)))
+                chunks.append((scheduled.request.id, self._fail(scheduled.request, outcome)))
                 continue
-            self._scheduler.commit(work.request, work.num_tokens)
+            self._scheduler.commit(scheduled.request, scheduled.num_tokens)
             if outcome is not None:
-                going.append((work, outcome))
+                going.append((scheduled, outcome))
         depth = 0
         while going:
-            choices = _together_or_alone(_choose_tokens, [(work.request, logits[depth]) for work, logits in going])
+            choices = _together_or_alone(
+                _choose_tokens, [(scheduled.request, logits[depth]) for scheduled, logits in going]
+            )
             ready, going = going, []
-            for (work, logits_NV), choice in zip(ready, choices, strict=True):
-                chunk = self._extend(work.request, choice)
-                chunks.append((work.request.id, chunk))
-                if self._is_guessed(work, depth, chunk):
-                    self._scheduler.commit(work.request, 1)
-                    going.append((work, logits_NV))
+            for (scheduled, logits_NV), choice in zip(ready, choices, strict=True):
+                chunk = self._extend(scheduled.request, choice)
+                chunks.append((scheduled.request.id, chunk))
+                if self._accepts_draft_token(scheduled, depth, chunk):
+                    self._scheduler.commit(scheduled.request, 1)
+                    going.append((scheduled, logits_NV))
             depth += 1
         return chunks
 
-    def _is_guessed(self, work: Work, depth: int, chunk: Chunk) -> bool:
+    def _accepts_draft_token(self, scheduled: ScheduledRequest, depth: int, chunk: Chunk) -> bool:
         """Whether what was just chosen had been guessed and computed; learn from it how much to guess."""
-        if depth >= len(work.draft) or chunk.finish_reason is not None:
+        if depth >= len(scheduled.draft_tokens) or chunk.finish_reason is not None:
             return False
-        is_right = chunk.ids == (work.draft[depth],)
-        if not is_right or depth + 1 == len(work.draft):
-            work.request.guessing.learn(depth + is_right, is_all=is_right)
+        is_right = chunk.ids == (scheduled.draft_tokens[depth],)
+        if not is_right or depth + 1 == len(scheduled.draft_tokens):
+            scheduled.request.draft_limit.update(depth + is_right, is_all=is_right)
         return is_right
 
     def _extend(self, request: Request, choice: Choice | Exception) -> Chunk:
@@ -275,14 +288,14 @@ class Engine:
 
     def _end(self, request: Request, *, is_clean: bool = True) -> None:
         if not is_clean:
-            for page in request.table:
-                self.pool.forget(page)
+            for page in request.block_table:
+                self.pool.evict(page)
         freed = self._scheduler.remove(request)
         if not is_clean:
             for page in freed:
                 self.runner.clear(page)
         if self._drafter is not None:
-            self._drafter.forget(request)
+            self._drafter.release(request)
         assert request.state is State.ENDED
         del self._requests[request.id]
 
@@ -292,25 +305,25 @@ def _choose_tokens(items: "list[tuple[Request, torch.Tensor]]") -> list[Choice]:
     if not logits_BV.amax(-1).isfinite().all():
         raise FloatingPointError("the model's logits are not finite")
     requests = [request for request, _ in items]
-    tokens = choose(logits_BV, [request.row for request in requests])
+    tokens = sample(logits_BV, [request.sampling for request in requests])
     choices: list[Choice] = []
     for row, (request, token) in enumerate(zip(requests, tokens, strict=True)):
         num_top = request.params.logprobs
-        logprob = None if num_top is None else score_ids(logits_BV[row : row + 1], [token], num_top)[0]
+        logprob = None if num_top is None else token_logprobs(logits_BV[row : row + 1], [token], num_top)[0]
         choices.append(Choice(token, logprob))
     return choices
 
 
-def _together_or_alone(work: Callable[[list[Item]], list[Outcome]], items: list[Item]) -> list[Outcome | Exception]:
+def _together_or_alone(compute: Callable[[list[Item]], list[Outcome]], items: list[Item]) -> list[Outcome | Exception]:
     """Do the work for all items at once or, if that raises, for each alone: only those at fault fail."""
     if not items:
         return []
     try:
-        return list(work(items))
+        return list(compute(items))
     except Exception as error:
         if len(items) == 1:
             return [error]
-        return [outcome for item in items for outcome in _together_or_alone(work, [item])]
+        return [outcome for item in items for outcome in _together_or_alone(compute, [item])]
 
 
 def open_runner(model: Llama, num_pages: int, dtype: torch.dtype, *, is_int8_cache: bool = False) -> Runner:

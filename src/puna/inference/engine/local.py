@@ -12,12 +12,13 @@ import torch
 
 from puna.formats.checkpoint.adapters.adapter import checkpoint_at, open_adapter, require_runnable
 from puna.formats.checkpoint.checkpoint import GENERATION_NAME, Checkpoint
-from puna.formats.checkpoint.directory import find_file, read_json
+from puna.formats.checkpoint.safe_files import find_file, read_json
 from puna.formats.tokenizer import Tokenizer
-from puna.inference.engine.drafts import PromptLookup
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.options import DEFAULTS, EngineOptions
-from puna.inference.engine.sampler import Chunk, Completion, SamplingParams, collect
+from puna.inference.engine.outputs import Chunk, Completion, collect
+from puna.inference.engine.sampling.params import SamplingParams
+from puna.inference.engine.speculative.prompt_lookup import PromptLookup
 from puna.model.kernels.device import DeviceName, choose_device
 from puna.model.llama import Llama
 from puna.pipeline.errors import CheckpointError, ConfigError, RequestError

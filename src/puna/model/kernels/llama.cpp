@@ -373,6 +373,9 @@ const char* puna_instructions() {
 #endif
 }
 
+// Positions of a page of the KV cache.
+int32_t puna_page_len() { return PAGE; }
+
 int64_t puna_packed_bytes(const Matrix* matrix) {
   return int64_t(matrix->panels()) * matrix->groups() * matrix->block_bytes();
 }

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import torch
 
@@ -24,7 +25,6 @@ from puna.pipeline.errors import KernelError
 
 log = logging.getLogger(__name__)
 
-PAGE_LEN = 16
 PANEL = 32  # Rows that are packed together.
 # Bytes that are packed before they are let go of: no weight needs memory twice.
 PACKED_AT_ONCE = 2**25
@@ -32,7 +32,6 @@ MAX_GROUP = 128
 MAX_HEAD_DIM = 256
 # Query heads that share keys, and the least width of a network's matrices.
 MAX_SHARED_HEADS = 64
-PANEL = 32
 MIN_ROWS = PANEL
 BFLOAT16 = 0
 INTEGERS = ("num_layers", "dim", "hidden_dim", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
@@ -94,17 +93,20 @@ class Sizes:
     norm_eps: float
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """`num_tokens` tokens of one sequence from position `start` on; `table` (C integers) names the pages it fills.
+class Span(Protocol):
+    """Consecutive tokens of one sequence, as puna.inference.engine.runners.runner.Span; block tables are C integers."""
 
-    `adapter` is what the runner made of the sequence's adapter, if it has one.
-    """
+    @property
+    def block_table(self) -> "array[int]": ...
 
-    table: "array[int]"
-    start: int
-    num_tokens: int
-    adapter: object = None
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def adapter(self) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +158,12 @@ class PackedLora:
 
 
 class Pages:
-    """Memory for keys and values: `num_pages` of PAGE_LEN positions, taken from the system as they are written."""
+    """Memory of the KV cache: `num_pages` pages of `page_len` positions, which the system allocates at first write."""
 
-    def __init__(self, sizes: Sizes, num_pages: int, *, is_int8: bool = False):
+    def __init__(self, sizes: Sizes, num_pages: int, *, page_len: int, is_int8: bool = False):
         width, padded = sizes.head_dim, -(-sizes.head_dim // 16) * 16
-        self.head_bytes = PAGE_LEN * (width + padded) * (1 if is_int8 else 2) + (8 * PAGE_LEN if is_int8 else 0)
-        self.num_pages, self.page_bytes = num_pages, sizes.num_kv_heads * self.head_bytes
+        self.head_bytes = page_len * (width + padded) * (1 if is_int8 else 2) + (8 * page_len if is_int8 else 0)
+        self.page_len, self.num_pages, self.page_bytes = page_len, num_pages, sizes.num_kv_heads * self.head_bytes
         shape = (sizes.num_layers, num_pages, self.page_bytes)
         self.memory = huge_memory(sizes.num_layers * num_pages * self.page_bytes).view(shape)
         layer_bytes = num_pages * self.page_bytes
@@ -181,6 +183,7 @@ class Kernels:
         self._library.puna_open.restype = c_void_p
         self._library.puna_instructions.restype = c_char_p
         self._library.puna_packed_bytes.restype = c_int64
+        self.page_len: int = self._library.puna_page_len()
         self._machine = c_void_p(self._library.puna_open(num_threads))
         self._lock = threading.Lock()
 
@@ -259,7 +262,8 @@ class Kernels:
         Writes their keys and values; the spans' tables must have the pages up to their last token.
         """
         assert len(tokens) == sum(span.num_tokens for span in spans)
-        assert all(len(span.table) * PAGE_LEN >= span.start + span.num_tokens for span in spans)
+        assert pages.page_len == self.page_len, "pages of another length than the kernels are compiled for"
+        assert all(len(span.block_table) * self.page_len >= span.start + span.num_tokens for span in spans)
         hidden_ND = torch.empty(len(rows), network.sizes.dim)
         self._call(
             "puna_forward",
@@ -364,7 +368,7 @@ def _open(_process: int) -> Kernels | None:
 def _spans(spans: Sequence[Span]) -> ctypes.Array[_Span]:
     structs = (_Span * len(spans))()
     for struct, span in zip(structs, spans, strict=True):
-        struct.table, struct.start, struct.num_tokens = span.table.buffer_info()[0], span.start, span.num_tokens
+        struct.table, struct.start, struct.num_tokens = span.block_table.buffer_info()[0], span.start, span.num_tokens
         if span.adapter is not None:
             assert isinstance(span.adapter, PackedLora)
             struct.adapter = span.adapter.struct

@@ -187,9 +187,19 @@ def is_whole(path: Path, manifest: Manifest) -> bool:
 
 
 def verify(path: Path, *, part: int = 0, num_parts: int = 1) -> Manifest:
-    """Hash every file of the artifact again; ArtifactError names the first that is missing, differs or is strange.
+    """Hash every file of an artifact again, and return the manifest.
 
-    Processes that verify together hash one of `num_parts` parts of the files each.
+    Args:
+        path: Directory of the artifact.
+        part: Index of the part of the files to hash, where several processes verify one artifact together.
+        num_parts: Number of these parts.
+
+    Raises:
+        ArtifactError: A file is missing, differs from the manifest, or is not listed; the message names the first.
+
+    Example:
+        >>> verify(Path("build/shop/sft")).kind
+        'checkpoint'
     """
     manifest = read_manifest(path)
     for name in _visible_files(path):

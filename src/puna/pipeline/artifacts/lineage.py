@@ -15,10 +15,15 @@ Hashes = Callable[[Path], str | None]
 
 
 def trace(path: Path) -> dict[str, object]:
-    """Nest an artifact's origins: {path, kind, stage, key, hash, licences, state, inputs: {role: ...}}.
+    """Return the origins of an artifact as nested dicts: {path, kind, stage, key, hash, licences, state, inputs}.
 
-    `state` is "held" (content as recorded), "changed" or "missing", seen from the artifact that read it; every file is
-    hashed again for it, once however many artifacts were made of it.
+    `inputs` maps roles to the dicts of the inputs. `state` compares the content with the hash in the manifest of the
+    artifact above: "held", "changed" or "missing". Every file is hashed again, once per call.
+
+    Example:
+        >>> origins = trace(Path("build/shop/sft"))
+        >>> origins["stage"], list(origins["inputs"])
+        ('sft', ['data.0', 'start'])
     """
     return _trace(path, cache(_hash_now), ())
 

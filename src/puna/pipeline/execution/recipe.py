@@ -18,7 +18,7 @@ class Step:
     """One table of a recipe: `[sft]`, or `[sft.teacher]` where a stage appears more than once.
 
     Example:
-        >>> [step.name for step in read_recipe(Path("shop.toml")).steps]
+        >>> [step.name for step in Recipe.read(Path("shop.toml")).steps]
         ['ingest.train', 'sft']
     """
 
@@ -32,7 +32,7 @@ class Recipe:
     """A parsed TOML file: the output directory, and the steps in the order of the file.
 
     Example:
-        >>> read_recipe(Path("shop.toml")).out.as_posix()
+        >>> Recipe.read(Path("shop.toml")).out.as_posix()
         'build/shop'
     """
 
@@ -40,42 +40,42 @@ class Recipe:
     out: Path
     steps: tuple[Step, ...]
 
+    @classmethod
+    def read(cls, path: Path) -> "Recipe":
+        """Read a recipe. Relative paths start at the current directory.
 
-def read_recipe(path: Path) -> Recipe:
-    """Read a recipe. Relative paths start at the current directory.
+        Raises:
+            ConfigError: The file is not TOML, has a table that names no stage, or has no step.
 
-    Raises:
-        ConfigError: The file is not TOML, has a table that names no stage, or has no step.
-
-    Example:
-        >>> recipe = read_recipe(Path("shop.toml"))
-        >>> [step.name for step in recipe.steps]
-        ['ingest.train', 'sft']
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        tables = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"recipe {path} cannot be read ({error})", expected="a TOML file") from None
-    out = tables.pop("out", f"build/{path.stem}")
-    if not isinstance(out, str):
-        raise ConfigError(f"{path} has out = {out!r}", expected="a directory, as a string")
-    verbs = {stage.verb: stage for stage in STAGES}
-    steps: list[Step] = []
-    for verb, table in tables.items():
-        if verb not in verbs or not isinstance(table, dict):
-            raise ConfigError(
-                f"{path} has '{verb}'",
-                expected=f"a table named {', '.join(verbs)}",
-                hint=suggestion(verb, list(verbs)),
-            )
-        if is_named_step(config_class(verbs[verb]), table):
-            steps += [Step(f"{verb}.{name}", verbs[verb], settings) for name, settings in table.items()]
-        else:
-            steps.append(Step(verb, verbs[verb], table))
-    if not steps:
-        raise ConfigError(f"{path} has no step", expected=f"at least one table named {', '.join(verbs)}")
-    return Recipe(path, Path(out), tuple(_in_file_order(text, steps)))
+        Example:
+            >>> recipe = Recipe.read(Path("shop.toml"))
+            >>> [step.name for step in recipe.steps]
+            ['ingest.train', 'sft']
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+            tables = tomllib.loads(text)
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"recipe {path} cannot be read ({error})", expected="a TOML file") from None
+        out = tables.pop("out", f"build/{path.stem}")
+        if not isinstance(out, str):
+            raise ConfigError(f"{path} has out = {out!r}", expected="a directory, as a string")
+        verbs = {stage.verb: stage for stage in STAGES}
+        steps: list[Step] = []
+        for verb, table in tables.items():
+            if verb not in verbs or not isinstance(table, dict):
+                raise ConfigError(
+                    f"{path} has '{verb}'",
+                    expected=f"a table named {', '.join(verbs)}",
+                    hint=suggestion(verb, list(verbs)),
+                )
+            if is_named_step(config_class(verbs[verb]), table):
+                steps += [Step(f"{verb}.{name}", verbs[verb], settings) for name, settings in table.items()]
+            else:
+                steps.append(Step(verb, verbs[verb], table))
+        if not steps:
+            raise ConfigError(f"{path} has no step", expected=f"at least one table named {', '.join(verbs)}")
+        return cls(path, Path(out), tuple(_in_file_order(text, steps)))
 
 
 def override(recipe: Recipe, settings: dict[str, Any]) -> Recipe:

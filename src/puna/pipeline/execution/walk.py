@@ -2,8 +2,10 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +14,7 @@ from puna.pipeline.config import StageConfig, parse_config, suggestion
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.execution.dry_run import ForeseenStep, Pace, as_json, foresee, pace_of, read_cost, total_of
 from puna.pipeline.execution.executor import perform
-from puna.pipeline.execution.recipe import Recipe, config_class, resolve
+from puna.pipeline.execution.recipe import Recipe, config_class, override, resolve
 from puna.pipeline.machine import machine_memory
 from puna.pipeline.run import elapsed, ranks
 from puna.pipeline.units import show_bytes, show_duration
@@ -43,6 +45,38 @@ def end_at(recipe: Recipe, until: str) -> Recipe:
             hint=suggestion(until, names),
         )
     return replace(recipe, steps=recipe.steps[: names.index(until) + 1])
+
+
+def run_recipe(
+    recipe: Recipe | Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    until: str = "",
+    ignore_receipts: bool = False,
+    console: Console | None = None,
+) -> dict[str, Path]:
+    """Run a recipe, reuse up-to-date artifacts, and return the artifact of every step by the step's name.
+
+    Args:
+        recipe: A recipe or the path of its TOML file.
+        settings: Settings that win over the file, as in `{"sft.optim.lr": 1e-4}`.
+        until: Name of the last step to run; empty runs all steps.
+        ignore_receipts: Continue after a receipt that did not hold.
+        console: Terminal for the log, progress bars and the table of steps; None prints nothing.
+
+    Raises:
+        PunaError: A setting is invalid, an input was altered, or a receipt did not hold.
+
+    Example:
+        >>> artifacts = run_recipe(Path("recipes/shop.toml"), {"sft.steps": 200}, until="sft")
+        >>> artifacts["sft"].as_posix()
+        'build/shop/sft'
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
+    loaded = override(loaded, dict(settings or {}))
+    raise_recipe(loaded, console or Console(quiet=True), ignore_receipts=ignore_receipts, until=until)
+    steps = end_at(loaded, until).steps if until else loaded.steps
+    return {step.name: loaded.out / step.name for step in steps}
 
 
 def raise_recipe(recipe: Recipe, console: Console, *, ignore_receipts: bool = False, until: str = "") -> None:

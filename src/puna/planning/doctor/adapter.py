@@ -24,13 +24,13 @@ from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.formats.checkpoint.adapters.keys import BASE_LAYER, TOKENS, WHOLE, find_parts, find_spelling, place_of
 from puna.formats.checkpoint.adapters.patterns import LINEAR_NAMES
 from puna.formats.checkpoint.checkpoint import Checkpoint
-from puna.formats.checkpoint.directory import find_file, read_json
-from puna.formats.checkpoint.layout import StoredTensor, read_header
+from puna.formats.checkpoint.safe_files import find_file, read_json
+from puna.formats.checkpoint.safetensors.header import StoredTensor, read_header
 from puna.model.config import LlamaConfig
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.directory.files import check_files
 from puna.planning.doctor.directory.opened import find_safely
-from puna.planning.doctor.finding import Report, listed
+from puna.planning.doctor.report import Report, listed
 from puna.planning.doctor.values import check_values, readable, scan
 
 TARGETS = LINEAR_NAMES | {"lm_head", "embed_tokens"}

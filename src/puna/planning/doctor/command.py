@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from puna.pipeline.progress import printable
-from puna.planning.doctor.finding import Report
+from puna.planning.doctor.report import Report
 
 STYLES = {"broken": "bold red", "warning": "bold yellow"}
 
@@ -56,7 +56,7 @@ def print_report(report: Report, console: Console) -> None:
     for finding in sorted(report.findings, key=lambda finding: finding.severity):
         _print(console, "")
         _print(console, f"{finding.severity}: {finding.code} in {finding.where}", style=STYLES[finding.severity])
-        _print(console, finding.what, indent="  ")
+        _print(console, finding.seen, indent="  ")
         _print(console, f"-> {finding.remedy}", indent="  ")
     _print(console, "")
     _print(console, summary(report))

@@ -15,8 +15,8 @@ from rich.console import Console
 from puna.formats.checkpoint.fields import Fields
 from puna.formats.checkpoint.gguf.blocks import CHUNK_VALUES, KINDS, decode
 from puna.formats.checkpoint.gguf.container import GgufFile, GgufTensor, KindError, Strings, read_gguf
-from puna.formats.checkpoint.gguf.layout import ROPE_FACTORS, gguf_name
 from puna.formats.checkpoint.gguf.reader import parse_config, parse_sampling
+from puna.formats.checkpoint.gguf.tensors import ROPE_FACTORS, gguf_name
 from puna.formats.checkpoint.gguf.vocabulary import CONTROL, parse_tokenizer
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.config import LlamaConfig
@@ -26,7 +26,7 @@ from puna.planning.doctor.directory.layout import expected_shapes
 from puna.planning.doctor.directory.settings import check_rope
 from puna.planning.doctor.directory.stops import PAD
 from puna.planning.doctor.directory.vocabulary import check_specials
-from puna.planning.doctor.finding import Report, listed
+from puna.planning.doctor.report import Report, listed
 from puna.planning.doctor.template import check_template
 from puna.planning.doctor.values import Readable, check_values, scan
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from puna.formats.checkpoint.gguf.container import read_gguf
 from puna.formats.checkpoint.gguf.modelfile import STOP_TEXTS
 from puna.pipeline.errors import CheckpointError
-from puna.planning.doctor.finding import Report, listed
+from puna.planning.doctor.report import Report, listed
 
 MAX_BYTES = 2**20
 MIN_CONTEXT = 4096

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from puna.formats.chat.conversation import Conversation, Message, ToolCall
 from puna.formats.chat.format import ChatFormat
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.planning.doctor.finding import Report, listed
 from puna.planning.doctor.render import Rendered, render
+from puna.planning.doctor.report import Report, listed
 from puna.planning.doctor.template_child import MARK_END, MARK_START
 
 MAX_TEMPLATE = 2**18

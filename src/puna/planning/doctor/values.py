@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from puna.formats.checkpoint.layout import StoredTensor
-from puna.formats.checkpoint.weights import TORCH_DTYPES
+from puna.formats.checkpoint.hf.weights import TORCH_DTYPES
+from puna.formats.checkpoint.safetensors.header import StoredTensor
 from puna.pipeline.errors import CheckpointError
 from puna.pipeline.progress import Progress
-from puna.planning.doctor.finding import Report, listed
+from puna.planning.doctor.report import Report, listed
 
 CHUNK_BYTES = 8 * 2**20
 BAR_VALUES = 2**29  # under a second or two of work a bar only flickers

@@ -23,7 +23,7 @@ from puna.planning.plan.tables import print_plan
 from puna.planning.plan.training import Training
 
 HERE = "here"
-# A CPU process keeps much of what it frees: up to 31 % more than its tensors was measured (docs/plan.md).
+# A CPU process keeps much of what it frees: up to 31 % more than its tensors was measured (docs/guides/plan.md).
 HERE_RESERVE = 0.25
 MOST = 1e18
 # Tokens of a request unless told otherwise: many conversations, few whole books.
@@ -126,9 +126,9 @@ def read_model(model: str) -> tuple[LlamaConfig, Stored | None]:
             hint=suggestion(model.lower(), list(SIZES)),
         )
     from puna.formats.checkpoint.compressed.config import parse_quantization
-    from puna.formats.checkpoint.directory import find_file, read_json
-    from puna.formats.checkpoint.formats import find_format, open_source
-    from puna.formats.checkpoint.hf_config import parse_config
+    from puna.formats.checkpoint.detect import find_format, open_source
+    from puna.formats.checkpoint.hf.config import parse_config
+    from puna.formats.checkpoint.safe_files import find_file, read_json
 
     found = find_format(directory)
     if found == "adapter":

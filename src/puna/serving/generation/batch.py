@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from puna.inference.engine.sampler import Chunk
+from puna.inference.engine.outputs import Chunk
 from puna.serving.errors import HttpError, overloaded
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from puna.inference.engine.sampler import Chunk
+from puna.inference.engine.outputs import Chunk
 from puna.pipeline import offline
 from puna.pipeline.errors import PunaError, RequestError
 from puna.serving.generation.engine_loop import EngineLoop, StepEngine

@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from puna.inference.engine.sampler import Chunk, SamplingParams
+from puna.inference.engine.outputs import Chunk
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.serving.admission.admission import Admission, RefusalPace
 from puna.serving.errors import HttpError, overloaded
 from puna.serving.generation.batch import Batch

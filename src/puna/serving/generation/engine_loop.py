@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol, runtime_checkable
 
-from puna.inference.engine.sampler import Chunk, SamplingParams, Usage
+from puna.inference.engine.outputs import Chunk, Usage
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.pipeline.errors import RequestError
 from puna.serving.generation.messages import Abort, Command, Job, Leave, Report, Submit
 

@@ -16,7 +16,7 @@ from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.inference.engine.grammar.grammar import Grammar, GrammarCompiler
 from puna.inference.engine.local import LocalSampler, sampling_defaults
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.pipeline.artifacts.artifact import verifying
 from puna.pipeline.errors import ConfigError
 from puna.serving.generation.engine_loop import StepEngine

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, BinaryIO
 
 import puna.pipeline.errors
-from puna.inference.engine.sampler import Chunk, SamplingParams, TokenLogprob, Usage
+from puna.inference.engine.outputs import Chunk, TokenLogprob, Usage
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.pipeline.errors import PunaError, RequestError
 
 # A frame holds the prompts of a request or the chunks of a step; scored prompts make the largest frames.

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from puna.inference.engine.grammar.grammar import Grammar
-from puna.inference.engine.sampler import SamplingParams
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.serving.errors import HttpError
 from puna.serving.requests.body import Body
 from puna.serving.served_model import ServedModel

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from puna.inference.engine.sampler import MAX_BIAS, MAX_BIASES, MAX_PENALTY, MAX_REPETITION_PENALTY, MAX_TOP_K
+from puna.inference.engine.sampling.params import MAX_BIAS, MAX_BIASES, MAX_PENALTY, MAX_REPETITION_PENALTY, MAX_TOP_K
 from puna.serving.requests.checks import OPEN, STRICT, refused
 from puna.serving.requests.forms import ResponseFormat
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import BaseModel, Field, WrapValidator, model_validator
 
 from puna.formats.chat.padding import without_padding
-from puna.inference.engine.sampler import MAX_TOKENS
+from puna.inference.engine.sampling.params import MAX_TOKENS
 from puna.serving.requests.body import Body, Spelling
 from puna.serving.requests.checks import refused
 from puna.serving.requests.messages import AssistantMessage, ChatMessage

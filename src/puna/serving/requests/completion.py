@@ -4,7 +4,7 @@ from typing import Annotated, cast
 
 from pydantic import Field, model_validator
 
-from puna.inference.engine.sampler import MAX_LOGPROBS, MAX_TOKENS
+from puna.inference.engine.sampling.params import MAX_LOGPROBS, MAX_TOKENS
 from puna.serving.requests.body import Body, TokenId
 from puna.serving.requests.checks import refused
 

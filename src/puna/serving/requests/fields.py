@@ -18,7 +18,7 @@ FORM = "Give `response_format`."
 TEXT_ONLY = "Puna reads and writes text only."
 NO_SAMPLER = "Puna has no such sampling."
 LAYOUT = "Puna's answers have OpenAI's layout only."
-NO_TEMPLATE = "Puna renders conversations in the format of training: docs/chat.md."
+NO_TEMPLATE = "Puna renders conversations in the format of training: docs/reference/chat.md."
 
 
 class Unless(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 
 from puna.formats.chat.conversation import ToolCall
 from puna.formats.chat.stream import MessageStream, Part
-from puna.inference.engine.sampler import Chunk, TokenLogprob
+from puna.inference.engine.outputs import Chunk, TokenLogprob
 from puna.serving.responses.tokens import logprob_value, token_text
 from puna.serving.served_model import ServedModel
 

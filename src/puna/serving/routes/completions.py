@@ -15,7 +15,8 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import Response
 
-from puna.inference.engine.sampler import Chunk, SamplingParams, TokenLogprob
+from puna.inference.engine.outputs import Chunk, TokenLogprob
+from puna.inference.engine.sampling.params import SamplingParams
 from puna.pipeline.errors import RequestError, TokenizerError
 from puna.serving.generation.batch import Batch
 from puna.serving.preparation.context_length import require_room

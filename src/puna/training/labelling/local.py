@@ -14,11 +14,12 @@ import torch
 
 from puna.data.labels import LabelledRow
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.inference.engine.choose import most_likely_first, of_tokens
-from puna.inference.engine.pages import num_pages_for
+from puna.inference.engine.cache.paged_cache import num_pages_for
 from puna.inference.engine.runners.native_runner import NativeRunner, native_kernels
+from puna.inference.engine.runners.runner import Span
+from puna.inference.engine.sampling.sampler import most_likely_first, trim_padded_vocabulary
 from puna.model.attend import packed_attend
-from puna.model.kernels.native import Kernels, Span
+from puna.model.kernels.native import Kernels
 from puna.model.llama import Llama
 from puna.pipeline.errors import CheckpointError
 from puna.training.labelling.teacher import Item, Labelled, Piece, cut
@@ -102,7 +103,7 @@ class LocalTeacher:
 
     def _logits(self, hidden_CD: torch.Tensor) -> torch.Tensor:
         logits_CV = self._network.logits(hidden_CD)
-        return of_tokens(logits_CV, self._tokenizer) if self._tokenizer else logits_CV
+        return trim_padded_vocabulary(logits_CV, self._tokenizer) if self._tokenizer else logits_CV
 
     def _label(self, logits_CV: torch.Tensor, targets_C: torch.Tensor) -> Found:
         softened_CV = logits_CV.div_(self._temperature) if self._temperature != 1 else logits_CV

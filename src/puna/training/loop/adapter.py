@@ -19,7 +19,7 @@ from puna.pipeline.errors import ConfigError
 from puna.pipeline.run import Run
 from puna.pipeline.storage.records import read_record
 from puna.training.loop.optimizer import trained_parameters
-from puna.training.loop.settings import TrainConfig
+from puna.training.settings import TrainConfig
 
 KIND = "adapter"
 ORIGIN_NAME = "origin.json"  # what `puna import` knows of the hub

@@ -16,8 +16,8 @@ from puna.data.packing import Packer
 from puna.model.llama import Llama
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.run import Run
-from puna.training.loop.settings import TrainConfig
 from puna.training.objectives.objective import Objective
+from puna.training.settings import TrainConfig
 
 Config = TypeVar("Config", bound=TrainConfig)
 

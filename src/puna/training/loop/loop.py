@@ -22,13 +22,10 @@ from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.llama import Llama
 from puna.pipeline.errors import ConfigError, TrainError
 from puna.pipeline.run import Run
-from puna.training.evidence.counts import TokenCounter
-from puna.training.evidence.record import close_record, open_record
 from puna.training.loop.adapter import describe_training, write_adapter
+from puna.training.loop.counts import TokenCounter
 from puna.training.loop.defaults import adapt, chosen_values
 from puna.training.loop.optimizer import learning_rate, make_optimizer
-from puna.training.loop.plot import plot_losses
-from puna.training.loop.settings import TrainConfig
 from puna.training.loop.state import TrainState, load_state, save_state, take_whole, whole_network
 from puna.training.loop.stopping import asked_to_stop
 from puna.training.objectives.objective import Objective
@@ -36,7 +33,10 @@ from puna.training.parallel.apply import join, shard_again
 from puna.training.parallel.gradients import clip_gradients
 from puna.training.parallel.shares import run_shares
 from puna.training.parallel.team import Team
-from puna.training.preview.preview import look_ahead, look_back
+from puna.training.reports.plot import plot_losses
+from puna.training.reports.preview.preview import look_ahead, look_back
+from puna.training.reports.run_report import close_record, open_record
+from puna.training.settings import TrainConfig
 
 SKIPS_THAT_STOP = 3
 VALIDATIONS = 10

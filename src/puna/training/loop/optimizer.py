@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from puna.model.llama import Llama
-from puna.training.loop.settings import Optim
+from puna.training.settings import Optim
 
 
 def trained_parameters(model: Llama) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -14,7 +14,7 @@ from puna.model.llama import Llama
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.run import ranks
 from puna.training.loop.adapter import adapted_start
-from puna.training.loop.settings import TrainConfig
+from puna.training.settings import TrainConfig
 
 # Of a model trained from scratch, whose context the recipe leaves open: what it is trained on is at most as long.
 DEFAULT_CONTEXT = 1024

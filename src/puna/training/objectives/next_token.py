@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from puna.data.dataset import Document
-from puna.data.identifiers import fresh_identifiers
+from puna.data.augment.identifiers import fresh_identifiers
+from puna.data.document import Document
+from puna.data.encode import encode_example
 from puna.data.packing import Batch, Example
 from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
@@ -37,12 +38,10 @@ class NextToken:
         return self.is_every_token
 
     def encode(self, row: object, source: random.Random) -> Sequence[Example]:
-        if isinstance(row, Document):
-            ids = self.chat.document(row.text)
-            return [Example(ids, [True] * len(ids))]
-        assert isinstance(row, Conversation)
-        ids, mask = self.chat.encode(fresh_identifiers(row, source) if self.has_fresh_identifiers else row)
-        return [Example(ids, [True] * len(ids) if self.is_every_token else mask)]
+        assert isinstance(row, Document | Conversation)
+        if self.has_fresh_identifiers and isinstance(row, Conversation):
+            row = fresh_identifiers(row, source)
+        return [encode_example(row, self.chat, is_every_token=self.is_every_token)]
 
     def draw(self, row: object, source: random.Random) -> Sequence[Example]:
         return self.encode(row, source)

@@ -3,14 +3,21 @@
 Shapes: N examples of a batch, P pairs of these.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 
 import torch
 
+from puna.data.dataset import Dataset
 from puna.data.packing import Batch
+from puna.data.preference import Preference
 from puna.formats.chat.format import ChatFormat
+from puna.pipeline.errors import DataError
+from puna.pipeline.run import Run
+from puna.training.settings import PreferenceConfig
 
 # A column that says of each token of an example how many of the examples after it are worse.
 OUTRANKED = "outranked"
@@ -52,3 +59,26 @@ def first_of_each(batch: Batch, name: str) -> torch.Tensor:
 def constant(ids: Sequence[int], value: int | float) -> torch.Tensor:
     """Return a column that says the same of each token."""
     return torch.full((len(ids),), value)
+
+
+def count_pairs(config: PreferenceConfig, run: Run) -> None:
+    """Read every row, tell what is left out, and raise DataError if nothing is left."""
+    for name, sources in (("data", config.data), ("validation", config.validation)):
+        if sources:
+            run.log(f"{name}: {_count(config, name, sources)}")
+
+
+def _count(config: PreferenceConfig, name: str, sources: list[Path]) -> str:
+    dataset, num_pairs, weak = Dataset(sources, ["preferences"]), 0, Counter[str]()
+    for index in range(len(dataset)):
+        row = dataset[index]
+        assert isinstance(row, Preference)
+        num_found = sum(ranked.num_outranked for ranked in row.ranking(config.strengths))
+        weak[row.strength] += sum(ranked.num_outranked for ranked in row.ranking()) - num_found
+        num_pairs += num_found
+    left_out = ", ".join(f"{count:,} only {strength}" for strength, count in weak.most_common() if count)
+    if not num_pairs:
+        raise DataError(
+            f"no pair in {name} is left", expected=", ".join(config.strengths), hint=f"There are {left_out}"
+        )
+    return f"{num_pairs:,} pairs of {len(dataset):,} prompts" + (f"; left out: {left_out}" if left_out else "")

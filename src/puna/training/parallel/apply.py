@@ -16,11 +16,11 @@ from puna.model.kernels.device import choose_device
 from puna.model.llama import Block, Llama
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.run import Run, num_restarts
-from puna.training.loop.settings import TrainConfig
 from puna.training.objectives.next_token import NextToken
 from puna.training.objectives.objective import Objective
 from puna.training.parallel.pipeline import cut
 from puna.training.parallel.team import Team
+from puna.training.settings import TrainConfig
 
 
 def join(config: TrainConfig, run: Run, objective: Objective, model: Llama) -> Team:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from puna.model.config import LlamaConfig
 from puna.pipeline.errors import ConfigError
-from puna.training.loop.settings import Parallel, TrainConfig
+from puna.training.settings import Parallel, TrainConfig
 
 # Outermost first, as a DeviceMesh counts: neighbours in rank differ in `tensor`.
 DIMENSIONS = ("data", "pipeline", "context", "tensor")

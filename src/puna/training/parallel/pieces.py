@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from puna.formats.checkpoint.writer import Entry, write_file
+from puna.formats.checkpoint.safetensors.writer import Entry, write_file
 from puna.pipeline.errors import ArtifactError
 from puna.training.parallel.parts import Box, Part
 

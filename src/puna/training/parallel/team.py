@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
 from puna.model.kernels.device import choose_device
-from puna.training.loop.settings import Parallel
 from puna.training.parallel.layout import DIMENSIONS, Layout
+from puna.training.settings import Parallel
 
 # How long the others are waited for: rank 0 may write a large checkpoint meanwhile.
 PATIENCE = timedelta(minutes=60)

@@ -9,10 +9,11 @@ from puna.corpus.ingest.checks.digests import row_digests
 from puna.corpus.ingest.checks.table import Table
 from puna.data.overlap.ngrams import row_text
 from puna.data.overlap.prompts import answer_places, dialogue_of
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.order import place_of
+from puna.evaluation.diagnose.reasons import to_json
 from puna.evaluation.diagnose.rules.answers import LEAST_ANSWERS, MOST_EQUAL
 from puna.formats.chat.conversation import is_blank
+from puna.pipeline.finding import Finding
 from puna.pipeline.progress import printable
 
 EXAMPLES = 3
@@ -36,7 +37,7 @@ class DataFinding:
 
     def to_json(self) -> dict[str, Any]:
         counts = {"count": self.count, "total": self.total, "share": self.count / self.total}
-        return {**self.finding.to_json(), **counts, "examples": list(self.examples)}
+        return {**to_json(self.finding), **counts, "examples": list(self.examples)}
 
 
 @dataclass(frozen=True)

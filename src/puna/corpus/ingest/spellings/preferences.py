@@ -37,7 +37,7 @@ def read_preference(row: Row) -> Dialogue:
         missing = next((name for name in NAMES if not has(row, name)), "chosen")
         raise DataError(
             f"a row has no '{missing}'; it has {', '.join(row) or 'nothing'}",
-            hint="docs/ingest.md lists the spellings of a pair",
+            hint="docs/stages/ingest.md lists the spellings of a pair",
         )
     if spelling.better == "messages":
         return _read_continued(row, spelling)

@@ -1,7 +1,7 @@
 """Facts of the answers in the training data -> answers that are mostly one and the same, or empty."""
 
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.record import Record
+from puna.pipeline.finding import Finding
 
 # A classifier of three equal classes has a third; in dialogues of people the most frequent answer has a few percent.
 MOST_EQUAL = 0.35

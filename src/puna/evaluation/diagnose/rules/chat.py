@@ -3,8 +3,8 @@
 `end` is the mean probability of the end of turn after a finished answer, `loss` the mean loss of the answers' tokens.
 """
 
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.record import Record
+from puna.pipeline.finding import Finding
 
 # A chat model ends a finished answer with a probability of 0.3 to 1; a base model with less than 0.001.
 LEAST_END = 0.1

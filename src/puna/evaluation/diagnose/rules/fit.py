@@ -2,9 +2,9 @@
 
 import math
 
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.record import Record
 from puna.evaluation.diagnose.rules.learning import LAST, THIRD_QUARTER
+from puna.pipeline.finding import Finding
 
 # The student needs a fifth more guesses than the teacher.
 LEAST_GAP = math.log(1.2)

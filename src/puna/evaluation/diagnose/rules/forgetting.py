@@ -2,9 +2,9 @@
 
 import math
 
-from puna.evaluation.diagnose.comparison import Comparison
-from puna.evaluation.diagnose.finding import Finding
+from puna.evaluation.diagnose.comparison_group import ComparisonGroup
 from puna.evaluation.diagnose.record import Record
+from puna.pipeline.finding import Finding
 
 # As if every tenth guess more were needed.
 MOST_RISE = math.log(1.1)
@@ -20,9 +20,9 @@ def forgot_start(record: Record) -> Finding | None:
     return Finding("forgot-start", seen, REMEDY, ("lower rate",))
 
 
-def forgot_general(comparison: Comparison) -> Finding | None:
+def forgot_general(comparison: ComparisonGroup) -> Finding | None:
     """Scores on the general tasks fell against the start model, or against the plain one."""
-    for other in filter(None, (comparison.start, comparison.plain)):
+    for other in filter(None, (comparison.start, comparison.baseline)):
         general = comparison.general_difference(comparison.student, other)
         if general is not None and general.high < 0:
             own = comparison.difference(comparison.student, other)

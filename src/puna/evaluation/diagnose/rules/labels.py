@@ -6,8 +6,8 @@ learned from, at the temperature; `teacher_entropy`, `entropy` and the losses ar
 
 import math
 
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.record import Record
+from puna.pipeline.finding import Finding
 
 # A total variation of 0.05 from the teacher: as if one label in twenty were another.
 MOST_TAIL = 0.05

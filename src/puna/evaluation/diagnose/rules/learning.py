@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.record import Record
+from puna.pipeline.finding import Finding
 
 # A standard error from few steps is a guess: three of them before a difference counts.
 ERRORS = 3

@@ -1,7 +1,7 @@
 """Counts of trained tokens and facts of the training text -> what is wrong with what was learned from."""
 
-from puna.evaluation.diagnose.finding import Finding
 from puna.evaluation.diagnose.record import Record
+from puna.pipeline.finding import Finding
 
 # A conversation with a page of 2,000 tokens before an answer of 40 has 2 % of its tokens trained.
 LEAST_TRAINED = 0.01

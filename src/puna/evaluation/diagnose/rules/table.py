@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from puna.evaluation.diagnose.comparison import Comparison
-from puna.evaluation.diagnose.finding import Finding
+from puna.evaluation.diagnose.comparison_group import ComparisonGroup
 from puna.evaluation.diagnose.order import in_order
 from puna.evaluation.diagnose.record import Record
-from puna.evaluation.diagnose.rules import answers, chat, fit, forgetting, labels, learning, masks, sides
+from puna.evaluation.diagnose.rules import answers, chat, comparisons, fit, forgetting, labels, learning, masks
 from puna.pipeline.errors import ArtifactError
+from puna.pipeline.finding import Finding
 
 # On what one training run recorded.
 RUN_RULES: tuple[Callable[[Record], Finding | None], ...] = (
@@ -50,12 +50,12 @@ START_RULES: tuple[Callable[[Record], Finding | None], ...] = (
 )
 
 # On scores and records of several checkpoints.
-COMPARISON_RULES: tuple[Callable[[Comparison], Finding | None], ...] = (
-    sides.teacher_not_better,
-    sides.budget_differs,
-    sides.tokenizer_differs,
-    sides.chat_differs,
-    sides.questions_differ,
+COMPARISON_RULES: tuple[Callable[[ComparisonGroup], Finding | None], ...] = (
+    comparisons.teacher_not_better,
+    comparisons.budget_differs,
+    comparisons.tokenizer_differs,
+    comparisons.chat_differs,
+    comparisons.questions_differ,
     forgetting.forgot_general,
 )
 
@@ -70,7 +70,7 @@ def examine(record: Record) -> list[Finding]:
     return in_order(_of_run(record))
 
 
-def explain(comparison: Comparison) -> list[Finding]:
+def explain(comparison: ComparisonGroup) -> list[Finding]:
     """Apply every rule to a student, those beside it and the record of its run; what to try first comes first.
 
     Raises:

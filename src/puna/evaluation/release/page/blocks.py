@@ -117,7 +117,7 @@ class Answer:
         'right'
     """
 
-    who: str
+    name: str
     text: str
     verdict: Verdict
     reason: str = ""
@@ -129,7 +129,7 @@ class SideBySide:
 
     Example:
         >>> answers = [Answer("this model", "At nine.", "right"), Answer("the teacher", "At ten.", "wrong")]
-        >>> [answer.who for answer in SideBySide(answers).answers]
+        >>> [answer.name for answer in SideBySide(answers).answers]
         ['this model', 'the teacher']
     """
 
@@ -196,7 +196,7 @@ def _markdown(block: Block) -> str:
         case SideBySide(answers):
             verdicts = [f"{each.verdict}: {each.reason}" if each.reason else each.verdict for each in answers]
             texts = [each.text or "(nothing)" for each in answers]
-            return _markdown_table([each.who for each in answers], [verdicts, texts])
+            return _markdown_table([each.name for each in answers], [verdicts, texts])
         case Details(summary, inner, is_open):
             tag = "<details open>" if is_open else "<details>"
             body = "\n\n".join(map(_markdown, inner))
@@ -269,7 +269,7 @@ def _html(block: Block) -> str:
 def _answer(answer: Answer) -> str:
     verdict = f"{answer.verdict}: {answer.reason}" if answer.reason else answer.verdict
     return (
-        f'<section class="{answer.verdict.replace(" ", "-")}"><h4>{_text(answer.who)}</h4>'
+        f'<section class="{answer.verdict.replace(" ", "-")}"><h4>{_text(answer.name)}</h4>'
         f'<p class="verdict">{_text(verdict)}</p>{_long(answer.text)}</section>'
     )
 

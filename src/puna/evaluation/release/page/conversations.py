@@ -24,15 +24,15 @@ ROLES = {"system": "System message", "user": "User", "assistant": "Assistant", "
 Row = dict[str, Any]
 
 
-class Side(NamedTuple):
+class ModelAnswers(NamedTuple):
     """A model and the graded answers of the model, as rows of conversations-NAME.jsonl.
 
     Example:
-        >>> Side("this model", [{"task": "shop", "id": "7/2", "score": 1.0}]).who
+        >>> ModelAnswers("this model", [{"task": "shop", "id": "7/2", "score": 1.0}]).name
         'this model'
     """
 
-    who: str
+    name: str
     rows: Sequence[Row]
 
 
@@ -48,7 +48,7 @@ class Pick(NamedTuple):
     rows: dict[str, Row]
 
 
-def choose(sides: Sequence[Side], count: int = COUNT) -> list[Pick]:
+def choose(sides: Sequence[ModelAnswers], count: int = COUNT) -> list[Pick]:
     """Choose questions: best, worst and random, in this order.
 
     Best: the first model scores above every other model. Worst: another model scores above the first model. Answers
@@ -59,15 +59,16 @@ def choose(sides: Sequence[Side], count: int = COUNT) -> list[Pick]:
         count: Number of questions; all questions if fewer exist.
 
     Example:
-        >>> [pick.why for pick in choose([Side("this model", mine), Side("the teacher", theirs)], count=2)]
+        >>> sides = [ModelAnswers("this model", mine), ModelAnswers("the teacher", theirs)]
+        >>> [pick.why for pick in choose(sides, count=2)]
         ['Worse than another', 'Drawn at random']
     """
     by_key = [{_key(row): row for row in side.rows} for side in sides]
     asked = [
-        {side.who: found[_key(row)] for side, found in zip(sides, by_key, strict=True) if _key(row) in found}
+        {side.name: found[_key(row)] for side, found in zip(sides, by_key, strict=True) if _key(row) in found}
         for row in sides[0].rows
     ]
-    shuffled = sorted(asked, key=lambda rows: _digest(rows[sides[0].who]))
+    shuffled = sorted(asked, key=lambda rows: _digest(rows[sides[0].name]))
     leads = {id(rows): _lead(list(rows.values())) for rows in shuffled}
     best = sorted((rows for rows in shuffled if leads[id(rows)] > 0), key=lambda rows: -leads[id(rows)])
     worst = sorted((rows for rows in shuffled if leads[id(rows)] < 0), key=lambda rows: leads[id(rows)])
@@ -76,11 +77,11 @@ def choose(sides: Sequence[Side], count: int = COUNT) -> list[Pick]:
     return (picks + [Pick(RANDOM, rows) for rows in shuffled if id(rows) not in chosen])[:count]
 
 
-def show_conversations(sides: Sequence[Side]) -> list[Block]:
+def show_conversations(sides: Sequence[ModelAnswers]) -> list[Block]:
     """Return the section of the page: an introduction, then a fold for every conversation.
 
     Example:
-        >>> sections = show_conversations([Side("this model", mine), Side("the teacher", theirs)])
+        >>> sections = show_conversations([ModelAnswers("this model", mine), ModelAnswers("the teacher", theirs)])
         >>> [type(section).__name__ for section in sections]
         ['Paragraph', 'Details', 'Details']
     """
@@ -104,14 +105,14 @@ def _conversation(number: int, pick: Pick, is_open: bool) -> Details:
     count = f"What came before: {len(before)} message{'s' * (len(before) != 1)}" if before else "Tools"
     labels = ["Question" if each["role"] == "user" else ROLES.get(each["role"], "Message") for each in asked]
     answers = [
-        Answer(who, message_text(row.get("answer") or {}), verdict_of(row), _reason(row))
-        for who, row in pick.rows.items()
+        Answer(name, message_text(row.get("answer") or {}), verdict_of(row), _reason(row))
+        for name, row in pick.rows.items()
     ]
     question = next((message_text(each) for each in asked), "")
     mine, *others = answers
     judged = [each for each in others if each.verdict != "not judged"]
     num_right = sum(each.verdict == "right" for each in judged)
-    verdicts = f"{mine.who}: {mine.verdict}{f'; {num_right} of {len(judged)} others right' if judged else ''}"
+    verdicts = f"{mine.name}: {mine.verdict}{f'; {num_right} of {len(judged)} others right' if judged else ''}"
     return Details(
         f"{number}. {pick.why}: “{_shorten(question)}” ({verdicts})",
         [

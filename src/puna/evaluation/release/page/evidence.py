@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 
 from puna.data.overlap.ngrams import MIN_WORDS, NORMALIZATION
-from puna.evaluation.release.compare import POINTS, Comparison, Outcome
+from puna.evaluation.release.decision import Decision
 from puna.evaluation.release.facts import Facts, data_rows, receipt_rows, tree_lines
-from puna.evaluation.release.gate import Decision
 from puna.evaluation.release.leaks import Leaks
 from puna.evaluation.release.page.blocks import Block, Details, Lines, Paragraph, Picture, Table
 from puna.evaluation.release.page.picture import BAD, GOOD, PLAIN, Mark, draw_intervals
+from puna.evaluation.release.paired_comparison import POINTS, Outcome, PairedComparison
 from puna.evaluation.release.terms import applying
 from puna.evaluation.release.whole_prompts import MIN_PROMPT_WORDS
 
@@ -52,7 +52,7 @@ def _differences(decision: Decision) -> Iterator[Block]:
             SUITES[each.suite],
             f"{each.label} ({each.name})",
             "{:+.1f} ({:+.1f} to {:+.1f})".format(*(POINTS * value for value in each.difference)),
-            "" if each.least is None else f"above {POINTS * each.least:+.1f}",
+            "" if each.threshold is None else f"above {POINTS * each.threshold:+.1f}",
             each.outcome.value,
             f"{each.num_questions:,} in {each.num_groups:,} groups, {each.better:,} better, {each.worse:,} worse",
         ]
@@ -60,7 +60,7 @@ def _differences(decision: Decision) -> Iterator[Block]:
     ]
     yield Paragraph("How much better this model is, in points of 100, and what was demanded of the whole interval.")
     yield Table(["on", "against", "difference", "demanded", "result", "questions"], rows)
-    bounds = [POINTS * value for each in decision.comparisons for value in (*each.difference, each.least or 0.0)]
+    bounds = [POINTS * value for each in decision.comparisons for value in (*each.difference, each.threshold or 0.0)]
     reach = max(10.0, *(abs(value) * 1.1 for value in bounds))
     title = "How much better this model is"
     axis = "points of 100, 95 % interval; dashed: the limit to its left"
@@ -69,10 +69,10 @@ def _differences(decision: Decision) -> Iterator[Block]:
     yield Paragraph(HOW)
 
 
-def _difference_mark(each: Comparison) -> Mark:
+def _difference_mark(each: PairedComparison) -> Mark:
     mean, low, high = (POINTS * value for value in each.difference)
-    limit = None if each.least is None else POINTS * each.least
-    color = {Outcome.MET: GOOD, Outcome.TOLD: PLAIN}.get(each.outcome, BAD)
+    limit = None if each.threshold is None else POINTS * each.threshold
+    color = {Outcome.MET: GOOD, Outcome.SHOWN: PLAIN}.get(each.outcome, BAD)
     suite = "" if each.suite == "task" else ", general"
     return Mark(f"than {each.label}{suite}: {mean:+.1f}", mean, low, high, limit, color)
 

@@ -9,7 +9,7 @@ from puna.evaluation.release.page.blocks import Block, Paragraph, Table
 class NullScore(NamedTuple):
     """A model that knows nothing beside the candidate, on the questions judged for both. Scores are shares of 1.
 
-    `description` completes "a model that ..."; `least` is the lead that the candidate must be shown to have.
+    `description` completes "a model that ..."; `threshold` is the lead that the candidate must be shown to have.
 
     Example:
         >>> NullScore("answers nothing", 0.0, 0.9, 0.05, is_beaten=True).score
@@ -19,7 +19,7 @@ class NullScore(NamedTuple):
     description: str
     score: float
     candidate_score: float
-    least: float
+    threshold: float
     is_beaten: bool
 
 
@@ -50,7 +50,7 @@ def explain_exam(rows: Sequence[NullScore], suite: str) -> list[Block]:
     return [
         Paragraph(
             f"The questions of {suite} were put to models that know nothing, too. A good model has to be better than "
-            f"each by more than {100 * rows[0].least:.0f} points. This one is shown to be better than {result}."
+            f"each by more than {100 * rows[0].threshold:.0f} points. This one is shown to be better than {result}."
         ),
         Table(["a model that ...", "scores", "this model", "told apart"], cells),
     ]

@@ -7,10 +7,8 @@ settings, hashes and the lineage.
 from collections.abc import Iterator
 from pathlib import Path
 
-from puna.evaluation.release.compare import POINTS, Comparison
-from puna.evaluation.release.evaluations import Answered
+from puna.evaluation.release.decision import ComparedModel, Decision
 from puna.evaluation.release.facts import Facts
-from puna.evaluation.release.gate import Decision, Model, explain
 from puna.evaluation.release.page.blocks import (
     Block,
     Heading,
@@ -22,12 +20,14 @@ from puna.evaluation.release.page.blocks import (
     to_html,
     to_markdown,
 )
-from puna.evaluation.release.page.conversations import Side, show_conversations
+from puna.evaluation.release.page.conversations import ModelAnswers, show_conversations
 from puna.evaluation.release.page.evidence import folds, overlap_summary
 from puna.evaluation.release.page.exam import NullScore, explain_exam
 from puna.evaluation.release.page.meaning import explain_right
 from puna.evaluation.release.page.picture import GOOD, PLAIN, Mark, draw_intervals
-from puna.evaluation.release.page.plain import shorten_ids
+from puna.evaluation.release.paired_comparison import POINTS, PairedComparison, explain
+from puna.evaluation.release.short_ids import shorten_ids
+from puna.evaluation.scores import EvaluatedModel
 from puna.pipeline.artifacts import artifact
 
 SUITES = {"task": "the task", "general": "the general suite"}
@@ -87,7 +87,7 @@ def _blocks(decision: Decision, facts: Facts) -> Iterator[Block]:
     yield from folds(decision, facts, RULES)
 
 
-def _label(each: Model | Comparison) -> str:
+def _label(each: ComparedModel | PairedComparison) -> str:
     return each.label
 
 
@@ -98,8 +98,8 @@ def _models(decision: Decision) -> Iterator[Block]:
             _label(model),
             _score(model.task),
             *([_score(model.general)] if has_general else []),
-            f"{model.measured.weight_bytes / 1e6:,.1f} MB" if model.measured else "not measured",
-            f"{model.measured.tokens_per_s:,.0f} tokens/s" if model.measured else "not measured",
+            f"{model.measured.speed.weight_bytes / 1e6:,.1f} MB" if model.measured else "not measured",
+            f"{model.measured.speed.generated_tokens_per_s:,.0f} tokens/s" if model.measured else "not measured",
         ]
         for model in decision.models
     ]
@@ -119,7 +119,7 @@ def _models(decision: Decision) -> Iterator[Block]:
         yield Items(told)
 
 
-def _score(answered: Answered | None) -> str:
+def _score(answered: EvaluatedModel | None) -> str:
     if answered is None:
         return "not measured"
     number = len(answered.scores)
@@ -128,13 +128,13 @@ def _score(answered: Answered | None) -> str:
     return "{:.1f} % ({:.1f} to {:.1f}) of {:,}".format(*(POINTS * value for value in answered.interval), number)
 
 
-def _score_mark(model: Model, suite: str) -> Mark:
-    answered: Answered = getattr(model, suite)
+def _score_mark(model: ComparedModel, suite: str) -> Mark:
+    answered: EvaluatedModel = getattr(model, suite)
     mean, low, high = (POINTS * value for value in answered.interval)
     return Mark(f"{_label(model)}: {mean:.1f} %", mean, low, high, color=GOOD if model.role == "candidate" else PLAIN)
 
 
-def _sentence(each: Comparison) -> str:
+def _sentence(each: PairedComparison) -> str:
     """Say in numbers of questions how often the candidate did better and worse than another model."""
     alike = each.num_questions - each.better - each.worse
     where = "" if each.suite == "task" else " on the general questions"
@@ -151,7 +151,7 @@ def _questions(decision: Decision) -> Iterator[Block]:
         return
     answered = [(model, getattr(model, suite)) for model in decision.models]
     yield Heading("Ten conversations, side by side")
-    yield from show_conversations([Side(_label(model), found.rows) for model, found in answered if found])
+    yield from show_conversations([ModelAnswers(_label(model), found.rows) for model, found in answered if found])
     yield Heading("What “right” means")
     for name, title in SUITES.items():
         if found := getattr(decision.models[0], name):
@@ -165,7 +165,7 @@ def _exams(decision: Decision) -> Iterator[Block]:
     for suite, exam in decision.exams.items():
         rows = [
             NullScore(
-                null.comparison.name, null.score, null.candidate_score, null.comparison.least or 0.0, null.is_beaten
+                null.comparison.name, null.score, null.candidate_score, null.comparison.threshold or 0.0, null.is_beaten
             )
             for null in exam or ()
             if null.comparison.num_questions
@@ -178,7 +178,7 @@ def _rules(decision: Decision) -> Table:
         [
             RULES[each.rule],
             "passed" if each.held else "overridden" if each.override else "not passed",
-            shorten_ids("; ".join(each.reasons) or each.told or _met(decision, each.rule) or "nothing was demanded"),
+            shorten_ids("; ".join(each.reasons) or each.remark or _met(decision, each.rule) or "nothing was demanded"),
         ]
         for each in decision.verdicts
     ]
@@ -191,7 +191,7 @@ def _met(decision: Decision, suite: str) -> str:
 
 def _cost(decision: Decision) -> Iterator[Block]:
     price = decision.settings.usd_per_hour
-    hourly = {_label(model): model.measured.tokens_per_s for model in decision.models if model.measured}
+    hourly = {_label(model): model.measured.speed.generated_tokens_per_s for model in decision.models if model.measured}
     if price is None:
         yield Paragraph(
             "Not known, because no price was given. What does an hour of a machine like the one that evaluated cost? "

@@ -7,9 +7,9 @@ of the candidate, a GO would prove nothing about the candidate.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from puna.evaluation.release.compare import POINTS, Comparison, Outcome, compare
-from puna.evaluation.release.evaluations import Answered
+from puna.evaluation.release.paired_comparison import POINTS, Outcome, PairedComparison, compare_paired
 from puna.evaluation.release.rules.verdict import Verdict
+from puna.evaluation.scores import EvaluatedModel
 
 HINT = "Ask more questions whose right answers differ, and judge what the answers say"
 # For null models with scores below the margin: the exam is hard enough, and the candidate is weak.
@@ -20,13 +20,13 @@ class NullResult(NamedTuple):
     """Score of a null model beside the candidate's score, 0 to 1, on the questions judged for both models.
 
     Example:
-        >>> NullResult(0.0, 1.0, compare(mine, constant, suite="task", role="null", least=0.05)).is_beaten
+        >>> NullResult(0.0, 1.0, compare_paired(mine, constant, suite="task", role="null", threshold=0.05)).is_beaten
         True
     """
 
     score: float
     candidate_score: float
-    comparison: Comparison
+    comparison: PairedComparison
 
     @property
     def is_beaten(self) -> bool:
@@ -37,7 +37,9 @@ class NullResult(NamedTuple):
 Exam = Sequence[NullResult]
 
 
-def examine(candidate: Answered, nulls: Sequence[Answered], *, suite: str, margin: float) -> list[NullResult]:
+def examine(
+    candidate: EvaluatedModel, nulls: Sequence[EvaluatedModel], *, suite: str, margin: float
+) -> list[NullResult]:
     """Pair the candidate's answers with every null model's answers, on the questions judged for both models.
 
     The result is empty if every judgement of the candidate's answers is a person's: people notice an answer without
@@ -57,7 +59,7 @@ def examine(candidate: Answered, nulls: Sequence[Answered], *, suite: str, margi
         return []
     results: list[NullResult] = []
     for null in nulls:
-        comparison = compare(candidate, null, suite=suite, role="null", least=margin)
+        comparison = compare_paired(candidate, null, suite=suite, role="null", threshold=margin)
         paired = [score for question, score in null.scores.items() if question in candidate.scores]
         score = sum(paired) / len(paired) if paired else 0.0
         results.append(NullResult(score, score + comparison.difference.mean, comparison))
@@ -71,14 +73,14 @@ def judge_exam(exams: Mapping[str, Exam | None]) -> Verdict:
         exams: Results by suite, named as in a sentence ("task"); None for an evaluation without null models.
 
     Example:
-        >>> judge_exam({"task": examine(mine, [constant, empty], suite="task", margin=0.05)}).told
+        >>> judge_exam({"task": examine(mine, [constant, empty], suite="task", margin=0.05)}).remark
         '100.0 points better than any model that knows nothing'
     """
     reasons = [reason for suite, exam in exams.items() for reason in _reasons(suite, exam)]
     results = [result for exam in exams.values() for result in exam or ()]
     if reasons or not exams:
         best = max((result.score for result in results if not result.is_beaten), default=1.0)
-        margin = max((result.comparison.least or 0.0 for result in results), default=0.0)
+        margin = max((result.comparison.threshold or 0.0 for result in results), default=0.0)
         hint = HINT if best >= margin else HINT_FOR_WEAK_MODEL
         return Verdict("exam", reasons, hint=hint if reasons else "")
     if not results:
@@ -96,7 +98,7 @@ def _reasons(suite: str, exam: Exam | None) -> Iterator[str]:
         return
     passed = sorted((result for result in exam if not result.is_beaten), key=lambda each: each.comparison.difference)
     if passed:
-        best, margin = passed[0], POINTS * (passed[0].comparison.least or 0)
+        best, margin = passed[0], POINTS * (passed[0].comparison.threshold or 0)
         others = f" (so do {len(passed) - 1} more)" if len(passed) > 1 else ""
         yield (
             f"exam-too-weak: on the {suite} a model that {best.comparison.name} scores {POINTS * best.score:.1f} %, "

@@ -6,8 +6,8 @@ A share of unjudged answers above the stated limit makes a NO-GO.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from puna.evaluation.release.evaluations import Answered
 from puna.evaluation.release.rules.verdict import Verdict
+from puna.evaluation.scores import EvaluatedModel
 
 # Prefix of the reason if the two orders of a judge disagree, or the replies cannot be parsed (evaluate/judges).
 UNDECIDED = "undecided"
@@ -18,7 +18,7 @@ HINT = (
 )
 
 
-def judge_judged(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) -> Verdict:
+def judge_judged(suites: Mapping[str, Sequence[EvaluatedModel]], max_unjudged: float) -> Verdict:
     """Compare the share of unjudged questions with the allowed share.
 
     Args:
@@ -27,14 +27,14 @@ def judge_judged(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) 
         max_unjudged: Largest allowed share of unjudged questions, 0 to 1.
 
     Example:
-        >>> judge_judged({"task": [mine]}, max_unjudged=0.0).told
+        >>> judge_judged({"task": [mine]}, max_unjudged=0.0).remark
         'all 60 answers were judged for what they say'
     """
     reasons = list(_reasons(suites, max_unjudged))
     return Verdict("judged", reasons, _told(suites), hint=HINT if reasons else "")
 
 
-def unjudged_questions(answers: Sequence[Answered]) -> int:
+def unjudged_questions(answers: Sequence[EvaluatedModel]) -> int:
     """Count the questions with at least one model's answer unjudged.
 
     An answer that a judge left undecided counts as unjudged. Undecided answers score as wrong, and would favor a
@@ -54,7 +54,7 @@ def unjudged_questions(answers: Sequence[Answered]) -> int:
     return len(answers[0].rows) - len(judged - undecided)
 
 
-def _reasons(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) -> Iterator[str]:
+def _reasons(suites: Mapping[str, Sequence[EvaluatedModel]], max_unjudged: float) -> Iterator[str]:
     for suite, answers in suites.items():
         num_questions, num_unjudged = len(answers[0].rows), unjudged_questions(answers)
         if num_unjudged > max_unjudged * num_questions:
@@ -65,7 +65,7 @@ def _reasons(suites: Mapping[str, Sequence[Answered]], max_unjudged: float) -> I
             )
 
 
-def _told(suites: Mapping[str, Sequence[Answered]]) -> str:
+def _told(suites: Mapping[str, Sequence[EvaluatedModel]]) -> str:
     numbers = [(len(answers[0].rows), unjudged_questions(answers)) for answers in suites.values()]
     total, unjudged = (sum(column) for column in zip(*numbers, strict=True)) if numbers else (0, 0)
     num_left_out = sum(answers[0].num_left_out for answers in suites.values())

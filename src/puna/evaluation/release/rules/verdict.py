@@ -7,8 +7,12 @@ from dataclasses import dataclass
 class Verdict:
     """Result of one rule. The rule held if `reasons` is empty; otherwise `reasons` lists the failures.
 
-    `told` is a remark for a rule that held. `override` is the reason for overriding a failed rule. `hint` tells the
-    user how to fix a failure; a separate hint keeps the reasons short.
+    Attributes:
+        rule: Name of the rule in settings and reports.
+        reasons: Failures in words.
+        remark: Statement about a rule that held.
+        override: Reason for overriding a failed rule.
+        hint: Advice on how to fix a failure.
 
     Example:
         >>> Verdict("limits", ["its weights take 12.0 MB, at most 10.0 are allowed"]).held
@@ -17,7 +21,7 @@ class Verdict:
 
     rule: str
     reasons: list[str]
-    told: str = ""
+    remark: str = ""
     override: str = ""
     hint: str = ""
 

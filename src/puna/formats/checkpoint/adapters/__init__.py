@@ -1,1 +1,1 @@
-"""An adapter in files: PEFT's directory and the other spellings of one, read, merged into a base and written."""
+"""Adapter files: PEFT's directory and further spellings, read, merged into a base and written."""

@@ -19,10 +19,10 @@ from puna.formats.checkpoint.adapters.fit import require_fit
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.formats.checkpoint.adapters.keys import DOWN, HEAD, MAGNITUDE, UP, find_parts
 from puna.formats.checkpoint.adapters.patterns import module_settings, overlapping
-from puna.formats.checkpoint.directory import find_file, read_json
-from puna.formats.checkpoint.layout import StoredTensor, read_header
+from puna.formats.checkpoint.hf.weights import read_floats
+from puna.formats.checkpoint.safe_files import find_file, read_json
+from puna.formats.checkpoint.safetensors.header import StoredTensor, read_header
 from puna.formats.checkpoint.source import Source, tensor_shapes
-from puna.formats.checkpoint.weights import read_floats
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.config import ADAPTED, LlamaConfig
 from puna.model.lora import Lora, LowRank
@@ -45,7 +45,7 @@ OTHER_WEIGHTS = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """An opened adapter: settings, tensors, and notes for the log."""
+    """An opened adapter: settings, tensors, and notes for the log. Example: see `open_adapter`."""
 
     path: Path
     delta: Delta
@@ -73,12 +73,17 @@ class Adapter:
 
     @property
     def linears(self) -> dict[str, Mapping[str, str]]:
-        """The parts beside matrices that linear layers multiply with: neither embeddings nor tensors saved whole."""
+        """The LoRA matrices of linear layers, without embeddings and without tensors saved whole."""
         return {name: parts for name, parts in self.parts.items() if set(parts) <= {DOWN, UP, MAGNITUDE}}
 
 
 def open_adapter(directory: Path) -> Adapter:
-    """Read an adapter's config and headers; CheckpointError for other methods and other file formats."""
+    """Read an adapter's config and headers; CheckpointError for unsupported methods and file formats.
+
+    Example:
+        adapter = open_adapter(Path("adapters/acme"))
+        merged(Checkpoint.open("models/base").source(), adapter)
+    """
     config_path, weights_path = (find_file(directory, name) for name in (CONFIG_NAME, WEIGHTS_NAME))
     if config_path is None:
         given, hint = f"{directory} has no {CONFIG_NAME}", missing_hint(directory)
@@ -96,7 +101,7 @@ def open_adapter(directory: Path) -> Adapter:
 
 
 def alpha_notes(config: AdapterConfig, parts: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """Say where the alpha that was trained with is not certain."""
+    """Return notes on modules whose training alpha is uncertain."""
     if modules := overlapping(config, [name.removesuffix(".weight") for name in parts]):
         yield (
             f"alpha_pattern has two keys with different values for {_listed(modules)}: PEFT takes the first, and sorts "

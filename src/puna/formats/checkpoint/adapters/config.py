@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from puna.formats.checkpoint.directory import read_json
-from puna.formats.checkpoint.hf_config import refuse_code
+from puna.formats.checkpoint.hf.config import refuse_code
+from puna.formats.checkpoint.safe_files import read_json
 from puna.pipeline.errors import CheckpointError
 
 LORA, TOKENS_ONLY = "LORA", "TRAINABLE_TOKENS"
@@ -53,7 +53,7 @@ TORCHTUNE_FIELDS = ("adapter_type", "lora_attn_modules", "apply_lora_to_mlp")
 
 
 class Problem(NamedTuple):
-    """A setting that cannot be followed: field, value, expectation and remedy."""
+    """An unsupported setting: field, value, expectation and remedy."""
 
     field: str
     given: str
@@ -63,19 +63,20 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The settings of an adapter, named as in PEFT's LoraConfig where the words differ.
+    """The settings of an adapter, with the names of PEFT's LoraConfig if the words differ.
 
     Attributes:
-        base_name: `base_model_name_or_path`, with the revision where one is named; "" if unknown.
-        rank: `r` of the modules that no `rank_pattern` names.
-        targets: `target_modules`: names that a module's path ends in, one regular expression, or "all-linear"; None for
-            the modules that matrices are stored for.
-        excluded: `exclude_modules`: names, or one regular expression.
-        saved: `modules_to_save`: modules with a trained copy that is stored whole.
+        base_name: `base_model_name_or_path`, with the revision if stated; "" if unknown.
+        rank: `r` of the modules outside `rank_pattern`.
+        targets: `target_modules`: endings of module paths, a regular expression, or "all-linear"; None for the modules
+            with
+            stored matrices.
+        excluded: `exclude_modules`: names, or a regular expression.
+        saved: `modules_to_save`: modules with a trained copy, stored whole.
         layers: `layers_to_transform`; None for all layers.
         token_rows: `trainable_token_indices`: rows of a table by the module's name.
         is_tied: `ensure_weight_tying`: changes of the embeddings of a tied base are changes of the head, too.
-        notes: fields of the file that Puna does not know, in words.
+        notes: descriptions of unknown fields of the file.
     """
 
     base_name: str
@@ -148,7 +149,7 @@ def parse_config(raw: Mapping[str, Any]) -> AdapterConfig:
 
 
 def problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield everything in adapter_config.json that cannot be followed."""
+    """Yield every unsupported setting of adapter_config.json."""
     kind = raw.get("peft_type")
     if kind not in (LORA, TOKENS_ONLY):
         yield _foreign_kind(raw)
@@ -202,7 +203,7 @@ def _lora_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _shape_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield fields with values of another type than PEFT writes."""
+    """Yield fields with values of types that PEFT never writes."""
     texts = "names of modules, or null"
     for key in ("target_modules", "exclude_modules", "layers_pattern"):
         if not (raw.get(key) is None or isinstance(raw[key], str) or _is_list(raw[key], str)):

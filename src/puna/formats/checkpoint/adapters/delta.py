@@ -26,9 +26,9 @@ from puna.formats.checkpoint.adapters.keys import (
     token_rows,
 )
 from puna.formats.checkpoint.adapters.patterns import module_settings
-from puna.formats.checkpoint.layout import StoredTensor
+from puna.formats.checkpoint.hf.weights import read_float
+from puna.formats.checkpoint.safetensors.header import StoredTensor
 from puna.formats.checkpoint.source import Source
-from puna.formats.checkpoint.weights import read_float
 from puna.model.config import LlamaConfig
 
 Parts = Mapping[str, Mapping[str, str]]

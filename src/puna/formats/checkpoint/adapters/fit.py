@@ -15,8 +15,8 @@ from puna.formats.checkpoint.adapters.keys import (
     WHOLE,
     token_rows,
 )
+from puna.formats.checkpoint.hf.weights import FLOATS
 from puna.formats.checkpoint.source import tensor_shapes
-from puna.formats.checkpoint.weights import FLOATS
 from puna.model.config import LlamaConfig
 from puna.pipeline.errors import CheckpointError
 

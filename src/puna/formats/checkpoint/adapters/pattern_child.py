@@ -1,7 +1,7 @@
-"""Regular expressions and names on standard input -> the names that match, one line of JSON an expression.
+"""Regular expressions and names on standard input -> the matching names, one line of JSON per expression.
 
-An isolated process that patterns.py starts; imports the standard library only. Memory and time are bounded, since the
-expressions come from a stranger's file.
+An isolated process started by patterns.py, with the standard library only. Memory and time are bounded, since the
+expressions come from untrusted files.
 """
 
 import json

@@ -11,7 +11,7 @@ from puna.model.compare import Comparison
 from puna.pipeline.artifacts.artifact import Receipt
 
 # Greatest difference of a log-probability that rounding gives, in standard deviations of the logits: two to ten times
-# what was measured on random models and the demo teacher (docs/merge.md).
+# what was measured on random models and the demo teacher (docs/stages/merge.md).
 OF_WEIGHTS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 OF_COMPUTING = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 

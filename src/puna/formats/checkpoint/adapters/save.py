@@ -1,4 +1,4 @@
-"""A network that carries an adapter -> adapter_config.json and safetensors in PEFT's layout."""
+"""A model with an adapter -> adapter_config.json and safetensors in PEFT's layout."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -7,15 +7,15 @@ from typing import Any
 
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from puna.formats.checkpoint.adapters.keys import DOWN, MAGNITUDE, PREFIX, UP
-from puna.formats.checkpoint.directory import write_json
+from puna.formats.checkpoint.safe_files import write_json
+from puna.formats.checkpoint.safetensors.writer import Entry, write_file
 from puna.formats.checkpoint.source import disk_name
-from puna.formats.checkpoint.writer import Entry, write_file
 from puna.model.adapted import HEAD, AdaptedLinear, adapted_modules
 from puna.model.llama import Llama
 
 
 def save_adapter(directory: Path, model: Llama, *, base_name: str) -> None:
-    """Write the adapter that a network carries as PEFT does; `base_name` is the name or the path of the base."""
+    """Write the adapter of a model in PEFT's layout; `base_name` is the name or path of the base."""
     modules = adapted_modules(model)
     entries = [entry for path, module in modules.items() for entry in _entries(path, module)]
     write_file(directory / WEIGHTS_NAME, entries)

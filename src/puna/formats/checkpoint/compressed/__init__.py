@@ -1,1 +1,1 @@
-"""Quantized weights as the `compressed-tensors` format has them: which module in which scheme, under which names."""
+"""Quantized weights in the `compressed-tensors` format: schemes by module, and names of stored tensors."""

@@ -1,7 +1,7 @@
-"""quantization_config of a config.json <-> Quantization: which matrix is stored in which scheme.
+"""quantization_config of config.json <-> Quantization: the scheme of every quantized matrix.
 
-Reads what compressed-tensors' tools write for integer weights (pack-quantized) and float8 rows (float-quantized). What
-would be computed otherwise than Puna does (zero points, g_idx, int8 activations, quantized caches) is refused with why.
+Supports integer weights (pack-quantized) and float8 rows (float-quantized). Zero points, g_idx, int8 activations and
+quantized KV caches change the results and are rejected with a reason. Source: vLLM's compressed-tensors project.
 """
 
 import math
@@ -31,7 +31,7 @@ KNOWN = {"quant_method", "format", "config_groups", "ignore", *TOLD, *EMPTY}
 
 @dataclass(frozen=True)
 class Group:
-    """Modules that share a scheme."""
+    """Modules with a common scheme."""
 
     targets: Targets
     scheme: Scheme
@@ -39,14 +39,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Quantization:
-    """Which modules are stored in which scheme: the closest target wins, unless a module is ignored."""
+    """Schemes by target: the most specific target of a module wins, unless the module is ignored.
+
+    Example: see `parse_quantization`.
+    """
 
     path: Path
     groups: tuple[Group, ...]
     ignored: Targets
 
     def schemes(self, config: LlamaConfig) -> dict[str, Scheme]:
-        """Return the scheme of every quantized module; CheckpointError if groups don't divide a width."""
+        """Return the scheme of every quantized module; CheckpointError if the group size does not divide a width."""
         if config.num_layers > MAX_LAYERS:
             raise CheckpointError(f"{self.path}: {config.num_layers:,} layers", expected=f"at most {MAX_LAYERS:,}")
         found: dict[str, Scheme] = {}
@@ -73,7 +76,15 @@ class Quantization:
 
 
 def parse_quantization(raw: dict[str, Any], path: Path) -> Quantization | None:
-    """Return what config.json says about quantized weights, None if nothing; CheckpointError for what is not read."""
+    """Return the quantization of a config.json, None for unquantized weights.
+
+    Raises:
+        CheckpointError: The quantization is not supported.
+
+    Example:
+        >>> parse_quantization({}, Path("config.json")) is None
+        True
+    """
     section = Fields(raw, path).section("quantization_config")
     if section is None:
         return None
@@ -137,9 +148,10 @@ def _is_float8_a_token(inputs: Fields) -> bool:
 
 
 def render_quantization(schemes: Mapping[str, Scheme], config: LlamaConfig) -> dict[str, Any]:
-    """Return quantization_config for a model whose modules are stored in these schemes.
+    """Return quantization_config for the schemes of a model's modules.
 
-    The most frequent scheme is told for all linear layers but those that are ignored, others by their names.
+    The most frequent scheme targets all linear layers ("Linear", with ignored modules); other schemes target modules by
+    name.
     """
     linears = [path for path in matrix_shapes(config) if path not in VOCABULARY]
     counted = Counter(schemes[path] for path in linears if path in schemes)

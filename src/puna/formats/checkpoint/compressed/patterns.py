@@ -1,6 +1,6 @@
-"""A target of compressed-tensors' config (a class, a module's name, "re:" and a pattern) -> whether a module is meant.
+"""Targets of compressed-tensors' config (a class, a module name, or "re:" and a pattern) -> matching modules.
 
-Patterns are a stranger's: only a small part of regular expressions is taken, in which a match cannot take long.
+Patterns come from untrusted files: only a subset of regular expressions with bounded matching time is accepted.
 """
 
 import re
@@ -18,14 +18,14 @@ MAX_PATTERN_LEN, MAX_REPEATS, MAX_PATTERNS, MAX_NAMES = 200, 3, 16, 100_000
 
 @dataclass(frozen=True)
 class Targets:
-    """Classes, exact names and patterns, each of which may mean a module."""
+    """Targets of a group: classes, exact names and patterns."""
 
     classes: frozenset[str]
     names: frozenset[str]
     patterns: tuple[re.Pattern[str], ...]
 
     def rank(self, name: str, kind: str) -> int | None:
-        """Tell how closely a module is meant (0 by name, 1 by a pattern, 2 by its class); None if it isn't."""
+        """Return the specificity of a match: 0 by name, 1 by pattern, 2 by class; None without a match."""
         if name in self.names:
             return 0
         if any(pattern.match(name) for pattern in self.patterns):
@@ -34,7 +34,7 @@ class Targets:
 
 
 def parse_targets(fields: Fields, key: str) -> Targets:
-    """Read a list of targets; CheckpointError for anything that isn't understood."""
+    """Read a list of targets; CheckpointError for unsupported entries."""
     values = fields.get(key)
     if values is None:
         values = []

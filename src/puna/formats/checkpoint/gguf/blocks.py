@@ -1,7 +1,6 @@
-"""Rows of floats <-> the bytes that GGUF stores for them: plain floats, or blocks with a scale each.
+"""Rows of floats <-> bytes of GGUF tensors: plain floats, or quantized blocks with a scale per block.
 
-Blocks equal those of llama.cpp's reference quantizers, byte for byte. Chooses no kind for a tensor (writer.py does) and
-opens no file.
+Quantized blocks equal those of llama.cpp's reference quantizers byte for byte. writer.py chooses the kind of a tensor.
 """
 
 from typing import NamedTuple
@@ -14,7 +13,14 @@ CHUNK_VALUES = 2**20  # What is worked on at once.
 
 
 class Kind(NamedTuple):
-    """A way to store values: its number in files, values and bytes of a block, and the largest value it can hold."""
+    """A tensor type of GGUF (ggml_type).
+
+    Attributes:
+        number: Number of the type in files.
+        block_len: Values per block.
+        block_bytes: Bytes per block.
+        largest: Largest absolute value that the type can represent.
+    """
 
     number: int
     block_len: int
@@ -51,7 +57,7 @@ Floats = NDArray[np.float32]
 
 
 def encode(rows: torch.Tensor, kind: str) -> Bytes:
-    """Return the bytes of rows of finite floats [R, C], uint8 [R, bytes of a row]; C must be whole blocks."""
+    """Return the bytes [R, bytes per row] of finite floats [R, C]; C must be a multiple of the block length."""
     if kind in DTYPES:
         return rows.to(DTYPES[kind]).contiguous().view(torch.uint8).numpy()
     blocks = rows.float().contiguous().numpy().reshape(-1, KINDS[kind].block_len)
@@ -60,7 +66,7 @@ def encode(rows: torch.Tensor, kind: str) -> Bytes:
 
 
 def decode(data: Bytes, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return the tensor that `data` holds: plain floats as a view, blocks as new float32."""
+    """Return the tensor in `data`: plain floats as a view, quantized blocks as new float32."""
     if kind in DTYPES:
         return torch.from_numpy(data).view(DTYPES[kind]).reshape(shape)
     blocks = data.reshape(-1, KINDS[kind].block_bytes)
@@ -73,14 +79,14 @@ def decode(data: Bytes, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _inverse(scales: Floats) -> Floats:
-    """Return 1 / scale, and 0 where that is no number: such a scale is stored as 0 anyway."""
+    """Return 1 / scale, and 0 for an infinite result: such small scales are stored as 0."""
     with np.errstate(divide="ignore", over="ignore"):
         inverse = 1 / scales
     return np.where(np.isfinite(inverse), inverse, np.float32(0))
 
 
 def _encode_q8(blocks: Floats) -> Bytes:
-    """A scale (float16), then 32 int8: the largest value becomes 127."""
+    """Return Q8_0 blocks: a float16 scale, then 32 int8 values; the largest value becomes 127."""
     scales = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     scaled = blocks * _inverse(scales)
     # NOTE: half away from zero, as C's roundf; numpy's own rounding goes to even and would differ in ties.
@@ -95,7 +101,7 @@ def _decode_q8(blocks: Bytes) -> Floats:
 
 
 def _encode_q4(blocks: Floats) -> Bytes:
-    """A scale (float16), then 32 values 0 to 15 that stand for -8 to 7: value i and i + 16 share byte i."""
+    """Return Q4_0 blocks: a float16 scale, then 32 4-bit values with offset 8; values i and i + 16 share byte i."""
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
     scales = largest / np.float32(-8)
     steps = np.trunc(blocks * _inverse(scales) + np.float32(8.5)).astype(np.uint8).clip(0, 15)
@@ -109,7 +115,7 @@ def _decode_q4(blocks: Bytes) -> Floats:
 
 
 def _decode_q6(blocks: Bytes) -> Floats:
-    """256 values of 6 bits: 128 bytes of low halves, 64 bytes of high pairs, 16 int8 scales, a float16 scale."""
+    """Decode Q6_K blocks: 128 bytes of low nibbles, 64 of high bit pairs, 16 int8 scales, a float16 scale."""
     low = blocks[:, :128].reshape(-1, 2, 1, 64) >> np.array([[0], [4]], np.uint8) & np.uint8(15)
     high = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([[0], [2], [4], [6]], np.uint8) & 3
     steps = (low.reshape(-1, 2, 4, 32) | high << 4).astype(np.float32) - 32

@@ -1,7 +1,7 @@
-"""A GGUF file <-> its metadata and its table of tensors; the tensors' bytes stay in the file, mapped.
+"""A GGUF file <-> metadata and tensor table; tensor data stays in the memory-mapped file.
 
-Versions 2 and 3, little-endian. Every count, length and offset is held against the file before it is used. Knows no
-model: reader.py does.
+Supports versions 2 and 3, little-endian. Every count, length and offset is validated against the file before use.
+reader.py interprets the metadata. Source: docs/gguf.md in the ggml repository.
 """
 
 import math
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.formats.checkpoint.directory import find_file
 from puna.formats.checkpoint.gguf.blocks import KINDS, OTHER_KINDS
+from puna.formats.checkpoint.safe_files import find_file
 from puna.pipeline.errors import CheckpointError
 
 MAGIC = b"GGUF"
@@ -35,11 +35,11 @@ OTHER_KIND_HINT = "Take a file in one of these, or the model's safetensors"
 
 
 class KindError(CheckpointError):
-    """A tensor is stored in a way that Puna doesn't read."""
+    """A tensor has a type that Puna cannot read."""
 
 
 class GgufTensor(NamedTuple):
-    """What the table says about one tensor: `shape` with rows first, `offset` in the file."""
+    """A tensor's table entry: `shape` with rows first, `offset` in bytes of the file."""
 
     kind: str
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ class GgufTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Strings:
-    """An array of texts that still lie in the file, each behind 8 bytes of length; `ends` is where each ends."""
+    """A lazy array of strings in the mapped file, each after an 8-byte length; `ends` are their end offsets."""
 
     where: str
     data: NDArray[np.uint8] = field(repr=False)
@@ -72,9 +72,11 @@ class Strings:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """An opened file: the header is checked, no weight is read. Arrays of numbers are views of the file.
+    """An opened file: the header is validated, weights are not read. Numeric arrays are views of the file.
 
-    NOTE: while it lives the file may be replaced by renaming, but not written into or cut.
+    NOTE: while the object lives, the file may be replaced by renaming, but not modified or truncated.
+
+    Example: see `read_gguf`.
     """
 
     path: Path
@@ -90,7 +92,7 @@ class GgufFile:
 
 
 def is_gguf(path: Path) -> bool:
-    """Tell whether the file at `path` is GGUF by its name or by how it begins; CheckpointError if it cannot be read."""
+    """Return whether a file is GGUF by suffix or magic number; CheckpointError for an unreadable file."""
     if path.suffix.lower() == ".gguf":
         return True
     try:
@@ -101,7 +103,14 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_gguf(path: str | Path) -> GgufFile:
-    """Check a file's header and return what it says; CheckpointError names the file and the key or tensor."""
+    """Open a file and validate the header.
+
+    Raises:
+        CheckpointError: The file is damaged or unsupported; the error names the key or tensor.
+
+    Example:
+        read_gguf("model.gguf").metadata["general.architecture"]  # "llama"
+    """
     path = Path(path)
     real_path = find_file(path.parent, path.name)
     if real_path is None:
@@ -126,7 +135,7 @@ def read_gguf(path: str | Path) -> GgufFile:
 
 
 class _Header:
-    """A position in the mapped file; each step checks that what it takes is there."""
+    """A cursor in the mapped file; every read is checked against the file size."""
 
     def __init__(self, path: Path, data: NDArray[np.uint8]):
         self.path, self.data, self.size = path, data, len(data)
@@ -138,7 +147,7 @@ class _Header:
         return CheckpointError(f"{self.path}: {given}", expected=expected, hint=hint)
 
     def take(self, length: int, what: str) -> int:
-        """Step over `length` bytes and return where they begin."""
+        """Advance by `length` bytes, and return the start offset."""
         start = self.position
         if length > self.size - start:
             raise self.fail(
@@ -164,7 +173,7 @@ class _Header:
             raise self.fail(f"{what} is no text ({error.reason})", "UTF-8") from None
 
     def names(self, kind: str, count: int) -> Iterator[tuple[str, str]]:
-        """Yield each name, and as errors call it; what stands behind it is taken before the next."""
+        """Yield every name with a description for errors; the caller consumes the entry before the next name."""
         seen: set[str] = set()
         for index in range(count):
             name = self.text(f"the name of {kind} {index}")
@@ -224,7 +233,7 @@ class _Header:
             yield name, self.tensor(what)
 
     def tensor(self, what: str) -> GgufTensor:
-        """Return a tensor whose offset counts from the beginning of the data."""
+        """Return a table entry with an offset relative to the data section."""
         num_dims = self.number("I", what)
         if not 1 <= num_dims <= MAX_DIMS:
             raise self.fail(f"{what} has {num_dims:,} dimensions", f"1 to {MAX_DIMS}")
@@ -257,7 +266,7 @@ def _require_version(header: _Header) -> None:
 
 
 def _place(header: _Header, tensors: Mapping[str, GgufTensor], alignment: int) -> dict[str, GgufTensor]:
-    """Return the tensors with offsets in the file; they must follow one another, each at the next aligned byte."""
+    """Return the tensors with offsets in the file; CheckpointError unless tensors are aligned and contiguous."""
     start = position = _align(header.position, alignment)
     end = header.position
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
@@ -284,14 +293,17 @@ def _align(position: int, alignment: int) -> int:
 
 
 def padding(num_bytes: int) -> bytes:
-    """Return the zeros that lie behind so many bytes in a written file."""
+    """Return the zeros that align the end of `num_bytes` bytes."""
     return bytes(-num_bytes % ALIGNMENT)
 
 
 def render_header(metadata: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
-    """Return all of a file that stands before the first tensor; `tensors`: name -> (kind, shape), in their order.
+    """Return the bytes before the first tensor.
 
     Integers are stored as uint32, in arrays as int32; floats as float32.
+
+    Args:
+        tensors: (kind, shape) by name, in the order of the data.
     """
     parts = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():

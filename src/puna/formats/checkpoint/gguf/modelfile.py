@@ -1,7 +1,7 @@
-"""The prompt format and the settings of an exported model -> an Ollama Modelfile.
+"""Prompt format and settings of an exported model -> an Ollama Modelfile.
 
-Its template is Go's text/template over what Ollama hands in, and writes what chat/format.py writes; docs/gguf.md lists
-what it cannot. begin_of_text is left to the runner, which adds it.
+The template uses Go's text/template with Ollama's variables and renders the prompts of chat/format.py;
+docs/reference/gguf.md lists the differences. Ollama adds begin_of_text itself.
 """
 
 import json
@@ -72,7 +72,7 @@ _FIRST_IS_SYSTEM = '{{ if and (eq $index 0) (eq .Role "system") }}'
 
 
 def render_template(environment: str = "") -> str:
-    """Return the prompt format as Ollama takes it, for conversations in this environment ("" or "ipython")."""
+    """Return the prompt format as Ollama's template, for the environment "" or "ipython"."""
     find_system = "{{- range $index, $message := .Messages }}" + _FIRST_IS_SYSTEM + "%s{{ end }}{{ end }}"
     system = _HEADER % "system"
     if environment:
@@ -97,9 +97,12 @@ def write_modelfile(
     system: str = "",
     licence: str = "",
 ) -> Path:
-    """Write `Modelfile` beside the GGUF file that it names and return its path.
+    """Write `Modelfile` beside the GGUF file, and return the path.
 
-    `sampling` is spelled as in generation_config.json; `system` is used where a conversation has no system message.
+    Args:
+        gguf_name: File name of the GGUF file.
+        sampling: Sampling defaults with the keys of generation_config.json.
+        system: System message of conversations without one.
     """
     if Path(gguf_name).name != gguf_name or gguf_name.split() != [gguf_name]:
         raise CheckpointError(f"file name {gguf_name!r}", expected="a name without path and space")

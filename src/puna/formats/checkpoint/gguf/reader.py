@@ -1,6 +1,6 @@
-"""A GGUF file of a Llama -> Source: its config, its tokenizer, and its tensors as Hugging Face has them.
+"""A GGUF file of a Llama -> Source: config, tokenizer, and tensors with Hugging Face's names.
 
-What would change the network's arithmetic and isn't ours is refused: any key of llama.* that is not known here.
+Unknown keys of llama.* are rejected, since a key may change the computation.
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ import torch
 from puna.formats.checkpoint.fields import Fields
 from puna.formats.checkpoint.gguf.blocks import DTYPES, KINDS, decode
 from puna.formats.checkpoint.gguf.container import OTHER_KIND_HINT, GgufFile, KindError, read_gguf
-from puna.formats.checkpoint.gguf.layout import (
+from puna.formats.checkpoint.gguf.tensors import (
     EMBEDDINGS,
     OUTPUT,
     ROPE_FACTORS,
@@ -52,7 +52,11 @@ SAMPLING |= {"penalty_repeat": "repetition_penalty"}
 
 
 def open_gguf(path: str | Path) -> Source:
-    """Check a GGUF file of a Llama and return it as a Source; reads no weight, raises CheckpointError."""
+    """Open a GGUF file of a Llama as a Source, without reading weights; CheckpointError for unsupported files.
+
+    Example:
+        write_checkpoint(Path("models/base"), open_gguf("llama.gguf"))
+    """
     file = read_gguf(path)
     _require_readable(file)
     config = parse_config(file)
@@ -82,7 +86,7 @@ def _require_readable(file: GgufFile) -> None:
 
 
 def parse_config(file: GgufFile) -> LlamaConfig:
-    """Return what the keys and RoPE's factors say; the other tensors are not held against it."""
+    """Return the config of the metadata and the RoPE factors, without checks of other tensors."""
     _require_llama(file)
     fields = Fields(file.metadata, file.path, "llama.")
     num_heads = fields.integer("attention.head_count")
@@ -128,9 +132,10 @@ def _require_llama(file: GgufFile) -> None:
 
 
 def _require_fit(file: GgufFile, config: LlamaConfig) -> None:
-    """Raise unless the tensors are exactly those that the config describes, rope_freqs apart.
+    """Raise CheckpointError unless names and shapes of the tensors equal those of the config, rope_freqs aside.
 
-    NOTE: layers and sizes are compared with the file before the network is built, which takes memory for each.
+    NOTE: number of layers and sizes are compared with the file before the network is built, which takes memory per
+    layer.
     """
     tensors = {name: tensor for name, tensor in file.tensors.items() if name != ROPE_FACTORS}
     expected_count = TENSORS_PER_LAYER * config.num_layers + 2 + (not config.tie_embeddings)
@@ -160,7 +165,7 @@ def _with_scaling(file: GgufFile, config: LlamaConfig) -> LlamaConfig:
 
 
 def _read(file: GgufFile, config: LlamaConfig, name: str) -> torch.Tensor:
-    """Return a tensor by its name in Hugging Face's files: plain floats mapped, blocks as float32."""
+    """Return a tensor by Hugging Face's name: plain floats mapped, quantized blocks as float32."""
     stored = file.tensors[gguf_name(name)]
     tensor = decode(file.content(gguf_name(name)), stored.kind, stored.shape)
     num_heads = num_rotated_heads(name, config)
@@ -168,7 +173,7 @@ def _read(file: GgufFile, config: LlamaConfig, name: str) -> torch.Tensor:
 
 
 def parse_sampling(file: GgufFile) -> dict[str, Any] | None:
-    """Return the sampling defaults among the keys, by the names of generation_config.json; None if there are none."""
+    """Return the sampling defaults with the keys of generation_config.json; None if the file has none."""
     given = {ours: f"general.sampling.{theirs}" for theirs, ours in SAMPLING.items()}
     sampling = {ours: file.metadata[key] for ours, key in given.items() if key in file.metadata}
     for name, value in sampling.items():

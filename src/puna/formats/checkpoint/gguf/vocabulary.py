@@ -1,6 +1,6 @@
-"""The tokenizer.ggml.* keys of a GGUF file <-> our Tokenizer.
+"""The tokenizer.ggml.* keys of a GGUF file <-> Tokenizer.
 
-Knows byte-level BPE with Llama 3's split, and no other tokenizer.
+Supports byte-level BPE with Llama 3's split pattern.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +29,7 @@ IDS = {"bos": "begin_of_text", "eos": "eot_id", "eot": "eot_id", "eom": "eom_id"
 
 
 def parse_tokenizer(file: GgufFile, vocab_size: int) -> Tokenizer | None:
-    """Return the file's tokenizer, None if it has none; it must name each of `vocab_size` ids."""
+    """Return the tokenizer of a file with a token for each of `vocab_size` ids; None for a file without a tokenizer."""
     fields = Fields(file.metadata, file.path, "tokenizer.ggml.")
     if fields.is_one_of("model", ("none", None)):
         return None
@@ -49,7 +49,7 @@ def parse_tokenizer(file: GgufFile, vocab_size: int) -> Tokenizer | None:
 
 
 def parse_stop_ids(file: GgufFile, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the ids at which generation ends, as far as the keys name them."""
+    """Return the stop ids among the keys."""
     fields = Fields(file.metadata, file.path, "tokenizer.ggml.")
     ids: list[int] = []
     for role in STOP_ROLES:
@@ -61,7 +61,7 @@ def parse_stop_ids(file: GgufFile, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def _read_tokens(file: GgufFile, vocab_size: int) -> tuple[dict[str, int], tuple[AddedToken, ...]]:
-    """Return the ids of plain tokens, and the added ones: control tokens are special, user-defined ones are text."""
+    """Return the ids of plain tokens, and added tokens: control tokens are special, user-defined tokens are text."""
     tokens, kinds = _strings(file, "tokens"), file.metadata.get("tokenizer.ggml.token_type")
     if len(tokens) != vocab_size or not isinstance(kinds, np.ndarray) or len(kinds) != vocab_size:
         raise CheckpointError(
@@ -90,7 +90,7 @@ def _read_tokens(file: GgufFile, vocab_size: int) -> tuple[dict[str, int], tuple
 
 
 def _of_vocabulary(user_defined: Mapping[str, int], merges: Iterable[str]) -> dict[str, int]:
-    """Return the user-defined tokens that the BPE makes too: a token may be added that the vocabulary has already."""
+    """Return user-defined tokens that merges produce: an added token may also be part of the vocabulary."""
     if not user_defined:
         return {}
     made = set(BYTE_CHARACTERS).union(
@@ -123,9 +123,9 @@ def _strings(file: GgufFile, name: str) -> Strings:
 
 
 def render_tokenizer(tokenizer: Tokenizer, vocab_size: int, other_stop_ids: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Return the keys of a tokenizer; ids that it lacks below `vocab_size` become unused tokens.
+    """Return the keys of a tokenizer; missing ids below `vocab_size` become unused tokens.
 
-    A stop id of the model's own takes the place of eos; a second one cannot be told.
+    An additional stop id of the model replaces eos; GGUF has no key for a second one.
     """
     if len(other_stop_ids) > 1:
         raise CheckpointError(f"stop ids {list(other_stop_ids)}", expected="at most one that other Llamas have not")
@@ -148,7 +148,7 @@ def render_tokenizer(tokenizer: Tokenizer, vocab_size: int, other_stop_ids: tupl
 
 
 def _plain_model(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the BPE as tokenizer.json has it; CheckpointError if GGUF cannot tell it."""
+    """Return the BPE of tokenizer.json; CheckpointError if GGUF cannot represent the tokenizer."""
     saved = tokenizer.to_json()
     model = saved["model"]
     wrong = [name for name in UNTOLD if model.get(name)]

@@ -1,7 +1,7 @@
-"""Source -> a GGUF file for llama.cpp, Ollama and what is built on them, one tensor in memory at a time.
+"""Source -> a GGUF file for llama.cpp and Ollama, with a single tensor in memory at a time.
 
-Matrices are stored in the kind asked for, norms and RoPE's factors in float32. Searches no better rounding than
-llama.cpp's plain quantizers, and merges nothing into the weights.
+Matrices have the requested type, norms and RoPE factors float32. Rounding is that of llama.cpp's plain quantizers,
+without an importance matrix.
 """
 
 import os
@@ -14,8 +14,8 @@ import torch
 
 from puna.formats.checkpoint.gguf.blocks import CHUNK_VALUES, KINDS, encode
 from puna.formats.checkpoint.gguf.container import ALIGNMENT, padding, render_header
-from puna.formats.checkpoint.gguf.layout import EMBEDDINGS, OUTPUT, ROPE_FACTORS, gguf_name, rope_factors, to_pairs
 from puna.formats.checkpoint.gguf.reader import SAMPLING
+from puna.formats.checkpoint.gguf.tensors import EMBEDDINGS, OUTPUT, ROPE_FACTORS, gguf_name, rope_factors, to_pairs
 from puna.formats.checkpoint.gguf.vocabulary import render_tokenizer
 from puna.formats.checkpoint.source import Source, num_rotated_heads, tensor_shapes
 from puna.model.config import LlamaConfig
@@ -34,10 +34,17 @@ class _Entry(NamedTuple):
 def write_gguf(
     path: Path, source: Source, *, kind: WrittenKind, name: str, template: str, licence: str = ""
 ) -> dict[str, str]:
-    """Write a new file and force it to the disk; `template` is the chat template (Jinja) for other programs.
+    """Write a new file, fsync the file, and return the matrices of other types than `kind`.
 
-    Return the matrices that are not stored in `kind`, with what they are stored as: with Q4_0 the output, as Q8_0
-    (llama.cpp takes Q6_K), and where rows are no whole blocks, F16.
+    With Q4_0 the output matrix is stored as Q8_0 (llama.cpp uses Q6_K). Matrices whose rows are not a multiple of the
+    block length are stored as F16.
+
+    Args:
+        kind: Tensor type of the matrices.
+        template: Chat template (Jinja) for other programs.
+
+    Returns:
+        {tensor name: tensor type} of matrices with another type than `kind`.
     """
     if source.tokenizer is None or source.tokenizer.vocab_size > source.config.vocab_size:
         size = source.tokenizer.vocab_size if source.tokenizer else "no"
@@ -68,7 +75,7 @@ def _general(source: Source, kind: WrittenKind, name: str, licence: str) -> dict
 
 
 def _sampling(source: Source) -> dict[str, Any]:
-    """Return the sampling defaults by their keys; greedy decoding is temperature 0."""
+    """Return the sampling defaults as GGUF keys; greedy decoding is temperature 0."""
     told = dict(source.sampling or {})
     told |= {"temperature": 0.0} if told.get("do_sample") is False else {}
     given = {theirs: (ours, told[ours]) for theirs, ours in SAMPLING.items() if told.get(ours) is not None}
@@ -122,7 +129,7 @@ def _read(source: Source, name: str) -> torch.Tensor:
 
 
 def _write(path: Path, header: bytes, entries: Mapping[str, _Entry]) -> None:
-    """Write the file, or leave none."""
+    """Write the file completely, or remove it on an error."""
     try:
         with path.open("xb") as file:
             try:

@@ -1,1 +1,1 @@
-"""Meta's own format (params.json, tokenizer.model, consolidated.NN.pth) <-> a Source."""
+"""Meta's checkpoint format: params.json, consolidated.NN.pth and tokenizer.model."""

@@ -1,7 +1,7 @@
-"""A .pth file of torch.save -> its tensors: dtype, shape, stride and byte offset in the file.
+"""A .pth file of torch.save -> dtype, shape, stride and byte offset of every tensor.
 
-Reads the directory of the zip archive and its data.pkl, no weights. Runs in the confined child; unpacks nothing and
-makes no path of an entry's name.
+Reads the zip directory and data.pkl, but no weights. Runs in the confined child process. Nothing is unpacked, and entry
+names are never used as paths.
 """
 
 import os
@@ -22,14 +22,14 @@ DAMAGE = (zipfile.BadZipFile, RuntimeError, ValueError, OverflowError, EOFError,
 
 
 class Entry(NamedTuple):
-    """Where an entry's bytes lie in the file."""
+    """The byte range of an archive entry in the file."""
 
     start: int
     num_bytes: int
 
 
 class Bounded(NamedTuple):
-    """A file whose archive may be listed: zipfile reads its directory in one piece, and needs ten times that."""
+    """A file with a size limit on reads: zipfile reads the whole directory at once, and needs ten times the memory."""
 
     file: BinaryIO
 
@@ -48,7 +48,7 @@ class Bounded(NamedTuple):
 
 
 def read_table(file: BinaryIO) -> dict[str, dict[str, Any]]:
-    """Return {name: {dtype, shape, stride, start}} of a file open for reading; raise CheckpointError."""
+    """Return {name: {dtype, shape, stride, start}} of an open file; CheckpointError unless the file is a state dict."""
     entries = read_entries(file)
     folder = _folder(entries)
     order = entries.get(f"{folder}/byteorder")
@@ -74,7 +74,7 @@ def _place(name: str, view: View, entry: Entry | None) -> dict[str, Any]:
 
 
 def read_entries(file: BinaryIO) -> dict[str, Entry]:
-    """Return the archive's entries, each stored as it is, apart from the others and inside the file."""
+    """Return the entries of the archive: uncompressed, without overlaps, and inside the file."""
     _require_zip(file)
     try:
         with zipfile.ZipFile(Bounded(file)) as archive:
@@ -127,7 +127,7 @@ def _require_zip(file: BinaryIO) -> None:
 
 
 def _folder(entries: dict[str, Entry]) -> str:
-    """Return the name of the one folder that all entries lie in."""
+    """Return the name of the single top-level folder of the archive."""
     folders = {name.split("/")[0] for name in entries}
     if len(folders) != 1 or f"{(folder := folders.pop())}/{PICKLE_NAME}" not in entries:
         raise CheckpointError(f"no {PICKLE_NAME} in one folder", expected="what torch.save writes")

@@ -1,7 +1,7 @@
-"""The process that looks into one .pth file: standard input -> one JSON document, its tensors or an error.
+"""The child process that parses one .pth file: file on standard input -> JSON with tensors or an error.
 
-Has neither network nor environment, can write no byte to a file, and its memory and time are bounded; confine.py starts
-it. Its answer is checked as if a stranger had written it (shard.py).
+The process has no network, no environment and no write access to files; memory and CPU time are limited. confine.py
+starts the process, and shard.py validates the output as untrusted input.
 """
 
 import json
@@ -23,13 +23,13 @@ LIMITS = {
 
 
 def main() -> None:
-    """Answer on standard output with {"tensors": ...} or {"error": ...}."""
+    """Print {"tensors": ...} or {"error": ...}."""
     confine_self()
     print(json.dumps(answer()))
 
 
 def confine_self() -> None:
-    """Give up, for good, what reading a table does not need."""
+    """Set resource limits that cannot be raised again."""
     for kind, limit in LIMITS.items():
         try:
             resource.setrlimit(kind, (limit, limit))
@@ -38,7 +38,7 @@ def confine_self() -> None:
 
 
 def answer() -> dict[str, Any]:
-    """Read the file on standard input."""
+    """Parse the file on standard input."""
     try:
         with open(0, "rb", closefd=False) as file:
             return {"tensors": read_table(file)}

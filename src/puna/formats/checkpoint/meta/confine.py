@@ -1,7 +1,7 @@
-"""A program and a file -> what the program prints, run without network, environment or a disk to write to.
+"""A Python program and a file -> the program's output, run without network, environment or write access.
 
-Uses bubblewrap where it works, else an empty network namespace, else the limits that the program sets itself; says
-which. Kernel exploits are out of its reach. It is for Puna's own child.py, not for code that a model wrote.
+Uses bubblewrap if available, else an empty network namespace, else resource limits of the program itself; the result
+names the mechanism. Kernel exploits are out of scope. Confinement suits Puna's own child.py, not model-generated code.
 """
 
 import subprocess
@@ -22,7 +22,7 @@ START = "import sys; sys.path.append({root!r}); {program}"
 
 
 class Confinement(NamedTuple):
-    """How a program is shut in, in words, and the command before it."""
+    """A confinement mechanism: description, and the command prefix."""
 
     name: str
     command: tuple[str, ...]
@@ -30,12 +30,20 @@ class Confinement(NamedTuple):
 
 @cache
 def confinement() -> Confinement:
-    """Return the strongest confinement in which Python starts on this machine."""
+    """Return the strongest mechanism that can start Python on this machine."""
     return next(each for each in _candidates() if not each.command or _starts(each))
 
 
 def run_confined(program: str, file: BinaryIO, *, max_bytes: int, max_seconds: float = 120.0) -> bytes:
-    """Return what the Python `program` prints, `file` being its standard input; raise CheckpointError if it fails."""
+    """Run the Python program with `file` as standard input, and return the output.
+
+    Args:
+        max_bytes: Largest size of the output.
+        max_seconds: Time limit in seconds.
+
+    Raises:
+        CheckpointError: The program failed, or exceeded a limit.
+    """
     with _start(confinement(), program, file) as process:
         assert process.stdout is not None
         timer = threading.Timer(max_seconds, process.kill)

@@ -1,6 +1,6 @@
-"""Hugging Face's tensor names and layout <-> Meta's: what it is called, how it is split, how heads are rotated.
+"""Hugging Face's tensor names and layout <-> Meta's: names, sharded dimensions, order of rotated rows.
 
-Moves no weights.
+Source: llama-models, and convert_llama_weights_to_hf.py in transformers.
 """
 
 import torch
@@ -25,7 +25,12 @@ IN_LAYER = {
 
 
 def meta_name(name: str) -> str:
-    """Return Meta's name of a tensor of Hugging Face's."""
+    """Return Meta's name of a tensor with Hugging Face's name.
+
+    Example:
+        >>> meta_name("model.layers.0.mlp.up_proj.weight")
+        'layers.0.feed_forward.w3.weight'
+    """
     if name in WHOLE:
         return WHOLE[name]
     _, _, layer, module = name.removesuffix(".weight").split(".", 3)
@@ -33,7 +38,7 @@ def meta_name(name: str) -> str:
 
 
 def meta_names(config: LlamaConfig) -> set[str]:
-    """Return the names that each shard of a model holds."""
+    """Return the tensor names of every shard of a model."""
     whole = {meta for name, meta in WHOLE.items() if name != HEAD or not config.tie_embeddings}
     layers = range(config.num_layers)
     return whole | {f"layers.{layer}.{module}.weight" for layer in layers for module in IN_LAYER.values()}
@@ -45,9 +50,9 @@ def is_norm(name: str) -> bool:
 
 
 def split_dims(name: str) -> tuple[int, ...]:
-    """Return the dimensions that shards may split a matrix by; the first is what Llama 3 does.
+    """Return the possible sharded dimensions of a matrix; the first is Llama 3's.
 
-    Inputs are split where a sum over shards follows. Before Llama 3 the embeddings were split by width.
+    Matrices before an all-reduce are split by inputs. Before Llama 3 the embeddings were split by width.
     """
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         return (1,)
@@ -55,11 +60,11 @@ def split_dims(name: str) -> tuple[int, ...]:
 
 
 def num_copies(name: str, config: LlamaConfig, num_shards: int) -> int:
-    """Return how many neighbouring shards hold the same part: keys and values, where shards outnumber heads."""
+    """Return the number of adjacent shards with equal parts: keys and values, if there are more shards than heads."""
     is_shared = name.endswith(("k_proj.weight", "v_proj.weight")) and num_shards % config.num_kv_heads == 0
     return num_shards // config.num_kv_heads if is_shared else 1
 
 
 def rows_of_pairs(num_heads: int, head_dim: int) -> torch.Tensor:
-    """Return for each row of Meta's matrix (adjacent rows rotate together) its place in Hugging Face's (halves)."""
+    """Return the row in Hugging Face's matrix (halves) for every row of Meta's (adjacent rows rotate together)."""
     return torch.arange(num_heads * head_dim).view(num_heads, 2, head_dim // 2).transpose(1, 2).flatten()

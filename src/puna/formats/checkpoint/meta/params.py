@@ -1,7 +1,7 @@
 """params.json <-> LlamaConfig.
 
-The format has no word for the context, the RoPE factor and tied embeddings: these follow from the rest (parse_params).
-A key that Puna does not know is refused by name, since it may change what is computed.
+The format has no fields for the context length, the RoPE factor and tied embeddings: `parse_params` derives the values.
+Unknown keys are rejected by name, since a key may change the computation.
 """
 
 from dataclasses import replace
@@ -28,9 +28,13 @@ PUBLISHED_FFN = {
 
 
 def parse_params(raw: dict[str, Any], path: Path, *, num_ids: int | None, is_tied: bool) -> LlamaConfig:
-    """Return the config; `num_ids` is the tokenizer's vocabulary, which a vocab_size of -1 refers to.
+    """Return the config.
 
-    `use_scaled_rope` is Llama 3.1's scaling by 8, or by 32 where the sizes are those of Llama 3.2's 1B or 3B.
+    `use_scaled_rope` means Llama 3.1's scaling by 8, or by 32 for the sizes of Llama 3.2 1B and 3B.
+
+    Args:
+        num_ids: Vocabulary size of the tokenizer, the value of a vocab_size of -1.
+        is_tied: Whether head and embeddings share a matrix.
     """
     unknown = sorted(key for key in raw.keys() - KNOWN if raw[key] is not None)
     if unknown:
@@ -71,7 +75,7 @@ def parse_params(raw: dict[str, Any], path: Path, *, num_ids: int | None, is_tie
 
 
 def _small(config: LlamaConfig) -> str | None:
-    """Return the model of Llama 3.2 that has these sizes."""
+    """Return the model of Llama 3.2 with these sizes."""
     return next((size for size in ("1b", "3b") if _sizes(SIZES[size]) == _sizes(config)), None)
 
 
@@ -80,7 +84,7 @@ def _sizes(config: LlamaConfig) -> tuple[int, ...]:
 
 
 def render_params(config: LlamaConfig) -> dict[str, Any]:
-    """Return params.json for a config, or raise CheckpointError if Meta's format cannot say it."""
+    """Return params.json for a config; CheckpointError if Meta's format cannot represent the config."""
     if config.head_dim * config.num_heads != config.dim:
         raise CheckpointError(
             f"head_dim {config.head_dim} with {config.num_heads} heads for dim {config.dim}",
@@ -110,7 +114,7 @@ def render_params(config: LlamaConfig) -> dict[str, Any]:
 
 
 def ffn_hidden_dim(dim: int, multiplier: float | None, multiple_of: int) -> int:
-    """Return the width of the feed-forward layer as Meta's code computes it, rounding included."""
+    """Return the width of the feed-forward layer with the rounding of Meta's code."""
     width = int(2 * (4 * dim) / 3)
     if multiplier is not None:
         width = int(multiplier * width)
@@ -118,7 +122,7 @@ def ffn_hidden_dim(dim: int, multiplier: float | None, multiple_of: int) -> int:
 
 
 def _solve_ffn(config: LlamaConfig) -> tuple[int, float]:
-    """Return a multiple_of, and the shortest multiplier, that give exactly this hidden_dim."""
+    """Return a multiple_of and the shortest multiplier for exactly this hidden_dim."""
     multiple_of = min(256, config.hidden_dim & -config.hidden_dim)
     # A quarter more than the width, so that truncation never falls one short.
     ratio = (config.hidden_dim + 0.25) / int(8 * config.dim / 3)

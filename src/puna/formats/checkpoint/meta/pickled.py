@@ -1,7 +1,7 @@
-"""data.pkl of a .pth file -> where each tensor lies in which storage; the opcodes are interpreted here, as data.
+"""data.pkl of a .pth file -> the storage and view of every tensor, by interpreting pickle opcodes as data.
 
-Never imports, calls or builds what a pickle names: a global is a name to compare, and all but the few that a state
-dict needs are refused. Runs in the confined child, so it imports neither torch nor anything that unpickles.
+No name in a pickle is imported, called or instantiated: globals are compared with the few names of a state dict, and
+all others are rejected. Runs in the confined child, without torch and without any unpickler.
 """
 
 import struct
@@ -35,13 +35,13 @@ KNOWN_GLOBALS = {*CALLS, *STORAGE_DTYPES, *DTYPES}
 
 
 class Global(NamedTuple):
-    """A name that the pickle would have imported."""
+    """A global of the pickle, as a name only."""
 
     name: str
 
 
 class Storage(NamedTuple):
-    """Entry data/`key` of the archive; `num_items` of `dtype`, or bytes where that is None."""
+    """The archive entry data/`key`: `num_items` of `dtype`, or bytes for None."""
 
     key: str
     dtype: str | None
@@ -53,7 +53,7 @@ class Storage(NamedTuple):
 
 
 class View(NamedTuple):
-    """A tensor: `offset` and `stride` in elements of its storage, within which it lies."""
+    """A tensor within a storage; `offset` and `stride` in elements."""
 
     storage: Storage
     dtype: str
@@ -63,7 +63,7 @@ class View(NamedTuple):
 
 
 def read_state_dict(data: bytes) -> dict[str, View]:
-    """Return the tensors that a state dict names, in its order; raise CheckpointError on anything else."""
+    """Return the tensors of a state dict in order; CheckpointError for anything else."""
     found = _Machine(data).run()
     if type(found) is not dict:
         raise CheckpointError(f"data.pkl holds {_kind(found)}", expected="a state dict: names with their tensors")
@@ -76,7 +76,7 @@ def read_state_dict(data: bytes) -> dict[str, View]:
 
 
 class _Machine:
-    """The pickle machine reduced to data: a stack, marks in it, a memo."""
+    """A pickle machine for data only: stack, marks and memo."""
 
     def __init__(self, data: bytes):
         self.data, self.position = data, 0
@@ -234,7 +234,7 @@ class _Machine:
                 raise self.fail(f"a call of {function.name} with other arguments than a tensor's", "torch.save's")
 
     def dtype(self, storage: Storage, rest: list[Any]) -> str:
-        """Return a tensor's dtype: its storage's, or for bytes the one that it names itself."""
+        """Return a tensor's dtype: the storage's dtype, or the tensor's own for an untyped storage."""
         match storage.dtype, rest:
             case str(dtype), [] | [dict()]:
                 return dtype
@@ -244,7 +244,7 @@ class _Machine:
                 raise self.fail("a tensor without one dtype", "one, of its storage or its own")
 
     def view(self, storage: Storage, dtype: str, offset: Any, shape: Any, stride: Any) -> View:
-        """Return the view, or raise unless it lies in its storage and repeats none of its elements."""
+        """Return the view; CheckpointError if elements lie outside the storage or repeat."""
         count = storage.num_bytes // ITEM_BYTES[dtype]
         if not _are_counts((offset,)) or not _are_counts(shape) or not _are_counts(stride) or len(shape) != len(stride):
             raise self.fail("a tensor's offset, shape or stride", f"at most {MAX_RANK} counts from 0")
@@ -256,7 +256,7 @@ class _Machine:
         return View(storage, dtype, offset, shape, stride)
 
     def build(self) -> None:
-        """Drop what a state dict has as its attribute: the versions of its modules."""
+        """Drop the state of a state dict: the versions of modules in `_metadata`."""
         state, target = self.pop(), self.top()
         if type(target) is not dict or type(state) is not dict or state.keys() - {"_metadata"}:
             raise self.fail("a state to be set on an object", "the _metadata of a state dict")
@@ -271,7 +271,7 @@ def _are_counts(values: Any) -> TypeGuard[tuple[int, ...]]:
 
 
 def _repeats(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Tell whether a dimension steps no further than those of smaller steps reach, as expanded tensors do."""
+    """Return whether indices share elements, as in expanded tensors: a stride within the reach of smaller ones."""
     reach = 0
     for step, size in sorted((step, size) for size, step in zip(shape, stride, strict=True) if size > 1):
         if step <= reach:

@@ -1,6 +1,6 @@
-"""Names and shapes, then tensors one by one -> a .pth file as torch.save lays it out, which torch.load can map.
+"""Names and shapes, then tensors in sequence -> a .pth file in the layout of torch.save, which torch.load can map.
 
-Writes the opcodes of a plain state dict itself: no object is ever pickled. Holds no tensor.
+Writes the opcodes of a plain state dict directly, without a pickler.
 """
 
 import math
@@ -27,7 +27,7 @@ MARK, TUPLE, PERSISTENT, FALSE, REDUCE, SET_ITEMS, STOP = b"(", b"t", b"Q", b"\x
 
 
 class Stored(NamedTuple):
-    """A contiguous tensor in the storage `key`, which several names may share."""
+    """A contiguous tensor in the storage `key`; several names may share a storage."""
 
     key: int
     dtype: torch.dtype
@@ -35,7 +35,7 @@ class Stored(NamedTuple):
 
 
 class PthWriter:
-    """An open file; `write` takes the storages in the order of their keys."""
+    """An open .pth file; call `write` with the storages in the order of their keys."""
 
     def __init__(self, path: Path, tensors: Mapping[str, Stored]):
         self._archive = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
@@ -46,7 +46,7 @@ class PthWriter:
         self._write_entry("byteorder", b"little")
 
     def write(self, tensor: torch.Tensor) -> None:
-        """Write the next storage; its bytes are copied only where they do not lie in one piece."""
+        """Write the next storage; non-contiguous tensors are copied."""
         stored = next(self._next)
         assert tensor.dtype == stored.dtype and tuple(tensor.shape) == stored.shape, stored
         content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
@@ -70,7 +70,7 @@ class PthWriter:
 
 
 def state_dict_opcodes(tensors: Mapping[str, Stored]) -> bytes:
-    """Return data.pkl: pickle protocol 2, the opcodes that torch.load's weights_only knows."""
+    """Return data.pkl in pickle protocol 2, with opcodes allowed by torch.load(weights_only=True)."""
     items = b"".join(_text(name) + _tensor(stored) for name, stored in tensors.items())
     return PROTOCOL + ORDERED_DICT + MARK + items + SET_ITEMS + STOP
 

@@ -1,6 +1,7 @@
-"""A directory of Meta's (params.json, consolidated.NN.pth, tokenizer.model) -> a Source that joins its shards.
+"""Meta's directory (params.json, consolidated.NN.pth, tokenizer.model) -> a Source that joins the shards.
 
-Reads a tensor when it is asked for, and holds that one only. Quantized files, LoRA, vision and experts are refused.
+Tensors are read on demand, with a single tensor in memory. Quantized files, LoRA, vision and mixture-of-experts models
+are rejected.
 """
 
 import re
@@ -12,11 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-from puna.formats.checkpoint.directory import find_file, read_json
 from puna.formats.checkpoint.meta import names
 from puna.formats.checkpoint.meta.confine import confinement
 from puna.formats.checkpoint.meta.params import parse_params
 from puna.formats.checkpoint.meta.shard import Shard
+from puna.formats.checkpoint.safe_files import find_file, read_json
 from puna.formats.checkpoint.source import Source, num_rotated_heads, tensor_shapes
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.config import LlamaConfig
@@ -28,14 +29,14 @@ CHUNK = 4096  # Rows that are compared at once.
 
 
 class OpenedMeta(NamedTuple):
-    """What a directory holds, and how the process that looked into its pickles was shut in."""
+    """A model, and the confinement of the process that parsed the pickles."""
 
     source: Source
     confinement: str
 
 
 class Join(NamedTuple):
-    """How a tensor is made of its shards' parts: `copies` neighbours hold the same one; the rest lie along `dim`."""
+    """How shards form a tensor: groups of `copies` adjacent shards hold equal parts, concatenated along `dim`."""
 
     dim: int
     copies: int
@@ -50,7 +51,7 @@ class Joined:
     joins: Mapping[str, Join]
 
     def read(self, name: str) -> torch.Tensor:
-        """Return a tensor; raise CheckpointError if shards that should hold the same do not."""
+        """Return a tensor; CheckpointError if shards with copies of a part differ."""
         parts = self.parts(name)
         if not (num_heads := num_rotated_heads(name, self.config)):
             return parts[0] if len(parts) == 1 else torch.cat(parts, self.joins[name].dim)
@@ -61,7 +62,7 @@ class Joined:
         return joined
 
     def parts(self, name: str) -> list[torch.Tensor]:
-        """Return the different parts of a tensor, mapped."""
+        """Return the distinct parts of a tensor, mapped."""
         views = [shard.view(names.meta_name(name)) for shard in self.shards]
         copies = self.joins[name].copies
         for index, view in enumerate(views):
@@ -74,7 +75,14 @@ class Joined:
 
 
 def open_meta(directory: str | Path) -> OpenedMeta:
-    """Check a directory's params.json and the shape, dtype and place of every tensor; raise CheckpointError."""
+    """Open a directory; check params.json, and shape, dtype and position of every tensor.
+
+    Raises:
+        CheckpointError: The directory is incomplete, damaged or unsupported.
+
+    Example:
+        open_meta("downloads/Llama3.2-1B").source.config.num_layers
+    """
     directory = Path(directory)
     params_path = find_file(directory, PARAMS_NAME) if directory.is_dir() else None
     if params_path is None:
@@ -98,7 +106,7 @@ def open_meta(directory: str | Path) -> OpenedMeta:
 
 
 def _shard_paths(directory: Path) -> list[Path]:
-    """Return consolidated.00.pth, 01 and so on without a gap."""
+    """Return consolidated.00.pth, consolidated.01.pth and so on; CheckpointError for a gap."""
     found = {path.name for path in directory.iterdir() if re.fullmatch(r"consolidated.*\.pth", path.name)}
     expected = [f"consolidated.{index:02d}.pth" for index in range(max(1, len(found)))]
     for name in expected:
@@ -112,7 +120,7 @@ def _shard_paths(directory: Path) -> list[Path]:
 
 
 def _join(shards: Sequence[Shard], config: LlamaConfig) -> Joined:
-    """Fit the shards' tensors to the config, which they must fill exactly."""
+    """Compare the tensors of all shards with the config, and return the joined model."""
     directory = shards[0].path.parent
     # NOTE: these three come before the network is built: a config may name a billion layers.
     for layer in range(config.num_layers):
@@ -133,7 +141,7 @@ def _join(shards: Sequence[Shard], config: LlamaConfig) -> Joined:
 
 
 def _find_join(shards: Sequence[Shard], config: LlamaConfig, name: str, shape: tuple[int, ...]) -> Join:
-    """Tell from the shapes of its parts how a tensor is split."""
+    """Derive the split of a tensor from the shapes of its parts."""
     placed = [shard.tensors[names.meta_name(name)] for shard in shards]
     if len({part.dtype for part in placed}) == 1:
         for join in _possible_joins(name, config, len(shards)):
@@ -158,7 +166,7 @@ def _possible_joins(name: str, config: LlamaConfig, num_shards: int) -> list[Joi
 
 
 def _has_equal_head(joined: Joined) -> bool:
-    """Return whether the output matrix repeats the embeddings, which Meta's code needs even where they are tied."""
+    """Return whether the output matrix equals the embeddings; Meta's code needs both names even for tied embeddings."""
     head, embeddings = (joined.parts(name)[0][:1] for name in (names.HEAD, names.EMBEDDINGS))
     width = min(head.shape[1], embeddings.shape[1])
     if head.dtype != embeddings.dtype or not _is_same(head[:, :width], embeddings[:, :width]):
@@ -168,6 +176,6 @@ def _has_equal_head(joined: Joined) -> bool:
 
 
 def _is_same(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Compare bit by bit: a NaN equals itself."""
+    """Return whether two tensors are bitwise equal, NaN included."""
     bits = {2: torch.int16, 4: torch.int32}[left.dtype.itemsize]
     return torch.equal(left.view(bits), right.view(bits))

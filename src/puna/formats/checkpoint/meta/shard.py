@@ -1,6 +1,6 @@
-"""consolidated.NN.pth -> its tensors, mapped from the file; the pickle inside is looked at by another process only.
+"""consolidated.NN.pth -> memory-mapped tensors; a confined process parses the pickle.
 
-What that process answers is checked against the file as if a stranger had written it.
+The output of the process is validated against the file as untrusted input.
 """
 
 import math
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from puna.formats.checkpoint.directory import parse_json
 from puna.formats.checkpoint.meta.confine import run_confined
+from puna.formats.checkpoint.safe_files import parse_json
 from puna.pipeline.errors import CheckpointError
 
 PROGRAM = "from puna.formats.checkpoint.meta.child import main; main()"
@@ -23,7 +23,7 @@ IGNORED = {"rope.freqs"}  # A constant that the files of Llama 1 and 2 hold.
 
 
 class Placed(NamedTuple):
-    """Where a tensor lies: `stride` in elements, `start` in bytes of the file."""
+    """The position of a tensor: `stride` in elements, `start` in bytes of the file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -32,13 +32,16 @@ class Placed(NamedTuple):
 
     @property
     def num_spanned(self) -> int:
-        """How many elements lie from its first to its last."""
+        """Number of elements from the first to the last element of the tensor."""
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """An opened file. NOTE: while it lives the file may be replaced by renaming, but not written into."""
+    """An opened .pth file.
+
+    NOTE: while the object lives, the file may be replaced by renaming, but not modified.
+    """
 
     path: Path
     tensors: dict[str, Placed]
@@ -46,7 +49,7 @@ class Shard:
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
-        """Find the tensors of a .pth file, reading no weights; raise CheckpointError."""
+        """Find the tensors of a .pth file without reading weights; CheckpointError for damaged files."""
         try:
             with path.open("rb") as file:
                 answer = parse_json(run_confined(PROGRAM, file, max_bytes=MAX_ANSWER_BYTES), path)

@@ -1,6 +1,7 @@
-"""A Source -> a directory of Meta's: params.json, tokenizer.model and consolidated.NN.pth, a tensor at a time.
+"""A Source -> Meta's directory: params.json, tokenizer.model and consolidated.NN.pth, tensor by tensor.
 
-Writes models that Meta's format can say, and Llama 3's own tokenizer; converts no weights but to one dtype.
+Restricted to configs and tokenizers with a representation in Meta's format: Llama 3's own tokenizer. All weights are
+stored in a single dtype.
 """
 
 import base64
@@ -11,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from puna.formats.checkpoint.directory import write_json
 from puna.formats.checkpoint.meta import names
 from puna.formats.checkpoint.meta.params import render_params
 from puna.formats.checkpoint.meta.pth_writer import STORAGES, PthWriter, Stored
 from puna.formats.checkpoint.meta.reader import PARAMS_NAME, TOKENIZER_NAME
+from puna.formats.checkpoint.safe_files import write_json
+from puna.formats.checkpoint.safetensors.writer import sync_files
 from puna.formats.checkpoint.source import Source, num_rotated_heads, tensor_shapes
-from puna.formats.checkpoint.writer import sync_files
 from puna.formats.tokenizer.files import NUM_LLAMA3_RANKS, SPECIAL_TEXTS
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.pipeline.errors import CheckpointError
@@ -27,9 +28,14 @@ LLAMA3_RANKS = "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55
 
 
 def write_meta(directory: Path, source: Source, *, num_shards: int = 1, dtype: torch.dtype | None = None) -> None:
-    """Write a model into an existing directory that holds none, and force it to the disk; raise CheckpointError.
+    """Write a model into an existing directory without a model, and fsync the files.
 
-    Weights are stored in `dtype` or the source's own. `num_shards` must divide each matrix's split width.
+    Args:
+        num_shards: Number of .pth files; must divide the split dimension of every matrix.
+        dtype: Dtype of the weights; None keeps the source's dtype.
+
+    Raises:
+        CheckpointError: Meta's format cannot represent the model, or the disk is full.
     """
     dtype = dtype or source.dtype
     occupants = [*directory.glob("consolidated.*"), *directory.glob(PARAMS_NAME)]
@@ -60,7 +66,7 @@ def write_meta(directory: Path, source: Source, *, num_shards: int = 1, dtype: t
 
 
 def _local_shape(name: str, shape: tuple[int, ...], num_shards: int) -> tuple[int, ...]:
-    """Return the shape of one shard's part."""
+    """Return the shape of a shard's part."""
     if names.is_norm(name):
         return shape
     local = list(shape)
@@ -72,7 +78,7 @@ def _local_shape(name: str, shape: tuple[int, ...], num_shards: int) -> tuple[in
 
 
 def _parts(source: Source, name: str, dtype: torch.dtype, num_shards: int) -> Sequence[torch.Tensor]:
-    """Return each shard's part of a tensor in Meta's layout."""
+    """Return every shard's part of a tensor in Meta's layout."""
     tensor = source.read(name).to(dtype)
     if num_heads := num_rotated_heads(name, source.config):
         tensor = tensor[names.rows_of_pairs(num_heads, source.config.head_dim)]
@@ -83,7 +89,7 @@ def _parts(source: Source, name: str, dtype: torch.dtype, num_shards: int) -> Se
 
 
 def _render_ranks(source: Source) -> bytes:
-    """Return tokenizer.model, or raise: the format has no place for another vocabulary or split pattern."""
+    """Return tokenizer.model; CheckpointError for any other tokenizer than Llama 3's, which the format implies."""
     tokenizer = source.tokenizer
     ranks = _ranks(tokenizer) if tokenizer else b""
     if hashlib.sha256(ranks).hexdigest() != LLAMA3_RANKS:

@@ -1,7 +1,7 @@
 """The next token of many sequences -> hidden states, in few shapes: a GPU is told each once and then replays it.
 
 Batches and page tables are padded to powers of two; what pads a batch writes to a page that nobody reads. Longer spans
-are torch_runner.py's business; how functions are compiled and recorded is replay.py's.
+are torch_runner.py's business; how functions are compiled and recorded is cuda_graphs.py's.
 
 Shapes: B sequences, X what is told of each (token, position, pages), P pages, S positions, H query heads, K key/value
 heads, E head width, D model width.
@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from puna.inference.engine.runners.replay import Recorded, compiled, vary
+from puna.inference.engine.cache.paged_cache import PAGE_LEN
+from puna.inference.engine.runners.cuda_graphs import Recorded, compiled, vary
+from puna.inference.engine.runners.runner import Span
 from puna.inference.engine.runners.torch_pages import TorchPages
 from puna.model.attend import attend_singly
 from puna.model.float8 import multiplies_float8
-from puna.model.kernels.native import PAGE_LEN, Span
 from puna.model.llama import Block, Llama
 from puna.model.rope import rope_tables
 
@@ -73,7 +74,7 @@ class DecodeStep:
         inputs_BX = np.zeros(shape, np.int32)
         inputs_BX[len(spans) :, NUM_FIXED:] = self._spare_page
         for row, token, span, count in zip(inputs_BX, tokens, spans, num_pages, strict=False):
-            pages = np.frombuffer(span.table, np.int32, count)
+            pages = np.frombuffer(span.block_table, np.int32, count)
             # NOTE: not the spare page: what stands there may be no number, and a NaN reaches even those who mask it.
             row[0], row[1] = token, span.start
             row[NUM_FIXED : NUM_FIXED + count], row[NUM_FIXED + count :] = pages, pages[0]

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from puna.inference.engine.cache.paged_cache import PAGE_LEN
+from puna.inference.engine.runners.runner import Span
 from puna.model.config import ADAPTED, LlamaConfig
 from puna.model.kernels.native import (
     MAX_HEAD_DIM,
@@ -23,7 +25,6 @@ from puna.model.kernels.native import (
     PackedLora,
     Pages,
     Sizes,
-    Span,
     packed_group,
     shared_kernels,
     unpacked,
@@ -50,7 +51,7 @@ class NativeRunner:
             norm=_vector(model.norm.weight),
             frequencies=_vector(model.frequencies),
         )
-        self._pages = Pages(sizes, num_pages, is_int8=is_int8_cache)
+        self._pages = Pages(sizes, num_pages, page_len=PAGE_LEN, is_int8=is_int8_cache)
 
     def prepare(self, lora: Lora) -> PackedLora:
         """Pack an adapter in bfloat16."""

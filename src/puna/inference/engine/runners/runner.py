@@ -3,14 +3,28 @@
 Shapes: N chosen rows, D model width, V vocabulary.
 """
 
+from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from puna.model.config import LlamaConfig
-from puna.model.kernels.native import Span
 from puna.model.lora import Lora
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive tokens of one sequence in a step; `block_table` (C integers) names the sequence's pages.
+
+    `adapter` is the sequence's adapter as `Runner.prepare` returned it, or None.
+    """
+
+    block_table: "array[int]"
+    start: int
+    num_tokens: int
+    adapter: object = None
 
 
 class Runner(Protocol):

@@ -5,9 +5,9 @@ Shapes: T positions, K key/value heads, E head width.
 
 import torch
 
+from puna.inference.engine.cache.paged_cache import PAGE_LEN
 from puna.model.config import LlamaConfig
 from puna.model.kernels.memory import lazy_memory
-from puna.model.kernels.native import PAGE_LEN
 from puna.model.kernels.reference import round_activations
 
 

@@ -11,10 +11,11 @@ from itertools import accumulate
 import torch
 from torch import nn
 
+from puna.inference.engine.cache.paged_cache import PAGE_LEN
 from puna.inference.engine.runners.decode_step import DecodeStep
+from puna.inference.engine.runners.runner import Span
 from puna.inference.engine.runners.torch_pages import TorchPages
 from puna.model.attend import attend_behind_prefix, attend_causally, attend_singly
-from puna.model.kernels.native import PAGE_LEN, Span
 from puna.model.llama import Llama
 from puna.model.lora import Lora, LowRank
 
@@ -63,7 +64,9 @@ class TorchRunner:
         """Return hidden_TD of all tokens."""
         ranges = [range(span.start, span.start + span.num_tokens) for span in spans]
         positions = [position for each in ranges for position in each]
-        places = [_at(span.table, position) for span, each in zip(spans, ranges, strict=True) for position in each]
+        places = [
+            _at(span.block_table, position) for span, each in zip(spans, ranges, strict=True) for position in each
+        ]
         with _adapting(self._model, spans):
             return self._model(
                 torch.tensor(tokens, device=self._device),
@@ -124,7 +127,7 @@ class _PagedAttention:
             longest = int(lengths_B.max())
             # What stands beyond a table's end is masked, whatever it is: the table's first page serves.
             num_pages = -(-longest // PAGE_LEN)
-            tables = [list(spans[index].table[:num_pages]) for index in singles]
+            tables = [list(spans[index].block_table[:num_pages]) for index in singles]
             pages_BP = torch.tensor([pages + pages[:1] * (num_pages - len(pages)) for pages in tables], device=device)
             places_BPS = pages_BP[:, :, None] * PAGE_LEN + torch.arange(PAGE_LEN, device=device)
             self._single_places_BS = places_BPS.flatten(1)[:, :longest]
@@ -157,7 +160,7 @@ def _at(table: Sequence[int], position: int) -> int:
 def _places(span: Span, device: torch.device) -> torch.Tensor | slice:
     """Return where a sequence's positions stand: a slice, which copies nothing, if its pages follow one another."""
     end = span.start + span.num_tokens
-    pages = span.table[: -(-end // PAGE_LEN)]
+    pages = span.block_table[: -(-end // PAGE_LEN)]
     if all(page == pages[0] + index for index, page in enumerate(pages)):
         return slice(pages[0] * PAGE_LEN, pages[0] * PAGE_LEN + end)
     return torch.tensor([_at(pages, position) for position in range(end)], device=device)

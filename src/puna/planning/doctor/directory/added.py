@@ -8,7 +8,7 @@ from puna.formats.tokenizer.beside import read_beside
 from puna.formats.tokenizer.files import NAMED_TEXTS
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.planning.doctor.directory.opened import SPECIALS_MAP, TOKENIZER_CONFIG, Opened, role_text
-from puna.planning.doctor.finding import Report, listed
+from puna.planning.doctor.report import Report, listed
 
 TOKENIZER = "tokenizer.json"
 # Lists of further special tokens, by the older and the newer name.

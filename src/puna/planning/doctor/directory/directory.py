@@ -12,7 +12,7 @@ from puna.planning.doctor.directory.settings import LLAMA3_VOCAB, check_dtype, c
 from puna.planning.doctor.directory.stops import check_padding, check_roles, check_stops
 from puna.planning.doctor.directory.templates import check_templates, find_templates
 from puna.planning.doctor.directory.vocabulary import check_sizes, check_tokenizer
-from puna.planning.doctor.finding import Report
+from puna.planning.doctor.report import Report
 from puna.planning.doctor.values import check_values, readable, scan
 
 

@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from puna.formats.checkpoint.directory import find_file
+from puna.formats.checkpoint.safe_files import find_file
 from puna.pipeline.artifacts import artifact, licence
 from puna.pipeline.errors import ArtifactError, CheckpointError
-from puna.planning.doctor.finding import Report, listed
+from puna.planning.doctor.report import Report, listed
 
 PICKLES = {".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle"}
 PROGRAM_STARTS = (b"\x7fELF", b"MZ", b"#!", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")

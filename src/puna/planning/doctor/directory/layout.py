@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from puna.formats.checkpoint.directory import find_file, read_json
-from puna.formats.checkpoint.layout import INDEX_NAME, SINGLE_NAME, StoredTensor, read_header
+from puna.formats.checkpoint.hf.weights import FLOATS, require_fit
+from puna.formats.checkpoint.safe_files import find_file, read_json
+from puna.formats.checkpoint.safetensors.header import INDEX_NAME, SINGLE_NAME, StoredTensor, read_header
 from puna.formats.checkpoint.source import tensor_shapes
-from puna.formats.checkpoint.weights import FLOATS, require_fit
 from puna.model.config import LlamaConfig
 from puna.model.scheme import describe_schemes
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.directory.opened import CONFIG, Opened, find_safely
-from puna.planning.doctor.finding import Report, listed
+from puna.planning.doctor.report import Report, listed
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 MAX_WIDTH = 2**24  # far beyond any model: wider sizes are a mistake, and their products would overflow

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from puna.formats.checkpoint.compressed.config import Quantization
-from puna.formats.checkpoint.directory import find_file, read_json
-from puna.formats.checkpoint.layout import StoredTensor
+from puna.formats.checkpoint.safe_files import find_file, read_json
+from puna.formats.checkpoint.safetensors.header import StoredTensor
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.config import LlamaConfig
 from puna.pipeline.errors import CheckpointError
-from puna.planning.doctor.finding import Report
+from puna.planning.doctor.report import Report
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER_CONFIG, SPECIALS_MAP = "tokenizer_config.json", "special_tokens_map.json"

@@ -6,11 +6,11 @@ Where one setting is refused it is reported and put right in a copy, so that the
 from typing import Any
 
 from puna.formats.checkpoint.compressed.config import parse_quantization
-from puna.formats.checkpoint.hf_config import FIXED, names_reward_model, parse_config
+from puna.formats.checkpoint.hf.config import FIXED, names_reward_model, parse_config
 from puna.model.config import SIZES, LlamaConfig
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.directory.opened import CONFIG, TOKENIZER_CONFIG, Opened, text_dtype
-from puna.planning.doctor.finding import Report
+from puna.planning.doctor.report import Report
 
 OLD_CONTEXT = 8192
 LLAMA3_THETA = 500_000.0

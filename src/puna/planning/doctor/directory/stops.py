@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from puna.formats.checkpoint.hf_config import parse_stop_ids
+from puna.formats.checkpoint.hf.config import parse_stop_ids
 from puna.planning.doctor.directory.opened import CONFIG, GENERATION, SPECIALS_MAP, TOKENIZER_CONFIG, Opened, role_text
-from puna.planning.doctor.finding import listed
+from puna.planning.doctor.report import listed
 
 STOPS = {"eot_id": "the end of a turn", "eom_id": "the end of a tool call", "end_of_text": "the end of a text"}
 ROLES = ("bos_token", "eos_token", "pad_token")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from puna.formats.checkpoint.directory import read_json
+from puna.formats.checkpoint.safe_files import read_json
 from puna.pipeline.errors import TokenizerError
 from puna.planning.doctor.directory.opened import SPECIALS_MAP, TOKENIZER_CONFIG, Opened, find_safely, role_text
 from puna.planning.doctor.template import MAX_TEMPLATE, check_template

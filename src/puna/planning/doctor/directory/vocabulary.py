@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from puna.formats.checkpoint.directory import find_file
+from puna.formats.checkpoint.safe_files import find_file
 from puna.formats.tokenizer.files import NUM_LLAMA3_RANKS, SPECIAL_TEXTS, SPLIT_PATTERN
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.pipeline.errors import CheckpointError
 from puna.planning.doctor.directory.added import check_added, describe_tokens
 from puna.planning.doctor.directory.opened import CONFIG, TOKENIZER_CONFIG, Opened, find_safely
-from puna.planning.doctor.finding import Report, listed
+from puna.planning.doctor.report import Report, listed
 
 TOKENIZER, RANKS = "tokenizer.json", "tokenizer.model"
 MAX_TOKENIZER_BYTES = 64 * 2**20

@@ -9,7 +9,7 @@ import numpy as np
 from puna.data.dataset import Dataset
 from puna.formats.checkpoint.adapters.adapter import base_of
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME as ADAPTER_NAME
-from puna.formats.checkpoint.formats import open_source
+from puna.formats.checkpoint.detect import open_source
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.config import LlamaConfig
 from puna.pipeline.errors import DataError

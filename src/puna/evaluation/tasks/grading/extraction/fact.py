@@ -82,7 +82,7 @@ class Scan:
     """
 
     def __init__(self, text: str, language: str):
-        self.text, self.language = text, language
+        self.source, self.text, self.language = text, text, language
         self._found: list[tuple[int, Fact]] = []
 
     def take(self, span: tuple[int, int], *facts: Fact) -> None:

@@ -18,6 +18,7 @@ sie ihr ihre ihren ihrem ihrer ihnen ihres uhr tel faq pdf url pin sms usa eu du
 monsieur madame m mme señor señora sr sra signor signora usted lei la vous
 """
 NO_NAMES = frozenset(NOT_NAMES.split())
+PART_OF_WORD = re.compile(rf"[{LETTER}\d]")
 MAX_WORDS = 5
 MIN_LETTERS = 3
 
@@ -46,12 +47,15 @@ def read_names(scan: Scan) -> None:
 
 
 def _take_name(scan: Scan, run: list[re.Match[str]]) -> None:
-    text = scan.text[run[0].start() : run[-1].end()]
+    start, end = run[0].start(), run[-1].end()
+    if PART_OF_WORD.fullmatch(scan.source[start - 1 : start]) or PART_OF_WORD.match(scan.source, end):
+        return  # Part of a longer word, the rest of which another fact has taken: "Ab0दो".
+    text = scan.text[start:end]
     has_case = scan.language in ("en", "fr", "it", "pt", "es", "hi", "th")
     is_long_enough = len(run) > 1 or (has_case and len(text) >= MIN_LETTERS and not text.isupper())
     if is_long_enough and len(run) <= MAX_WORDS:
         name = " ".join(word[0] for word in run).casefold()
-        scan.take((run[0].start(), run[-1].end()), Fact("name", text, frozenset([("name", name)]), is_exclusive=False))
+        scan.take((start, end), Fact("name", text, frozenset([("name", name)]), is_exclusive=False))
 
 
 def _is_capitalized(word: str) -> bool:

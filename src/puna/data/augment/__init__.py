@@ -1,0 +1,1 @@
+"""Augmentation of training rows: copying drills, and conversations with fresh identifiers."""

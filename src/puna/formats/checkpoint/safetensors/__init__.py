@@ -1,0 +1,1 @@
+"""Safetensors files: header parsing and validation, and a streaming writer."""

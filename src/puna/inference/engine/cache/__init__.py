@@ -1,0 +1,1 @@
+"""Paged KV cache: block allocation and prefix caching."""

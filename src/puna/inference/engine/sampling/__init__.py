@@ -1,0 +1,1 @@
+"""Sampling: logits -> the next token of each request."""
