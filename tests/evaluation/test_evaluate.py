@@ -341,7 +341,7 @@ def test_an_interrupted_run_asks_no_checkpoint_again(tmp_path: Path, monkeypatch
 
 
 def test_a_model_that_fails_on_a_question_gets_no_score_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = [Completion([], "", "error", 5, error="the logits are not finite")]
+    failed = [Completion([], "", "error", 5, error=FloatingPointError("the logits are not finite"))]
     sampler = Scripted({})
     monkeypatch.setattr(sampler, "complete", lambda prompts, params, *, progress=None: failed * len(prompts))
     monkeypatch.setattr(LocalSampler, "open", lambda path, **_: sampler)

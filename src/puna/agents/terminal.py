@@ -41,7 +41,7 @@ class Answer(NamedTuple):
     message: Message
     num_tokens: int
     reason: FinishReason | None
-    error: str
+    error: Exception | None
 
 
 def talk(checkpoint: Path, start: Conversation, overrides: dict[str, Any]) -> None:
@@ -96,7 +96,7 @@ class Dialogue:
 
     def _stream(self, prompt: list[int], params: SamplingParams) -> Answer:
         """Print the text of an answer while it comes; what may be a tool call comes when that is certain."""
-        num_tokens, reason, error = 0, None, ""
+        num_tokens, reason, error = 0, None, None
         reader, parts = MessageStream(self._format, self.conversation.tools), list[Part]()
         stream = self._sampler.stream(prompt, params)
         try:

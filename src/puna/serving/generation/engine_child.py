@@ -175,10 +175,10 @@ def _encoded(report: Report) -> list[bytes]:
         if len(report.chunks) > 1:
             return [part for chunk in report.chunks for part in _encoded(Report([chunk]))]
         ((job, _),) = report.chunks
-        refusal = RequestError(
+        error = RequestError(
             "an answer with too many log-probabilities", expected="fewer log-probabilities, or shorter prompts"
         )
-        return _encoded(Report([(job, Chunk(finish_reason="error", error=str(refusal), refusal=refusal))]))
+        return _encoded(Report([(job, Chunk(finish_reason="error", error=error))]))
 
 
 if __name__ == "__main__":

@@ -9,15 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, BinaryIO
 
-import puna.pipeline.errors
 from puna.inference.engine.outputs import Chunk, TokenLogprob, Usage
 from puna.inference.engine.sampling.params import SamplingParams
+from puna.pipeline import errors
 from puna.pipeline.errors import PunaError, RequestError
 
 # A frame holds the prompts of a request or the chunks of a step; scored prompts make the largest frames.
 MAX_FRAME_BYTES = 512 << 20
 LENGTH = struct.Struct(">I")
 DEFAULTS = SamplingParams()
+# Errors that cross the process boundary, by name and with their fields. Any other error arrives without details.
+ERROR_TYPES: dict[str, type[PunaError]] = {
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, PunaError)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,20 +172,24 @@ def report_from_json(message: Mapping[str, Any]) -> Report:
 
 
 def error_to_json(error: Exception) -> dict[str, Any]:
-    """Encode an error: a PunaError with all parts, any other error without details."""
+    """Encode an error: a PunaError with all parts, any other error without details.
+
+    A subclass from another module travels as its nearest class of the error tree.
+    """
     if not isinstance(error, PunaError):
         return {"type": None}
+    kind = next(kind for kind in type(error).__mro__ if ERROR_TYPES.get(kind.__name__) is kind)
     parts = {"given": error.given, "expected": error.expected, "hint": error.hint}
     param = {"param": error.param} if isinstance(error, RequestError) else {}
-    return {"type": type(error).__name__} | parts | param
+    return {"type": kind.__name__} | parts | param
 
 
 def error_from_json(message: Mapping[str, Any]) -> Exception:
     """Decode an error; RuntimeError for an error without details."""
     parts = dict(message)
-    kind = getattr(puna.pipeline.errors, parts.pop("type") or "", None)
-    if not (isinstance(kind, type) and issubclass(kind, PunaError)):
-        return RuntimeError("the engine failed; its log says why")
+    kind = ERROR_TYPES.get(parts.pop("type") or "")
+    if kind is None:
+        return RuntimeError("the engine failed; the log has the reason")
     return kind(parts.pop("given"), **parts)
 
 
@@ -206,9 +214,7 @@ def _chunk_to_json(chunk: Chunk) -> dict[str, Any]:
     if chunk.prompt_logprobs:
         message["prompt_logprobs"] = [entry and _logprob_to_json(entry) for entry in chunk.prompt_logprobs]
     if chunk.error:
-        message["error"] = chunk.error
-    if chunk.refusal:
-        message["refusal"] = error_to_json(chunk.refusal)
+        message["error"] = error_to_json(chunk.error)
     return message
 
 
@@ -216,8 +222,8 @@ def _chunk_from_json(message: Mapping[str, Any]) -> Chunk:
     values = dict(message)
     for name in ("logprobs", "prompt_logprobs"):
         values[name] = tuple(entry and _logprob_from_json(entry) for entry in values.get(name, ()))
-    if "refusal" in values:
-        values["refusal"] = error_from_json(values["refusal"])
+    if "error" in values:
+        values["error"] = error_from_json(values["error"])
     values["ids"] = tuple(values["ids"])
     return Chunk(**values)
 
