@@ -126,8 +126,8 @@ def _schemas(*, is_strict: bool) -> dict[str, Any]:
     bodies = [operation.body for operation in OPERATIONS.values() if operation.body]
     sent = [model for operation in OPERATIONS.values() for model in (operation.answer, operation.event) if model]
     models = dict.fromkeys([*bodies, *sent, responses.Error])
-    _, found = models_json_schema([(model, "validation") for model in models], ref_template=PLACE_OF_MODELS)
-    schemas = found["$defs"]
+    _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=PLACE_OF_MODELS)
+    schemas = definitions["$defs"]
     for body in () if is_strict else bodies:
         schema = schemas[body.__name__]
         schema["additionalProperties"] = True
