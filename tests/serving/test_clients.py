@@ -90,6 +90,6 @@ def assert_whole(answer: dict, body: dict) -> None:
 
 
 def test_the_recorded_clients_are_those_of_the_table():
-    table = (ROOT / "docs" / "compatibility.md").read_text()
+    table = (ROOT / "docs" / "reference" / "compatibility.md").read_text()
     for path in RECORDED:
         assert json.loads(path.read_text())["client"] in table

@@ -26,9 +26,9 @@ from puna.serving.admission.admission import (
 from puna.serving.admission.workers import LARGE_BYTES, Workers
 from puna.serving.admission.workers import MAX_WAITING as MOST_LARGE
 from puna.serving.errors import HttpError
+from puna.serving.generation.grammar_pool import MAX_WAITING, GrammarPool
 from puna.serving.middleware.concurrency import ConcurrencyMiddleware
 from puna.serving.middleware.keys import Tenant
-from puna.serving.preparation.grammars import MAX_WAITING, GrammarPool
 
 
 class Clock:

@@ -17,8 +17,9 @@ from test_serve import CALL, HI, SENTENCES, TOOL, ScriptedEngine, connect, error
 from puna.formats.chat.conversation import Conversation
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.engine.sampling.params import SamplingParams
+from puna.pipeline.errors import RequestError
 from puna.serving.browser.origins import parse_origins
-from puna.serving.errors import HttpError
+from puna.serving.errors import HttpError, to_http_error
 from puna.serving.middleware.rules import Rules
 from puna.serving.middleware.warnings import MAX_CHARS, MAX_LOGGED, header_value
 from puna.serving.protocol.log_limit import LogLimit
@@ -711,3 +712,13 @@ def test_openais_client_meets_no_warning_and_no_error(http, engine):
     client = openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="none", max_retries=0)
     raw = client.chat.completions.with_raw_response.create(model="tiny", messages=[{"role": "user", "content": "Hi"}])
     assert "x-puna-warning" not in raw.headers
+
+
+class TooLongError(RequestError):
+    """A subclass that the server has never seen."""
+
+
+def test_a_subclass_of_a_request_error_is_a_client_error():
+    error = to_http_error(TooLongError("9 tokens", expected="at most 8", param="prompt"))
+    assert (error.status, error.param, error.code) == (400, "prompt", None)
+    assert error.body()["error"]["type"] == "invalid_request_error"

@@ -661,7 +661,7 @@ def test_the_command_serves_as_it_is_told_until_it_is_told_to_stop(checkpoint, c
 
 
 def test_a_taken_port_and_a_context_that_no_model_has_are_refused_before_loading(checkpoint: Path):
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="expected an address that"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="expected a free address"):
         serve(checkpoint, port=taken.getsockname()[1])
     with pytest.raises(ConfigError, match=r"expected 2 to .* which the model can read"):
         open_served(checkpoint, options=EngineOptions(max_context=10**9))

@@ -55,7 +55,7 @@ def test_more_connections_than_open_files_leave_the_server_answering(
             stdout=subprocess.PIPE,
             stderr=file,
             text=True,
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parent,
         ) as server,
     ):
         assert server.stdin and server.stdout

@@ -201,7 +201,7 @@ def test_a_request_that_memory_does_not_suffice_for_fails_alone(tokenizer, tmp_p
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parent,
         env=os.environ | {"MALLOC_ARENA_MAX": "1"},  # Each further arena reserves 64 MiB that the limit counts.
     ) as server:
         assert server.stdin and server.stdout

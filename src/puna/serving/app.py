@@ -1,7 +1,7 @@
-"""A served checkpoint and the rules -> the web application. The routes are the table at its head.
+"""A served model and rules -> the web application, with the table of routes.
 
-FastAPI's pages of documentation load scripts from elsewhere, so only /openapi.json is there, behind the key, and
-written by openapi/document.py. The chat page (browser/page.py) is static and open.
+FastAPI's documentation pages load scripts from other sites and are off; openapi/document.py writes /openapi.json.
+The chat page (browser/page.py) is static and needs no key.
 """
 
 from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ ROUTES = (
 
 
 def build_app(served: ServedModel, rules: Rules) -> FastAPI:
-    """Build the application; its lifespan starts and stops the engine's thread."""
+    """Build the application; startup and shutdown of the application start and stop the engine."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,6 +1,6 @@
-"""Exceptions and payloads -> JSON bodies; every error has the shape {"error": {"message", "type", "param", "code"}}.
+"""Exceptions -> HTTP error responses in OpenAI's layout: {"error": {"message", "type", "param", "code"}}.
 
-Shows no traceback and nothing of another request: an unforeseen exception is a bare 500 and a line in the log.
+Unforeseen exceptions become a 500 without details; the log has the traceback.
 """
 
 import json
@@ -23,7 +23,12 @@ CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
 class HttpError(Exception):
-    """An answer other than 200: its status and what the error body says."""
+    """An error response: HTTP status, message, field `param` and code.
+
+    Example:
+        >>> HttpError(404, "There is no such model.", param="model").body()["error"]["code"]
+        'not_found'
+    """
 
     def __init__(
         self,
@@ -38,34 +43,34 @@ class HttpError(Exception):
         self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
 
     def body(self) -> dict[str, Any]:
-        """Return the error body, which is also what an error event in a stream carries."""
+        """Return the error body, for a response or an error event of a stream."""
         kind = ERROR_TYPES.get(self.status, "invalid_request_error")
         code = self.code or CODES.get(self.status)
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": code}}
 
     def response(self) -> Response:
-        """Return the whole HTTP response."""
+        """Return the HTTP response."""
         return json_response(self.body(), status=self.status, headers=self.headers)
 
 
 def overloaded(message: str) -> HttpError:
-    """Build the 503 that asks the client to come back in a second."""
+    """Return a 503 with a Retry-After of one second."""
     return HttpError(503, message, code="overloaded", headers={"retry-after": "1"})
 
 
 def encode_json(payload: Any) -> bytes:
-    """Encode compactly as UTF-8; a lone surrogate, which a model can write as an escape, becomes a question mark."""
+    """Encode compactly as UTF-8; lone surrogates, possible in generated JSON escapes, become question marks."""
     text = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode("utf-8", "replace")
 
 
 def json_response(payload: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Answer with a JSON body."""
+    """Return a response with a JSON body."""
     return Response(encode_json(payload), status, headers, media_type="application/json")
 
 
 def to_http_error(error: Exception) -> HttpError:
-    """Say what an exception means to the client."""
+    """Return the error response for an exception; subclasses of RequestError and ChatError are client errors (400)."""
     if isinstance(error, HttpError):
         return error
     if isinstance(error, RequestError):
@@ -82,7 +87,7 @@ def to_http_error(error: Exception) -> HttpError:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Give every exception that a route can raise an answer in our format."""
+    """Register error responses for every exception of a route."""
 
     async def answer(_: Request, error: Exception) -> Response:
         return to_http_error(error).response()

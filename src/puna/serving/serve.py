@@ -1,6 +1,6 @@
-"""A checkpoint directory -> a server with an OpenAI-compatible API and a chat page: the verb `puna serve`.
+"""The verb `puna serve`: a checkpoint directory behind an OpenAI-compatible HTTP API, with a chat page.
 
-Speaks plain HTTP; beyond this machine put a proxy with TLS before it.
+The server speaks plain HTTP; on a network, run the server behind a proxy with TLS.
 """
 
 import math
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from puna.serving.served_model import AdapterNames, ServedModel
 
 SHUTDOWN_SECONDS = 30
-INTERRUPTED = 130  # what shells expect after Ctrl-C
-# Bounds of flags that differ from 1 to 65,535.
+INTERRUPTED = 130  # exit status after Ctrl-C by convention of shells
+# Bounds of flags, where other than 1 to 65,535.
 LEAST, MOST = {"port": 0, "max_connections_per_address": 0}, {"adapter_mib": 2**31}
 
 
@@ -43,21 +43,21 @@ class EngineFlags:
     Parameters
     ----------
     max_batch
-        Number of requests generated side by side.
+        Largest number of requests in a batch.
     max_context
-        Largest number of tokens of prompt and answer together; default: the model's own limit.
+        Largest number of tokens of prompt and answer together; default: the model's limit.
     dtype
-        The type of weights and activations.
+        Data type of weights and activations.
     kv_cache
-        Type of the KV cache: as computed, or int8 in half the memory.
+        Data type of the KV cache: as computed, or int8 in half the memory.
     draft
-        A smaller checkpoint of the same tokenizer that guesses tokens ahead, or "lookup" to guess from the prompt.
+        Speculative decoding: a smaller checkpoint with the same tokenizer, or "lookup" for n-grams of the prompt.
     adapters
-        A directory of adapters, one per subdirectory; clients name an adapter as the model.
+        Directory of LoRA adapters, one per subdirectory; clients select an adapter as the model.
     adapter_mib
-        Memory for adapters in MiB; adapters out of use are evicted for requested ones.
+        Memory for adapters in MiB; the least recently used adapters are evicted.
     max_step_seconds
-        Longest time of one step of the engine in seconds; beyond it the engine's process is started again.
+        Time limit of an engine step in seconds; beyond the limit the engine's process is restarted.
     """
 
     max_batch: int = 32
@@ -89,23 +89,23 @@ def serve(
     Parameters
     ----------
     checkpoint
-        The directory, or one that releases were promoted into: then the release in use.
+        Checkpoint directory, or a registry: then the release in production.
     host
-        The address to listen on; beyond this machine only with a key.
+        Address to listen on; addresses other than loopback need a key.
     port
-        The port to listen on; 0 takes a free one.
+        Port to listen on; 0 for any free port.
     api_key_file
-        A file with a key of 32 characters or more per line, then the key's models (default: all). Or: PUNA_API_KEY.
+        File of API keys; a line has a key of 32 or more characters, then models (default: all). Or: PUNA_API_KEY.
     allow_origin
         Origin of web pages whose scripts may call the API (CORS), such as https://shop.example; may be repeated.
     name
-        The model's name for clients, instead of the directory's name.
+        Model name for clients; default: the directory's name.
     max_queue
-        Number of continuations held at once, running ones included, in equal shares for keys; more get a 503.
+        Largest number of waiting and running continuations, in equal shares for keys; more get a 503.
     max_connections_per_address
-        Connections from one address. Half of all by default; behind a proxy all come from the proxy's address.
+        Largest number of connections from an address; default: half of all. Behind a proxy, all share one address.
     strict_fields
-        Refuse fields that have no effect, instead of accepting them with the header X-Puna-Warning.
+        Reject requests with fields without effect, instead of a warning in the header X-Puna-Warning.
     """
     _require_bounds(
         port=port,
@@ -121,7 +121,7 @@ def serve(
     print(*filter(None, (served.notice, *unfit)), sep="\n", file=sys.stderr)
     try:
         make_server(replace(served, strict_fields=strict_fields), rules, host=host, port=port).run()
-    except KeyboardInterrupt:  # Ctrl-C has ended the server in order, and there is nothing to be resumed.
+    except KeyboardInterrupt:  # Ctrl-C has stopped the server in order; the traceback would be noise.
         sys.exit(INTERRUPTED)
 
 
@@ -133,7 +133,7 @@ def _require_bounds(**flags: int) -> None:
 
 
 def _read_rules(host: str, port: int, api_key_file: Path | None, origins: list[str], per_address: int) -> "Rules":
-    """Collect the rules for an address that is free; before all else, check that serving is installed."""
+    """Check that serving is installed and the address free; return the rules."""
     try:
         import_module("llguidance")
         from puna.serving.browser.origins import parse_origins
@@ -156,11 +156,11 @@ def _require_free(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigError(f"--host {host} --port {port}: {reason}", expected="an address that is free here") from None
+        raise ConfigError(f"--host {host} --port {port}: {reason}", expected="a free address of this machine") from None
 
 
 def engine_spec(checkpoint: Path, flags: EngineFlags) -> dict[str, Any]:
-    """Describe an engine as JSON for its process."""
+    """Return the engine's settings as JSON for the engine's process."""
     options: dict[str, Any] = {
         "max_batch": flags.max_batch,
         "max_context": flags.max_context,
@@ -177,7 +177,7 @@ def open_supervised(
 ) -> tuple["ServedModel", list[str]]:
     """Load a checkpoint in a separate process; return the served model and a reason for every unfit adapter.
 
-    Only that process imports torch. This process holds the connections and answers after a death of the engine.
+    Only the engine's process imports torch. This process holds the connections, also during restarts of the engine.
     """
     from puna.formats.tokenizer.tokenizer import Tokenizer
     from puna.serving.generation.engine_process import AdapterFolder, EngineProcess
@@ -189,7 +189,7 @@ def open_supervised(
 
 
 def _import_server() -> None:
-    """Import what the server needs while the engine's process imports torch."""
+    """Import the web server while the engine's process imports torch."""
     for name in ("puna.serving.app", "puna.serving.protocol.server"):
         import_module(name)
 
@@ -202,7 +202,12 @@ def open_served(
     options: EngineOptions = DEFAULTS,
     draft: str = "",
 ) -> "ServedModel":
-    """Load a checkpoint in this process and put an engine, not started yet, behind it: for tests and programs."""
+    """Load a checkpoint in this process, with an engine that the application starts: for tests and programs.
+
+    Example:
+        >>> served = open_served(Path("build/student"))
+        >>> app = build_app(served, make_rules("127.0.0.1", None, {}))
+    """
     from puna.serving.generation.engine_thread import EngineThread
     from puna.serving.generation.loading import facts_of, open_sampler
 

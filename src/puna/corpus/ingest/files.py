@@ -59,19 +59,19 @@ def find_files(source: Path, include: Sequence[str] = ("*",)) -> list[SourceFile
         return [SourceFile(source, source.name)]
     if not stat.S_ISDIR(mode):
         raise DataError(f"source {source} is {_kind(mode)}", expected="a file or a folder")
-    found = sorted(_walk(source, root), key=lambda each: each.path)
-    files = [each for each in found if any(each.path.match(pattern) for pattern in include) or each.is_folder]
+    entries = sorted(_walk(source, root), key=lambda file: file.path)
+    files = [file for file in entries if any(file.path.match(pattern) for pattern in include) or file.is_folder]
     if not files:
         raise DataError(f"no file in {source} fits", expected=f"files named {', '.join(include)}")
     return files
 
 
 def _walk(source: Path, root: Path) -> list[SourceFile]:
-    found: list[SourceFile] = []
+    entries: list[SourceFile] = []
 
     def refuse(error: OSError) -> None:
         path = Path(os.fsdecode(error.filename))
-        found.append(SourceFile(path, path.relative_to(source).as_posix(), f"unreadable: {_reason(error)}", True))
+        entries.append(SourceFile(path, path.relative_to(source).as_posix(), f"unreadable: {_reason(error)}", True))
 
     for folder, below, names in os.walk(source, onerror=refuse):
         links = [name for name in below if os.path.islink(os.path.join(folder, name))]
@@ -80,8 +80,8 @@ def _walk(source: Path, root: Path) -> list[SourceFile]:
             path = Path(folder, name)
             if not name.startswith("."):
                 name_below = path.relative_to(source).as_posix()
-                found.append(SourceFile(path, name_below, _refusal(path, root), is_folder=name in links))
-    return found
+                entries.append(SourceFile(path, name_below, _refusal(path, root), is_folder=name in links))
+    return entries
 
 
 def _refusal(path: Path, root: Path) -> str:

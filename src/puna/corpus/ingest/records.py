@@ -61,11 +61,11 @@ def _read_each(path: Path, source: str, read_row: ReadRow) -> Iterator[Read]:
 
 def _read_record(row: dict[str, Any], where: str, source: str) -> Accepted:
     if is_dialogue(row):
-        found = read_dialogue(row)
-        fields = without_padding(found.fields)
-        fields |= {"id": _first_of(row, "id") or where, "metadata": _metadata(row, found.descriptive)}
-        columns = _reported_columns(row, found.descriptive)
-        return Accepted(Conversation.from_json(fields), found.spelling, columns, found.left_out, where)
+        parsed_row = read_dialogue(row)
+        fields = without_padding(parsed_row.fields)
+        fields |= {"id": _first_of(row, "id") or where, "metadata": _metadata(row, parsed_row.descriptive)}
+        columns = _reported_columns(row, parsed_row.descriptive)
+        return Accepted(Conversation.from_json(fields), parsed_row.spelling, columns, parsed_row.left_out, where)
     if not isinstance(row.get("text"), str) or is_blank(row["text"]):
         raise DataError(
             f"a row has neither 'text' nor 'messages'; it has {', '.join(row) or 'nothing'}",
@@ -87,14 +87,14 @@ def _read_record(row: dict[str, Any], where: str, source: str) -> Accepted:
 
 
 def _read_pair(row: dict[str, Any], where: str, source: str) -> Accepted:
-    found = read_preference(row)
-    fields = without_padding(found.fields)
+    parsed_row = read_preference(row)
+    fields = without_padding(parsed_row.fields)
     fields |= {"id": _first_of(row, "id", "prompt_id") or where}
-    fields |= {"metadata": _metadata(row, tuple(name for name in found.descriptive if name != "prompt_id"))}
+    fields |= {"metadata": _metadata(row, tuple(name for name in parsed_row.descriptive if name != "prompt_id"))}
     is_shared = row.get("id") is None and row.get("prompt_id") is not None  # Several pairs share a prompt.
     preference = Preference.from_json(fields)
-    columns = _reported_columns(row, found.descriptive)
-    return Accepted(preference, found.spelling, columns, found.left_out, where, is_shared)
+    columns = _reported_columns(row, parsed_row.descriptive)
+    return Accepted(preference, parsed_row.spelling, columns, parsed_row.left_out, where, is_shared)
 
 
 def _first_of(row: dict[str, Any], *names: str) -> str:

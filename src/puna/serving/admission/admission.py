@@ -1,6 +1,6 @@
-"""Continuations that the server holds, by tenant -> whether another request may join, and when to come back if not.
+"""Number of held continuations by tenant -> admission of a request, or a 503 with Retry-After.
 
-Every tenant may hold an equal share of the queue. Knows no engine and no HTTP; the scheduler decides the order.
+Every tenant may hold an equal share of the queue. The engine's scheduler decides the order within the queue.
 """
 
 import asyncio
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from puna.pipeline.errors import RequestError
 from puna.serving.errors import HttpError
 
-# The finished continuations from which a tenant's rate is estimated.
+# Number of latest continuations for the estimate of a tenant's rate.
 NUM_TIMED = 64
 LEAST_SECONDS, MOST_SECONDS = 1, 60
-# Refusals: of a tenant so many at once, then of all tenants together so many a second; none waits longer than that.
+# 503 responses: BURST at once per tenant, then a rate for all tenants together; the delay has an upper bound.
 BURST, REFUSALS_PER_SECOND, MOST_DELAY = 10, 40.0, 5.0
 
 
@@ -29,11 +29,10 @@ class _Held:
 
 
 class Admission:
-    """Bounds how many continuations are held: for each tenant `max_held` divided by the number of present tenants.
+    """Bound on held continuations: every tenant's share is `max_held` divided by the number of present tenants.
 
-    Continuations of other tenants beyond a share do not count against a newcomer, who always has the whole share.
-    Hence T tenants hold at most `max_held` * (1 + 1/2 + ... + 1/T) together, and `max_held` as soon as the early
-    tenants are back within the shares.
+    A new tenant always gets the whole share, even while early tenants exceed the new, smaller shares. Hence T tenants
+    hold at most `max_held` * (1 + 1/2 + ... + 1/T) together, and `max_held` once all tenants are within the shares.
 
     Example:
         >>> admission = Admission(256)
@@ -57,7 +56,7 @@ class Admission:
         self._tenants.setdefault(tenant, _Held()).count += size
 
     def release(self, tenant: str, size: int = 1) -> None:
-        """Note that continuations have ended."""
+        """Count continuations as ended."""
         held = self._tenants[tenant]
         held.count -= size
         held.finished.append(self._clock())
@@ -69,8 +68,8 @@ class Admission:
 
         Raises:
             RequestError: The request is larger than the whole queue.
-            HttpError: Status 503. Retry-After is the time in which the tenant's own requests make room at their present
-                rate, from 1 to 60 seconds.
+            HttpError: Status 503. Retry-After estimates the time until enough requests of the tenant end, 1 to 60
+                seconds.
         """
         if size > self.max_held:
             given, expected = f"{size} continuations in one request", f"at most {self.max_held}"
@@ -96,16 +95,16 @@ class Admission:
         """Estimate the time until `num_finished` more continuations of a tenant have ended."""
         if len(held.finished) < 2:
             return LEAST_SECONDS
-        # Up to now: a tenant whose requests have stopped finishing is slower than its last ones tell.
+        # NOTE: measured up to now, not up to the last end: a stalled tenant counts as slow.
         seconds_each = (self._clock() - held.finished[0]) / len(held.finished)
         return min(max(math.ceil(seconds_each * num_finished), LEAST_SECONDS), MOST_SECONDS)
 
 
 class RefusalPace:
-    """Spaces the refusals of a tenant with clients that ask again at once after every refusal.
+    """Delay of 503 responses to tenants with clients that retry at once.
 
-    A refused request costs a millisecond of the server's processor. Hundreds a second take the time in which tokens are
-    handed out: without spacing, four times the load halved the number of answers.
+    A rejected request costs a millisecond of CPU time. Hundreds per second slow token delivery: without the delay, a
+    fourfold load halved the number of answers.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic):
@@ -113,7 +112,7 @@ class RefusalPace:
         self._next: dict[str, float] = {}
 
     async def admit(self, tenant: str, take: Callable[[], None]) -> None:
-        """Call `take`; where it raises a HttpError, wait until that is due, and call it again."""
+        """Call `take`; after an HttpError, wait for the delay and call `take` again."""
         try:
             take()
         except HttpError:
@@ -122,7 +121,7 @@ class RefusalPace:
             take()
 
     def delay(self, tenant: str) -> float:
-        """Return how many seconds the refusal waits that is due now."""
+        """Return the delay of the next 503 response, in seconds."""
         now = self._clock()
         self._next = {name: due for name, due in self._next.items() if due > now - MOST_DELAY}
         seconds_each = max(1, sum(due > now for due in self._next.values())) / REFUSALS_PER_SECOND

@@ -1,7 +1,6 @@
-"""Work for large requests -> one separate thread with a bounded queue.
+"""Threads for parsing and tokenizing; large requests share a single thread with a bounded queue.
 
-NOTE: Python's lock (GIL) lets one thread run at a time. With many threads the event loop would rarely get a turn, so
-large requests wait for one another instead.
+NOTE: the GIL lets one thread run at a time. Many busy threads would starve the event loop, so large requests queue.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """Runs functions in threads; the functions of large requests share one thread.
+    """Thread pool for request preparation; large requests share one thread.
 
     Example:
         >>> asyncio.run(Workers().run(len, "a text", num_bytes=1 << 20))
@@ -35,12 +34,12 @@ class Workers:
     async def run(
         self, function: Callable[..., Result], *arguments: object, num_bytes: int, tenant: str = ""
     ) -> Result:
-        """Call a function of a request with `num_bytes` in its body.
+        """Call a function for a request with a body of `num_bytes`.
 
-        A tenant has one place before the thread: other tenants wait for one large request of a tenant, never for all.
+        Every tenant has one turn in the queue at a time: no tenant waits for several requests of another tenant.
 
         Raises:
-            HttpError: Status 503. The tenant has more than its share of large requests waiting.
+            HttpError: Status 503. The tenant's share of the queue is full.
         """
         if num_bytes <= LARGE_BYTES:
             return await asyncio.to_thread(function, *arguments)

@@ -1,1 +1,1 @@
-"""Checked requests -> the engine, in a thread or process of its own, and chunks back."""
+"""Requests to the engine in a separate thread or process, and chunks of generated tokens back."""

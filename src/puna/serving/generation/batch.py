@@ -1,4 +1,4 @@
-"""Chunks of the continuations of one HTTP request, in the order of their arrival."""
+"""Chunks of all continuations of an HTTP request, in order of arrival."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,7 +9,7 @@ from puna.serving.errors import HttpError, overloaded
 
 
 class Batch:
-    """The continuations of one HTTP request: iterate over (index, chunk) in the order of arrival, then `close`."""
+    """Continuations of an HTTP request: iterate over (index, chunk), then `close`. Example: see `EngineClient`."""
 
     def __init__(self, size: int, abort: Callable[["Batch"], None]):
         self._open = set(range(size))
@@ -25,7 +25,7 @@ class Batch:
         self._arrived.put_nowait(refusal)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
-        """Yield until every continuation has ended; one that fails raises the HttpError to answer with."""
+        """Yield chunks until every continuation has ended; raise HttpError for a failed continuation."""
         while self._open:
             arrived = await self._arrived.get()
             if isinstance(arrived, HttpError):
@@ -34,7 +34,7 @@ class Batch:
             if isinstance(chunk.error, RequestError):
                 raise HttpError(400, str(chunk.error), param=chunk.error.param, code="generation_failed")
             if chunk.finish_reason == "error":
-                # What the engine says may hold more than a client should see; it has logged it.
+                # The error's text may reveal internals to the client; the engine has logged the error.
                 raise HttpError(500, "Generation failed; the server's log says why.", code="generation_failed")
             if chunk.finish_reason == "abort":
                 raise overloaded("The server is shutting down.")
@@ -43,7 +43,7 @@ class Batch:
             yield index, chunk
 
     def close(self) -> None:
-        """Stop what is still running; may be called twice."""
+        """Abort running continuations; a second call has no effect."""
         if self._open:
             self._open.clear()
             self._abort(self)

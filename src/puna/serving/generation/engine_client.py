@@ -115,7 +115,7 @@ class EngineClient(ABC):
         except BaseException:
             batch.close()
             raise
-        # Continuations of one prompt share it.
+        # Continuations with the same prompt count the prompt once.
         self.metrics.num_prompt_tokens += sum(map(len, {id(prompt): prompt for prompt, _ in requests}.values()))
         return batch
 

@@ -53,15 +53,15 @@ class EngineLoop:
         return self._num_failures >= MAX_FAILURES
 
     def put(self, command: Command) -> None:
-        """Have a command carried out before the next step."""
+        """Queue a command for execution before the next step."""
         self._commands.put(command)
 
     def refuse(self, ticket: int, error: Exception) -> None:
-        """Report the refusal of a request that never came to the engine."""
+        """Report an error of a request that never reached the engine."""
         self._report(Report(settled=[(ticket, error)]))
 
     def run(self) -> None:
-        """Step as long as there is work and wait for commands otherwise; return after Leave."""
+        """Step while the engine has work, otherwise wait for commands; return after Leave."""
         while self._obey():
             if self._has_work:
                 self._step()
@@ -71,7 +71,7 @@ class EngineLoop:
         return self._engine.has_work and not self.is_broken
 
     def _obey(self) -> bool:
-        """Carry out the commands since the last step; wait for one if the engine is idle. False after Leave."""
+        """Execute queued commands; wait for a command if the engine is idle. Return False after Leave."""
         must_wait = not self._has_work
         with suppress(queue.Empty):
             while True:
@@ -95,7 +95,7 @@ class EngineLoop:
             self._num_failures += 1
             self._end_all(Chunk(finish_reason="error", error=error))
             return
-        # A step that only clears away what was aborted is no sign of life.
+        # A step that only removes aborted requests proves nothing about the engine.
         if any(chunk.ids for _, chunk in chunks):
             self._num_failures = 0
         arrived = [(self._job_of[request], chunk) for request, chunk in chunks if request in self._job_of]

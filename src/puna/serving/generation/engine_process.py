@@ -1,7 +1,7 @@
-"""Supervisor of an engine in another process: start, watch, restart after a death. Imports no torch.
+"""Supervisor of an engine in another process: start, watchdog, restart after a crash. Imports no torch.
 
-When the engine's process dies, or a step takes too long, every open request ends with an error at once, and the next
-process loads the model. No request is sent twice: the request that was the cause would kill the next process, too.
+After a crash or a step beyond the time limit, every open request ends with an error, and a new process loads the
+model. Requests are never resent: the request that caused the crash would crash the next process too.
 """
 
 import asyncio
@@ -37,8 +37,8 @@ from puna.serving.generation.messages import (
 )
 
 COMMAND = (sys.executable, "-m", "puna.serving.generation.engine_child")
-# Seconds before each further attempt to start an engine that has answered nothing since its last death. Deaths of an
-# engine that has run for STABLE_SECONDS are no crash loop.
+# Back-off in seconds before restarts of an engine without a token since the last crash. A crash after STABLE_SECONDS
+# is no crash loop.
 BACK_OFF = (0.0, 0.5, 1.0, 2.0, 4.0)
 STABLE_SECONDS = 60.0
 LOAD_SECONDS = 900.0
@@ -66,14 +66,14 @@ class Child:
         self.started = time.monotonic()
 
     def first_message(self) -> dict[str, Any]:
-        """Wait for the first message, with the result of loading; {} if the process ended without a message."""
+        """Wait for the result of loading, the first message; {} if the process ended without a message."""
         self.connection.settimeout(LOAD_SECONDS)
         with contextlib.suppress(OSError), self.connection.makefile("rb") as stream:
             return read_frame(stream) or {}
         return {}
 
     def end(self, seconds: float = 0.0) -> str:
-        """Wait `seconds` for the process to end, kill a process that stays, and return the cause of the end."""
+        """Wait `seconds` for the process to end, then kill the process; return the cause of the end."""
         try:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -87,7 +87,7 @@ class EngineProcess(EngineClient):
     """Runs `command` with a socket's number and `spec` as JSON; see engine_child.py.
 
     Args:
-        stall_seconds: Time without a finished step, while requests are open, after which the process is killed.
+        stall_seconds: Time limit of a step while requests are open; beyond the limit the process is killed.
     """
 
     def __init__(

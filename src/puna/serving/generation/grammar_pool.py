@@ -1,4 +1,4 @@
-"""Spelled grammars -> compiled grammars, in separate threads: neither the engine nor the event loop waits."""
+"""Grammar texts -> compiled grammars, in threads: neither the engine nor the event loop waits."""
 
 import asyncio
 from collections import defaultdict
@@ -18,15 +18,21 @@ NUM_THREADS, THREADS_PER_TENANT = 3, 2
 MAX_WAITING = 64
 MAX_SECONDS = 10.0
 
-Fit = Callable[[Any, bool, str], dict[str, Any]]  # (schema, is_strict, place) -> what a grammar holds of the schema.
+Fit = Callable[
+    [Any, bool, str], dict[str, Any]
+]  # (schema, is_strict, place) -> the part of the schema that a grammar can express
 Spell = Callable[[Fit], str]
 Admit = Callable[[Callable[[], None], str], Awaitable[None]]  # (take, tenant): as EngineClient.admit
 
 
 class GrammarPool:
-    """Compiles for one tokenizer; one that fails or takes too long is refused, and the next is compiled.
+    """Threads that compile grammars for a tokenizer, with a time limit per grammar.
 
-    No tenant can take all the threads, nor more than its share of the queue.
+    No tenant takes all threads, or more than an equal share of the queue.
+
+    Example:
+        >>> pool = GrammarPool(tokenizer, stop_ids)
+        >>> grammar = await pool.compile(lambda fit: json_grammar({"type": "object"}), param="response_format")
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: Sequence[int], admit: Admit | None = None):
@@ -37,9 +43,11 @@ class GrammarPool:
         self._turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(THREADS_PER_TENANT))
 
     async def compile(self, spell: Spell, *, param: str, tenant: str = "") -> Grammar:
-        """Return the grammar that `spell` gives as text; RequestError or HttpError naming `param` where it cannot be.
+        """Compile the grammar text from `spell`; `notes` of the grammar list schema keywords without effect.
 
-        `notes` of the grammar name the keywords of schemas that the grammar does not hold.
+        Raises:
+            RequestError: An invalid schema or grammar in field `param`.
+            HttpError: Status 400 for a compilation beyond the time limit, 503 for a full queue.
         """
         take = partial(self._admission.take, tenant, 1)
         await self._admit(take, tenant) if self._admit else take()
@@ -53,14 +61,14 @@ class GrammarPool:
         job: Future[Grammar] | None = None
 
         def end_turn(_: object) -> None:
-            with suppress(RuntimeError):  # The loop is closed when the server has stopped.
+            with suppress(RuntimeError):  # The event loop is closed after the server has stopped.
                 loop.call_soon_threadsafe(turn.release)
 
         try:
             async with asyncio.timeout(MAX_SECONDS):
                 await turn.acquire()
                 job = self._threads.submit(self._compile, spell, param)
-                # NOTE: a turn ends with its thread's work, not with the patience of the one who waits for it.
+                # NOTE: a turn lasts until the thread is free, also after a timeout of the waiting request.
                 job.add_done_callback(end_turn)
                 return await asyncio.wrap_future(job)
         except TimeoutError:

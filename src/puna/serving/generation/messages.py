@@ -9,20 +9,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, BinaryIO
 
-import puna.pipeline.errors
 from puna.inference.engine.outputs import Chunk, TokenLogprob, Usage
 from puna.inference.engine.sampling.params import SamplingParams
+from puna.pipeline import errors
 from puna.pipeline.errors import PunaError, RequestError
 
-# A frame holds one request's prompts or one step's chunks; a scored prompt is the largest of them.
+# A frame holds the prompts of a request or the chunks of a step; scored prompts make the largest frames.
 MAX_FRAME_BYTES = 512 << 20
 LENGTH = struct.Struct(">I")
 DEFAULTS = SamplingParams()
+# Errors that cross the process boundary, by name and with their fields. Any other error arrives without details.
+ERROR_TYPES: dict[str, type[PunaError]] = {
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, PunaError)
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One continuation: an id that the server chooses, prompt and parameters."""
+    """A continuation: the server's id, prompt and sampling parameters."""
 
     id: int
     prompt: list[int]
@@ -31,7 +35,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Take all the jobs, or refuse all; the report that settles `ticket` has the decision."""
+    """Submit all jobs or none; the report with `ticket` in `settled` has the decision."""
 
     ticket: int
     jobs: list[Job]
@@ -41,14 +45,14 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """End jobs that are still running; ids of other jobs have no effect."""
+    """Abort running jobs; other ids have no effect."""
 
     jobs: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class EndAll:
-    """End every job."""
+    """Abort every job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,12 @@ Command = Submit | Abort | EndAll | Leave
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Results of the engine: tickets that were taken (None) or refused, and a step's chunks by job."""
+    """Results of the engine: chunks of a step by job, and tickets with None (accepted) or an error.
+
+    Example:
+        >>> report_to_json(Report(chunks=[(7, Chunk(ids=(72,), text="H"))]))
+        {'chunks': [[7, {'ids': (72,), 'text': 'H'}]]}
+    """
 
     chunks: Sequence[tuple[int, Chunk]] = ()
     settled: Sequence[tuple[int, Exception | None]] = ()
@@ -70,7 +79,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Facts about a loaded checkpoint that the server's process needs."""
+    """Facts about a loaded checkpoint for the server's process."""
 
     max_context: int
     stop_ids: tuple[int, ...]
@@ -95,13 +104,13 @@ def body_length(header: bytes) -> int:
 
 
 def read_frame(stream: BinaryIO) -> dict[str, Any] | None:
-    """Read the next message; None where the stream ends before a frame begins. ValueError as in `body_length`."""
+    """Read the next message; None at the end of the stream. ValueError as in `body_length`."""
     header = stream.read(LENGTH.size)
     return json.loads(stream.read(body_length(header))) if len(header) == LENGTH.size else None
 
 
 def command_to_json(command: Command) -> dict[str, Any]:
-    """Encode a command. Continuations share one copy of the prompt and of the grammar's text."""
+    """Encode a command; continuations with the same prompt or grammar share a copy."""
     if isinstance(command, Submit):
         prompts = {id(job.prompt): job.prompt for job in command.jobs}
         grammars = {id(job.params.grammar): job.params.grammar for job in command.jobs if job.params.grammar}
@@ -129,7 +138,7 @@ def command_to_json(command: Command) -> dict[str, Any]:
 
 def params_to_json(params: SamplingParams) -> dict[str, Any]:
     """Encode the sampling parameters that differ from the defaults, without the grammar."""
-    names = [each.name for each in fields(params) if each.name != "grammar"]
+    names = [field.name for field in fields(params) if field.name != "grammar"]
     return {name: value for name in names if (value := getattr(params, name)) != getattr(DEFAULTS, name)}
 
 
@@ -149,7 +158,7 @@ def report_to_json(report: Report) -> dict[str, Any]:
     if report.settled:
         message["settled"] = [[ticket, error and error_to_json(error)] for ticket, error in report.settled]
     if report.usage:
-        message["usage"] = {each.name: getattr(report.usage, each.name) for each in fields(report.usage)}
+        message["usage"] = {entry.name: getattr(report.usage, entry.name) for entry in fields(report.usage)}
     return message
 
 
@@ -169,7 +178,7 @@ def error_to_json(error: Exception) -> dict[str, Any]:
     """
     if not isinstance(error, PunaError):
         return {"type": None}
-    kind = next(each for each in type(error).__mro__ if each.__module__ == PunaError.__module__)
+    kind = next(kind for kind in type(error).__mro__ if ERROR_TYPES.get(kind.__name__) is kind)
     parts = {"given": error.given, "expected": error.expected, "hint": error.hint}
     param = {"param": error.param} if isinstance(error, RequestError) else {}
     return {"type": kind.__name__} | parts | param
@@ -178,9 +187,9 @@ def error_to_json(error: Exception) -> dict[str, Any]:
 def error_from_json(message: Mapping[str, Any]) -> Exception:
     """Decode an error; RuntimeError for an error without details."""
     parts = dict(message)
-    kind = getattr(puna.pipeline.errors, parts.pop("type") or "", None)
-    if not (isinstance(kind, type) and issubclass(kind, PunaError)):
-        return RuntimeError("the engine failed; its log says why")
+    kind = ERROR_TYPES.get(parts.pop("type") or "")
+    if kind is None:
+        return RuntimeError("the engine failed; the log has the reason")
     return kind(parts.pop("given"), **parts)
 
 

@@ -1,1 +1,1 @@
-"""HTTP requests before any route sees them: keys, hosts, sizes, connections."""
+"""Middleware, a concern per file: keys, hosts, HTTP syntax, concurrency, body limit, warnings."""

@@ -1,4 +1,4 @@
-"""Chunks of a request's body -> the whole body; HttpError for a body that is too large (413) or too slow (408)."""
+"""Limit on request bodies: HttpError for a large (413) or slow (408) body."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from puna.serving.errors import HttpError
 
 
 class BodyLimitMiddleware:
-    """Reads the whole body before any route runs."""
+    """Middleware: reads the whole body before the route runs."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, seconds: float):
         self.app, self.max_bytes, self.seconds = app, max_bytes, seconds

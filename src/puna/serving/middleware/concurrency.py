@@ -1,4 +1,4 @@
-"""Requests under way -> HttpError (503) beyond a tenant's share of a number; open routes are answered always."""
+"""Limit on concurrent requests: HttpError (503) beyond a tenant's share; routes without keys have no limit."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from puna.serving.middleware.keys import OPEN_PATHS
 
 
 class ConcurrencyMiddleware:
-    """Counts running requests by tenant: one key can never use up another key's share."""
+    """Middleware that counts running requests by tenant: no key uses up another key's share."""
 
     def __init__(self, app: ASGIApp, max_requests: int):
         self.app = app

@@ -1,4 +1,4 @@
-"""A HttpError that a middleware raises, or a lack of memory -> the answer; the rest of the body is read and dropped."""
+"""HttpError or MemoryError of an inner middleware -> error response; the rest of the request body is discarded."""
 
 import asyncio
 from contextlib import suppress
@@ -11,7 +11,7 @@ DRAIN_SECONDS = 2.0
 
 
 class ErrorsMiddleware:
-    """Answers for the middlewares within it; takes HTTP requests only."""
+    """Outermost middleware: sends error responses of inner middlewares; closes websockets."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -29,20 +29,20 @@ class ErrorsMiddleware:
 
 
 class _Body:
-    """A request's body, with a flag for the end."""
+    """Request body with a flag for the end."""
 
     def __init__(self, receive: Receive, *, is_asked_for: bool):
         self._receive = receive
         self._is_whole = not is_asked_for
 
     async def receive(self) -> Message:
-        """Read on. With Expect: 100-continue, the first call asks the client for the body."""
+        """Return the next message. With Expect: 100-continue, the first call asks the client for the body."""
         message = await self._receive()
         self._is_whole = not message.get("more_body", False)
         return message
 
     async def discard(self) -> None:
-        """Let a refused client finish the body: a socket that is closed at once can lose the answer."""
+        """Read the rest of the body: closing the socket at once can lose the error response."""
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
                 while not self._is_whole:

@@ -1,6 +1,6 @@
-"""Host header -> HttpError (403) for any name but this machine's, on a server without keys.
+"""Host header: HttpError (403) for names of other machines, on a server without keys.
 
-A web page can point a name at 127.0.0.1 (DNS rebinding): without keys, the Host header alone shows that.
+A web page can resolve a domain to 127.0.0.1 (DNS rebinding). Without keys, only the Host header reveals the attack.
 """
 
 import ipaddress
@@ -16,7 +16,7 @@ MAX_HOST_SHOWN = 80
 
 
 class HostsMiddleware:
-    """Hands on requests for one of `hosts`; without `hosts` any Host header will do."""
+    """Middleware that accepts only Host headers in `hosts`; empty `hosts` accept any header."""
 
     def __init__(self, app: ASGIApp, hosts: Set[str]):
         self.app, self.hosts = app, hosts
@@ -28,7 +28,7 @@ class HostsMiddleware:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach a server that listens on `host`."""
+    """Tell whether `host` is a loopback address, reachable from this machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -36,7 +36,7 @@ def is_loopback(host: str) -> bool:
 
 
 def own_hosts(host: str) -> frozenset[str]:
-    """Return the Host headers' names for a server that listens on `host`."""
+    """Return the Host headers accepted by a server on `host`."""
     return frozenset({"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host})
 
 
@@ -46,9 +46,9 @@ def _host_name(header: str) -> str:
 
 
 def _explain_host(name: str) -> str:
-    """Say why a request for another host is refused, and how containers and other machines are let in.
+    """Return the error message, with the way to serve containers and other machines.
 
-    NOTE: a page that rebinds a name can read this message, so the message says nothing about the checkpoint.
+    NOTE: an attacking web page can read the message; the message must not reveal the checkpoint.
     """
     return (
         f"Without a key this server answers requests for localhost and 127.0.0.1 only, and this one is for "

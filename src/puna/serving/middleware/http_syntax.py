@@ -1,4 +1,4 @@
-"""A request head that h11 accepts -> HttpError (400), or the form that the routes know (RFC 9112)."""
+"""HTTP syntax beyond h11's checks: HttpError (400), or the normal form for routes (RFC 9112)."""
 
 from urllib.parse import unquote, urlsplit
 
@@ -9,10 +9,10 @@ from puna.serving.errors import HttpError
 
 
 class HttpSyntaxMiddleware:
-    """Reads targets such as http://host/path, answers HEAD as GET, and refuses bodies of two lengths.
+    """Middleware for absolute targets (http://host/path), HEAD requests, and ambiguous body lengths.
 
-    A body with both Content-Length and Transfer-Encoding has two ends: a proxy and this server could disagree about
-    the next request (request smuggling, RFC 9112, section 6.3).
+    With both Content-Length and Transfer-Encoding, a proxy and the server could disagree about the start of the next
+    request (request smuggling, RFC 9112, section 6.3).
     """
 
     def __init__(self, app: ASGIApp):

@@ -1,6 +1,6 @@
 """Authorization header -> the tenant of the key; HttpError (401) for a missing or unknown key.
 
-Default deny: a route is open only if OPEN_PATHS names the path, the chat page's files among them.
+Every route needs a key, except OPEN_PATHS: /health and the files of the chat page.
 """
 
 import hashlib
@@ -26,14 +26,19 @@ SERVE_WITH_KEY = "puna serve CHECKPOINT --host 0.0.0.0 --api-key-file keys.txt"
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """The owner of a key, and the models of the key (None: all). Tenants share the machine and no data."""
+    """Owner of a key, and the models open to the key (None: all). Tenants share no cached data.
+
+    Example:
+        >>> list(read_tenants(None, {"PUNA_API_KEY": 32 * "k"}).values())
+        [Tenant(name='0', models=None)]
+    """
 
     name: str = ""
     models: frozenset[str] | None = None
 
 
 class KeysMiddleware:
-    """Puts the tenant into the request's state. Without `tenants` no key is needed, and all requests are one tenant."""
+    """Middleware that stores the tenant in the request's state; without `tenants`, requests need no key."""
 
     def __init__(self, app: ASGIApp, tenants: Mapping[bytes, Tenant]):
         self.app, self.tenants = app, tenants
@@ -52,12 +57,15 @@ class KeysMiddleware:
         await self.app(scope, receive, send)
 
     def _find_tenant(self, headers: Headers) -> Tenant | None:
-        """Return the tenant of the key in the header; None for an unknown key. All keys are compared."""
-        given = headers.getlist("authorization")
-        scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        """Return the tenant of the key in the header; None for an unknown key.
+
+        Compares with all keys: the time must not reveal a match.
+        """
+        values = headers.getlist("authorization")
+        scheme, _, key = values[0].partition(" ") if len(values) == 1 else ("", "", "")
         hashed = _hash(key.strip().encode("latin-1"))
-        found = [tenant for known, tenant in self.tenants.items() if hmac.compare_digest(hashed, known)]
-        return found[0] if scheme.lower() == "bearer" and found else None
+        matches = [tenant for known, tenant in self.tenants.items() if hmac.compare_digest(hashed, known)]
+        return matches[0] if scheme.lower() == "bearer" and matches else None
 
 
 def read_tenants(key_file: Path | None, environment: Mapping[str, str]) -> dict[bytes, Tenant]:
@@ -68,11 +76,11 @@ def read_tenants(key_file: Path | None, environment: Mapping[str, str]) -> dict[
     lines = [(f"the variable {KEY_VARIABLE}", [environment[KEY_VARIABLE]])] if KEY_VARIABLE in environment else []
     lines += [(f"the key in {key_file}", line.split()) for line in _read_lines(key_file)] if key_file else []
     tenants: dict[bytes, Tenant] = {}
-    for place, (origin, (key, *models)) in enumerate(lines):
+    for number, (origin, (key, *models)) in enumerate(lines):
         if len(key) < MIN_KEY_LEN or not (key.isascii() and key.isprintable() and " " not in key):
             expected = f"at least {MIN_KEY_LEN} printable ASCII characters without spaces"
             raise ConfigError(f"{origin} has {len(key)} characters", expected=expected, hint=KEY_HINT)
-        tenants[_hash(key.encode())] = Tenant(str(place), frozenset(models) if models else None)
+        tenants[_hash(key.encode())] = Tenant(str(number), frozenset(models) if models else None)
     return tenants
 
 
@@ -81,12 +89,12 @@ def _read_lines(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--api-key-file {path} cannot be read ({type(error).__name__})", hint=KEY_HINT) from None
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
         raise ConfigError(f"--api-key-file {path} is empty", expected="one key a line", hint=KEY_HINT)
-    return found
+    return keys
 
 
 def _hash(key: bytes) -> bytes:
-    # A key is random and long, so that one round of SHA-256 is as good as a slow password hash.
+    # Keys are long and random: a single round of SHA-256 suffices, unlike for passwords.
     return hashlib.sha256(key).digest()

@@ -1,7 +1,7 @@
-"""Flags of the command -> the rules that requests are held to, and the middlewares that hold them.
+"""Command-line flags -> rules for requests, and the stack of middlewares.
 
-One concern a file: http_syntax, hosts, keys, concurrency, body_limit. The file refuse answers for all of them. No
-middleware looks into bodies.
+http_syntax, hosts, keys, concurrency and body_limit raise HttpErrors; errors.py sends the responses. No middleware
+parses bodies.
 """
 
 import shlex
@@ -30,9 +30,10 @@ from puna.serving.protocol.connections import ConnectionLimits
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Limits and permissions for requests. No `tenants`: no key is needed; no `hosts`: any Host header is accepted.
+    """Limits and permissions for requests. Example: see `make_rules`.
 
-    Web pages of `origins` may read the answers (browser/origins.py); the keys hold for them too.
+    Without `tenants` requests need no key; without `hosts` any Host header is accepted. Web pages of `origins` may read
+    responses (browser/origins.py), with the same keys.
     """
 
     tenants: Mapping[bytes, Tenant] = field(default_factory=dict)  # by the hashes of their keys
@@ -45,10 +46,16 @@ class Rules:
 
 
 def make_rules(host: str, key_file: Path | None, environment: Mapping[str, str]) -> Rules:
-    """Collect the keys and judge whether `host` may be listened on.
+    """Read the keys and check that `host` is safe.
 
-    A line of `key_file` is a key, then the models of the key (default: all); PUNA_API_KEY is a key of all models.
-    Raises ConfigError for a weak or unreadable key, and for an address beyond loopback without a key.
+    A line of `key_file` is a key, then the models of the key (default: all); PUNA_API_KEY is a key for all models.
+
+    Raises:
+        ConfigError: A weak or unreadable key, or an address beyond loopback without a key.
+
+    Example:
+        >>> sorted(make_rules("127.0.0.1", None, {}).hosts)
+        ['127.0.0.1', '[::1]', 'localhost']
     """
     tenants = read_tenants(key_file, environment)
     if not tenants and not is_loopback(host):
@@ -61,7 +68,7 @@ def make_rules(host: str, key_file: Path | None, environment: Mapping[str, str])
 
 
 class RulesMiddleware:
-    """The middlewares as one, outermost first: a refused request reaches no inner middleware."""
+    """Stack of middlewares: errors, HTTP syntax, hosts, keys, concurrency, body limit, in this order."""
 
     def __init__(self, app: ASGIApp, rules: Rules):
         self.app = app

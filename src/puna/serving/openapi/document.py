@@ -1,4 +1,4 @@
-"""The table of operations -> the OpenAPI document: requests from the models that read, answers from the models here.
+"""The table of operations -> the OpenAPI document, from the models of requests and responses.
 
 OpenAPI 3.1.1. The schema of an event stream describes one event, an object with `data`, as schemathesis expects.
 """
@@ -18,46 +18,46 @@ from puna.serving.requests.completion import CompletionRequest
 
 VERSION = "3.1.1"
 PLACE_OF_MODELS = "#/components/schemas/{model}"
-# What the server's own defences answer before a route is asked.
-DEFENCES = (400, 401, 403, 408, 413, 431, 500, 503)
+# Statuses of the middlewares, possible on every route.
+MIDDLEWARE_ERRORS = (400, 401, 403, 408, 413, 431, 500, 503)
 MEANINGS = {
-    400: "The request is wrong: `param` names the field.",
+    400: "The request is invalid; `param` names the field.",
     401: "A valid key is needed.",
-    403: "The Host header or the key is not allowed here.",
-    404: "There is no such model for this key.",
+    403: "The Host header is not allowed, or the key does not permit the request.",
+    404: "The model does not exist, or the key does not include the model.",
     408: "The request took too long to arrive.",
     413: "The body is too large.",
     431: "The request's headers are too long.",
     500: "The server failed on this request.",
-    503: "The server is overloaded, starting or stopping: come back after the time in Retry-After.",
+    503: "The server is overloaded, starting or stopping; retry after the seconds in Retry-After.",
 }
 HEADERS = {
-    401: ("WWW-Authenticate", "The scheme of the key: Bearer."),
-    503: ("Retry-After", "Seconds until it is worth asking again."),
+    401: ("WWW-Authenticate", "Authentication scheme of the key: Bearer."),
+    503: ("Retry-After", "Seconds to wait before the next attempt."),
 }
 
 
 class Operation(NamedTuple):
-    """The description of a route; without a model the answer is plain text."""
+    """Description of a route; without an answer model the response is plain text."""
 
     summary: str
     answer: type[BaseModel] | None
-    errors: tuple[int, ...] = DEFENCES
+    errors: tuple[int, ...] = MIDDLEWARE_ERRORS
     body: type[Body] | None = None
     event: type[BaseModel] | None = None
 
 
-WITH_MODEL = (*DEFENCES, 404)
+WITH_MODEL = (*MIDDLEWARE_ERRORS, 404)
 OPERATIONS = {
-    ("GET", "/health"): Operation("Tell whether requests are answered; without a key", responses.Health),
-    ("GET", "/metrics"): Operation("Tell Prometheus what the server has counted", None),
+    ("GET", "/health"): Operation("Report whether the server answers requests; needs no key", responses.Health),
+    ("GET", "/metrics"): Operation("Return the server's metrics in Prometheus format", None),
     ("GET", "/v1/models"): Operation("List the model and its adapters", responses.ModelList),
     ("GET", "/v1/models/{model}"): Operation("Describe a model", responses.Model, WITH_MODEL),
     ("POST", "/v1/chat/completions"): Operation(
-        "Continue a conversation", responses.ChatCompletion, WITH_MODEL, ChatRequest, responses.ChatChunk
+        "Generate the assistant's next message", responses.ChatCompletion, WITH_MODEL, ChatRequest, responses.ChatChunk
     ),
     ("POST", "/v1/completions"): Operation(
-        "Continue texts", responses.Completion, WITH_MODEL, CompletionRequest, responses.CompletionChunk
+        "Continue prompts", responses.Completion, WITH_MODEL, CompletionRequest, responses.CompletionChunk
     ),
     ("GET", "/openapi.json"): Operation("Describe the API", responses.OpenApi),
 }
@@ -65,7 +65,7 @@ OPERATIONS = {
 
 @lru_cache(maxsize=2)
 def openapi_document(*, is_strict: bool) -> dict[str, Any]:
-    """Describe all operations; without `is_strict` requests may have fields that no model declares.
+    """Describe all operations; without `is_strict`, requests may have undeclared fields.
 
     Example:
         >>> sorted(openapi_document(is_strict=False)["paths"])[:2]
@@ -79,7 +79,7 @@ def openapi_document(*, is_strict: bool) -> dict[str, Any]:
     return {
         "openapi": VERSION,
         "info": {"title": "Puna", "version": __version__},
-        # Without keys a server asks for none.
+        # Keys are optional: a server may run without keys.
         "security": [{"key": []}, {}],
         "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": {"key": key}},
@@ -115,7 +115,7 @@ def _describe(path: str, operation: Operation) -> dict[str, Any]:
 
 
 def _event(model: type[BaseModel]) -> dict[str, Any]:
-    """Describe a server-sent event: JSON of `model`, an error at last, or [DONE] at the end."""
+    """Describe a server-sent event: JSON of `model`, JSON of an error, or [DONE]."""
     either = {"anyOf": [_reference(model), _reference(responses.Error)]}
     payload = {"type": "string", "contentMediaType": "application/json", "contentSchema": either}
     data = {"anyOf": [{"const": "[DONE]"}, payload]}
@@ -126,8 +126,8 @@ def _schemas(*, is_strict: bool) -> dict[str, Any]:
     bodies = [operation.body for operation in OPERATIONS.values() if operation.body]
     sent = [model for operation in OPERATIONS.values() for model in (operation.answer, operation.event) if model]
     models = dict.fromkeys([*bodies, *sent, responses.Error])
-    _, found = models_json_schema([(model, "validation") for model in models], ref_template=PLACE_OF_MODELS)
-    schemas = found["$defs"]
+    _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=PLACE_OF_MODELS)
+    schemas = definitions["$defs"]
     for body in () if is_strict else bodies:
         schema = schemas[body.__name__]
         schema["additionalProperties"] = True

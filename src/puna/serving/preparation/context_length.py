@@ -1,4 +1,4 @@
-"""Texts of a prompt -> refused beyond the context's length, long before the whole prompt is tokenized."""
+"""Context length: HttpError for too long texts, before the whole prompt is tokenized."""
 
 from collections.abc import Iterable
 
@@ -9,10 +9,10 @@ COUNTED_CHARS = 1 << 16
 
 
 def require_room(tokenizer: Tokenizer, texts: Iterable[str], max_tokens: int, *, param: str) -> None:
-    """Raise HttpError (400) for texts that together have certainly more than `max_tokens` tokens.
+    """Raise HttpError (400) for texts with certainly more than `max_tokens` tokens in total.
 
-    First by their bytes, then by tokenizing pieces until there are too many. A cut between two pieces can add tokens,
-    so that texts within an eighth of the bound are let through: their exact number is judged later.
+    The number of bytes gives a lower bound; then pieces are tokenized up to the limit. A cut between pieces can add
+    tokens, so texts up to an eighth above the limit pass: `sampling_params` checks the exact number.
     """
     texts = list(texts)
     num_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
@@ -26,9 +26,9 @@ def require_room(tokenizer: Tokenizer, texts: Iterable[str], max_tokens: int, *,
         for start in range(0, len(text), COUNTED_CHARS):
             counted += len(tokenizer.encode(text[start : start + COUNTED_CHARS]))
             if counted > most:
-                given = f"The prompt has {num_bytes:,} bytes, and a part of them is {counted:,} tokens"
-                raise _too_long(given, max_tokens, param)
+                problem = f"The prompt has {num_bytes:,} bytes, and a part of them is {counted:,} tokens"
+                raise _too_long(problem, max_tokens, param)
 
 
-def _too_long(given: str, max_tokens: int, param: str) -> HttpError:
-    return HttpError(400, f"{given}; at most {max_tokens:,} fit.", param=param, code="context_length_exceeded")
+def _too_long(problem: str, max_tokens: int, param: str) -> HttpError:
+    return HttpError(400, f"{problem}; at most {max_tokens:,} fit.", param=param, code="context_length_exceeded")

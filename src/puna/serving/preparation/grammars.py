@@ -1,6 +1,6 @@
 """`response_format`, `tools` and `tool_choice` -> the compiled grammar of a response.
 
-The chat format decides the spelling of calls, the engine the semantics of a grammar.
+The chat format writes the grammar of calls; the engine enforces grammars.
 """
 
 from fastapi import Request
@@ -17,7 +17,7 @@ from puna.serving.requests.tools import NamedChoice
 
 
 async def answer_grammar(grammars: GrammarPool, form: ResponseFormat | None, *, tenant: str = "") -> Grammar | None:
-    """Return the grammar of an answer without calls; None for free text."""
+    """Return the grammar of a response without calls; None for free text."""
     if form is None or isinstance(form, TextFormat):
         return None
     return await grammars.compile(lambda fit: _spell_answer(form, fit), param="response_format", tenant=tenant)
@@ -26,7 +26,7 @@ async def answer_grammar(grammars: GrammarPool, form: ResponseFormat | None, *, 
 async def message_grammar(
     grammars: GrammarPool, body: ChatRequest, conversation: Conversation, *, tenant: str = ""
 ) -> Grammar | None:
-    """Return the grammar of the next message: a call, or text or an answer in its form where the choice allows it."""
+    """Return the grammar of the next message: calls, text or formatted output, as `tool_choice` allows."""
     choice, form = body.tool_choice or "auto", body.response_format
     name = choice.function.name if isinstance(choice, NamedChoice) else ""
     if name and name not in body.strictness:
@@ -60,7 +60,7 @@ async def message_grammar(
 
 
 def warn_of_notes(request: Request, grammar: Grammar | None) -> None:
-    """Name the keywords of schemas that the grammar does not hold in the warning header."""
+    """Warn about schema keywords without effect in the grammar."""
     for note in grammar.notes if grammar else ():
         warn(request, note)
 

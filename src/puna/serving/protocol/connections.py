@@ -1,6 +1,7 @@
-"""Open connections -> a bounded set: beyond a bound, the connection that has waited longest for its client is closed.
+"""Limits on open connections, in total and per address.
 
-Counts connections in all and per address. A connection with a running answer is never closed for another.
+Beyond a limit, the longest idle connection is closed. A connection with a running response is never closed for another
+connection.
 """
 
 import ipaddress
@@ -16,14 +17,14 @@ MAX_OPEN_FILES = 65_536
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Bounds on connections and on the time a client may take.
+    """Limits on the number of connections and on the time of clients.
 
     Attributes:
-        total: Connections in all.
-        per_address: Connections from one IPv4 address or one IPv6 network of 64 bits.
-        head_seconds: From the first byte of a request, or from connecting, to the end of its headers.
-        idle_seconds: Between two requests.
-        stall_seconds: During which a client reads nothing of an answer that is ready.
+        total: Number of connections.
+        per_address: Number of connections from an IPv4 address or IPv6 /64 network.
+        head_seconds: Time from connecting, or from the first byte of a request, to the end of the headers.
+        idle_seconds: Time between two requests.
+        stall_seconds: Time without progress while a client reads a response.
 
     Example:
         >>> ConnectionLimits(total=64, per_address=32).head_seconds
@@ -38,17 +39,17 @@ class ConnectionLimits:
 
 
 class Connection(Protocol):
-    """The part of a connection that the bounds need."""
+    """Interface of a connection for the registry."""
 
     address: str
 
     def give_way(self) -> None:
-        """Close at once, for the sake of a new connection."""
+        """Close at once, in favour of a new connection."""
         ...
 
 
 class Connections:
-    """Registry of open connections; connections that wait for a client are in order, oldest first."""
+    """Registry of open connections; idle connections are ordered, oldest first."""
 
     def __init__(self, limits: ConnectionLimits):
         self.limits = limits
@@ -61,7 +62,7 @@ class Connections:
         return self._per_address.total()
 
     def admit(self, connection: Connection) -> bool:
-        """Count a new connection; return False where a bound is reached and no other connection can give way."""
+        """Register a new connection; return False at a limit without an idle connection to close."""
         address = connection.address
         is_crowded = self._per_address[address] >= self.limits.per_address
         is_full = self.num_open >= self.limits.total
@@ -77,7 +78,7 @@ class Connections:
         return True
 
     def set_waiting(self, connection: Connection, *, is_waiting: bool) -> None:
-        """Note whether the client has still to send something."""
+        """Mark a connection as waiting for its client, or as busy."""
         if is_waiting == (connection in self._all_waiting):
             return
         if is_waiting:
@@ -91,7 +92,7 @@ class Connections:
             del self._waiting[connection.address]
 
     def forget(self, connection: Connection) -> None:
-        """Stop counting a connection that is lost."""
+        """Remove a closed connection."""
         self.set_waiting(connection, is_waiting=False)
         self._per_address[connection.address] -= 1
         if not self._per_address[connection.address]:
@@ -99,7 +100,7 @@ class Connections:
 
 
 def address_key(host: str) -> str:
-    """Return what counts as one client: an IPv4 address, or the IPv6 network that one subscriber has.
+    """Return the key of a client: an IPv4 address, or the /64 network of an IPv6 address.
 
     Example:
         >>> address_key("::ffff:10.0.0.7"), address_key("2001:db8::1:2")
@@ -114,10 +115,10 @@ def address_key(host: str) -> str:
 
 
 def default_limits(per_address: int = 0) -> ConnectionLimits:
-    """Derive the bounds from the limit of open files, which leaves a part to files, pipes and threads.
+    """Derive the limits from the process's limit of open files, with a reserve for files and pipes.
 
     Args:
-        per_address: Connections from one address; 0 for half of all.
+        per_address: Number of connections from an address; 0 for half of the total.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     total = min(MAX_CONNECTIONS, soft - min(MAX_RESERVED_FILES, soft // 2))
@@ -125,7 +126,7 @@ def default_limits(per_address: int = 0) -> ConnectionLimits:
 
 
 def raise_open_files() -> None:
-    """Raise this process's soft limit of open files as far as its hard limit allows."""
+    """Raise the process's soft limit of open files, at most to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:

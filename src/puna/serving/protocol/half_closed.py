@@ -1,7 +1,7 @@
-"""A client that has closed its sending side -> still served, and noticed when it is gone for good.
+"""Half-closed connections: serve clients that closed only the sending side, detect clients that left.
 
-`nc` and some HTTP clients shut their sending side down after the request (RFC 9112, section 9.6). A client that is gone
-sends the very same FIN. The two differ only once bytes are sent: a closed socket answers them with a reset (RST).
+`nc` and some HTTP clients shut down the sending side after the request (RFC 9112, section 9.6). A client that exits
+sends the same FIN. Only sending bytes tells the cases apart: a closed socket answers with a reset (RST).
 """
 
 import asyncio
@@ -9,14 +9,14 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-# Every answer begins with these bytes (RFC 9112, section 4), so they can be sent before there is an answer.
+# Every response begins with PREFIX (RFC 9112, section 4): the bytes can be sent before the response exists.
 PREFIX = b"HTTP/1.1 "
 FIRST_SECONDS, LONGEST_SECONDS = 0.05, 15.0
 STREAM_SECONDS = 1.0
 
 
 class PrefixedTransport:
-    """A transport of an answer that may have begun: the first write leaves out the sent part of PREFIX."""
+    """Transport of a response; the first write omits the part of PREFIX sent early."""
 
     def __init__(self, transport: asyncio.Transport):
         self._transport = transport
@@ -27,7 +27,7 @@ class PrefixedTransport:
         return getattr(self._transport, name)
 
     def send_early(self) -> None:
-        """Send the next byte of PREFIX, if one is left and the answer has not begun."""
+        """Send the next byte of PREFIX, unless the response has begun or PREFIX is sent."""
         if not self._has_written and self._num_sent < len(PREFIX):
             self._transport.write(PREFIX[self._num_sent : self._num_sent + 1])
             self._num_sent += 1
@@ -38,12 +38,12 @@ class PrefixedTransport:
 
 
 class Probe:
-    """Sends a little from time to time until the answer is complete; aborts the connection once the client is gone.
+    """Probe that sends a few bytes periodically during a response, and aborts the connection of a client that left.
 
     Args:
         transport: The connection.
-        send: Sends a few bytes that mean nothing; returns False once the answer is complete.
-        is_stream: Tells whether `send` may be called any number of times.
+        send: Sends a few meaningless bytes; returns False once the response is complete.
+        is_stream: Whether `send` may be called any number of times.
     """
 
     def __init__(self, transport: asyncio.Transport, send: Callable[[], bool], is_stream: Callable[[], bool]):

@@ -1,7 +1,7 @@
-"""Bytes of one connection -> requests for the application, within limits of time, size and number.
+"""Bytes of a connection -> requests for the application, within limits of time, size and number.
 
-Answers invalid HTTP in JSON, serves clients with a closed sending side, and closes connections of clients that neither
-send nor read. uvicorn and h11 parse requests; nothing here does.
+Invalid HTTP gets a JSON error. Half-closed connections are served; connections of stalled clients are closed. uvicorn
+and h11 parse the requests.
 """
 
 import asyncio
@@ -21,26 +21,26 @@ from puna.serving.protocol.connections import Connections, address_key
 from puna.serving.protocol.half_closed import PrefixedTransport, Probe
 
 LINGER_SECONDS = 2.0
-# Bounds what one read can keep the event loop busy with: 16 KiB may hold 2,700 chunks of one byte.
+# Bound on the event loop's work per read: 16 KiB may hold 2,700 chunks of one byte.
 READ_BYTES = 16 * 1024
 MAX_FRAMING_BYTES = 64 * 1024
 MAX_PIPELINED_BYTES = 64 * 1024
-# What the kernel may hold for a client that does not read; its own choice can be megabytes.
+# Bound on the kernel's buffer for a client that does not read; the kernel's default can be megabytes.
 SEND_BUFFER_BYTES = 256 * 1024
 PROBE_EVENT = b":\n\n"  # a comment of server-sent events
 
 
 class ServerConfig(uvicorn.Config):
-    """uvicorn's settings with the registry of connections, which uvicorn hands to each HttpProtocol."""
+    """uvicorn's settings with the registry of connections, for every HttpProtocol."""
 
     def __init__(self, app: Any, connections: Connections, **settings: Any):
         super().__init__(app, http=HttpProtocol, **settings)
         self.connections = connections
-        self.read_buffer = bytearray(READ_BYTES)  # of all connections: what a read brings is copied at once
+        self.read_buffer = bytearray(READ_BYTES)  # shared by all connections: every read is copied at once
 
 
 class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
-    """One connection; a BufferedProtocol bounds the size of one read."""
+    """A connection; BufferedProtocol bounds the size of a read."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
         self.address = ""
         own = cast(ServerConfig, config)
         self._registry, self._buffer = own.connections, own.read_buffer
-        # When the head of a request was first waited for; None: between two requests, or during one.
+        # Start of the wait for request headers; None between requests and during a request.
         self._head_since: float | None = self.loop.time()
         self._num_framing = 0
         self._unsent, self._unsent_since = 0, self.loop.time()
@@ -61,7 +61,7 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
 
     @property
     def _is_waiting(self) -> bool:
-        """Whether the client has still to send a request, or the rest of one."""
+        """Whether the server waits for a request or the rest of a request."""
         return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -100,7 +100,7 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
         self._note_state()
 
     def handle_events(self) -> None:
-        """Handle the bytes so far; go on reading behind a whole request: only a read shows that the client left."""
+        """Handle received bytes; read on after a complete request, since only a read detects a disconnect."""
         super().handle_events()
         if self.flow.read_paused and self.cycle and not self.cycle.more_body:
             waiting, _ = self.conn.trailing_data
@@ -108,7 +108,7 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
                 self.flow.resume_reading()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep the connection of a client that waits for an answer; answer half a request with a 400."""
+        """Keep a half-closed connection until the response is sent; answer an incomplete request with a 400."""
         if self._is_waiting or self._is_refused:
             is_half_body = self.cycle is not None and not self.cycle.response_complete
             if not self._is_refused and (is_half_body or self.conn.trailing_data[0]):
@@ -148,7 +148,7 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
             self._registry.set_waiting(self, is_waiting=self._is_waiting)
 
     def check(self, now: float) -> None:
-        """Close the connection if its client takes too long; called about once a second."""
+        """Close the connection of a slow client; called about once a second."""
         limits = self._registry.limits
         unsent = self.transport.get_write_buffer_size()
         if not unsent or unsent < self._unsent:
@@ -175,7 +175,7 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
         self.refuse(HttpError(431 if is_too_long else 400, message, code="invalid_http"))
 
     def refuse(self, refusal: HttpError) -> None:
-        """Answer if no answer has begun; take nothing more from this client and close."""
+        """Send an error unless a response has begun; read no more and close the connection."""
         self._is_refused = True
         cycle = self.cycle
         if cycle and not cycle.response_complete:
@@ -185,7 +185,7 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
             return self.transport.abort()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self._answer(refusal)
-        # A socket that is closed while the client still sends can lose the answer.
+        # NOTE: closing the socket while the client sends can lose the response.
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
         return None
@@ -198,7 +198,7 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
         self.transport.write(head.encode("ascii") + body)
 
     def shutdown(self) -> None:
-        """Close when the server stops, once a running answer is complete."""
+        """Close at the server's shutdown, after the running response."""
         with suppress(h11.LocalProtocolError):
             return super().shutdown()
         return self.transport.abort()

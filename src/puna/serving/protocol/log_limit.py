@@ -1,4 +1,4 @@
-"""Lines of the log -> at most a number of a kind per second, then "... 1,234 more lines like this"; long values cut."""
+"""Rate limit of the log: a number of lines per kind and second, then "... 1,234 more lines like this"."""
 
 import logging
 import threading

@@ -12,8 +12,8 @@ from puna.serving.protocol.log_limit import LogLimit
 
 LAST_SECONDS = 2.0
 ANY_ADDRESS = ("0.0.0.0", "::", "")
-# NOTE: asyncio accepts this many connections before one of them is looked at, and where files run out it fails and
-# logs as many times (python/cpython#151615). The kernel's queue of new connections is another matter.
+# NOTE: asyncio accepts this many connections in a row; without free file descriptors asyncio logs an error for every
+# attempt (python/cpython#151615). BACKLOG is the length of the kernel's queue.
 ACCEPTS_AT_ONCE = 16
 BACKLOG = 2048
 

@@ -1,4 +1,4 @@
-"""Fields that both endpoints take: strict types, every number and list bounded."""
+"""Fields of both generation endpoints, with strict types and bounds on every number and list."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
@@ -11,7 +11,7 @@ from puna.serving.requests.forms import ResponseFormat
 
 
 def _require_few(biases: Any) -> Any:
-    """Refuse too many biases before any of them is looked at: pydantic would describe every wrong one."""
+    """Limit the number of biases before validation: pydantic would report every wrong bias."""
     if isinstance(biases, dict) and len(biases) > MAX_BIASES:
         raise refused("logit_bias", f"logit_bias: {len(biases):,} tokens; expected at most {MAX_BIASES:,}")
     return biases
@@ -28,7 +28,7 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-# A value of other programs, the value that it stands for, and the words for the warning.
+# (other programs' value, equivalent value, words for the warning)
 Spelling = tuple[Any, Any, str]
 
 
@@ -85,7 +85,7 @@ class Body(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def parts(self) -> Iterator[tuple[BaseModel, str]]:
-        """Yield the models of the request with their places, to find fields that no model declares."""
+        """Yield models of the request with places, for the search for undeclared fields."""
         yield self, ""
 
     def remarks(self) -> Iterator[str]:

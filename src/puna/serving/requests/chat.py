@@ -70,7 +70,7 @@ class ChatRequest(Body):
 
     @property
     def is_continuing(self) -> bool:
-        """Whether the last message is continued; Mistral and DeepSeek mark it `prefix`, Moonshot `partial`."""
+        """Whether the reply continues the last message; Mistral and DeepSeek set `prefix`, Moonshot `partial`."""
         last = self.messages[-1]
         marked = isinstance(last, AssistantMessage) and (last.prefix or last.partial)
         return bool(self.continue_final_message or marked)
@@ -81,7 +81,7 @@ class ChatRequest(Body):
 
     @property
     def strictness(self) -> dict[str, bool]:
-        """Map each tool to OpenAI's `strict`: a strict schema is held to the letter or refused."""
+        """Map tool names to OpenAI's `strict`: a strict schema is enforced completely, or an error."""
         return {tool["function"]["name"]: bool(tool["function"].get("strict")) for tool in self._raw_tools}
 
     @property

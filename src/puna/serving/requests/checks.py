@@ -8,19 +8,19 @@ from pydantic_core import PydanticCustomError
 
 MAX_DEPTH = 64
 
-# What a model does not declare is kept: fields.py judges it.
+# Undeclared fields are kept for fields.py, which decides about warnings and errors.
 OPEN = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 def refused(param: str, reason: str) -> PydanticCustomError:
-    """Build a validation error about `param`, for a check over several fields."""
+    """Return a validation error about `param`, for a check over several fields."""
     return PydanticCustomError("refused", "{reason}", {"reason": reason, "param": param})
 
 
 def json_problem(value: Any) -> str:
-    """Return the reason why a value of any field is refused: a number beyond JSON, invalid Unicode, deep nesting."""
+    """Return a problem of a JSON value: a non-finite number, invalid Unicode, deep nesting; "" for valid values."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []

@@ -35,7 +35,7 @@ class CompletionRequest(Body):
 
     @property
     def num_scored(self) -> int | None:
-        """How many alternatives the engine is to tell: as many as the layout that wants most."""
+        """Number of alternatives per token: the larger of `logprobs` and `prompt_logprobs`."""
         wanted = [number for number in (self.logprobs, self.prompt_logprobs) if number is not None]
         return max(wanted, default=None)
 

@@ -1,7 +1,7 @@
-"""Fields that Puna does not act on -> accepted with a warning, or refused by name.
+"""Fields without effect in Puna -> a warning or an error.
 
-A field at null asks for nothing. A field that would change the answer is refused, and so is a name that looks like a
-misspelled one. Every other field is accepted with a warning; `--strict-fields` refuses these, too.
+Null fields are ignored. Errors: fields that would change the answer, and misspelled names. Other fields get a warning,
+or an error with `--strict-fields`.
 """
 
 import difflib
@@ -22,13 +22,13 @@ NO_TEMPLATE = "Puna renders conversations in the format of training: docs/refere
 
 
 class Unless(NamedTuple):
-    """Values at which a field asks for nothing, and advice at all other values."""
+    """Harmless values of an unsupported field, and advice for all other values."""
 
     values: tuple[Any, ...]
     advice: str
 
 
-# Other programs' names of fields that Puna has.
+# Other programs' names of supported fields.
 ALIASES = {
     "max_new_tokens": "max_tokens",
     "max_output_tokens": "max_tokens",
@@ -123,7 +123,7 @@ REFUSED = {
     "xtc_probability": Unless((0,), NO_SAMPLER),
 }
 
-# A chat's format writes all special tokens, whatever is asked for.
+# The chat format always writes all special tokens.
 CHAT_REFUSED = {"add_special_tokens": Unless((True, False), NO_TEMPLATE)}
 
 # Arguments of Llama's own chat template that Puna takes as fields.
@@ -138,7 +138,7 @@ TEMPLATE_FIELDS = {
     "continue_final_message": "continue_final_message",
 }
 
-# Values that `--strict-fields` accepts: labels of OpenAI's API, and what asks for nothing.
+# Values accepted by `--strict-fields`: labels of OpenAI's API, and values without effect.
 STRICT_VALUES: dict[str, type | tuple[Any, ...]] = {
     "best_of": (1,),
     "metadata": dict,
@@ -153,13 +153,13 @@ STRICT_VALUES: dict[str, type | tuple[Any, ...]] = {
     "verbosity": ("medium",),
 }
 
-# Fields of messages that repeat what stands elsewhere.
+# Fields of messages that repeat other fields.
 REPEATED = {"index", "parsed", "parsed_arguments", "type"}
 # Names of other programs' fields that come near "model" and "content".
 NO_MISSPELLINGS = {"mode", "models", "context"}
 NO_NAMES = "Llama's chat format has no place for names"
 MIN_LIKENESS = 0.8
-# A body of 4 MiB could have half a million, and each unknown one is compared with the known ones.
+# Every unknown name is compared with all known names, and a body of 4 MiB could hold half a million names.
 MAX_FIELDS = 256
 
 
@@ -177,16 +177,16 @@ def sift(
     *,
     is_strict: bool,
 ) -> Sifted:
-    """Keep the fields that `model` declares; judge the others.
+    """Split a body into the fields of `model`, and warnings about other fields.
 
     Args:
         data: The body of a request.
         model: The request's model.
         spellings: Other programs' values, as {name: (value, meaning, words for the meaning)}.
-        is_strict: Refuse instead of warning, except for STRICT_VALUES.
+        is_strict: Raise instead of warning, except for STRICT_VALUES.
 
     Raises:
-        HttpError: For a field that is refused, status 400 with the field's name.
+        HttpError: Status 400 with the field's name, for an unsupported or misspelled field.
 
     Example:
         >>> class Request(BaseModel):
@@ -207,7 +207,7 @@ def sift(
             raise HttpError(400, f"{shown(name)}: {problem}", param=name)
         known = name if is_strict else ALIASES.get(name, name)
         if isinstance(value, float) and value.is_integer():
-            value = int(value)  # JSON has one kind of number: 8.0 is a whole one.
+            value = int(value)  # JSON does not tell 8.0 from 8.
         if value is None and (name not in model.model_fields or known in fields):
             continue
         if known not in model.model_fields:
@@ -218,7 +218,7 @@ def sift(
             warnings.append(f"{name}: {value!a} is read as {spelled[2]}")
             value = spelled[1]
         if known == "stop" and isinstance(value, list) and "" in value and not is_strict:
-            value = [each for each in value if each != ""]
+            value = [text for text in value if text != ""]
             warnings.append(f"{name}: '' is read as no stop string")
         if known != name:
             if any(other not in (None, value) for other in (data.get(known), fields.get(known))):
@@ -229,16 +229,16 @@ def sift(
 
 
 def _judge(name: str, value: Any, model: type[BaseModel], *, is_strict: bool) -> str:
-    """Return the warning about a field that no model declares."""
+    """Return the warning about an undeclared field, or raise HttpError."""
     if is_strict:
         if not _is_accepted_strictly(name, value):
             hint = _nearest(name, model) or "Puna would not act on it."
             raise HttpError(400, f"Unknown or unsupported field {shown(name)}. {hint}", param=name)
     elif unless := _unless(name, model):
-        if not any(_is_same(value, each) for each in unless.values):
+        if not any(_is_same(value, harmless) for harmless in unless.values):
             raise HttpError(400, f"{name} would change the answer, and is not supported. {unless.advice}", param=name)
     elif isinstance(value, dict) and (fields := _fields_within(name, model)):
-        for argument in (each for each in value if each in fields and value[each] is not None):
+        for argument in (key for key in value if key in fields and value[key] is not None):
             place = f"{name}.{argument}"
             raise HttpError(400, f"{place}: give the field `{fields[argument]}`.", param=place)
     elif not _asks_nothing(value) and (hint := _nearest(name, model)):
@@ -252,21 +252,21 @@ def _unless(name: str, model: type[BaseModel]) -> Unless | None:
 
 
 def _fields_within(name: str, model: type[BaseModel]) -> Mapping[str, str]:
-    """Return the fields that are meant by settings within an object of other programs, by the setting's name."""
+    """Map settings within other programs' objects to fields of requests."""
     if name == "chat_template_kwargs":
         return TEMPLATE_FIELDS
-    # Ollama's `options` hold settings of sampling beside those of its own memory.
-    return ALIASES | {each: each for each in model.model_fields} if name == "options" else {}
+    # Ollama's `options` hold sampling parameters among memory settings.
+    return ALIASES | {field: field for field in model.model_fields} if name == "options" else {}
 
 
 def judge_extras(model: BaseModel, place: str, seen: set[str], *, is_strict: bool) -> Iterator[str]:
-    """Yield warnings about fields below a request's first level that no model declares.
+    """Yield warnings about undeclared nested fields.
 
     Args:
         model: A part of the request.
         place: The part's place in the request, such as messages[0].
-        seen: Names that have a warning; a name in a hundred messages has one warning, with the first place.
-        is_strict: Refuse every field that is not empty.
+        seen: Names with a warning; a repeated name has a single warning, about the first place.
+        is_strict: Raise for every non-empty field.
 
     Raises:
         HttpError: For a misspelled name, for media, and for more than MAX_FIELDS names.
@@ -293,7 +293,7 @@ def judge_extras(model: BaseModel, place: str, seen: set[str], *, is_strict: boo
 
 
 def shown(name: str) -> str:
-    """Return the name of a client's field for a message: identifiers unchanged, other names escaped and cut."""
+    """Return a field's name for a message: identifiers unchanged, other names escaped and cut."""
     return name if name.isidentifier() and name.isascii() and len(name) <= 64 else ascii(name)[:64]
 
 
@@ -309,24 +309,24 @@ def _asks_nothing(value: Any) -> bool:
 def _is_accepted_strictly(name: str, value: Any) -> bool:
     accepted = STRICT_VALUES.get(name, ())
     if name == "metadata" and isinstance(value, dict):
-        return all(isinstance(each, str) for each in value.values())
+        return all(isinstance(text, str) for text in value.values())
     if isinstance(accepted, type):
         return isinstance(value, accepted)
-    return any(_is_same(value, each) for each in accepted)
+    return any(_is_same(value, other) for other in accepted)
 
 
 def _nearest(name: str, model: type[BaseModel]) -> str:
-    """Say "Did you mean 'x'?" for the field that `name` misspells, or nothing.
+    """Return "Did you mean 'x'?" for a misspelled field, otherwise "".
 
-    A field of fewer or more words is not meant, unless all letters agree.
+    A suggestion has the same number of words, or the same letters.
     """
-    known = {_folded(each): each for each in model.model_fields}
+    known = {_folded(field): field for field in model.model_fields}
     near = difflib.get_close_matches(_folded(name)[:64], known, cutoff=MIN_LIKENESS)
     if name in NO_MISSPELLINGS:
         return ""
-    alike = (each for each in near if each == _folded(name) or _num_words(name) == _num_words(known[each]))
-    found = next(alike, None)
-    return f"Did you mean '{known[found]}'?" if found else ""
+    alike = (field for field in near if field == _folded(name) or _num_words(name) == _num_words(known[field]))
+    best = next(alike, None)
+    return f"Did you mean '{known[best]}'?" if best else ""
 
 
 def _folded(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`response_format` -> the checked form of an answer: text, JSON, a JSON schema, or a grammar."""
+"""`response_format`: text, JSON, a JSON schema, or a grammar."""
 
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ class TextFormat(BaseModel):
 
 
 class JsonObjectFormat(BaseModel):
-    """Any object, or an object of `schema`, which is llama.cpp's spelling."""
+    """Any JSON object, or an object of `schema` (llama.cpp's spelling)."""
 
     model_config = OPEN
 
@@ -24,7 +24,7 @@ class JsonObjectFormat(BaseModel):
 
 
 class JsonSchema(BaseModel):
-    """Without `strict`, keywords that no grammar can hold are left out."""
+    """A JSON schema; without `strict`, keywords beyond the grammar compiler are ignored with a warning."""
 
     model_config = OPEN
 
@@ -42,7 +42,7 @@ class JsonSchemaFormat(BaseModel):
 
 
 class GrammarFormat(BaseModel):
-    """Puna's own: OpenAI has these words for the input of custom tools."""
+    """A Lark grammar or regular expression: Puna's extension, with OpenAI's field names of custom tools."""
 
     model_config = OPEN
 

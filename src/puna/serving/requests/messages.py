@@ -1,7 +1,7 @@
-"""Messages of a chat request, as clients write and send back messages -> the dialogue for `Conversation.from_json`.
+"""Messages of a chat request, in the spellings of many clients -> the dialogue for `Conversation.from_json`.
 
-Clients send back more than OpenAI's API asks for: the fields of their own objects, arguments as objects or null, the
-deprecated function calls. Fields that no model here declares are judged by fields.py.
+Clients send more than OpenAI's API defines: fields of client objects, arguments as objects or null, deprecated function
+calls. fields.py decides about undeclared fields.
 """
 
 import json
@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from puna.serving.requests.checks import OPEN, refused
 
 CallId = Annotated[str, Field(max_length=256)]
-# Parts of OpenAI's newer API that hold text, and parts that hold what a model thought before it answered.
+# Content parts of OpenAI's newer API: text, and reasoning before the answer.
 TEXTS = {"input_text", "output_text"}
 THOUGHTS = {"reasoning", "redacted_thinking", "thinking"}
 MEDIA = {
@@ -87,7 +87,7 @@ Content = str | Annotated[list[Part], Field(fail_fast=True, max_length=1024)]
 
 
 class FunctionCall(BaseModel):
-    """A call that a model made, with any text as the name: clients send back wrong names as well."""
+    """A call by a model; any name is valid, since clients also send back calls with wrong names."""
 
     model_config = OPEN
 
@@ -100,12 +100,12 @@ class FunctionCall(BaseModel):
         if not isinstance(call, dict) or call.get("arguments") is not None:
             return call
         name = next((name for name in ARGUMENTS if call.get(name) is not None), "arguments")
-        return {each: call[each] for each in call if each != name} | {"arguments": call.get(name)}
+        return {key: call[key] for key in call if key != name} | {"arguments": call.get(name)}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the call as Conversation.from_json reads calls: arguments are an object, or the JSON of one.
+        """Return the call for Conversation.from_json, with arguments as an object or JSON text.
 
-        Some clients spell no arguments as "", null, "null" or [] (PHP's empty object), and some encode twice.
+        Clients also write missing arguments as "", null, "null" or [] (PHP's empty object), or encode twice.
 
         Example:
             >>> FunctionCall(name="now", arguments="null").to_json()
@@ -172,7 +172,7 @@ class UserMessage(BaseModel):
 
 
 class AssistantMessage(BaseModel):
-    """A message of the model's, or of another model. `prefix` and `partial` mark a last message to be continued."""
+    """A message of an assistant; `prefix` and `partial` mark a last message for continuation."""
 
     model_config = OPEN
 
@@ -195,7 +195,7 @@ ToolContent = Content | dict[str, Any] | list[Any] | None
 
 
 def _written(content: Any) -> Any:
-    """Return the result of a call as it is written to the model: an object or a list of data as JSON.
+    """Return the result of a call as text for the prompt: objects and lists of data become JSON.
 
     Example:
         >>> _written([{"state": "sent"}]), _written([{"type": "text", "text": "sent"}])

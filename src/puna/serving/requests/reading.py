@@ -1,4 +1,4 @@
-"""The bytes of a body -> a checked request. A wrong body is a 400 with the place and the expected value."""
+"""Bytes of a body -> a checked request; errors (400) name the field and the expected value."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from puna.serving.requests.fields import judge_extras, sift
 
 MAX_SHOWN = 80
 MAX_EXCERPT = 24
-# Of one body: 4,096 messages of four parts have as many.
+# Per body: as many as in 4,096 messages of four parts.
 MAX_STRINGS = 100_000
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
@@ -24,10 +24,10 @@ AnyBody = TypeVar("AnyBody", bound=Body)
 
 
 async def read_request(request: Request, model: type[AnyBody], workers: Workers, *, is_strict: bool) -> AnyBody:
-    """Read a request's body, a large one in a thread, and note warnings about fields without effect.
+    """Read a request's body, in a thread for large bodies; add warnings about fields without effect.
 
     Raises:
-        HttpError: Status 400, for bytes that are no JSON object and for fields that are wrong.
+        HttpError: Status 400 for an invalid JSON object or a wrong field.
     """
     content = await request.body()
     headers = {name: request.headers.get(name, "") for name in ("content-type", "content-encoding")}
@@ -84,7 +84,7 @@ def parse_body(content: bytes, *, content_type: str, encoding: str = "") -> dict
 
 
 def _require_few_values(content: bytes) -> None:
-    """Refuse bodies that would delay all other requests: a JSON parser cannot be interrupted, in any thread."""
+    """Limit strings, objects and lists of a body: the JSON parser holds the GIL and would delay other requests."""
     num_strings = (content.count(b'"') - content.count(b'\\"')) // 2
     if num_strings > MAX_STRINGS:
         message = f"The body has about {num_strings:,} strings; expected at most {MAX_STRINGS:,}."
@@ -134,9 +134,9 @@ def check_body(data: dict[str, Any], model: type[AnyBody], *, is_strict: bool) -
 
 
 def _invalid(error: ValidationError, body: dict[str, Any]) -> HttpError:
-    """Turn pydantic's findings into one: the deepest, for the shallower ones are other branches of a union.
+    """Return an HttpError for the deepest of pydantic's errors; shallower errors come from other branches of a union.
 
-    A list that is too long is named before an item of it that does not fit another branch.
+    An error about a list's length takes precedence over errors about the list's items.
     """
     findings = error.errors()
     places = [_place(finding["loc"], body, finding["type"]) for finding in findings]
@@ -150,13 +150,13 @@ def _invalid(error: ValidationError, body: dict[str, Any]) -> HttpError:
         return HttpError(400, finding["msg"], param=param or None)
     if finding["type"].startswith("union_tag"):
         return _untagged(deepest, finding)
-    reasons = [found["msg"] for found, place in zip(findings, places, strict=True) if place == deepest]
+    reasons = [item["msg"] for item, place in zip(findings, places, strict=True) if place == deepest]
     given = "" if finding["type"] == "missing" else f" (given: {_shown(finding['input'])})"
     return HttpError(400, f"{deepest}: {' or '.join(dict.fromkeys(reasons))}{given}", param=deepest)
 
 
 def _untagged(place: str, finding: Any) -> HttpError:
-    """Name the field that says of which kind an object is, such as the role of a message."""
+    """Return an HttpError about a discriminator field, such as the role of a message."""
     name = finding["ctx"]["discriminator"].strip("'")
     place = f"{place}.{name}".lstrip(".")
     if finding["type"] == "union_tag_not_found":
@@ -170,7 +170,7 @@ def _depth(place: str) -> int:
 
 
 def _place(location: Sequence[Any], body: Any, kind: str) -> str:
-    """Spell a location as the client would, leaving out pydantic's names of union branches."""
+    """Return a location as a path such as messages[0].role, without pydantic's names of union branches."""
     place = ""
     for index, part in enumerate(location):
         if isinstance(part, int) and isinstance(body, list) and part < len(body):

@@ -24,7 +24,7 @@ class Tool(BaseModel):
 
 
 def keep_as_given(value: Any, check: Any) -> Any:
-    """Check a tool and return the JSON unchanged: the order of a schema's keys is part of the prompt."""
+    """Validate a tool and return the JSON unchanged: the prompt keeps the order of a schema's keys."""
     check(value)
     return value
 

@@ -1,1 +1,1 @@
-"""Answers -> bytes within bounds: how many log-probabilities fit, and JSON that is encoded and sent in pieces."""
+"""HTTP responses: JSON in pieces, server-sent events, disconnects, and a budget of log-probabilities."""

@@ -1,4 +1,4 @@
-"""A JSON answer -> pieces: lists are encoded while growing and sent piece by piece, so that no other client waits."""
+"""A JSON response -> pieces: encoding and sending a large response never blocks the event loop for long."""
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ PIECE_BYTES = 64 * 1024
 
 
 class JsonList:
-    """A list in a payload that is kept as the bytes of its items.
+    """A list in a payload, stored as encoded JSON bytes.
 
     Example:
         >>> tokens = JsonList()
@@ -33,7 +33,7 @@ class JsonList:
 
 
 def json_pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Join parts to pieces of about 64 KiB; one part is not copied."""
+    """Join parts to pieces of about 64 KiB."""
     piece: list[bytes] = []
     num_bytes = 0
     for part in parts:
@@ -47,7 +47,7 @@ def json_pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def json_parts(value: Any) -> Iterator[bytes]:
-    """Yield the JSON of a payload that may hold JsonLists, whose bytes are not copied."""
+    """Encode a payload with JsonLists, without copies of the encoded bytes."""
     if isinstance(value, JsonList):
         for index, part in enumerate(value.parts):
             yield b"," if index else b"["
@@ -68,7 +68,7 @@ def json_parts(value: Any) -> Iterator[bytes]:
 
 
 class JsonResponse(Response):
-    """Sends a payload that may hold JsonLists; other tasks run between two pieces."""
+    """Response with a payload of plain JSON and JsonLists; other tasks run between two pieces."""
 
     media_type = "application/json"
 
@@ -76,9 +76,9 @@ class JsonResponse(Response):
         super().__init__()
         try:
             self._parts = [encode_json(payload)]
-        except TypeError:  # It holds a JsonList.
+        except TypeError:  # The payload holds a JsonList.
             self._parts = list(json_parts(payload))
-        self.reservation: LogprobReservation | None = None  # is free once the answer is sent or the client is gone
+        self.reservation: LogprobReservation | None = None  # closed after sending, or after a disconnect
         self.headers["content-length"] = str(sum(map(len, self._parts)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,6 +1,6 @@
-"""Requested log-probabilities -> admitted before any work, or refused with advice on splitting the request.
+"""Budget of log-probabilities: requests beyond the budget are rejected before generation, with advice on splitting.
 
-One log-probability is about 80 bytes of JSON and 120 of memory. An answer's text is bounded by the context.
+A log-probability takes about 80 bytes of JSON and 120 bytes of memory. The context length bounds a response's text.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ MAX_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class LogprobCount:
-    """The number of log-probabilities in an answer, from prompts, tokens and alternatives.
+    """Number of log-probabilities in a response, from prompts, tokens and alternatives.
 
     Attributes:
         prompt_lens: Lengths of the prompts, in tokens.

@@ -6,7 +6,7 @@ LEAST_LOGPROB = -9999.0
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """Return a token as text, and one that is part of a character as OpenAI does: `bytes:\\xe2\\x80`."""
+    """Return the text of a token; a part of a character is written as by OpenAI: `bytes:\\xe2\\x80`."""
     spelled = tokenizer.decode_bytes([token])
     try:
         return spelled.decode("utf-8")
@@ -15,5 +15,5 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 
 def logprob_value(logprob: float) -> float:
-    """Return a log-probability that JSON can hold."""
+    """Return a finite log-probability: JSON has no -inf."""
     return max(logprob, LEAST_LOGPROB)

@@ -1,1 +1,1 @@
-"""Routes of the HTTP API: one file per endpoint."""
+"""Routes of the HTTP API: a file per endpoint."""

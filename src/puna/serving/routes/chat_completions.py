@@ -1,6 +1,6 @@
 """POST /v1/chat/completions: a conversation -> the assistant's next message, whole or as a stream.
 
-How a conversation becomes tokens, and tokens tool calls, is the chat format's business.
+The chat format turns conversations into tokens, and generated tokens into tool calls.
 """
 
 import json
@@ -34,14 +34,14 @@ async def create_chat_completion(served: ServedModel, request: Request) -> Respo
     """Answer a chat request in OpenAI's format."""
     body = await read_request(request, ChatRequest, served.read_workers, is_strict=served.strict_fields)
     adapter = served.resolve_adapter(body.model, request.state.tenant)
-    # Before the prompt is tokenized: under overload most requests end here.
+    # Before tokenization: under overload most requests end here.
     await served.engine.expect_room(tenant := request.state.tenant.name, body.n or 1)
     num_bytes, run = len(await request.body()), served.prompt_workers.run
     conversation, prompt = await run(_read_conversation, served, body, num_bytes, num_bytes=num_bytes, tenant=tenant)
     grammar = await message_grammar(served.grammars, body, conversation, tenant=tenant)
     warn_of_notes(request, grammar)
     begun = conversation.messages[-1].content.strip() if body.is_continuing else ""
-    # Every answer reads again what it continues.
+    # Every reply parses the continued text again.
     work = (served, body, conversation, grammar, begun)
     grammar, replies = await run(_begin, *work, num_bytes=num_bytes, tenant=tenant) if begun else _begin(*work)
     max_tokens = body.max_tokens or body.max_completion_tokens
@@ -56,12 +56,12 @@ async def create_chat_completion(served: ServedModel, request: Request) -> Respo
         prompt,
         max_tokens=max_tokens,
         logprobs=body.num_top_logprobs,
-        # Without a grammar only these could begin a call or promise one.
+        # Without a grammar, banning these tokens is the only way to rule out calls.
         banned_ids=served.format.call_ids if body.tool_choice == "none" and grammar is None else (),
         grammar=grammar,
     )
     size.require_fit("top_logprobs")
-    requests = [(prompt, each) for each in params]
+    requests = [(prompt, choice) for choice in params]
     batch, reservation = await served.submit(requests, size.num_logprobs, tenant=tenant, adapter=adapter)
     answer = _ChatAnswer(body, batch, len(prompt), replies, echoed=begun if body.echo else "")
     if body.stream:
@@ -72,7 +72,7 @@ async def create_chat_completion(served: ServedModel, request: Request) -> Respo
 def _begin(
     served: ServedModel, body: ChatRequest, conversation: Conversation, grammar: Grammar | None, begun: str
 ) -> tuple[Grammar | None, list[ChatReply]]:
-    """Return the grammar of the generated text and the `n` replies, behind the text of a continued message."""
+    """Return the grammar after the text of a continued message, and readers for the `n` replies."""
     ids = served.tokenizer.encode(begun)
     tools = None if body.tool_choice == "none" else list(conversation.tools)
     stop_ids = (*served.stop_ids, *(body.stop_token_ids or ()))
@@ -83,7 +83,7 @@ def _begin(
 def _read_conversation(served: ServedModel, body: ChatRequest, num_bytes: int) -> tuple[Conversation, list[int]]:
     try:
         conversation = Conversation.from_json(body.conversation())
-        if num_bytes > served.max_context:  # No token has less than a byte.
+        if num_bytes > served.max_context:  # A token has at least one byte.
             texts = [*_texts(conversation)]
             has_large_tools = bool(conversation.tools) and 2 * len(texts[-1]) > sum(map(len, texts))
             param = "tools" if has_large_tools else "messages"
@@ -95,7 +95,7 @@ def _read_conversation(served: ServedModel, body: ChatRequest, num_bytes: int) -
 
 
 def _texts(conversation: Conversation) -> Iterator[str]:
-    """Yield texts that the prompt certainly holds."""
+    """Yield texts of the conversation that appear in the prompt."""
     for message in conversation.messages:
         yield message.content.strip()
         yield from (json.dumps(call.arguments, ensure_ascii=False) for call in message.tool_calls)
@@ -104,7 +104,7 @@ def _texts(conversation: Conversation) -> Iterator[str]:
 
 
 class _ChatAnswer:
-    """The answer to one request: `n` replies from one batch."""
+    """Response to a request: `n` replies from a batch."""
 
     def __init__(
         self,

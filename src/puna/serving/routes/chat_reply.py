@@ -1,6 +1,7 @@
-"""Chunks of one continuation -> pieces for a chat client: text, tool calls, log-probabilities, finish reason.
+"""Chunks of a continuation -> pieces for a chat client: text, tool calls, log-probabilities, finish reason.
 
-The chat format finds the calls (chat/stream.py), the engine the stop strings. Text is sent once both are certain.
+The chat format parses calls (formats/chat/stream.py), the engine finds stop strings. Text is sent as soon as neither
+can claim the text.
 """
 
 import json
@@ -18,7 +19,7 @@ from puna.serving.served_model import ServedModel
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The addition of a chunk for the client; the last piece has a finish_reason."""
+    """Addition of a chunk to a reply; the last piece has a finish_reason. Example: see `ChatReply`."""
 
     text: str
     tool_calls: list[dict[str, Any]]
@@ -27,14 +28,19 @@ class Piece:
 
 
 class ChatReply:
-    """Reads one continuation.
+    """Reader of a continuation's chunks.
+
+    Example:
+        >>> reply = ChatReply(served, tools=None)
+        >>> reply.feed(Chunk(ids=(72,), text="H", finish_reason="length")).text
+        'H'
 
     Args:
-        served: The format and the tokenizer.
-        tools: Tools that may be called; None: all output is text.
-        begun: The text of a continued message. The whole message is read, and the rest is sent.
-        begun_ids: The tokens of `begun`.
-        stop_ids: Token ids that end the continuation and are no part of the text.
+        served: Model with chat format and tokenizer.
+        tools: Tools for calls; None treats all output as text.
+        begun: Text of a continued message; only the rest of the message is sent.
+        begun_ids: Tokens of `begun`.
+        stop_ids: Token ids that end the continuation, without text.
     """
 
     def __init__(
@@ -49,19 +55,19 @@ class ChatReply:
         self.num_tokens = 0
         self._served, self._stop_ids = served, stop_ids or served.stop_ids
         self._stream = None if tools is None else MessageStream(served.format, tools)
-        self._text = begun  # All of it, but a stop string.
+        self._text = begun  # the whole text without the stop string
         parts = [begun] if self._stream is None else self._stream.feed(begun_ids)
-        self._content = "".join(part for part in parts if isinstance(part, str))  # What is certain to be no call.
+        self._content = "".join(part for part in parts if isinstance(part, str))  # text that cannot become a call
         self._num_sent = len(begun)
         self._last_id: int | None = None
         self._logprobs: list[dict[str, Any]] = []
 
     def feed(self, chunk: Chunk) -> Piece | None:
-        """Take a chunk; return the next piece, None while nothing is certain."""
+        """Read a chunk; return the next piece, or None while the text may still become a call."""
         self.num_tokens += len(chunk.ids)
         self._last_id = chunk.ids[-1] if chunk.ids else self._last_id
         self._text += chunk.text
-        # The token that ends the turn is not part of what is said.
+        # The end-of-turn token is no part of the reply.
         self._logprobs += [self._logprob(e) for e in chunk.logprobs if e.id not in self._stop_ids]
         calls = self._read(chunk)
         text = self._take_text(has_calls=bool(calls), is_over=chunk.finish_reason is not None)
@@ -71,11 +77,11 @@ class ChatReply:
         return Piece(text, calls, logprobs, "tool_calls" if calls else chunk.finish_reason)
 
     def _read(self, chunk: Chunk) -> list[dict[str, Any]]:
-        """Take what becomes certain; return the calls of a turn that has ended."""
-        # Without the stop tokens that a client named; the format knows its own.
+        """Parse a chunk; return the calls once the turn has ended."""
+        # Drop the request's stop tokens; the chat format handles the model's.
         ids = [token for token in chunk.ids if token not in self._stop_ids or token in self._served.stop_ids]
         parts: list[Part] = [chunk.text] if self._stream is None else self._stream.feed(ids)
-        # A reply cut off by its length or by a stop string is text: half a call must not be carried out.
+        # NOTE: a reply cut off by length or stop string stays text: clients must not execute half a call.
         has_ended = chunk.finish_reason is not None and self._last_id in self._served.stop_ids
         if self._stream is not None and has_ended:
             parts += self._stream.finish()

@@ -1,7 +1,7 @@
-"""POST /v1/completions: prompts as text or token ids -> their continuations, in OpenAI's legacy layout.
+"""POST /v1/completions: prompts as text or token ids -> continuations in OpenAI's legacy layout.
 
-With `echo` or `max_tokens` 0 the prompt comes back too, with its log-probabilities; `prompt_logprobs` tells them by
-ids, as vLLM does. Renders no conversation.
+With `echo` or `max_tokens` 0 the response repeats the prompt with log-probabilities. `prompt_logprobs` returns the
+prompt's log-probabilities in vLLM's layout, by token id.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ async def create_completion(served: ServedModel, request: Request) -> Response:
             echo_logprobs=echo_logprobs,
             grammar=grammar,
         )
-        pairs += [(prompt, each) for each in params]
+        pairs += [(prompt, choice) for choice in params]
     batch, reservation = await served.submit(pairs, size.num_logprobs, tenant=tenant, adapter=adapter)
     texts = [_CompletionText(served, body, prompt, is_echo=is_echo) for prompt, _ in pairs]
     answer = _CompletionAnswer(served, body, batch, sum(map(len, prompts)), texts)
@@ -73,12 +73,12 @@ async def create_completion(served: ServedModel, request: Request) -> Response:
 
 
 def _tokenize(served: ServedModel, body: CompletionRequest) -> list[list[int]]:
-    """Return the ids of each prompt."""
+    """Return the token ids of every prompt."""
     return [_token_ids(served, prompt) for prompt in body.prompts()]
 
 
 def _token_ids(served: ServedModel, prompt: str | list[int]) -> list[int]:
-    """Return the ids of a prompt: a text gets begin_of_text, as documents do in training; ids stay as they are."""
+    """Return the ids of a prompt: begin_of_text starts a text, as in training; token ids are unchanged."""
     if isinstance(prompt, str):
         require_room(served.tokenizer, [prompt], served.max_context, param="prompt")
         return [served.tokenizer.special("begin_of_text"), *served.tokenizer.encode(prompt)]
@@ -90,7 +90,7 @@ def _token_ids(served: ServedModel, prompt: str | list[int]) -> list[int]:
 
 
 class _CompletionAnswer:
-    """The answer to one request: the choices of one batch, in the order of the prompts."""
+    """Response to a request: the choices of a batch, in the order of the prompts."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class _CompletionAnswer:
 
 
 class _Choice:
-    """One choice of a whole answer, with lists that are encoded while growing."""
+    """A choice of a whole response; lists are encoded while growing."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
@@ -153,25 +153,25 @@ class _Choice:
 
 
 class _CompletionText:
-    """One choice as it comes in; special tokens are among the tokens, but have no text."""
+    """Reader of a choice's chunks; special tokens are listed as tokens but have no text."""
 
     def __init__(self, served: ServedModel, body: CompletionRequest, prompt: list[int], *, is_echo: bool):
         self.num_tokens = 0
         self._served, self._num_top = served, body.logprobs
-        self._prompt: list[int] | None = prompt if is_echo else []  # None once it has been told
+        self._prompt: list[int] | None = prompt if is_echo else []  # None once written
         self._num_prompt_top = body.prompt_logprobs
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._num_chars = 0
 
     def parts(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        """Yield the additions of a chunk to the choice; a long prompt comes in parts of a few milliseconds of work."""
+        """Yield the additions of a chunk to the choice; a long prompt is split into parts of a few milliseconds."""
         self.num_tokens += len(chunk.ids)
         layout: dict[str, list[Any]] = {name: [] for name in LAYOUT}
         text = ""
         if self._prompt is not None:
             yield from self._prompt_parts(self._prompt, chunk.prompt_logprobs)
             self._prompt = None
-            # The prompt may end within a character; what is generated starts afresh.
+            # NOTE: a prompt may end within a character; generated text starts at a character boundary.
             text = self._decoder.decode(b"", final=True)
             self._num_chars += len(text)
         for entry in chunk.logprobs:
@@ -199,15 +199,15 @@ class _CompletionText:
         return {"text": text, "logprobs": logprobs, "finish_reason": finish_reason} | scored
 
     def _by_ids(self, entries: Sequence[TokenLogprob | None]) -> list[dict[str, Any] | None]:
-        """Spell the prompt's log-probabilities as vLLM does: by id, the token itself always among them."""
-        told: list[dict[str, Any] | None] = []
+        """Return the prompt's log-probabilities in vLLM's layout: by id, including the prompt's own token."""
+        entries_by_id: list[dict[str, Any] | None] = []
         for entry in entries:
             if entry is None:
-                told.append(None)
+                entries_by_id.append(None)
                 continue
             ranked = {token: (rank, value) for rank, (token, value) in enumerate(entry.top[: self._num_prompt_top], 1)}
             known = {entry.id: ranked.get(entry.id, (None, entry.logprob))} | ranked
-            told.append(
+            entries_by_id.append(
                 {
                     str(token): {
                         "logprob": logprob_value(value),
@@ -217,10 +217,10 @@ class _CompletionText:
                     for token, (rank, value) in known.items()
                 }
             )
-        return told
+        return entries_by_id
 
     def _place(self, token: int, entry: TokenLogprob | None, layout: dict[str, list[Any]]) -> str:
-        """Enter a token into the layout and return its text."""
+        """Append a token to the layout; return the token's text."""
         tokenizer = self._served.tokenizer
         spelled = partial(token_text, tokenizer)
         most_likely = entry.top[: self._num_top] if entry else ()

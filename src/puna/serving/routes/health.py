@@ -7,7 +7,7 @@ from puna.serving.served_model import ServedModel
 
 
 async def check_health(served: ServedModel) -> Response:
-    """Say whether requests are being answered, and nothing else: this route is open."""
+    """Report whether the engine answers requests; without a key, the response reveals nothing else."""
     if problem := served.engine.problem():
         raise problem
     return json_response({"status": "ok"})

@@ -9,7 +9,7 @@ from puna.serving.served_model import ServedModel
 
 
 async def show_metrics(served: ServedModel, request: Request) -> Response:
-    """Return the metrics for Prometheus; only for keys of all models, since other keys are customers'."""
+    """Return the metrics for Prometheus; keys with a list of models belong to customers and get a 403."""
     if request.state.tenant.models is not None:
         raise HttpError(403, "Metrics are for keys that are for all models.", code="key_not_allowed")
     engine = served.engine

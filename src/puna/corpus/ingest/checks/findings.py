@@ -77,14 +77,14 @@ def find(tables: Sequence[Table], rejected: Sequence[dict[str, str]], num_reject
         >>> [each.finding.code for each in find([], rejected, num_rejected=1)]
         ['rows-rejected']
     """
-    found = [finding for table in tables if table.num_kept for finding in _of_table(table)]
+    results = [finding for table in tables if table.num_kept for finding in _of_table(table)]
     if num_rejected:
         total = num_rejected + sum(len(table.rows) for table in tables)
         seen = f"{_share(num_rejected, total, 'records')} could not be used, first {rejected[0]['place']}: "
         remedy = "Correct the records that rejected.jsonl names, or the setting format."
         finding = Finding("rows-rejected", f"{seen}{rejected[0]['text']}.", remedy)
-        found.append(DataFinding(finding, num_rejected, total, rejected))
-    return sorted(found, key=lambda each: place_of(each.finding.code))
+        results.append(DataFinding(finding, num_rejected, total, rejected))
+    return sorted(results, key=lambda each: place_of(each.finding.code))
 
 
 def frequent_answer(table: Table) -> FrequentAnswer | None:
@@ -132,14 +132,14 @@ def _of_table(table: Table) -> Iterator[DataFinding]:
     yield from _rows(table, "answers-differ", "ask what an earlier row asks and answer otherwise", remedy, again)
 
 
-def _rows(table: Table, code: str, what: str, remedy: str, found: Mapping[int, int]) -> Iterator[DataFinding]:
-    """Yield the finding about the rows `found`, a map from a row to the similar earlier row, or to the row itself."""
-    if not found:
+def _rows(table: Table, code: str, what: str, remedy: str, results: Mapping[int, int]) -> Iterator[DataFinding]:
+    """Yield the finding about rows; `results` maps a row to the similar earlier row, or to the row itself."""
+    if not results:
         return
-    examples = [_example(table, *pair) for pair in list(found.items())[:EXAMPLES]]
+    examples = [_example(table, *pair) for pair in list(results.items())[:EXAMPLES]]
     first = examples[0]["place"] + (f" (earlier: {examples[0]['earlier']})" if "earlier" in examples[0] else "")
-    seen = f"{_share(len(found), table.num_kept, table.kind)} {what}, first {first}: {examples[0]['text']!r}."
-    yield DataFinding(Finding(code, seen, remedy), len(found), table.num_kept, examples)
+    seen = f"{_share(len(results), table.num_kept, table.kind)} {what}, first {first}: {examples[0]['text']!r}."
+    yield DataFinding(Finding(code, seen, remedy), len(results), table.num_kept, examples)
 
 
 def _example(table: Table, index: int, earlier: int | None = None) -> dict[str, str]:
@@ -155,15 +155,15 @@ def _asked_again(table: Table, copies: set[int]) -> dict[int, int]:
     if table.kind == "preferences":
         return {}
     first: dict[int, int] = {}
-    found: dict[int, int] = {}
+    results: dict[int, int] = {}
     for index in table.kept():
         prompt = table.prompts[index]
         if not prompt or index in copies:
             continue
         earlier = first.setdefault(prompt, index)
         if earlier < index and table.answers[index] != table.answers[earlier]:
-            found[index] = earlier
-    return found
+            results[index] = earlier
+    return results
 
 
 def _shown(text: str) -> str:

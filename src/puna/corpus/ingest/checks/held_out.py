@@ -78,18 +78,18 @@ class HeldOut:
 
     def overlapping(self, rows: Iterable[Row]) -> dict[int, str]:
         """Map the index of every overlapping row to the place of the held-out row with the question."""
-        found: dict[int, str] = {}
+        overlaps: dict[int, str] = {}
 
         def others() -> Iterator[tuple[str, str]]:
             for row in rows:
                 if row.prompt is not None and row.prompt in self.prompts:
-                    found[row.index] = self.prompts[row.prompt]
+                    overlaps[row.index] = self.prompts[row.prompt]
                 else:
                     yield str(row.index), row_text(row.fields)
 
         for overlap in find_rows(self.probes, others(), n=N, threshold=SHARE):
-            found[int(overlap.place)] = overlap.name
-        return found
+            overlaps[int(overlap.place)] = overlap.name
+        return overlaps
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -106,7 +106,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _as_shard(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row in the schema of Puna's shards; a row of unknown schema becomes a document."""
-    known = {each.name for each in fields(Conversation)}
+    known = {entry.name for entry in fields(Conversation)}
     try:
         if "messages" in row:
             return Conversation.from_json({name: row[name] for name in known & row.keys()}).to_json()

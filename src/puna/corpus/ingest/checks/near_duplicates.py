@@ -56,7 +56,7 @@ class NearDuplicates:
         if not self._signatures:
             return
         signatures_NH = np.concatenate(self._signatures)
-        found = set[tuple[int, int]]()
+        candidates = set[tuple[int, int]]()
         for band in range(BANDS):
             keys_N = np.zeros(len(signatures_NH), dtype=np.uint64)
             for column in range(band * ROWS_IN_BAND, (band + 1) * ROWS_IN_BAND):
@@ -64,8 +64,8 @@ class NearDuplicates:
             _, first, place_N = np.unique(keys_N, return_index=True, return_inverse=True)
             earlier_N = first[place_N]
             later = np.flatnonzero(earlier_N < np.arange(len(earlier_N)))
-            found |= set(zip(later.tolist(), earlier_N[later].tolist(), strict=True))
-        for later, earlier in sorted(found):
+            candidates |= set(zip(later.tolist(), earlier_N[later].tolist(), strict=True))
+        for later, earlier in sorted(candidates):
             if (signatures_NH[later] == signatures_NH[earlier]).mean() >= LEAST_AGREEMENT:
                 yield self._rows[later], self._rows[earlier]
 
@@ -82,9 +82,9 @@ class NearDuplicates:
         ends = np.cumsum(self._lengths)
         starts = ends - np.array(self._lengths)
         is_start_W = words_W != 0
-        kept = np.cumsum(is_start_W) - 1
+        first_positions = np.cumsum(is_start_W) - 1
         columns = [
-            np.minimum.reduceat(hashes_W[is_start_W] * factor + offset, kept[starts])
+            np.minimum.reduceat(hashes_W[is_start_W] * factor + offset, first_positions[starts])
             for factor, offset in zip(self._factors_H, self._offsets_H, strict=True)
         ]
         self._signatures.append(np.stack(columns, axis=1))

@@ -42,8 +42,8 @@ def leave_out(settings: Selection, tables: Sequence[Table]) -> HeldOut | None:
             table.left_out |= {index: "an answer is empty" for index in table.kept() if table.has_empty[index]}
         if held_out is not None:
             rows = (Row(index, table.rows[index], table.prompts[index] or None) for index in table.kept())
-            found = held_out.overlapping(rows)
-            table.left_out |= {index: f"overlaps with held-out data: {place}" for index, place in found.items()}
+            overlaps = held_out.overlapping(rows)
+            table.left_out |= {index: f"overlaps with held-out data: {place}" for index, place in overlaps.items()}
         if settings.drop_duplicates != "none":
             table.left_out |= {index: f"a copy of an earlier row: {table.places[earlier]}"
                                for index, earlier in table.copies().items()}  # fmt: skip

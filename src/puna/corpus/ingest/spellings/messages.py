@@ -61,7 +61,7 @@ def read_messages(value: Any, place: str) -> Messages:
     messages: list[dict[str, Any]] = []
     left_out: set[str] = set()
     follows_call = False
-    items = [each for index, item in enumerate(cast(list[Any], value)) for each in _messages_in(item, index)]
+    items = [entry for index, item in enumerate(cast(list[Any], value)) for entry in _messages_in(item, index)]
     for index, item in items:
         message = _read_message(item, f"{place}[{index}]")
         for name in DESCRIPTIVE & message.keys():
@@ -185,8 +185,8 @@ def _calls_in(content: Any, place: str) -> list[dict[str, Any]]:
             )
         arguments = call.get("arguments", call.get("parameters"))
         # NOTE: Nulls in a text are meant: only a string is kept from the removal of padding.
-        given = json.dumps(arguments, ensure_ascii=False) if isinstance(content, str) else arguments
-        calls.append({"type": "function", "function": {"name": call["name"], "arguments": given}})
+        encoded = json.dumps(arguments, ensure_ascii=False) if isinstance(content, str) else arguments
+        calls.append({"type": "function", "function": {"name": call["name"], "arguments": encoded}})
     if not calls:
         raise ChatError(f"{place} holds no tool call", expected="one call or more")
     return calls

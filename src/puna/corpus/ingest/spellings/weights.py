@@ -26,16 +26,16 @@ def pop_weight(message: dict[str, Any], role: str, place: str) -> int:
         >>> pop_weight({"content": "Dunno.", "train": False}, "assistant", "messages[1]")
         0
     """
-    given = {name: _weight(message.pop(name), f"{place}.{name}") for name in (*FLAGS, MASK) if name in message}
-    if MASK in given:
-        given[MASK] = 1 - given[MASK]
-    if len(set(given.values())) > 1:
-        raise ChatError(f"{place}: {' and '.join(given)} differ", expected="one loss flag, or equal ones")
+    flags = {name: _weight(message.pop(name), f"{place}.{name}") for name in (*FLAGS, MASK) if name in message}
+    if MASK in flags:
+        flags[MASK] = 1 - flags[MASK]
+    if len(set(flags.values())) > 1:
+        raise ChatError(f"{place}: {' and '.join(flags)} differ", expected="one loss flag, or equal ones")
     is_answer = role in ("assistant", "call")
-    if not is_answer and 1 in given.values():
-        name = next(iter(given))
+    if not is_answer and 1 in flags.values():
+        name = next(iter(flags))
         raise ChatError(f"{place}.{name} asks to learn from a {role} message", expected="assistant messages only")
-    return next(iter(given.values()), 1) if is_answer else 1
+    return next(iter(flags.values()), 1) if is_answer else 1
 
 
 def _weight(flag: Any, place: str) -> int:

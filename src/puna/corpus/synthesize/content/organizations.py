@@ -161,7 +161,7 @@ class Source:
         kind, asking = forms[form]
         value = self.value(kind)
         sentence = form.format(m=modifier, v=value)
-        questions = tuple(each.format(m=modifier) for each in asking)
+        questions = tuple(template.format(m=modifier) for template in asking)
         line = Line(_capital(modifier), sentence, sentence, questions[0], sentence)
         return Item(kind, line, questions, value, f"{modifier} matters")
 

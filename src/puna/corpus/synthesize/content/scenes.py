@@ -141,9 +141,9 @@ def make_scene(
         >>> [message.role for message in scene.conversation.messages]
         ['system', 'user', 'assistant']
     """
-    expected = tuple(each for turn in turns for each in turn.expected)
+    expected = tuple(expectation for turn in turns for expectation in turn.expected)
     messages = tuple(message for turn in turns for message in turn.messages)
-    kind = "+".join(dict.fromkeys(each.kind for each in expected))
+    kind = "+".join(dict.fromkeys(expectation.kind for expectation in expected))
     if system:
         messages = (Message("system", system), *messages)
     conversation = Conversation(messages, environment=environment, id=identifier, metadata={"kind": kind, **metadata})
