@@ -60,11 +60,11 @@ def in_order(findings: Iterable[Finding]) -> list[Finding]:
     Example:
         in_order([steps_few, overfitting])  # [overfitting]: fewer steps, and no advice to train longer
     """
-    found = sorted(findings, key=lambda finding: place_of(finding.code))
-    explained = {code for finding in found for code in EXPLAINS.get(finding.code, ())}
-    kept: list[Finding] = []
-    for finding in found:
-        opposed = {OPPOSITES[change] for each in kept for change in each.changes}
+    ordered = sorted(findings, key=lambda finding: place_of(finding.code))
+    explained = {code for finding in ordered for code in EXPLAINS.get(finding.code, ())}
+    chosen: list[Finding] = []
+    for finding in ordered:
+        opposed = {OPPOSITES[change] for each in chosen for change in each.changes}
         if finding.code not in explained and opposed.isdisjoint(finding.changes):
-            kept.append(finding)
-    return kept
+            chosen.append(finding)
+    return chosen

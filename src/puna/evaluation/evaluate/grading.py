@@ -220,8 +220,8 @@ def calibrate(
         ConfigError: A judge has too few labels, or labels of one kind only, or agrees too little with people.
 
     Example:
-        >>> grader, told = calibrate(None, Labels([]), [task], run)
-        >>> grader.judge is None, told
+        >>> grader, judge_json = calibrate(None, Labels([]), [task], run)
+        >>> grader.judge is None, judge_json
         (True, {})
     """
     items = {(task.name, question.id): Item(task, question) for task in tasks for question in task.questions}
@@ -239,8 +239,8 @@ def calibrate(
     if isinstance(judge, Judge) and agreement:
         require_agreement(judge, agreement)
     judge.close()
-    told = {"labels": len(cases), "agreement": agreement and agreement._asdict()}
-    return Grader(judge), {**judge.to_json(), **told}
+    agreements = {"labels": len(cases), "agreement": agreement and agreement._asdict()}
+    return Grader(judge), {**judge.to_json(), **agreements}
 
 
 def num_undecided(rows: Sequence[dict[str, Any]]) -> int:

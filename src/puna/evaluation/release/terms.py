@@ -88,7 +88,7 @@ def governing_licence(inherited: Iterable[str], stated: str) -> Licence:
     return (restrictive or (others if len(others) == len(known) == 1 else [LICENCES[OWN]]))[0]
 
 
-def find_texts(places: Iterable[Path], inherited: Iterable[str], governing: Licence) -> dict[str, Path]:
+def find_texts(paths: Iterable[Path], inherited: Iterable[str], governing: Licence) -> dict[str, Path]:
     """Return the licence texts to ship, by file name in the release.
 
     The governing licence becomes LICENSE, other licences LICENSE-ID, and use policies USE_POLICY.md.
@@ -98,7 +98,7 @@ def find_texts(places: Iterable[Path], inherited: Iterable[str], governing: Lice
     """
     wanted, texts, contents = set(inherited), dict[str, Path](), set[bytes]()
     wanted |= {UNKNOWN} if wanted - LICENCES.keys() else set()
-    for folder in dict.fromkeys(folder for place in places for folder in folders_of(place)):
+    for folder in dict.fromkeys(folder for path in paths for folder in folders_of(path)):
         for file, ids in read_texts(folder):
             content = file.read_bytes()
             if not ids & wanted or content in contents:

@@ -45,7 +45,7 @@ class WholePrompts:
         """Return the names of all questions that are long enough for a search by whole prompt."""
         return {name for names in self.names.values() for name in names}
 
-    def look(self, row: dict[str, Any], place: str) -> None:
+    def look(self, row: dict[str, Any], location: str) -> None:
         """Compare the prompt before each answer of a training row, if the row is a conversation or a preference."""
         if not _is_dialogue(row):
             return
@@ -53,12 +53,12 @@ class WholePrompts:
         words = [split_words(said(message)) for message in messages]
         for index in answer_places(row, messages):
             for name in self.names.get(prompt_digest(row, words[:index]), ()):
-                self.found.setdefault(name, place)
+                self.found.setdefault(name, location)
 
     def overlaps(self, known: Iterable[str]) -> list[Overlap]:
         """Return the found questions as overlaps, without the questions in `known`."""
         seen = set(known)
-        return [Overlap(name, 1.0, place) for name, place in self.found.items() if name not in seen]
+        return [Overlap(name, 1.0, location) for name, location in self.found.items() if name not in seen]
 
 
 def _is_dialogue(row: dict[str, Any]) -> bool:

@@ -66,12 +66,12 @@ class LabelFile:
         Raises:
             DataError: The disk refuses the write; all labels remain.
         """
-        kept = [label for label in self.labels if not is_removed(label)]
+        remaining = [label for label in self.labels if not is_removed(label)]
         try:
-            self._rewrite(kept)
+            self._rewrite(remaining)
         except OSError as error:
             raise DataError(f"{self.path}: {error.strerror}; the verdict is not taken back") from None
-        self.labels = kept
+        self.labels = remaining
 
     def close(self) -> None:
         """Close the file, to let another review write labels."""

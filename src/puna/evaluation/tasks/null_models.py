@@ -116,7 +116,7 @@ def _others(questions: Sequence[Question], source: random.Random) -> list[Messag
     source.shuffle(order)
     order.sort(key=lambda index: questions[index].group)
     shift = len(order) // 2
-    others = {index: questions[order[(place + shift) % len(order)]] for place, index in enumerate(order)}
+    others = {index: questions[order[(rank + shift) % len(order)]] for rank, index in enumerate(order)}
     return [
         right_answer(others[index]) or Message("assistant", _asked(others[index])) for index in range(len(questions))
     ]

@@ -124,8 +124,8 @@ class Judge:
 
     def to_json(self) -> dict[str, Any]:
         """Return the entries of judge.json that describe the judge."""
-        kept = ("rubric", "min_agreement", "min_labels")
-        settings = {name: getattr(self.settings, name) for name in kept}
+        names = ("rubric", "min_agreement", "min_labels")
+        settings = {name: getattr(self.settings, name) for name in names}
         return {"judged_by": "judge", "judge": self.settings.name, **settings}
 
     def rule(self, cases: Sequence[Case]) -> list[Ruling]:
@@ -135,9 +135,9 @@ class Judge:
         with self.run.progress(len(new), "judging", unit="answers") as bar:
             for start in range(0, len(new), CHUNK):
                 chunk = new[start : start + CHUNK]
-                found = dict(zip((key for key, _ in chunk), self._rule([case for _, case in chunk]), strict=True))
-                self._journal.append(found)
-                self._rulings |= found
+                rulings = dict(zip((key for key, _ in chunk), self._rule([case for _, case in chunk]), strict=True))
+                self._journal.append(rulings)
+                self._rulings |= rulings
                 bar.advance(len(chunk))
         return [self._rulings[key] for key in keys]
 

@@ -160,11 +160,11 @@ def pictures(blocks: Sequence[Block]) -> list[Picture]:
         >>> [each.file for each in pictures([Details("More", [Picture("scores.svg", "Scores", "<svg></svg>")])])]
         ['scores.svg']
     """
-    found: list[Picture] = []
+    collected: list[Picture] = []
     for block in blocks:
-        found += [block] if isinstance(block, Picture) else []
-        found += pictures(block.blocks) if isinstance(block, Details) else []
-    return found
+        collected += [block] if isinstance(block, Picture) else []
+        collected += pictures(block.blocks) if isinstance(block, Details) else []
+    return collected
 
 
 def to_markdown(title: str, blocks: Sequence[Block]) -> str:

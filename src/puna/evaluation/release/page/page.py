@@ -109,14 +109,14 @@ def _models(decision: Decision) -> Iterator[Block]:
     ranges = "In 95 of 100 cases, the range in brackets contains the true share. A point is one of 100 questions."
     yield Paragraph(" ".join([*notes, ranges]))
     for suite in SUITES:
-        shown = [model for model in decision.models if (found := getattr(model, suite)) and found.scores]
+        shown = [model for model in decision.models if (answers := getattr(model, suite)) and answers.scores]
         marks = [_score_mark(model, suite) for model in shown]
         if marks:
             title = f"Right answers on {SUITES[suite]}"
             svg = draw_intervals(marks, title=title, axis="% right, with the range", span=(0, 100))
             yield Picture(f"decision-{suite}.svg", title, svg)
-    if told := [_sentence(each) for each in decision.comparisons if each.num_questions]:
-        yield Items(told)
+    if sentences := [_sentence(each) for each in decision.comparisons if each.num_questions]:
+        yield Items(sentences)
 
 
 def _score(answered: EvaluatedModel | None) -> str:
@@ -151,11 +151,11 @@ def _questions(decision: Decision) -> Iterator[Block]:
         return
     answered = [(model, getattr(model, suite)) for model in decision.models]
     yield Heading("Ten conversations, side by side")
-    yield from show_conversations([ModelAnswers(_label(model), found.rows) for model, found in answered if found])
+    yield from show_conversations([ModelAnswers(_label(model), answers.rows) for model, answers in answered if answers])
     yield Heading("What “right” means")
     for name, title in SUITES.items():
-        if found := getattr(decision.models[0], name):
-            yield from explain_right(found.rows, title)
+        if answers := getattr(decision.models[0], name):
+            yield from explain_right(answers.rows, title)
 
 
 def _exams(decision: Decision) -> Iterator[Block]:
