@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN = $(VENV)/bin
 
-.PHONY: setup demo test test-tenth test-slow check bench clean
+.PHONY: setup demo test test-tenth test-slow check bench docs findings clean
 
 setup: $(VENV)/ready
 
@@ -31,6 +31,14 @@ test-slow: setup
 bench: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/engine.py build/bench --write docs/results/engine.md
+
+docs: setup
+	$(BIN)/python docs/generate.py
+	$(BIN)/zensical build --clean --strict
+	@echo "build/site/index.html; with search: $(BIN)/python -m http.server --directory build/site"
+
+findings:
+	@findings/run_all
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -25,12 +25,12 @@ from transformers import LlamaForCausalLM, StoppingCriteria, StoppingCriteriaLis
 from puna.formats.checkpoint.hf.config import render_config
 from puna.inference.engine.engine import Engine
 from puna.inference.engine.sampling.params import SamplingParams
-from puna.model import float8
 from puna.model.config import SIZES, LlamaConfig, layer_shapes
-from puna.model.float8 import Float8Linear
 from puna.model.llama import Llama
-from puna.model.quantized import round_linears
-from puna.model.scheme import FP8
+from puna.model.quantization import float8
+from puna.model.quantization.float8 import Float8Linear
+from puna.model.quantization.quantized import round_linears
+from puna.model.quantization.scheme import FP8
 
 # Ids that every tokenizer has; the rest of the vocabulary gets logits of zero, which are never the greatest.
 NUM_IDS = 256

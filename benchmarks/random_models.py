@@ -15,8 +15,8 @@ from puna.formats.checkpoint.source import Source, tensor_shapes
 from puna.formats.tokenizer import Tokenizer, train_tokenizer
 from puna.formats.tokenizer.added import special_tokens
 from puna.model.config import SIZES
-from puna.model.quantized import round_linears, rounded
-from puna.model.scheme import Scheme
+from puna.model.quantization.quantized import round_linears, rounded
+from puna.model.quantization.scheme import Scheme
 
 CHECKPOINT_FORMS = ("bf16", "int8", "int4")
 BITS = {"int4": 4, "int8": 8}

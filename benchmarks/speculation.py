@@ -37,8 +37,8 @@ from puna.model.attend import attend_causally
 from puna.model.config import SIZES, LlamaConfig
 from puna.model.kernels.threads import cpu_limit
 from puna.model.llama import Llama
-from puna.model.quantized import round_linears, rounded
-from puna.model.scheme import Scheme
+from puna.model.quantization.quantized import round_linears, rounded
+from puna.model.quantization.scheme import Scheme
 
 STUDENT_SIZE = replace(SIZES["1b"], dim=512, hidden_dim=2048, num_layers=4, num_heads=16, num_kv_heads=4)
 FORMS = {"int4": Scheme("int", 4, 128), "int8": Scheme("int", 8, 128)}

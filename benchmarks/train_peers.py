@@ -66,7 +66,7 @@ def run_puna(told: dict[str, Any]) -> None:
     """Take the steps of `puna sft`, `puna sft --adapter.rank 16` or `puna distill`, of either kind: the loop's own."""
     from puna.data.packing import Batch
     from puna.formats.tokenizer.train import train_tokenizer
-    from puna.model.adapted import AdapterShape, add_adapter
+    from puna.model.adapters.adapted import AdapterShape, add_adapter
     from puna.model.config import LlamaConfig
     from puna.model.llama import Llama
     from puna.training import distill, sft

@@ -15,8 +15,8 @@ import torch
 
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama, RMSNorm
-from puna.model.quantized import QuantizedLinear, round_weight
-from puna.model.scheme import Scheme
+from puna.model.quantization.quantized import QuantizedLinear, round_weight
+from puna.model.quantization.scheme import Scheme
 
 # Copies begin where a group of columns does.
 ALIGNMENT = 128

@@ -56,9 +56,18 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Pa
 @pytest.fixture(scope="session")
 def perform_stage() -> Callable[..., bool]:
     """Return a function that makes one artifact as the command line does: perform_stage("sft", out, **settings)."""
+    from puna.pipeline.artifacts.artifact import read_manifest
+    from puna.pipeline.stages import STAGES
     from puna.testing.stage import perform_stage
 
-    return perform_stage
+    def perform_one(verb: str, out: Path, **settings: Any) -> bool:
+        is_done = perform_stage(verb, out, **settings)
+        stage, manifest = next(stage for stage in STAGES if stage.verb == verb), read_manifest(out)
+        assert manifest.kind in stage.writes
+        assert {entry["kind"] for entry in manifest.inputs.values()} <= set(stage.reads)
+        return is_done
+
+    return perform_one
 
 
 @pytest.fixture(scope="session")

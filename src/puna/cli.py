@@ -1,4 +1,4 @@
-"""Verbs for the terminal; a stage is imported only when its verb runs, so `puna --help` stays quick."""
+"""The command line: a verb -> the stage, tool or server behind it. Only the module of the verb is imported."""
 
 import argparse
 import json
@@ -23,11 +23,15 @@ from puna.pipeline.storage.faults import explain
 FACES = (
     ("chat", "puna.agents.command:chat", "Talk with a checkpoint in the terminal"),
     ("serve", "puna.serving.serve:serve", "Serve a checkpoint through an OpenAI-compatible API, with a chat page"),
-    ("review", "puna.evaluation.review.review:review", "Judge an evaluation's answers by hand, blind and side by side"),
-    ("plan", "puna.planning.plan.plan:plan", "Compute memory, speed and cost before anything is run"),
-    ("promote", "puna.pipeline.registry.command:promote", "Put a release that passed the gate into use"),
-    ("rollback", "puna.pipeline.registry.command:rollback", "Put the release before back into use"),
-    ("doctor", "puna.planning.doctor.command:doctor", "Say what is wrong with a model's files, and what to do"),
+    (
+        "review",
+        "puna.evaluation.review.review:review",
+        "Judge answers of an evaluation by hand, blind and side by side",
+    ),
+    ("plan", "puna.planning.plan.plan:plan", "Compute memory, speed and cost of a run in advance"),
+    ("promote", "puna.pipeline.registry.command:promote", "Put a release with a passed gate into use"),
+    ("rollback", "puna.pipeline.registry.command:rollback", "Put the previous release back into use"),
+    ("doctor", "puna.planning.doctor.command:doctor", "Find faults in the files of a model, with remedies"),
 )
 
 OFFLINE = "--offline"  # with any verb
@@ -36,7 +40,7 @@ INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 
 def main() -> None:
-    """Run the command line; a user's mistake, and what the system refuses, become one message and exit status 1."""
+    """Run the command line; errors of the user or the system become a message and exit status 1."""
     for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -52,23 +56,23 @@ def main() -> None:
     except CycloptsError as error:
         sys.exit(f"puna: {_usage_error(error, arguments[0])}")
     except PunaError as error:
-        told = printable(str(error))
-        sys.exit(f"puna: {told}" if ranks()[0] == 0 else f"puna, process {ranks()[0]}: {told}")
+        message = printable(str(error))
+        sys.exit(f"puna: {message}" if ranks()[0] == 0 else f"puna, process {ranks()[0]}: {message}")
     except KeyboardInterrupt:
         print("puna: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads what Python flushes at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
         sys.exit(1)
     except OSError as error:
         sys.exit(f"puna: {explain(error)}")
 
 
 def build_app(arguments: list[str]) -> App:
-    """Build the parser for these arguments: only the stage that they name is imported."""
+    """Build the parser for these arguments; only the stage named by the arguments is imported."""
     app = App(
         name="puna",
-        help="Raise your own Llama, from documents to a served model. --offline keeps any verb off the network.",
+        help="Raise your own Llama, from documents to a served model. --offline blocks the network for any verb.",
         version=__version__,
         suppress_keyboard_interrupt=False,
     )
@@ -86,7 +90,7 @@ def build_app(arguments: list[str]) -> App:
         raise ConfigError(f"unknown verb '{verb}'", expected=", ".join(verbs), hint=_suggestion(verb, verbs))
     for stage in STAGES:
         if stage.verb == verb:
-            app.command(_stage_command(stage), name=verb, help=f"{stage.summary}: {stage.reads} -> {stage.writes}.")
+            app.command(_stage_command(stage), name=verb, help=_stage_help(stage))
             app.config = (_file_values(stage, arguments[1:]),)
         else:
             app.command(_not_imported, name=stage.verb, help=stage.summary)
@@ -103,24 +107,24 @@ def raise_(
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     ignore_receipts: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Run a recipe's whole path, reusing what is there and resuming what was interrupted.
+    """Run all steps of a recipe in order; reuse up-to-date artifacts and resume interrupted steps.
 
     Parameters
     ----------
     recipe
-        The TOML file; one table a stage.
+        TOML file with one table per step.
     out
-        Where the artifacts go, instead of the recipe's `out`.
+        Directory for the artifacts; overrides `out` of the recipe.
     until
-        The last step to run, such as distill or sft.teacher.
+        Name of the last step to run: distill, or sft.teacher.
     dry_run
-        Run and write nothing: print what would run, its time and memory, and settings that do not fit the data.
+        Run and write nothing: print the steps to run, time, memory, and settings that do not fit the data.
     as_json
         Print the dry run as JSON.
     ignore_receipts
-        Go on although a receipt did not hold.
+        Continue after a failed receipt.
     settings
-        Any setting of a step, as --STEP.KEY VALUE (--ingest.source DIR); it wins over the file.
+        Settings of steps, as --STEP.KEY VALUE (--ingest.source DIR); flags override the file.
     """
     from dataclasses import replace
 
@@ -132,7 +136,9 @@ def raise_(
     plan = override(Recipe.read(recipe), dict(_pairs(settings)))
     plan = replace(plan, out=out) if out else plan
     if as_json and not dry_run:
-        raise ConfigError("--json without --dry-run", expected="both", hint="Only the dry run prints JSON")
+        raise ConfigError(
+            "--json without --dry-run", expected="--dry-run beside --json", hint="Only the dry run prints JSON"
+        )
     if dry_run:
         walk.dry_run(plan, Console(), until=until, is_json=as_json)
         return
@@ -140,12 +146,12 @@ def raise_(
 
 
 def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
-    """Walk an artifact back to the raw documents.
+    """Print the lineage of an artifact, back to the raw documents.
 
     Parameters
     ----------
     path
-        The artifact, or a folder that releases were promoted into: then the one in use.
+        Directory of an artifact, or of a registry: then the release in use.
     as_json
         Print JSON instead of a tree.
     """
@@ -158,6 +164,11 @@ def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", 
         print(json.dumps(trace(follow(path)), indent=2))
     else:
         print_lineage(follow(path), Console())
+
+
+def _stage_help(stage: Stage) -> str:
+    reads = f" Reads: {', '.join(stage.reads)}." if stage.reads else ""
+    return f"{stage.summary}.{reads} Writes: {' or '.join(stage.writes)}."
 
 
 def _stage_command(stage: Stage) -> Callable[..., None]:
@@ -181,28 +192,30 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
 
         chosen = settings or parse_config(settings_class, {}, where=stage.verb)
         if preview_only:
-            print(f"{preview(stage, chosen, out, Console())} keeps this preview; nothing was trained")
+            print(f"{preview(stage, chosen, out, Console())} holds this preview; nothing was trained")
             return
         done = perform(stage, chosen, out, Console(), ignore_receipts=ignore_receipts)
         if ranks()[0] == 0:
-            print(out if done else f"{out} is there already, made from the same settings and inputs")
+            print(out if done else f"{out} is up to date: made from the same settings and inputs")
 
     command.__annotations__["settings"] = Annotated[settings_class | None, Parameter(name="*")]
     command.__annotations__["ignore_receipts"] = Annotated[
-        bool, Parameter(negative="", help="Go on although a receipt did not hold.")
+        bool, Parameter(negative="", help="Continue after a failed receipt.")
     ]
-    shows = "Show what will be trained on, and the memory and time it takes, and stop there."
+    shows = "Print the training data, memory and time of the run, without training."
     command.__annotations__["preview_only"] = Annotated[
         bool, Parameter(negative="", help=shows) if settings_class.has_preview else Parameter(parse=False)
     ]
-    command.__annotations__["out"] = Annotated[Path, Parameter(help="The directory to write.")]
-    command.__annotations__["config"] = Annotated[Path | None, Parameter(help="A recipe whose table to start from.")]
-    command.__annotations__["table"] = Annotated[str, Parameter(help="Which table of the recipe, such as sft.teacher.")]
+    command.__annotations__["out"] = Annotated[Path, Parameter(help="Directory of the new artifact.")]
+    command.__annotations__["config"] = Annotated[
+        Path | None, Parameter(help="Recipe with a table of settings for this stage; flags override the table.")
+    ]
+    command.__annotations__["table"] = Annotated[str, Parameter(help="Name of the table in the recipe: sft.teacher.")]
     return command
 
 
 def _file_values(stage: Stage, arguments: list[str]) -> cyclopts.config.Dict:
-    """Read the table that --config and --table name, as the values that flags win over."""
+    """Read the recipe table named by --config and --table; flags override the values."""
     from puna.pipeline.execution.recipe import Recipe, resolve
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -225,7 +238,7 @@ def _file_values(stage: Stage, arguments: list[str]) -> cyclopts.config.Dict:
 
 
 def _usage_error(error: CycloptsError, verb: str) -> str:
-    """Say what is wrong with the flags of a verb, in the words that a recipe's table would get."""
+    """Describe invalid flags of a verb with the messages for recipe tables."""
     from pydantic import ValidationError
 
     from puna.pipeline.config import explain
@@ -251,7 +264,7 @@ def _suggestion(verb: str, verbs: list[str]) -> str:
 
 
 def _pairs(tokens: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Read --STEP.KEY VALUE and --STEP.KEY=VALUE: the keys are the recipe's, unknown to the parser."""
+    """Yield (key, value) of --STEP.KEY VALUE and --STEP.KEY=VALUE; the parser does not know the keys of recipes."""
     rest = iter(tokens)
     for token in rest:
         flag, equals, text = token.partition("=")
@@ -264,7 +277,7 @@ def _pairs(tokens: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _toml_value(text: str) -> Any:
-    """Read a flag as TOML would (numbers, booleans, lists), and as a string where that fails or gives a date."""
+    """Parse the value of a flag as TOML (number, boolean, list); dates and invalid TOML stay strings."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -42,7 +42,7 @@ from puna.formats.tokenizer.train import train_tokenizer
 from puna.model.attend import packed_attend
 from puna.model.config import SIZES, LlamaConfig
 from puna.model.llama import Block, Llama
-from puna.model.quantized import round_linears
+from puna.model.quantization.quantized import round_linears
 from puna.pipeline.artifacts.artifact import read_receipts, require_receipts
 from puna.pipeline.config import parse_config
 from puna.pipeline.errors import ConfigError, ReceiptError
@@ -559,7 +559,7 @@ def test_a_quantized_parent_is_refused(tmp_path: Path) -> None:
 
 
 def test_text_that_is_measured_on_is_not_calibrated_on(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="calibration leaves no token to foresee"):
+    with pytest.raises(ConfigError, match="every calibration text is also in data"):
         pruned(tmp_path / "a", size=LEFT, num_tokens=10**5, calibration_texts=TEXTS[:5])
     run = pruned(
         tmp_path / "b",
@@ -568,7 +568,7 @@ def test_text_that_is_measured_on_is_not_calibrated_on(tmp_path: Path) -> None:
         calibration_tokens=10**5,
         calibration_texts=[*TEXTS[:5], *CALIBRATION[:20]],
     )
-    assert "5 of 25 calibration texts are also measured on: left out" in (run.directory / "log.txt").read_text()
+    assert "5 of 25 calibration texts are also in data: left out" in (run.directory / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(

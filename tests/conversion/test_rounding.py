@@ -11,8 +11,15 @@ from puna.conversion.compression.calibrate import round_by_calibration
 from puna.conversion.compression.rounding import best_scale, damped, gptq, nearest
 from puna.model.attend import packed_attend
 from puna.model.llama import Llama
-from puna.model.quantized import QuantizedLinear, expand_scale, round_values, rounded, schemes_of, widest_scale
-from puna.model.scheme import INT8, Scheme
+from puna.model.quantization.quantized import (
+    QuantizedLinear,
+    expand_scale,
+    round_values,
+    rounded,
+    schemes_of,
+    widest_scale,
+)
+from puna.model.quantization.scheme import INT8, Scheme
 from puna.pipeline.errors import CheckpointError
 from puna.pipeline.progress import Progress
 from puna.testing.tiny_checkpoint import random_llama

@@ -685,20 +685,20 @@ def test_the_tables_of_the_markdown_are_whole_and_its_pictures_are_there(house: 
 
 def test_a_release_is_promoted_served_compared_with_and_rolled_back(house: House):
     first = house.judge(scores="scores", base="base")
-    shelf = house.path / "shelf"
-    promote(first, shelf)
-    assert open_served(shelf).name == "shelf"
-    asked = EvaluateConfig(checkpoints={"in_use": shelf}, tasks=[house.path / "x"]).checkpoints
-    assert asked == {"in_use": follow(shelf)} and follow(shelf) != shelf
+    registry = house.path / "registry"
+    promote(first, registry)
+    assert open_served(registry).name == "registry"
+    asked = EvaluateConfig(checkpoints={"in_use": registry}, tasks=[house.path / "x"]).checkpoints
+    assert asked == {"in_use": follow(registry)} and follow(registry) != registry
     second = house.judge(scores="scores", base="base", description="the second")
-    before = follow(shelf)
-    promote(second, shelf)
-    assert follow(shelf) != before
-    roll_back(shelf)
-    assert follow(shelf) == before
+    before = follow(registry)
+    promote(second, registry)
+    assert follow(registry) != before
+    roll_back(registry)
+    assert follow(registry) == before
     house.scores("scores", base=right(90), mine=right(70))
     with pytest.raises(ReceiptError, match="NO-GO"):
         house.judge(scores="scores", base="base")
     with pytest.raises(ReceiptError, match="NO-GO: 20"):
-        promote(house.path / "out", shelf)
-    assert follow(shelf) == before
+        promote(house.path / "out", registry)
+    assert follow(registry) == before

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint, write_checkpoint
 from puna.model.llama import Llama
-from puna.model.quantized import PackedWeight, round_linears, rounded, schemes_of
-from puna.model.scheme import FP8, INT8, Scheme
+from puna.model.quantization.quantized import PackedWeight, round_linears, rounded, schemes_of
+from puna.model.quantization.scheme import FP8, INT8, Scheme
 from puna.testing.tiny_checkpoint import (
     CONFIG,
     TOKENS,

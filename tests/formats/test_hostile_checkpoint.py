@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from puna.formats.checkpoint.checkpoint import Checkpoint
-from puna.model.scheme import Scheme
+from puna.model.quantization.scheme import Scheme
 from puna.pipeline.errors import PunaError
 from puna.testing.tiny_checkpoint import CONFIG, INDEX, WEIGHTS, save, save_quantized
 

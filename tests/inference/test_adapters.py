@@ -27,11 +27,11 @@ from puna.inference.engine.runners.native_runner import NativeRunner
 from puna.inference.engine.runners.runner import Span
 from puna.inference.engine.runners.torch_runner import TorchRunner
 from puna.inference.engine.sampling.params import SamplingParams
+from puna.model.adapters.lora import Lora
 from puna.model.config import ADAPTED
 from puna.model.llama import Llama
-from puna.model.lora import Lora
-from puna.model.quantized import QuantizedLinear, round_linears
-from puna.model.scheme import Scheme
+from puna.model.quantization.quantized import QuantizedLinear, round_linears
+from puna.model.quantization.scheme import Scheme
 from puna.pipeline.errors import CheckpointError, RequestError
 from puna.serving.middleware.rules import make_rules
 from puna.serving.serve import open_served

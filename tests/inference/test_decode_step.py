@@ -19,8 +19,8 @@ from puna.inference.engine.runners.runner import Span
 from puna.inference.engine.runners.torch_runner import TorchRunner
 from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.llama import Llama
-from puna.model.quantized import round_linears
-from puna.model.scheme import FP8, INT8, Scheme
+from puna.model.quantization.quantized import round_linears
+from puna.model.quantization.scheme import FP8, INT8, Scheme
 
 NUM_SEQUENCES, TABLE_LEN = 9, 20
 LENGTHS = (1, 15, 16, 17, 40, 127, 128, 129, 200)

@@ -18,7 +18,7 @@ from puna.inference.engine.scheduling import scheduler as scheduler_module
 from puna.inference.engine.scheduling.request import Request, State
 from puna.inference.engine.scheduling.scheduler import ScheduledRequest, Scheduler
 from puna.model.llama import Llama
-from puna.model.quantized import round_linears
+from puna.model.quantization.quantized import round_linears
 
 GREEDY = SamplingParams(max_tokens=20)
 

@@ -16,12 +16,12 @@ from puna.inference.engine.engine import Engine
 from puna.inference.engine.runners.cuda_graphs import Recorded
 from puna.inference.engine.runners.torch_runner import TorchRunner
 from puna.inference.engine.sampling.params import SamplingParams
-from puna.model import float8
 from puna.model.config import LlamaConfig
-from puna.model.float8 import Float8Linear
 from puna.model.llama import Llama
-from puna.model.quantized import round_linears
-from puna.model.scheme import FP8, Scheme
+from puna.model.quantization import float8
+from puna.model.quantization.float8 import Float8Linear
+from puna.model.quantization.quantized import round_linears
+from puna.model.quantization.scheme import FP8, Scheme
 from puna.pipeline.run import Run
 
 pytestmark = [
@@ -112,7 +112,7 @@ def test_float8_products_are_those_of_the_rounded_numbers(monkeypatch: pytest.Mo
         x = torch.randn(num_tokens, 512, generator=generator).bfloat16().cuda()
         fast = layer(x)
         with monkeypatch.context() as patch:
-            patch.setattr("puna.model.float8.multiplies_float8", lambda device: False)
+            patch.setattr("puna.model.quantization.float8.multiplies_float8", lambda device: False)
             plain = layer(x)
         torch.testing.assert_close(fast, plain, rtol=0.02, atol=0.01 * plain.abs().max().item())
 

@@ -23,7 +23,7 @@ from puna.model.kernels.native import Kernels, Layer, Network, Packed, Pages, Si
 from puna.model.kernels.native import shared_kernels as find_kernels
 from puna.model.kernels.threads import cpu_limit
 from puna.model.llama import Llama
-from puna.model.quantized import pack as pack_words
+from puna.model.quantization.quantized import pack as pack_words
 from puna.model.rope import rope_frequencies
 from puna.pipeline.errors import KernelError
 

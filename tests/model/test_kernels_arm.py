@@ -14,8 +14,8 @@ from emulated_kernels import EmulatedKernels
 
 from puna.inference.engine.runners.native_runner import NativeRunner
 from puna.inference.engine.runners.runner import Span
-from puna.model.quantized import pack, round_linears, rounded
-from puna.model.scheme import INT8, Scheme
+from puna.model.quantization.quantized import pack, round_linears, rounded
+from puna.model.quantization.scheme import INT8, Scheme
 
 pytestmark = pytest.mark.slow
 # Flags, the processor that is emulated, and the name of the instructions that should be found.

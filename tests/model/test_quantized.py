@@ -5,10 +5,18 @@ import math
 import pytest
 import torch
 
-from puna.model.float8 import Float8Linear
 from puna.model.llama import Linear
-from puna.model.quantized import QuantizedLinear, pack, round_linears, round_weight, rounded, schemes_of, unpack
-from puna.model.scheme import FP8, INT8, Scheme
+from puna.model.quantization.float8 import Float8Linear
+from puna.model.quantization.quantized import (
+    QuantizedLinear,
+    pack,
+    round_linears,
+    round_weight,
+    rounded,
+    schemes_of,
+    unpack,
+)
+from puna.model.quantization.scheme import FP8, INT8, Scheme
 from puna.testing.tiny_checkpoint import logits_of, random_llama
 
 SCHEMES = [INT8, Scheme("int", 8, 16), Scheme("int", 4), Scheme("int", 4, 16)]
@@ -71,7 +79,7 @@ def test_sums_beyond_float16_are_no_trouble(scheme: Scheme):
 def test_a_large_weight_is_multiplied_out_in_parts(monkeypatch: pytest.MonkeyPatch):
     layer, x = random_layer(Scheme("int", 4, 32)), torch.randn(3, 64)
     whole = layer(x)
-    monkeypatch.setattr("puna.model.quantized.BLOCK_VALUES", 64 * 5)
+    monkeypatch.setattr("puna.model.quantization.quantized.BLOCK_VALUES", 64 * 5)
     torch.testing.assert_close(layer(x), whole)
     weight = torch.randn(24, 64)
     parts = round_weight(weight, INT8)
@@ -146,7 +154,7 @@ def test_a_device_that_multiplies_float8_computes_the_same(monkeypatch: pytest.M
     x[2], x[3, 5] = 0, float("nan")
     plain = layer(x)
     # torch's product in float8 runs on a CPU too, though not fast.
-    monkeypatch.setattr("puna.model.float8.multiplies_float8", lambda device: True)
+    monkeypatch.setattr("puna.model.quantization.float8.multiplies_float8", lambda device: True)
     torch.testing.assert_close(
         layer(x), plain, rtol=0.01, atol=0.01 * plain.nan_to_num().abs().max().item(), equal_nan=True
     )

@@ -1,7 +1,8 @@
 """The floors of the package and of every room, from the ground up.
 
 An entry (a file or a folder) imports entries of the floors below, never of the own floor or of a floor above.
-tests/package/test_architecture.py holds the source to these tables; docs/architecture.md is generated from the tables.
+tests/package/test_architecture.py holds the source to these tables; docs/generate.py makes
+docs/internals/architecture.md from the tables.
 """
 
 # Folders whose stages exchange artifacts only: code of one folder never imports code of another.
@@ -23,25 +24,46 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"data"},
         {"inference", "planning", "testing"},
         {"evaluation"},
-        {"corpus", "training", "conversion"},
-        {"serving", "agents"},
+        {"conversion", "corpus", "training"},
+        {"agents", "serving"},
         {"cli"},
     ),
     "pipeline": (
         {"errors", "estimate", "finding", "machine", "progress", "stages", "units"},
         {"storage"},
-        {"config", "offline", "artifacts"},
-        {"run", "registry"},
+        {"artifacts", "config", "offline"},
+        {"registry", "run"},
         {"execution"},
     ),
     "model": (
-        {"config", "gradients", "kernels", "lora", "scheme"},
-        {"float8", "rope"},
+        {"config", "gradients", "kernels"},
+        {"precision", "rope"},
         {"llama"},
-        {"attend", "quantized", "reward"},
-        {"adapted", "compare"},
+        {"attend", "quantization", "reward"},
+        {"adapters", "compare"},
     ),
-    "formats": ({"tokenizer"}, {"chat"}, {"checkpoint"}),
+    "model/adapters": (
+        {"lora"},
+        {"adapted"},
+    ),
+    "model/gradients": (
+        {"operations", "padding"},
+        {"blocks"},
+    ),
+    "model/kernels": (
+        {"build", "device", "memory", "reference", "threads"},
+        {"native"},
+    ),
+    "model/quantization": (
+        {"scheme"},
+        {"float8"},
+        {"quantized"},
+    ),
+    "formats": (
+        {"tokenizer"},
+        {"chat"},
+        {"checkpoint"},
+    ),
     "formats/checkpoint": (
         {"fields", "safe_files", "source"},
         {"compressed", "gguf", "safetensors"},
@@ -88,7 +110,16 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"encode"},
         {"pieces"},
     ),
-    "inference": ({"engine"}, {"completer"}),
+    "inference": (
+        {"engine"},
+        {"completer"},
+    ),
+    "inference/completer": (
+        {"completer", "settings"},
+        {"http", "local"},
+        {"endpoint"},
+        {"opening"},
+    ),
     "inference/engine": (
         {"adapters", "cache", "detokenizer", "grammar", "options", "outputs"},
         {"runners", "sampling"},
@@ -97,31 +128,60 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"engine"},
         {"local"},
     ),
-    "inference/engine/sampling": ({"params"}, {"sampler"}),
-    "inference/engine/scheduling": ({"request"}, {"scheduler"}),
-    "inference/engine/speculative": ({"drafter", "prompt_lookup"}, {"draft_model"}),
+    "inference/engine/grammar": (
+        {"check", "schema"},
+        {"grammar"},
+    ),
     "inference/engine/runners": (
         {"cuda_graphs", "runner", "torch_pages"},
         {"decode_step", "native_runner"},
         {"torch_runner"},
+        {"opening"},
     ),
-    "inference/engine/grammar": ({"check", "schema"}, {"grammar"}),
-    "planning": ({"plan", "doctor"},),
+    "inference/engine/sampling": (
+        {"params"},
+        {"sampler"},
+    ),
+    "inference/engine/scheduling": (
+        {"request"},
+        {"scheduler"},
+    ),
+    "inference/engine/speculative": (
+        {"drafter", "prompt_lookup"},
+        {"draft_model"},
+    ),
+    "inference/engine/grammar/schema": (
+        {"formats", "patterns"},
+        {"dialect"},
+        {"fit"},
+    ),
+    "planning": ({"doctor", "plan"},),
     "planning/doctor": (
         {"render", "report", "template_child"},
         {"modelfile", "template", "values"},
-        {"directory"},
+        {"hf"},
         {"adapter", "gguf"},
         {"examine"},
         {"command"},
     ),
-    "evaluation": ({"tasks", "diagnose"}, {"scores"}, {"evaluate", "release", "review"}),
-    "evaluation/tasks": (
-        {"fields", "paired_test", "question"},
-        {"intervals", "labels", "null_models", "reward_model"},
-        {"grading"},
-        {"next_turn_questions"},
-        {"task"},
+    "planning/plan": (
+        {"arithmetic", "measure"},
+        {"steps", "training"},
+        {"answer", "layout"},
+        {"advice"},
+        {"tables"},
+        {"plan"},
+    ),
+    "planning/doctor/hf": (
+        {"files", "opened"},
+        {"added", "layout", "settings", "stops", "templates"},
+        {"vocabulary"},
+        {"check"},
+    ),
+    "evaluation": (
+        {"diagnose", "tasks"},
+        {"scores"},
+        {"evaluate", "release", "review"},
     ),
     "evaluation/diagnose": (
         {"reasons", "record"},
@@ -129,14 +189,14 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"rules"},
     ),
     "evaluation/evaluate": (
-        {"judges", "slices", "comparison_groups", "cost"},
-        {"grading", "diagnosis"},
+        {"comparison_groups", "cost", "judges", "models", "slices"},
+        {"diagnosis", "grading"},
         {"asking", "exam"},
         {"earlier", "report"},
         {"evaluate"},
     ),
     "evaluation/release": (
-        {"settings", "short_ids", "terms", "whole_prompts", "paired_comparison"},
+        {"paired_comparison", "settings", "short_ids", "terms", "whole_prompts"},
         {"facts", "rules"},
         {"card", "leaks"},
         {"decision"},
@@ -149,6 +209,30 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"session"},
         {"server", "summary"},
         {"review"},
+    ),
+    "evaluation/tasks": (
+        {"fields", "paired_test", "question"},
+        {"intervals", "labels", "null_models", "reward_model"},
+        {"grading"},
+        {"next_turn_questions"},
+        {"task"},
+    ),
+    "evaluation/diagnose/rules": (
+        {"answers", "chat", "comparisons", "forgetting", "labels", "learning", "masks"},
+        {"fit"},
+        {"table"},
+    ),
+    "evaluation/evaluate/judges": ({"agreement", "judging"},),
+    "evaluation/release/page": (
+        {"picture", "style"},
+        {"blocks"},
+        {"conversations", "evidence", "exam"},
+        {"meaning"},
+        {"page"},
+    ),
+    "evaluation/release/rules": (
+        {"verdict"},
+        {"exam", "judged"},
     ),
     "evaluation/tasks/grading": (
         {"extraction", "no_call", "similarity", "tool_call"},
@@ -163,41 +247,29 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"codes", "times"},
         {"extract"},
     ),
-    "evaluation/release/page": (
-        {"picture", "style"},
-        {"blocks"},
-        {"conversations", "evidence", "exam"},
-        {"meaning"},
-        {"page"},
-    ),
-    "evaluation/release/rules": (
-        {"verdict"},
-        {"exam", "judged"},
-    ),
-    "evaluation/diagnose/rules": (
-        {"answers", "chat", "comparisons", "forgetting", "labels", "learning", "masks"},
-        {"fit"},
-        {"table"},
-    ),
-    "evaluation/evaluate/judges": ({"agreement", "judging"},),
     "corpus": ({"ingest", "synthesize"},),
     "conversion": ({"compression", "exchange"},),
     "conversion/compression": (
-        {"kv_cache", "rounding"},
+        {"calibration_texts", "kv_cache", "rounding", "settings"},
         {"calibrate"},
         {"pruning"},
         {"cost"},
         {"merge", "prune", "quantize"},
     ),
-    "conversion/compression/pruning": (
-        {"slicing", "obs", "targets"},
-        {"layerwise", "rotate"},
-        {"importance", "refit"},
-        {"selection", "report"},
-    ),
     "conversion/exchange": (
         {"fidelity", "hub", "licences", "peers", "reference", "vocabulary"},
         {"export", "import_model"},
+    ),
+    "conversion/compression/pruning": (
+        {"obs", "slicing", "targets"},
+        {"layerwise", "rotate"},
+        {"importance", "refit"},
+        {"report", "selection"},
+    ),
+    "training/teacher": (
+        {"settings", "teacher"},
+        {"answering", "local", "scoring", "shards"},
+        {"rate"},
     ),
     "serving": (
         {"browser", "errors"},
@@ -211,6 +283,9 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"app"},
         {"serve"},
     ),
-    "agents": ({"terminal"}, {"command"}),
+    "agents": (
+        {"terminal"},
+        {"command"},
+    ),
     "testing": ({"dataset", "endpoint", "stage", "tiny_checkpoint"},),
 }

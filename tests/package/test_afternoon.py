@@ -1,4 +1,4 @@
-"""docs/start/afternoon.md works as printed: its commands run on small data; its commands and the README's parse."""
+"""docs/start/afternoon.md works as printed: its commands run on small data; what its commands print."""
 
 import json
 import os
@@ -9,14 +9,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pages import shell_blocks
 
 from puna.cli import _pairs, build_app
-from puna.pipeline.execution.recipe import Recipe, override
-from puna.pipeline.execution.walk import configs_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "start" / "afternoon.md"
@@ -31,59 +29,12 @@ SMALL = (
 )
 
 
-def blocks(page: Path) -> Iterator[str]:
-    """Yield the shell blocks of a page: indented lines below an empty one, of which the first is a command."""
-    for block in re.findall(r"(?:\A|\n)\n((?: {4,}\S.*\n)+)", page.read_text(encoding="utf-8")):
-        if re.match(r"\s+(puna|make|mkdir|git|pip) ", block):
-            yield "\n".join(line.strip() for line in block.splitlines())
-
-
-def commands(page: Path) -> Iterator[list[str]]:
-    """Yield the words of every `puna` command of a page, without comments."""
-    for block in blocks(page):
-        for line in block.replace("\\\n", " ").splitlines():
-            for part in line.split(" && "):
-                words = shlex.split(part, comments=True)
-                if words[:1] == ["puna"]:
-                    yield words[1:]
-
-
-COMMANDS = [
-    pytest.param(words, id=" ".join(words)[:60]) for page in (PAGE, ROOT / "README.md") for words in commands(page)
-]
-
-
-def test_both_pages_have_commands():
-    assert len(COMMANDS) > 12 and sum(words.values[0][0] == "raise" for words in COMMANDS) >= 4  # type: ignore[index]
-
-
-@pytest.mark.parametrize("words", COMMANDS)
-def test_every_command_of_the_pages_parses(words: list[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(ROOT)
-    words = ["sft" if word == "STAGE" else word for word in words]
-    _, bound, _ = build_app(words).parse_args(words, print_error=False, exit_on_error=False)
-    if words[0] == "raise" and Path(words[1]).exists():
-        recipe = override(Recipe.read(Path(words[1])), dict(_pairs(bound.arguments.get("settings", ()))))
-        assert configs_of(recipe)
-
-
 @pytest.mark.parametrize("flag", ["--dry-rum", "--untill"])
 def test_a_flag_that_raise_does_not_have_would_be_noticed(flag: str):
     words = ["raise", "recipes/own_model.toml", flag, "x"]
     _, bound, _ = build_app(words).parse_args(words, print_error=False, exit_on_error=False)
     with pytest.raises(Exception, match=r"STEP\.KEY"):
         dict(_pairs(bound.arguments["settings"]))
-
-
-@pytest.mark.parametrize(
-    "page", [PAGE, ROOT / "README.md", ROOT / "docs" / "start" / "recipes.md"], ids=lambda page: page.name
-)
-def test_every_file_that_a_page_names_is_there(page: Path):
-    text = page.read_text(encoding="utf-8")
-    named = [ROOT / path for path in PATHS.findall(text) if not path.startswith("tests/test_x")]
-    linked = [page.parent / target for target in LINKS.findall(text)]
-    assert named and linked
-    assert not [str(path) for path in (*named, *linked) if not path.exists()]
 
 
 class Shell:
@@ -104,7 +55,7 @@ class Shell:
 
 
 def block_with(text: str) -> str:
-    (found,) = [block for block in blocks(PAGE) if text in block]
+    (found,) = [block for block in shell_blocks(PAGE) if text in block]
     return found
 
 

@@ -172,8 +172,8 @@ def test_a_key_of_the_file_that_is_unknown_is_refused(settings_of_sft: Callable[
         ("sft --config none.toml --out x", "recipe none.toml cannot be read"),
         ("ingest --out x --source none", "none does not exist"),
         ("ingest --out pages/one.md --source other", "other does not exist"),
-        ("ingest --out pages/one.md/x --source pages/one.md", "lie in one another"),
-        ("ingest --out {out}/one.md/x --source {pages}", "lie in one another"),
+        ("ingest --out pages/one.md/x --source pages/one.md", "overlap"),
+        ("ingest --out {out}/one.md/x --source {pages}", "overlap"),
         ("tokenizer --out x --data {pages}", "no rows in"),
         ("lineage", "requires an argument"),
         ("lineage {pages}", "is not a finished artifact"),
@@ -222,8 +222,8 @@ def test_nobody_reading_the_output_is_no_crash(tmp_path: Path, pages: Path, perf
 
 def test_a_stage_runs_once_for_the_same_settings(puna: Puna, pages: Path, tmp_path: Path):
     assert str(tmp_path / "out") in puna("ingest", "--source", pages, "--out", tmp_path / "out")
-    assert "is there already" in puna("ingest", "--source", pages, "--out", tmp_path / "out")
-    assert "is there already" not in puna("ingest", "--source", pages, "--out", tmp_path / "out", "--licence", "CC0")
+    assert "is up to date" in puna("ingest", "--source", pages, "--out", tmp_path / "out")
+    assert "is up to date" not in puna("ingest", "--source", pages, "--out", tmp_path / "out", "--licence", "CC0")
 
 
 def test_raise_takes_settings_of_any_step(puna: Puna, pages: Path, tmp_path: Path):
@@ -266,7 +266,9 @@ def test_a_flag_of_few_numbers_is_read_as_a_number(puna: Puna, tmp_path: Path) -
 
 
 def test_a_verb_without_any_setting_says_what_it_needs(puna: Puna, tmp_path: Path) -> None:
-    assert "[import] with no settings; expected either source or hub" in puna("import", "--out", tmp_path / "out")
+    assert "[import] with no settings; expected exactly one of source and hub" in puna(
+        "import", "--out", tmp_path / "out"
+    )
 
 
 def test_a_flag_before_the_verb_is_named_with_its_place(puna: Puna) -> None:

@@ -14,7 +14,7 @@ import pytest
 from test_adapter import trained
 
 from puna.pipeline.artifacts import artifact
-from puna.pipeline.registry.registry import is_shelf, promote
+from puna.pipeline.registry.registry import is_registry, promote
 from puna.pipeline.run import Run
 from puna.pipeline.storage.faults import WRITE_FAULTS, explain, naming_newest
 from puna.testing.tiny_checkpoint import save
@@ -184,4 +184,4 @@ def test_a_registry_on_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeyp
     monkeypatch.setattr("shutil.copyfile", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*registry.*/(weights|gate\.json)'"):
         promote(tmp_path / "release", tmp_path / "registry")
-    assert not is_shelf(tmp_path / "registry")
+    assert not is_registry(tmp_path / "registry")

@@ -216,9 +216,9 @@ def test_nothing_of_the_users_is_replaced(recipe: Recipe, tmp_path: Path, perfor
     perform_stage("ingest", tmp_path / "data", source=str(tmp_path / "pages"))
     with pytest.raises(ArtifactError, match="made by 'ingest'"):
         perform_stage("tokenizer", tmp_path / "data", data=[str(tmp_path / "talks")], vocab_size=520)
-    with pytest.raises(ConfigError, match="lie in one another"):
+    with pytest.raises(ConfigError, match="overlap"):
         perform_stage("tokenizer", tmp_path / "data", data=[str(tmp_path / "data")], vocab_size=520)
-    with pytest.raises(ConfigError, match="lie in one another"):
+    with pytest.raises(ConfigError, match="overlap"):
         perform_stage("ingest", tmp_path / "pages" / "out", source=str(tmp_path / "pages"))
     assert (tmp_path / "mine" / "letters.md").exists() and artifact.verify(tmp_path / "data")
 
@@ -278,4 +278,4 @@ def test_what_is_replaced_is_said(recipe: Recipe, tmp_path: Path, perform_stage:
     perform_stage("ingest", tmp_path / "data", source=str(tmp_path / "pages"))
     assert "is replaced" not in (log.read_text() if log.exists() else "")
     perform_stage("ingest", tmp_path / "data", source=str(tmp_path / "pages"), licence="own")
-    assert f"{tmp_path / 'data'} is there, but not what these settings and inputs give" in log.read_text()
+    assert f"{tmp_path / 'data'} was made from other settings or inputs" in log.read_text()

@@ -30,7 +30,7 @@ from puna.formats.checkpoint.gguf.writer import write_gguf
 from puna.formats.checkpoint.source import Source, disk_name
 from puna.model.config import LlamaConfig, RopeScaling
 from puna.model.llama import Llama
-from puna.model.scheme import FP8, INT8, Scheme
+from puna.model.quantization.scheme import FP8, INT8, Scheme
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.artifacts.artifact import Manifest, Receipt
 from puna.planning.doctor.command import doctor, print_report

@@ -31,8 +31,8 @@ from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.attend import packed_attend
 from puna.model.config import SIZES, LlamaConfig, matrix_shapes
 from puna.model.llama import Llama
-from puna.model.quantized import Quantized
-from puna.model.scheme import FP8, INT8, Scheme
+from puna.model.quantization.quantized import Quantized
+from puna.model.quantization.scheme import FP8, INT8, Scheme
 from puna.pipeline import machine
 from puna.pipeline.config import parse_config as parse_settings
 from puna.pipeline.errors import CheckpointError, ConfigError

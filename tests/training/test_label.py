@@ -17,8 +17,8 @@ from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.model.compare import logits_of
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import ArtifactError, ConfigError, DataError
-from puna.training.labelling.local import LocalTeacher
-from puna.training.labelling.shards import ShardDirectory
+from puna.training.teacher.local import LocalTeacher
+from puna.training.teacher.shards import ShardDirectory
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 

@@ -198,7 +198,7 @@ KERNELS = """
 import sys
 import torch
 from puna.data.packing import Batch
-from puna.model.adapted import AdapterShape, add_adapter
+from puna.model.adapters.adapted import AdapterShape, add_adapter
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
 from puna.planning.plan.training import Training

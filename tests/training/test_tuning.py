@@ -15,13 +15,13 @@ from puna.formats.checkpoint.adapters.adapter import open_adapter, read_lora, re
 from puna.formats.checkpoint.adapters.save import save_adapter
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.formats.checkpoint.source import disk_name
-from puna.model import quantized
-from puna.model.adapted import AdapterShape, adapted_modules, adapters_off, add_adapter, attach
+from puna.model.adapters.adapted import AdapterShape, adapted_modules, adapters_off, add_adapter, attach
 from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig
 from puna.model.llama import Linear, Llama
-from puna.model.quantized import QuantizedLinear, round_linears, rounded
-from puna.model.scheme import FP8, INT8, Scheme
+from puna.model.quantization import quantized
+from puna.model.quantization.quantized import QuantizedLinear, round_linears, rounded
+from puna.model.quantization.scheme import FP8, INT8, Scheme
 from puna.pipeline.errors import ConfigError
 from puna.testing.tiny_checkpoint import save, tokenizer
 from puna.training.objectives.next_token import NextToken

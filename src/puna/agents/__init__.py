@@ -1,1 +1,1 @@
-"""Agent: a person and a model in conversation. So far the terminal; the model's tools are run by the person."""
+"""Agents: conversations of a person with a model; at present the chat in the terminal."""

@@ -1,6 +1,6 @@
-"""The flags of `puna chat` -> the start of a conversation and how to sample; terminal.py holds the conversation.
+"""The flags of `puna chat` -> the first messages of a conversation and the sampling parameters.
 
-Imports no torch before a checkpoint is opened, so `puna chat --help` stays quick.
+Imports no torch before the checkpoint is opened, so `puna chat --help` stays fast.
 """
 
 import json
@@ -16,28 +16,28 @@ from puna.pipeline.errors import ConfigError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are sampled; what is not told is the checkpoint's own, as of `puna serve`.
+    """Sampling parameters; without a flag the defaults of the checkpoint apply, as in `puna serve`.
 
     Parameters
     ----------
     temperature
-        0 always takes the most likely token.
+        Sampling temperature; 0 always takes the most likely token.
     top_p
-        Sample among the most likely tokens that together have this probability.
+        Nucleus sampling: sample among the most likely tokens with this total probability.
     top_k
-        Sample among so many of the most likely tokens; 0 among all.
+        Number of most likely tokens to sample from; 0 samples from the whole vocabulary.
     min_p
-        Sample among tokens with at least this share of the greatest probability.
+        Smallest probability of a sampled token, relative to the most likely token.
     repetition_penalty
-        Above 1 avoids what the conversation holds.
+        Above 1, tokens of the conversation become less likely.
     presence_penalty
-        Above 0 avoids what the answer holds.
+        Above 0, tokens of the answer become less likely.
     frequency_penalty
-        Above 0 avoids what the answer holds, the more the more often.
+        Above 0, tokens of the answer become less likely with every occurrence.
     max_tokens
-        The most tokens an answer may have.
+        Largest number of tokens in an answer.
     seed
-        The same seed, words and checkpoint give the same answers.
+        Seed of the random numbers; equal seeds, messages and checkpoints give equal answers.
     """
 
     temperature: float | None = None
@@ -69,22 +69,22 @@ def chat(
     Parameters
     ----------
     checkpoint
-        The checkpoint directory, or one that releases were promoted into: then the release in use.
+        Directory of a checkpoint, or of a registry: then the release in use.
     system
-        The system message.
+        Text of the system message.
     system_file
-        A file with the system message.
+        File with the system message.
     tools_file
-        A JSON list of the tools that the model may call, as in OpenAI's API. Their results are typed in.
+        JSON file with a list of tool definitions, as in OpenAI's API. You type in the results of calls.
     environment
-        "ipython" turns the code interpreter on: calls are marked with python_tag.
+        "ipython" enables the code interpreter: the model marks calls with python_tag.
     builtin_tools
-        A tool that the model knows without a schema: brave_search or wolfram_alpha; may be repeated. It takes
-        "ipython" along.
+        A tool that the model knows without a schema: brave_search or wolfram_alpha. May be repeated; implies
+        "ipython".
     call_format
-        How the model is asked to call the tools of the file: in JSON, or in <function=NAME> tags.
+        Format of calls to the tools of the file: JSON, or <function=NAME> tags.
     today
-        The date that the system message tells, as DD Month YYYY.
+        Date in the system message, as DD Month YYYY.
     """
     start = Conversation(
         _read_system(system, system_file),
@@ -109,7 +109,7 @@ def _read(path: Path) -> str:
 
 def _read_system(text: str, path: Path | None) -> tuple[Message, ...]:
     if text and path:
-        raise ConfigError("both --system and --system-file", expected="one of them")
+        raise ConfigError("both --system and --system-file", expected="one of --system and --system-file")
     text = _read(path).strip() if path else text
     return (Message("system", text),) if text else ()
 

@@ -1,6 +1,6 @@
-"""`puna chat`: a checkpoint -> a conversation in the terminal, streaming; lines from a pipe get one answer each.
+"""A checkpoint -> a streaming conversation in the terminal (`puna chat`); every line of a pipe gets one answer.
 
-Shows the tool calls that the model makes and takes their results from the keyboard; runs no tool itself.
+The chat shows tool calls of the model and reads the results from the keyboard. No tool is run.
 """
 
 import json
@@ -28,25 +28,25 @@ from puna.pipeline.errors import ChatError, PunaError, RequestError
 from puna.pipeline.progress import printable
 from puna.pipeline.registry.registry import follow
 
-HELP = "/new starts over, /tool TEXT gives a tool's result, /exit or Ctrl-D ends; Ctrl-C stops an answer."
+HELP = "/new starts over, /tool TEXT enters the result of a tool, /exit or Ctrl-D ends; Ctrl-C stops an answer."
 
 
-# How Meta samples, where a checkpoint does not say.
-METAS = SamplingParams(temperature=0.6, top_p=0.9)
+# Sampling defaults of Meta, for checkpoints without generation_config.json.
+META_DEFAULTS = SamplingParams(temperature=0.6, top_p=0.9)
 
 
 class Answer(NamedTuple):
-    """What was streamed, and is on the screen. `reason` None: stopped from the keyboard."""
+    """The streamed part of an answer; `reason` is None after an interrupt from the keyboard."""
 
     message: Message
     num_tokens: int
     reason: FinishReason | None
-    error: str
+    error: Exception | None
 
 
 def talk(checkpoint: Path, start: Conversation, overrides: dict[str, Any]) -> None:
-    """Open a checkpoint and converse; `overrides` replace the checkpoint's own sampling defaults."""
-    SamplingParams(**overrides)  # Out of bounds: refused before a model is loaded.
+    """Open a checkpoint and converse; `overrides` replace the sampling defaults of the checkpoint."""
+    SamplingParams(**overrides)  # Refuse invalid values before loading the model.
     checkpoint = follow(checkpoint)
     dialogue = _open(checkpoint, start, overrides)
     if badge := ", ".join(badges(licences_of(checkpoint))):
@@ -55,7 +55,10 @@ def talk(checkpoint: Path, start: Conversation, overrides: dict[str, Any]) -> No
 
 
 class Dialogue:
-    """A conversation that grows by what is asked and what the sampler answers."""
+    """A conversation that grows by the messages of the user and the answers of the sampler.
+
+    Example: see `talk`, which opens the sampler and starts `converse`.
+    """
 
     def __init__(
         self,
@@ -79,7 +82,7 @@ class Dialogue:
         self.conversation = self._start
 
     def ask(self, message: Message) -> None:
-        """Show the answer as it comes and keep both; Ctrl-C ends the answer, and what there is of it stays."""
+        """Stream the answer to a message and append both; Ctrl-C stops the answer and keeps the streamed part."""
         conversation = self.conversation.with_message(message)
         prompt = self._format.prompt(conversation)
         room = self._sampler.max_context - len(prompt)
@@ -96,7 +99,7 @@ class Dialogue:
 
     def _stream(self, prompt: list[int], params: SamplingParams) -> Answer:
         """Print the text of an answer while it comes; what may be a tool call comes when that is certain."""
-        num_tokens, reason, error = 0, None, ""
+        num_tokens, reason, error = 0, None, None
         reader, parts = MessageStream(self._format, self.conversation.tools), list[Part]()
         stream = self._sampler.stream(prompt, params)
         try:
@@ -130,21 +133,21 @@ class Dialogue:
             self.console.out(f"[cut after {answer.num_tokens} tokens]", style="dim")
 
     def _write(self, text: str) -> None:
-        # Not by way of rich, which would turn tabs into spaces.
+        # NOTE: rich would turn tabs into spaces.
         self.console.file.write(printable(text))
         self.console.file.flush()
 
 
-def _open(checkpoint: Path, start: Conversation, told: dict[str, Any]) -> Dialogue:
+def _open(checkpoint: Path, start: Conversation, overrides: dict[str, Any]) -> Dialogue:
     with verifying(checkpoint):
         sampler = LocalSampler.open(checkpoint, options=EngineOptions(max_batch=1))
         stop_ids = Checkpoint.open(checkpoint_at(checkpoint)).stop_ids
-    params = replace(sampling_defaults(checkpoint, METAS), **told)
+    params = replace(sampling_defaults(checkpoint, META_DEFAULTS), **overrides)
     return Dialogue(sampler, start, params, stop_ids, Console(highlight=False))
 
 
 def converse(dialogue: Dialogue) -> None:
-    """Take lines from the terminal or a pipe until they end; a mistake ends only a pipe."""
+    """Read lines from the terminal or a pipe until the end; an error ends a pipe, but not a terminal session."""
     is_interactive = sys.stdin.isatty()
     for line in _typed_lines(dialogue.console) if is_interactive else sys.stdin:
         try:
@@ -163,14 +166,14 @@ def _take_line(dialogue: Dialogue, line: str) -> None:
         dialogue.restart()
     elif command == "/tool":
         if not dialogue.expects_result:
-            raise ChatError("/tool without a call", expected="it right after an answer that calls a tool")
+            raise ChatError("/tool without a call", expected="/tool directly after an answer with a tool call")
         dialogue.ask(Message("tool", rest.strip()))
     elif line:
         dialogue.ask(Message("user", line))
 
 
 def _typed_lines(console: Console) -> Iterator[str]:
-    # Loading it gives `input` a history and line editing.
+    # The import gives `input` a history and line editing.
     with suppress(ImportError):
         import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]
     console.out(HELP, style="dim")

@@ -1,1 +1,1 @@
-"""Llama: the network, its sizes, and how its layers compute. Knows no files."""
+"""The Llama network: sizes, layers, kernels, quantization and adapters. Reads no files."""

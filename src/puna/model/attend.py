@@ -1,7 +1,9 @@
-"""Lengths of packed documents -> an `attend` function: causal, within each document. The engine has its own.
+"""Lengths of packed documents -> an `attend` function: causal attention within every document.
 
-Shapes: T tokens, H query heads, K key/value heads, G query heads of one key/value head, E head width, Q queries at
-once, S positions so far, B sequences that lie side by side.
+The engine has attention of its own (engine/runners), which reads the KV cache.
+
+Shapes: T tokens, H query heads, K key/value heads, G query heads per key/value head, E head width, Q queries of a
+block, S positions so far, B sequences of a batch.
 """
 
 from collections.abc import Sequence
@@ -19,9 +21,14 @@ MASK_ELEMENTS = 2**21
 
 
 def packed_attend(lengths: Sequence[int]) -> Attend:
-    """Return causal attention over documents of these lengths that lie one behind the other on T.
+    """Return causal attention over documents that are concatenated along T.
 
-    On a CPU documents share blocks: a NaN in one of them reaches its neighbours.
+    NOTE: on a CPU neighbouring documents share blocks, so a NaN in one document reaches the next.
+
+    Example:
+        >>> attend = packed_attend([5, 3])
+        >>> model(tokens_T, positions_T, attend).shape
+        torch.Size([8, 512])
     """
     sizes = list(lengths)
     blocks: dict[torch.dtype, list[Block]] = {}
@@ -39,16 +46,16 @@ def packed_attend(lengths: Sequence[int]) -> Attend:
 
 
 def attend_causally(q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
-    """Attend within one document: each token sees itself and what stands before it."""
+    """Attend causally within one document."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q_THE, k_TKE, v_TKE))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
     return out[0].transpose(0, 1)
 
 
 def attend_behind_prefix(q_THE: torch.Tensor, k_KSE: torch.Tensor, v_KSE: torch.Tensor) -> torch.Tensor:
-    """Attend from the last T of S positions: each token sees itself and what stands before it.
+    """Attend causally from the last T of S positions.
 
-    Needs no memory that grows with S beside its result: some queries at a time, keys and values as they lie.
+    Works on a block of queries at a time, so memory beside the result does not grow with S.
     """
     length, num_positions = q_THE.shape[0], k_KSE.shape[1]
     q_KGTE = q_THE.unflatten(1, (k_KSE.shape[0], -1)).permute(1, 2, 0, 3)
@@ -68,7 +75,7 @@ def attend_behind_prefix(q_THE: torch.Tensor, k_KSE: torch.Tensor, v_KSE: torch.
 def attend_singly(
     q_BHE: torch.Tensor, k_BSKE: torch.Tensor, v_BSKE: torch.Tensor, mask_BS: torch.Tensor
 ) -> torch.Tensor:
-    """Attend from one token of each of B sequences; the mask is added to the scores."""
+    """Attend from one token per sequence of a batch; the mask is added to the scores."""
     # The query heads of a key head stand where the query positions would: nothing is repeated.
     q_BKGE = q_BHE.unflatten(1, (k_BSKE.shape[2], -1))
     k_BKSE, v_BKSE = k_BSKE.transpose(1, 2), v_BSKE.transpose(1, 2)

@@ -1,6 +1,6 @@
-"""The logits of two models for the same tokens -> how far apart they are.
+"""The logits of two models for the same tokens -> measures of their difference.
 
-Shapes: T tokens of a piece, D model width, N tokens compared, V vocabulary.
+Shapes: T tokens of a text, D model width, N compared tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,13 @@ IGNORED = -1
 
 @dataclass
 class Comparison:
-    """How two models differ: KL divergence, agreement of the first choice and greatest difference, a token each."""
+    """Differences of two models by token: KL divergence, agreement of the most likely token, largest difference.
+
+    Example:
+        >>> comparison = Comparison()
+        >>> comparison.add(parent_NV, quantized_NV)
+        >>> mean, percentile_99, largest = comparison.kl()
+    """
 
     divergences: list[torch.Tensor] = field(default_factory=list)
     is_same: list[torch.Tensor] = field(default_factory=list)
@@ -35,7 +41,7 @@ class Comparison:
     squares: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, parent_NV: torch.Tensor, other_NV: torch.Tensor, *, ids: Sequence[int] = ()) -> None:
-        """Take in the logits of some tokens; with `ids`, the text that they read, also how well both foresee it."""
+        """Add the logits of some tokens; with `ids`, the tokens of the text, also add to the perplexities."""
         targets_N = torch.tensor([*ids[1:], IGNORED] if ids else [IGNORED] * len(parent_NV))
         parts = zip(parent_NV.split(CHUNK), other_NV.split(CHUNK), targets_N.split(CHUNK), strict=True)
         for parent, other, targets in parts:
@@ -52,30 +58,30 @@ class Comparison:
             self.squares.append(torch.stack(variances, dim=-1))
 
     def kl(self) -> dict[str, float]:
-        """Return mean, 99th percentile and greatest KL(parent || other), in nats a token."""
+        """Return mean, 99th percentile and maximum of KL(parent || other), in nats per token."""
         divergences_N = torch.cat(self.divergences)
         p99 = divergences_N.kthvalue(max(1, round(0.99 * len(divergences_N)))).values
         return {"mean": divergences_N.mean().item(), "p99": p99.item(), "max": divergences_N.max().item()}
 
     def agreement(self) -> float:
-        """Return the share of tokens whose most likely next token is the same."""
+        """Return the share of tokens with the same most likely next token in both models."""
         return torch.cat(self.is_same).double().mean().item()
 
     def agreement_beyond(self, gap: float) -> float:
-        """Return the share of tokens whose most likely next token is the same, or as good as tied for the parent.
+        """Return the share of tokens with the same most likely next token; near ties of the parent count as equal.
 
         Args:
-            gap: Nats by which the other's first choice may be less likely than the parent's and still counts as tied.
+            gap: Largest difference of log-probabilities in nats, under the parent, that counts as a tie.
         """
         return (torch.cat(self.gaps) <= gap).double().mean().item()
 
     def perplexities(self) -> tuple[float, float]:
-        """Return the perplexity of the texts for the parent and for the other."""
+        """Return the perplexity of the texts under the parent and under the other model."""
         before, after = torch.cat(self.losses).mean(0).exp().tolist()
         return before, after
 
     def max_difference(self) -> float:
-        """Return the greatest difference of a log-probability, which adding a constant to all logits doesn't change."""
+        """Return the largest difference of a log-probability; unaffected by a constant added to all logits."""
         return torch.cat(self.differences).max().item()
 
     def deviation(self) -> float:
@@ -83,10 +89,10 @@ class Comparison:
         return torch.cat(self.squares)[:, 0].mean().sqrt().item()
 
     def difference(self) -> float:
-        """Return the root mean square difference of logits, as a share of the parent's `deviation`.
+        """Return the root mean square difference of logits, divided by the parent's `deviation`.
 
-        Adding a constant to all logits of a token changes neither. Rounding errors grow with the logits; this share
-        doesn't.
+        A constant added to all logits of a token changes neither value. Rounding errors grow with the logits, but this
+        ratio does not.
         """
         parent, between = torch.cat(self.squares).mean(0).tolist()
         return (between / max(parent, 1e-300)) ** 0.5
@@ -100,7 +106,7 @@ class Comparison:
         details: dict[str, Any] | None = None,
         prefix: str = "",
     ) -> tuple[Receipt, Receipt]:
-        """Return the claims that what was made of `parent` predicts what `parent` does."""
+        """Return receipts that a derived model predicts the same tokens as `parent`."""
         kl, agreement = self.kl(), self.agreement()
         measured = {**kl, "unit": "nats a token, KL(parent || made)", "max_difference": self.max_difference()}
         more = details or {}
@@ -120,7 +126,7 @@ class Comparison:
     def perplexity_receipt(
         self, parent: str, *, tolerance: float, details: dict[str, Any], prefix: str = ""
     ) -> Receipt:
-        """Return the claim that the texts surprise what was made of `parent` hardly more: the share that it grew by."""
+        """Return the receipt on the relative growth of perplexity from `parent` to the derived model."""
         before, after = self.perplexities()
         growth = after / before - 1
         measured = {"before": before, "after": after, "unit": "share by which the perplexity of the text grew"}
@@ -129,13 +135,17 @@ class Comparison:
 
 @torch.inference_mode()
 def logits_of(model: Llama, ids: Sequence[int], name: Path) -> torch.Tensor:
-    """Return logits_TV of one text; CheckpointError names the model, which came from `name`, if they are no numbers."""
+    """Return logits_TV of one text.
+
+    Raises:
+        CheckpointError: The logits contain NaN or infinity; the message names the model by `name`.
+    """
     hidden_TD = model(torch.tensor(ids), torch.arange(len(ids)), packed_attend([len(ids)]))
     return require_finite(model.logits(hidden_TD), name)
 
 
 def require_finite(logits_TV: torch.Tensor, name: Path) -> torch.Tensor:
-    """Return the logits; CheckpointError if they are no numbers."""
+    """Return the logits; raise CheckpointError for NaN or infinity."""
     if not logits_TV.isfinite().all():
-        raise CheckpointError(f"{name} gives logits that are not finite", expected="numbers")
+        raise CheckpointError(f"{name} gives logits that are not finite", expected="finite logits for every token")
     return logits_TV

@@ -1,4 +1,4 @@
-"""Sizes -> a checked LlamaConfig; the published Llamas as data. Reads no files: checkpoint/hf/config.py does."""
+"""Sizes -> a checked LlamaConfig, with the published Llamas as data. checkpoint/hf/config.py reads files."""
 
 from dataclasses import dataclass, fields
 
@@ -13,7 +13,7 @@ ADAPTED = (
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """Llama 3.1's stretch of the low rotary frequencies (see rope.py)."""
+    """Llama 3.1's scaling of low rotary frequencies (rope.py)."""
 
     factor: float
     low_freq_factor: float
@@ -31,7 +31,12 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class LlamaConfig:
-    """All that determines the network's shape and arithmetic."""
+    """The shape and the arithmetic of a network.
+
+    Example:
+        >>> SIZES["1b"].num_layers
+        16
+    """
 
     dim: int
     hidden_dim: int
@@ -66,12 +71,12 @@ class LlamaConfig:
         return embeddings + self.num_layers * layer + self.dim * (2 if self.is_reward else 1)
 
     def kv_bytes_per_token(self, value_bytes: int, *, scale_bytes: int = 0) -> int:
-        """Return what the keys and values of one position take, with a scale for each head's if they are rounded."""
+        """Return the bytes of keys and values per position, with a scale per head for rounded caches."""
         return 2 * self.num_layers * self.num_kv_heads * (self.head_dim * value_bytes + scale_bytes)
 
 
 def layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
-    """Return (outputs, inputs) of the matrices of one layer by their paths within it."""
+    """Return (outputs, inputs) of the matrices of a layer, by module path within the layer."""
     q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     return {
         "self_attn.q_proj": (q_dim, config.dim),
@@ -85,7 +90,7 @@ def layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
 
 
 def matrix_shapes(config: LlamaConfig) -> dict[str, tuple[int, int]]:
-    """Return (outputs, inputs) of every matrix by its module's path, in the network's order; embeddings are one too."""
+    """Return (outputs, inputs) of every matrix by module path, in the order of the network, embeddings included."""
     layer = layer_shapes(config)
     shapes = {"embed_tokens": (config.vocab_size, config.dim)}
     shapes |= {f"layers.{index}.{part}": shape for index in range(config.num_layers) for part, shape in layer.items()}
@@ -101,7 +106,7 @@ def _require_positive(sizes: RopeScaling | LlamaConfig) -> None:
 
 
 def published_scaling(factor: float) -> RopeScaling:
-    """Return the scaling of Llama 3.1 (factor 8) or Llama 3.2 (32)."""
+    """Return the scaling of Llama 3.1 (factor 8) or Llama 3.2 (factor 32)."""
     return RopeScaling(factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_context=8192)
 
 
@@ -122,7 +127,7 @@ def _published(dim: int, num_layers: int, num_heads: int, hidden_dim: int, *, ro
 
 
 def _demo(dim: int, num_layers: int, num_heads: int, hidden_dim: int) -> LlamaConfig:
-    """A size for two CPU cores; the tokenizer's vocab_size takes the place of the one given here."""
+    """Return a size for two CPU cores; vocab_size is a placeholder until the tokenizer's is known."""
     return LlamaConfig(
         dim=dim,
         hidden_dim=hidden_dim,

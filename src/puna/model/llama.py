@@ -1,7 +1,7 @@
 """Tokens, positions and an `attend` function -> hidden states and logits: the whole transformer.
 
-Has no batch dimension: sequences lie one behind the other on T, and `attend` decides who sees whom. Holds no KV cache,
-knows no files. Module names are Hugging Face's without the leading "model.".
+There is no batch dimension: sequences are concatenated along T, and `attend` keeps sequences apart. The network
+holds no KV cache and reads no files. Module names are Hugging Face's without the leading "model.".
 
 Shapes: T tokens, D model width, H query heads, K key/value heads, E head width, V vocabulary.
 """
@@ -21,7 +21,7 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Linear(nn.Module):
-    """x W^T in x's dtype, whatever dtype the weight is kept in."""
+    """x W^T in the dtype of x; the weight may have another dtype."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
@@ -32,7 +32,7 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Rows of a table, and the product with it from which tied models take their logits."""
+    """The embedding table; models with tied embeddings also compute logits with the table."""
 
     def __init__(self, vocab_size: int, dim: int):
         super().__init__()
@@ -46,7 +46,7 @@ class Embedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Normalized in float32, cast back, then scaled: Llama's order."""
+    """Normalize in float32, cast back, then scale: Llama's order."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -77,7 +77,7 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def initialize_as_copier(self, scale: float, generator: torch.Generator) -> None:
-        """Let each head write out what it reads: W_v is drawn anew, its rows about 1 long, and W_o = `scale` W_v^T."""
+        """Initialize heads as copiers: W_v is drawn anew with rows of length about 1, and W_o = `scale` W_v^T."""
         v_KED = self.v_proj.weight.unflatten(0, (-1, self.head_dim))
         v_KED.normal_(0.0, v_KED.shape[-1] ** -0.5, generator=generator)
         heads_per_group = self.q_proj.weight.shape[0] // self.v_proj.weight.shape[0]
@@ -111,7 +111,14 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """The network. Its parameters are unset until `initialize` or a checkpoint fills them."""
+    """The network. Parameters are uninitialized until `initialize` or a checkpoint fills the values.
+
+    Example:
+        >>> model = Llama(SIZES["demo-student"])
+        >>> model.initialize(seed=0)
+        >>> hidden_TD = model(tokens_T, positions_T, packed_attend([len(tokens_T)]))
+        >>> logits_TV = model.logits(hidden_TD)
+    """
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -126,7 +133,7 @@ class Llama(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the embeddings; where they are quantized, that of the norms, which never are."""
+        """The dtype of the embeddings, or of the norms where the embeddings are quantized."""
         return getattr(self.embed_tokens, "weight", self.norm.weight).dtype
 
     @property
@@ -134,7 +141,7 @@ class Llama(nn.Module):
         return self.norm.weight.device
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Llama":
-        """Let the frequencies follow the weights to their device (what `.to` and its like call), in float32."""
+        """Move the rotary frequencies with the weights (`.to`, `.cuda`), but keep float32."""
         super()._apply(fn, recurse)
         if self.device.type != "meta":
             self.frequencies = self.frequencies.to(self.device)
@@ -148,7 +155,7 @@ class Llama(nn.Module):
         *,
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """Return hidden_TD after the final norm, in `dtype` (default: the weights')."""
+        """Return hidden_TD after the final norm, in `dtype`; by default the dtype of the weights."""
         x_TD = self.embed_tokens(tokens_T).to(dtype or self.dtype)
         rope = rope_tables(positions_T, self.frequencies, x_TD.dtype)
         for layer, block in enumerate(self.layers):
@@ -156,17 +163,17 @@ class Llama(nn.Module):
         return self.norm(x_TD)
 
     def logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
-        """Return float32 logits_TV, multiplied out in hidden_TD's dtype."""
+        """Return float32 logits_TV; the product is computed in the dtype of hidden_TD."""
         if self.lm_head is not None:
             return self.lm_head(hidden_TD).float()
         return self.embed_tokens.product(hidden_TD).float()
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Fill all parameters: norms 1, the rest normal(0, 0.02), what adds to the residual 1/sqrt(2 layers) of it.
+        """Initialize all parameters: norms 1, matrices normal(0, 0.02), residual outputs scaled by 1/sqrt(2 layers).
 
-        Above the first layer a head begins as a faint copier, since small models then learn to copy sooner. The idea is
-        the mimetic initialization of Trockman and Kolter (2023, arXiv 2305.09828); theirs sets queries and keys too.
+        Above the first layer heads start as weak copiers, so that small models learn to copy earlier. The idea is the
+        mimetic initialization of Trockman and Kolter (2023, arXiv 2305.09828), which also sets queries and keys.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         for name, parameter in self.named_parameters():

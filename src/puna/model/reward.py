@@ -1,6 +1,7 @@
-"""A Llama that writes -> one that scores: a single number from the hidden state of a text's last token.
+"""A language model -> a reward model: one score from the hidden state of the last token of a text.
 
-The layout is transformers' LlamaForSequenceClassification with one label. What is scored, tasks/reward_model.py says.
+The layout is that of transformers' LlamaForSequenceClassification with one label. evaluation/tasks/reward_model.py
+chooses the scored texts.
 
 Shapes: N texts, D model width.
 """
@@ -14,7 +15,7 @@ from puna.model.llama import Linear, Llama
 
 
 def become_reward_model(model: Llama, seed: int) -> None:
-    """Give the network a head that scores, in the place of the one that writes."""
+    """Replace the language-model head of a network by a score head."""
     model.config = replace(model.config, is_reward=True, tie_embeddings=True)
     model.lm_head = None
     model.score = Linear(model.config.dim, 1)
@@ -25,6 +26,6 @@ def become_reward_model(model: Llama, seed: int) -> None:
 
 
 def scores(model: Llama, hidden_ND: torch.Tensor) -> torch.Tensor:
-    """Return the float32 scores_N of texts from the hidden states of their last tokens."""
+    """Return float32 scores_N from the hidden states of the last tokens."""
     assert model.score is not None, "a reward model"
     return F.linear(hidden_ND.float(), model.score.weight.float())[:, 0]

@@ -1,6 +1,6 @@
-"""Positions -> the rotation of query and key heads, in the Hugging Face layout (halves, not adjacent pairs).
+"""Positions -> rotary embeddings of query and key heads, in Hugging Face's layout (halves, not adjacent pairs).
 
-Shapes: T tokens, H heads, E head width. Converts no checkpoint between the two layouts.
+Shapes: T tokens, H heads, E head width.
 """
 
 import math
@@ -11,10 +11,10 @@ from puna.model.config import LlamaConfig
 
 
 def rope_frequencies(config: LlamaConfig) -> torch.Tensor:
-    """Return the angle per position of each rotated pair: float32 [E/2], on the CPU.
+    """Return the angle per position of every rotated pair: float32 [E/2], on the CPU.
 
-    NOTE: each step stays in float32 tensors as in the reference: at position 100,000 one last bit of a frequency
-    turns the angle by 0.01.
+    NOTE: every step stays in float32 tensors as in Meta's reference; at position 100,000 the last bit of a frequency
+    changes the angle by 0.01.
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
@@ -34,12 +34,12 @@ def rope_frequencies(config: LlamaConfig) -> torch.Tensor:
 def rope_tables(
     positions_T: torch.Tensor, frequencies: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cos and sin [T, 1, E] for `apply_rope`, which serve all layers; the first half of sin is negated."""
+    """Return cos and sin [T, 1, E] for `apply_rope`, shared by all layers; the first half of sin is negated."""
     angles = positions_T.to(torch.float32)[:, None, None] * frequencies.to(positions_T.device)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
 def apply_rope(x_THE: torch.Tensor, cos_T1E: torch.Tensor, sin_T1E: torch.Tensor) -> torch.Tensor:
-    """Rotate each pair (e, e + E/2) of every head by its position's angle; tables from `rope_tables`."""
+    """Rotate every pair (e, e + E/2) of all heads by the angle of the position; tables are from `rope_tables`."""
     return torch.addcmul(x_THE * cos_T1E, x_THE.roll(x_THE.shape[-1] // 2, -1), sin_T1E)

@@ -1,7 +1,7 @@
-"""Turn TOML tables and flags into one frozen, typed config a stage; an unknown key is an error with a suggestion.
+"""TOML tables and flags -> one frozen, typed config per stage; an unknown key is an error with a suggestion.
 
-Every `Path` inside a stage's config is an input of that stage: its content is part of the stage's key. Where a
-stage writes is not configuration; the run decides that.
+Every `Path` in a config is an input of the stage, and the content counts for the key of the artifact. The output path
+is an argument of the executor, not a setting.
 """
 
 import difflib
@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 
@@ -18,23 +18,72 @@ from puna.pipeline.estimate import Estimate, Known
 
 
 class StageConfig(BaseModel):
-    """What one stage can be told: a flat table with few sub-tables, frozen, strict about names and numbers."""
+    """The settings of a stage, and the contract between the stage and the executor.
+
+    Settings form a flat table with few sub-tables; instances are frozen, and unknown keys are errors. The executor
+    reads everything about a stage from the row in `stages.py` and from the members below; a stage overrides members
+    where the defaults do not fit.
+
+    Example:
+        >>> class Config(StageConfig):
+        ...     data: list[Path] = Field(description="Datasets to read")
+        ...     probe: Path = Field(description="Text to measure on; the output contains none of it")
+        ...
+        ...     def made_of(self) -> dict[str, Path]:
+        ...         return {role: path for role, path in self.inputs().items() if role != "probe"}
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    has_preview: ClassVar[bool] = False  # whether the stage can show what it would do, without doing it
+
+    has_preview: ClassVar[bool] = False
+    """Whether `--preview-only` works: `run` with `run.is_preview` shows the data, memory and time of the work, then
+    raises `EndOfPreview`. The flag is offered only for stages with True."""
+
+    is_parallel: ClassVar[bool] = False
+    """Whether the processes of torchrun divide the work. With True every process calls `run` with its own rank, and
+    the config has a table `parallel`, which does not count for the stage's key. With False rank 0 works alone."""
 
     def inputs(self) -> dict[str, Path]:
-        """Name every path in this config, in the order of the fields: `{"data": ..., "checkpoints.teacher": ...}`."""
+        """Return every path of the config by role, in the order of the fields.
+
+        The hash of each input is part of the stage's key, and the manifest lists all of them. Roles of nested paths
+        are dotted: `{"data.0": ..., "checkpoints.teacher": ...}`.
+        """
         return dict(_paths("", self))
 
+    def made_of(self) -> dict[str, Path]:
+        """Return the inputs that pass their licences on to the output; by default all inputs.
+
+        A stage leaves out inputs whose content does not enter the output, such as text for measurements.
+        """
+        return self.inputs()
+
+    def stated_licence(self) -> str:
+        """Return the licence that the user states for raw inputs, by any of its names; "" without a statement.
+
+        The output inherits the stated licence. Raw inputs without a licence file then no longer count as "unknown".
+        """
+        return ""
+
     def requires_receipts(self) -> bool:
-        """Tell whether a receipt of an input that did not hold stops this stage; what judges them itself says no."""
+        """Return whether a failed receipt of an input stops the stage.
+
+        A stage that judges receipts of its inputs itself, such as the release gate, returns False.
+        """
         return True
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee cost and output for `puna raise --dry-run`; writes nothing. A stage without an estimate says so."""
+        """Forecast time, memory and output for `puna raise --dry-run`, without writing anything.
+
+        The default has no figures: the dry run lists the stage as a step without an estimate.
+        """
         return Estimate()
 
+
+# Floating-point format of activations in a setting; `puna.model.precision.torch_dtype` returns the dtype of torch.
+Precision = Literal["float32", "bfloat16"]
+# Format of the weights that a stage writes; "stored" keeps the format of the weights that the stage reads.
+StoredDtype = Literal["stored", "float32", "bfloat16", "float16"]
 
 Config = TypeVar("Config", bound=StageConfig)
 
@@ -50,9 +99,17 @@ FlagNumber = BeforeValidator(_number_of_flag)
 
 
 def parse_config(config_class: type[Config], table: dict[str, Any], *, where: str) -> Config:
-    """Validate `table` as a `config_class`; `where` names the table in errors.
+    """Validate a table as a config.
 
-    Raises ConfigError that names the key, what it was given and, for an unknown key, the nearest known one.
+    Args:
+        where: Name of the table in errors: "sft.teacher".
+
+    Raises:
+        ConfigError: A setting is invalid; the message names key and value and, for an unknown key, the nearest key.
+
+    Example:
+        >>> parse_config(Config, {"data": ["pages"], "vocab_size": 512}, where="tokenizer").vocab_size
+        512
     """
     try:
         # NOTE: as JSON, because strict validation takes a string for a Path only there.
@@ -62,7 +119,7 @@ def parse_config(config_class: type[Config], table: dict[str, Any], *, where: st
 
 
 def explain(error: ValidationError, config_class: type[BaseModel], *, where: str) -> ConfigError:
-    """Say in one ConfigError what is wrong with a table: an unknown key before all else."""
+    """Return one ConfigError for an invalid table; unknown keys come first."""
     errors = [each for each in error.errors() if each["type"] == "extra_forbidden"] or error.errors()
     # Where a value may be of several types each tells what it missed; the one that got furthest is the one meant.
     about_first_key = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
@@ -82,20 +139,20 @@ def explain(error: ValidationError, config_class: type[BaseModel], *, where: str
 
 
 def suggestion(word: str, known: list[str]) -> str:
-    """Say "Did you mean 'x'?" for the known word nearest to `word`, or nothing."""
+    """Return "Did you mean 'x'?" for the known word nearest to `word`; "" if no word is near."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"Did you mean '{near[0]}'?" if near else ""
 
 
 def is_named_step(config_class: type[StageConfig], table: dict[str, Any]) -> bool:
-    """Tell whether a recipe table holds named steps (`[sft.teacher]`) rather than settings (`[sft]`)."""
+    """Return whether a recipe table holds named steps (`[sft.teacher]`) rather than settings (`[sft]`)."""
     return bool(table) and all(
         isinstance(value, dict) and name not in config_class.model_fields for name, value in table.items()
     )
 
 
 def _place(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str, type[BaseModel]]:
-    """Spell a place in a table as its keys, without the tags of a union's types; return the model it lies in too."""
+    """Return the dotted key of an error location, without the tags of union types, and the model with the key."""
     keys: list[str] = []
     is_tag = False
     for part in location:

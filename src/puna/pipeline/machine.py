@@ -1,7 +1,4 @@
-"""This machine -> the bytes of memory that a process may fill, a container's limit counted in.
-
-Knows nothing of an accelerator's memory.
-"""
+"""The memory of this machine in bytes, within the limit of a container. Accelerators do not count."""
 
 import os
 import re
@@ -13,13 +10,13 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 
 
 def machine_memory() -> int:
-    """Return all the memory that there is for this process and those beside it."""
+    """Return the total memory of the machine or the container."""
     limits = [int(text) for text in map(_read, LIMITS) if text.isdecimal()]  # "max" where there is none.
     return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *limits])
 
 
 def free_memory() -> int:
-    """Return how much of it is not in use, as far as the system tells; cached files don't count as use."""
+    """Return the unused memory; cached files count as unused."""
     available = re.search(r"^MemAvailable: +(\d+) kB$", _read(MEMINFO), re.MULTILINE)
     return min(machine_memory(), int(available[1]) * 1024) if available else machine_memory()
 

@@ -1,4 +1,4 @@
-"""Keep this process off the network: every connection and name look-up beyond the machine becomes an error."""
+"""Network access of this process -> errors, except for connections within the machine."""
 
 import ipaddress
 import os
@@ -12,9 +12,9 @@ NAMING = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
 
 
 def enforce() -> None:
-    """Refuse the network to this process from now on, and tell the libraries that would use it. Cannot be undone.
+    """Block the network for this process, and switch libraries to their offline mode. There is no way back.
 
-    NOTE: it holds for Python's sockets, which is what our dependencies use; code in other languages is not seen.
+    NOTE: the block covers sockets of Python, which all dependencies use; native code is not covered.
     """
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"

@@ -1,6 +1,6 @@
-"""What a terminal shows: how far a long piece of work is, and strangers' text made safe to print.
+"""Progress bars and safe text for the terminal.
 
-A live bar in a terminal, a line now and then elsewhere.
+A terminal shows a live bar; other outputs get a line now and then.
 """
 
 import time
@@ -18,7 +18,7 @@ _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code n
 
 
 def printable(text: str) -> str:
-    """Replace control characters, and what no encoding can write."""
+    """Replace control characters, and characters that the encoding of the output lacks."""
     return text.encode("utf-8", "replace").decode().translate(_CONTROLS)
 
 
@@ -37,10 +37,9 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A count towards `total` with rate and remaining time; work that was `done` before is not part of the rate.
+    """A count towards `total` with rate and remaining time; work that was `done` before does not count for the rate.
 
-    Rate and remaining time are measured from the first advance on, as soon as there is a second one: the first includes
-    the start, such as reading a model.
+    Measurements start with the first advance, since that one includes start-up work such as loading a model.
 
     Example:
         >>> with Progress(Console(), 32, "pruning", unit="layers") as bar:
@@ -68,7 +67,7 @@ class Progress:
             self.bar.stop()
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Count `amount` more units; `note` says how the work goes (loss, rate)."""
+        """Count `amount` more units; `note` is a short state of the work: "loss 2.1"."""
         self.count += amount
         if amount > 0 and self._first is None:
             self._first = (time.monotonic(), self.count)
@@ -84,7 +83,7 @@ class Progress:
             self.console.print(line, markup=False, highlight=False)
 
     def _pace(self) -> str:
-        """Return the rate, in a span of time that holds a whole unit, and the time that is left at this rate."""
+        """Return the rate over a time span of at least one unit, and the remaining time at this rate."""
         begin, before = self._start
         seconds, done = time.monotonic() - begin, self.count - before
         if done <= 0 or seconds <= 0:

@@ -1,6 +1,6 @@
-"""One execution of a stage: what it is given beside its config, and what it leaves for people to look at.
+"""One execution of a stage: output directory, log, metrics, progress and state for resuming.
 
-Keeps metrics.jsonl, a log and progress. How an execution becomes an artifact is `raising/`.
+`execution/executor.py` turns an execution into an artifact.
 """
 
 import hashlib
@@ -26,20 +26,33 @@ JOURNALS = "journals"
 
 
 class EndOfPreview(Exception):
-    """Ends a stage that was only asked what it would do, once it has told."""
+    """Ends a stage that only shows the planned work; `executor.preview` catches the exception.
+
+    Example: see `executor.preview`.
+    """
 
 
 @dataclass
 class Run:
-    """What a stage is given beside its config.
+    """The second argument of every stage: `run(config, run)`.
 
-    `licences` are those that the stage finds in what it reads, beside its inputs' own; `kind` is what it writes, where
-    that is not what the stage usually writes. `output` becomes the artifact;
-    `directory` stays between interrupted executions of the same key and holds
-    metrics.jsonl, log.txt and whatever the stage needs to resume. Of several processes that run a stage together only
-    the one of rank 0 logs and writes. `is_preview`: only show what would
-    be done. `records`: files of the output that hold speeds, times or paths; they do not count as content.
-    `hashes`: role of an input -> hash of the content.
+    Attributes:
+        stage: Verb of the stage.
+        key: Key of the artifact.
+        output: Directory that becomes the artifact.
+        directory: Directory that survives interruptions of a run with the same key: metrics.jsonl, log.txt, journals.
+        licences: Licences found by the stage in the inputs' content; added to the inherited licences.
+        records: Names of output files with speeds, times or paths, which do not count for the content hash.
+        hashes: Content hash of every input by role.
+        kind: Kind of the artifact, where it differs from the first kind in the stage table.
+        is_preview: Whether the stage only shows the planned work.
+        rank: Rank of this process; only rank 0 logs and writes.
+        num_ranks: Number of processes that run the stage together.
+
+    Example:
+        >>> def run(config: Config, run: Run) -> None:
+        ...     run.log("started")
+        ...     (run.output / "labels.txt").write_text("positive")
     """
 
     stage: str
@@ -56,7 +69,7 @@ class Run:
     num_ranks: int = 1
 
     def log(self, text: str) -> None:
-        """Print a line and append it to the log."""
+        """Print a line, and append the line to log.txt."""
         if self.rank:
             return
         text = printable(text)
@@ -64,17 +77,17 @@ class Run:
         self._append("log.txt", f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
 
     def journal(self, name: str) -> Journal:
-        """Open the journal of one piece of work: its records are those of the interrupted executions before this one.
+        """Open a journal for resuming one piece of work; `records` holds the results of interrupted executions.
 
         Raises:
-            ArtifactError: The file was damaged; the message names the file and the way out.
+            ArtifactError: The file was damaged; the message names the file and the remedy.
         """
         return Journal(self.directory / JOURNALS / f"{name}.jsonl", self.key, self.log)
 
     def remember(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what an interrupted execution made under this name, otherwise make the value and keep it as JSON.
+        """Return the stored value of an interrupted execution, or call `make` and store the value as JSON.
 
-        Only the process of rank 0 keeps anything; `make` must give every process the same value.
+        Only rank 0 stores values; `make` must return equal values in all processes.
         """
         if self.rank:
             return make()
@@ -82,21 +95,25 @@ class Run:
         return journal.records[-1] if journal.records else journal.append(make())
 
     def secret(self, variable: str) -> str:
-        """Return the value of an environment variable, which is stored nowhere; ConfigError for an empty one."""
+        """Return the value of an environment variable, without storing the value anywhere.
+
+        Raises:
+            ConfigError: The variable is empty or not set.
+        """
         value = os.environ.get(variable, "")
         if not value:
             raise ConfigError(f"the environment variable {variable} is not set", expected="a key in it")
         return value
 
     def metrics(self, step: int, **values: float) -> None:
-        """Append one row to metrics.jsonl; NaN and infinity, which JSON lacks, become null."""
+        """Append a row to metrics.jsonl; NaN and infinity become null, since JSON has neither."""
         if self.rank:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._append("metrics.jsonl", json.dumps({"step": step, **finite}) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read the rows of metrics.jsonl up to the first that a crash cut short."""
+        """Read the rows of metrics.jsonl up to the first row that a crash cut short."""
         path = self.directory / "metrics.jsonl"
         rows: list[dict[str, Any]] = []
         for line in path.read_bytes().splitlines() if path.exists() else []:
@@ -110,7 +127,7 @@ class Run:
         return rows
 
     def keep_metrics(self) -> str:
-        """Make metrics.jsonl durable, for a state that relies on the rows; return SHA-256 of the file."""
+        """Make metrics.jsonl durable before a state that relies on the rows; return the SHA-256 of the file."""
         if self.rank:
             return ""
         path = self.directory / "metrics.jsonl"
@@ -119,10 +136,13 @@ class Run:
         return hash_file(path)
 
     def rewind_metrics(self, step: int, sha256: str = "") -> None:
-        """Drop the rows after `step`: a resumed stage writes them again.
+        """Drop the rows after `step`, which a resumed stage writes again.
+
+        Args:
+            sha256: Hash from `keep_metrics` at the same step; "" skips the check.
 
         Raises:
-            ArtifactError: The rows up to `step` are not those of `sha256`, as `keep_metrics` returned it at that step.
+            ArtifactError: The rows up to `step` have another hash.
         """
         path = self.directory / "metrics.jsonl"
         if self.rank:
@@ -144,7 +164,7 @@ class Run:
             raise naming(error, path) from None
 
     def progress(self, total: int, description: str, *, unit: str = "it", done: int = 0) -> Progress:
-        """Open a progress bar with rate and ETA over `total` units, `done` of them already there."""
+        """Open a progress bar with rate and remaining time over `total` units, `done` of them finished before."""
         return Progress(self.console, total, f"{self.stage}: {description}", unit=unit, done=done)
 
 
@@ -156,10 +176,10 @@ def ranks() -> tuple[int, int]:
 
 
 def num_restarts() -> int:
-    """Return how often torchrun has started this process anew."""
+    """Return how often torchrun has restarted this process."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def elapsed(start: float) -> str:
-    """Say how long ago `start` (time.monotonic) was: "1m 05s"."""
+    """Return the time since `start` (time.monotonic) in words: "1m 05s"."""
     return duration(time.monotonic() - start)

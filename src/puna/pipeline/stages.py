@@ -1,103 +1,78 @@
-"""The map: every stage in the order of the data, what it reads and what it writes.
+"""The map: every stage in the order of the data, with the kinds of inputs and outputs.
 
-A stage's verb is its module's name (a trailing _ aside), its table in a recipe, its test file and its page in the docs.
+The verb of a stage is also the name of its table in a recipe, of its test file and of its documentation page.
 """
 
 from typing import NamedTuple
 
+# Kinds of artifacts, as `manifest.json` spells them; "raw" stands for files and folders without a manifest.
+KINDS = {
+    "raw": "files that no stage wrote: documents, question files, a model's folder",
+    "dataset": "documents, conversations, questions or preferences",
+    "tokenizer": "a byte-level BPE tokenizer",
+    "checkpoint": "weights, config and tokenizer of a Llama",
+    "adapter": "a LoRA adapter in PEFT's layout",
+    "reward model": "a Llama with a score instead of logits",
+    "labels": "the teacher's most likely tokens at every position",
+    "scores": "answers of several checkpoints with their grades",
+    "export": "a checkpoint in the layout of another program",
+    "release": "a checkpoint with the verdict of the gate, licences and model card",
+}
+
 
 class Stage(NamedTuple):
-    """One row: `puna VERB` calls `run(config, run)` of `module`."""
+    """One row: `puna VERB` calls `run(config, run)` of a module.
+
+    Attributes:
+        verb: Name on the command line and in a recipe.
+        file: File of the stage within the package, without ".py".
+        reads: Kinds of inputs, over all settings of the stage that are paths.
+        writes: Kinds of outputs; the first is the usual one.
+        summary: Line of `puna --help`.
+
+    Example:
+        >>> next(stage for stage in STAGES if stage.verb == "sft").module
+        'puna.training.sft'
+    """
 
     verb: str
-    module: str
-    reads: str
-    writes: str
+    file: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
     summary: str
 
+    @property
+    def module(self) -> str:
+        """Dotted name of the module."""
+        return f"puna.{self.file.replace('/', '.')}"
 
+
+TEXT = ("raw", "dataset")
+MODEL = ("raw", "checkpoint", "release")
+ADAPTED = (*MODEL, "adapter")
+MODEL_TEXT, ADAPTED_TEXT = (*TEXT, *MODEL), (*TEXT, *ADAPTED)
+TRAINING = (*ADAPTED_TEXT, "tokenizer")
+SCORING = (*ADAPTED_TEXT, "scores", "reward model", "labels")
+
+DATA, MODELS, TRAINED = ("dataset",), ("checkpoint",), ("checkpoint", "adapter")
+
+# fmt: off
 STAGES = (
-    Stage(
-        "ingest",
-        "puna.corpus.ingest.ingest",
-        "raw files",
-        "dataset",
-        "Turn raw files into documents and conversations",
-    ),
-    Stage(
-        "synthesize",
-        "puna.corpus.synthesize.synthesize",
-        "nothing",
-        "dataset",
-        "Generate worlds, pages and conversations",
-    ),
-    Stage(
-        "answer",
-        "puna.corpus.synthesize.answer",
-        "questions, a model",
-        "dataset",
-        "Let a model answer questions, and keep what is good",
-    ),
-    Stage(
-        "import",
-        "puna.conversion.exchange.import_model",
-        "a model",
-        "checkpoint",
-        "Take a model in anybody's format in",
-    ),
-    Stage("tokenizer", "puna.training.tokenizer", "dataset", "tokenizer", "Train a byte-level BPE tokenizer"),
-    Stage("pretrain", "puna.training.pretrain", "dataset", "checkpoint", "Train on every token of the text"),
-    Stage("sft", "puna.training.sft", "dataset", "checkpoint", "Train on what the assistant says"),
-    Stage("label", "puna.training.label", "dataset, teacher", "labels", "Keep what a teacher foresees at each token"),
-    Stage(
-        "distill",
-        "puna.training.distill",
-        "labels, or dataset and teacher",
-        "checkpoint",
-        "Train a student to agree with a teacher",
-    ),
-    Stage("dpo", "puna.training.dpo", "dataset", "checkpoint", "Train on pairs of answers, one better than the other"),
-    Stage("reward", "puna.training.reward", "dataset", "reward model", "Train a model that scores answers"),
-    Stage(
-        "merge",
-        "puna.conversion.compression.merge",
-        "adapter, checkpoint",
-        "checkpoint",
-        "Merge an adapter into its base, with receipts",
-    ),
-    Stage(
-        "prune",
-        "puna.conversion.compression.prune",
-        "checkpoint",
-        "checkpoint",
-        "Keep the most needed layers, heads and channels",
-    ),
-    Stage(
-        "quantize",
-        "puna.conversion.compression.quantize",
-        "checkpoint",
-        "checkpoint",
-        "Store weights in 8 or 4 bits, with receipts",
-    ),
-    Stage(
-        "evaluate",
-        "puna.evaluation.evaluate.evaluate",
-        "checkpoints, tasks",
-        "scores",
-        "Score checkpoints side by side",
-    ),
-    Stage(
-        "export",
-        "puna.conversion.exchange.export",
-        "checkpoint",
-        "export",
-        "Write a checkpoint in the formats of other programs",
-    ),
-    Stage(
-        "release",
-        "puna.evaluation.release.release",
-        "checkpoint, scores",
-        "release",
-        "Judge a model against others, GO or NO-GO, and put together what is handed on",
-    ),
+    Stage("ingest", "corpus/ingest/ingest", TEXT, DATA, "Turn raw files into documents and conversations"),
+    Stage("synthesize", "corpus/synthesize/synthesize", (), DATA, "Generate worlds, pages and conversations"),
+    Stage("answer", "corpus/synthesize/answer", SCORING, DATA, "Answer questions with a model, and keep good answers"),
+    Stage("import", "conversion/exchange/import_model", (*ADAPTED, "export"), MODELS, "Import a model of any format"),
+    Stage("tokenizer", "training/tokenizer", TEXT, ("tokenizer",), "Train a byte-level BPE tokenizer"),
+    Stage("pretrain", "training/pretrain", TRAINING, TRAINED, "Train on every token of documents"),
+    Stage("sft", "training/sft", TRAINING, TRAINED, "Fine-tune on the assistant's messages of conversations"),
+    Stage("label", "training/label", ADAPTED_TEXT, ("labels",), "Store a teacher's most likely tokens by position"),
+    Stage("distill", "training/distill", (*TRAINING, "labels"), TRAINED, "Train a student to match a teacher"),
+    Stage("dpo", "training/dpo", TRAINING, TRAINED, "Train on preferences: pairs of a better and a worse answer"),
+    Stage("reward", "training/reward", TRAINING, ("reward model",), "Train a reward model that scores answers"),
+    Stage("merge", "conversion/compression/merge", ADAPTED_TEXT, MODELS, "Merge an adapter into its base"),
+    Stage("prune", "conversion/compression/prune", MODEL_TEXT, MODELS, "Remove layers, heads and channels"),
+    Stage("quantize", "conversion/compression/quantize", MODEL_TEXT, MODELS, "Store weights in 8 or 4 bits"),
+    Stage("evaluate", "evaluation/evaluate/evaluate", SCORING, ("scores",), "Score checkpoints side by side"),
+    Stage("export", "conversion/exchange/export", MODEL_TEXT, ("export",), "Write formats of other programs"),
+    Stage("release", "evaluation/release/release", (*ADAPTED, "scores"), ("release",), "Judge a model, GO or NO-GO"),
 )

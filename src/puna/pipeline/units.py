@@ -1,4 +1,4 @@
-"""Numbers -> what people read: bytes, counts, dollars, durations."""
+"""Numbers -> readable text: bytes, counts, dollars, durations."""
 
 
 def show_bytes(count: float) -> str:

@@ -25,8 +25,8 @@ from puna.formats.tokenizer.train import train_tokenizer
 from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig, RopeScaling
 from puna.model.llama import Llama
-from puna.model.quantized import round_linears
-from puna.model.scheme import INT8, Scheme
+from puna.model.quantization.quantized import round_linears
+from puna.model.quantization.scheme import INT8, Scheme
 
 SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
 TOKENS = torch.arange(40) * 7 % 250

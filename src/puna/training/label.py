@@ -8,9 +8,8 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
-import torch
 from pydantic import Field, model_validator
 
 from puna.data.augment.identifiers import fresh_identifiers
@@ -22,9 +21,12 @@ from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.inference.completer.endpoint import EndpointCompleter
+from puna.inference.completer.http import EndpointClient
 from puna.model.kernels.device import DeviceName, choose_device
+from puna.model.precision import torch_dtype
 from puna.pipeline.artifacts import artifact, licence
-from puna.pipeline.config import StageConfig
+from puna.pipeline.config import Precision, StageConfig
 from puna.pipeline.errors import ChatError, ConfigError, DataError
 from puna.pipeline.estimate import Estimate, Known, Sketch
 from puna.pipeline.progress import Progress
@@ -33,15 +35,15 @@ from puna.planning.plan.arithmetic import FLOAT_BYTES
 from puna.planning.plan.steps.facts import MAX_SAMPLE, dataset_of, network_of, tokenizer_path
 from puna.planning.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 from puna.planning.plan.steps.speed import weight_seconds
-from puna.training.labelling.answering import AnsweringTeacher
-from puna.training.labelling.endpoint import Endpoint, EndpointConfig
-from puna.training.labelling.local import LocalTeacher
-from puna.training.labelling.rate import LOGITS_BYTES, reading_rate
-from puna.training.labelling.scoring import ScoringTeacher
-from puna.training.labelling.shards import Note, ShardDirectory
-from puna.training.labelling.teacher import Item, Labelled, Teacher
 from puna.training.loop.defaults import MAX_CONTEXT, RowLengths, choose_context, context_reason
 from puna.training.objectives.next_token import NextToken
+from puna.training.teacher.answering import AnsweringTeacher
+from puna.training.teacher.local import LocalTeacher
+from puna.training.teacher.rate import LOGITS_BYTES, reading_rate
+from puna.training.teacher.scoring import ScoringTeacher
+from puna.training.teacher.settings import TeacherEndpoint
+from puna.training.teacher.shards import Note, ShardDirectory
+from puna.training.teacher.teacher import Item, Labelled, Teacher
 
 
 class Config(StageConfig):
@@ -49,7 +51,7 @@ class Config(StageConfig):
 
     data: list[Path] = Field(min_length=1, description="datasets, read as one")
     teacher: Path | None = Field(default=None, description="checkpoint whose labels are kept; quantized ones too")
-    endpoint: EndpointConfig | None = Field(default=None, description="an OpenAI-compatible server in its place")
+    endpoint: TeacherEndpoint | None = Field(default=None, description="an OpenAI-compatible server in its place")
     top_k: int = Field(default=64, ge=1, le=1_048_576, description="most likely tokens that a label names")
     temperature: float = Field(default=1.0, gt=0, le=20, description="softens the labels; distill takes the same")
     every_token: bool = Field(default=False, description="label all tokens, not only what the assistant says")
@@ -65,7 +67,7 @@ class Config(StageConfig):
     shard_tokens: int = Field(
         default=65_536, ge=16, description="tokens in a file; a killed run goes on after the last"
     )
-    precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="dtype to compute in")
+    precision: Precision = Field(default="bfloat16", description="dtype to compute in")
     device: DeviceName = Field(
         default="auto", description="Device on which the teacher computes; auto takes a GPU if there is one"
     )
@@ -83,6 +85,10 @@ class Config(StageConfig):
         if self.endpoint and self.endpoint.answers and (self.every_token or self.fresh_identifiers):
             raise ValueError("neither every_token nor fresh_identifiers with endpoint.answers, which are new text")
         return self
+
+    def stated_licence(self) -> str:
+        """Return `licence`."""
+        return self.licence
 
     def estimate(self, known: Known) -> Estimate:
         """Foresee the labelling: the teacher reads each row once. An endpoint's speed is not known."""
@@ -151,11 +157,12 @@ def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, Teacher]
         tokenizer = Tokenizer.load(endpoint.tokenizer)
         run.licences.add(licence.identify(config.licence) if config.licence else licence.UNKNOWN)
         key = run.secret(endpoint.key_variable) if endpoint.key_variable else ""
-        server = Endpoint(endpoint, key, run.log)
+        client = EndpointClient(endpoint, key, run.log)
         config = _with_context(config, run, tokenizer, MAX_CONTEXT)
         if endpoint.answers:
-            return config, tokenizer, AnsweringTeacher(server, tokenizer, config.top_k, config.seed)
-        return config, tokenizer, ScoringTeacher(server, tokenizer, config.top_k, config.max_length)
+            completer = EndpointCompleter(client)
+            return config, tokenizer, AnsweringTeacher(completer, endpoint, tokenizer, config.top_k, config.seed)
+        return config, tokenizer, ScoringTeacher(client, endpoint, tokenizer, config.top_k, config.max_length)
     assert config.teacher
     checkpoint = Checkpoint.open(config.teacher)
     tokenizer = checkpoint.tokenizer()
@@ -163,7 +170,7 @@ def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, Teacher]
     if config.max_length > checkpoint.config.max_context:
         expected = f"at most the teacher's {checkpoint.config.max_context}"
         raise ConfigError(f"context = {config.context}", expected=expected)
-    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    dtype = torch_dtype(config.precision)
     device = choose_device(config.device)
     teacher = LocalTeacher(
         checkpoint.load(dtype).to(device),

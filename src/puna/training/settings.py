@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from puna.data.preference import Strength
 from puna.model.kernels.device import DeviceName
-from puna.pipeline.config import StageConfig
+from puna.model.precision import torch_dtype
+from puna.pipeline.config import Precision, StageConfig
 
 
 class Size(StageConfig):
@@ -84,6 +85,7 @@ class TrainConfig(StageConfig):
     """Settings that pretrain, sft and distill share."""
 
     has_preview: ClassVar[bool] = True
+    is_parallel: ClassVar[bool] = True
     data: list[Path] = Field(description="datasets, read as one")
     start: Path | None = Field(default=None, description="checkpoint to go on from")
     size: str | Size | None = Field(
@@ -106,7 +108,7 @@ class TrainConfig(StageConfig):
     steps: int | None = Field(default=None, ge=1, description="optimizer steps; either steps or epochs")
     epochs: float | None = Field(default=None, gt=0, description="passes over the data; either steps or epochs")
     optim: Optim = Field(default=Optim(), description="optimizer and schedule")
-    precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="dtype of the activations")
+    precision: Precision = Field(default="bfloat16", description="dtype of the activations")
     checkpoint_activations: bool = Field(
         default=False, description="compute each block again in the backward pass: less memory, a third more time"
     )
@@ -145,7 +147,7 @@ class TrainConfig(StageConfig):
     @property
     def dtype(self) -> torch.dtype:
         """The activations' dtype."""
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        return torch_dtype(self.precision)
 
 
 class PreferenceOptim(Optim):

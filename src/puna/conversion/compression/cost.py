@@ -4,6 +4,7 @@ from pathlib import Path
 
 from puna.conversion.compression.pruning.targets import HeadCut, best_size, counts, parse_count, require_reachable
 from puna.model.config import LlamaConfig
+from puna.pipeline.config import Precision
 from puna.pipeline.estimate import Estimate, Known, Sketch
 from puna.planning.plan.steps.facts import network_of, tokenizer_path
 from puna.planning.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
@@ -17,13 +18,14 @@ WATCHED_PASSES, REFIT_PASSES, GPTQ_PASSES = 2, 2, 3
 SEARCH_PASSES, MEASURE_PASSES, TYING_PASSES = 13, 7, 4
 
 
-def reading_seconds(widths: LlamaConfig, num_tokens: float, precision: str) -> float:
+def reading_seconds(widths: LlamaConfig, num_tokens: float, precision: Precision) -> float:
     """Return the seconds of a forward pass over `num_tokens` tokens."""
     return forward_seconds(widths, BATCH, precision) * num_tokens / sum(BATCH)
 
 
 def estimate_pruning(
-    known: Known, checkpoint: Path, target: LlamaConfig, *, calibration_tokens: int, num_tokens: int, precision: str,
+    known: Known, checkpoint: Path, target: LlamaConfig, *,
+    calibration_tokens: int, num_tokens: int, precision: Precision,
     is_by_divergence: bool, is_search: bool, is_refitted: bool,
 ) -> Estimate:  # fmt: skip
     """Estimate a pruning: passes over the calibration text, including passes that leave out one layer at a time."""
@@ -58,7 +60,7 @@ def likely_size(parent: LlamaConfig, parameters: int | str, heads: HeadCut, mult
 
 
 def estimate_quantizing(
-    known: Known, checkpoint: Path, *, calibration_tokens: int, num_tokens: int, precision: str
+    known: Known, checkpoint: Path, *, calibration_tokens: int, num_tokens: int, precision: Precision
 ) -> Estimate:
     """Estimate a quantization: passes for the Hessians and through the rounded layers, then a comparison."""
     widths = network_of(known, checkpoint)
@@ -68,7 +70,7 @@ def estimate_quantizing(
     return Estimate(seconds, memory, Sketch(widths, tokenizer_path(known, checkpoint)))
 
 
-def estimate_merging(known: Known, base: Path, *, num_tokens: int, precision: str) -> Estimate:
+def estimate_merging(known: Known, base: Path, *, num_tokens: int, precision: Precision) -> Estimate:
     """Estimate a merge: the weights are written, then three networks read the same text."""
     widths = network_of(known, base)
     seconds = STAGE_SECONDS + reading_seconds(widths, 3 * num_tokens, precision) + weight_seconds(widths, 4)

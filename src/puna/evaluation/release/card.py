@@ -19,7 +19,7 @@ from puna.evaluation.release.facts import (
 )
 from puna.evaluation.release.terms import applying, walk
 from puna.evaluation.scores import OVERALL, ScoreTable
-from puna.model.scheme import describe_schemes
+from puna.model.quantization.scheme import describe_schemes
 from puna.pipeline.artifacts.licence import OWN
 
 TRANSFORMERS = """\

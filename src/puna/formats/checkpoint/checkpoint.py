@@ -25,8 +25,8 @@ from puna.formats.checkpoint.source import Source
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
-from puna.model.quantized import schemes_of
-from puna.model.scheme import Scheme
+from puna.model.quantization.quantized import schemes_of
+from puna.model.quantization.scheme import Scheme
 from puna.pipeline.errors import CheckpointError
 from puna.pipeline.machine import free_memory
 

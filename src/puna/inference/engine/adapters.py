@@ -13,8 +13,8 @@ from pathlib import Path
 
 from puna.formats.checkpoint.adapters.adapter import Adapter, open_adapter, read_lora, require_runnable, weights_hint
 from puna.formats.checkpoint.adapters.folder import WEIGHTS_NAME, adapter_names, has_adapter
+from puna.model.adapters.lora import Lora
 from puna.model.config import LlamaConfig
-from puna.model.lora import Lora
 from puna.pipeline.artifacts.artifact import verifying
 from puna.pipeline.errors import ArtifactError, CheckpointError, PunaError, RequestError
 

@@ -1,12 +1,12 @@
-"""Queries, keys and values of packed documents -> causal attention in blocks of equal size, whatever the documents are.
+"""Queries, keys and values of packed documents -> causal attention in blocks of equal size.
 
-Blocks lie on a grid over all tokens; the mask of each says who sees whom. So there are few different shapes: on a CPU
-oneDNN compiles a kernel for each, half a megabyte that takes milliseconds, and documents come in all lengths. Forward
-it is torch's own attention; its backward pass doesn't use bfloat16 instructions, so that one is plain matrix products,
-which compute the probabilities again instead of holding them.
+Blocks lie on a grid over all tokens, and a mask per block separates documents. So few distinct shapes occur, whatever
+the lengths of documents: on a CPU, oneDNN compiles a kernel per shape, at milliseconds and half a megabyte each. The
+forward pass is torch's own attention. Torch's backward pass does not use bfloat16 instructions; the one here consists
+of plain matrix products, and recomputes the probabilities instead of storing them.
 
-Shapes: T tokens, H query heads, K key/value heads, G query heads of one key/value head, E head width, Q and S the query
-and key tokens of one block, R = G Q the queries of one key/value head.
+Shapes: T tokens, H query heads, K key/value heads, G query heads per key/value head, E head width, Q and S the query
+and key tokens of a block, R = G Q the queries of a key/value head.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,10 @@ KEPT_ELEMENTS = 2**24
 
 @dataclass(frozen=True)
 class Block:
-    """Queries start .. end - 1 over keys first .. end - 1; each query sees its own document's, up to itself."""
+    """Queries start .. end - 1 over keys first .. end - 1; a query attends to its own document, up to itself.
+
+    Example: see `block_spans`.
+    """
 
     first: int
     start: int
@@ -33,7 +36,7 @@ class Block:
     kept_QS: torch.Tensor | None = None
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return what is added to the scores: [Q, S] of 0 and -inf."""
+        """Return the additive mask: [Q, S] of 0 and -inf."""
         if self.kept_QS is not None:
             return self.kept_QS
         keys_S, queries_Q1 = torch.arange(self.first, self.end), torch.arange(self.start, self.end)[:, None]
@@ -44,12 +47,12 @@ class Block:
 def attend_in_blocks(
     q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, blocks: Sequence[Block]
 ) -> torch.Tensor:
-    """Return out_THE. Going back, scores are rounded to the activations' dtype."""
+    """Return out_THE. The backward pass rounds scores to the dtype of the activations."""
     return _Blocks.apply(q_THE, k_TKE, v_TKE, blocks)  # type: ignore[return-value]
 
 
 def causal_blocks(lengths: Sequence[int], dtype: torch.dtype) -> list[Block]:
-    """Divide documents of these lengths that lie one behind the other."""
+    """Divide concatenated documents of these lengths into blocks."""
     starts_T = _document_starts(lengths)
     blocks: list[Block] = []
     num_kept = 0
@@ -61,7 +64,7 @@ def causal_blocks(lengths: Sequence[int], dtype: torch.dtype) -> list[Block]:
 
 
 def block_spans(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield (first key, first query, end) of each block over documents of these lengths.
+    """Yield (first key, first query, end) of all blocks over documents of these lengths.
 
     Example:
         >>> list(block_spans([300]))
@@ -76,7 +79,7 @@ def block_spans(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def _document_starts(lengths: Sequence[int]) -> torch.Tensor:
-    """Return for each token where its document begins."""
+    """Return the first position of every token's document."""
     sizes = torch.tensor(lengths)
     return torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
 
@@ -122,23 +125,23 @@ def _attend(q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, block
 
 
 def _grouped(x_THE: torch.Tensor, k_TKE: torch.Tensor, block: Block) -> torch.Tensor:
-    """Return a view of a block's queries, or of what becomes of them: [K, G, Q, E]."""
+    """Return a view of the queries or outputs of a block: [K, G, Q, E]."""
     return x_THE[block.start : block.end].unflatten(1, (k_TKE.shape[1], -1)).permute(1, 2, 0, 3)
 
 
 def _put(x_THE: torch.Tensor, k_TKE: torch.Tensor, block: Block, found_KRE: torch.Tensor) -> None:
-    """Write what was found for a block's queries to their places."""
+    """Write the outputs of a block's queries to their positions."""
     place_KGQE = _grouped(x_THE, k_TKE, block)
     place_KGQE.copy_(found_KRE.view(place_KGQE.shape))
 
 
 def _queries(q_THE: torch.Tensor, k_TKE: torch.Tensor, block: Block) -> torch.Tensor:
-    """Return a block's queries, scaled: [K, R, E]."""
+    """Return the scaled queries of a block: [K, R, E]."""
     return (_grouped(q_THE, k_TKE, block) * q_THE.shape[-1] ** -0.5).flatten(1, 2)
 
 
 def _weights(q_KRE: torch.Tensor, k_TKE: torch.Tensor, block: Block) -> torch.Tensor:
-    """Return what each query attends to: [K, R, S], rows that sum to 1."""
+    """Return the attention weights of a block: [K, R, S], rows that sum to 1."""
     scores_KRS = torch.bmm(q_KRE, k_TKE[block.first : block.end].permute(1, 2, 0))
     scores_KRS.unflatten(1, (-1, block.end - block.start)).add_(block.mask(scores_KRS.dtype))
     return scores_KRS.softmax(-1)

@@ -1,9 +1,9 @@
-"""The network's operations with backward passes written out: autograd's gradients up to rounding, from fewer tensors.
+"""The operations of the network with hand-written backward passes: autograd's gradients up to rounding, in less memory.
 
-Autograd keeps what each single operation read. A norm's float32 copies, a gate's SiLU and weights rounded to bfloat16
-are cheaper to compute again than to hold. Where no gradient is wanted an operation is its formula and nothing else.
+Autograd stores the input of every operation. Here float32 copies in norms, the SiLU of a gate and weights rounded to
+bfloat16 are recomputed instead of stored. Without gradients an operation is only its formula.
 
-Shapes: T tokens, D width of what is read, N hidden width of an MLP, O outputs.
+Shapes: T tokens, D input width, N hidden width of an MLP, O outputs.
 """
 
 from typing import Any
@@ -14,14 +14,14 @@ from torch.autograd.function import once_differentiable
 
 
 def linear(x_TD: torch.Tensor, weight_OD: torch.Tensor) -> torch.Tensor:
-    """Return x W^T in x's dtype, whatever dtype the weight is kept in."""
+    """Return x W^T in the dtype of x; the weight may have another dtype."""
     if torch.is_grad_enabled() and weight_OD.requires_grad and weight_OD.dtype != x_TD.dtype:
         return _RoundedLinear.apply(x_TD, weight_OD)  # type: ignore[return-value]
     return F.linear(x_TD, weight_OD.to(x_TD.dtype))
 
 
 class _RoundedLinear(torch.autograd.Function):
-    """Keeps the weight as it is stored, not as it was rounded."""
+    """A product that saves the stored weight for the backward pass, not the rounded copy."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: torch.Tensor, weight_OD: torch.Tensor) -> torch.Tensor:
@@ -48,7 +48,7 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Te
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Keeps what it reads, which the residual stream holds anyway."""
+    """RMSNorm that saves only the input, which the residual stream holds anyway."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
@@ -80,7 +80,7 @@ def swiglu(gate_TN: torch.Tensor, up_TN: torch.Tensor) -> torch.Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Keeps both inputs, not the SiLU."""
+    """SwiGLU that saves both inputs, but not the SiLU."""
 
     @staticmethod
     def forward(ctx: Any, gate_TN: torch.Tensor, up_TN: torch.Tensor) -> torch.Tensor:

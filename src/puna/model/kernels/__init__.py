@@ -1,1 +1,1 @@
-"""Kernels: a Llama's step on a CPU in C++, compiled at first use, each function beside its readable twin in torch."""
+"""CPU kernels in C++ for a step of a Llama, compiled at first use, with a readable twin of every kernel in torch."""

@@ -1,6 +1,6 @@
-"""C++ sources -> a shared library for this machine, compiled at first use and kept in the user's cache.
+"""C++ sources -> a shared library for this machine, compiled at first use and cached in the home directory.
 
-Without a compiler, or where compiling fails, says why; what is done then is the caller's business.
+Errors tell why there is no library; callers then use the torch versions.
 """
 
 import hashlib
@@ -29,7 +29,11 @@ TIMEOUT = 300
 
 @cache
 def library(flags: tuple[str, ...] = (NATIVE,), folder: Path | None = None) -> Path:
-    """Return the path of the compiled library; KernelError says why there is none."""
+    """Return the path of the compiled library.
+
+    Raises:
+        KernelError: There is no compiler, or compiling failed.
+    """
     compiler = find_compiler()
     if compiler is None:
         raise KernelError("no C++ compiler", expected=f"one of {', '.join(COMPILERS)} on the PATH")
@@ -41,12 +45,12 @@ def library(flags: tuple[str, ...] = (NATIVE,), folder: Path | None = None) -> P
 
 
 def find_compiler() -> str | None:
-    """Return the path of the C++ compiler that is used."""
+    """Return the path of the C++ compiler."""
     return next((path for name in COMPILERS if (path := shutil.which(name))), None)
 
 
 def _key(compiler: str, flags: tuple[str, ...]) -> str:
-    """Hash what the library depends on: sources, flags, compiler, and the processor that `native` means."""
+    """Hash everything that the library depends on: sources, flags, compiler, and the processor behind `native`."""
     digest = hashlib.sha256()
     for path in sorted((*SOURCES.glob("*.h"), MAIN)):
         digest.update(path.read_bytes())
@@ -78,7 +82,7 @@ def _compile(compiler: str, flags: tuple[str, ...], target: Path) -> None:
 
 
 def _writable_cache() -> Path:
-    """Return the user's cache, or a folder of this user alone where there is none."""
+    """Return the user's cache folder, or a private temporary folder if there is none."""
     for parent in (Path.home() / ".cache", Path(tempfile.gettempdir()) / f"puna-{os.getuid()}"):
         folder = parent / "puna"
         try:

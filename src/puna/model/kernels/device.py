@@ -1,4 +1,4 @@
-"""A stage's setting -> the device that computes: the one place where Puna looks for a GPU."""
+"""The setting `device` -> the device of torch. No other file looks for a GPU."""
 
 from typing import Literal
 

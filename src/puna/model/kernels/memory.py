@@ -1,4 +1,4 @@
-"""Memory straight from the system: provided as it is written, in large pages, and let go of before its tensor ends."""
+"""Memory from the operating system: allocated lazily, in large pages, and released before a tensor ends."""
 
 import ctypes
 import mmap
@@ -11,12 +11,12 @@ MAPPINGS = Path("/proc/self/maps")
 
 
 def lazy_memory(size: int) -> torch.Tensor:
-    """Return zeroed bytes that the system provides as they are written."""
+    """Return zeroed bytes that the system allocates at the first write."""
     return torch.frombuffer(_map(size), dtype=torch.uint8)[:size]
 
 
 def huge_memory(size: int) -> torch.Tensor:
-    """Do the same in pages as large as the system gives: reading through 4 KiB ones costs a tenth of the speed."""
+    """Return zeroed bytes in the largest pages available; reading through 4 KiB pages costs 10 % of the speed."""
     memory = _map(size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -24,10 +24,10 @@ def huge_memory(size: int) -> torch.Tensor:
 
 
 def let_go(tensor: torch.Tensor) -> None:
-    """Take a mapped file's bytes out of this process's memory; they come back if they are read again.
+    """Drop the pages of a memory-mapped tensor from the memory of the process; later reads load the pages again.
 
-    Does nothing to any other memory, nor where the system doesn't tell what is mapped. NOTE: what was written into the
-    tensor, which a private mapping keeps from the file, would be lost.
+    Does nothing for other memory, or where the system does not list mappings. NOTE: values written into the tensor are
+    lost, since a private mapping does not write to the file.
     """
     start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
@@ -37,7 +37,7 @@ def let_go(tensor: torch.Tensor) -> None:
 
 
 def _is_of_a_file(start: int, end: int) -> bool:
-    """Whether these addresses are one mapping's of a file on a disk."""
+    """Return whether one mapping of a file covers these addresses."""
     try:
         mappings = MAPPINGS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

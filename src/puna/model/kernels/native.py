@@ -1,6 +1,6 @@
-"""The compiled kernels as Python objects: packed matrices, a network, its pages; and the calls.
+"""The compiled kernels as Python objects: packed matrices, a network, the pages of a KV cache, and the calls.
 
-Declares llama.cpp's structures for ctypes. Decides nothing: which networks run here is native_runner.py's business.
+Declares the structures of llama.h for ctypes. native_runner.py decides which networks run on the kernels.
 
 Shapes: T tokens, N chosen rows, D model width, H query heads, K key/value heads, E head width, V vocabulary.
 """
@@ -81,7 +81,7 @@ class _Span(Structure):
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """A network's shape, as model/config.py names it."""
+    """The shape of a network, with the names of model/config.py."""
 
     num_layers: int
     dim: int
@@ -111,7 +111,7 @@ class Span(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A weight [rows, cols] as the kernels read it; `memory` holds its bytes."""
+    """A weight [rows, cols] in the layout of the kernels; `memory` holds the bytes."""
 
     memory: torch.Tensor
     kind: int
@@ -127,7 +127,7 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block's matrices and float32 norms."""
+    """Matrices and float32 norms of a layer."""
 
     q: Packed
     k: Packed
@@ -141,9 +141,10 @@ class Layer:
 
 
 class PackedLora:
-    """An adapter as the kernels read it.
+    """An adapter in the layout of the kernels.
 
-    `parts` has for each layer and each of MATRICES the float matrices down_RI and up_OR and the scale, or None.
+    Args:
+        parts: Per layer and matrix of MATRICES the float matrices down_RI and up_OR and the scale, or None.
     """
 
     def __init__(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor, float] | None]):
@@ -170,12 +171,17 @@ class Pages:
         self.struct = _Pages(self.memory.data_ptr(), layer_bytes, self.page_bytes, self.head_bytes, width, int(is_int8))
 
     def clear(self, page: int) -> None:
-        """Fill a page with zeros: a NaN in it would reach whoever gets it next, even masked."""
+        """Zero a page: a NaN in the page would reach the next sequence, even in masked positions."""
         self.memory[:, page].zero_()
 
 
 class Kernels:
-    """The library with its threads. Its functions compute one thing at a time, whoever calls."""
+    """The library with its threads. One call runs at a time, also with several Python threads.
+
+    Example:
+        >>> kernels = shared_kernels()
+        >>> y_TO = kernels.linear(kernels.pack(words, scales, bits=8, cols=64), x_TI)
+    """
 
     def __init__(self, num_threads: int):
         self.num_threads = num_threads
@@ -189,19 +195,23 @@ class Kernels:
 
     @property
     def instructions(self) -> str:
-        """Name the processor's instructions that are used."""
+        """Return the name of the instruction set in use."""
         return self._library.puna_instructions().decode()
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._call("puna_close")
 
     def pack(self, words: torch.Tensor, scales: torch.Tensor, *, bits: int, cols: int) -> Packed:
-        """Lay out a weight as the kernels read it.
+        """Pack a weight into the layout of the kernels.
 
-        `words` int32 [rows, ceil(cols * bits / 32)] hold values + 2^(bits - 1), the first in the lowest bits; `scales`
-        [rows, groups] are float32 or bfloat16. Words that are mapped from a file are let go of on the way. KernelError
-        if `cols` can't be cut into groups of whole eights.
+        Args:
+            words: int32 [rows, ceil(cols * bits / 32)] with values + 2^(bits - 1), the first in the lowest bits. Pages
+                of mapped files are dropped on the way.
+            scales: [rows, groups] as float32 or bfloat16.
+
+        Raises:
+            KernelError: `cols` has no division into groups of a multiple of 8.
         """
         rows, num_scales = scales.shape
         assert words.dtype == torch.int32 and words.shape == (rows, -(-cols * bits // 32))
@@ -233,7 +243,7 @@ class Kernels:
         )
 
     def linear(self, weight: Packed, x_TD: torch.Tensor) -> torch.Tensor:
-        """Return float32 x W^T, x being rounded to int8 for each group (or to bfloat16)."""
+        """Return float32 x W^T, with x rounded to int8 per group (or to bfloat16)."""
         x_TD = x_TD.float().contiguous()
         out = torch.empty(x_TD.shape[0], weight.rows)
         self._call("puna_linear", weight.struct, _data(x_TD), c_int32(x_TD.shape[0]), _data(out))
@@ -257,9 +267,9 @@ class Kernels:
     def forward(
         self, network: "Network", pages: Pages, tokens: Sequence[int], spans: Sequence[Span], rows: Sequence[int]
     ) -> torch.Tensor:
-        """Run the spans' tokens, one behind the other, and return float32 hidden_ND of `rows` after the final norm.
+        """Run the concatenated tokens of the spans; return float32 hidden_ND of `rows` after the final norm.
 
-        Writes their keys and values; the spans' tables must have the pages up to their last token.
+        Writes keys and values; block tables must hold the pages up to the last token of a span.
         """
         assert len(tokens) == sum(span.num_tokens for span in spans)
         assert pages.page_len == self.page_len, "pages of another length than the kernels are compiled for"
@@ -289,7 +299,7 @@ class Kernels:
 
 
 class Network:
-    """A network's weights in the kernels' structures; `embedding` and `head` may be one matrix."""
+    """A network's weights in the structures of the kernels; `embedding` and `head` may be the same matrix."""
 
     def __init__(
         self,
@@ -320,20 +330,20 @@ class Network:
 
 
 def unpacked(weight: torch.Tensor) -> Packed:
-    """Return a bfloat16 weight as it lies in memory."""
+    """Return a bfloat16 weight in its own memory, without packing."""
     assert weight.dtype == torch.bfloat16 and weight.is_contiguous()
     return Packed(weight, BFLOAT16, *weight.shape)
 
 
 def _pack_up(up_OR: torch.Tensor) -> torch.Tensor:
-    """Return bfloat16 [panels, pairs, PANEL, 2] of outputs and ranks, filled up with zeros."""
+    """Return bfloat16 [panels, pairs, PANEL, 2] of outputs and ranks, padded with zeros."""
     rows, rank = up_OR.shape
     padded = torch.nn.functional.pad(_halves(up_OR), (0, rank % 2, 0, -rows % PANEL))
     return padded.view(-1, PANEL, padded.shape[1] // 2, 2).transpose(1, 2).contiguous()
 
 
 def _put(matrix: torch.Tensor, memory: torch.Tensor) -> int:
-    """Copy a matrix to the beginning of some memory and return its address."""
+    """Copy a matrix to the beginning of a memory block; return the address."""
     memory[: matrix.nbytes].view(matrix.dtype).view(matrix.shape).copy_(matrix)
     return memory.data_ptr()
 
@@ -343,13 +353,13 @@ def _halves(values: torch.Tensor) -> torch.Tensor:
 
 
 def packed_group(cols: int, scale_group: int) -> int | None:
-    """Return how many inputs are rounded together: the most, up to MAX_GROUP, in whole eights, or None."""
+    """Return the number of inputs rounded together, a multiple of 8 up to MAX_GROUP; None if no number fits."""
     sizes = (size for size in range(min(scale_group, MAX_GROUP), 0, -1) if scale_group % size == 0 and size % 8 == 0)
     return next(sizes, None) if cols % scale_group == 0 else None
 
 
 def shared_kernels() -> Kernels | None:
-    """Return the process's kernels, or None (said once in the log) where they can't be compiled."""
+    """Return the kernels of the process; None, with one line in the log, where compiling fails."""
     # A forked process has no threads but its own.
     return _open(os.getpid())
 

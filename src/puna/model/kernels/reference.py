@@ -1,4 +1,4 @@
-"""The kernels' arithmetic in plain torch, one readable function for each: what the tests hold the fast ones to.
+"""The arithmetic of the kernels in plain torch, a readable function per kernel; tests compare kernels with these.
 
 Shapes: T tokens, D inputs, R rows, G groups, H query heads, K key/value heads, E head width.
 """
@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 
 def pack(values: torch.Tensor, scales: torch.Tensor, group: int, bits: int, *, is_unsigned: bool) -> torch.Tensor:
-    """Return bytes [panels, G, ...] for signed values [R, D]: for 32 rows and a group its weights, then its scales.
+    """Return bytes [panels, G, ...] for signed values [R, D]: per 32 rows and group first the weights, then the scales.
 
-    Of each row four bytes stand together: four int8 inputs, or eight int4 ones, the first four of them low.
+    Four bytes of a row are adjacent: four int8 inputs, or eight int4 inputs with the first four in the low halves.
     """
     rows = -values.shape[0] % 32
     scales = F.pad(scales.repeat_interleave(values.shape[1] // group // scales.shape[1], dim=1), (0, 0, 0, rows))
@@ -25,7 +25,7 @@ def pack(values: torch.Tensor, scales: torch.Tensor, group: int, bits: int, *, i
 
 
 def round_activations(x_TD: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return whole numbers in -127..127 as float32 [T, G, group] and their scales [T, G, 1]."""
+    """Return whole numbers in -127..127 as float32 [T, G, group], and scales [T, G, 1]."""
     x_TGD = x_TD.float().unflatten(1, (-1, group))
     most = x_TGD.abs().amax(-1, keepdim=True)
     inverse = torch.where(most > 0, 127 / most, torch.zeros_like(most))
@@ -33,7 +33,7 @@ def round_activations(x_TD: torch.Tensor, group: int) -> tuple[torch.Tensor, tor
 
 
 def linear(x_TD: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, group: int) -> torch.Tensor:
-    """Return float32 x W^T for W = signed values [R, D] * scales [R, groups], x rounded in groups of `group`."""
+    """Return float32 x W^T for W = signed values [R, D] * scales [R, groups]; x is rounded in groups of `group`."""
     rounded_TGD, x_scales = round_activations(x_TD, group)
     weights_RGD = values.float().unflatten(1, (-1, group))
     w_scales = scales.float().repeat_interleave(weights_RGD.shape[1] // scales.shape[1], dim=1)
@@ -42,7 +42,7 @@ def linear(x_TD: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, group
 
 
 def attend(q_HE: torch.Tensor, k_SKE: torch.Tensor, v_SKE: torch.Tensor) -> torch.Tensor:
-    """Return one token's attention [H, E] to S positions, all rotated."""
+    """Return the attention [H, E] of one token to S positions; queries and keys are rotated already."""
     shared = q_HE.shape[0] // k_SKE.shape[1]
     k_SHE, v_SHE = (x.float().repeat_interleave(shared, dim=1) for x in (k_SKE, v_SKE))
     scores_HS = torch.einsum("he,she->hs", q_HE.float(), k_SHE) * q_HE.shape[-1] ** -0.5
@@ -50,7 +50,7 @@ def attend(q_HE: torch.Tensor, k_SKE: torch.Tensor, v_SKE: torch.Tensor) -> torc
 
 
 def rotate(x_THE: torch.Tensor, positions_T: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-    """Turn each pair (e, e + E/2) by its position's angle."""
+    """Rotate every pair (e, e + E/2) by the angle of the position."""
     angles = positions_T.float()[:, None, None] * frequencies
     a, b = x_THE.chunk(2, dim=-1)
     return torch.cat((a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()), dim=-1)

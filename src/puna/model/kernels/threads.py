@@ -1,4 +1,4 @@
-"""The machine's and the container's limits -> how many threads compute."""
+"""Limits of the machine and the container -> the number of threads."""
 
 import os
 from pathlib import Path
@@ -7,14 +7,14 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def cpu_limit(cgroup: Path = CGROUP) -> int:
-    """Return the whole processors this process may use: its affinity, or its container's quota if that is less."""
+    """Return the number of whole processors for this process: the smaller of affinity and container quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(cgroup)
     return max(1, min(allowed, int(quota))) if quota else allowed
 
 
 def _quota(cgroup: Path) -> float | None:
-    """Return the processors' worth of time that the container has, in either version of control groups."""
+    """Return the processor quota of the container, from either version of control groups."""
     try:
         if (cgroup / "cpu.max").exists():
             quota, period = (cgroup / "cpu.max").read_text().split()

@@ -1,1 +1,1 @@
-"""Artifacts on the disk: manifests and hashes, where an artifact comes from, under which licences it stands."""
+"""Artifacts: directories with a manifest, receipts, licences and lineage."""

@@ -1,7 +1,7 @@
-"""A directory and its manifest: what it is, who made it, from what, with the hash of every file.
+"""A directory and its manifest: kind, stage, inputs, and the hash of every file.
 
-A directory is filled under a temporary name, fsynced and renamed, so one without a manifest does not exist. Nothing
-here knows what the files mean.
+A directory is filled under a temporary name, fsynced and renamed, so finished artifacts always have a manifest. The
+content of files is up to the stages.
 """
 
 import contextlib
@@ -29,10 +29,20 @@ RECORD_PREFIX = "run_"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says.
+    """The content of `manifest.json`.
 
-    `inputs`: role -> {path (relative to the artifact), kind, hash}; `files`: name -> {size (bytes), sha256}; `records`:
-    files that tell of the run (speeds, times), and so differ from run to run.
+    Attributes:
+        kind: Kind of the artifact, from `stages.KINDS`.
+        key: Hash of everything that decides the content.
+        inputs: {role: {path (relative to the artifact), kind, hash}}.
+        files: {name: {size (bytes), sha256}}.
+        licences: Ids of the inherited licences.
+        records: Names of files with speeds and times of the run, which do not count for the content hash.
+        created: Time in UTC, ISO 8601 with seconds.
+
+    Example:
+        >>> read_manifest(Path("build/sft")).kind
+        'checkpoint'
     """
 
     kind: str
@@ -49,25 +59,34 @@ class Manifest:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over the files' names and hashes: equal for equal contents, whoever made them, when and where.
+        """SHA-256 over names and hashes of the files: equal for equal contents, regardless of time, place and user.
 
-        The records of the run do not count: `records`, and run_NAME (run_metrics.jsonl with its rates, run_config.json
-        with its paths).
+        Records of the run do not count: files of `records`, and run_NAME, such as run_metrics.jsonl with rates and
+        run_config.json with paths.
         """
         content = {name: each["sha256"] for name, each in self.files.items() if not self.is_record(name)}
         return _hash_json(content)
 
     def is_record(self, name: str) -> bool:
-        """Tell whether a file is a record of the run and does not count as content."""
+        """Return whether a file is a record of the run, which does not count for the content hash."""
         return name.startswith(RECORD_PREFIX) or name in self.records
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """A measured claim about an artifact: `value` against `tolerance` (its most, or its least), and whether it held.
+    """A measured claim about an artifact: a value, a tolerance, and whether the value lies within.
 
-    Without a tolerance it only tells what was measured, and holds. A judgement gives `reasons` and a `hint` in its
-    details, which are told in place of the figures, or names claims beside it that it `passes_over`.
+    Attributes:
+        claim: Name of the measurement, and of the file: "kl".
+        parent: Content hash of the artifact compared with.
+        tolerance: Largest allowed value, or the smallest with `is_least`; None for a measurement without a limit.
+        held: Whether the claim held; always True without a tolerance.
+        details: Further facts. `reasons` and `hint` replace the figures in errors; `passes_over` lists claims of other
+            receipts to override.
+
+    Example:
+        >>> Receipt("kl", parent="3f1c", value=0.008, tolerance=0.02, held=True).limit
+        'at most 0.02'
     """
 
     claim: str
@@ -93,7 +112,7 @@ class Receipt:
 
 
 def read_receipts(directory: Path) -> list[Receipt]:
-    """List the receipts of an artifact, by claim; ArtifactError if one cannot be read."""
+    """Return the receipts of an artifact, sorted by claim; ArtifactError for an unreadable receipt."""
     return [_read_receipt(path) for path in sorted(directory.glob("receipts/*.json"))]
 
 
@@ -111,7 +130,7 @@ def _read_receipt(path: Path) -> Receipt:
 
 
 def require_receipts(directory: Path) -> None:
-    """Raise ReceiptError if a receipt of this artifact did not hold, and none that held passes over it."""
+    """Raise ReceiptError for a failed receipt, unless a receipt that held passes over the claim."""
     receipts = read_receipts(directory)
     passed_over = {claim for each in receipts if each.held for claim in each.details.get("passes_over", [])}
     for receipt in (each for each in receipts if each.claim not in passed_over):
@@ -127,17 +146,17 @@ def require_receipts(directory: Path) -> None:
 
 
 def is_artifact(path: Path) -> bool:
-    """Tell whether `path` is a finished artifact."""
+    """Return whether `path` is a finished artifact."""
     return (path / MANIFEST).is_file()
 
 
 def find_artifact(path: Path) -> Path | None:
-    """Return the artifact that stands at `path`, or that the file at `path` is part of.
+    """Return the artifact at `path`, or the artifact that lists the file at `path`; None for other paths.
 
-    A folder whose manifest.json has another program's fields is no artifact.
+    A folder with another program's manifest.json is no artifact.
 
     Raises:
-        ArtifactError: The manifest beside the file is damaged, so that nobody knows whether the file is whole.
+        ArtifactError: The manifest beside the file is damaged, so the file cannot be verified.
     """
     if is_artifact(path):
         return path
@@ -152,7 +171,7 @@ def find_artifact(path: Path) -> Path | None:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Tell whether a manifest.json is whole JSON, but without most of the fields that Puna writes."""
+    """Return whether a manifest.json is valid JSON without most of the fields of a manifest."""
     try:
         value = parse_strict(read_bounded(path))
     except (OSError, ValueError, RecursionError, ArtifactError):
@@ -161,7 +180,15 @@ def _is_foreign(path: Path) -> bool:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read the manifest of the artifact at `path`; ArtifactError if it has none, a damaged one or another format."""
+    """Read the manifest of the artifact at `path`.
+
+    Raises:
+        ArtifactError: The manifest is missing, damaged or of another format.
+
+    Example:
+        >>> read_manifest(Path("build/sft")).stage
+        'sft'
+    """
     from puna.pipeline.storage.schemas import ManifestFile
 
     try:
@@ -181,7 +208,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def is_whole(path: Path, manifest: Manifest) -> bool:
-    """Tell whether every file of the manifest is there in its size: cheap, without hashing."""
+    """Return whether all files of the manifest exist with the listed sizes; hashes are not checked."""
     files = ((path / name, entry["size"]) for name, entry in manifest.files.items())
     return all(file.is_file() and file.stat().st_size == size for file, size in files)
 
@@ -210,7 +237,7 @@ def verify(path: Path, *, part: int = 0, num_parts: int = 1) -> Manifest:
 
 
 def verify_files(path: Path, manifest: Manifest, names: Iterable[str]) -> None:
-    """Hash some files of the artifact again; ArtifactError names the first that is missing or differs."""
+    """Hash some files of an artifact again; ArtifactError names the first missing or altered file."""
     for name in names:
         file, listed = path / name, manifest.files.get(name)
         if listed is None:
@@ -223,9 +250,10 @@ def verify_files(path: Path, manifest: Manifest, names: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def verifying(path: Path) -> Iterator[None]:
-    """Verify the artifact that `path` is, or is part of, while the block loads it; the block's end waits for it.
+    """Verify the artifact at or around `path` in a thread while the block loads files; the end of the block waits.
 
-    What fails on an altered file is reported as ArtifactError that names the file. Does nothing for other paths.
+    An error of the block caused by an altered file becomes an ArtifactError with the name of the file. Paths outside of
+    artifacts are not verified.
     """
     found, verified = find_artifact(path), Future[Manifest | None]()
 
@@ -246,10 +274,13 @@ def verifying(path: Path) -> Iterator[None]:
 
 
 def content_hash(path: Path) -> str:
-    """Hash what stands at `path`: an artifact by its manifest, a raw file or folder by names and contents.
+    """Hash the content at `path`: of an artifact the manifest, of raw files and folders names and contents.
 
-    Hidden files of a raw folder (.git, .DS_Store) do not count. Nothing is read of a file outside the folder that a
-    link leads to, or of a file that the user may not read: their names count.
+    Hidden files of a raw folder (.git, .DS_Store) do not count. Of files outside of the folder behind a link, and of
+    files without read permission, only the names count.
+
+    Raises:
+        ArtifactError: There is no file and no folder at the path.
     """
     if is_artifact(path):
         return read_manifest(path).content_hash
@@ -264,7 +295,7 @@ def content_hash(path: Path) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Yield an empty directory beside `path`; whatever stands in it is removed if the block fails."""
+    """Yield an empty directory beside `path`; the directory is removed at the end unless `commit` renamed it."""
     partial = path.parent / f".{path.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     make_directory(partial)
@@ -277,9 +308,10 @@ def writing(path: Path) -> Iterator[Path]:
 def commit(
     partial: Path, path: Path, manifest: Manifest, *, hashed: Mapping[str, dict[str, Any]] | None = None
 ) -> Manifest:
-    """Add the manifest to `partial`, fsync everything and rename it to `path`, replacing what stood there.
+    """Add the manifest to `partial`, fsync all files, and rename the directory to `path`, replacing an older artifact.
 
-    `hashed` are the entries of files that others wrote, forced to the disk and hashed.
+    Args:
+        hashed: Entries of files that are already fsynced and hashed.
     """
     known = hashed or {}
     files = {name: known.get(name) or entry(partial / name) for name in _files(partial)}

@@ -1,7 +1,6 @@
-"""Names and texts of licences -> what they ask of a model made from what is under them.
+"""A table of licences and their duties; names, texts and notices -> ids of licences.
 
-The agreements' own texts are not here: they are carried along from where they were found. This is the reading of an
-engineer, no legal advice, and it knows no licence that is not in its table.
+Ids are the names of the Hugging Face hub. No text here is legal advice.
 """
 
 import re
@@ -23,10 +22,18 @@ NAME_STARTS = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "USE_POLICY")  # as th
 
 @dataclass(frozen=True)
 class Licence:
-    """What one licence asks. `id` is the Hugging Face hub's name for it.
+    """A licence with its duties.
 
-    `opening`: a pattern in the first lines of its text, lower case, without punctuation but '.' and '-'; `duties`: what
-    to do, a sentence each; `is_restrictive`: it binds the whole of what is made, so no other licence can be chosen.
+    Attributes:
+        id: Name on the Hugging Face hub: "llama3.1".
+        opening: Pattern in the first lines of the text; matched in lower case, with no punctuation but "." and "-".
+        duties: One sentence per duty of the licensee.
+        name_prefix: Required beginning of the names of derived models.
+        is_restrictive: Whether derived models must keep the licence.
+
+    Example:
+        >>> LICENCES["llama3.1"].allows_name("Llama-Acme-1B")
+        True
     """
 
     id: str
@@ -45,11 +52,11 @@ class Licence:
 
     @property
     def needs_text(self) -> bool:
-        """Whether a copy of the agreement has to go with the model."""
+        """Whether a copy of the agreement must accompany the model."""
         return bool(self.notice)
 
     def allows_name(self, name: str) -> bool:
-        """Tell whether a model made under this licence may be called `name`: "Llama-Acme-1B", but not "Llamazing"."""
+        """Return whether a derived model may have the name: "Llama-Acme-1B", but not "Llamazing"."""
         follows = r"(?![a-z0-9])" if self.name_prefix[-1:].isdigit() else r"(?![a-z])"
         return not self.name_prefix or re.match(re.escape(self.name_prefix) + follows, name) is not None
 
@@ -82,7 +89,7 @@ def _llama(version: str, *, brand: str = "Llama", mark: str = "Llama", more_duti
 
 
 def _cc(kind: str, code: str, *, duties: tuple[str, ...] = (), is_noncommercial: bool = False) -> Licence:
-    """Describe one of Creative Commons' licences 4.0 that ask for credit."""
+    """Return a Creative Commons licence 4.0 with attribution."""
     words = kind.lower()
     return Licence(
         id=f"cc-{code}-4.0",
@@ -154,19 +161,24 @@ LICENCES = {licence.id: licence for licence in TABLE}
 
 
 def identify(name: str) -> str:
-    """Return the id of the licence that people call `name` ("CC BY 4.0", "Apache-2.0"), or `name` as it is."""
+    """Return the id of a licence by any usual name; unknown names are returned unchanged.
+
+    Example:
+        >>> identify("CC BY 4.0"), identify("Apache-2.0")
+        ('cc-by-4.0', 'apache-2.0')
+    """
     return _IDS.get(_squashed(name), name.strip())
 
 
 def badges(ids: Container[str]) -> list[str]:
-    """Return what has to be shown prominently where a model under these licences is offered: "Built with Llama"."""
+    """Return the texts to show prominently beside a model under these licences: "Built with Llama"."""
     return list(dict.fromkeys(each.badge for each in TABLE if each.badge and each.id in ids))
 
 
 def recognize(path: Path) -> set[str]:
-    """Return the ids of the licences that lie with a raw folder or file: texts, README's front matter, notices.
+    """Return the ids of licences beside a raw folder or file: from texts, notices, and the front matter of README.md.
 
-    A text or a name that the table doesn't know is "unknown". Nothing there gives an empty set.
+    Texts and names outside of the table give "unknown"; a folder without any gives an empty set.
     """
     found: set[str] = set()
     for folder in folders_of(path):
@@ -179,25 +191,25 @@ def recognize(path: Path) -> set[str]:
 
 
 def folders_of(path: Path) -> list[Path]:
-    """List the folders where the terms of a raw folder or file lie: its own, and that around Meta's `original/`."""
+    """Return the folders with the terms of a raw folder or file; for Meta's `original/` also the parent folder."""
     folder = path if path.is_dir() else path.parent
     return [folder, folder.parent] if folder.name == "original" else [folder]
 
 
 def read_texts(folder: Path) -> Iterator[tuple[Path, set[str]]]:
-    """Yield the licence files of a folder by name, each with the ids it is the text of; {"unknown"} for other texts."""
+    """Yield the licence files of a folder by name, with the ids of the recognized licences, or {"unknown"}."""
     for file in _named(folder, TEXT_NAME):
         words = " ".join(_words(_head(file)).split()[:OPENING_WORDS])
         yield file, {each.id for each in TABLE if _is_about(words, each)} or {UNKNOWN}
 
 
 def read_notices(folder: Path) -> list[str]:
-    """Return the NOTICE files of a folder, as text."""
+    """Return the texts of the NOTICE files of a folder."""
     return [_head(file) for file in _named(folder, NOTICE_NAME)]
 
 
 def _is_about(words: str, licence: Licence) -> bool:
-    """Tell whether a text is that licence, or, where it may be named in place of its text, names it so."""
+    """Return whether a text is the licence, or names the licence where naming is enough."""
     named = not licence.needs_text and f"released under the {_words(licence.title)}" in words
     return named or bool(licence.opening and re.search(licence.opening, words))
 
@@ -219,7 +231,7 @@ def _words(text: str) -> str:
 
 
 def _front_matter(readme: Path) -> set[str]:
-    """Read `license` and `license_name` from the YAML head of a model's or dataset's card; a list has one a line."""
+    """Return ids from `license` and `license_name` in the YAML front matter of a model or dataset card."""
     if not readme.is_file():
         return set()
     head = re.match(r"---\n(.*?)\n---", _head(readme), re.DOTALL)

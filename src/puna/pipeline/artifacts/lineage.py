@@ -1,4 +1,4 @@
-"""Walk an artifact back to the raw documents it was made from, and say what has changed since."""
+"""An artifact -> its lineage back to the raw documents, with changes since."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -29,7 +29,7 @@ def trace(path: Path) -> dict[str, object]:
 
 
 def _trace(path: Path, hashes: Hashes, above: tuple[Path, ...], recorded: str = "") -> dict[str, object]:
-    """Trace an artifact; `above` are the artifacts that it is an origin of, which a forged manifest could name."""
+    """Trace an artifact; `above` lists the artifacts made from it, to stop at a forged circle of manifests."""
     above = (*above, path.resolve())
     manifest = artifact.read_manifest(path)
     recorded = recorded or manifest.content_hash
@@ -48,9 +48,9 @@ def _trace(path: Path, hashes: Hashes, above: tuple[Path, ...], recorded: str = 
 
 
 def licences_of(source: Path) -> set[str]:
-    """Return the licences that what is made of `source` inherits: an artifact's, or those that lie with raw files.
+    """Return the licences that a product of `source` inherits: from a manifest, or from files beside raw data.
 
-    Raw files with which none lies are "unknown".
+    Raw files without a licence are "unknown".
     """
     parent = artifact.find_artifact(source)
     if parent is not None:
@@ -59,7 +59,7 @@ def licences_of(source: Path) -> set[str]:
 
 
 def print_lineage(path: Path, console: Console) -> None:
-    """Print the origins of `path` as a tree, the artifact first, raw files as leaves."""
+    """Print the origins of `path` as a tree: the artifact first, raw files as leaves."""
     for line in _lines("", trace(path)):
         console.print(line, soft_wrap=True)  # however narrow the terminal, a path stays in one piece
 

@@ -1,10 +1,10 @@
-"""A stage's config -> its artifact, made once, under a key that hashes all that decides it.
+"""A stage's config -> the stage's artifact, made once per key.
 
-A stage runs when no artifact with its key is there; what was interrupted is resumed by the stage itself.
+The key hashes everything that decides the content. A stage runs unless an artifact with the same key exists; a stage
+resumes its own interrupted run.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -25,27 +25,27 @@ from puna.pipeline.errors import ArtifactError, ConfigError
 from puna.pipeline.run import EndOfPreview, Run, ranks
 from puna.pipeline.stages import Stage
 from puna.pipeline.storage.faults import naming_newest
-from puna.pipeline.storage.files import make_directory
+from puna.pipeline.storage.files import locked, make_directory
 
-# The table by which a stage says that processes can divide its work.
+# The settings that divide the work of a stage among processes (`StageConfig.is_parallel`).
 PARALLEL = "parallel"
-# What a run took, beside its artifact; the seconds of an interrupted run, in its directory.
+# Time of the run, in the artifact (COST) and in the directory of an interrupted run (SECONDS).
 COST = f"{artifact.RECORD_PREFIX}cost.json"
 SECONDS = "seconds"
 SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def stage_key(stage: Stage, config: StageConfig, hashes: dict[str, str]) -> str:
-    """Hash what decides a stage's output: its config with every path replaced by the hash of what stands there."""
+    """Hash what decides the content of an artifact: stage, version, settings without paths, hashes of inputs."""
     settings = config.model_dump(mode="json")
-    told = {
+    content = {
         "stage": stage.verb,
         "version": __version__,
-        # How processes divide the work does not decide what comes out.
+        # The division of work among processes does not change the result.
         "config": {name: value for name, value in _without_paths(settings, config).items() if name != PARALLEL},
         "inputs": hashes,
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def perform(
@@ -57,11 +57,22 @@ def perform(
     ignore_receipts: bool = False,
     foreseen_seconds: float | None = None,
 ) -> bool:
-    """Make the artifact at `path`, unless it is there already with the same key; return whether work was done.
+    """Make the artifact at `path` unless an artifact with the same key exists; return whether the stage ran.
 
-    An input that was altered stops it. So does a receipt that did not hold, of an input or of the artifact itself,
-    unless `ignore_receipts`; the artifact stays. Of several processes one makes it, and the others help it with
-    what can be divided, or wait. `foreseen_seconds` stands beside the time that it took in run_cost.json.
+    With several processes rank 0 makes the artifact; the other processes share the work of a parallel stage, or wait.
+
+    Args:
+        ignore_receipts: Continue after a failed receipt of an input or of the artifact, which is kept either way.
+        foreseen_seconds: Forecast of a dry run, written to run_cost.json beside the measured time.
+
+    Raises:
+        ArtifactError: An input was altered, or another run writes the same artifact.
+        ReceiptError: A receipt of an input or of the artifact failed.
+
+    Example:
+        >>> stage = next(stage for stage in STAGES if stage.verb == "sft")
+        >>> perform(stage, config, Path("build/sft"), Console())
+        True
     """
     inputs = config.inputs()
     _require_apart(path, inputs)
@@ -83,7 +94,7 @@ def perform(
             _prepare(directory, key, config)
             run = Run(stage.verb, key, output, directory, console, hashes=hashes, num_ranks=num_ranks)
             if path.exists():
-                run.log(f"{path} is there, but not what these settings and inputs give; it is replaced at the end")
+                run.log(f"{path} was made from other settings or inputs, and is replaced at the end")
             with _timed(directory):
                 import_module(stage.module).run(config, run)
             cost = {"seconds": read_seconds(directory), "foreseen_seconds": foreseen_seconds}
@@ -98,10 +109,10 @@ def perform(
 
 
 def _help(stage: Stage, config: StageConfig, path: Path, key: str) -> bool:
-    """Do this process's share of what rank 0 makes, if the stage can be divided; return once it is there."""
+    """Do this process's share of a parallel stage; return once rank 0 has made the artifact."""
     if is_there(stage, path, key):
         return False
-    if hasattr(config, PARALLEL):
+    if config.is_parallel:
         rank, num_ranks = ranks()
         directory = path.parent / ".runs" / path.name
         run = Run(stage.verb, key, path, directory, Console(quiet=True), rank=rank, num_ranks=num_ranks)
@@ -114,11 +125,16 @@ def _help(stage: Stage, config: StageConfig, path: Path, key: str) -> bool:
 
 
 def preview(stage: Stage, config: StageConfig, path: Path, console: Console) -> Path:
-    """Let a stage show what it would do for the artifact at `path`; return the directory that keeps what it showed."""
+    """Let a stage show the planned work for the artifact at `path`; return the directory with the preview.
+
+    Example:
+        >>> preview(stage, config, Path("build/sft"), Console()).as_posix()
+        'build/.runs/sft.preview'
+    """
     inputs = config.inputs()
     _require_apart(path, inputs)
     key = stage_key(stage, config, {role: artifact.content_hash(source) for role, source in inputs.items()})
-    # Not the run's own directory: an interrupted run with other settings goes on from there.
+    # NOTE: the run directory may hold an interrupted run with other settings.
     directory = path.parent / ".runs" / f"{path.name}.preview"
     output = directory / "output"
     directory.mkdir(parents=True, exist_ok=True)
@@ -137,18 +153,19 @@ def _require_receipts(path: Path, ignore_receipts: bool) -> None:
 
 
 def _require_apart(path: Path, inputs: dict[str, Path]) -> None:
-    """Refuse an output that would replace one of its inputs, or become part of one."""
+    """Refuse an output that equals, contains or lies within an input."""
     output = path.resolve()
     for role, source in inputs.items():
-        given = Path(os.path.realpath(source))  # Unlike resolve(), it takes a loop of links as it stands.
-        if output == given or output in given.parents or given in output.parents:
-            raise ConfigError(
-                f"{role} = {source} and the output {path} lie in one another", hint="Choose another output"
-            )
+        path_of_input = Path(os.path.realpath(source))  # NOTE: resolve() would fail on a loop of links.
+        if output == path_of_input or output in path_of_input.parents or path_of_input in output.parents:
+            raise ConfigError(f"{role} = {source} and the output {path} overlap", hint="Choose another output")
 
 
 def is_there(stage: Stage, path: Path, key: str) -> bool:
-    """Tell whether `path` holds what this key gives; ArtifactError if it holds what is not this stage's to replace.
+    """Return whether `path` holds the artifact with this key.
+
+    Raises:
+        ArtifactError: The path holds anything other than an artifact of this stage.
 
     Example:
         >>> is_there(stage, Path("build/not-made-yet"), key)
@@ -176,8 +193,10 @@ def _manifest(stage: Stage, config: StageConfig, path: Path, hashes: dict[str, s
         parent = artifact.find_artifact(source)
         kind = artifact.read_manifest(parent).kind if parent else "raw"
         inputs[role] = {"path": os.path.relpath(source, path), "kind": kind, "hash": hashes[role]}
+    kind = run.kind or stage.writes[0]
+    assert kind in stage.writes, f"{stage.verb} writes {kind}, which its row in stages.py does not list"
     return artifact.Manifest(
-        kind=run.kind or stage.writes,
+        kind=kind,
         stage=stage.verb,
         key=run.key,
         config=config.model_dump(mode="json"),
@@ -189,22 +208,19 @@ def _manifest(stage: Stage, config: StageConfig, path: Path, hashes: dict[str, s
 
 
 def _licences(config: StageConfig) -> set[str]:
-    """Collect what a stage's output inherits: its own `licence` if it states one, and those of what it is made of.
-
-    A stage with an input that it only looks at names the others in a method `made_of`.
-    """
-    stated = licence.identify(getattr(config, "licence", ""))
-    found = {stated} if stated else set[str]()
-    for source in getattr(config, "made_of", config.inputs)().values():
+    """Return the licences of a stage's output: the stated one, and those of the inputs in `made_of`."""
+    stated = licence.identify(config.stated_licence())
+    licences = {stated} if stated else set[str]()
+    for source in config.made_of().values():
         inherited = licences_of(source)
         if stated and artifact.find_artifact(source) is None:
-            inherited.discard(licence.UNKNOWN)  # the statement is about these raw files
-        found |= inherited
-    return found
+            inherited.discard(licence.UNKNOWN)  # the statement covers raw files
+        licences |= inherited
+    return licences
 
 
 def _prepare(directory: Path, key: str, config: StageConfig) -> None:
-    """Keep the run directory for the same key, empty it for another."""
+    """Keep the run directory of an interrupted run with the same key; otherwise empty the directory."""
     if not is_prepared(directory, key):
         for entry in directory.iterdir():
             if entry.name != "lock":
@@ -215,7 +231,7 @@ def _prepare(directory: Path, key: str, config: StageConfig) -> None:
 
 
 def is_prepared(directory: Path, key: str) -> bool:
-    """Tell whether a run directory belongs to a run with this key that has not finished.
+    """Return whether a run directory belongs to an unfinished run with this key.
 
     Example:
         >>> is_prepared(Path("build/.runs/never-run"), key="0a1b")
@@ -227,17 +243,17 @@ def is_prepared(directory: Path, key: str) -> bool:
 
 @contextlib.contextmanager
 def _timed(directory: Path) -> Iterator[None]:
-    """Add the seconds of the block to those of the interrupted executions before it."""
+    """Add the seconds of the block to the seconds of interrupted executions."""
     start, before = time.monotonic(), read_seconds(directory)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # a full disk: what stopped the block is told, not this
+        with contextlib.suppress(OSError):  # a full disk must not hide the error of the block
             artifact.write_text(directory / SECONDS, f"{before + time.monotonic() - start:.3f}")
 
 
 def read_seconds(directory: Path) -> float:
-    """Return how long the executions of a run took that are over; a killed one does not count.
+    """Return the total time of finished executions of a run; the time of a killed execution is missing.
 
     Example:
         >>> read_seconds(Path("build/.runs/never-run"))
@@ -251,7 +267,7 @@ def read_seconds(directory: Path) -> float:
 
 
 def _drop_scratch(directory: Path) -> None:
-    """Remove what only an interrupted run would need, and the key, so that the next one starts afresh."""
+    """Remove the files for resuming and the key, so that the next run starts from the beginning."""
     for entry in directory.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -261,18 +277,18 @@ def _drop_scratch(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _only_run(directory: Path) -> Iterator[None]:
-    with (directory / "lock").open("w") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(directory / "lock", wait=False))
         except BlockingIOError:
             raise ArtifactError(
-                f"another run is writing beside {directory}", hint="Wait for it, or choose another output"
+                f"another run is writing beside {directory}", hint="Wait for that run, or choose another output"
             ) from None
         yield
 
 
 def _without_paths(settings: Any, value: Any) -> Any:
-    """Blank the paths in dumped settings: the same contents elsewhere give the same key."""
+    """Replace paths in dumped settings by None: equal contents at other paths give the same key."""
     if isinstance(value, Path):
         return None
     if isinstance(settings, dict):

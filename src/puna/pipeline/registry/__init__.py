@@ -1,1 +1,1 @@
-"""Releases that were let through -> the one in use, and the way back to those before it."""
+"""A model registry: promoted releases -> the release in use, with a history for rollbacks."""

@@ -1,4 +1,4 @@
-"""The verbs `puna promote` and `puna rollback`: which release is in use. What they change is on the shelf alone."""
+"""The verbs `puna promote` and `puna rollback`: change the release in use of a registry."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ from puna.pipeline.registry import registry as registries
 
 
 def promote(release: Path, /, *, to: Path) -> None:
-    """Put a release that passed the gate into use.
+    """Put a release with a passed gate into use.
 
     Parameters
     ----------
     release
-        What 'puna release' wrote.
+        Artifact of 'puna release' with a passed gate.
     to
-        The folder that keeps the releases and says which is in use; `puna serve` takes it in place of a checkpoint.
+        Folder of the registry, created if missing; 'puna serve' takes the folder in place of a checkpoint.
     """
     before = registries.read_history(to)
     change = registries.promote(release, to)
@@ -25,17 +25,17 @@ def promote(release: Path, /, *, to: Path) -> None:
         print(f"The way back: puna rollback {to}")
 
 
-def rollback(shelf: Path, /, *, to: str = "") -> None:
-    """Put the release before back into use, once it is verified.
+def rollback(registry: Path, /, *, to: str = "") -> None:
+    """Put the previous release back into use, after verifying every file.
 
     Parameters
     ----------
-    shelf
-        The folder that releases were promoted into.
+    registry
+        Folder that releases were promoted into.
     to
-        An earlier release by its name, instead of the one before.
+        Name of an earlier release; default: the release before the current one.
     """
-    before = registries.read_history(shelf)
-    change = registries.roll_back(shelf, to)
+    before = registries.read_history(registry)
+    change = registries.roll_back(registry, to)
     print(f"{change.release} is in use again, in place of {before[-1].release}")
-    print("A server that runs goes on with what it has loaded: start it again.")
+    print("A running server keeps the loaded release: restart the server.")

@@ -1,14 +1,12 @@
-"""A shelf is a folder of releases, one of them in use: which one that is, how another takes its place, the way back.
+"""A registry: a folder of promoted releases, and `current.json` with the history of changes.
 
-`current.json` holds every change, the last of which counts; it is replaced as a whole, so a crash leaves the old one or
-the new one. Releases stay on the shelf until somebody removes them. Nothing here decides which is good: the gate does.
+The release of the last change is in use. `current.json` is replaced atomically, so a crash leaves the old or the new
+history. Promoted releases stay in the folder until the user removes them. The gate (`puna release`) judges releases;
+the registry only requires a passed gate.
 """
 
-import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,16 +14,27 @@ from typing import Literal
 
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import ArtifactError, ConfigError
-from puna.pipeline.storage.files import link_or_copy, make_directory
+from puna.pipeline.storage.files import link_or_copy, locked, make_directory
 from puna.pipeline.storage.records import read_record
 
 POINTER = "current.json"
-GATE = "gate"  # the claim of the receipt that says that a release may go into use
+GATE = "gate"  # claim of the receipt with the verdict of the gate
 
 
 @dataclass(frozen=True)
 class Change:
-    """One line of a shelf's history: the release (a folder of the shelf, and its content) that came into use."""
+    """One entry of the history: a release that came into use.
+
+    Attributes:
+        release: Name of the release's folder within the registry.
+        hash: Content hash of the release.
+        how: Kind of the change.
+        at: Time in UTC, ISO 8601 with seconds.
+
+    Example:
+        >>> read_history(Path("releases/helper"))[-1]
+        Change(release='helper-3f1c22ab9d04', hash='3f1c...', how='promoted', at='2026-11-24T09:12:00+00:00')
+    """
 
     release: str
     hash: str
@@ -45,30 +54,39 @@ class _History:
     history: list[Change]
 
 
-def is_shelf(path: Path) -> bool:
-    """Tell whether `path` is a folder of releases with one in use."""
+def is_registry(path: Path) -> bool:
+    """Tell whether `path` is a registry with a release in use."""
     return (path / POINTER).is_file()
 
 
 def follow(path: Path) -> Path:
-    """Return the release in use where `path` is a shelf, and any other path as it is."""
-    return path / read_history(path)[-1].release if is_shelf(path) else path
+    """Return the path of the release in use for a registry, and `path` itself for any other path.
+
+    Example:
+        >>> follow(Path("releases/helper")).name
+        'helper-3f1c22ab9d04'
+    """
+    return path / read_history(path)[-1].release if is_registry(path) else path
 
 
-def read_history(shelf: Path) -> list[Change]:
-    """Read every change of a shelf, the oldest first; empty before the first. ArtifactError if it cannot be read."""
-    path, expected = shelf / POINTER, "a history as 'promote' writes it"
+def read_history(registry: Path) -> list[Change]:
+    """Return the changes of a registry, oldest first; an empty list for a folder without a history.
+
+    Raises:
+        ArtifactError: `current.json` is damaged.
+    """
+    path, expected = registry / POINTER, "a history as 'promote' writes it"
     try:
         found = read_record(path, _History, expected=expected, hint="Promote a release into another folder")
     except FileNotFoundError:
         return []
     if not found.history:
-        raise ArtifactError(f"{path} has no change in it", expected=expected)
+        raise ArtifactError(f"{path} has an empty history", expected=expected)
     return found.history
 
 
 def way_back(changes: list[Change]) -> list[Change]:
-    """Return the changes that one can still go back over: what was rolled back is no longer among them."""
+    """Return the changes that `roll_back` can step through; changes undone by a rollback are left out."""
     stack: list[Change] = []
     for change in changes:
         if change.how == "rolled back":
@@ -79,51 +97,68 @@ def way_back(changes: list[Change]) -> list[Change]:
     return stack
 
 
-def promote(release: Path, shelf: Path) -> Change:
-    """Put a release that passed the gate onto the shelf and into use.
+def promote(release: Path, registry: Path) -> Change:
+    """Link or copy a release into the registry, and put the release into use.
 
-    Raises ArtifactError for what is no whole release, ReceiptError for one that the gate did not let through.
+    Raises:
+        ArtifactError: The release is incomplete, altered, or of another kind of artifact.
+        ReceiptError: The release did not pass the gate.
     """
     manifest = require_release(release)
-    make_directory(shelf)
-    if artifact.is_artifact(shelf):
-        raise ConfigError(f"{shelf} is an artifact", expected="a folder of its own for releases")
-    with _only_change(shelf):
-        changes = read_history(shelf)
+    make_directory(registry)
+    if artifact.is_artifact(registry):
+        raise ConfigError(f"{registry} is an artifact", expected="a folder of its own for releases")
+    with locked(registry / ".lock", wait=True):
+        changes = read_history(registry)
         name = f"{manifest.config.get('name') or 'release'}-{manifest.content_hash[:12]}"
         if changes and changes[-1].release == name:
-            require_release(shelf / name, manifest.content_hash)
+            require_release(registry / name, manifest.content_hash)
             return changes[-1]
         try:
             change = Change(name, manifest.content_hash, "promoted", _now())
         except ValueError as error:
             raise ArtifactError(f"{release / artifact.MANIFEST}: config.name", expected=str(error)) from None
-        _place(release, shelf / name, manifest)
-        return _change(shelf, changes, change)
+        _add(release, registry / name, manifest)
+        return _change(registry, changes, change)
 
 
-def roll_back(shelf: Path, to: str = "") -> Change:
-    """Put the release before, or an earlier one, back into use, once it is verified; the pointer moves only then."""
-    if not is_shelf(shelf):
-        raise ArtifactError(f"{shelf} has no {POINTER}", expected="a folder that releases were promoted into")
-    with _only_change(shelf):
-        changes = read_history(shelf)
+def roll_back(registry: Path, to: str = "") -> Change:
+    """Verify an earlier release, then put the release back into use.
+
+    Args:
+        registry: Folder that releases were promoted into.
+        to: Name of an earlier release; "" takes the release before the current one.
+
+    Raises:
+        ArtifactError: The folder is no registry, or the earlier release was altered.
+        ConfigError: No earlier release has the name, or there is no earlier release.
+    """
+    if not is_registry(registry):
+        raise ArtifactError(f"{registry} has no {POINTER}", expected="a folder that releases were promoted into")
+    with locked(registry / ".lock", wait=True):
+        changes = read_history(registry)
         *earlier, now = way_back(changes)
         names = list(dict.fromkeys(change.release for change in reversed(earlier)))
         target = next((change for change in reversed(earlier) if to in ("", change.release)), None)
         if target is None:
-            expected = f"one of {', '.join(names)}" if names else "a release before it"
-            given = f"--to {to}" if to else f"{now.release} is the first on {shelf}"
+            expected = f"one of {', '.join(names)}" if names else "an earlier release"
+            given = f"--to {to}" if to else f"{now.release} is the first release in {registry}"
             raise ConfigError(given, expected=expected)
-        require_release(shelf / target.release, target.hash)
-        return _change(shelf, changes, Change(target.release, target.hash, "rolled back", _now()))
+        require_release(registry / target.release, target.hash)
+        return _change(registry, changes, Change(target.release, target.hash, "rolled back", _now()))
 
 
 def require_release(path: Path, content_hash: str = "") -> artifact.Manifest:
-    """Verify that `path` is a whole release, of this content, that the gate let through."""
+    """Verify that `path` is a complete release that passed the gate; return the manifest.
+
+    Args:
+        content_hash: Expected content hash; "" accepts any content.
+    """
     manifest = artifact.verify(path)
     if manifest.kind != "release":
-        raise ArtifactError(f"{path} is an artifact of kind '{manifest.kind}'", expected="one of 'release'")
+        raise ArtifactError(
+            f"{path} is an artifact of kind '{manifest.kind}'", expected="an artifact of kind 'release'"
+        )
     if content_hash and manifest.content_hash != content_hash:
         raise ArtifactError(f"{path} is not what was promoted", expected=f"content {content_hash[:12]}...")
     if not any(receipt.claim == GATE for receipt in artifact.read_receipts(path)):
@@ -133,8 +168,8 @@ def require_release(path: Path, content_hash: str = "") -> artifact.Manifest:
     return manifest
 
 
-def _place(release: Path, target: Path, manifest: artifact.Manifest) -> None:
-    """Link or copy a verified release onto the shelf; its manifest names its inputs from there."""
+def _add(release: Path, target: Path, manifest: artifact.Manifest) -> None:
+    """Link or copy a verified release into the registry; rewrite input paths in the manifest relative to the copy."""
     if artifact.is_artifact(target):
         require_release(target, manifest.content_hash)
         return
@@ -155,19 +190,12 @@ def _place(release: Path, target: Path, manifest: artifact.Manifest) -> None:
         artifact.replace_directory(partial, target)
 
 
-def _change(shelf: Path, changes: list[Change], change: Change) -> Change:
-    told = {"current": change.release, "history": [asdict(each) for each in (*changes, change)]}
-    artifact.write_text(shelf / POINTER, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
-    artifact.fsync(shelf)
+def _change(registry: Path, changes: list[Change], change: Change) -> Change:
+    content = {"current": change.release, "history": [asdict(each) for each in (*changes, change)]}
+    artifact.write_text(registry / POINTER, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    artifact.fsync(registry)
     return change
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-@contextlib.contextmanager
-def _only_change(shelf: Path) -> Iterator[None]:
-    with (shelf / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -1,1 +1,1 @@
-"""Durable files: atomic writes, the resume journal, and validated reading of the JSON that Puna wrote."""
+"""Durable files: atomic writes, locks, resume journals, and validated reading of JSON."""

@@ -2,9 +2,11 @@
 
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ def make_directory(path: Path) -> None:
 
 
 def replace_directory(new: Path, path: Path) -> None:
-    """Rename the directory `new` to `path`; the old directory there is removed once the new one is durable.
+    """Rename the directory `new` to `path`; remove the old directory once the new directory is durable.
 
-    The two change places in one step where system and disk can. Elsewhere a crash between two renames leaves the old
-    one beside `path`, as .NAME.old.
+    Both directories are exchanged in one step where system and disk allow. Elsewhere a crash between two renames leaves
+    the old directory beside `path`, as .NAME.old.
     """
     old = path.parent / f".{path.name}.old"
     shutil.rmtree(old, ignore_errors=True)
@@ -38,7 +40,7 @@ def replace_directory(new: Path, path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places atomically (renameat2 of Linux); return whether that was possible."""
+    """Exchange two paths atomically (renameat2 of Linux); return whether the system could."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     here = -100  # AT_FDCWD: relative paths start at the current directory
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), RENAME_EXCHANGE) == 0
@@ -61,7 +63,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Let a file stand at a second path: as a hard link where the disk can, otherwise as a copy."""
+    """Create a hard link to a file, or a copy where the disk has no hard links."""
     try:
         os.link(source, target)
     except OSError:  # another disk, or one without links
@@ -71,8 +73,24 @@ def link_or_copy(source: Path, target: Path) -> None:
             raise naming(error, target) from None
 
 
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold an exclusive lock on the file at `path` during the block; the system releases the lock of a killed process.
+
+    Raises:
+        BlockingIOError: Another process holds the lock, and `wait` is False.
+
+    Example:
+        >>> with locked(Path("build/.lock"), wait=True):
+        ...     write_text(Path("build/current.json"), "{}")
+    """
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
 def naming(error: OSError, path: Path) -> OSError:
-    """Return an error of the system that names the file: a failed write or fsync names none by itself.
+    """Return an error of the system with the name of the file, which failed writes and fsyncs lack.
 
     Example:
         >>> str(naming(OSError(28, "No space left on device"), Path("build/out")))

@@ -1,8 +1,8 @@
-"""Results of an interrupted run <-> one append-only file per piece of work, from which the run resumes.
+"""Results of an interrupted run <-> one append-only file per piece of work, for resuming.
 
-Every line is a SHA-256 and a JSON record: `SHA256(previous line's SHA256 + record) record`. The first record names the
-journal, the format and the key of the run. An append is durable before it returns, so a power loss can tear only the
-last line; that line is dropped. Any other line whose hash does not fit is damage, and is refused.
+Every line is a SHA-256 and a JSON record: `SHA256(SHA-256 of the previous line + record) record`. The first record
+names the journal, the format and the key of the run. An append is durable before it returns, so a power loss can tear
+only the last line; a torn last line is dropped. Any other line with a wrong hash is damage, and an error.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ class Journal:
         fsync(path.parent)
 
     def append(self, record: Any) -> Any:
-        """Add one record and make it durable; return the record as a later execution reads it (tuples become lists)."""
+        """Append a record durably; return the record as later executions read it (tuples become lists)."""
         digest, line = _line(self._digests[-1], record)
         try:
             with self.path.open("r+b", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""The fields of manifests and receipts, with the bounds that reading checks. Imported only to read one: pydantic."""
+"""Fields and bounds of manifests and receipts. Imported only to read a file, since pydantic is slow to import."""
 
 import math
 from dataclasses import field
@@ -13,7 +13,7 @@ STRICT = ConfigDict(extra="forbid")
 
 
 def _relative_name(name: str) -> str:
-    """Refuse a name that leads outside of the artifact, or that other spellings would name as well."""
+    """Refuse names that lead outside of the artifact, and second spellings of a name ("a/../b")."""
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\0" in name:
         raise ValueError("a name inside the artifact, without '..' and not absolute")
@@ -21,7 +21,7 @@ def _relative_name(name: str) -> str:
 
 
 def _possible(path: str) -> str:
-    """Refuse a path that no file system opens: it would fail where files are only looked for."""
+    """Refuse paths beyond the limits of file systems, which would fail in later checks."""
     if len(path.encode()) >= MAX_PATH or any(len(part.encode()) > MAX_NAME for part in path.split("/")):
         raise ValueError(f"a path below {MAX_PATH} bytes, of names up to {MAX_NAME}")
     return path
@@ -40,7 +40,7 @@ def _path(text: str) -> str:
 
 
 def _details(details: dict[str, Any]) -> dict[str, Any]:
-    """Check the fields that decide anything."""
+    """Check the fields of `details` that the code reads."""
     for name in ("reasons", "passes_over"):
         if not isinstance(found := details.get(name, []), list) or not all(isinstance(each, str) for each in found):
             raise ValueError(f"{name} as a list of strings")
@@ -64,7 +64,7 @@ class FileEntry:
 
 @dataclass(config=STRICT)
 class InputEntry:
-    """Path, kind and hash of one input. A path leads outside of the artifact: to another one, or to raw files."""
+    """Path, kind and hash of an input; the path leads to another artifact or to raw files."""
 
     path: Annotated[str, AfterValidator(_path)]
     kind: Line

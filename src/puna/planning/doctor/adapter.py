@@ -22,8 +22,8 @@ from puna.formats.checkpoint.safe_files import find_file, read_json
 from puna.formats.checkpoint.safetensors.header import StoredTensor, read_header
 from puna.model.config import LlamaConfig
 from puna.pipeline.errors import CheckpointError
-from puna.planning.doctor.directory.files import check_files
-from puna.planning.doctor.directory.opened import find_safely
+from puna.planning.doctor.hf.files import check_files
+from puna.planning.doctor.hf.opened import find_safely
 from puna.planning.doctor.report import Report, listed
 from puna.planning.doctor.values import check_values, readable, scan
 

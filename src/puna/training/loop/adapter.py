@@ -6,10 +6,10 @@ from puna.formats.checkpoint.adapters.adapter import open_adapter, read_lora, re
 from puna.formats.checkpoint.adapters.folder import is_adapter
 from puna.formats.checkpoint.adapters.save import save_adapter
 from puna.formats.checkpoint.checkpoint import Checkpoint
-from puna.model.adapted import AdapterShape, add_adapter, attach, set_dropout
+from puna.model.adapters.adapted import AdapterShape, add_adapter, attach, set_dropout
 from puna.model.llama import Llama
-from puna.model.quantized import schemes_of
-from puna.model.scheme import describe_schemes
+from puna.model.quantization.quantized import schemes_of
+from puna.model.quantization.scheme import describe_schemes
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.run import Run
 from puna.pipeline.storage.records import read_record

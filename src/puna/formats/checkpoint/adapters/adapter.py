@@ -20,8 +20,8 @@ from puna.formats.checkpoint.adapters.patterns import module_settings, overlappi
 from puna.formats.checkpoint.hf.weights import read_floats
 from puna.formats.checkpoint.safe_files import find_file
 from puna.formats.checkpoint.safetensors.header import StoredTensor, read_header
+from puna.model.adapters.lora import Lora, LowRank
 from puna.model.config import ADAPTED, LlamaConfig
-from puna.model.lora import Lora, LowRank
 from puna.pipeline.errors import CheckpointError
 
 MERGE_HINT = "`puna merge` makes a checkpoint of any adapter and its base"

@@ -10,7 +10,7 @@ from puna.formats.checkpoint.adapters.keys import DOWN, MAGNITUDE, PREFIX, UP
 from puna.formats.checkpoint.safe_files import write_json
 from puna.formats.checkpoint.safetensors.writer import Entry, write_file
 from puna.formats.checkpoint.source import disk_name
-from puna.model.adapted import HEAD, AdaptedLinear, adapted_modules
+from puna.model.adapters.adapted import HEAD, AdaptedLinear, adapted_modules
 from puna.model.llama import Llama
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from puna.formats.checkpoint.compressed.patterns import Targets, parse_targets
 from puna.formats.checkpoint.fields import Fields
 from puna.model.config import LlamaConfig, matrix_shapes
-from puna.model.scheme import Scheme
+from puna.model.quantization.scheme import Scheme
 from puna.pipeline.errors import CheckpointError
 
 METHOD = "compressed-tensors"

@@ -1,7 +1,7 @@
 """A GGUF file <-> metadata and tensor table; tensor data stays in the memory-mapped file.
 
 Supports versions 2 and 3, little-endian. Every count, length and offset is validated against the file before use.
-reader.py interprets the metadata. Source: docs/gguf.md in the ggml repository.
+reader.py interprets the metadata. Source: docs/reference/gguf.md in the ggml repository.
 """
 
 import math

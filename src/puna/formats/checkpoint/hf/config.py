@@ -14,7 +14,7 @@ import torch
 from puna.formats.checkpoint.compressed.config import render_quantization
 from puna.formats.checkpoint.fields import MAX_SIZE, Fields
 from puna.model.config import LlamaConfig, RopeScaling
-from puna.model.scheme import Scheme
+from puna.model.quantization.scheme import Scheme
 from puna.pipeline.errors import CheckpointError, ConfigError
 
 ARCHITECTURE = "LlamaForCausalLM"

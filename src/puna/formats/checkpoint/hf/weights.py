@@ -17,8 +17,8 @@ from puna.formats.checkpoint.safetensors.header import StoredTensor
 from puna.formats.checkpoint.source import Source, disk_name
 from puna.model.config import LlamaConfig, matrix_shapes
 from puna.model.llama import Llama
-from puna.model.quantized import PackedWeight, Quantized, empty_quantized
-from puna.model.scheme import Scheme
+from puna.model.quantization.quantized import PackedWeight, Quantized, empty_quantized
+from puna.model.quantization.scheme import Scheme
 from puna.pipeline.errors import CheckpointError
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

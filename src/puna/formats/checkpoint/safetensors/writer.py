@@ -13,7 +13,7 @@ from puna.formats.checkpoint.safe_files import write_json
 from puna.formats.checkpoint.safetensors.header import INDEX_NAME, SINGLE_NAME
 from puna.formats.checkpoint.source import Source, disk_name, tensor_shapes
 from puna.model.llama import Llama
-from puna.model.quantized import PackedWeight, Quantized
+from puna.model.quantization.quantized import PackedWeight, Quantized
 from puna.pipeline.artifacts.artifact import fsync
 from puna.pipeline.errors import CheckpointError
 

@@ -18,8 +18,8 @@ from puna.inference.engine.runners.cuda_graphs import Recorded, compiled, vary
 from puna.inference.engine.runners.runner import Span
 from puna.inference.engine.runners.torch_pages import TorchPages
 from puna.model.attend import attend_singly
-from puna.model.float8 import multiplies_float8
 from puna.model.llama import Block, Llama
+from puna.model.quantization.float8 import multiplies_float8
 from puna.model.rope import rope_tables
 
 # What a row of inputs has before its pages: a token and its position.

@@ -13,6 +13,7 @@ from torch import nn
 
 from puna.inference.engine.cache.paged_cache import PAGE_LEN
 from puna.inference.engine.runners.runner import Span
+from puna.model.adapters.lora import Lora
 from puna.model.config import ADAPTED, LlamaConfig
 from puna.model.kernels.native import (
     MAX_HEAD_DIM,
@@ -30,8 +31,7 @@ from puna.model.kernels.native import (
     unpacked,
 )
 from puna.model.llama import Block, Embedding, Linear, Llama
-from puna.model.lora import Lora
-from puna.model.quantized import PackedWeight, QuantizedLinear
+from puna.model.quantization.quantized import PackedWeight, QuantizedLinear
 
 
 class NativeRunner:

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import torch
 
+from puna.model.adapters.lora import Lora
 from puna.model.config import LlamaConfig
-from puna.model.lora import Lora
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from puna.inference.engine.cache.paged_cache import PAGE_LEN
 from puna.inference.engine.runners.decode_step import DecodeStep
 from puna.inference.engine.runners.runner import Span
 from puna.inference.engine.runners.torch_pages import TorchPages
+from puna.model.adapters.lora import Lora, LowRank
 from puna.model.attend import attend_behind_prefix, attend_causally, attend_singly
 from puna.model.llama import Llama
-from puna.model.lora import Lora, LowRank
 
 
 class TorchRunner:

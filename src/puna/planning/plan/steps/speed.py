@@ -16,11 +16,12 @@ from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig
 from puna.model.kernels.device import choose_device
 from puna.model.llama import Llama
+from puna.model.precision import torch_dtype
+from puna.pipeline.config import Precision
 from puna.planning.plan.arithmetic import forward_flops
 
 # FLOPs of a probe's forward pass, and the tokens that it keeps at least.
 PROBE_FLOPS, LEAST_TOKENS, MAX_VOCABULARY = 1e10, 256, 16_384
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Reading, hashing, writing and reading back: a byte of weights that passes through a stage.
 BYTES_PER_SECOND = 150e6
 
@@ -75,10 +76,10 @@ def time_passes(compute: Callable[[], object]) -> float:
 
 
 @cache
-def forward_seconds(widths: LlamaConfig, lengths: Lengths, precision: str) -> float:
+def forward_seconds(widths: LlamaConfig, lengths: Lengths, precision: Precision) -> float:
     """Return the seconds of one forward pass over a batch in torch, logits included."""
     small, few = reduced(widths, lengths)
-    model, dtype = probe_network(small), DTYPES[precision]
+    model, dtype = probe_network(small), torch_dtype(precision)
     tokens_T = torch.arange(sum(few), device=model.device) % small.vocab_size
     positions_T = torch.cat([torch.arange(length, device=model.device) for length in few])
 

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 
 from puna.data.packing import Batch, Packer
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.model.adapted import AdapterShape, add_adapter
+from puna.model.adapters.adapted import AdapterShape, add_adapter
 from puna.model.config import ADAPTED, LlamaConfig
 from puna.model.kernels.device import choose_device
+from puna.model.precision import torch_dtype
+from puna.pipeline.config import Precision
 from puna.pipeline.errors import DataError
 from puna.pipeline.estimate import Estimate, Known, Sketch
 from puna.pipeline.machine import machine_memory
@@ -25,7 +27,6 @@ from puna.planning.plan.arithmetic import Device, Machine
 from puna.planning.plan.steps.facts import dataset_of, network_of, tokenizer_of, tokenizer_path
 from puna.planning.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 from puna.planning.plan.steps.speed import (
-    DTYPES,
     Lengths,
     flops_of,
     probe_network,
@@ -131,11 +132,11 @@ def _seconds(
 
 @cache
 def _batch_seconds(
-    widths: LlamaConfig, lengths: Lengths, trained_share: float, precision: str, rank: int, is_recomputed: bool
+    widths: LlamaConfig, lengths: Lengths, trained_share: float, precision: Precision, rank: int, is_recomputed: bool
 ) -> float:
     """Return the seconds of a batch forth and back, of the loss of the next token on a share of its tokens."""
     small, few = reduced(widths, lengths)
-    dtype, num_tokens = DTYPES[precision], sum(few)
+    dtype, num_tokens = torch_dtype(precision), sum(few)
     model = probe_network(small, dtype if rank else torch.float32)
     if rank:
         add_adapter(model, AdapterShape(["all"], rank, 1.0), seed=0)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from puna.data.packing import Batch
-from puna.model.adapted import adapted_modules
+from puna.model.adapters.adapted import adapted_modules
 from puna.model.config import ADAPTED
 from puna.model.llama import Llama
 from puna.pipeline.machine import machine_memory

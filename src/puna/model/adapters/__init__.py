@@ -1,0 +1,1 @@
+"""LoRA adapters: low-rank matrices beside the linear layers of a frozen network."""

@@ -1,0 +1,1 @@
+"""Quantization schemes, and linear layers and embeddings with quantized weights."""
