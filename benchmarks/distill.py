@@ -32,12 +32,12 @@ from puna.model.attend import packed_attend
 from puna.model.config import LlamaConfig
 from puna.model.kernels.threads import cpu_limit
 from puna.model.llama import Llama
-from puna.training.labelling.local import LocalTeacher
-from puna.training.labelling.teacher import Item
 from puna.training.objectives.distillation.divergence import Divergence
 from puna.training.objectives.distillation.stored_labels import StoredLabels
 from puna.training.objectives.losses import summed_over_tokens
 from puna.training.objectives.next_token import NextToken
+from puna.training.teacher.local import LocalTeacher
+from puna.training.teacher.teacher import Item
 
 VOCAB_SIZE = 128_256
 SIZES = {

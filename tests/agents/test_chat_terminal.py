@@ -156,7 +156,8 @@ def test_a_full_conversation_says_so_and_a_failed_answer_is_not_kept(monkeypatch
     with pytest.raises(ChatError, match="/new"):
         converse(dialogue)
     sampler = ScriptedSampler()
-    sampler.stream = lambda prompt, params: (chunk for chunk in [Chunk(finish_reason="error", error="broken")])  # type: ignore[method-assign]
+    failed = [Chunk(finish_reason="error", error=RuntimeError("broken"))]
+    sampler.stream = lambda prompt, params: (chunk for chunk in failed)  # type: ignore[method-assign]
     dialogue, _ = new_dialogue(sampler)
     with pytest.raises(RequestError, match="broken"):
         dialogue.ask(Message("user", "Hi"))

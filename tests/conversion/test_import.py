@@ -101,7 +101,7 @@ def test_what_is_no_model_is_refused_with_what_was_expected(tmp_path: Path, perf
     (tmp_path / "empty" / "model.gguf").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"Name the file: .*model\.gguf"):
         perform_stage("import", tmp_path / "ours", source=str(tmp_path / "empty"))
-    with pytest.raises(ConfigError, match="either source or hub"):
+    with pytest.raises(ConfigError, match="exactly one of source and hub"):
         perform_stage("import", tmp_path / "ours")
 
 
@@ -311,7 +311,7 @@ def test_a_hub_name_is_a_name(name: str):
 
 
 @pytest.mark.parametrize(
-    ("licence", "said"), [("", "licence: unknown"), ("llama31", "'llama31' is none that Puna knows"), ("llama3.1", "")]
+    ("licence", "said"), [("", "licence: unknown"), ("llama31", "'llama31' is unknown"), ("llama3.1", "")]
 )
 def test_terms_that_a_release_would_stop_at_are_said_at_once(
     tmp_path: Path, perform_stage: Callable[..., bool], licence: str, said: str

@@ -165,7 +165,7 @@ def test_into_a_quantized_base_nothing_is_merged_and_the_float_one_is_named(
         )
     (tmp_path / "theirs").mkdir()
     save_quantized(tmp_path / "theirs")
-    with pytest.raises(ConfigError, match="Merge into the float checkpoint that it was made of"):
+    with pytest.raises(ConfigError, match="Merge into the float checkpoint of this base"):
         perform_stage("merge", tmp_path / "out", adapter=str(adapter), base=str(tmp_path / "theirs"))
     assert not (tmp_path / "out").exists()
 
@@ -192,9 +192,9 @@ def test_an_adapter_trained_here_is_merged_and_its_other_base_is_told(
     perform_stage("merge", tmp_path / "out", **merge)
     assert receipts(tmp_path / "out")["adapter_kept"].value > 0.999
     log = tmp_path / ".runs" / "out" / "log.txt"
-    assert "was trained beside" not in log.read_text()
+    assert "was trained on" not in log.read_text()
     perform_stage("sft", tmp_path / "other", **{**training, "steps": 1})
     perform_stage("merge", tmp_path / "out", **{**merge, "base": str(tmp_path / "other")})
-    assert f"was trained beside {checkpoint_path.resolve()}" in log.read_text()
+    assert f"was trained on {checkpoint_path.resolve()}" in log.read_text()
     roles = json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"]
     assert (roles["adapter"]["kind"], roles["base"]["kind"]) == ("adapter", "checkpoint")

@@ -559,7 +559,7 @@ def test_a_quantized_parent_is_refused(tmp_path: Path) -> None:
 
 
 def test_text_that_is_measured_on_is_not_calibrated_on(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="calibration leaves no token to foresee"):
+    with pytest.raises(ConfigError, match="every calibration text is also in data"):
         pruned(tmp_path / "a", size=LEFT, num_tokens=10**5, calibration_texts=TEXTS[:5])
     run = pruned(
         tmp_path / "b",
@@ -568,7 +568,7 @@ def test_text_that_is_measured_on_is_not_calibrated_on(tmp_path: Path) -> None:
         calibration_tokens=10**5,
         calibration_texts=[*TEXTS[:5], *CALIBRATION[:20]],
     )
-    assert "5 of 25 calibration texts are also measured on: left out" in (run.directory / "log.txt").read_text()
+    assert "5 of 25 calibration texts are also in data: left out" in (run.directory / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_fp8_is_the_mlps_of_the_inner_layers(tmp_path: Path) -> None:
 def test_calibration_leaves_out_what_is_compared_on(tmp_path: Path) -> None:
     shared = write_texts(tmp_path / "calibration", [*TEXTS[:10], *CALIBRATION[:5]])
     run = quantized(tmp_path, scheme="int4", method="gptq", calibration=[shared], num_tokens=10**6)
-    assert "10 of 15 calibration texts are also compared on: left out" in (run.directory / "log.txt").read_text()
+    assert "10 of 15 calibration texts are also in data: left out" in (run.directory / "log.txt").read_text()
     again = tmp_path / "again"
     again.mkdir()
     with pytest.raises(ConfigError, match="every calibration text is also in data"):
@@ -272,7 +272,7 @@ WRONG = [
     ({"scheme": "fp8", "group_size": 32}, "no group_size with fp8"),
     ({"scheme": "fp8", "method": "gptq", "calibration": ["c"]}, "no gptq with fp8"),
     ({"method": "gptq"}, "which needs it"),
-    ({"calibration": ["c"]}, "belongs to the method gptq"),
+    ({"calibration": ["c"]}, "method 'gptq' and calibration go together"),
     ({"calibration_tokens": 5}, "no calibration_tokens without gptq"),
     ({"method": "gptq", "calibration": ["c", "d"]}, "the same path"),
 ]

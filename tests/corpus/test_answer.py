@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from test_serve import KEY, serving
 
-from puna.corpus.synthesize.asking import Ask, Asker, Reply
-from puna.corpus.synthesize.picking import Candidate, Rule
+from puna.corpus.synthesize.answer_sampling import AnswerSampler, Attempt, Reply
+from puna.corpus.synthesize.rejection_sampling import Candidate, SelectionRule
 from puna.data.dataset import Dataset
 from puna.data.preference import Preference
 from puna.evaluation.tasks import Question
@@ -21,8 +21,10 @@ from puna.evaluation.tasks.reward_model import RewardModel
 from puna.formats.chat.conversation import Conversation, Message, ToolCall
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.inference.completer.completer import Completer, Sampling
-from puna.inference.completer.endpoint import FIRST_WAIT, EndpointCompleter
+from puna.inference.completer.endpoint import EndpointCompleter
+from puna.inference.completer.http import EndpointClient
 from puna.inference.completer.local import LocalCompleter
+from puna.inference.completer.settings import EndpointConfig
 from puna.inference.engine.options import EngineOptions
 from puna.model.reward import become_reward_model
 from puna.pipeline.artifacts import artifact
@@ -36,8 +38,8 @@ NINE, SIX = "We open at nine.", "We close at six."
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=24)
 
 
-def asker(model: Completer) -> Asker:
-    return Asker(model, SAMPLING, seed=0)
+def asker(model: Completer) -> AnswerSampler:
+    return AnswerSampler(model, SAMPLING, seed=0)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -121,13 +123,13 @@ def test_words_that_no_rule_judges_are_taken_and_counted(perform_stage: Perform,
     told = {"questions": [str(tmp_path / "conversations.jsonl")], "checkpoint": str(model_path), "max_tokens": 24}
     perform_stage("answer", tmp_path / "out", **told, judge="grade")
     log = (tmp_path / ".runs" / "out" / "log.txt").read_text()
-    assert "answers that no rule judges, taken for being words: 1" in log
+    assert "answers without a grading rule, accepted because the answer is text without a call: 1" in log
 
 
 def test_an_answer_does_not_depend_on_what_else_is_asked(model_path: Path):
     model = asker(LocalCompleter.open(model_path, EngineOptions(max_batch=4)))
     questions = [Question(f"q{n}", Conversation((Message("user", f"Open {n}?"),)), {}) for n in range(3)]
-    asks = [Ask(question, number) for question in questions for number in range(3)]
+    asks = [Attempt(question, number) for question in questions for number in range(3)]
     together = model.reply(asks, lambda done: None)
     alone = [model.reply([ask], lambda done: None)[0] for ask in reversed(asks)]
     assert together == alone[::-1]
@@ -143,23 +145,23 @@ def test_an_interrupted_run_asks_nothing_twice_and_ends_the_same(
     monkeypatch.setattr("puna.corpus.synthesize.answer.ROUNDS", 1)
     settings = {**settings, "max_batch": 5, "preferences": True}
     perform_stage("answer", tmp_path / "whole", **settings)
-    answer, asked = Asker.reply, list[Ask]()
+    answer, asked = AnswerSampler.reply, list[Attempt]()
 
-    def fail_at_third(self: Asker, asks: list[Ask], tell: Any) -> list[Reply]:
+    def fail_at_third(self: AnswerSampler, asks: list[Attempt], tell: Any) -> list[Reply]:
         if len(asked) == 10:
             raise KeyboardInterrupt
         asked.extend(asks)
         return answer(self, asks, tell)
 
-    monkeypatch.setattr(Asker, "reply", fail_at_third)
+    monkeypatch.setattr(AnswerSampler, "reply", fail_at_third)
     with pytest.raises(KeyboardInterrupt):
         perform_stage("answer", tmp_path / "out", **settings)
     path = tmp_path / ".runs" / "out" / "journals" / "answering.jsonl"
     header, *chunks = path.read_bytes().splitlines(keepends=True)
     assert len(chunks) == 2
     path.write_bytes(header + chunks[0] + chunks[1][:100])  # cut short by a power loss
-    again = list[Ask]()
-    monkeypatch.setattr(Asker, "reply", lambda self, asks, tell: again.extend(asks) or answer(self, asks, tell))
+    again = list[Attempt]()
+    monkeypatch.setattr(AnswerSampler, "reply", lambda self, asks, tell: again.extend(asks) or answer(self, asks, tell))
     perform_stage("answer", tmp_path / "out", **settings)
     assert len(again) == 24 - 5
     assert artifact.content_hash(tmp_path / "out") == artifact.content_hash(tmp_path / "whole")
@@ -209,7 +211,7 @@ def test_each_answer_is_kept_or_has_one_reason(keep: Any, kept: list[int]):
         candidate(4, "  ", 0.0),
         candidate(5, "We op", 0.5, failure="cut off before its end"),
     ]
-    picked = Rule(keep, 0.5, has_pairs=True).pick(QUESTION, candidates)
+    picked = SelectionRule(keep, 0.5, has_pairs=True).select(QUESTION, candidates)
     assert [each.metadata["number"] for each in picked.conversations] == kept
     reasons = {row["number"]: row["reason"].partition(":")[0] for row in picked.rejected}
     assert reasons.keys() == set(range(6)) - set(kept)
@@ -220,9 +222,13 @@ def test_each_answer_is_kept_or_has_one_reason(keep: Any, kept: list[int]):
 
 
 def test_without_a_difference_there_is_no_pair():
-    alike = Rule("all", None, has_pairs=True).pick(QUESTION, [candidate(0, "a", 1.0), candidate(1, "b", 1.0)])
+    alike = SelectionRule("all", None, has_pairs=True).select(
+        QUESTION, [candidate(0, "a", 1.0), candidate(1, "b", 1.0)]
+    )
     assert alike.preference is None and alike.rejected[-1]["reason"] == "no pair: all answers have the same score"
-    none_good = Rule("best", 1.0, has_pairs=True).pick(QUESTION, [candidate(0, "a", 0.0), candidate(1, "b", 0.5)])
+    none_good = SelectionRule("best", 1.0, has_pairs=True).select(
+        QUESTION, [candidate(0, "a", 0.0), candidate(1, "b", 0.5)]
+    )
     assert none_good.rejected[-1]["reason"] == "no pair: no answer is good" and not none_good.conversations
 
 
@@ -268,8 +274,8 @@ def says(content: str | None, finish_reason: str = "stop", **more: Any) -> dict[
 
 def ask(url: str, waits: list[float] | None = None, question: Question = QUESTION, number: int = 0) -> Reply:
     slept = [] if waits is None else waits
-    model = EndpointCompleter(url, "m", "secret", 2, wait=slept.append)
-    return asker(model).reply([Ask(question, number)], lambda done: None)[0]
+    client = EndpointClient(EndpointConfig(url=url, model="m", concurrency=2), "secret", wait=slept.append)
+    return asker(EndpointCompleter(client)).reply([Attempt(question, number)], lambda done: None)[0]
 
 
 def test_a_server_of_ours_answers_as_the_checkpoint_itself(
@@ -294,7 +300,7 @@ def test_what_passes_is_tried_again(monkeypatch: Any):
     waits: list[float] = []
     with endpoint(lambda body, number: script[number]) as (url, requests):
         assert ask(url, waits) == Reply(Message("assistant", "At nine."), 5)
-    assert waits == [7.0, FIRST_WAIT * 2]
+    assert waits[0] == 7.0 and 0.5 <= waits[1] <= 1.0, "Retry-After, then back-off with jitter"
     assert requests[0] == requests[2] and requests[0]["key"] == "Bearer secret"
     assert requests[0]["messages"] == [{"role": "user", "content": "Open?"}] and requests[0]["max_tokens"] == 24
 
@@ -309,8 +315,8 @@ def test_an_endpoint_that_stays_away_ends_the_run_with_what_to_do():
     waits: list[float] = []
     with endpoint(lambda body, number: (500, b"")) as (url, requests), pytest.raises(RequestError, match="goes on"):
         ask(url, waits)
-    assert len(requests) == 6 and len(waits) == 5
-    with pytest.raises(RequestError, match="does not answer"):
+    assert len(requests) == 8 and len(waits) == 7
+    with pytest.raises(RequestError, match="failed 8 times"):
         ask(url)
 
 
@@ -318,7 +324,7 @@ def test_an_endpoint_that_stays_away_ends_the_run_with_what_to_do():
     "status, answer, failure",
     [
         (400, {"error": {"message": "too long"}}, "the endpoint refuses: 400 too long"),
-        (200, b"<html>", "the endpoint's answer cannot be read: Expecting value"),
+        (200, b"<html>", "the endpoint's answer cannot be read"),
         (200, {"choices": []}, "the endpoint's answer cannot be read: list index"),
         (200, says("At ni", "length"), "cut off before its end"),
         (200, says(None, tool_calls=[{"function": {"name": "f", "arguments": "{"}}]), "the endpoint's answer cannot"),
@@ -355,10 +361,10 @@ def test_calls_go_out_and_come_back_in_openais_spelling():
         ({"endpoint": "http://x"}, "exactly one of 'checkpoint' and 'endpoint'"),
         ({"checkpoint": None, "endpoint": "x", "model": "m"}, "begins with http"),
         ({"checkpoint": None, "endpoint": "http://x"}, "'model' beside 'endpoint'"),
-        ({"judge": "reward"}, "'reward' beside judge"),
+        ({"judge": "reward"}, "'reward' exactly if judge"),
         ({"judge": "none"}, "keep = 'all' for several answers without a judge"),
         ({"judge": "none", "num_answers": 1, "min_score": 0.5}, "no min_score without a judge"),
-        ({"judge": "none", "preferences": True}, "preferences with a judge"),
+        ({"judge": "none", "preferences": True}, "preferences only with a judge"),
         ({"num_answers": 1, "preferences": True}, "num_answers of at least 2"),
         ({"temperature": 0}, "a temperature above 0 for several answers"),
     ],
@@ -371,5 +377,5 @@ def test_settings_that_do_not_fit_together_are_refused(
 
 
 def test_when_no_answer_is_good_the_first_reason_is_told(perform_stage: Perform, settings: Settings, tmp_path: Path):
-    with pytest.raises(DataError, match=r"no answer can be learned from.* First: cut off before its end"):
+    with pytest.raises(DataError, match=r"no answer is fit for training.* rejected: cut off before its end"):
         perform_stage("answer", tmp_path / "out", **{**settings, "max_tokens": 1})

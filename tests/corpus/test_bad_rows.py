@@ -73,8 +73,8 @@ RECORDS: list[tuple[Row | str | bytes, str]] = [
     ({"messages": None}, "neither 'text' nor 'messages'"),
     ({"messages": {}}, "messages is dict"),
     ({"messages": "Is it cold?"}, "messages is a string that is not JSON"),
-    ({"messages": []}, "no assistant speaks"),
-    ({"messages": [ASK]}, "no assistant speaks"),
+    ({"messages": []}, "without an assistant message"),
+    ({"messages": [ASK]}, "without an assistant message"),
     ({"messages": ["Is it cold?", "A little."]}, r"messages[0] is str"),
     ({"messages": [None, SAY]}, "messages[0] is NoneType"),
     ({"messages": [{"content": "a"}, SAY]}, "messages[0] has no role"),
@@ -158,10 +158,10 @@ RECORDS: list[tuple[Row | str | bytes, str]] = [
     (said({}, {}, history=[["a", "b"]], chat_history=[["a", "b"]]), "the column 'chat_history' belongs"),
     (said({}, {}, history=[["a"]]), "history[0] is no pair"),
     (said({}, {}, history="a"), "history is a string that is not JSON"),
-    (said({}, {}, prompt="Is it hot?"), "the column 'prompt' says what the messages do not"),
+    (said({}, {}, prompt="Is it hot?"), "the column 'prompt' has text that is missing from the messages"),
     (said({}, {}, conversations=[{"from": "human", "value": "b"}]), "the column 'conversations' holds other messages"),
     (said({}, {}, mask="Assistant"), "the column 'mask' is 'Assistant'"),
-    (said({}, {}, text="Another page."), "the column 'text' says what the messages do not"),
+    (said({}, {}, text="Another page."), "the column 'text' has text that is missing from the messages"),
     # Other spellings
     ({"prompt": "Is it cold?", "completion": "No.", "label": True}, "the column 'label' judges one answer alone (KTO)"),
     ({"messages": CHAT, "kto_tag": False}, "the column 'kto_tag' judges one answer alone (KTO)"),
@@ -186,7 +186,7 @@ RECORDS: list[tuple[Row | str | bytes, str]] = [
     (said({}, {}, today="2025-03-05"), "today '2025-03-05'"),
     (said({}, {}, builtin_tools=["bing"]), "builtin_tools has 'bing'"),
     ({**said({}, {}), "id": "same"}, ""),
-    ({**said({"content": "Is it warm?"}, {}), "id": "same"}, "an id that an earlier row has: 'same', raw.jsonl row"),
+    ({**said({"content": "Is it warm?"}, {}), "id": "same"}, "an id of an earlier row: 'same', raw.jsonl row"),
 ]
 
 PREFERENCES: list[tuple[Row | str | bytes, str]] = [
@@ -194,9 +194,9 @@ PREFERENCES: list[tuple[Row | str | bytes, str]] = [
     ({**PAIR, "prompt": "", "question": "Is it warm?"}, ""),
     ({**PAIR, "prompt": [], "messages": [ASK]}, ""),
     ({**PAIR, "prompt": ""}, "a prompt without words"),
-    ({**PAIR, "prompt": []}, "a prompt that nobody has to answer"),
+    ({**PAIR, "prompt": []}, "a prompt without a message to answer"),
     ({**PAIR, "prompt": [{**ASK, "content": " "}]}, "a prompt without words"),
-    ({**PAIR, "prompt": CHAT}, "a prompt that nobody has to answer"),
+    ({**PAIR, "prompt": CHAT}, "a prompt without a message to answer"),
     ({**PAIR, "prompt": 3}, "prompt is int"),
     ({**PAIR, "prompt": None, "instruction": "Is it cold?", "input": ["in Oslo"]}, "input is list; expected a string"),
     ({**PAIR, "prompt": None, "instruction": [ASK], "input": "in Oslo"}, "instruction is a list beside input"),
@@ -215,7 +215,7 @@ PREFERENCES: list[tuple[Row | str | bytes, str]] = [
     ({**PAIR, "strength": "huge"}, "strength 'huge'"),
     ({**PAIR, "images": ["a.png"]}, "the column 'images' belongs to the prompt"),
     ({**PAIR, "system": 3}, "the column 'system' is int"),
-    ({**PAIR, "question": "Is it hot?"}, "the column 'question' says what the messages do not"),
+    ({**PAIR, "question": "Is it hot?"}, "the column 'question' has text that is missing from the messages"),
     (
         {"chosen": CHAT, "rejected": [ASK, {**SAY, "content": "No."}], "history": [["a", "b"]]},
         "the column 'history' belongs",
@@ -359,7 +359,7 @@ def test_files_of_another_form_than_their_name_have_one_reason(ingest: Any, tmp_
     write(raw / "wide.jsonl", line.decode().encode("utf-16"))
     write(raw / "archive.jsonl", b"PK\x03\x04rest")
     write(raw / "huge.jsonl", b'{"text": "' + b"a" * 3000 + b'"}\n' + line)
-    monkeypatch.setattr("puna.corpus.ingest.rows.MAX_LINE_BYTES", 2000)
+    monkeypatch.setattr("puna.corpus.ingest.row_files.MAX_LINE_BYTES", 2000)
     rows, rejected = ingest(format="records")
     assert [row["id"] for row in rows] == [
         *(
@@ -434,7 +434,7 @@ def test_a_file_whose_name_is_no_text_is_read(ingest: Any, tmp_path: Path):
 
 TASKMASTER: list[tuple[Any, str]] = [
     ({"utterances": 3}, "not laid out as a dialogue"),
-    ({"utterances": []}, "no assistant speaks"),
+    ({"utterances": []}, "without an assistant message"),
     ({"utterances": [3]}, "not laid out as a dialogue"),
     ({"utterances": [{"speaker": "user", "text": 3, "annotations": []}]}, "not laid out as a dialogue"),
     ({"utterances": [{"speaker": "assistant", "text": "Hi", "annotations": [3]}]}, "not laid out as a dialogue"),
@@ -442,7 +442,7 @@ TASKMASTER: list[tuple[Any, str]] = [
     ({"utterances": [{"speaker": ["user"], "text": "Hi", "annotations": []}]}, "role ['user']"),
     ({"scenario": float("nan")}, "JSON cannot hold"),
     ({"conversation_id": 3}, "a conversation_id of type int"),
-    ({"conversation_id": "tea"}, "an id that an earlier row has"),
+    ({"conversation_id": "tea"}, "an id of an earlier row"),
 ]
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from puna.corpus.ingest.read import Accepted, Rejected
 from puna.corpus.ingest.records import read_pairs, read_records
+from puna.corpus.ingest.results import Accepted, Rejected
 from puna.data.shards import read_rows
 from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
@@ -337,7 +337,7 @@ def test_pairs_of_one_prompt_may_share_its_id(ingest: Callable[..., Ingested]):
     assert [row["id"] for row in found.rows] == ["p", "raw.jsonl:2", "raw.jsonl:3"]
     found = ingest([{"id": "raw.jsonl:3", "prompt": QUESTION, **TEXTS, "rejected": "Late."}, *rows], "preferences")
     assert [row["id"] for row in found.rows] == ["raw.jsonl:3", "p", "raw.jsonl:4"]
-    assert "an id that an earlier row has: 'raw.jsonl:3', raw.jsonl row 1" in found.reasons[3]
+    assert "an id of an earlier row: 'raw.jsonl:3', raw.jsonl row 1" in found.reasons[3]
 
 
 # One result from every file

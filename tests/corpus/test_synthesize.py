@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from puna.corpus.synthesize.content.layouts import LAYOUTS, MAX_LINES
+from puna.corpus.synthesize.content.names import Split, split_of
+from puna.corpus.synthesize.content.scenes import Scene
+from puna.corpus.synthesize.content.talk import NOT_SAID, TALK
+from puna.corpus.synthesize.content.values import draw_digits, draw_identifier
 from puna.corpus.synthesize.conversations import questions
 from puna.corpus.synthesize.languages.others import LANGUAGES
-from puna.corpus.synthesize.matter.layouts import LAYOUTS, MAX_LINES
-from puna.corpus.synthesize.matter.names import Split, split_of
-from puna.corpus.synthesize.matter.scenes import Scene
-from puna.corpus.synthesize.matter.talk import NOT_SAID, TALK
-from puna.corpus.synthesize.matter.values import draw_digits, draw_identifier
-from puna.corpus.synthesize.pages import ask_in_vain, draw_page
+from puna.corpus.synthesize.pages import ask_unanswerable, draw_page
 from puna.corpus.synthesize.phrases import PHRASES
 from puna.corpus.synthesize.questions import QUESTIONS
 from puna.corpus.synthesize.synthesize import Config, make_documents, make_scenes, run
@@ -122,7 +122,7 @@ def test_a_refused_question_has_no_answer_on_the_page():
             answered = {form.format(**fact.slots, asked=day) for fact in page.facts for form in QUESTIONS[fact.kind]
                         for day in fact.asked or ("",)}  # fmt: skip
             for _ in range(5):
-                asked = ask_in_vain(world, page, rng)
+                asked = ask_unanswerable(world, page, rng)
                 assert NOT_SAID in asked.answer and asked.question not in answered
 
 
@@ -261,7 +261,7 @@ def test_shares_say_what_is_drawn():
 
 
 def test_shares_that_exceed_one_are_refused():
-    with pytest.raises(ValueError, match="add up to 1"):
+    with pytest.raises(ValueError, match="a sum of at most 1"):
         Config(organization_share=0.6, language_share=0.5)
 
 

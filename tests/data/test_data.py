@@ -62,7 +62,7 @@ class Lengths(Dataset):
     def __getitem__(self, index: int) -> Any:
         return index
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return f"row {index}"
 
 
@@ -182,7 +182,9 @@ def test_a_long_document_is_encoded_once_not_once_a_piece():
 
 def test_where_every_conversation_is_too_long_the_packer_says_so():
     packer = packer_over([11, 12, 13], batch_tokens=10, context=10, is_cut=False)
-    with pytest.raises(DataError, match="every conversation is longer than the context; expected at most 10 tokens"):
+    with pytest.raises(
+        DataError, match="every conversation is longer than the context; expected conversations of at most 10"
+    ):
         packer.next(Position(0, 1))
 
 
@@ -284,7 +286,7 @@ def test_a_dataset_is_all_its_sources_in_order(dataset_path: Path, tmp_path: Pat
     rows = [dataset[index] for index in range(len(dataset))]
     assert [row.text for row in rows if isinstance(row, Document)] == ["one", "two", "three"]
     assert [row.id for row in rows if isinstance(row, Conversation)] == [f"order {n}" for n in range(12)]
-    assert dataset.place(2).endswith("documents-2.parquet row 1")
+    assert dataset.location(2).endswith("documents-2.parquet row 1")
 
 
 def test_a_source_without_rows_of_the_kind_is_named(dataset_path: Path, tmp_path: Path):
@@ -299,7 +301,7 @@ def test_a_conversation_that_cannot_be_trained_on_is_named_by_its_row(tmp_path: 
     packer = Packer(
         Dataset([tmp_path]), NextToken(chat, False, False).encode, seed=0, batch_tokens=9, context=9, is_cut=False
     )
-    with pytest.raises(ChatError, match=r"conversations\.jsonl row 1: .*nothing to learn"):
+    with pytest.raises(ChatError, match=r"conversations\.jsonl row 1: .*no message to train on"):
         packer.next(Position())
 
 

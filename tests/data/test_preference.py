@@ -65,7 +65,7 @@ def test_an_edited_answer_is_better_than_both_whatever_the_strength():
         ({"rejected": []}, "rejected of 0 messages; expected messages that begin and end with the assistant"),
         ({"chosen": [said("user", "Hi")]}, "chosen of 1 messages; expected messages that begin and end with"),
         ({"chosen": [{"role": "assistant", "content": 3}]}, r"chosen: messages\[0\].content is int"),
-        ({"prompt": [said("assistant", "Hi")]}, "a prompt that nobody has to answer"),
+        ({"prompt": [said("assistant", "Hi")]}, "a prompt without a message to answer"),
         ({"prompt": None}, "chosen and rejected begin with different messages"),
         ({"rejected": row(0)["chosen"]}, "chosen and rejected are the same"),
         ({"edited": row(0)["chosen"]}, "edited is one of the other answers"),

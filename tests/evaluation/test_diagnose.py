@@ -261,7 +261,7 @@ def test_a_student_far_surer_than_its_teacher_is_told(run_of: Callable[..., Path
     teacher = run_of("sft", "young", steps=14)
     path = run_of("distill", "surer", teacher=str(teacher), teacher_weight=0.0)
     finding = labels.entropy_gap(read(path))
-    assert finding is not None and "overstates" in finding.remedy
+    assert finding is not None and "overconfident" in finding.remedy
 
 
 def test_a_teacher_that_foresees_the_text_worse_than_its_student_is_told(run_of: Callable[..., Path]):
@@ -399,7 +399,7 @@ def test_a_student_too_small_for_what_its_teacher_knows_is_told(
 def test_rows_that_are_there_twice_are_told(run_of: Callable[..., Path], room: Path):
     data = write_rows(room / "twice", [conversation(n % 30, id=str(n)) for n in range(60)])
     finding = fit.data_duplicated(read(run_of("sft", "twice trained", data=[str(data)], steps=2)))
-    assert finding is not None and finding.seen.startswith("50% of the rows")
+    assert finding is not None and finding.seen.startswith("50% of the examined rows")
 
 
 def test_few_aligned_spans_are_told(distilled: Path):

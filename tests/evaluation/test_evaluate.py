@@ -12,6 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from rich.console import Console
+from test_answer import endpoint, says
 
 from puna.data.shards import read_rows, write_jsonl
 from puna.evaluation.evaluate import evaluate
@@ -28,6 +29,7 @@ from puna.inference.engine.outputs import Completion
 from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.config import LlamaConfig
 from puna.model.llama import Llama
+from puna.pipeline.config import parse_config
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.run import Run
 
@@ -341,7 +343,7 @@ def test_an_interrupted_run_asks_no_checkpoint_again(tmp_path: Path, monkeypatch
 
 
 def test_a_model_that_fails_on_a_question_gets_no_score_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = [Completion([], "", "error", 5, error="the logits are not finite")]
+    failed = [Completion([], "", "error", 5, error=FloatingPointError("the logits are not finite"))]
     sampler = Scripted({})
     monkeypatch.setattr(sampler, "complete", lambda prompts, params, *, progress=None: failed * len(prompts))
     monkeypatch.setattr(LocalSampler, "open", lambda path, **_: sampler)
@@ -371,3 +373,51 @@ def test_several_tasks_are_scored_together_and_apart(tmp_path: Path) -> None:
 def test_a_checkpoints_name_cannot_leave_the_folder(name: str) -> None:
     with pytest.raises(ValidationError, match="names of letters"):
         Config(checkpoints={name: Path("x")}, tasks=[Path("y")])
+
+
+# Endpoints
+
+
+def test_an_endpoint_is_evaluated_beside_a_checkpoint_and_an_interrupted_evaluation_keeps_its_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [asked(index) for index in range(8)]
+    script(monkeypatch, {"a": {question.id: right(question) for question in words}}, words)
+    monkeypatch.setattr(evaluate, "CHUNK", 4)
+    model, task, run = write_model(tmp_path / "a", 0), write_task(tmp_path / "shop", words), new_run(tmp_path / "run")
+
+    def answer(body: dict[str, Any], number: int) -> tuple[int, Any]:
+        index = body["messages"][-1]["content"].removeprefix("What of ").removesuffix("?")
+        done = {**says(f"It costs {index}."), "usage": {"completion_tokens": 5, "prompt_tokens": 9}}
+        return (401, {"error": {"message": "no credit"}}) if is_empty and number > 4 else (200, done)
+
+    with endpoint(answer) as (url, requests):
+        settings = {"url": url, "model": "large", "concurrency": 1}
+        table = {"checkpoints": {"large": settings, "a": str(model)}, "tasks": [str(task)], "max_batch": 1}
+        config = parse_config(Config, table, where="evaluate")
+        assert config.inputs().keys() == {"checkpoints.a", "tasks.0"}
+        is_empty = True
+        with pytest.raises(ConfigError, match="401 no credit"):
+            evaluate.run(config, run)
+        is_empty, num_before = False, len(requests)
+        evaluate.run(config, run)
+        assert len(requests) == num_before + 4 and {body["model"] for body in requests} == {"large"}
+    assert "large: 4 of 8 questions were answered before the interruption" in printed(run)
+    found = scores(run)
+    assert found["checkpoints"]["large"]["overall"]["score"] == 1.0
+    assert (found["differences"][0]["checkpoint"], found["differences"][0]["against"]) == ("a", "large")
+    speed = json.loads((run.output / "speed.json").read_text())["large"]
+    assert (speed["weight_bytes"], speed["generated_tokens"], speed["prompt_tokens"]) == (0, 8 * 5, 8 * 9)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"url": "ftp://host/v1", "model": "m"}, "http"),
+        ({"url": "http://host/v1"}, "model"),
+        ({"url": "http://host/v1", "model": ""}, "model"),
+    ],
+)
+def test_an_endpoint_has_an_address_and_a_model(tmp_path: Path, table: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(Config, {"checkpoints": {"large": table}, "tasks": [str(tmp_path)]}, where="evaluate")

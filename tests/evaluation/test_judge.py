@@ -267,7 +267,7 @@ def test_an_answer_that_the_two_orders_disagree_about_is_wrong_and_counted(trial
     assert (rows[10]["score"], rows[10]["judged"], rows[11]["score"]) == (0, True, 1)
     assert rows[10]["reason"] == "undecided: the judge's two orders disagree"
     assert json.loads((trial.run.output / "judge.json").read_text())["undecided"] == {"a": 1}
-    assert "Undecided, and so wrong: 1 of a." in (trial.run.output / "report.md").read_text()
+    assert "Undecided, counted as wrong: 1 of a." in (trial.run.output / "report.md").read_text()
     assert "a: the judge left 1 of 12 answers undecided" in printed(trial.run)
 
 
@@ -372,7 +372,7 @@ def test_only_what_can_be_judged_is_asked_where_that_is_wanted(trial: Trial) -> 
     assert [row["id"] for row in rows] == ["q0", "q4"]
     assert "left out 10 of 12 questions" in printed(trial.run)
     assert json.loads((trial.run.output / "scores.json").read_text())["left_out"] == 10  # the gate tells it
-    with pytest.raises(ConfigError, match="only_judged where no question can be judged"):
+    with pytest.raises(ConfigError, match="only_judged, but nothing can judge the answer to any question"):
         trial(only_judged=True)
 
 

@@ -13,7 +13,7 @@ from test_adapter import assert_same_logits, read_merged, trained
 
 from puna.formats.checkpoint.adapters.adapter import open_adapter
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
-from puna.formats.checkpoint.adapters.keys import place_of
+from puna.formats.checkpoint.adapters.keys import parse_key
 from puna.formats.checkpoint.adapters.reference import SideBySide
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.pipeline.errors import CheckpointError, ConfigError
@@ -152,7 +152,7 @@ def test_a_module_under_two_names_is_refused(written: Trained, tmp_path: Path):
     ],
 )
 def test_names_of_saved_modules_lead_to_the_tensor_of_the_base(key: str, name: str, part: str):
-    place = place_of(key)
+    place = parse_key(key)
     assert place is not None and (place.name, place.part) == (f"{name}.weight", part)
 
 

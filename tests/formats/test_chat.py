@@ -238,7 +238,7 @@ def test_the_mask_covers_every_assistant_message_and_its_end_and_nothing_else():
 
 @pytest.mark.parametrize("messages", [(), (Message("user", "Hi"),)])
 def test_a_conversation_without_anything_to_learn_is_refused(messages: tuple[Message, ...]):
-    with pytest.raises(ChatError, match=r"'c7' has nothing to learn.*one assistant message"):
+    with pytest.raises(ChatError, match=r"'c7' has no message to train on.*one assistant message"):
         chat().encode(Conversation(messages, id="c7"))
 
 

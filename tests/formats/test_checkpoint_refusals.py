@@ -345,7 +345,7 @@ WEIGHT_CHANGES = [
     ({"strategy": "group", "group_size": 0}, "group_size"),
     ({"strategy": "group", "group_size": -3}, "group_size"),
     ({"strategy": "group", "group_size": 2**40}, "group_size"),
-    ({"strategy": "group", "group_size": 5}, "groups that divide"),
+    ({"strategy": "group", "group_size": 5}, "group size that divides"),
     ({"strategy": "channel", "group_size": 16}, "strategy"),
     ({"block_structure": [2, 2]}, "block_structure"),
     # What could be read, but is not what the files hold.

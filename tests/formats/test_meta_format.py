@@ -446,5 +446,5 @@ def test_the_process_that_looks_into_pickles_reaches_no_server_and_no_disk(tmp_p
     with (tmp_path / "file").open("rb") as file, pytest.raises(CheckpointError, match="ended with status"):
         run_confined(write, file, max_bytes=100)
     assert not target.exists() or not target.read_text()
-    with (tmp_path / "file").open("rb") as file, pytest.raises(CheckpointError, match="expected an answer of at most"):
+    with (tmp_path / "file").open("rb") as file, pytest.raises(CheckpointError, match="expected a result of at most"):
         run_confined("print('x' * 10**6)", file, max_bytes=1000)

@@ -71,7 +71,7 @@ def test_copies_that_differ_between_shards_are_refused_with_the_file(
         (lambda state: state.update(step=3), "'step' is a int"),
         (lambda state: state.update(more={"a": torch.ones(1)}), "'more' is a dict"),
         (lambda state: state.update(names=["a"]), "EMPTY_LIST"),
-        (lambda state: state.update({"norm.weight": torch.ones(1).bfloat16().expand(64)}), "repeats no element"),
+        (lambda state: state.update({"norm.weight": torch.ones(1).bfloat16().expand(64)}), "without repeated elements"),
     ],
 )
 def test_tensors_that_params_json_does_not_describe_are_refused(
@@ -278,7 +278,7 @@ def test_a_view_is_what_torch_reads_or_refused_where_it_repeats_elements(tmp_pat
     if kind in APART:
         assert torch.equal(Shard.open(path).view("w"), theirs)
         return
-    with pytest.raises(CheckpointError, match="repeats no element"):
+    with pytest.raises(CheckpointError, match="without repeated elements"):
         Shard.open(path)
 
 

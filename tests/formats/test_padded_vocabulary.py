@@ -26,11 +26,11 @@ from puna.pipeline.config import parse_config
 from puna.pipeline.errors import ConfigError
 from puna.testing.tiny_checkpoint import edit_json, save, tokenizer
 from puna.training.distill import Config, require_fit
-from puna.training.labelling.local import LocalTeacher
-from puna.training.labelling.teacher import Item
 from puna.training.objectives.distillation.divergence import Divergence
 from puna.training.objectives.distillation.live_teacher import LiveTeacher
 from puna.training.objectives.distillation.stored_labels import StoredLabels
+from puna.training.teacher.local import LocalTeacher
+from puna.training.teacher.teacher import Item
 
 Perform = Callable[..., bool]
 # Rows that would have most of the mass if they counted.

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from puna.corpus.ingest.read import Accepted
 from puna.corpus.ingest.records import read_records
+from puna.corpus.ingest.results import Accepted
 from puna.data.dataset import Dataset
 from puna.data.shards import write_jsonl
 from puna.formats.chat.conversation import Conversation

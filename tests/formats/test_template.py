@@ -215,5 +215,5 @@ def test_an_empty_message_is_continued_as_an_open_header_is():
 
 @pytest.mark.parametrize("messages", [(), (Message("user", "Where?"),), ROUND[:2], ROUND[:3]])
 def test_only_text_of_the_assistant_can_be_continued(messages: tuple[Message, ...]):
-    with pytest.raises(ChatError, match="which is to be continued"):
+    with pytest.raises(ChatError, match="message to continue"):
         ChatFormat(ours()).prompt_to_continue(Conversation(messages))

@@ -266,7 +266,9 @@ def test_a_flag_of_few_numbers_is_read_as_a_number(puna: Puna, tmp_path: Path) -
 
 
 def test_a_verb_without_any_setting_says_what_it_needs(puna: Puna, tmp_path: Path) -> None:
-    assert "[import] with no settings; expected either source or hub" in puna("import", "--out", tmp_path / "out")
+    assert "[import] with no settings; expected exactly one of source and hub" in puna(
+        "import", "--out", tmp_path / "out"
+    )
 
 
 def test_a_flag_before_the_verb_is_named_with_its_place(puna: Puna) -> None:

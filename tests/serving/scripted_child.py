@@ -18,6 +18,10 @@ from puna.serving.generation.messages import Facts, error_to_json, frame
 CRASH, HANG, REFUSED, FAILING = 200, 201, 202, 203  # first ids of prompts
 
 
+class TooComplexError(RequestError):
+    """A request error from outside the error tree, as a library in the engine could define it."""
+
+
 class ScriptedEngine:
     """Answers every prompt with one token a step, `slots` at once, in turns of the tenants."""
 
@@ -65,8 +69,8 @@ class ScriptedEngine:
             running[1] -= 1
             reason = None if running[1] > 0 else "length"
             if running[0][0] == FAILING:
-                refusal = RequestError("what came later", expected="something simpler", param="response_format")
-                chunks.append((request, Chunk(finish_reason="error", error=str(refusal), refusal=refusal)))
+                error = TooComplexError("what came later", expected="something simpler", param="response_format")
+                chunks.append((request, Chunk(finish_reason="error", error=error)))
                 self._remove(request)
                 continue
             chunks.append((request, Chunk((65,), "A", finish_reason=reason)))

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from scripted_child import CRASH, FAILING, HANG, REFUSED
+from scripted_child import CRASH, FAILING, HANG, REFUSED, TooComplexError
 from test_adapters import write_adapter
 from test_engine import tiny_model, tiny_tokenizer
 from test_serve import SENTENCES, save_tiny, serving
@@ -363,14 +363,14 @@ def test_messages_come_back_as_they_were():
     refusal = RequestError("a", expected="b", hint="C", param="d")
     chunks = [
         (1, Chunk((5, 6), "Zoë \ud800\x00", (entry,), None, (None, entry))),
-        (2, Chunk(finish_reason="error", error="RequestError: a", refusal=refusal)),
+        (2, Chunk(finish_reason="error", error=TooComplexError("a", expected="b", hint="C", param="d"))),
     ]
     report = Report(
         chunks, [(3, None), (4, refusal), (5, ValueError("secret"))], Usage(1, 2, 3, {"": 1}, {"0": 2}, 4, [0.5])
     )
     found = report_from_json(json.loads(frame(report_to_json(report))[LENGTH.size :]))
     assert found.usage == report.usage and found.chunks[0] == chunks[0]
-    for error in (found.chunks[1][1].refusal, found.settled[1][1]):
+    for error in (found.chunks[1][1].error, found.settled[1][1]):
         assert isinstance(error, RequestError) and vars(error) == vars(refusal)
     assert found.settled[0] == (3, None) and "secret" not in str(found.settled[2][1])
     params = SamplingParams(

@@ -22,10 +22,10 @@ from puna.model.llama import Llama
 from puna.pipeline.config import parse_config
 from puna.pipeline.errors import ConfigError
 from puna.training.distill import Config, live_teacher
-from puna.training.labelling.local import LocalTeacher
 from puna.training.objectives.distillation.cross_tokenizer import AcrossTokenizers, live_knowledge, span_divergence
 from puna.training.objectives.distillation.live_teacher import LiveTeacher
 from puna.training.objectives.distillation.on_policy import Answering, OnPolicyTeacher, Pool
+from puna.training.teacher.local import LocalTeacher
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 

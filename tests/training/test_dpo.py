@@ -292,7 +292,7 @@ def test_what_cannot_be_trained_on_is_refused(
         perform_stage("dpo", tmp_path / "out", **{**settings, "data": [str(dataset_path)]})
     with pytest.raises(ConfigError, match="no fresh_identifiers: answers are compared as they were judged"):
         perform_stage("dpo", tmp_path / "out", **settings, fresh_identifiers=True)
-    with pytest.raises(DataError, match="longer than the context; expected at most 16 tokens"):
+    with pytest.raises(DataError, match="longer than the context; expected conversations of at most 16"):
         perform_stage("dpo", tmp_path / "out", **{**settings, "context": 16})
     with pytest.raises(ValidationError):
         Config.model_validate({**settings, "strengths": ["stronger"]})

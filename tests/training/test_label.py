@@ -17,8 +17,8 @@ from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.model.compare import logits_of
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import ArtifactError, ConfigError, DataError
-from puna.training.labelling.local import LocalTeacher
-from puna.training.labelling.shards import ShardDirectory
+from puna.training.teacher.local import LocalTeacher
+from puna.training.teacher.shards import ShardDirectory
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -207,7 +207,7 @@ def test_labels_without_a_header_are_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"has no labels.json.*puna label"):
         read_header(tmp_path)
     (tmp_path / "labels.json").write_text('{"teacher": "x"}')
-    with pytest.raises(DataError, match=r"labels\.json: tokenizer.* a header as `puna label` writes it"):
+    with pytest.raises(DataError, match=r"labels\.json: tokenizer.* a header written by `puna label`"):
         read_header(tmp_path)
 
 

@@ -24,7 +24,7 @@ Settings = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("puna.training.labelling.endpoint.Endpoint._delay", lambda *_: 0.0)
+    monkeypatch.setattr("puna.inference.completer.http.RetryPolicy.delay", lambda *_, **__: 0.0)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_killed_run_asks_only_for_what_is_missing(
     [
         ({"scores_by": "nothing"}, {}, ConfigError, "does not score texts .*no such route.*endpoint.answers = true"),
         ({"max_logprobs": 5}, {}, ConfigError, "greater than max allowed: 5.*Lower top_k"),
-        ({"key": "s3cret"}, {}, ConfigError, "refused: 401 bad key.*endpoint.key_variable"),
+        ({"key": "s3cret"}, {}, ConfigError, "answers 401 bad key.*key_variable"),
         ({}, {"key_variable": "NOT_SET_ANYWHERE"}, ConfigError, "NOT_SET_ANYWHERE is not set"),
         ({"faults": ["503"] * 8}, {}, RequestError, "failed 8 times, at last: 503 too busy"),
         ({"faults": ["redirect"] * 9}, {}, ConfigError, "does not score texts .*307"),

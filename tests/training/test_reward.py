@@ -208,7 +208,7 @@ def test_a_reward_model_is_taken_for_nothing_else_and_nothing_else_for_one(
     dataset_path: Path,
     tmp_path: Path,
 ):
-    with pytest.raises(CheckpointError, match="is a reward model; expected a model that writes"):
+    with pytest.raises(CheckpointError, match="is a reward model; expected a language model"):
         Checkpoint.open(reward_path)
     with pytest.raises(CheckpointError, match="is a reward model"):
         start = {"start": str(reward_path), "size": None, "tokenizer": None}

@@ -425,7 +425,7 @@ def test_data_that_cannot_be_trained_on_is_refused_by_its_place(
         perform_stage("sft", tmp_path / "out", **{**training, "context": 64})
     with (copy_of_dataset / "conversations.jsonl").open("a") as file:
         file.write(json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + "\n")
-    with pytest.raises(ChatError, match=r"conversations\.jsonl row 13: .*nothing to learn from"):
+    with pytest.raises(ChatError, match=r"conversations\.jsonl row 13: .*no message to train on"):
         perform_stage("sft", tmp_path / "out", **{**training, "data": [str(copy_of_dataset)], "steps": 20})
     (copy_of_dataset / "conversations.jsonl").unlink()
     with pytest.raises(DataError, match=r"expected conversations\*"):

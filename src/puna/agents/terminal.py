@@ -41,7 +41,7 @@ class Answer(NamedTuple):
     message: Message
     num_tokens: int
     reason: FinishReason | None
-    error: str
+    error: Exception | None
 
 
 def talk(checkpoint: Path, start: Conversation, overrides: dict[str, Any]) -> None:
@@ -98,8 +98,8 @@ class Dialogue:
             self.conversation = conversation.with_message(answer.message)
 
     def _stream(self, prompt: list[int], params: SamplingParams) -> Answer:
-        """Print text as tokens arrive; a possible tool call is held back until the parser has decided."""
-        num_tokens, reason, error = 0, None, ""
+        """Print the text of an answer while it comes; what may be a tool call comes when that is certain."""
+        num_tokens, reason, error = 0, None, None
         reader, parts = MessageStream(self._format, self.conversation.tools), list[Part]()
         stream = self._sampler.stream(prompt, params)
         try:

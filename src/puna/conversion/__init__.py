@@ -1,1 +1,1 @@
-"""A checkpoint becomes another one without training: import, export, merge, prune, quantize."""
+"""Conversion of checkpoints without training: import, export, merge, prune, quantize."""

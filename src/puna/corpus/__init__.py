@@ -1,1 +1,1 @@
-"""Training data: documents read from files, and conversations that are generated."""
+"""Training data: documents and conversations from files, and generated conversations."""

@@ -36,14 +36,14 @@ class Dataset:
     def __init__(self, sources: Sequence[Path], kinds: Sequence[str] = TEXTS):
         self.parts: list[tuple[str, Path, Sequence[Any]]] = []
         for source in sources:
-            found = [(kind, path, rows) for kind in kinds for path, rows in _shards(source, kind)]
-            if not any(len(rows) for _, _, rows in found):
+            parts = [(kind, path, rows) for kind in kinds for path, rows in _shards(source, kind)]
+            if not any(len(rows) for _, _, rows in parts):
                 suffixes = {LABELS: "-*.safetensors"}
                 names = " or ".join(kind + suffixes.get(kind, "*.jsonl / *.parquet") for kind in kinds)
                 raise DataError(f"no rows in {source}", expected=names)
-            self.parts += found
+            self.parts += parts
         if not self.parts:
-            raise DataError("an empty list of datasets", expected="at least one")
+            raise DataError("an empty list of datasets", expected="at least one dataset")
         self.ends = list(accumulate(len(rows) for _, _, rows in self.parts))
 
     def __len__(self) -> int:
@@ -61,13 +61,15 @@ class Dataset:
         if kind == LABELS:
             return rows[line]
         if kind == "documents":
-            return Document.from_json(rows[line], where=self.place(index))
+            return Document.from_json(rows[line], where=self.location(index))
         try:
             return (Preference if kind == "preferences" else Conversation).from_json(rows[line])
         except ChatError as error:
-            raise ChatError(f"{self.place(index)}: {error.given}", expected=error.expected, hint=error.hint) from None
+            raise ChatError(
+                f"{self.location(index)}: {error.given}", expected=error.expected, hint=error.hint
+            ) from None
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Return "FILE row N" for error messages."""
         part, line = self._find(index)
         return f"{self.parts[part][1]} row {line + 1}"

@@ -25,7 +25,7 @@ from puna.pipeline.storage.records import read_record
 
 HEADER = "labels.json"
 FORMAT = 1
-# An id and the bits before it in its first byte lie in four bytes.
+# `unpack_ids` reads four bytes per id: up to 7 bits of the previous id, and the id.
 MAX_BITS = 25
 
 
@@ -49,9 +49,9 @@ class LabelledRow:
     def columns(self) -> dict[str, torch.Tensor]:
         """Return the labels as columns of an `Example`: one row per token, zeros for tokens without a label."""
         labelled_N = np.flatnonzero(self.mask_T[1:]) + 1
-        found = {"top_ids": self.top_ids_NK, "top": self.top_NK, "tail": self.tail_N, "chosen": self.chosen_N}
+        labels = {"top_ids": self.top_ids_NK, "top": self.top_NK, "tail": self.tail_N, "chosen": self.chosen_N}
         columns: dict[str, torch.Tensor] = {}
-        for name, values in found.items():
+        for name, values in labels.items():
             rows = np.zeros((len(self.ids_T), *values.shape[1:]), values.dtype)
             rows[labelled_N] = values
             columns[name] = torch.from_numpy(rows)
@@ -87,9 +87,11 @@ def read_header(directory: Path) -> LabelHeader:
     """Read labels.json; DataError for a missing file or an unknown format version."""
     path = directory / HEADER
     try:
-        header = read_record(path, LabelHeader, expected="a header as `puna label` writes it", error=DataError)
+        header = read_record(path, LabelHeader, expected="a header written by `puna label`", error=DataError)
     except FileNotFoundError:
-        raise DataError(f"{directory} has no {HEADER}", expected="labels", hint="`puna label` makes them") from None
+        raise DataError(
+            f"{directory} has no {HEADER}", expected="a directory of labels", hint="`puna label` writes labels"
+        ) from None
     if header.format != FORMAT:
         raise DataError(f"{path} has format {header.format}", expected=f"format {FORMAT}")
     return header
@@ -137,7 +139,7 @@ class LabelRows(Sequence[LabelledRow]):
             )
             self.top_k = int(shapes["top"][1])
         except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
-            raise DataError(f"{path} cannot be read ({error})", expected="labels as `puna label` writes them") from None
+            raise DataError(f"{path} cannot be read ({error})", expected="labels written by `puna label`") from None
         self._check(shapes)
 
     def _check(self, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -159,7 +161,7 @@ class LabelRows(Sequence[LabelledRow]):
             and 0 < self._bits <= MAX_BITS
         )
         if not fits:
-            raise DataError(f"{self.path} holds labels whose sizes do not fit together", hint="Make it again")
+            raise DataError(f"{self.path} holds labels of inconsistent sizes", hint="Run `puna label` again")
 
     def __len__(self) -> int:
         return len(self._token_starts) - 1
@@ -171,9 +173,9 @@ class LabelRows(Sequence[LabelledRow]):
     def __getitem__(self, index: int | slice) -> LabelledRow | list[LabelledRow]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        tokens = slice(self._token_starts[place], self._token_starts[place + 1])
-        labels = slice(self._label_starts[place], self._label_starts[place + 1])
+        row = range(len(self))[index]
+        tokens = slice(self._token_starts[row], self._token_starts[row + 1])
+        labels = slice(self._label_starts[row], self._label_starts[row + 1])
         packed_NP = self._read("top_ids", labels)
         return LabelledRow(
             self._read("ids", tokens),

@@ -45,8 +45,7 @@ class Example:
         return Example(self.ids[part], self.mask[part], {name: rows[part] for name, rows in self.columns.items()})
 
 
-# A row and a source of randomness -> the examples that it is: several stay together, in one batch and in this order;
-# none if the row is passed over.
+# (row, random generator) -> examples of the row, which stay in one batch in this order; () skips the row.
 Encode = Callable[[object, random.Random], Sequence[Example]]
 
 
@@ -173,7 +172,8 @@ class Packer:
                 position = self._next_row(position)
                 if not pieces and position.epoch > start.epoch + 1:
                     raise DataError(
-                        "every conversation is longer than the context", expected=f"at most {self.context} tokens"
+                        "every conversation is longer than the context",
+                        expected=f"conversations of at most {self.context} tokens",
                     )
                 continue
             fitting, position = self._take(examples, position, room)
@@ -205,7 +205,7 @@ class Packer:
         """Yield the first rows of epoch 0 as (place, examples)."""
         for index in range(min(count, len(self.dataset))):
             examples = self._read(Position(0, index))
-            yield self.dataset.place(int(self._order[index])), examples
+            yield self.dataset.location(int(self._order[index])), examples
 
     def is_too_long(self, examples: Sequence[Example]) -> bool:
         """Return whether the examples of a row exceed the context, or together a batch."""
@@ -225,7 +225,7 @@ class Packer:
             try:
                 examples = self.encode(row, random.Random(f"{self.seed} {start.epoch} {index}"))
             except ChatError as error:
-                given = f"{self.dataset.place(index)}: {error.given}"
+                given = f"{self.dataset.location(index)}: {error.given}"
                 raise ChatError(given, expected=error.expected, hint=error.hint) from None
             self._last = start, examples
         return self._last[1]

@@ -11,7 +11,7 @@ from puna.formats.chat.conversation import Conversation, Message
 from puna.formats.chat.format import ChatFormat
 from puna.formats.tokenizer import Tokenizer
 
-# Read where no data is given: a sentence in each of Llama 3.1's languages, and one dialogue.
+# Texts for comparisons without a dataset: a sentence per language of Llama 3.1.
 PROBES = (
     "The shop opens at nine, and the parcel 48151 is on its way.",
     "Der Laden öffnet um neun; das Paket wiegt 3,5 kg.",

@@ -53,7 +53,9 @@ class Preference:
 
     def __post_init__(self) -> None:
         if not self.prompt.messages or self.prompt.messages[-1].role == "assistant":
-            raise ChatError("a prompt that nobody has to answer", expected="one that ends with a user or a tool")
+            raise ChatError(
+                "a prompt without a message to answer", expected="a prompt that ends with a user or tool message"
+            )
         for name in ANSWERS:
             answer: Answer = getattr(self, name)
             if answer or name != "edited":
@@ -62,7 +64,7 @@ class Preference:
         if chosen == rejected:
             raise ChatError("chosen and rejected are the same", expected="answers that differ in the prompt format")
         if edited in (chosen, rejected):
-            raise ChatError("edited is one of the other answers", expected="an answer of its own, or none")
+            raise ChatError("edited is one of the other answers", expected="a third answer, or no edited answer")
         if self.strength and self.strength not in STRENGTHS:
             raise ChatError(f"strength {self.strength!r}", expected=f"one of {', '.join(STRENGTHS)}")
 
@@ -95,26 +97,26 @@ class Preference:
         Raises:
             ChatError: A field is malformed; the error names the field.
         """
-        given = {name: value for name, value in row.items() if value is not None}
-        for name in given:
+        fields = {name: value for name, value in row.items() if value is not None}
+        for name in fields:
             if name not in FIELDS:
                 hint = "Put what else belongs to a preference into `metadata`, or let `puna ingest` do it"
                 raise ChatError(f"unknown field {name}", expected=f"only {', '.join(FIELDS)}", hint=hint)
-        answers = {name: _read_messages(given, name) for name in ANSWERS}
-        prompt = {name: given[name] for name in SETTINGS if name in given}
-        if "prompt" in given:
-            prompt["messages"] = given["prompt"]
+        answers = {name: _read_messages(fields, name) for name in ANSWERS}
+        prompt = {name: fields[name] for name in SETTINGS if name in fields}
+        if "prompt" in fields:
+            prompt["messages"] = fields["prompt"]
         else:
-            answers, prompt["messages"] = _split(answers, given["chosen"])
+            answers, prompt["messages"] = _split(answers, fields["chosen"])
         try:
             conversation = Conversation.from_json(prompt)
         except ChatError as error:
             raise ChatError(f"prompt: {error.given}", expected=error.expected, hint=error.hint) from None
-        told = {"strength": str, "id": str, "metadata": dict}
-        for name, kind in told.items():
-            if name in given and not isinstance(given[name], kind):
-                raise ChatError(f"{name} is {type(given[name]).__name__}", expected=kind.__name__)
-        return cls(conversation, **answers, **{name: given[name] for name in told if name in given})
+        types = {"strength": str, "id": str, "metadata": dict}
+        for name, kind in types.items():
+            if name in fields and not isinstance(fields[name], kind):
+                raise ChatError(f"{name} is {type(fields[name]).__name__}", expected=kind.__name__)
+        return cls(conversation, **answers, **{name: fields[name] for name in types if name in fields})
 
 
 def _require_answer(name: str, answer: Answer) -> None:
@@ -124,9 +126,11 @@ def _require_answer(name: str, answer: Answer) -> None:
         raise ChatError(f"{name} of {len(answer)} messages", expected=expected, hint=hint)
     for index, message in enumerate(answer):
         if message.role not in ("assistant", "tool"):
-            raise ChatError(f"{name}[{index}] is a {message.role} message", expected="the assistant and tools only")
+            raise ChatError(
+                f"{name}[{index}] is a {message.role} message", expected="messages of the assistant and of tools only"
+            )
         if not message.weight:
-            raise ChatError(f"{name}[{index}] has weight 0", expected="answers that are learned from as a whole")
+            raise ChatError(f"{name}[{index}] has weight 0", expected="answer messages of weight 1")
 
 
 def _read_messages(row: dict[str, Any], name: str) -> Answer:
@@ -152,5 +156,7 @@ def _split(answers: dict[str, Answer], raw: Sequence[Any]) -> tuple[dict[str, An
     while size and whole[0][size - 1].role == "assistant":
         size -= 1
     if not size:
-        raise ChatError("chosen and rejected begin with different messages", expected="the same prompt, or `prompt`")
+        raise ChatError(
+            "chosen and rejected begin with different messages", expected="a common prompt, or a field `prompt`"
+        )
     return {name: answer[size:] for name, answer in answers.items()}, list(raw[:size])

@@ -40,7 +40,7 @@ def encode_row(row: dict[str, Any]) -> bytes:
         raise DataError(f"a row that JSON cannot hold ({error})") from None
     try:
         return text.encode() + b"\n"
-    except UnicodeEncodeError:  # a lone surrogate is no character of UTF-8, but has an escape in JSON
+    except UnicodeEncodeError:  # a lone surrogate has no UTF-8 form, but an escape in JSON
         return json.dumps(row, default=str).encode() + b"\n"
 
 

@@ -34,12 +34,12 @@ def align(tokens: Sequence[bytes], other: Sequence[bytes]) -> list[Span]:
     if b"".join(tokens) != b"".join(other):
         raise DataError("two tokenizers that spell a text differently", expected="the same bytes and special tokens")
     spans: list[Span] = []
-    place = other_place = first = other_first = 0
-    while place < len(ends) and other_place < len(other_ends):
-        if ends[place] == other_ends[other_place]:
-            spans.append(Span(first, place + 1, other_first, other_place + 1))
-            first, other_first = place + 1, other_place + 1
-        behind = ends[place] <= other_ends[other_place]
-        other_place += other_ends[other_place] <= ends[place]
-        place += behind
+    index = other_index = first = other_first = 0
+    while index < len(ends) and other_index < len(other_ends):
+        if ends[index] == other_ends[other_index]:
+            spans.append(Span(first, index + 1, other_first, other_index + 1))
+            first, other_first = index + 1, other_index + 1
+        behind = ends[index] <= other_ends[other_index]
+        other_index += other_ends[other_index] <= ends[index]
+        index += behind
     return spans

@@ -22,7 +22,6 @@ from puna.pipeline.run import Run, ranks
 from puna.planning.plan.arithmetic import FLOAT_BYTES
 from puna.planning.plan.steps.facts import network_of
 from puna.planning.plan.steps.speed import Lengths, forward_seconds
-from puna.training.labelling.local import LocalTeacher
 from puna.training.loop.defaults import adapt
 from puna.training.loop.loop import train
 from puna.training.loop.start import starting_model
@@ -39,6 +38,7 @@ from puna.training.objectives.distillation.stored_labels import StoredLabels
 from puna.training.objectives.next_token import NextToken
 from puna.training.reports.preview.dry_run import estimate_training, starting_tokenizer
 from puna.training.settings import TrainConfig
+from puna.training.teacher.local import LocalTeacher
 
 TOKENIZER_HINT = "Train the student with tokenizer = the teacher's directory, or give divergence.kind = 'spans'"
 

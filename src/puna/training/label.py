@@ -21,6 +21,8 @@ from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.formats.tokenizer.tokenizer import Tokenizer
+from puna.inference.completer.endpoint import EndpointCompleter
+from puna.inference.completer.http import EndpointClient
 from puna.model.kernels.device import DeviceName, choose_device
 from puna.model.precision import torch_dtype
 from puna.pipeline.artifacts import artifact, licence
@@ -33,15 +35,15 @@ from puna.planning.plan.arithmetic import FLOAT_BYTES
 from puna.planning.plan.steps.facts import MAX_SAMPLE, dataset_of, network_of, tokenizer_path
 from puna.planning.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 from puna.planning.plan.steps.speed import weight_seconds
-from puna.training.labelling.answering import AnsweringTeacher
-from puna.training.labelling.endpoint import Endpoint, EndpointConfig
-from puna.training.labelling.local import LocalTeacher
-from puna.training.labelling.rate import LOGITS_BYTES, reading_rate
-from puna.training.labelling.scoring import ScoringTeacher
-from puna.training.labelling.shards import Note, ShardDirectory
-from puna.training.labelling.teacher import Item, Labelled, Teacher
 from puna.training.loop.defaults import MAX_CONTEXT, RowLengths, choose_context, context_reason
 from puna.training.objectives.next_token import NextToken
+from puna.training.teacher.answering import AnsweringTeacher
+from puna.training.teacher.local import LocalTeacher
+from puna.training.teacher.rate import LOGITS_BYTES, reading_rate
+from puna.training.teacher.scoring import ScoringTeacher
+from puna.training.teacher.settings import TeacherEndpoint
+from puna.training.teacher.shards import Note, ShardDirectory
+from puna.training.teacher.teacher import Item, Labelled, Teacher
 
 
 class Config(StageConfig):
@@ -49,7 +51,7 @@ class Config(StageConfig):
 
     data: list[Path] = Field(min_length=1, description="datasets, read as one")
     teacher: Path | None = Field(default=None, description="checkpoint whose labels are kept; quantized ones too")
-    endpoint: EndpointConfig | None = Field(default=None, description="an OpenAI-compatible server in its place")
+    endpoint: TeacherEndpoint | None = Field(default=None, description="an OpenAI-compatible server in its place")
     top_k: int = Field(default=64, ge=1, le=1_048_576, description="most likely tokens that a label names")
     temperature: float = Field(default=1.0, gt=0, le=20, description="softens the labels; distill takes the same")
     every_token: bool = Field(default=False, description="label all tokens, not only what the assistant says")
@@ -155,11 +157,12 @@ def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, Teacher]
         tokenizer = Tokenizer.load(endpoint.tokenizer)
         run.licences.add(licence.identify(config.licence) if config.licence else licence.UNKNOWN)
         key = run.secret(endpoint.key_variable) if endpoint.key_variable else ""
-        server = Endpoint(endpoint, key, run.log)
+        client = EndpointClient(endpoint, key, run.log)
         config = _with_context(config, run, tokenizer, MAX_CONTEXT)
         if endpoint.answers:
-            return config, tokenizer, AnsweringTeacher(server, tokenizer, config.top_k, config.seed)
-        return config, tokenizer, ScoringTeacher(server, tokenizer, config.top_k, config.max_length)
+            completer = EndpointCompleter(client)
+            return config, tokenizer, AnsweringTeacher(completer, endpoint, tokenizer, config.top_k, config.seed)
+        return config, tokenizer, ScoringTeacher(client, endpoint, tokenizer, config.top_k, config.max_length)
     assert config.teacher
     checkpoint = Checkpoint.open(config.teacher)
     tokenizer = checkpoint.tokenizer()
@@ -232,7 +235,7 @@ class _Rows:
                 row = fresh_identifiers(row, source)
             (example,) = self._plain.encode(row, source)
         except ChatError as error:
-            given = f"{self._dataset.place(index)}: {error.given}"
+            given = f"{self._dataset.location(index)}: {error.given}"
             raise ChatError(given, expected=error.expected, hint=error.hint) from None
         return Item(row, example.ids, example.mask)
 

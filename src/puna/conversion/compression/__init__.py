@@ -1,1 +1,1 @@
-"""Smaller networks from larger ones: merge an adapter, prune, quantize."""
+"""Stages that change the weights of a trained network: merge an adapter, prune, quantize."""

@@ -1,7 +1,7 @@
-"""Calibration text and a float model -> the model with each layer rounded by what flows through it, one after another.
+"""Calibration text and a float model -> the model with layers quantized by GPTQ, one after another.
 
-In memory are one layer's Hessians and what the tokens are before that layer; a layer sees its inputs as the rounded
-layers before it make them. Which texts are taken is quantize.py's business.
+The inputs of a layer come from the quantized layers before. Memory holds the Hessians of one layer and the hidden
+states of the text. quantize.py chooses the texts.
 
 Shapes: T tokens, D model width, I inputs of a matrix.
 """
@@ -21,7 +21,7 @@ from puna.pipeline.errors import CheckpointError
 from puna.pipeline.progress import Progress
 
 BATCH_TOKENS = 2048
-# Matrices that read the same inputs share a Hessian, which is summed up at the first of them.
+# Matrices with the same inputs share a Hessian, which is collected at the first matrix of the tuple.
 SHARED = {
     "self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "self_attn.o_proj": ("self_attn.o_proj",),
@@ -31,7 +31,7 @@ SHARED = {
 
 
 class Batch(NamedTuple):
-    """Texts that go through a layer together, as they are before it."""
+    """Hidden states of several packed texts at the input of a layer."""
 
     texts: Sequence[Sequence[int]]
     x_TD: torch.Tensor
@@ -43,14 +43,14 @@ class Batch(NamedTuple):
 def round_by_calibration(
     model: Llama, pieces: Sequence[Sequence[int]], schemes: Mapping[str, Scheme], dtype: torch.dtype, bar: Progress
 ) -> None:
-    """Replace the matrices of `schemes` inside the layers by what GPTQ makes of them, in place."""
+    """Quantize the matrices of `schemes` inside the layers with GPTQ, in place; `dtype` is the dtype of activations."""
     batches = list(text_batches(model.embed_tokens, model.frequencies, pieces, dtype))
     for index, block in enumerate(model.layers):
         assert isinstance(block, Block)
-        wanted = {part: schemes.get(f"layers.{index}.{part}") for parts in SHARED.values() for part in parts}
+        layer_schemes = {part: schemes.get(f"layers.{index}.{part}") for parts in SHARED.values() for part in parts}
         for first, hessian_II in _hessians(block, index, batches).items():
             for part in SHARED[first]:
-                scheme, linear = wanted[part], block.get_submodule(part)
+                scheme, linear = layer_schemes[part], block.get_submodule(part)
                 if scheme and isinstance(linear, Linear):
                     block.set_submodule(part, gptq(linear.weight, hessian_II, scheme))
                     bar.advance()
@@ -61,12 +61,12 @@ def round_by_calibration(
 def text_batches(
     embed_tokens: nn.Module, frequencies: torch.Tensor, pieces: Sequence[Sequence[int]], dtype: torch.dtype
 ) -> Iterator[Batch]:
-    """Yield the texts as they are before the first layer, in batches of about BATCH_TOKENS."""
+    """Yield the embedded texts in packed batches of about BATCH_TOKENS tokens."""
     group: list[Sequence[int]] = []
     for number, piece in enumerate(pieces, start=1):
         group.append(piece)
         if number == len(pieces) or sum(map(len, group)) + len(pieces[number]) > BATCH_TOKENS:
-            tokens_T = torch.tensor([each for ids in group for each in ids], device=frequencies.device)
+            tokens_T = torch.tensor([token for ids in group for token in ids], device=frequencies.device)
             positions_T = torch.cat([torch.arange(len(ids), device=frequencies.device) for ids in group])
             rope = rope_tables(positions_T, frequencies, dtype)
             attend = packed_attend([len(ids) for ids in group])
@@ -75,7 +75,7 @@ def text_batches(
 
 
 def _hessians(block: Block, index: int, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
-    """Return the sum of x x^T over all tokens for the inputs of each matrix, by the first that reads them."""
+    """Return Hessians: sums of x x^T over all tokens for the inputs x of a matrix, by the keys of SHARED."""
     sums: dict[str, torch.Tensor] = {}
 
     def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -94,5 +94,5 @@ def _hessians(block: Block, index: int, batches: Sequence[Batch]) -> dict[str, t
         for handle in handles:
             handle.remove()
     if not all(product_II.isfinite().all() for product_II in sums.values()):
-        raise CheckpointError(f"layer {index} computes values that are not finite", expected="numbers")
+        raise CheckpointError(f"layer {index} computes NaN or infinity", expected="finite activations in every layer")
     return sums

@@ -1,7 +1,7 @@
-"""A model and held-out text -> how far its predictions move when keys and values are kept as int8.
+"""A model and held-out text -> comparison of predictions with an int8 KV cache and with the usual KV cache.
 
-Both are computed by the runner that would serve the model, over pages, a few tokens at a time: all but the newest keys
-and values are read back from the cache. Writes nothing.
+The serving runner computes both, with a paged cache and PIECE tokens at a time: all but the newest keys and values
+come from the cache.
 """
 
 from array import array
@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from puna.inference.engine.cache.paged_cache import num_pages_for
-from puna.inference.engine.engine import open_runner
+from puna.inference.engine.runners.opening import open_runner
 from puna.inference.engine.runners.runner import Runner, Span
 from puna.model.compare import Comparison, require_finite
 from puna.model.llama import Llama
 from puna.pipeline.progress import Progress
 
-# Tokens that are read together.
+# Number of tokens in a forward pass.
 PIECE = 64
 
 
@@ -25,7 +25,7 @@ PIECE = 64
 def compare_caches(
     model: Llama, name: Path, texts: Sequence[list[int]], dtype: torch.dtype, bar: Progress
 ) -> Comparison:
-    """Compare the model with an int8 cache to itself with the usual one; `name` is where it came from."""
+    """Compare an int8 KV cache with the usual KV cache; `name` is the checkpoint's path for error messages."""
     num_pages = num_pages_for(max(map(len, texts)))
     runners = [open_runner(model, num_pages, dtype, is_int8_cache=is_int8) for is_int8 in (False, True)]
     comparison = Comparison()

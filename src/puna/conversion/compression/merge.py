@@ -1,7 +1,13 @@
-"""An adapter and its base -> a checkpoint of their own, with receipts against the two as they compute side by side.
+"""A LoRA adapter and the base checkpoint -> one merged checkpoint, with receipts against the unmerged pair.
 
-A merged weight is rounded to the dtype that it is stored in, and with it what the adapter adds. Measured is what was
-written: the checkpoint is read back from the disk first. Nothing is merged into quantized weights.
+Merging rounds the adapter's update to the dtype of the stored weights. Receipts compare the written checkpoint, read
+back from disk, with base and adapter side by side. A quantized base is refused.
+
+Example:
+    [merge]
+    adapter = "build/sft"
+    base = "llama-8b"
+    data = ["held-out"]
 """
 
 from pathlib import Path
@@ -32,44 +38,54 @@ from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.run import Run
 
 Pieces = list[list[int]]
-# A divergence that float32 itself gives.
+# KL divergence of float32 rounding alone, in nats.
 NOISE = 1e-9
 
 
 class Config(StageConfig):
-    """Make one checkpoint of an adapter and the float weights that it was trained for."""
+    """Settings of `puna merge`: adapter and base, dtype of the result, limits of the receipts."""
 
-    adapter: Path = Field(description="adapter as PEFT writes it")
-    base: Path = Field(description="checkpoint with float weights")
-    data: list[Path] = Field(default=[], description="text to compare on; without it a sentence in each language")
-    dtype: StoredDtype = Field(default="stored", description="dtype to write")
-    tolerance_kl: float = Field(default=0.01, ge=0, description="most mean KL divergence, in nats a token")
-    min_agreement: float = Field(default=0.97, ge=0, le=1, description="least share of equal first choices")
-    min_kept: float = Field(default=0.9, ge=0, le=1, description="least share of the adapter's effect that is kept")
-    num_tokens: int = Field(default=4096, ge=2, description="tokens to compare, at most")
-    context: int = Field(default=1024, ge=2, description="tokens of a text that are read together, at most")
-    precision: Precision = Field(default="float32", description="dtype to compare in")
+    adapter: Path = Field(description="Directory of a PEFT adapter to merge")
+    base: Path = Field(description="Base checkpoint of the adapter, with float weights")
+    data: list[Path] = Field(
+        default=[], description="Held-out text for the receipts; default: a sentence in each language of Llama 3.1"
+    )
+    dtype: StoredDtype = Field(
+        default="stored", description="Dtype of the merged weights; stored keeps the dtype of the base"
+    )
+    tolerance_kl: float = Field(
+        default=0.01, ge=0, description="Largest allowed mean KL(unmerged, merged), in nats per token"
+    )
+    min_agreement: float = Field(
+        default=0.97, ge=0, le=1, description="Smallest allowed share of tokens with an equal top-1 prediction"
+    )
+    min_kept: float = Field(
+        default=0.9, ge=0, le=1, description="Smallest allowed share of the adapter's effect that survives rounding"
+    )
+    num_tokens: int = Field(default=4096, ge=2, description="Maximum number of tokens to compare")
+    context: int = Field(default=1024, ge=2, description="Maximum length of a text in tokens; longer texts are cut")
+    precision: Precision = Field(default="float32", description="Dtype of activations during the comparison")
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee the merge and the comparison (compress/cost.py)."""
+        """Estimate time and memory of merge and comparison (cost.py)."""
         return estimate_merging(known, self.base, num_tokens=self.num_tokens, precision=self.precision)
 
     def made_of(self) -> dict[str, Path]:
-        """Name the inputs whose licences it inherits: the texts are only compared on."""
+        """Name the inputs with licences that the merged model inherits: adapter and base, not the held-out text."""
         return {"adapter": self.adapter, "base": self.base}
 
 
 def run(config: Config, run: Run) -> None:
-    """Write the merged checkpoint and its receipts; one that does not hold stops the stages after this one."""
+    """Write the merged checkpoint and the receipts; a failed receipt stops later stages."""
     if not is_adapter(config.adapter):
         hint = missing_hint(config.adapter)
-        raise ConfigError(f"adapter = {config.adapter}", expected="an adapter as PEFT writes it", hint=hint)
+        raise ConfigError(f"adapter = {config.adapter}", expected="the directory of a PEFT adapter", hint=hint)
     adapter, base = open_adapter(config.adapter), Checkpoint.open(config.base)
     if base.is_quantized:
         raise _quantized_base(config.base)
-    trained_beside = base_of(config.adapter)
-    if trained_beside and artifact.content_hash(trained_beside) != artifact.content_hash(config.base):
-        run.log(f"the adapter was trained beside {trained_beside}; what it learned may fit {config.base} less well")
+    trained_on = base_of(config.adapter)
+    if trained_on and artifact.content_hash(trained_on) != artifact.content_hash(config.base):
+        run.log(f"the adapter was trained on {trained_on} and may fit {config.base} less well")
     source = merged(base.source(), adapter)
     dtype = base.dtype if config.dtype == "stored" else torch_dtype(config.dtype)
     run.log(f"merging {len(adapter.parts)} tensors of an adapter into {config.base}")
@@ -85,9 +101,9 @@ def run(config: Config, run: Run) -> None:
 
 
 def _prove(config: Config, run: Run, base: Checkpoint, pieces: Pieces, written: torch.dtype) -> None:
-    """Compare the base and the adapter side by side with what was written, and with the base alone.
+    """Write receipts: base and adapter side by side against the merged checkpoint, and against the base alone.
 
-    The reference reads the adapter's files by itself and shares no code with the merge.
+    The side-by-side reference shares no code with the merge.
     """
     dtype = torch_dtype(config.precision)
     model, result = base.load(dtype), Checkpoint.open(run.output).load(dtype)
@@ -97,7 +113,7 @@ def _prove(config: Config, run: Run, base: Checkpoint, pieces: Pieces, written: 
         for ids in pieces:
             side_by_side = require_finite(reference.logits(ids), config.adapter)
             comparison.add(side_by_side, logits_of(result, ids, run.output))
-            # Of a vocabulary that the adapter has changed, the tokens of both count.
+            # An adapter may have grown the vocabulary: compare the tokens that both models have.
             alone = logits_of(model, ids, config.base)
             size = min(alone.shape[1], side_by_side.shape[1])
             effect.add(side_by_side[:, :size], alone[:, :size])
@@ -114,27 +130,27 @@ def _prove(config: Config, run: Run, base: Checkpoint, pieces: Pieces, written: 
         difference_receipt(comparison, parent, written=written, computed=dtype, details=details),
         Receipt("adapter_kept", parent, kept, config.min_kept, kept >= config.min_kept, measured, is_least=True),
     )
-    run.log(f"KL divergence a token: {whole:.2g} between base and adapter, {lost:.2g} between adapter and merged")
+    run.log(f"KL divergence per token: {whole:.2g} between base and adapter, {lost:.2g} between adapter and merged")
     for receipt in receipts:
         receipt.save(run.output)
-        verdict = "holds" if receipt.held else "does not hold; stages that read this stop"
+        verdict = "holds" if receipt.held else "does not hold; later stages stop"
         run.log(f"{receipt.claim}: {receipt.value:.4g}, expected {receipt.limit}: {verdict}")
 
 
 def _quantized_base(base: Path) -> ConfigError:
-    """Say why nothing is merged into rounded weights, and into what instead."""
+    """Return the error for a quantized base, with the float checkpoint to merge into as a hint."""
     parent = _float_parent(base)
     return ConfigError(
-        f"base = {base} is quantized: what an adapter adds is mostly smaller than the steps between its weights, and "
-        "would be lost where they are rounded again",
+        f"base = {base} is quantized: most updates of an adapter are smaller than a quantization step; rounding "
+        "again would lose them",
         expected="float weights",
-        hint=f"Merge into {parent or 'the float checkpoint that it was made of'} and quantize what comes out; or merge "
-        "nothing: `puna serve BASE --adapters FOLDER` runs the adapter beside the quantized base",
+        hint=f"Merge into {parent or 'the float checkpoint of this base'} and quantize the result; or keep the adapter "
+        "apart: `puna serve BASE --adapters FOLDER` runs an adapter on a quantized base",
     )
 
 
 def _float_parent(base: Path) -> Path | None:
-    """Return the checkpoint that a quantized one was made of, if it is still where its manifest says."""
+    """Return the float parent of a quantized checkpoint, if the path in the manifest still exists."""
     inputs = artifact.read_manifest(base).inputs if artifact.is_artifact(base) else {}
     parent = base / inputs["checkpoint"]["path"] if "checkpoint" in inputs else None
     return parent.resolve() if parent and parent.is_dir() else None

@@ -1,7 +1,14 @@
-"""A checkpoint -> a smaller one with its most needed layers, heads and channels, and what that cost.
+"""A checkpoint -> a smaller checkpoint with the most important layers, heads and channels, and the loss in quality.
 
-What is needed is measured on calibration text, what it cost on other text, after each kind of cut and at the end on
-what was written. Trains nothing: a pruned model is where a student begins, which `distill` then teaches.
+Importance is measured on calibration text, the loss in quality on held-out text: after every pruning step, and at the
+end on the checkpoint read back from disk. Pruning trains nothing; `puna distill` trains the pruned model afterwards.
+
+Example:
+    [prune]
+    checkpoint = "llama-8b"
+    data = ["held-out"]
+    calibration = ["corpus"]
+    parameters = "3b"
 """
 
 from collections.abc import Iterator
@@ -12,6 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from pydantic import Field, model_validator
 
+from puna.conversion.compression.calibration_texts import calibration_texts
 from puna.conversion.compression.cost import estimate_pruning, likely_size
 from puna.conversion.compression.pruning.importance import Depth, Importance, Width, measure_importance
 from puna.conversion.compression.pruning.layerwise import Reference, Scores, Texts
@@ -29,6 +37,7 @@ from puna.conversion.compression.pruning.targets import (
     require_reachable,
     target_size,
 )
+from puna.conversion.compression.settings import require_separate_texts
 from puna.data.pieces import cut_examples
 from puna.formats.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.formats.checkpoint.source import Source
@@ -45,34 +54,45 @@ TYINGS: tuple[Tying, ...] = ("embeddings", "head", "mean")
 
 
 class Config(StageConfig):
-    """What shall be left, how the most needed parts are found, and on what the loss is measured."""
+    """Settings of `puna prune`: the target size, the importance criteria and the texts of both measurements."""
 
-    checkpoint: Path = Field(description="checkpoint with float weights")
-    data: list[Path] = Field(min_length=1, description="documents and conversations that it was not trained on")
-    calibration: list[Path] = Field(min_length=1, description="documents and conversations that show what is needed")
-    size: str | Shape | None = Field(default=None, description="the shape of a published size, or a table of widths")
-    parameters: int | str | None = Field(default=None, description='how many parameters at most: 1_000_000, "1.2b"')
+    checkpoint: Path = Field(description="Checkpoint to prune, with float weights")
+    data: list[Path] = Field(min_length=1, description="Held-out documents and conversations, to measure loss on")
+    calibration: list[Path] = Field(min_length=1, description="Documents and conversations to measure importance on")
+    size: str | Shape | None = Field(
+        default=None, description="Target size: a published size such as 1b, or a table of widths"
+    )
+    parameters: int | str | None = Field(
+        default=None, description='Budget of parameters, instead of size: 1_000_000 or "1.2b"'
+    )
     heads: HeadCut = Field(
         default="groups",
-        description="with parameters: key/value heads go with all of theirs, or each loses query heads",
+        description="Heads that a search removes: key/value heads with their query heads, or query heads (within)",
     )
-    multiple: int = Field(default=64, ge=2, description="with parameters: what widths are a multiple of")
+    multiple: int = Field(default=64, ge=2, description="Divisor of all widths that a search with parameters considers")
     depth: Depth = Field(
-        default="divergence", description="layers by how predictions move without them, or how they turn the stream"
+        default="divergence",
+        description="Importance of a layer: KL divergence without the layer, or 1 - cosine of its input and output",
     )
     width: Width = Field(
-        default="contribution", description="heads and channels by what they add, or what the rest can't make up for"
+        default="contribution",
+        description="Importance of heads and channels: size of their output, or optimal brain surgeon (elimination)",
     )
     stream: Literal["rotation", "channels"] = Field(
-        default="rotation", description="a narrower model: turn the residual stream first, or keep channels as they are"
+        default="rotation",
+        description="Channels of a narrower model: principal directions of the residual stream, or original channels",
     )
-    refit: bool = Field(default=True, description="fit what the layers write to the parent's, by least squares")
-    calibration_tokens: int = Field(default=32_768, ge=1, description="tokens to calibrate on, at most")
-    num_tokens: int = Field(default=4096, ge=2, description="tokens to measure the loss on")
-    context: int = Field(default=1024, ge=2, description="tokens of a text that are read together, at most")
-    precision: Precision = Field(default="float32", description="dtype of the activations")
+    refit: bool = Field(
+        default=True, description="Fit output matrices to the parent's residual stream by least squares"
+    )
+    calibration_tokens: int = Field(default=32_768, ge=1, description="Maximum number of calibration tokens")
+    num_tokens: int = Field(default=4096, ge=2, description="Number of held-out tokens to measure loss on")
+    context: int = Field(default=1024, ge=2, description="Maximum length of a text in tokens; longer texts are cut")
+    precision: Precision = Field(default="float32", description="Dtype of activations during measurements")
     tolerance_perplexity: float | None = Field(
-        default=None, ge=0, description="most share that perplexity may grow by; without it nothing stops"
+        default=None,
+        ge=0,
+        description="Largest allowed relative growth of perplexity: 0.1 is 10%; without a value any growth passes",
     )
 
     @model_validator(mode="after")
@@ -80,18 +100,12 @@ class Config(StageConfig):
         if (self.size is None) == (self.parameters is None):
             raise ValueError("exactly one of 'size' (a shape) and 'parameters' (a number)")
         if self.parameters is None and self.model_fields_set & {"heads", "multiple"}:
-            raise ValueError("'heads' and 'multiple' only with 'parameters': a size says both itself")
-        if {path.resolve() for path in self.data} & {path.resolve() for path in self.calibration}:
-            raise ValueError("data and calibration name the same path: measure on other text than you calibrate on")
+            raise ValueError("'heads' and 'multiple' only with 'parameters': a size sets all widths")
+        require_separate_texts(self.data, self.calibration)
         return self
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that `precision` names."""
-        return torch_dtype(self.precision)
-
     def estimate(self, known: Known) -> Estimate:
-        """Foresee the passes over the texts (compress/cost.py)."""
+        """Estimate time and memory of the passes over both texts (cost.py)."""
         parent = network_of(known, self.checkpoint)
         if self.parameters is not None:
             target = likely_size(parent, self.parameters, self.heads, self.multiple)
@@ -111,18 +125,18 @@ class Config(StageConfig):
         )
 
     def made_of(self) -> dict[str, Path]:
-        """Name the inputs whose licences it inherits: on `data` it is only measured."""
+        """Name the inputs with licences that the pruned model inherits: all but the held-out `data`."""
         return {name: path for name, path in self.inputs().items() if not name.startswith("data")}
 
 
 class Origin(NamedTuple):
-    """What is cut: the parent, or where the width shrinks the parent with its stream turned."""
+    """The parent network, and the same network with a rotated residual stream for targets of a smaller width."""
 
     source: Source
     rotated: Source
 
     def of(self, size: LlamaConfig) -> Source:
-        """Return which of them a model of this size is cut from."""
+        """Return the network to slice a model of `size` from."""
         return self.rotated if size.dim < self.source.config.dim else self.source
 
 
@@ -130,7 +144,7 @@ def run(config: Config, run: Run) -> None:
     """Write the pruned checkpoint, report.md with its picture, importance.json and a receipt of the perplexity."""
     parent = Checkpoint.open(config.checkpoint)
     if parent.is_quantized:
-        hint = "Prune first, train what is left, then quantize"
+        hint = "Prune the float checkpoint, train the pruned model, then quantize"
         raise ConfigError(f"checkpoint = {config.checkpoint} is quantized", expected="float weights", hint=hint)
     target = target_size(parent.config, config.size) if config.size is not None else None
     source = parent.source()
@@ -147,45 +161,50 @@ def run(config: Config, run: Run) -> None:
     write_checkpoint(run.output, slice_source(origin.of(target), selection, fitted))
     written = Checkpoint.open(run.output).source()
     name = "refit, as written" if is_refitted else "as written"
-    steps.append(Step(name, target, _score(run, reference, written, "what was written")))
+    steps.append(Step(name, target, _score(run, reference, written, "the written checkpoint")))
     _conclude(config, run, importance, selection, steps, num_counted=len(reference.targets_M))
 
 
 def _texts(config: Config, run: Run, parent: Checkpoint) -> tuple[Texts, Texts]:
-    """Return what to calibrate and what to measure on; what is in both counts as the latter."""
-    tokenizer, longest = parent.tokenizer(), min(config.context, parent.config.max_context)
-    data = list(cut_examples(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest))
-    known = {tuple(text.ids) for text in data}
-    texts = list(cut_examples(config.calibration, tokenizer, num_tokens=config.calibration_tokens, longest=longest))
-    left = [text for text in texts if tuple(text.ids) not in known]
-    if len(left) < len(texts):
-        run.log(f"{len(texts) - len(left):,} of {len(texts):,} calibration texts are also measured on: left out")
-    for name, chosen in (("calibration", left), ("data", data)):
-        if not any(any(text.mask[1:]) for text in chosen):
-            raise ConfigError(f"{name} leaves no token to foresee", expected="documents, or answers of an assistant")
-    num_tokens = sum(len(text.ids) for text in left)
-    run.log(f"calibrating on {num_tokens:,} tokens of {len(left):,} texts")
-    return left, data
+    """Return calibration texts and held-out texts; a text in both sets counts as held-out."""
+    tokenizer, max_length = parent.tokenizer(), min(config.context, parent.config.max_context)
+    data = list(cut_examples(config.data, tokenizer, num_tokens=config.num_tokens, longest=max_length))
+    calibration = calibration_texts(
+        config.calibration,
+        tokenizer,
+        run,
+        held_out=[text.ids for text in data],
+        num_tokens=config.calibration_tokens,
+        max_length=max_length,
+    )
+    for name, texts in (("calibration", calibration), ("data", data)):
+        if not any(any(text.mask[1:]) for text in texts):
+            raise ConfigError(f"{name} has no token to predict", expected="documents, or answers of an assistant")
+    return calibration, data
 
 
 def _measure(config: Config, run: Run, source: Source, texts: Texts, *, is_narrower: bool) -> tuple[Importance, Origin]:
-    """Return how much each part is needed and what to cut from; a turned stream has channels of its own."""
+    """Return the importance of all parts and the networks to slice; a rotated stream has channels of its own."""
     layers = source.config.num_layers
-    # Without one layer after the other, the texts go through all the layers behind.
+    # A model without layer i runs the texts through the layers after i again.
     passes = 2 * layers + layers * (layers + 1) // 2 if config.depth == "divergence" else layers
     with run.progress(passes, "measuring", unit="layer passes") as bar:
-        importance = measure_importance(source, texts, config.dtype, bar, width=config.width, depth=config.depth)
+        importance = measure_importance(
+            source, texts, torch_dtype(config.precision), bar, width=config.width, depth=config.depth
+        )
     if not is_narrower or config.stream == "channels":
         return importance, Origin(source, source)
     rotated = rotate(source, principal_directions(importance.stream_DD))
-    with run.progress(layers, "measuring the turned stream", unit="layers") as bar:
-        found = measure_importance(rotated, texts, config.dtype, bar, width="contribution", depth="influence")
+    with run.progress(layers, "measuring the rotated stream", unit="layers") as bar:
+        found = measure_importance(
+            rotated, texts, torch_dtype(config.precision), bar, width="contribution", depth="influence"
+        )
     return replace(importance, dim_D=found.dim_D, energies=found.energies), Origin(source, rotated)
 
 
 def _reference(config: Config, run: Run, source: Source, texts: Texts) -> Reference:
-    with run.progress(source.config.num_layers, "what the parent foresees", unit="layers") as bar:
-        return Reference(source, texts, config.dtype, bar)
+    with run.progress(source.config.num_layers, "predictions of the parent", unit="layers") as bar:
+        return Reference(source, texts, torch_dtype(config.precision), bar)
 
 
 def _score(run: Run, reference: Reference, source: Source, description: str) -> Scores:
@@ -194,7 +213,10 @@ def _score(run: Run, reference: Reference, source: Source, description: str) -> 
 
 
 def _search(config: Config, run: Run, origin: Origin, importance: Importance, texts: Texts) -> LlamaConfig:
-    """Return the least harmful sizes for the number of parameters, by what cuts of one kind alone cost."""
+    """Return the sizes within the parameter budget with the lowest predicted KL divergence.
+
+    The prediction adds up the divergences of networks that are pruned in one kind alone.
+    """
     assert config.parameters is not None
     most, parent = parse_count(config.parameters), origin.source.config
     require_reachable(parent, most, config.heads, config.multiple)
@@ -202,53 +224,51 @@ def _search(config: Config, run: Run, origin: Origin, importance: Importance, te
 
     def cost(size: LlamaConfig) -> float:
         sliced = slice_source(origin.of(size), select(importance, parent, size))
-        return _score(run, reference, sliced, f"a cut to {size.num_parameters:,}").divergence
+        return _score(run, reference, sliced, f"pruned to {size.num_parameters:,}").divergence
 
     curves = measure_curves(parent, config.heads, config.multiple, cost)
     target, predicted = best_size(parent, most, config.heads, config.multiple, curves)
     for kind, curve in curves.items():
         run.log(f"{kind}: " + ", ".join(f"{count:,} cost {cost:.3f}" for count, cost in reversed(curve)))
-    run.log(
-        f"of {most:,} parameters {target.num_parameters:,} are used; these cuts alone add up to {predicted:.3f} nats"
-    )
+    run.log(f"{target.num_parameters:,} of {most:,} parameters used; predicted KL divergence: {predicted:.3f} nats")
     return target
 
 
 def _choose_tying(
     config: Config, run: Run, origin: Origin, importance: Importance, target: LlamaConfig, texts: Texts
 ) -> Tying:
-    """Return what the shared table is made of: that with which the cut model stays nearest to its parent."""
+    """Return the source of a shared embedding table: the source with the lowest KL divergence from the parent."""
     source = origin.of(target)
     if source.config.tie_embeddings or not target.tie_embeddings:
         return "embeddings"
     reference, costs = _reference(config, run, origin.source, texts), dict[Tying, float]()
     for tying in TYINGS:
         sliced = slice_source(source, select(importance, source.config, target, tying))
-        costs[tying] = _score(run, reference, sliced, f"one table from {tying}").divergence
-    run.log("one table: " + ", ".join(f"{tying} {cost:.3f}" for tying, cost in costs.items()))
+        costs[tying] = _score(run, reference, sliced, f"tied table from {tying}").divergence
+    run.log("tied table: " + ", ".join(f"{tying} {cost:.3f}" for tying, cost in costs.items()))
     return min(costs, key=lambda tying: costs[tying])
 
 
 def _measure_steps(
     run: Run, reference: Reference, origin: Origin, importance: Importance, target: LlamaConfig, tying: Tying
 ) -> Iterator[Step]:
-    """Yield the model before and after each kind of cut, each on top of those before it."""
+    """Yield the scores of the parent and of the model after each pruning step; steps build on one another."""
     parent = reference.parent
     yield Step("parent", parent.config, _score(run, reference, parent, "parent"))
     for kind, size in pruning_steps(parent.config, target):
         sliced = slice_source(origin.of(size), select(importance, parent.config, size, tying))
-        yield Step(kind, size, _score(run, reference, sliced, f"cut: {kind}"))
+        yield Step(kind, size, _score(run, reference, sliced, f"pruned: {kind}"))
 
 
 def _refit(config: Config, run: Run, source: Source, selection: Selection, texts: Texts) -> dict[str, torch.Tensor]:
-    with run.progress(len(selection.layers), "fitting what is left", unit="layers") as bar:
-        return refit(source, selection, texts, config.dtype, bar)
+    with run.progress(len(selection.layers), "refitting", unit="layers") as bar:
+        return refit(source, selection, texts, torch_dtype(config.precision), bar)
 
 
 def _conclude(
     config: Config, run: Run, importance: Importance, selection: Selection, steps: list[Step], *, num_counted: int
 ) -> None:
-    """Write the report and the receipt: what was measured, which stops nothing unless a tolerance was given."""
+    """Write the report and the perplexity receipt, which holds without a tolerance."""
     if not write_report(run.output, importance, selection, steps):
         run.log("no prune.png: matplotlib is not installed")
     before, after = steps[0], steps[-1]
@@ -267,9 +287,7 @@ def _conclude(
         run.output
     )
     for step in steps:
-        told = f"perplexity {step.perplexity:.4g}, KL {step.scores.divergence:.4f}"
-        run.log(f"{step.name}: {step.config.num_parameters:,} parameters, {told}")
+        measured = f"perplexity {step.perplexity:.4g}, KL {step.scores.divergence:.4f}"
+        run.log(f"{step.name}: {step.config.num_parameters:,} parameters, {measured}")
     if limit is not None and growth > limit:
-        run.log(
-            f"perplexity does not hold: grew by {growth:.4g}, expected at most {limit:.4g}; stages that read this stop"
-        )
+        run.log(f"perplexity does not hold: grew by {growth:.4g}, expected at most {limit:.4g}; later stages stop")

@@ -1,24 +1,31 @@
-"""A checkpoint -> the same network with fewer bits a weight, and receipts of how its predictions moved on other text.
+"""A checkpoint -> the same network with quantized weights, and receipts of the change in predictions on held-out text.
 
-Weights are rounded as they are, or by what flows through each layer on calibration text (gptq). What is measured is
-what was written: the checkpoint is read back from the disk first. Calibration takes no text that is measured. An int8
-cache of keys and values changes no file, it has receipts alone.
+Weights are rounded to the nearest value, or by GPTQ with calibration text. Receipts measure the written checkpoint,
+read back from disk. An int8 KV cache changes no file; `kv_cache = "int8"` adds receipts of the cache alone.
+
+Example:
+    [quantize]
+    checkpoint = "build/student"
+    data = ["held-out"]
+    scheme = "int4"
+    method = "gptq"
+    calibration = ["corpus"]
 """
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from pydantic import Field, model_validator
 
 from puna.conversion.compression.calibrate import round_by_calibration
+from puna.conversion.compression.calibration_texts import calibration_texts
 from puna.conversion.compression.cost import estimate_quantizing
 from puna.conversion.compression.kv_cache import compare_caches
 from puna.conversion.compression.rounding import nearest
+from puna.conversion.compression.settings import require_separate_texts
 from puna.data.pieces import cut_pieces
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
-from puna.formats.tokenizer import Tokenizer
 from puna.model.compare import Comparison, logits_of
 from puna.model.config import LlamaConfig, layer_shapes, matrix_shapes
 from puna.model.llama import Embedding, Linear, Llama
@@ -35,7 +42,7 @@ Pieces = list[list[int]]
 
 
 class Tolerances(NamedTuple):
-    """How far a quantized model may be from its parent, unless the config says otherwise."""
+    """Default limits of the receipts: mean KL divergence, top-1 agreement and relative growth of perplexity."""
 
     kl: float
     agreement: float
@@ -51,34 +58,49 @@ CACHE_TOLERANCES = Tolerances(kl=0.01, agreement=0.97, perplexity=0.01)
 
 
 class Config(StageConfig):
-    """Which weights become what, by which method, and what the measurements must show."""
+    """Settings of `puna quantize`: weight formats, rounding method, limits of the receipts."""
 
-    checkpoint: Path = Field(description="checkpoint with float weights; with scheme 'keep' any")
-    data: list[Path] = Field(min_length=1, description="documents and conversations that it was not trained on")
+    checkpoint: Path = Field(
+        description="Checkpoint to quantize, with float weights; scheme keep takes quantized weights too"
+    )
+    data: list[Path] = Field(min_length=1, description="Held-out documents and conversations for the receipts")
     scheme: Literal["int8", "int4", "fp8", "keep"] = Field(
-        default="int8", description="what the layers' matrices become"
+        default="int8", description="Weight format of the matrices in the layers; keep changes no weights"
     )
     group_size: int | None = Field(
-        default=None, ge=8, le=1024, description="weights of a row that share a scale; int8: all, int4: at most 128"
+        default=None,
+        ge=8,
+        le=1024,
+        description="Number of weights that share a scale; default: the whole row (int8), up to 128 (int4)",
     )
-    method: Literal["nearest", "gptq"] = Field(default="nearest", description="round weights alone, or by calibration")
-    calibration: list[Path] = Field(default=[], description="documents and conversations that gptq looks at")
-    calibration_tokens: int = Field(default=32_768, ge=1, description="tokens to calibrate on, at most")
+    method: Literal["nearest", "gptq"] = Field(
+        default="nearest", description="Rounding to the nearest value, or GPTQ on calibration text"
+    )
+    calibration: list[Path] = Field(default=[], description="Documents and conversations for GPTQ calibration")
+    calibration_tokens: int = Field(default=32_768, ge=1, description="Maximum number of calibration tokens for GPTQ")
     vocabulary: Literal["keep", "head", "both"] = Field(
-        default="keep", description="what else becomes int8: the output head, or embeddings and head"
+        default="keep", description="Tables to quantize to int8 as well: the output head, or embeddings and head (both)"
     )
     kv_cache: Literal["stored", "int8"] = Field(
-        default="stored", description="int8: measure what `serve --kv-cache int8` changes, too"
+        default="stored", description="KV cache format to measure: int8 adds receipts for `puna serve --kv-cache int8`"
     )
-    tolerance_kl: float | None = Field(default=None, ge=0, description="most mean KL divergence, in nats a token")
-    min_agreement: float | None = Field(default=None, ge=0, le=1, description="least share of equal first choices")
-    tolerance_perplexity: float | None = Field(default=None, ge=0, description="most share that perplexity may grow by")
-    num_tokens: int = Field(default=4096, ge=2, description="tokens to compare")
-    context: int = Field(default=1024, ge=2, description="tokens of a text that are read together, at most")
-    precision: Precision = Field(default="float32", description="dtype to compare in")
+    tolerance_kl: float | None = Field(
+        default=None, ge=0, description="Largest allowed mean KL(parent, quantized), in nats per token"
+    )
+    min_agreement: float | None = Field(
+        default=None, ge=0, le=1, description="Smallest allowed share of tokens with an equal top-1 prediction"
+    )
+    tolerance_perplexity: float | None = Field(
+        default=None, ge=0, description="Largest allowed relative growth of perplexity: 0.1 is 10%"
+    )
+    num_tokens: int = Field(default=4096, ge=2, description="Number of held-out tokens to compare")
+    context: int = Field(default=1024, ge=2, description="Maximum length of a text in tokens; longer texts are cut")
+    precision: Precision = Field(
+        default="float32", description="Dtype of activations during calibration and comparison"
+    )
 
     @model_validator(mode="after")
-    def _says_no_more_than_is_used(self) -> "Config":
+    def _has_no_unused_setting(self) -> "Config":
         if self.scheme == "keep" and self.kv_cache == "stored":
             raise ValueError("kv_cache = 'int8' with scheme 'keep', which changes no weights")
         if self.scheme == "keep" and (self.group_size or self.method == "gptq" or self.vocabulary != "keep"):
@@ -88,25 +110,21 @@ class Config(StageConfig):
         if self.scheme == "fp8" and self.method == "gptq":
             raise ValueError("no gptq with fp8, whose steps grow with the values")
         if (self.method == "gptq") != bool(self.calibration):
-            raise ValueError("calibration belongs to the method gptq, which needs it")
+            raise ValueError("method 'gptq' and calibration go together: give both, or neither")
         if self.method != "gptq" and "calibration_tokens" in self.model_fields_set:
             raise ValueError("no calibration_tokens without gptq")
-        if {path.resolve() for path in self.data} & {path.resolve() for path in self.calibration}:
-            raise ValueError("data and calibration name the same path: measure on other text than you calibrate on")
+        require_separate_texts(self.data, self.calibration)
         return self
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that `precision` names."""
-        return torch_dtype(self.precision)
-
     def limits(self, usual: Tolerances) -> Tolerances:
-        """What the receipts must show: as told, otherwise as usual."""
-        told = (self.tolerance_kl, self.min_agreement, self.tolerance_perplexity)
-        return Tolerances(*(default if value is None else value for value, default in zip(told, usual, strict=True)))
+        """Return the limits of the receipts: settings, and `usual` limits for settings without a value."""
+        settings = (self.tolerance_kl, self.min_agreement, self.tolerance_perplexity)
+        return Tolerances(
+            *(default if value is None else value for value, default in zip(settings, usual, strict=True))
+        )
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee the calibration and the comparison (compress/cost.py)."""
+        """Estimate time and memory of calibration and comparison (cost.py)."""
         return estimate_quantizing(
             known,
             self.checkpoint,
@@ -116,22 +134,26 @@ class Config(StageConfig):
         )
 
     def made_of(self) -> dict[str, Path]:
-        """Name the inputs whose licences it inherits: `data` is only compared on."""
+        """Name the inputs with licences that the quantized model inherits: all but the held-out `data`."""
         return {name: path for name, path in self.inputs().items() if not name.startswith("data")}
 
 
 def run(config: Config, run: Run) -> None:
-    """Write the quantized checkpoint and its receipts; one that does not hold stops the stages after this one."""
+    """Write the quantized checkpoint and the receipts; a failed receipt stops later stages."""
     parent = Checkpoint.open(config.checkpoint)
     if parent.is_quantized and config.scheme != "keep":
-        hint = 'scheme = "keep" with kv_cache = "int8" measures a cache alone'
+        hint = 'scheme = "keep" with kv_cache = "int8" measures the KV cache alone'
         raise ConfigError(f"checkpoint = {config.checkpoint} is quantized", expected="float weights", hint=hint)
     schemes = {} if config.scheme == "keep" else choose_schemes(config, parent.config)
     tokenizer = parent.tokenizer()
-    longest = min(config.context, parent.config.max_context)
-    pieces = list(cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest))
+    max_length = min(config.context, parent.config.max_context)
+    pieces = list(cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=max_length))
     model = parent.load()
-    texts = _calibration(config, run, tokenizer, pieces, longest=longest) if config.method == "gptq" else []
+    texts: Pieces = []
+    if config.method == "gptq":
+        limits = {"num_tokens": config.calibration_tokens, "max_length": max_length}
+        examples = calibration_texts(config.calibration, tokenizer, run, held_out=pieces, **limits)
+        texts = [list(example.ids) for example in examples]
     if schemes:
         _round(config, run, model, schemes, texts)
     save_checkpoint(run.output, model, tokenizer, like=parent.source())
@@ -144,15 +166,22 @@ def run(config: Config, run: Run) -> None:
 
 
 def choose_schemes(config: Config, sizes: LlamaConfig) -> dict[str, Scheme]:
-    """Return the scheme of every module that is to be quantized; ConfigError if the sizes don't allow it."""
+    """Return the scheme of every module to quantize: {"layers.0.mlp.up_proj": INT8}.
+
+    Raises:
+        ConfigError: `group_size` does not divide every row, or an fp8 model has no inner layers.
+    """
     shapes = layer_shapes(sizes)
     widths = sorted({in_dim for _, in_dim in shapes.values()})
     if config.scheme == "fp8":
-        # The first and the last layer stay as they are, and all attention: what FP8 harms most (arXiv 2407.21783, 6.2).
+        # Attention, the first and the last layer stay float: FP8 harms these most (arXiv 2407.21783, section 6.2).
         scheme, layers = FP8, range(1, sizes.num_layers - 1)
         parts = [part for part in shapes if part.startswith("mlp.")]
         if not layers:
-            raise ConfigError(f"fp8 for {sizes.num_layers} layers", expected="3 or more: the first and last stay as is")
+            raise ConfigError(
+                f"fp8 for {sizes.num_layers} layers",
+                expected="3 or more layers: the first and the last layer stay float",
+            )
     else:
         group_size = config.group_size or (common_group_size(widths) if config.scheme == "int4" else None)
         scheme = Scheme("int", 4 if config.scheme == "int4" else 8, group_size)
@@ -160,7 +189,7 @@ def choose_schemes(config: Config, sizes: LlamaConfig) -> dict[str, Scheme]:
         if not all(map(scheme.fits, widths)) or (config.scheme == "int4" and group_size is None):
             raise ConfigError(
                 f"group_size = {group_size} for rows of {', '.join(map(str, widths))} weights",
-                expected="a number that divides them all",
+                expected="a divisor of every row length",
             )
     schemes = {f"layers.{layer}.{part}": scheme for layer in layers for part in parts}
     if config.vocabulary != "keep":
@@ -172,34 +201,23 @@ def choose_schemes(config: Config, sizes: LlamaConfig) -> dict[str, Scheme]:
     return schemes
 
 
-def _calibration(config: Config, run: Run, tokenizer: Tokenizer, compared: Pieces, *, longest: int) -> Pieces:
-    """Return the texts to calibrate on: what is compared on as well is left out."""
-    known = set(map(tuple, compared))
-    texts = list(cut_pieces(config.calibration, tokenizer, num_tokens=config.calibration_tokens, longest=longest))
-    left = [ids for ids in texts if tuple(ids) not in known]
-    if len(left) < len(texts):
-        run.log(f"{len(texts) - len(left):,} of {len(texts):,} calibration texts are also compared on: left out")
-    if not left:
-        raise ConfigError("every calibration text is also in data", expected="text of its own to calibrate on")
-    run.log(f"calibrating on {sum(map(len, left)):,} tokens of {len(left):,} texts")
-    return left
-
-
 def _round(config: Config, run: Run, model: Llama, schemes: dict[str, Scheme], texts: Pieces) -> None:
     with run.progress(len(schemes), f"rounding to {config.scheme}", unit="matrices") as bar:
         if texts:
-            round_by_calibration(model, texts, schemes, config.dtype, bar)
-        _round_others(model, schemes, bar)
+            round_by_calibration(model, texts, schemes, torch_dtype(config.precision), bar)
+        _round_remaining(model, schemes, bar)
     if "embed_tokens" in schemes and len(set(schemes.values())) > 1:
-        run.log('int8 embeddings beside another scheme: transformers cannot load this; vocabulary = "head" it can')
+        run.log(
+            'transformers cannot load int8 embeddings beside another scheme; use vocabulary = "head" for transformers'
+        )
     elif note := _loading_note(schemes):
         run.log(note)
 
 
-def _round_others(model: Llama, schemes: dict[str, Scheme], bar: Progress) -> None:
-    """Round what calibration left: without it all, otherwise what lies outside the layers."""
+def _round_remaining(model: Llama, schemes: dict[str, Scheme], bar: Progress) -> None:
+    """Round the modules of `schemes` that GPTQ has left: everything without GPTQ, else embeddings and head."""
     if "lm_head" in schemes and model.config.tie_embeddings:
-        # NOTE: a head of its own, which other programs load; int8 embeddings they share only with difficulty.
+        # NOTE: an untied head, since few other programs load tied int8 embeddings.
         model.config = replace(model.config, tie_embeddings=False)
         shape = matrix_shapes(model.config)["lm_head"]
         words_and_scale = round_weight(model.embed_tokens.weight, schemes["lm_head"])
@@ -217,17 +235,19 @@ def _round_others(model: Llama, schemes: dict[str, Scheme], bar: Progress) -> No
 
 
 def _loading_note(schemes: dict[str, Scheme]) -> str:
-    """Return what other programs must know to load weights of several widths; nothing for those of one."""
+    """Return a note on loading mixed bit widths in transformers; empty for a single bit width."""
     if len({(scheme.kind, scheme.bits) for scheme in schemes.values()}) < 2:
         return ""
-    return f"{describe_schemes(schemes)}: transformers loads this as it is and refuses it with dequantize=True"
+    return f"{describe_schemes(schemes)}: transformers loads this checkpoint, but not with dequantize=True"
 
 
 def _prove_weights(config: Config, run: Run, pieces: Pieces, schemes: dict[str, Scheme]) -> None:
-    """Compare what was written with its parent."""
+    """Compare the written checkpoint with the parent on held-out text."""
     before, after = _num_bytes(config.checkpoint), _num_bytes(run.output)
     run.log(f"{before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB in {describe_schemes(schemes)}")
-    models = {path: Checkpoint.open(path).load(config.dtype) for path in (config.checkpoint, run.output)}
+    models = {
+        path: Checkpoint.open(path).load(torch_dtype(config.precision)) for path in (config.checkpoint, run.output)
+    }
     num_tokens, comparison = sum(map(len, pieces)), Comparison()
     with run.progress(num_tokens, "comparing weights", unit="tokens") as bar:
         for ids in pieces:
@@ -240,11 +260,11 @@ def _prove_weights(config: Config, run: Run, pieces: Pieces, schemes: dict[str, 
 
 
 def _prove_cache(config: Config, run: Run, pieces: Pieces) -> None:
-    """Compare what was written, keeping keys and values as int8, with itself keeping them as usual."""
-    run.log("keys and values in int8:")
-    model, num_tokens = Checkpoint.open(run.output).load(config.dtype), sum(map(len, pieces))
+    """Compare the written checkpoint with an int8 KV cache and with the usual cache."""
+    run.log("int8 KV cache:")
+    model, num_tokens = Checkpoint.open(run.output).load(torch_dtype(config.precision)), sum(map(len, pieces))
     with run.progress(num_tokens, "comparing caches", unit="tokens") as bar:
-        comparison = compare_caches(model, config.checkpoint, pieces, config.dtype, bar)
+        comparison = compare_caches(model, config.checkpoint, pieces, torch_dtype(config.precision), bar)
     details = {"num_tokens": num_tokens, "precision": config.precision}
     limits = config.limits(CACHE_TOLERANCES)
     _write_receipts(run, comparison, "itself with the usual cache", limits, details, prefix="int8_cache_")
@@ -254,21 +274,18 @@ def _write_receipts(
     run: Run, comparison: Comparison, parent: str, limits: Tolerances, details: dict[str, Any], *, prefix: str = ""
 ) -> None:
     kl = comparison.kl()
-    run.log(f"KL divergence a token: mean {kl['mean']:.2g}, 99th percentile {kl['p99']:.2g}, most {kl['max']:.2g}")
-    run.log(f"same first choice: {comparison.agreement():.2%} of the tokens")
-    told = {"details": details, "prefix": prefix}
+    run.log(f"KL divergence per token: mean {kl['mean']:.2g}, 99th percentile {kl['p99']:.2g}, maximum {kl['max']:.2g}")
+    run.log(f"top-1 agreement: {comparison.agreement():.2%} of the tokens")
+    naming = {"details": details, "prefix": prefix}
     receipts = [
-        *comparison.receipts(parent, tolerance_kl=limits.kl, min_agreement=limits.agreement, **told),
-        comparison.perplexity_receipt(parent, tolerance=limits.perplexity, **told),
+        *comparison.receipts(parent, tolerance_kl=limits.kl, min_agreement=limits.agreement, **naming),
+        comparison.perplexity_receipt(parent, tolerance=limits.perplexity, **naming),
     ]
     run.log("perplexity: {before:.4g} -> {after:.4g}".format(**receipts[-1].details))
     for receipt in receipts:
         receipt.save(run.output)
         if not receipt.held:
-            run.log(
-                f"{receipt.claim} does not hold: {receipt.value:.4g}, expected {receipt.limit}; "
-                "stages that read this stop"
-            )
+            run.log(f"{receipt.claim} does not hold: {receipt.value:.4g}, expected {receipt.limit}; later stages stop")
 
 
 def _num_bytes(path: Path) -> int:

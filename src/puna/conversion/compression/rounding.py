@@ -1,7 +1,8 @@
-"""A weight -> integers and their scales: the nearest ones, or by GPTQ, which lets later columns make up for errors.
+"""A float matrix -> integers and scales: rounding to the nearest value, or GPTQ with compensation in later columns.
 
-GPTQ is Frantar et al. (2022), arXiv 2210.17323; columns go from the inputs that weigh most to those that weigh least,
-while every group keeps its own scale, so what is stored is in the usual order. Knows no model: calibrate.py does.
+GPTQ: Frantar et al. (2022), arXiv 2210.17323. Columns are rounded in descending order of the Hessian's diagonal
+(act-order) with static scales of the groups, so that the stored order of columns stays. calibrate.py applies GPTQ to
+a model.
 
 Shapes: O outputs, I inputs, G groups of a row, C columns of a block.
 """
@@ -19,7 +20,7 @@ from puna.model.quantization.quantized import (
 from puna.model.quantization.scheme import Scheme
 from puna.pipeline.errors import CheckpointError
 
-# Shares of the widest scale that are tried for 4 bits: what is cut off at the ends makes the steps finer.
+# Candidate scales for 4 bits, as shares of the widest scale: clipping outliers makes the steps finer.
 SHARES = [1.0 - 0.02 * step for step in range(21)]
 ROWS = 1024
 DAMPING = 0.01
@@ -27,9 +28,9 @@ BLOCK = 128
 
 
 def best_scale(weight_OI: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    """Return scale_OG with the least squared error; to weight the inputs by their size did not help GPTQ."""
+    """Return scale_OG with the smallest squared error; weighting by input sizes did not improve GPTQ."""
     widest_OG = widest_scale(weight_OI, scheme)
-    if scheme.bits == 8:  # steps are fine enough, and what is cut off costs more
+    if scheme.bits == 8:  # steps are fine; clipping costs more
         return widest_OG
     parts = zip(weight_OI.split(ROWS), widest_OG.split(ROWS), strict=True)
     return torch.cat([_best_scale(weight, widest, scheme) for weight, widest in parts])
@@ -37,18 +38,23 @@ def best_scale(weight_OI: torch.Tensor, scheme: Scheme) -> torch.Tensor:
 
 def _best_scale(weight_OI: torch.Tensor, widest_OG: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     weight_OGI = weight_OI.unflatten(1, (widest_OG.shape[1], -1))
-    best_OG, least_OG = widest_OG, torch.full_like(widest_OG, torch.inf)
+    best_OG, smallest_OG = widest_OG, torch.full_like(widest_OG, torch.inf)
     for share in SHARES:
         scale_OG = round_scale(widest_OG * share)
         scale_OG1 = scale_OG[..., None]
         error_OG = (round_values(weight_OGI, scale_OG1, scheme) * scale_OG1 - weight_OGI).square_().sum(-1)
-        best_OG = torch.where(error_OG < least_OG, scale_OG, best_OG)
-        least_OG = torch.minimum(error_OG, least_OG)
+        best_OG = torch.where(error_OG < smallest_OG, scale_OG, best_OG)
+        smallest_OG = torch.minimum(error_OG, smallest_OG)
     return best_OG
 
 
 def nearest(weight_OI: torch.Tensor, scheme: Scheme) -> QuantizedLinear:
-    """Round each weight to the nearest value of the best scale."""
+    """Round every weight to the nearest multiple of the best scale.
+
+    Example:
+        >>> nearest(torch.randn(4, 32), Scheme("int", 4, 32)).scheme.bits
+        4
+    """
     weight_OI = weight_OI.detach().float()
     scale_OG = best_scale(weight_OI, scheme)
     values_OI = round_values(weight_OI, expand_scale(scale_OG, weight_OI.shape[1]), scheme)
@@ -56,9 +62,10 @@ def nearest(weight_OI: torch.Tensor, scheme: Scheme) -> QuantizedLinear:
 
 
 def gptq(weight_OI: torch.Tensor, hessian_II: torch.Tensor, scheme: Scheme) -> QuantizedLinear:
-    """Round by what the outputs need: `hessian_II` is the sum of x x^T over the inputs of the calibration's tokens.
+    """Round with GPTQ: minimize the squared error of the outputs on calibration tokens.
 
-    Computes in the Hessian's dtype.
+    Args:
+        hessian_II: Sum of x x^T over the inputs x of all calibration tokens; GPTQ computes in the dtype of the Hessian.
     """
     weight_OI = weight_OI.detach().float()
     scale_OG = best_scale(weight_OI, scheme)
@@ -80,7 +87,7 @@ def gptq(weight_OI: torch.Tensor, hessian_II: torch.Tensor, scheme: Scheme) -> Q
 def _round_block(
     left_OC: torch.Tensor, scale_OC: torch.Tensor, root_CC: torch.Tensor, scheme: Scheme
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round the columns of a block one by one; return them and their errors, in units of the root's diagonal."""
+    """Round a block column by column; return integers and rounding errors divided by the root's diagonal."""
     values_OC, errors_OC = torch.empty_like(left_OC, dtype=torch.int8), torch.empty_like(left_OC)
     for column in range(left_OC.shape[1]):
         left_O, scale_O = left_OC[:, column], scale_OC[:, column]
@@ -91,14 +98,14 @@ def _round_block(
 
 
 def damped(hessian_II: torch.Tensor, share: float = DAMPING) -> torch.Tensor:
-    """Return the Hessian with a share of its mean diagonal added to it, and one for inputs that were always zero."""
+    """Return H + share * mean(diag H) * I, with a diagonal of 1 for inputs that are always zero."""
     diagonal_I = hessian_II.diagonal()
     added_I = torch.where(diagonal_I > 0, share * diagonal_I.mean(), 1.0)
     return hessian_II + added_I.diag()
 
 
 def _inverse_root(hessian_II: torch.Tensor) -> torch.Tensor:
-    """Return the upper triangular U with U^T U = H^-1; few or equal tokens need more damping."""
+    """Return the upper triangular U with U^T U = H^-1; damping grows until a Cholesky factor exists."""
     share = DAMPING
     while share < 1e6:
         lower_II, failed = torch.linalg.cholesky_ex(damped(hessian_II, share))
@@ -107,4 +114,6 @@ def _inverse_root(hessian_II: torch.Tensor) -> torch.Tensor:
             if not failed:
                 return root_II
         share *= 10
-    raise CheckpointError("calibration gives a matrix without an inverse", expected="finite activations")
+    raise CheckpointError(
+        "calibration gives a Hessian without an inverse", expected="finite activations in every layer"
+    )

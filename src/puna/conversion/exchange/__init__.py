@@ -1,1 +1,1 @@
-"""Models in anybody's format -> checkpoints, and checkpoints -> what other programs read."""
+"""Import and export: checkpoints in other programs' formats -> Puna's format, and back."""

@@ -1,18 +1,24 @@
-"""A checkpoint -> the format of another program, with receipts of what that program itself computes from it.
+"""A checkpoint -> files for another program, with receipts of fidelity.
 
-Two things are measured: whether the other project's own code computes what Puna computes from the same files, and how
-far the files have moved from the checkpoint. Tensors are written one at a time; licences go along.
+Receipts compare predictions twice: the written files with the checkpoint, both in Puna, and Puna with the other program
+on the written files. Tensors are written one at a time, and licence files are copied.
+
+Example:
+    [export]
+    checkpoint = "build/student"
+    format = "gguf"
+    kind = "Q8_0"
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 
 from puna.conversion.exchange.fidelity import peer_receipts, peer_tolerance, reread_receipt
-from puna.conversion.exchange.licences import carry_licences, watched
+from puna.conversion.exchange.licences import copy_licences, counted
 from puna.conversion.exchange.peers import PEERS, Pieces, peer_logits
 from puna.data.pieces import cut_pieces, probe_pieces
 from puna.formats.chat.template import PLAIN_TEMPLATE
@@ -37,26 +43,38 @@ GGUF_NAME = "model.gguf"
 
 
 class Config(StageConfig):
-    """Which format, and what the measurements must show."""
+    """Settings of `puna export`: the format, storage types and limits of the receipts."""
 
-    checkpoint: Path = Field(description="the model to export")
-    format: Literal["huggingface", "meta", "gguf", "ollama"] = Field(description="what to write")
-    kind: WrittenKind = Field(default="Q8_0", description="how GGUF and Ollama store matrices")
-    dtype: StoredDtype = Field(default="stored", description="dtype of Hugging Face's and Meta's files")
-    num_shards: Annotated[Literal[1, 2, 4, 8, 16], FlagNumber] = Field(
-        default=1, description="Meta's tensor-parallel files"
+    checkpoint: Path = Field(description="Checkpoint directory to export")
+    format: Literal["huggingface", "meta", "gguf", "ollama"] = Field(description="Format of the written files")
+    kind: WrittenKind = Field(default="Q8_0", description="GGUF storage type of matrices, for gguf and ollama")
+    dtype: StoredDtype = Field(
+        default="stored", description="Dtype of weights in Hugging Face's and Meta's formats; stored keeps the dtype"
     )
-    environment: Literal["", "ipython"] = Field(default="", description="what Ollama's template sets for tool calls")
-    data: list[Path] = Field(default=[], description="text to compare on; without it a sentence in each language")
-    num_tokens: int = Field(default=512, ge=1, description="tokens to compare, at most")
-    context: int = Field(default=256, ge=2, description="tokens that are read together, at most")
-    precision: Precision = Field(default="float32", description="dtype that Puna compares in")
-    tolerance_kl: float = Field(default=0.1, ge=0, description="most mean KL divergence from the checkpoint, in nats")
-    min_agreement: float = Field(default=0.8, ge=0, le=1, description="least share of equal first choices with it")
-    require_peer: bool = Field(default=False, description="fail where the other program is not installed")
+    num_shards: Annotated[Literal[1, 2, 4, 8, 16], FlagNumber] = Field(
+        default=1, description="Number of tensor-parallel files in Meta's format"
+    )
+    environment: Literal["", "ipython"] = Field(
+        default="", description="Environment line of Ollama's template; ipython enables built-in tool calls"
+    )
+    data: list[Path] = Field(
+        default=[], description="Held-out text for the receipts; default: a sentence in each language of Llama 3.1"
+    )
+    num_tokens: int = Field(default=512, ge=1, description="Maximum number of tokens to compare")
+    context: int = Field(default=256, ge=2, description="Maximum length of a text in tokens; longer texts are cut")
+    precision: Precision = Field(default="float32", description="Dtype of Puna's activations during the comparison")
+    tolerance_kl: float = Field(
+        default=0.1, ge=0, description="Largest allowed mean KL(checkpoint, written files), in nats per token"
+    )
+    min_agreement: float = Field(
+        default=0.8, ge=0, le=1, description="Smallest allowed share of tokens with the checkpoint's top-1 prediction"
+    )
+    require_peer: bool = Field(
+        default=False, description="Fail without the other program, instead of skipping its receipts"
+    )
 
     @model_validator(mode="after")
-    def _says_no_more_than_is_used(self) -> "Config":
+    def _has_no_unused_setting(self) -> "Config":
         is_gguf = self.format in ("gguf", "ollama")
         unused = {"kind": not is_gguf, "dtype": is_gguf, "num_shards": self.format != "meta"}
         unused["environment"] = self.format != "ollama"
@@ -66,24 +84,24 @@ class Config(StageConfig):
         return self
 
     def made_of(self) -> dict[str, Path]:
-        """Name the inputs whose licences it inherits: the texts are only compared on."""
+        """Name the input with licences that the export inherits: the checkpoint, not the held-out text."""
         return {"checkpoint": self.checkpoint}
 
     @property
     def peer(self) -> str:
-        """The key in PEERS of the program that reads this format."""
+        """Key in PEERS of the program for this format."""
         return "gguf" if self.format == "ollama" else self.format
 
 
 def run(config: Config, run: Run) -> None:
-    """Write the files, then read them back with Puna and with the other project's code, and keep what was measured."""
+    """Write the files, compare the written files in Puna and in the other program, and write receipts."""
     peer = PEERS[config.peer]
     if config.require_peer and not peer.is_installed:
         raise ConfigError(f"{peer.name} is not installed", hint="pip install 'puna[proof]', or leave out require_peer")
     source = Checkpoint.open(config.checkpoint).source()
-    carry_licences(config.checkpoint, run.output)
+    copy_licences(config.checkpoint, run.output)
     with run.progress(source.config.num_parameters // 10**6, "writing", unit="M weights") as bar:
-        path = _write(config, watched(source, bar), run)
+        path = _write(config, counted(source, bar), run)
     assert source.tokenizer
     pieces = list(_pieces(config, source.tokenizer, source.config.max_context))
     run.log(f"{_num_bytes(run.output) / 1e6:,.1f} MB written; comparing on {sum(map(len, pieces)):,} tokens")
@@ -91,17 +109,17 @@ def run(config: Config, run: Run) -> None:
     written = open_source(path).source
     _save(run, reread_receipt(config.checkpoint.name, source, written))
     ours = _logits(written, pieces, path, dtype)
-    _keep(run, _compare(_logits(source, pieces, config.checkpoint, dtype), ours), config)
+    _write_receipts(run, _compare(_logits(source, pieces, config.checkpoint, dtype), ours), config)
     if peer.is_installed:
-        _prove(run, _compare(ours, peer_logits(config.peer, path, pieces, dtype)), config)
+        _write_peer_receipts(run, _compare(ours, peer_logits(config.peer, path, pieces, dtype)), config)
     else:
         run.log(
-            f"{peer.name} is not installed: only Puna has read these files. pip install 'puna[proof]' to prove them"
+            f"{peer.name} is not installed, so only Puna has read these files: pip install 'puna[proof]' compares both"
         )
 
 
 def _write(config: Config, source: Source, run: Run) -> Path:
-    """Write the format's files and return what a program is given: the directory, or the GGUF file."""
+    """Write the files and return the path for other programs: the directory, or the GGUF file."""
     dtype = source.dtype if config.dtype == "stored" else torch_dtype(config.dtype)
     if config.format == "huggingface":
         write_checkpoint(run.output, source, dtype=dtype)
@@ -119,9 +137,9 @@ def _write(config: Config, source: Source, run: Run) -> Path:
     if config.format == "ollama":
         texts = "\n\n".join(file.read_text(encoding="utf-8") for file, _ in licence.read_texts(run.output))
         assert source.tokenizer
-        stops = [*STOP_TEXTS, *(source.tokenizer.decode([each]) for each in source.other_stop_ids)]
-        told = {"sampling": source.sampling or {}, "environment": config.environment, "licence": texts}
-        write_modelfile(run.output, GGUF_NAME, stops=stops, **told)
+        stops = [*STOP_TEXTS, *(source.tokenizer.decode([stop_id]) for stop_id in source.other_stop_ids)]
+        options = {"sampling": source.sampling or {}, "environment": config.environment, "licence": texts}
+        write_modelfile(run.output, GGUF_NAME, stops=stops, **options)
     return path
 
 
@@ -143,21 +161,21 @@ def _compare(parent: list[torch.Tensor], other: "Iterator[torch.Tensor] | list[t
     for parent_TV, other_TV in zip(parent, other, strict=True):
         if parent_TV.shape != other_TV.shape or not other_TV.isfinite().all():
             raise CheckpointError(
-                f"logits of shape {list(other_TV.shape)}", expected=f"{list(parent_TV.shape)}, finite"
+                f"logits of shape {list(other_TV.shape)}", expected=f"finite logits of shape {list(parent_TV.shape)}"
             )
         comparison.add(parent_TV, other_TV)
     return comparison
 
 
-def _keep(run: Run, comparison: Comparison, config: Config) -> None:
-    """Say how far the written model is from the checkpoint."""
-    name, least = config.checkpoint.name, config.min_agreement
-    for receipt in comparison.receipts(name, tolerance_kl=config.tolerance_kl, min_agreement=least):
+def _write_receipts(run: Run, comparison: Comparison, config: Config) -> None:
+    """Write the receipts of the written files against the checkpoint."""
+    limits: dict[str, Any] = {"tolerance_kl": config.tolerance_kl, "min_agreement": config.min_agreement}
+    for receipt in comparison.receipts(config.checkpoint.name, **limits):
         _save(run, receipt)
 
 
-def _prove(run: Run, comparison: Comparison, config: Config) -> None:
-    """Say how far the other program is from us on the same files."""
+def _write_peer_receipts(run: Run, comparison: Comparison, config: Config) -> None:
+    """Write the receipts of the other program against Puna on the same files."""
     kind = config.kind if config.peer == "gguf" else None
     name, tolerance = PEERS[config.peer].name, peer_tolerance(config.precision, kind)
     details = {"read_by": name, "precision": kind or config.precision}

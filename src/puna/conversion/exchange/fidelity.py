@@ -1,7 +1,7 @@
-"""An export's measurements -> receipts: does it say what the checkpoint says, and does another program compute that?
+"""Comparisons of an export -> receipts: equal settings and tokens, and equal predictions in another program.
 
-Settings and tokens are compared exactly: a wrong epsilon or RoPE base can move logits less than rounding does. Logits
-are compared by their size, since a rounding error grows with the numbers that are multiplied.
+Settings and tokens must be equal: a wrong epsilon or RoPE base can change logits less than rounding. Differences of
+logits are relative to the logits' standard deviation, since rounding errors grow with the multiplied values.
 """
 
 import math
@@ -40,14 +40,14 @@ class Tolerance(NamedTuple):
     agreement: float
 
     def kl(self, deviation: float) -> float:
-        """Return the KL divergence, in nats a token, of logits that differ by `difference` times their `deviation`.
+        """Return the KL divergence, in nats per token, of logits with a difference of `difference` * `deviation`.
 
         To second order a difference d of logits costs KL = Var(d) / 2, the variance taken over the distribution.
         """
         return (self.difference * deviation) ** 2 / 2
 
     def tie(self, deviation: float) -> float:
-        """Return the gap, in nats, between two tokens that rounding may turn round: both move by `difference`."""
+        """Return the largest gap, in nats, between two logits that rounding can swap: both move by `difference`."""
         return 2 * self.difference * deviation
 
     def beside(self, other: "Tolerance") -> "Tolerance":
@@ -63,7 +63,7 @@ LLAMA_CPP |= {"Q8_0": Tolerance(0.04, 0.97), "Q4_0": Tolerance(0.04, 0.95)}
 
 
 def peer_tolerance(precision: Precision, kind: str | None) -> Tolerance:
-    """Return what Puna in `precision` may differ by from the peer: llama.cpp with matrices of `kind`, else the same.
+    """Return the tolerance between Puna in `precision` and a peer: llama.cpp for a GGUF `kind`, else the same dtype.
 
     Example:
         >>> peer_tolerance("bfloat16", None)
@@ -74,15 +74,15 @@ def peer_tolerance(precision: Precision, kind: str | None) -> Tolerance:
 
 
 def peer_receipts(comparison: Comparison, peer: str, tolerance: Tolerance, details: dict[str, str]) -> list[Receipt]:
-    """Return the claims that a program computes from the written files what Puna computes from them."""
+    """Return receipts for equal predictions of another program and of Puna on the written files."""
     parent, kl, deviation = f"{peer} against Puna", comparison.kl(), comparison.deviation()
     difference, most_kl = comparison.difference(), tolerance.kl(deviation)
     agreement = comparison.agreement_beyond(tolerance.tie(deviation))
-    told = details | {"deviation": deviation, "max_difference": comparison.max_difference()}
+    measured = details | {"deviation": deviation, "max_difference": comparison.max_difference()}
     unit = {"unit": "root mean square difference of logits / their standard deviation"}
     is_near = difference <= tolerance.difference
     return [
-        Receipt("peer_difference", parent, difference, tolerance.difference, is_near, told | unit),
+        Receipt("peer_difference", parent, difference, tolerance.difference, is_near, measured | unit),
         Receipt("peer_kl", parent, kl["mean"], most_kl, kl["mean"] <= most_kl, details | kl),
         Receipt(
             "peer_top1_agreement",
@@ -97,12 +97,12 @@ def peer_receipts(comparison: Comparison, peer: str, tolerance: Tolerance, detai
 
 
 def reread_receipt(name: str, source: Source, written: Source) -> Receipt:
-    """Return the claim that the files say what the checkpoint `name` says: settings, RoPE, tokens, stop tokens."""
+    """Return the receipt for equal settings, RoPE, tokens and stop tokens in the files and in checkpoint `name`."""
     differing = list(_differing(source, written))
     details = {"unit": "settings and tokens that differ", "differing": differing[:20]}
     if differing:
         details["reasons"] = differing[:3]
-        details["hint"] = "Report this: the files were written wrongly, and no program can read them right"
+        details["hint"] = "Report this bug of puna export: no program can read these files correctly"
     return Receipt("reread", name, len(differing), 0, not differing, details)
 
 
@@ -117,17 +117,17 @@ def _differing(source: Source, written: Source) -> Iterator[str]:
         yield "the tokenizer is missing"
         return
     yield from _differing_tokens(source.tokenizer, written.tokenizer)
-    # A format without a place for stop tokens of the model's own says nothing about them.
+    # Some formats cannot store additional stop tokens.
     if written.stop_ids and set(source.other_stop_ids) - set(written.stop_ids):
         yield f"stop tokens are {list(written.stop_ids)} in the files, {list(source.stop_ids)} in the checkpoint"
 
 
 def _differing_tokens(before: Tokenizer, after: Tokenizer) -> Iterator[str]:
     for index in range(max(before.vocab_size, after.vocab_size)):
-        one, other = _token(before, index), _token(after, index)
-        if one != other:
-            yield f"token {index} is {other} in the files, {one} in the checkpoint"
-    # A text token stands in a word, where a tokenizer that does not know the token would cut the word elsewhere.
+        old, new = _token(before, index), _token(after, index)
+        if old != new:
+            yield f"token {index} is {new} in the files, {old} in the checkpoint"
+    # Put text tokens inside words: a tokenizer without the token would split the word elsewhere.
     for text in (*PROBES, *(f"a{token.text}b {token.text}" for token in before.text_tokens)):
         if before.encode(text) != after.encode(text):
             yield f"{text!r} is read as other tokens"

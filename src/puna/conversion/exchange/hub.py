@@ -1,4 +1,4 @@
-"""A model's name and revision on the Hugging Face hub -> its files on this machine, in the hub's own cache."""
+"""A model's name and revision on the Hugging Face hub -> files in the local cache of huggingface_hub."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from puna.pipeline.artifacts import licence
 from puna.pipeline.errors import CheckpointError, ConfigError
 
 TERMS = (*(f"{start}*" for start in licence.NAME_STARTS), "README.md")
-# Never fetched: pickles, code, other programs' weights, pictures.
+# Pickles, code, weights of other programs and pictures are never downloaded.
 WANTED = (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json",
     "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
@@ -18,14 +18,14 @@ NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
 
 class Download(NamedTuple):
-    """Where the files lie, and the commit that they are of."""
+    """Path of the downloaded files and the commit on the hub."""
 
     path: Path
     commit: str
 
 
 def download(name: str, *, revision: str = "main", file: str = "") -> Download:
-    """Fetch a repository's weights, tokenizer and licence, or one `file` and the licence; what is there is kept.
+    """Download weights, tokenizer and licence of a repository, or one `file` and the licence; cached files stay.
 
     Shows the hub's own progress bars and resumes what was interrupted. Raises ConfigError or CheckpointError: no such
     name, no access, no network.

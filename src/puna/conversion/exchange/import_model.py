@@ -1,7 +1,11 @@
-"""A model in anybody's format, from a path or from the Hugging Face hub -> a checkpoint, with a receipt of its weights.
+"""A model of another program, from a path or from the Hugging Face hub -> a checkpoint, with receipts of fidelity.
 
-Tensors go through one at a time, so that the model's size does not matter. Nothing that came with the model is
-executed; its chat template is replaced by the one of `puna.formats.chat`, which `puna doctor` compares.
+Tensors are converted one at a time, so models larger than memory work. No code of the model runs; the chat template
+of `puna.formats.chat` replaces the model's template, and `puna doctor` compares both.
+
+Example:
+    [import]
+    hub = "meta-llama/Llama-3.2-1B-Instruct"
 """
 
 import json
@@ -12,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 
 from puna.conversion.exchange.hub import download
-from puna.conversion.exchange.licences import carry_licences, watched
+from puna.conversion.exchange.licences import copy_licences, counted
 from puna.conversion.exchange.vocabulary import tokenizer_receipt
 from puna.data.pieces import probe_pieces
 from puna.formats.checkpoint.adapters.receipt import difference_receipt
@@ -34,25 +38,29 @@ from puna.planning.plan.steps.facts import holds_tokenizer, network_of, tokenize
 from puna.planning.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 from puna.planning.plan.steps.speed import weight_seconds
 
-# Values of a tensor that are compared at once.
+# Number of values of a tensor in one comparison.
 CHUNK_VALUES = 2**24
 
 
 class Config(StageConfig):
-    """Take a model in: Hugging Face, Meta, GGUF, or a PEFT adapter on its base."""
+    """Settings of `puna import`: a model in Hugging Face, Meta or GGUF format, or a PEFT adapter with a base."""
 
-    source: Path | None = Field(default=None, description="directory, .gguf file or adapter")
-    hub: str | None = Field(default=None, description="OWNER/NAME on the Hugging Face hub, in the place of source")
-    revision: str = Field(default="main", description="branch, tag or commit on the hub")
-    file: str = Field(default="", description="the one file to take from the hub, such as model.Q8_0.gguf")
-    base: Path | None = Field(default=None, description="the model that an adapter belongs to")
-    dtype: StoredDtype = Field(default="stored", description="dtype to write")
-    licence: str = Field(default="", description="licence of the weights, where no file beside them says it")
+    source: Path | None = Field(default=None, description="Model directory, .gguf file or PEFT adapter to import")
+    hub: str | None = Field(default=None, description="Model OWNER/NAME on the Hugging Face hub, instead of source")
+    revision: str = Field(default="main", description="Branch, tag or commit of the hub model")
+    file: str = Field(default="", description="Single file to download from the hub, such as model.Q8_0.gguf")
+    base: Path | None = Field(default=None, description="Base model of the adapter; the adapter is merged")
+    dtype: StoredDtype = Field(
+        default="stored", description="Dtype of the written weights; stored keeps the dtype of the source"
+    )
+    licence: str = Field(
+        default="", description="Licence of the weights, such as llama3.1; needed without a licence file in the source"
+    )
 
     @model_validator(mode="after")
     def _has_one_origin(self) -> "Config":
         if (self.source is None) == (self.hub is None):
-            raise ValueError("either source or hub")
+            raise ValueError("exactly one of source and hub")
         return self
 
     def stated_licence(self) -> str:
@@ -60,7 +68,7 @@ class Config(StageConfig):
         return self.licence
 
     def estimate(self, known: Known) -> Estimate:
-        """Foresee the conversion; a model on the hub is known once it is downloaded."""
+        """Estimate time and memory of the conversion; a hub model has no estimate before the download."""
         if self.source is None:
             return Estimate()
         if known.sketch(self.source) is not None:
@@ -74,7 +82,7 @@ class Config(StageConfig):
 
 
 def run(config: Config, run: Run) -> None:
-    """Write the checkpoint, read it back, and say how far the widest weight moved."""
+    """Write the checkpoint and receipts of weights and tokenizer, with the largest change of a weight."""
     path, commit = (
         download(config.hub, revision=config.revision, file=config.file) if config.hub else (config.source, "")
     )
@@ -85,14 +93,14 @@ def run(config: Config, run: Run) -> None:
     if note:
         run.log(note)
     with run.progress(2 * source.config.num_parameters // 10**6, "writing, then reading back", unit="M weights") as bar:
-        write_checkpoint(run.output, watched(source, bar), dtype=dtype)
-        change = _largest_change(source, watched(Checkpoint.open(run.output).source(), bar))
-    for folder in filter(None, (path, config.base)):
-        for place in licence.folders_of(folder):
-            carry_licences(place, run.output)
+        write_checkpoint(run.output, counted(source, bar), dtype=dtype)
+        change = _largest_change(source, counted(Checkpoint.open(run.output).source(), bar))
+    for model in filter(None, (path, config.base)):
+        for folder in licence.folders_of(model):
+            copy_licences(folder, run.output)
     if config.hub and not config.licence:
         run.licences |= licence.recognize(path) or {licence.UNKNOWN}
-    if doubt := _doubt(config.licence, [each for each in (path, config.base) if each]):
+    if doubt := _doubt(config.licence, [folder for folder in (path, config.base) if folder]):
         run.log(doubt)
     origin = {"format": source.format, "dtype": _name(source.dtype), "hub": config.hub or "", "commit": commit}
     (run.output / "origin.json").write_text(json.dumps(origin | {"note": note}, indent=2) + "\n", encoding="utf-8")
@@ -108,7 +116,9 @@ def run(config: Config, run: Run) -> None:
     if config.base is not None:
         _prove_adapter(run, path, config.base)
     run.log(
-        "weights: the same" if change.value == 0 else f"weights: rounded, by at most {change.value:.2g} of the greatest"
+        "weights: unchanged"
+        if change.value == 0
+        else f"weights: rounded; the largest change is {change.value:.2g} of the tensor's largest weight"
     )
 
 
@@ -130,32 +140,34 @@ def _prove_adapter(run: Run, path: Path, base: Path) -> None:
 
 
 def _doubt(stated: str, folders: list[Path]) -> str:
-    """Say, before anything is made of the model, for what terms `puna release` would refuse it; or nothing."""
+    """Return a warning if `puna release` would refuse the model for unknown licence terms, else ""."""
     if stated and licence.identify(stated) not in licence.LICENCES:
-        return (
-            f"licence {stated!a} is none that Puna knows, and puna release stops at it: {', '.join(licence.LICENCES)}"
-        )
+        return f"licence {stated!a} is unknown, and puna release refuses it; known: {', '.join(licence.LICENCES)}"
     if stated or licence.UNKNOWN not in set[str]().union(*map(licences_of, folders)):
         return ""
-    return "licence: unknown, no file beside the model tells it, and puna release stops at it; give --licence llama3.1"
+    return "licence: unknown without a licence file, and puna release refuses unknown licences; give --licence llama3.1"
 
 
 class Change(NamedTuple):
-    """The greatest change of a weight, as a share of the greatest of its tensor, and whether any was to be rounded."""
+    """Largest change of a weight, as a share of the tensor's largest weight, and whether any dtype changed."""
 
     value: float
     is_rounded: bool
 
 
 def _largest_change(before: Source, after: Source) -> Change:
-    """Compare every weight; raise CheckpointError where one is not finite."""
+    """Compare every weight.
+
+    Raises:
+        CheckpointError: A weight is NaN or infinite, or overflows the new dtype.
+    """
     largest, is_rounded = 0.0, False
     for name in tensor_shapes(before.config):
         old, new = before.read(name).flatten(), after.read(name).flatten()
         change = peak = 0.0
         for ours, theirs in zip(old.split(CHUNK_VALUES), new.split(CHUNK_VALUES), strict=True):
             if not ours.isfinite().all():
-                raise CheckpointError(f"tensor {name} holds NaN or infinity", hint="`puna doctor` lists all that do")
+                raise CheckpointError(f"tensor {name} holds NaN or infinity", hint="`puna doctor` lists such tensors")
             if not theirs.isfinite().all():
                 raise CheckpointError(
                     f"tensor {name} does not fit into {_name(new.dtype)}", hint="Choose another dtype"

@@ -1,4 +1,4 @@
-"""What goes along when a model changes its format: progress on the terminal, and the licences beside the weights."""
+"""Licence files and the progress bar of a format conversion."""
 
 import shutil
 from dataclasses import replace
@@ -15,23 +15,23 @@ MAX_TEXT_BYTES = 2**20
 TERMS = (licence.TEXT_NAME, licence.NOTICE_NAME, licence.POLICY_NAME)
 
 
-def watched(source: Source, bar: Progress) -> Source:
-    """Return the source with each tensor counted on the bar as it is read."""
-    read_values = counted = 0
+def counted(source: Source, bar: Progress) -> Source:
+    """Return the source with a progress bar that counts millions of values read."""
+    num_values = num_shown = 0
 
     def read(name: str) -> torch.Tensor:
-        nonlocal read_values, counted
+        nonlocal num_values, num_shown
         tensor = source.read(name)
-        read_values += tensor.numel()
-        bar.advance(read_values // 10**6 - counted)
-        counted = read_values // 10**6
+        num_values += tensor.numel()
+        bar.advance(num_values // 10**6 - num_shown)
+        num_shown = num_values // 10**6
         return tensor
 
     return replace(source, read=read)
 
 
-def carry_licences(folder: Path, output: Path) -> None:
-    """Copy the agreement, the notice and the use policy that lie with a model: they go with what is made of it."""
+def copy_licences(folder: Path, output: Path) -> None:
+    """Copy licence, notice and use policy from a model's directory to the output; existing files stay."""
     for path in sorted(folder.iterdir()):
         is_text = any(pattern.fullmatch(path.name) for pattern in TERMS)
         real = find_file(folder, path.name) if is_text and path.is_file() else None

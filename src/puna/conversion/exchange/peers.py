@@ -1,6 +1,6 @@
-"""What another project's own code computes from an exported model: logits for the same tokens.
+"""Logits of an exported model from other programs: transformers, Meta's llama-models, llama.cpp.
 
-Each of these programs is optional (`pip install 'puna[proof]'`); none is needed to read or write its format.
+All programs are optional (`pip install 'puna[proof]'`); reading and writing formats needs no other program.
 
 Shapes: T tokens of a piece, V vocabulary.
 """
@@ -19,14 +19,14 @@ from safetensors.torch import load_file
 
 from puna.pipeline.errors import CheckpointError
 
-# llama.cpp's cache of keys and values in float32 (GGML_TYPE_F32), since its rounding is none of the file's.
+# KV cache of llama.cpp in float32 (GGML_TYPE_F32): rounding of the cache is no property of the file.
 CACHE = {"type_k": 0, "type_v": 0}
 
 Pieces = Sequence[Sequence[int]]
 
 
 class Peer(NamedTuple):
-    """A program that reads a format: its name, and the packages that it takes."""
+    """A program for a format, with the Python packages that the program needs."""
 
     name: str
     packages: tuple[str, ...]
@@ -44,7 +44,7 @@ PEERS = {
 
 
 def peer_logits(kind: str, path: Path, pieces: Pieces, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-    """Yield logits_TV of each piece from the program that reads `kind`; llama.cpp chooses its own precision."""
+    """Yield logits_TV of every piece from the program for the format `kind`; llama.cpp ignores `dtype`."""
     if kind == "huggingface":
         return _transformers(path, pieces, dtype)
     if kind == "meta":
@@ -61,25 +61,25 @@ def _transformers(path: Path, pieces: Pieces, dtype: torch.dtype) -> Iterator[to
         model = transformers.LlamaForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True).eval()
     except Exception as error:  # huggingface_hub raises classes of its own for a config that transformers refuses
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"transformers cannot read {path}: {reason}", expected="a Llama it accepts") from None
+        raise CheckpointError(f"transformers cannot read {path}: {reason}", expected="a Llama checkpoint") from None
     for ids in pieces:
         with torch.inference_mode():
             yield model(torch.tensor([ids])).logits[0].float()
 
 
 def _llama_models(path: Path, pieces: Pieces, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-    """Ask a process of its own: the reference sets torch's defaults and process groups for the whole process."""
+    """Run reference.py in a child process: llama-models changes torch's default dtype and process groups."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "logits.safetensors"
-        asked = {"path": str(path), "out": str(out), "pieces": pieces, "dtype": str(dtype).removeprefix("torch.")}
+        request = {"path": str(path), "out": str(out), "pieces": pieces, "dtype": str(dtype).removeprefix("torch.")}
         command = [sys.executable, "-m", "puna.conversion.exchange.reference"]
-        done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
+        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]
             raise CheckpointError(f"llama-models cannot read {path}: {last[0]}", expected="Meta's format")
-        found = load_file(out)
+        logits = load_file(out)
     for index in range(len(pieces)):
-        yield found[str(index)]
+        yield logits[str(index)]
 
 
 def _llama_cpp(path: Path, pieces: Pieces) -> Iterator[torch.Tensor]:

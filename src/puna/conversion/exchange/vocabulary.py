@@ -32,7 +32,7 @@ class Token(NamedTuple):
 
 
 def tokenizer_receipt(source: Path, output: Path) -> Receipt:
-    """Return the claim that the tokenizer in the checkpoint `output` is that of `source`, a directory or GGUF file.
+    """Return the receipt for equal tokenizers in the checkpoint `output` and in `source`, a directory or GGUF file.
 
     The value counts tokens and texts that differ; the limit is 0.
     """
@@ -41,7 +41,7 @@ def tokenizer_receipt(source: Path, output: Path) -> Receipt:
     details = {"unit": "tokens and texts that differ", "differing": differing[:20]}
     if differing:
         details["reasons"] = differing[:3]
-        details["hint"] = "`puna doctor` says what is wrong with the source's tokenizer; if nothing, report this"
+        details["hint"] = "Run `puna doctor` on the source; without a finding there, report this bug"
     return Receipt("tokenizer_kept", source.name or str(source), len(differing), 0, not differing, details)
 
 
@@ -51,8 +51,8 @@ def _differing(source: Path, written: tokenizers.Tokenizer, ours: Tokenizer) -> 
     before = _added_of_gguf(source) if source.is_file() else _added_of(reference) if reference else after
     for index in sorted(before.keys() | after.keys()):
         if before.get(index) != after.get(index):
-            given, expected = (_told(side.get(index)) for side in (after, before))
-            yield f"token {index} is {given} in the checkpoint, {expected} in the source"
+            new, old = (_describe(tokens.get(index)) for tokens in (after, before))
+            yield f"token {index} is {new} in the checkpoint, {old} in the source"
     specials = [token.text for token in before.values() if token.is_special]
     for text in _probes(before):
         if reference and _ids(reference, text) != _ids(written, text):
@@ -127,5 +127,5 @@ def _added_of_gguf(source: Path) -> dict[int, Token]:
     }
 
 
-def _told(token: Token | None) -> str:
+def _describe(token: Token | None) -> str:
     return "no added token" if token is None else f"{token.text!a:.60} {'(special)' if token.is_special else '(text)'}"

@@ -1,1 +1,1 @@
-"""Raw files -> documents and conversations; a format is one file and one row in `readers.py`."""
+"""Ingest of raw files: a format is a reader file and a row of `formats.py`."""

@@ -18,9 +18,9 @@ _KINDS = {
 
 
 class SourceFile(NamedTuple):
-    """A file below a source: path, path relative to the source, and the reason why the file must not be opened.
+    """A file below a source: path, path relative to the source, and a reason against opening the file.
 
-    A refused folder stands among the files: the shell patterns do not apply to folders.
+    Unreadable folders are listed too; shell patterns do not apply to folders.
 
     Example:
         >>> SourceFile(Path("raw/a.md"), "a.md").refusal
@@ -36,15 +36,14 @@ class SourceFile(NamedTuple):
 def find_files(source: Path, include: Sequence[str] = ("*",)) -> list[SourceFile]:
     """List the files of a source, hidden ones aside.
 
-    A link counts as a file if the target is a regular file inside the source: nothing outside was offered. A source
-    may be a link.
+    A link counts as a file if the target is a regular file inside the source. The source itself may be a link.
 
     Args:
         source: A regular file, or a folder that is read with its sub-folders.
         include: Shell patterns of file names.
 
     Raises:
-        DataError: The source does not exist, is no file or folder, or holds no file of these names.
+        DataError: The source does not exist, is neither file nor folder, or holds no file with a matching name.
 
     Example:
         files = [each.path for each in find_files(Path("handbook")) if not each.refusal]

@@ -1,4 +1,11 @@
-"""A folder of raw files -> documents, conversations, preferences, and rejected.jsonl with a reason for each record."""
+"""A folder of raw files -> documents, conversations and preferences; rejected.jsonl gives reasons for rejected records.
+
+Example:
+    [ingest]
+    source = "exports"
+    format = "records"
+    apart_from = ["data/held_out"]
+"""
 
 import contextlib
 import json
@@ -14,9 +21,9 @@ from puna.corpus.ingest.checks.held_out import HeldOut
 from puna.corpus.ingest.checks.selection import Duplicates, Selection, leave_out
 from puna.corpus.ingest.checks.table import MAX_NEAR_ROWS, Table
 from puna.corpus.ingest.files import SourceFile, find_files
-from puna.corpus.ingest.read import Accepted, Read, Rejected, Row
-from puna.corpus.ingest.readers import FORMATS
-from puna.corpus.ingest.reading import SHARDS, Reading, kind_of
+from puna.corpus.ingest.formats import FORMATS
+from puna.corpus.ingest.reading_report import SHARDS, ReadingReport, kind_of
+from puna.corpus.ingest.results import Accepted, Read, Rejected, Row
 from puna.corpus.ingest.sketch import estimate_reading
 from puna.data.document import Document
 from puna.data.shards import encode_row
@@ -30,32 +37,34 @@ from puna.pipeline.run import Run
 
 MAX_REASONS = 20  # in the log
 MAX_REASON_CHARACTERS = 2000  # A reason quotes names of fields, which may be of any length.
-# A record of the run: it does not count in the content hash, and stages that read the data do not run again for it.
+# NOTE: a record of the run stays out of the content hash, so later stages do not run again when only findings change.
 FINDINGS = artifact.RECORD_PREFIX + "findings.json"
 
 
 class Config(StageConfig):
-    """Read every file of a folder that the format takes, in the order of their names, but no hidden ones."""
+    """Source, format, and filters of rows; files are read by name, except hidden files. Example: see the module."""
 
-    source: Path = Field(description="a file, or a folder that is read with its sub-folders")
-    format: str = Field(default="text", description=f"how to read it: {', '.join(FORMATS)}")
-    include: list[str] = Field(default=["*"], description="file names to take, as shell patterns")
-    licence: str = Field(default="", description="terms that every artifact made from this inherits")
+    source: Path = Field(description="File, or folder with subfolders, to read")
+    format: str = Field(default="text", description=f"Format of the files: {', '.join(FORMATS)}")
+    include: list[str] = Field(default=["*"], description="File names to read, as shell patterns such as *.jsonl")
+    licence: str = Field(
+        default="", description="Licence terms of the data, inherited by every artifact made from the data"
+    )
     apart_from: list[Path] = Field(
         default=[],
-        description="Datasets, such as a held-out set: rows that hold one of their questions are left out",
+        description="Held-out datasets; rows with a question of a held-out dataset are left out",
     )
     drop_duplicates: Duplicates = Field(
         default="none",
-        description="Whether to keep one of several equal rows; near: one of several nearly equal rows, too",
+        description="Removal of duplicate rows: none, exact, or near (exact and nearly equal rows)",
     )
     drop_empty: bool = Field(
-        default=True, description="Whether to leave out rows with an answer of no words and no call"
+        default=True, description="Whether to leave out rows with an empty answer: neither words nor a tool call"
     )
     max_equal_answers: int | None = Field(
         default=None,
         ge=1,
-        description="Largest number of rows with the same answer, the first ones of the file; default: all",
+        description="Largest number of rows with the same answer, counted from the first row; default: all",
     )
 
     def stated_licence(self) -> str:
@@ -63,16 +72,20 @@ class Config(StageConfig):
         return self.licence
 
     def made_of(self) -> dict[str, Path]:
-        """Name the inputs whose licences are inherited: held-out data only decides which rows stay away."""
+        """Return the inputs with inherited licences, without `apart_from`: a filter copies no text."""
         return {role: path for role, path in self.inputs().items() if not role.startswith("apart_from")}
 
     def estimate(self, known: Known) -> Estimate:
-        """Read the first rows of the files, so that later steps of a dry run know what comes."""
+        """Sample the first rows, for the estimates of later stages in a dry run."""
         return estimate_reading(_files(self), self.format)
 
 
 def run(config: Config, run: Run) -> None:
-    """Write the dataset and run_findings.json; DataError if nothing could be read, or nothing is left."""
+    """Write the dataset and run_findings.json.
+
+    Raises:
+        DataError: No readable record, or no row left after the filters.
+    """
     reading = _read_all(config, run)
     shards = {name: run.output / f"{name}.jsonl" for name in SHARDS.values()}
     with run.progress(len(shards), "comparing rows", unit="shards") as bar:
@@ -83,7 +96,7 @@ def run(config: Config, run: Run) -> None:
             bar.advance()
         settings = (config.apart_from, config.drop_duplicates, config.drop_empty, config.max_equal_answers)
         held_out = leave_out(Selection(*settings), tables)
-    found = find(tables, reading.rejected, reading.reasons.total())
+    findings = find(tables, reading.rejected, reading.reasons.total())
     for table in tables:
         _drop_rows(table, shards[table.kind], run.output / "rejected.jsonl", reading)
     counts = dict.fromkeys(SHARDS.values(), 0) | {table.kind: table.num_kept for table in tables}
@@ -96,12 +109,12 @@ def run(config: Config, run: Run) -> None:
     for name in SHARDS.values():
         if not counts[name]:
             shards[name].unlink()
-    _report(run, counts | {"rejected": reading.reasons.total()}, reading, tables, held_out, found)
+    _report(run, counts | {"rejected": reading.reasons.total()}, reading, tables, held_out, findings)
 
 
-def _read_all(config: Config, run: Run) -> Reading:
-    """Write what the files hold, before any row is left out; DataError if they hold nothing of the format."""
-    files, reading = _files(config), Reading()
+def _read_all(config: Config, run: Run) -> ReadingReport:
+    """Write the rows of all files, before any filter; DataError without a readable record."""
+    files, reading = _files(config), ReadingReport()
     num_rows = 0
     with contextlib.ExitStack() as stack, run.progress(len(files), "reading", unit="files") as bar:
         shards: dict[str, IO[bytes]] = {}
@@ -119,7 +132,7 @@ def _read_all(config: Config, run: Run) -> Reading:
                 shards[SHARDS[type(read.row)]].write(line)
                 reading.accept(read, file.name, number)
                 num_rows += 1
-                # What is made of the rows inherits the licences that they name.
+                # Artifacts made from the rows inherit the licences of the rows.
                 if isinstance(read.row, Document) and read.row.licence:
                     run.licences.add(licence.identify(read.row.licence))
             bar.advance()
@@ -134,12 +147,12 @@ def _read_all(config: Config, run: Run) -> Reading:
     return reading
 
 
-def _drop_rows(table: Table, shard: Path, rejected: Path, reading: Reading) -> None:
-    """Move the rows that are left out from a shard to rejected.jsonl, each with its place and reason."""
+def _drop_rows(table: Table, shard: Path, rejected: Path, reading: ReadingReport) -> None:
+    """Move rejected rows from a shard to rejected.jsonl, with place and reason."""
     if not table.left_out:
         return
-    kept = shard.with_suffix(".kept")
-    with kept.open("wb") as staying, rejected.open("ab") as leaving:
+    remaining = shard.with_suffix(".kept")
+    with remaining.open("wb") as staying, rejected.open("ab") as leaving:
         for index, row in enumerate(table.rows):
             if index not in table.left_out:
                 staying.write(encode_row(row))
@@ -147,19 +160,19 @@ def _drop_rows(table: Table, shard: Path, rejected: Path, reading: Reading) -> N
             place, reason = table.places[index], table.left_out[index]
             reading.reasons[kind_of(reason)] += 1
             leaving.write(encode_row({"id": row.get("id") or place, "reason": reason, "place": place, "row": row}))
-    kept.replace(shard)
+    remaining.replace(shard)
 
 
 def _report(
     run: Run,
     counts: Mapping[str, int],
-    reading: Reading,
+    reading: ReadingReport,
     tables: Sequence[Table],
     held_out: HeldOut | None,
-    found: Sequence[DataFinding],
+    findings: Sequence[DataFinding],
 ) -> None:
-    """Say how many rows there are, why others are not among them, and what the checks found; keep it as a file."""
-    # Where there are no preferences, as mostly, nothing is said of them.
+    """Log the numbers of rows, the reasons for rejections and the findings; write run_findings.json."""
+    # Most datasets have no preferences: a zero would only distract.
     run.log(", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name != "preferences"))
     for reason, count in reading.reasons.most_common(MAX_REASONS):
         run.log(f"  rejected {count}: {reason}")
@@ -175,9 +188,9 @@ def _report(
     for table in tables:
         if len(table.rows) > MAX_NEAR_ROWS:
             run.log(f"  near duplicates: looked for among {MAX_NEAR_ROWS:,} of {len(table.rows):,} {table.kind}")
-    for each in found:
-        run.log(f"{each.finding.code}: {each.finding.seen} {each.finding.remedy}")
-    told = {
+    for row in findings:
+        run.log(f"{row.finding.code}: {row.finding.seen} {row.finding.remedy}")
+    report = {
         "rows": counts,
         "reasons": dict(reading.reasons.most_common()),
         **reading.notes(),
@@ -186,13 +199,13 @@ def _report(
             kind: {"text": answer.text, "count": answer.count, "total": answer.total, "share": answer.share}
             for kind, answer in frequent.items()
         },
-        "findings": [each.to_json() for each in found],
+        "findings": [row.to_json() for row in findings],
     }
-    artifact.write_text(run.output / FINDINGS, printable(json.dumps(told, indent=1, ensure_ascii=False)) + "\n")
+    artifact.write_text(run.output / FINDINGS, printable(json.dumps(report, indent=1, ensure_ascii=False)) + "\n")
 
 
 def _files(config: Config) -> list[SourceFile]:
-    """List the files to read; those that the format does not take are among them, to be rejected by name."""
+    """List the files of the source, also files of other formats: `_read` rejects them by name."""
     if config.format not in FORMATS:
         raise ConfigError(f"format = '{config.format}'", expected=", ".join(FORMATS))
     return find_files(config.source, config.include)
@@ -209,8 +222,8 @@ def _read(config: Config, file: SourceFile) -> Iterator[Read]:
         yield from FORMATS[config.format].read(file.path, file.name)
 
 
-def _finished(read: Read, reading: Reading, default_licence: str) -> tuple[Read, bytes]:
-    """Return a record with its line: a row with licence and an id of its own, or the reason why the row cannot stay."""
+def _finished(read: Read, reading: ReadingReport, default_licence: str) -> tuple[Read, bytes]:
+    """Return a row with licence and unique id, or a rejection, together with the encoded line."""
     if isinstance(read, Accepted):
         if isinstance(read.row, Document) and not read.row.licence:
             read = read._replace(row=replace(read.row, licence=default_licence))
@@ -226,10 +239,10 @@ def _finished(read: Read, reading: Reading, default_licence: str) -> tuple[Read,
 
 
 def _problem(row: Row) -> str:
-    """Return why nothing can be learned from a row, or nothing."""
+    """Return the reason why a row has no trained token; "" for other rows."""
     if not isinstance(row, Conversation) or any(message.is_learned for message in row.messages):
         return ""
     is_silent = all(message.role != "assistant" for message in row.messages)
     if is_silent:
-        return "a conversation in which no assistant speaks"
-    return "a conversation of which nothing is learned; every answer has weight 0"
+        return "a conversation without an assistant message"
+    return "a conversation without a trained message; every answer has weight 0"

@@ -1,11 +1,11 @@
-"""Rows of files, in any known spelling -> documents, conversations or preferences."""
+"""Rows of files in the layouts of many programs -> documents, conversations or preferences."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from puna.corpus.ingest.read import Accepted, Read, Rejected
-from puna.corpus.ingest.rows import read_file
+from puna.corpus.ingest.results import Accepted, Read, Rejected
+from puna.corpus.ingest.row_files import read_file
 from puna.corpus.ingest.spellings.columns import MEDIA, is_given
 from puna.corpus.ingest.spellings.dialogues import is_dialogue, read_dialogue
 from puna.corpus.ingest.spellings.preferences import read_preference
@@ -22,7 +22,7 @@ ReadRow = Callable[[dict[str, Any], str, str], Accepted]
 
 
 def read_records(path: Path, source: str) -> Iterator[Read]:
-    """Yield a document or a conversation per row; columns that describe the row become metadata.
+    """Yield a document or a conversation per row; descriptive columns become metadata.
 
     Example:
         accepted = [read.row for read in read_records(Path("train.jsonl"), "train.jsonl") if isinstance(read, Accepted)]
@@ -31,7 +31,7 @@ def read_records(path: Path, source: str) -> Iterator[Read]:
 
 
 def read_pairs(path: Path, source: str) -> Iterator[Read]:
-    """Yield a preference per row; columns that describe the row become metadata.
+    """Yield a preference per row; descriptive columns become metadata.
 
     Example:
         pairs = [read.row for read in read_pairs(Path("pairs.jsonl"), "pairs.jsonl") if isinstance(read, Accepted)]
@@ -91,24 +91,24 @@ def _read_pair(row: dict[str, Any], where: str, source: str) -> Accepted:
     fields = without_padding(found.fields)
     fields |= {"id": _first_of(row, "id", "prompt_id") or where}
     fields |= {"metadata": _metadata(row, tuple(name for name in found.descriptive if name != "prompt_id"))}
-    is_shared = row.get("id") is None and row.get("prompt_id") is not None  # Several pairs have one prompt.
+    is_shared = row.get("id") is None and row.get("prompt_id") is not None  # Several pairs share a prompt.
     preference = Preference.from_json(fields)
     columns = _reported_columns(row, found.descriptive)
     return Accepted(preference, found.spelling, columns, found.left_out, where, is_shared)
 
 
 def _first_of(row: dict[str, Any], *names: str) -> str:
-    """Return the first of these fields that says anything, as a string."""
+    """Return the first non-null field as a string; "" without any."""
     return next((str(row[name]) for name in names if row.get(name) is not None), "")
 
 
 def _reported_columns(row: dict[str, Any], descriptive: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the columns that the report names: those with a value, an object `metadata` aside."""
+    """Return the columns for the report: descriptive columns with a value, except `metadata`."""
     return tuple(name for name in descriptive if name != "metadata" and is_given(row.get(name)))
 
 
 def _metadata(row: dict[str, Any], descriptive: tuple[str, ...]) -> dict[str, Any]:
-    """Gather the columns that describe a row; an object `metadata` is taken apart."""
+    """Return the descriptive columns of a row, with the fields of an object `metadata` in place of the object."""
     others = {name: without_nulls(row[name]) for name in descriptive if name != "metadata"}
     own = without_nulls(row.get("metadata"))
     return {**own, **others} if isinstance(own, dict) else {**others, **({"metadata": own} if own is not None else {})}

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from puna.corpus.ingest.files import SourceFile
-from puna.corpus.ingest.read import Accepted, Row
-from puna.corpus.ingest.readers import FORMATS
-from puna.corpus.ingest.reading import SHARDS
+from puna.corpus.ingest.formats import FORMATS
+from puna.corpus.ingest.reading_report import SHARDS
+from puna.corpus.ingest.results import Accepted, Row
 from puna.data.shards import encode_row
 from puna.pipeline.errors import DataError
 from puna.pipeline.estimate import Estimate, Sketch
@@ -35,7 +35,7 @@ def estimate_reading(files: Sequence[SourceFile], format_name: str) -> Estimate:
     whole = (
         sum(_num_bytes(file.path) for file in files if not file.refusal) / num_bytes if len(taken) > MAX_ROWS else 1.0
     )
-    samples = {kind: [row for row in taken[:MAX_ROWS] if type(row) is each] for each, kind in SHARDS.items()}
+    samples = {kind: [row for row in taken[:MAX_ROWS] if type(row) is row_type] for row_type, kind in SHARDS.items()}
     counts = {kind: round(len(rows) * max(1.0, whole)) for kind, rows in samples.items()}
     note = ", ".join(f"{'about ' if whole > 1 else ''}{count:,} {kind}" for kind, count in counts.items() if count)
     sketch = Sketch(samples=samples, num_rows=counts)
@@ -44,10 +44,10 @@ def estimate_reading(files: Sequence[SourceFile], format_name: str) -> Estimate:
 
 def _rows(files: Sequence[SourceFile], format_name: str) -> Iterator[Row]:
     """Yield the rows that a reader accepts; the ingest step reports rejected rows."""
-    found = FORMATS[format_name]
+    reader = FORMATS[format_name]
     for file in files:
-        if not file.refusal and file.path.name.lower().endswith(found.suffixes):
-            yield from (read.row for read in found.read(file.path, file.name) if isinstance(read, Accepted))
+        if not file.refusal and file.path.name.lower().endswith(reader.suffixes):
+            yield from (read.row for read in reader.read(file.path, file.name) if isinstance(read, Accepted))
 
 
 def _num_bytes(file: Path) -> float:

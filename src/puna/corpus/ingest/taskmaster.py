@@ -1,8 +1,7 @@
 """Taskmaster-4 dialogues -> conversations with tool calls and tool results.
 
-The API calls stand as annotations on the user's utterances, in the order in which they were made (Taskmaster,
-TM-4-2024, CC BY 4.0). Results are written as compact JSON where they are JSON at all, and as they stand otherwise.
-What the dialogues say is not corrected.
+Annotations of the user's utterances hold the API calls in order (Taskmaster, TM-4-2024, CC BY 4.0). JSON results are
+written compactly, other results unchanged. Texts are not corrected.
 """
 
 import gzip
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from puna.corpus.ingest.read import Accepted, Read, Rejected
+from puna.corpus.ingest.results import Accepted, Read, Rejected
 from puna.formats.chat.conversation import Conversation, Message, ToolCall
 from puna.pipeline.errors import ChatError
 from puna.pipeline.storage.records import unique_keys
@@ -21,7 +20,7 @@ SYSTEM = "You take orders in a coffee shop."
 
 
 def read_taskmaster(path: Path, source: str) -> Iterator[Read]:
-    """Yield each dialogue of a file as a conversation, or its id and the reason why it cannot be used."""
+    """Yield every dialogue of a file as a conversation or a rejection."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             dialogues = json.load(file, object_pairs_hook=unique_keys)
@@ -55,7 +54,7 @@ def _conversation(dialogue: dict[str, Any]) -> Conversation:
             messages.append(Message(utterance["speaker"], text))
         messages += _calls(utterance["annotations"])
     if messages[-1].role == "tool":
-        messages.pop()  # a result that nobody answers teaches nothing
+        messages.pop()  # no assistant message follows the result
     metadata = {"scenario": dialogue["scenario"]}
     return Conversation(tuple(messages), environment="ipython", id=dialogue["conversation_id"], metadata=metadata)
 

@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
-from puna.corpus.ingest.read import Accepted, Read, Rejected
+from puna.corpus.ingest.results import Accepted, Read, Rejected
 from puna.data.document import Document
 
 LANGUAGES = {"de", "en", "es", "fr", "hi", "it", "pt", "th"}
@@ -33,7 +33,7 @@ def read_text(path: Path, source: str) -> Iterator[Read]:
 
 def _document(data: bytes, path: Path, source: str) -> Read:
     try:
-        # Line ends as text files have them on every system.
+        # Line ends of Windows and old Macs become \n.
         text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").strip()
     except UnicodeDecodeError as error:
         return Rejected(source, f"not UTF-8: byte {error.start}")

@@ -1,1 +1,1 @@
-"""Imaginary businesses, from a seed: their handbook pages and the conversations of their customers."""
+"""Synthetic data: invented businesses with pages and conversations, and sampled answers of a model."""

@@ -1,6 +1,6 @@
-"""(seed, split, world, number) -> one customer's conversation, and what is expected of each assistant message.
+"""(seed, split, world, number) -> a customer's conversation with expectations for the assistant messages.
 
-Each turn is a question on the page in the system message, which may not answer it, or a request that needs a tool.
+A turn is a question about the page in the system message, an unanswerable question, or a request for a tool.
 """
 
 import json
@@ -9,8 +9,8 @@ from dataclasses import replace
 from random import Random
 from typing import Literal
 
-from puna.corpus.synthesize.matter.names import draw_name, draw_of_split
-from puna.corpus.synthesize.matter.scenes import (
+from puna.corpus.synthesize.content.names import draw_name, draw_of_split
+from puna.corpus.synthesize.content.scenes import (
     Asked,
     Expected,
     Scene,
@@ -20,9 +20,9 @@ from puna.corpus.synthesize.matter.scenes import (
     make_scene,
     make_turn,
 )
-from puna.corpus.synthesize.matter.talk import NOT_SAID, refuse
-from puna.corpus.synthesize.matter.values import draw_identifier, draw_price
-from puna.corpus.synthesize.pages import Page, ask, ask_in_vain, draw_page
+from puna.corpus.synthesize.content.talk import NOT_SAID, refuse
+from puna.corpus.synthesize.content.values import draw_identifier, draw_price
+from puna.corpus.synthesize.pages import Page, ask, ask_unanswerable, draw_page
 from puna.corpus.synthesize.phrases import CAN_CALL, FROM_PAGES, GREETINGS, ROLES, THANKS
 from puna.corpus.synthesize.tools import FOLLOWED_BY, TOOLS, Outcome, schema, signature
 from puna.corpus.synthesize.worlds import TOPICS, WEEKDAYS, World
@@ -31,16 +31,16 @@ from puna.formats.chat.conversation import Message, ToolCall
 
 Step = Literal["page", "tool"]
 
-# Turns and their weights: with a tool, without one.
+# Sequences of turns with sampling weights.
 TOOL_PLANS: dict[tuple[Step, ...], int] = {("tool",): 6, ("tool", "tool"): 2, ("page", "tool"): 2, ("tool", "page"): 1}
 PAGE_PLANS: dict[tuple[Step, ...], int] = {("page",): 2, ("page", "page"): 4, ("page", "page", "page"): 4}
-# How many facts one question asks for, and the weights.
+# Number of facts per question, with sampling weights.
 NUM_FACTS = {1: 80, 2: 15, 3: 5}
 PAGE_WITH_TOOLS_ONLY = 0.1
-TOOLS_IN_VAIN = 0.25
-TOOL_MISSING = 0.2  # share of the questions in vain that would need a tool
+UNUSED_TOOLS = 0.25
+TOOL_MISSING = 0.2  # share of unanswerable questions that need a missing tool
 CODES = ("order_id", "return_number", "ticket", "code", "card_number")
-# Several products on a page are the harder reading, so they come up twice as often.
+# Pages with several products are harder to read: twice the weight.
 PAGES = ("products", *TOPICS)
 
 
@@ -54,15 +54,21 @@ def draw_conversation(
     talk_share: float = 0.0,
     schemas: bool = False,
 ) -> Scene:
-    """Draw conversation `number` of a world, without the ones before it."""
+    """Draw conversation `number` of a world, independent of the world's other conversations.
+
+    Example:
+        >>> world = make_world(0, "train", 0)
+        >>> draw_conversation(world, 0, 1, tool_share=0.5, refusal_share=0.1).conversation.messages[0].role
+        'system'
+    """
     rng = Random(f"{seed}/{world.id}/{number}")
     plans = TOOL_PLANS if rng.random() < tool_share else PAGE_PLANS
     plan = rng.choices(tuple(plans), tuple(plans.values()))[0]
     with_page = "page" in plan or rng.random() < PAGE_WITH_TOOLS_ONLY
     page = draw_page(world, rng.choice(PAGES), rng) if with_page else None
     called = rng.sample(tuple(TOOLS), plan.count("tool"))
-    # A page without calls may name tools, too, so that their presence alone makes nobody call.
-    offered = _offer(called, rng) if called or rng.random() < TOOLS_IN_VAIN else []
+    # Tools are also offered in conversations without calls: offering a tool must not trigger a call.
+    offered = _offer(called, rng) if called or rng.random() < UNUSED_TOOLS else []
     turns = add_talk(_turns(world, page, plan, called, offered, refusal_share, rng), world.name, talk_share, rng)
     scene = make_scene(
         _system(world, page, offered, rng),
@@ -76,13 +82,13 @@ def draw_conversation(
 
 
 def questions(scene: Scene) -> Iterator[Question]:
-    """Ask for each assistant message, given the true history before it."""
+    """Yield a question for every assistant message, with the true history as the prompt."""
     conversation = scene.conversation
-    places = [place for place, message in enumerate(conversation.messages) if message.role == "assistant"]
-    for place, expected in zip(places, scene.expected, strict=True):
-        identifier = f"{conversation.id}/{place}"
+    indices = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
+    for index, expected in zip(indices, scene.expected, strict=True):
+        identifier = f"{conversation.id}/{index}"
         metadata = {**conversation.metadata, "kind": expected.kind}
-        prompt = replace(conversation, messages=conversation.messages[:place], id=identifier, metadata=metadata)
+        prompt = replace(conversation, messages=conversation.messages[:index], id=identifier, metadata=metadata)
         yield Question(identifier, prompt, expected.values, expected.grade, group=metadata["world"])
 
 
@@ -105,7 +111,7 @@ def _turns(
         assert page
         if not facts or rng.random() < refusal_share:
             needs_tool = not offered and rng.random() < TOOL_MISSING
-            asked = _ask_for_tool_in_vain(world, rng) if needs_tool else ask_in_vain(world, page, rng)
+            asked = _ask_for_missing_tool(world, rng) if needs_tool else ask_unanswerable(world, page, rng)
         else:
             count = rng.choices(tuple(NUM_FACTS), tuple(NUM_FACTS.values()))[0]
             several = [ask(page, facts.pop(), rng) for _ in range(min(count, len(facts)))]
@@ -114,8 +120,8 @@ def _turns(
     return turns
 
 
-def _ask_for_tool_in_vain(world: World, rng: Random) -> Asked:
-    """Ask for what would need a tool where none is offered."""
+def _ask_for_missing_tool(world: World, rng: Random) -> Asked:
+    """Return a request for a tool that the conversation does not offer."""
     request = rng.choice(TOOLS[rng.choice(tuple(TOOLS))].requests).format(**_draw_slots(world, rng))
     return Asked("refusal", request, refuse(rng), (NOT_SAID,))
 
@@ -126,7 +132,7 @@ def _tool_turn(world: World, name: str, rng: Random) -> Turn:
     expected: list[Expected] = []
     outcome: Outcome | None = None
     for call in (name, FOLLOWED_BY[name]) if name in FOLLOWED_BY else (name,):
-        # A second call looks up what the first one has found, so it does not fail.
+        # The second call looks up a result of the first call, and therefore succeeds.
         outcomes = [other for other in TOOLS[call].outcomes if not outcome or "error" not in other.result]
         outcome = rng.choice(outcomes)
         arguments = {key: slots[key] for key in TOOLS[call].parameters}
@@ -155,7 +161,7 @@ def _draw_slots(world: World, rng: Random) -> dict[str, str]:
 
 
 def _offer(called: list[str], rng: Random) -> list[str]:
-    """List the tools that the conversation needs among one or two that it does not, in any order."""
+    """Return the called tools with one or two other tools, shuffled."""
     needed = {*called, *(FOLLOWED_BY[name] for name in called if name in FOLLOWED_BY)}
     others = [name for name in TOOLS if name not in needed]
     offered = [*sorted(needed), *rng.sample(others, rng.choice((1, 2)))]

@@ -1,27 +1,27 @@
-"""A world and a topic -> one handbook page in one of several layouts, and the facts that stand on it.
+"""A world and a topic -> a handbook page in one of several layouts, with the facts of the page.
 
-A page says a part of what is true in its world; the rest is what a question can ask in vain.
+A page holds a part of the world's facts. The remaining facts give unanswerable questions.
 """
 
 from random import Random
 from typing import NamedTuple
 
-from puna.corpus.synthesize.matter.layouts import LAYOUTS, MAX_LINES, Line, frame_page
-from puna.corpus.synthesize.matter.scenes import Asked, draw_spelling
-from puna.corpus.synthesize.matter.talk import NOT_SAID, OFF_TOPIC, refuse
+from puna.corpus.synthesize.content.layouts import LAYOUTS, MAX_LINES, Line, frame_page
+from puna.corpus.synthesize.content.scenes import Asked, draw_spelling
+from puna.corpus.synthesize.content.talk import NOT_SAID, OFF_TOPIC, refuse
 from puna.corpus.synthesize.phrases import CLOSINGS, OPENINGS, PHRASES, TITLES
 from puna.corpus.synthesize.questions import QUESTIONS
 from puna.corpus.synthesize.worlds import TOPICS, Fact, World
 
-# What a page of its topic never leaves out: beside express, a question about shipping would be ambiguous without it.
+# Kinds of facts on every page of the topic. Without shipping_cost, "shipping" could mean express_cost.
 ALWAYS = ("hours", "closed", "shipping_cost")
-OFF_TOPIC_SHARE = 0.2  # of the questions in vain
-# Kinds whose values a careless answer mixes up.
+OFF_TOPIC_SHARE = 0.2  # of unanswerable questions
+# Kinds of facts with values that a careless reader confuses: the values become distractors.
 FAMILIES = {"closed": "hours", "express_cost": "shipping_cost", "engraving_cost": "repair_cost"}
 
 
 class Page(NamedTuple):
-    """Text, and the facts that stand in it."""
+    """A page as text, with the facts of the text. Example: see `draw_page`."""
 
     topic: str
     text: str
@@ -29,7 +29,12 @@ class Page(NamedTuple):
 
 
 def draw_page(world: World, topic: str, rng: Random) -> Page:
-    """Choose what the page says and how it looks."""
+    """Draw facts and a layout for a page.
+
+    Example:
+        >>> draw_page(make_world(0, "train", 0), "visit", Random(0)).topic
+        'visit'
+    """
     layout = rng.choice(tuple(LAYOUTS))
     facts = _shorten(_choose_facts(world, topic, rng), MAX_LINES[layout], rng)
     openings = rng.sample(OPENINGS, 2 if layout in ("bullets", "pairs", "plain") else rng.choice((0, 1, 1)))
@@ -41,7 +46,7 @@ def draw_page(world: World, topic: str, rng: Random) -> Page:
 
 
 def ask(page: Page, fact: Fact, rng: Random) -> Asked:
-    """Ask about a fact that stands on the page."""
+    """Return a question about a fact of the page, with the answer."""
     slots = _slots(fact, rng)
     answer = PHRASES[fact.kind].answer.format(**slots)
     others = {other.needle for other in page.facts if _family(other) == _family(fact)}
@@ -50,8 +55,8 @@ def ask(page: Page, fact: Fact, rng: Random) -> Asked:
     return Asked(fact.kind, question, answer, (fact.needle,), distractors)
 
 
-def ask_in_vain(world: World, page: Page, rng: Random) -> Asked:
-    """Ask about something that the page does not say."""
+def ask_unanswerable(world: World, page: Page, rng: Random) -> Asked:
+    """Return a question without an answer on the page, with a refusal."""
     if rng.random() < OFF_TOPIC_SHARE:
         return Asked("refusal", rng.choice(OFF_TOPIC), refuse(rng), (NOT_SAID,))
     silent = [fact for fact in world.facts if fact not in page.facts]
@@ -63,7 +68,7 @@ def ask_in_vain(world: World, page: Page, rng: Random) -> Asked:
 
 
 def _slots(fact: Fact, rng: Random | None = None) -> dict[str, str]:
-    """Fill the templates of a fact: a customer (`rng`) asks about one day, a page speaks of all its days."""
+    """Return the values of a template: with `rng` for a question about one day, otherwise for all days of a fact."""
     asked = rng.choice(fact.asked) if rng and fact.asked else fact.slots.get("days", "")
     return {**fact.slots, "value": fact.value, "asked": asked}
 

@@ -1,13 +1,18 @@
-"""How pages and answers say a fact: templates as data.
+"""Templates of facts for pages and answers. Data.
 
-`{value}` is in each the same words, so that an answer can copy them from the page. Questions are in questions.py.
+`{value}` is the same text on the page and in the answer, so the answer can copy the text. questions.py has questions.
 """
 
 from typing import NamedTuple
 
 
 class Phrases(NamedTuple):
-    """A label for lists, sentences for prose, the one form of the answer, and the subject as a refusal names it."""
+    """Wordings of a fact: label for lists, sentences for prose, the answer, and the subject for a refusal.
+
+    Example:
+        >>> PHRASES["price"].answer
+        'The {product} costs {value}.'
+    """
 
     label: str
     sentences: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""How customers ask: at least eight forms for each kind of fact. Templates as data.
+"""Question templates: at least eight forms for every kind of fact. Data.
 
-A question names what it is about in the page's words (`{product}`) or by the day it is about (`{asked}`).
+`{product}` is the product's name on the page, `{asked}` a day of the week.
 """
 
 HOURS = (

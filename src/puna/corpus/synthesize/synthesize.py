@@ -1,7 +1,13 @@
-"""A seed -> imaginary businesses: handbook pages (documents.jsonl) and customers' conversations (conversations.jsonl).
+"""A seed -> invented businesses: handbook pages (documents.jsonl) and customer conversations (conversations.jsonl).
 
-The held-out split also writes questions.jsonl, by which models are scored. No teacher model takes part: every answer
-is right because the same fact wrote the page.
+The held-out split also gets questions.jsonl, an evaluation task. Templates write page and answer from the same fact,
+so every answer is right without a teacher model.
+
+Example:
+    [synthesize]
+    split = "train"
+    num_worlds = 200
+    tool_share = 0.4
 """
 
 import time
@@ -11,12 +17,12 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from puna.corpus.synthesize.content.names import Split
+from puna.corpus.synthesize.content.organizations import draw_organization_scene
+from puna.corpus.synthesize.content.prose import draw_bare_scene, draw_prose_scene
+from puna.corpus.synthesize.content.scenes import Scene
 from puna.corpus.synthesize.conversations import draw_conversation, questions
 from puna.corpus.synthesize.languages.scenes import draw_language_scene
-from puna.corpus.synthesize.matter.names import Split
-from puna.corpus.synthesize.matter.organizations import draw_organization_scene
-from puna.corpus.synthesize.matter.prose import draw_bare_scene, draw_prose_scene
-from puna.corpus.synthesize.matter.scenes import Scene
 from puna.corpus.synthesize.pages import ask, draw_page
 from puna.corpus.synthesize.worlds import TOPICS, World, make_world
 from puna.data.document import Document
@@ -28,19 +34,25 @@ from puna.planning.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 
 Language = Literal["en", "de", "fr", "it", "pt", "hi", "es", "th"]
 
-# Worlds that a dry run writes to know the rest by.
+# Worlds written by a dry run, from which the sizes of the whole output are extrapolated.
 SKETCHED_WORLDS = 30
 
 
 class Config(StageConfig):
-    """Which worlds to imagine, and what to write about each."""
+    """Number and content of the invented businesses. Example: see the module."""
 
-    seed: int = Field(default=0, description="another seed gives other worlds")
-    split: Split = Field(default="train", description="train or held_out: no name or order number is in both")
-    num_worlds: int = Field(default=200, ge=1, description="how many businesses")
-    conversations_per_world: int = Field(default=10, ge=0, description="conversations about each")
-    tool_share: float = Field(default=0.4, ge=0, le=1, description="share of conversations with tool calls")
-    refusal_share: float = Field(default=0.1, ge=0, le=1, description="share of questions the page does not answer")
+    seed: int = Field(default=0, description="Random seed of the worlds; another seed gives other businesses and facts")
+    split: Split = Field(
+        default="train", description="Split, train or held_out; no name or order number appears in both"
+    )
+    num_worlds: int = Field(default=200, ge=1, description="Number of invented businesses (worlds)")
+    conversations_per_world: int = Field(default=10, ge=0, description="Number of conversations per world")
+    tool_share: float = Field(
+        default=0.4, ge=0, le=1, description="Share of shop conversations, 0 to 1, with tool calls"
+    )
+    refusal_share: float = Field(
+        default=0.1, ge=0, le=1, description="Share of questions, 0 to 1, without an answer on the page"
+    )
     talk_share: float = Field(
         default=0.2,
         ge=0,
@@ -70,18 +82,23 @@ class Config(StageConfig):
         min_length=1,
         description="Languages, as ISO 639-1 codes, from which language_share draws the language of a conversation",
     )
-    schemas: bool = Field(default=False, description="give the tools' JSON schemas, beside their names in the prompt")
-    pages: bool = Field(default=True, description="write each world's pages as documents")
-    questions_per_page: int = Field(default=4, ge=0, description="questions with answers below each document's page")
+    schemas: bool = Field(
+        default=False,
+        description="Whether conversations carry JSON schemas of the tools besides the names in the prompt",
+    )
+    pages: bool = Field(default=True, description="Whether to write the pages of every world as documents")
+    questions_per_page: int = Field(
+        default=4, ge=0, description="Number of questions with answers appended to the page in a document"
+    )
 
     @model_validator(mode="after")
     def _leaves_room(self) -> Self:
         if sum(self.shares().values()) > 1:
-            raise ValueError("shares of kinds of conversations that add up to 1 at most")
+            raise ValueError("organization_share, language_share, prose_share and bare_share with a sum of at most 1")
         return self
 
     def shares(self) -> dict[str, float]:
-        """Return the share of each kind of conversation that is not about a shop."""
+        """Return the shares of all kinds of conversations except shops, which take the rest."""
         return {
             "organization": self.organization_share,
             "language": self.language_share,
@@ -90,7 +107,7 @@ class Config(StageConfig):
         }
 
     def estimate(self, known: Known) -> Estimate:
-        """Write the first few worlds, so that later steps of a dry run know what comes."""
+        """Sample the first worlds, for the estimates of later stages in a dry run."""
         start, num_seen = time.perf_counter(), min(self.num_worlds, SKETCHED_WORLDS)
         worlds = [make_world(self.seed, self.split, index) for index in range(num_seen)]
         scenes = [scene for world in worlds for scene in make_scenes(world, self)]
@@ -107,7 +124,7 @@ class Config(StageConfig):
 
 
 def run(config: Config, run: Run) -> None:
-    """Write the worlds' documents and conversations, and questions for the held-out split."""
+    """Write documents and conversations, and questions for the held-out split."""
     documents: list[dict[str, Any]] = []
     scenes: list[Scene] = []
     with run.progress(config.num_worlds, "worlds", unit="worlds") as progress:
@@ -125,7 +142,7 @@ def run(config: Config, run: Run) -> None:
 
 
 def make_documents(world: World, config: Config) -> Iterator[Document]:
-    """Write one page a topic, each with a few questions and their answers below it."""
+    """Yield one document per topic: a page, then questions with answers."""
     for topic in TOPICS:
         rng = Random(f"{config.seed}/{world.id}/{topic}")
         page = draw_page(world, topic, rng)
@@ -143,7 +160,7 @@ def make_documents(world: World, config: Config) -> Iterator[Document]:
 
 
 def make_scenes(world: World, config: Config) -> Iterator[Scene]:
-    """Draw the conversations that belong to a world: about its shop, and about whatever else the shares say."""
+    """Draw the conversations of a world: about the shop, or of the kinds in `Config.shares`."""
     for number in range(config.conversations_per_world):
         rng = Random(f"{config.seed}/{world.id}/{number}/kind")
         kind = _draw_kind(config, rng)
@@ -162,11 +179,11 @@ def make_scenes(world: World, config: Config) -> Iterator[Scene]:
 
 
 def _draw_kind(config: Config, rng: Random) -> str:
-    place = rng.random()
+    position = rng.random()
     for kind, share in config.shares().items():
-        if place < share:
+        if position < share:
             return kind
-        place -= share
+        position -= share
     return "shop"
 
 

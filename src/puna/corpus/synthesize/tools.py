@@ -1,13 +1,18 @@
-"""What customers ask for that needs a tool: its schema, the ways to ask, its results and the answer to each. Data.
+"""Tools of a shop: schemas, wordings of requests, results, and answers to the results. Data.
 
-Arguments stand in the customer's words or, in a second call, in the first one's result.
+A request's text holds the arguments. The arguments of a second call stand in the first call's result.
 """
 
 from typing import Any, NamedTuple
 
 
 class Outcome(NamedTuple):
-    """What the tool returns, and how the assistant says it. `needles` stand in the result and in a right answer."""
+    """A result of a tool and the assistant's answer; result and right answer contain all `needles`.
+
+    Example:
+        >>> TOOLS["card_balance"].outcomes[0].needles
+        ('{amount}',)
+    """
 
     result: dict[str, str]
     answer: str
@@ -15,7 +20,7 @@ class Outcome(NamedTuple):
 
 
 class Tool(NamedTuple):
-    """A function of the shop. `parameters`: name -> what it is; all are strings."""
+    """A function of the shop; `parameters` maps names to descriptions, all of type string. Example: see `schema`."""
 
     description: str
     parameters: dict[str, str]
@@ -193,7 +198,7 @@ TOOLS: dict[str, Tool] = {
             ),
         ),
     ),
-    # Its result is an order number, which the next call looks up: an identifier to be copied out of a result.
+    # The result is an order number for the next call: an identifier to copy from a result.
     "find_order": Tool(
         "Find a customer's last order.",
         {"email": "The customer's e-mail address"},
@@ -215,7 +220,12 @@ FOLLOWED_BY = {"find_order": "look_up_order"}
 
 
 def schema(name: str) -> dict[str, Any]:
-    """Describe a tool as OpenAI's API has it."""
+    """Return a tool definition in the layout of OpenAI's API.
+
+    Example:
+        >>> schema("check_stock")["function"]["parameters"]["required"]
+        ['product']
+    """
     properties = {key: {"type": "string", "description": text} for key, text in TOOLS[name].parameters.items()}
     parameters = {"type": "object", "properties": properties, "required": list(properties)}
     function = {"name": name, "description": TOOLS[name].description, "parameters": parameters}
@@ -223,5 +233,5 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def signature(name: str) -> str:
-    """Describe a tool in a few words: "look_up_order(order_id)"."""
+    """Return name and parameters for a prompt: "look_up_order(order_id)"."""
     return f"{name}({', '.join(TOOLS[name].parameters)})"

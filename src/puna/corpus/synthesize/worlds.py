@@ -1,15 +1,12 @@
-"""(seed, split, index) -> one imaginary business with its products and facts.
-
-Nothing here writes text beyond the values of facts.
-"""
+"""(seed, split, index) -> an invented business: name, products, and facts with values but without sentences."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-from puna.corpus.synthesize.matter.names import Split, draw_name
-from puna.corpus.synthesize.matter.values import draw_phone, draw_price
+from puna.corpus.synthesize.content.names import Split, draw_name
+from puna.corpus.synthesize.content.values import draw_phone, draw_price
 
 NUM_PRODUCTS = 4
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
@@ -50,9 +47,17 @@ TOPICS = {
 
 
 class Fact(NamedTuple):
-    """One thing that is true in a world. `value` stands on pages as it is, and `needle` in every right answer.
+    """A fact of a world.
 
-    `slots` fills the templates of its kind; `asked` lists the days on which a question about it can fall.
+    Attributes:
+        value: Text on the page.
+        needle: Text in every right answer.
+        slots: Values for the templates of the kind.
+        asked: Days of the week for questions about the fact.
+
+    Example:
+        >>> make_world(0, "train", 0).facts[0].kind
+        'price'
     """
 
     kind: str
@@ -64,7 +69,7 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A business. `facts` holds everything there is to know about it, more than a page says."""
+    """An invented business; `facts` holds more than any page. Example: see `Fact`."""
 
     id: str
     split: Split
@@ -75,7 +80,7 @@ class World:
 
 
 def make_world(seed: int, split: Split, index: int) -> World:
-    """Build world `index` of a split, without the ones before it."""
+    """Build world `index` of a split, independent of all other worlds."""
     rng = Random(f"{seed}/{split}/{index}")
     shop = rng.choice(tuple(SHOPS))
     stems: list[str] = []
@@ -154,7 +159,7 @@ def _range_of_days(rng: Random) -> str:
 
 
 def _distinct(draw: Callable[[], str], count: int) -> list[str]:
-    """Draw values none of which is part of another, so that a wrong one in an answer can be told from the right one."""
+    """Draw values without substrings of one another: grading by substring can then tell wrong from right."""
     values: list[str] = []
     while len(values) < count:
         new = draw()

@@ -17,7 +17,7 @@ MIN_PIECE, MAX_PIECE = 3, 8
 MIN_KEYS, MAX_KEYS = 2, 4
 MIN_STRING, MAX_STRING = 3, 10
 MAX_ALPHABET = 10
-REPEAT = 0.4  # probability that a token of a string equals the one before it
+REPEAT = 0.4  # probability that a token of a string repeats the previous token
 
 
 def draw_drill(ids: Sequence[int], source: random.Random) -> Encoded:

@@ -57,7 +57,7 @@ def _draw(names: list[str], source: random.Random) -> dict[str, str]:
     taken = set(names)
     for name in names:
         candidates = (_digits_like(name, source) for _ in range(DRAWS))
-        # Thousands of four-digit names may leave no other free: such a one stays as it is.
+        # With thousands of four-digit identifiers no free one may be left; then the identifier stays.
         fresh[name] = next((digits for digits in candidates if digits not in taken), name)
         taken.add(fresh[name])
     return fresh

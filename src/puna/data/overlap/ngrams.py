@@ -16,19 +16,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Scripts that write no spaces between words: there a character counts as a word.
+# Scripts without spaces between words: every character counts as a word.
 ALONE = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
-# Marks that a writer may leave out: Hebrew points, Arabic and Syriac vowels, accents of stress, variation selectors.
+# Optional marks: Hebrew points, Arabic and Syriac vowels, stress accents, variation selectors.
 OPTIONAL = re.compile(
     "[\u0300\u0301\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06dc"
     "\u06df-\u06e8\u06ea-\u06ed\u0730-\u074a\u08d3-\u08ff\ufb1e\ufe00-\ufe0f]"
 )
-# The same words where a text is ASCII, found in half of the time.
+# Words of an ASCII text, in half the time of the general path.
 ASCII_WORD = re.compile("[a-z0-9]+")
-# Fields of a row that are no text of it.
+# Fields of a row without text.
 SKIPPED = {"id", "role", "group", "type", "source", "language", "licence", "metadata", "tools", "environment", "today"}
 MIN_WORDS = 8
-# An n-gram of more groups than this share (and than two) is the test's own template, and tells nothing.
+# An n-gram in more than this share of the groups (and in more than two) is a template of the test, not evidence.
 TEMPLATE_SHARE = 0.1
 BATCH_WORDS = 500_000
 NORMALIZATION = "NFKC, no case, words of letters with their marks and digits; scripts without spaces by character"
@@ -208,7 +208,7 @@ class _Sought:
         self.questions = [split_words(probe.question) for probe in probes]
         self.answers = [[split_words(text) for text in probe.answers] for probe in probes]
         self.ids = {word: number for number, word in enumerate(sorted(set().union(*self.words)), start=1)}
-        # Random numbers for words, so that a sum of products over a window is a hash of 64 bits. 0 is any other word.
+        # A random 64-bit code per word, for polynomial hashes of windows. Id 0 stands for all other words.
         self.codes = np.random.default_rng(0).integers(0, 2**64, len(self.ids) + 1, dtype=np.uint64)
         own = _own_grams(self.words, [probe.group or probe.name for probe in probes], n)
         self.num_own = [len(grams) for grams, _ in own]
@@ -232,8 +232,8 @@ class _Sought:
         question = self.questions[index]
         if len(question) >= self.n:
             grams = set(_grams(row, self.n))
-            wanted = _grams(question, self.n)
-            holds = sum(gram in grams for gram in wanted) >= threshold * len(wanted)
+            question_grams = _grams(question, self.n)
+            holds = sum(gram in grams for gram in question_grams) >= threshold * len(question_grams)
         else:
             holds = _stands_in(question, row)
         if self.num_own_words[index] < self.n:

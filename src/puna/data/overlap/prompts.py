@@ -26,8 +26,8 @@ def dialogue_of(row: dict[str, Any]) -> tuple[list[Message], int]:
         prompt = _without_system(row["prompt"])
         return [*prompt, *row["chosen"]], len(prompt)
     messages = _without_system(row.get("messages", []))
-    places = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    return messages, places[-1] if places else 0
+    answer_indices = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    return messages, answer_indices[-1] if answer_indices else 0
 
 
 def answer_places(row: dict[str, Any], messages: list[Message]) -> list[int]:

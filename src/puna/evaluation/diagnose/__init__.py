@@ -1,1 +1,1 @@
-"""What training runs recorded, and scores -> findings in words: why a model is not what was hoped for."""
+"""Records of training runs, and scores -> findings: likely causes of a weak model, in words."""

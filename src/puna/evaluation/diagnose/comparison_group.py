@@ -1,4 +1,4 @@
-"""A student and those beside it, with their scores and records, as rules look at them. Computes no interval."""
+"""A student with teacher, start model and baseline: records and paired differences of scores, for the rules."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,13 +8,19 @@ from puna.evaluation.diagnose.record import Record
 
 
 class Difference(NamedTuple):
-    """A paired difference of mean scores, with the bounds of its 95 % interval."""
+    """A paired difference of mean scores, with the bounds of the 95 % interval.
+
+    Example:
+        >>> str(Difference(-0.3, -0.4, -0.2))
+        '-30.0 points (-40.0 to -20.0)'
+    """
 
     mean: float
     low: float
     high: float
 
     def reversed(self) -> "Difference":
+        """Return the difference with the two models exchanged."""
         return Difference(-self.mean, -self.high, -self.low)
 
     def __str__(self) -> str:
@@ -23,7 +29,18 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class GroupMember:
-    """One checkpoint: its name, the record of the run that trained it, and what its tokenizer and template are."""
+    """A checkpoint of a comparison group.
+
+    Attributes:
+        name: Name of the checkpoint in the evaluation.
+        record: Record of the training run; None without training by Puna.
+        tokenizer: Fingerprint of the tokenizer.
+        template: Text of the chat template; "" without a template.
+
+    Example:
+        >>> GroupMember("base", None, "0a1b", "").record is None
+        True
+    """
 
     name: str
     record: Record | None
@@ -31,13 +48,29 @@ class GroupMember:
     template: str
 
 
-# (name, name) -> score of the first - score of the second, in one of the two orders.
+# Names of two members -> score of the first member minus score of the second; one of the two orders is enough.
 Differences = Mapping[tuple[str, str], Difference]
 
 
 @dataclass(frozen=True)
 class ComparisonGroup:
-    """A student, the same model trained without the teacher, the model it began as, its teacher, and the questions."""
+    """A student and the models to compare with, on the questions of one evaluation.
+
+    Attributes:
+        student: The diagnosed model.
+        baseline: The same network, trained without the teacher.
+        start: The model from which the student's training began.
+        teacher: The teacher.
+        differences: Paired differences on the student's own tasks.
+        general_differences: Paired differences on the tasks that measure forgetting.
+        questions: Shares of questions with a system message ("system") and tools ("tools"), and the median prompt
+            length in tokens ("median").
+
+    Example:
+        >>> group = ComparisonGroup(student, baseline, None, None, {("mine", "sft"): Difference(0.3, 0.2, 0.4)}, {})
+        >>> group.difference(baseline, student).mean
+        -0.3
+    """
 
     student: GroupMember
     baseline: GroupMember | None
@@ -48,17 +81,18 @@ class ComparisonGroup:
     questions: Mapping[str, float] = field(default_factory=dict)
 
     def difference(self, one: GroupMember, other: GroupMember) -> Difference:
-        found = _find(self.differences, one, other)
-        assert found is not None, "every two checkpoints answered the same questions"
-        return found
+        """Return the difference on the student's own tasks."""
+        difference = _find(self.differences, one, other)
+        assert difference is not None, "every two checkpoints answered the same questions"
+        return difference
 
     def general_difference(self, one: GroupMember, other: GroupMember) -> Difference | None:
-        """Return the difference on the general tasks, None if none was named."""
+        """Return the difference on the general tasks; None without general tasks."""
         return _find(self.general_differences, one, other)
 
 
 def _find(differences: Differences, one: GroupMember, other: GroupMember) -> Difference | None:
     if (one.name, other.name) in differences:
         return differences[one.name, other.name]
-    found = differences.get((other.name, one.name))
-    return found.reversed() if found else None
+    difference = differences.get((other.name, one.name))
+    return difference.reversed() if difference else None

@@ -1,6 +1,6 @@
-"""The records of a training run -> figures that rules ask for: means over parts of the run, totals, facts.
+"""The records of a training run -> figures for the rules: means over parts of the run, totals, facts.
 
-A figure that a run did not record is None (runs of other objectives, or of an older Puna); rules are silent then.
+A figure without a record is None: other objectives and older versions record other figures. Rules then find nothing.
 """
 
 import math
@@ -21,7 +21,18 @@ Numbers = dict[str, int | float | None]
 
 @dataclass(frozen=True)
 class Record:
-    """What one run left: its stage and settings, a row a step, and facts about data, model and tokenizer."""
+    """Record of one training run.
+
+    Attributes:
+        stage: Verb of the stage, such as "sft".
+        config: Settings (run_config.json).
+        rows: Metrics, one row per step (run_metrics.jsonl).
+        facts: Facts about data, model and tokenizer (run_facts.json).
+
+    Example:
+        >>> Record("sft", {}, [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]).mean("loss", 0.0)
+        1.5
+    """
 
     stage: str
     config: dict[str, Any]
@@ -30,14 +41,14 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> "Record | None":
-        """Read the records of the run that made the artifact at `path`; None if no training run made it.
+        """Read the records of the training run of the artifact at `path`; None for an artifact of another stage.
 
         Raises:
-            ArtifactError: A record was altered or cannot be read.
+            ArtifactError: A record was altered or is unreadable.
         """
         if not (artifact.is_artifact(path) and (path / METRICS).is_file() and (path / CONFIG).is_file()):
             return None
-        manifest, expected = artifact.read_manifest(path), "what a training run records of itself"
+        manifest, expected = artifact.read_manifest(path), "the records of a training run"
         artifact.verify_files(path, manifest, [name for name in (METRICS, CONFIG, FACTS) if (path / name).is_file()])
         facts = read_record(path / FACTS, Table, expected=expected, allow_nan=True) if (path / FACTS).is_file() else {}
         config = read_record(path / CONFIG, Table, expected=expected)
@@ -51,7 +62,7 @@ class Record:
 
     @property
     def token_loss(self) -> str:
-        """The name of the loss on the text's own tokens, where another loss is mixed with it."""
+        """Name of the cross-entropy on the text: "token_loss" beside another loss, otherwise "loss"."""
         return "token_loss" if self.has("token_loss") else "loss"
 
     @property
@@ -59,28 +70,29 @@ class Record:
         return len(self.rows)
 
     def has(self, name: str) -> bool:
+        """Tell whether any step recorded `name`."""
         return any(row.get(name) is not None for row in self.rows)
 
     def values(self, name: str, first: float = 0.0, last: float = 1.0) -> np.ndarray:
-        """Return the recorded values of `name` in the part of the run from share `first` to share `last`."""
+        """Return the recorded values of `name`, from share `first` to share `last` of the run (0 to 1)."""
         start = min(int(first * self.num_steps), max(0, self.num_steps - 1))
         rows = self.rows[start : max(start + 1, math.ceil(last * self.num_steps))]
         return np.array([row[name] for row in rows if row.get(name) is not None], dtype=float)
 
     def mean(self, name: str, first: float = 0.9, last: float = 1.0) -> float | None:
-        """Return the mean of `name` over a part of the run, by default its last tenth."""
+        """Return the mean of `name` over a part of the run, by default the last tenth."""
         values = self.values(name, first, last)
         return float(values.mean()) if len(values) else None
 
     def total(self, name: str) -> float | None:
+        """Return the sum of `name` over all steps."""
         values = self.values(name)
         return float(values.sum()) if len(values) else None
 
     def fall(self, name: str, before: tuple[float, float], after: tuple[float, float]) -> tuple[float, float]:
-        """Return by how much `name` fell from one part of the run to another, and the standard error of that.
+        """Return the fall of `name` from one part of the run to another, with the standard error.
 
-        The noise is taken from the differences of neighbouring steps, so that a trend inside a part does not count as
-        noise.
+        Differences of neighbouring steps give the noise: a trend inside a part does not count as noise.
         """
         one, other = self.values(name, *before), self.values(name, *after)
         if not (len(one) and len(other)):

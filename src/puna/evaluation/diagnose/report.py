@@ -1,4 +1,4 @@
-"""A run's record and findings -> its report in Markdown. Draws nothing (the plot lies beside it)."""
+"""Record and findings of a training run -> run_report.md. The plot is a separate file, loss.png."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from puna.pipeline.artifacts import artifact
 from puna.pipeline.finding import Finding
 
 REPORT = artifact.RECORD_PREFIX + "report.md"
-# Each figure that is shown, by its name in metrics.jsonl, with the parts of the run that it is shown of.
+# Name in metrics.jsonl -> label of a row in the table of figures.
 FIGURES = {
     "loss": "loss",
     "kl_loss": "divergence from the teacher",
@@ -26,7 +26,7 @@ FIGURES = {
 
 
 def run_report(record: Record, findings: Sequence[Finding]) -> str:
-    """Return what was trained on, figures of the first and the last tenth of the run, and the findings."""
+    """Return the report: amount of training, figures of the first and the last tenth of the run, and findings."""
     rows = [f"| {label} | {_figure(record, name, 0.0, 0.1)} | {_figure(record, name, 0.9, 1.0)} |"
             for name, label in FIGURES.items() if record.has(name)]  # fmt: skip
     sections = [
@@ -41,7 +41,7 @@ def run_report(record: Record, findings: Sequence[Finding]) -> str:
 
 
 def tell(findings: Sequence[Finding]) -> list[str]:
-    """Return a paragraph a finding: what was seen, why it matters, what to do."""
+    """Return one list item in Markdown per finding: observation, reason and remedy."""
     return [f"- **{each.code}.** {each.seen}\n  {REASONS[each.code]}\n  *{each.remedy}*" for each in findings]
 
 
@@ -52,18 +52,18 @@ def _figure(record: Record, name: str, first: float, last: float) -> str:
 
 def _extent(record: Record) -> str:
     facts, tokens = record.facts, int(record.rows[-1].get("tokens") or 0)
-    told = [f"{record.num_steps:,} steps", f"{tokens:,} tokens"]
+    parts = [f"{record.num_steps:,} steps", f"{tokens:,} tokens"]
     trained, ends, formatting = (record.total(name) for name in ("trained", "ends", "formatting"))
     if trained is not None:
-        told.append(f"{trained:,.0f} of them trained ({trained / max(1, tokens):.1%})")
+        parts.append(f"{trained:,.0f} of them trained ({trained / max(1, tokens):.1%})")
     if trained and ends is not None and formatting is not None:
-        told.append(f"of which {formatting / trained:.1%} special tokens or white space, {ends:,.0f} ends of messages")
+        parts.append(f"of which {formatting / trained:.1%} special tokens or white space, {ends:,.0f} ends of messages")
     if "num_rows" in facts:
-        told.append(f"{facts['num_rows']:,} rows read {facts['epochs']:.2f} times")
+        parts.append(f"{facts['num_rows']:,} rows read {facts['epochs']:.2f} times")
     if facts.get("start_data_loss_after") is not None:
         before, after = facts["start_data_loss"], facts["start_data_loss_after"]
-        told.append(f"loss on the start model's data {before:.3f} before, {after:.3f} after")
+        parts.append(f"loss on the start model's data {before:.3f} before, {after:.3f} after")
     if facts.get("chat_after") is not None:
         before, after = facts["chat"]["end"], facts["chat_after"]["end"]
-        told.append(f"probability that a finished answer ends {before:.2g} before, {after:.2g} after")
-    return "; ".join(told) + "."
+        parts.append(f"probability that a finished answer ends {before:.2g} before, {after:.2g} after")
+    return "; ".join(parts) + "."

@@ -1,6 +1,6 @@
-"""A checkpoint and questions -> replies, with seconds and token counts. Asking grades no reply.
+"""A model and questions -> replies, with seconds and token counts. Asking grades no reply.
 
-Prompts use the training format of the checkpoint. The sampler is the sampler of the server.
+A checkpoint gets prompts in its training format, from the sampler of the server. An endpoint renders its own prompts.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from puna.pipeline.run import Run
 
 
 class Asked(NamedTuple):
-    """The replies of one checkpoint in the order of the questions, with token counts and seconds of generation.
+    """The replies of one model in the order of the questions, with token counts and seconds of generation.
 
     Example:
         >>> Asked([Reply(Message("assistant", "At nine."), 3)], 3, 20, seconds=0.5).num_tokens
@@ -29,8 +29,26 @@ class Asked(NamedTuple):
     seconds: float
 
 
-def ask(model: Completer, sampling: Sampling, seed: int, run: Run, name: str, items: Sequence[Item]) -> Asked:
-    """Let one checkpoint answer all questions.
+def ask(
+    model: Completer,
+    sampling: Sampling,
+    seed: int,
+    run: Run,
+    name: str,
+    items: Sequence[Item],
+    *,
+    warm_up: bool = True,
+) -> Asked:
+    """Let one model answer all questions.
+
+    Args:
+        model: A checkpoint or an endpoint.
+        sampling: Sampling settings of all questions.
+        seed: Seed of the evaluation.
+        run: Run that shows the progress.
+        name: Name of the model for the progress bar.
+        items: Questions with their tasks.
+        warm_up: Send one short request before the measurement: the first request of a checkpoint pays one-time costs.
 
     Example:
         >>> asked = ask(completer, Sampling(max_tokens=64), 0, run, "mine", [Item(task, question)])
@@ -38,8 +56,8 @@ def ask(model: Completer, sampling: Sampling, seed: int, run: Run, name: str, it
         1
     """
     prompts = [_prompt(item, seed) for item in items]
-    # Warm-up: the first request pays one-time costs, and is not part of the measured speed.
-    model.complete(prompts[:1], replace(sampling, max_tokens=min(2, sampling.max_tokens)))
+    if warm_up:
+        model.complete(prompts[:1], replace(sampling, max_tokens=min(2, sampling.max_tokens)))
     start = time.monotonic()
     with run.progress(len(items), name, unit="questions") as bar:
         replies = model.complete(prompts, sampling, lambda done: bar.advance(done - bar.count))
@@ -53,6 +71,21 @@ def _prompt(item: Item, seed: int) -> Prompt:
     identity = f"{seed} {item.task.name} {item.question.id}"
     digest = hashlib.sha256(identity.encode()).digest()
     return Prompt(item.question.conversation, int.from_bytes(digest[:6], "big"))
+
+
+def join(parts: Sequence[Asked]) -> Asked:
+    """Concatenate the replies of consecutive questions; token counts and seconds add up.
+
+    Example:
+        >>> join([Asked([], 3, 20, 0.5), Asked([], 4, 30, 0.5)]).num_tokens
+        7
+    """
+    return Asked(
+        [reply for part in parts for reply in part.replies],
+        sum(part.num_tokens for part in parts),
+        sum(part.num_prompt_tokens for part in parts),
+        sum(part.seconds for part in parts),
+    )
 
 
 def to_json(asked: Asked) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Checkpoints and their lineage -> who is the student, its teacher, the model it began as, and the plain one beside it.
+"""Checkpoints and their lineage -> comparison groups: a student with teacher, start model and baseline.
 
-Nothing is measured here. What the lineage does not say, the settings can (`roles`).
+The lineage gives the roles; the settings `roles` override the lineage.
 """
 
 from collections.abc import Mapping
@@ -17,26 +17,37 @@ from puna.pipeline.config import StageConfig
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.storage.records import read_record
 
-# The widths that make two networks the same size, as config.json names them.
+# Fields of config.json that two networks of equal size share.
 WIDTHS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-# Inputs that a checkpoint is another form of: quantize, prune and merge keep what was trained.
+# Roles of inputs whose training a quantized, pruned or merged checkpoint keeps.
 FORMS = ("checkpoint", "model", "base")
 
 
 class Roles(StageConfig):
-    """Who is who among the checkpoints, where their lineage does not say it."""
+    """Roles of the models where the lineage does not tell them.
 
-    student: str = Field(default="", description="the model that is to be explained")
-    plain: str = Field(default="", description="the same network, trained without the teacher")
-    start: str = Field(default="", description="the model that the student began as")
-    teacher: str = Field(default="", description="the model that the student learned from")
+    Example:
+        >>> Roles(student="mine", teacher="large").named()
+        {'student': 'mine', 'teacher': 'large'}
+    """
+
+    student: str = Field(default="", description="Name of the model to diagnose")
+    plain: str = Field(default="", description="Name of the baseline: the same network, trained without the teacher")
+    start: str = Field(default="", description="Name of the start model, from which the student's training began")
+    teacher: str = Field(default="", description="Name of the student's teacher")
 
     def named(self) -> dict[str, str]:
+        """Return the stated roles."""
         return {role: name for role, name in self.model_dump().items() if name}
 
 
 class GroupNames(NamedTuple):
-    """A student and those beside it, by their names among the checkpoints; None where there is no such one."""
+    """Names of a student and of the models to compare with; None for an absent model.
+
+    Example:
+        >>> find_groups({"mine": student, "sft": plain, "large": teacher}, {})
+        [GroupNames(student='mine', baseline='sft', start=None, teacher='large')]
+    """
 
     student: str
     baseline: str | None
@@ -45,40 +56,40 @@ class GroupNames(NamedTuple):
 
 
 def find_groups(checkpoints: Mapping[str, Path], roles: Mapping[str, str]) -> list[GroupNames]:
-    """Find every student with those beside it: all that learned from a teacher, or else from a start model given too.
+    """Find every student with a baseline or start model.
 
-    Raises ConfigError if there is none, or a role names no checkpoint.
+    Students are all checkpoints with a teacher in the lineage; without teachers, all trained checkpoints.
+
+    Raises:
+        ConfigError: A role names no checkpoint, or no student has a baseline or start model.
     """
     for role, name in roles.items():
         if name not in checkpoints:
             raise ConfigError(f"roles.{role} = '{name}'", expected=f"one of {', '.join(checkpoints)}")
     students = [roles["student"]] if "student" in roles else _students(checkpoints)
-    found = [_group(name, checkpoints, roles) for name in students if name not in _others(roles)]
-    found = [group for group in found if group.baseline or group.start]
-    if not found:
+    others = {name for role, name in roles.items() if role != "student"}
+    groups = [_group(name, checkpoints, roles) for name in students if name not in others]
+    groups = [group for group in groups if group.baseline or group.start]
+    if not groups:
         raise ConfigError(
             f"compare among {', '.join(checkpoints)}",
-            expected="a student that Puna trained, and the same model without the teacher or the one it began as",
+            expected="a student that Puna trained, and its start model or the same network without the teacher",
             hint="Name them: --roles.student NAME --roles.plain NAME --roles.teacher NAME --roles.start NAME",
         )
-    return found
+    return groups
 
 
 def read_member(name: str, path: Path) -> GroupMember:
-    """Read what the rules want to know of one checkpoint."""
+    """Read training record, tokenizer and chat template of a checkpoint."""
     run, template = _run_of(path), path / "chat_template.jinja"
     text = template.read_text(encoding="utf-8", errors="replace") if template.is_file() else ""
     return GroupMember(name, Record.read(run) if run else None, Tokenizer.load(path).fingerprint, text)
 
 
-def _others(roles: Mapping[str, str]) -> set[str]:
-    return {name for role, name in roles.items() if role != "student"}
-
-
 def _students(checkpoints: Mapping[str, Path]) -> list[str]:
-    """Return who learned from a teacher; if nobody did, who was trained at all."""
+    """Return the checkpoints with a teacher; without any, all trained checkpoints."""
     trained = {name: run for name, path in checkpoints.items() if (run := _run_of(path))}
-    # A quantized form of a student says nothing of its training that the student itself does not.
+    # A quantized form of a student has no training record beyond the student's.
     whole = [name for name, run in trained.items() if run == checkpoints[name]] or list(trained)
     return [name for name in whole if _teacher_hash(trained[name])] or whole
 
@@ -98,14 +109,14 @@ def _group(student: str, checkpoints: Mapping[str, Path], roles: Mapping[str, st
 
 
 def _is_baseline(student: str, name: str, checkpoints: Mapping[str, Path]) -> bool:
-    """Tell whether a checkpoint is as large as the student, was trained, is stored whole and never had a teacher."""
+    """Tell whether a checkpoint is a trained network of the student's size, not quantized, without a teacher."""
     path, run = checkpoints[name], _run_of(checkpoints[name])
     is_whole = run is not None and run == path
     return is_whole and not _ever_had_a_teacher(path) and _widths(path) == _widths(checkpoints[student])
 
 
 def _run_of(path: Path) -> Path | None:
-    """Return the artifact that a training run wrote: `path`, or the one that it is another form of."""
+    """Return the artifact of the training run: `path`, or the checkpoint that was quantized, pruned or merged."""
     seen: set[Path] = set()  # a forged lineage may lead in a circle
     while artifact.is_artifact(path) and path not in seen:
         seen.add(path)
@@ -120,7 +131,7 @@ def _run_of(path: Path) -> Path | None:
 
 
 def _teacher_hash(path: Path) -> str:
-    """Return the hash of the teacher that a run learned from, itself or through stored labels; "" for none."""
+    """Return the content hash of a run's teacher, directly or through stored labels; "" without a teacher."""
     for role, entry in artifact.read_manifest(path).inputs.items():
         if role == "teacher":
             return entry["hash"]
@@ -150,5 +161,5 @@ def _hash(path: Path) -> str:
 
 def _widths(path: Path) -> list[Any]:
     config = path / "config.json"
-    settings = read_record(config, dict[str, Any], expected="a model's settings") if config.is_file() else {}
+    settings = read_record(config, dict[str, Any], expected="a model's settings as JSON") if config.is_file() else {}
     return [settings.get(name) for name in WIDTHS]

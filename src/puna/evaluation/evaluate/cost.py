@@ -1,4 +1,4 @@
-"""Checkpoints and tasks that may not exist yet -> questions, time and memory of an evaluation."""
+"""Checkpoints and tasks, also planned ones -> estimated number of questions, time and memory of an evaluation."""
 
 import math
 import time
@@ -24,9 +24,9 @@ from puna.planning.plan.steps.facts import dataset_of, network_of, tokenizer_pat
 from puna.planning.plan.steps.overhead import PROCESS_BYTES, STAGE_SECONDS
 from puna.planning.plan.steps.speed import PROBE_FLOPS, flops_of, probe_network, reduced, weight_seconds
 
-# Tokens of a usual answer; questions whose prompts are measured; fewer questions than this decide little.
+# Tokens of a usual answer; largest number of measured prompts; number of questions below which the estimate warns.
 ANSWER_TOKENS, MAX_SAMPLE, FEW_QUESTIONS = 40, 100, 100
-# Requests of a probe, and the tokens that each writes.
+# Requests of a probe, fewer requests for large models, and generated tokens per request.
 REQUESTS, FEW_REQUESTS, WRITTEN = 8, 2, 8
 
 
@@ -39,12 +39,17 @@ def estimate_evaluation(
     max_tokens: int,
     precision: Precision,
 ) -> Estimate:
-    """Foresee an evaluation: each checkpoint reads every question and writes an answer of usual length."""
+    """Estimate an evaluation: every checkpoint reads every question and writes an answer of usual length.
+
+    The time of endpoints is unknown and counts 0.
+    """
+    samples = [_questions(known, task, max_questions) for task in tasks]
+    count = sum(number for _, number in samples)
+    if not checkpoints:
+        return Estimate(note=f"{count:,} questions to endpoints, whose speed is not known")
     where = tokenizer_path(known, next(iter(checkpoints.values())))
-    found = [_questions(known, task, max_questions) for task in tasks]
-    count = sum(number for _, number in found)
     chat = ChatFormat(Tokenizer.load(where))
-    lengths = [len(chat.prompt(each.conversation)) for questions, _ in found for each in questions[:MAX_SAMPLE]]
+    lengths = [len(chat.prompt(each.conversation)) for questions, _ in samples for each in questions[:MAX_SAMPLE]]
     prompt_tokens = max(1, round(sum(lengths) / max(1, len(lengths))))
     seconds, largest = 0.0, 0
     for path in checkpoints.values():
@@ -59,13 +64,13 @@ def estimate_evaluation(
 
 
 def _too_few(count: int) -> str:
-    """Say how wide the interval of a score is: 1.96 standard errors of a share near a half (Wald)."""
+    """Return a warning with the half width of the interval: 1.96 standard errors of a share of 0.5 (Wald)."""
     margin = 100 * 1.96 * 0.5 / math.sqrt(max(1, count))
     return f"{count:,} questions tell scores apart by about {margin:.0f} points at best; 400 do by 5: hold out more"
 
 
 def _questions(known: Known, task: Path, max_questions: int | None) -> tuple[list[Question], int]:
-    """Return some questions of a task and the number of all."""
+    """Return a sample of a task's questions, and the number of all questions."""
     sketch = known.sketch(task)
     if sketch is None:
         questions = list(Task.load(task).questions)
@@ -84,7 +89,7 @@ def _questions(known: Known, task: Path, max_questions: int | None) -> tuple[lis
 
 @cache
 def answer_seconds(widths: LlamaConfig, prompt_tokens: int, precision: Precision, where: Path) -> tuple[float, float]:
-    """Return the seconds of one prompt and of one written token, of requests side by side in the engine."""
+    """Measure the seconds per prompt and per generated token, for concurrent requests in the engine."""
     small, _ = reduced(widths, (prompt_tokens,) * REQUESTS)
     is_large = flops_of(small, (prompt_tokens,) * REQUESTS) > 4 * PROBE_FLOPS
     count = FEW_REQUESTS if is_large else REQUESTS

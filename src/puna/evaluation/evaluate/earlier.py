@@ -21,7 +21,7 @@ WHOLE = ("stop", "length")
 def read_earlier(path: Path, settings: dict[str, Any], checkpoint: Path, items: Sequence[Item]) -> list[Reply | None]:
     """Return one entry per item: the earlier reply of a checkpoint with the same content hash, or None.
 
-    Task, question id and conversation must match. A reply that failed also gives None: the question is asked again.
+    Task, question id and conversation must match. A failed reply gives None, and the question is asked again.
 
     Raises:
         ConfigError: The earlier evaluation used different settings, or the artifact is no evaluation.

@@ -1,7 +1,6 @@
-"""Checkpoints and tasks -> scores side by side, with intervals and every conversation.
+"""Models and tasks -> scores side by side, with 95 % intervals and every graded conversation.
 
-Each checkpoint is asked in the format that it was trained in, by the sampler that would serve it. What a good answer
-is, the tasks say; this stage trains and filters nothing.
+A checkpoint answers in the chat format of its training, with the sampler of the server. The tasks define right answers.
 """
 
 import json
@@ -14,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from puna.data.shards import write_jsonl
-from puna.evaluation.evaluate.asking import Asked, ask, from_json, to_json
+from puna.evaluation.evaluate.asking import Asked, ask, from_json, join, to_json
 from puna.evaluation.evaluate.comparison_groups import Roles, find_groups
 from puna.evaluation.evaluate.cost import estimate_evaluation
 from puna.evaluation.evaluate.diagnosis import describe_questions, diagnose, lines, section
@@ -41,8 +40,8 @@ from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.adapters.adapter import checkpoint_at
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.inference.completer.completer import Completer, Reply, Sampling
-from puna.inference.completer.endpoint import EndpointCompleter
-from puna.inference.completer.local import LocalCompleter
+from puna.inference.completer.opening import open_completer
+from puna.inference.completer.settings import EndpointConfig, flat_endpoint
 from puna.inference.engine.options import EngineOptions
 from puna.model.kernels.device import DeviceName
 from puna.model.precision import torch_dtype
@@ -54,54 +53,88 @@ from puna.pipeline.registry.registry import follow
 from puna.pipeline.run import Run
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+CHUNK = 256  # questions to an endpoint between two entries of the journal
 
 
 class Config(StageConfig):
-    """Ask every checkpoint the same questions; of a folder that releases were promoted into, the one in use."""
+    """Settings of `puna evaluate`: every model answers the same questions.
 
-    checkpoints: dict[str, Path] = Field(min_length=1, description="name and checkpoint; differences are to the first")
-    tasks: list[Path] = Field(min_length=1, description="questions files, or artifacts that hold some")
+    Example: in a recipe
+
+        [evaluate]
+        checkpoints = { base = "@import", mine = "@distill" }
+        tasks = ["@synthesize.held-out"]
+    """
+
+    checkpoints: dict[str, Path | EndpointConfig] = Field(
+        min_length=1,
+        description="Models by name: a checkpoint's directory, a folder of promoted releases, or a table of an "
+        "endpoint; reports give differences to the first model",
+    )
+    tasks: list[Path] = Field(
+        min_length=1,
+        description="Files of questions, or folders and artifacts with questions*.jsonl or conversations*.jsonl",
+    )
     max_questions: int | None = Field(
-        default=None, ge=1, description="of each task, drawn from its groups in proportion"
+        default=None,
+        ge=1,
+        description="Largest number of questions per task; the sample keeps the proportions of the groups",
     )
-    temperature: float = Field(default=0.0, ge=0, le=2, description="0 takes the most likely token")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="share of the probability to sample from")
-    max_tokens: int = Field(default=256, ge=1, description="longest answer")
-    seed: int = Field(default=0, ge=0, description="of the draw of questions and of sampling")
-    max_batch: int = Field(default=32, ge=1, description="questions answered at the same time")
-    precision: Precision = Field(default="float32", description="dtype to compute in")
-    device: DeviceName = Field(default="auto", description="where to compute; auto: the GPU where there is one")
-    kv_cache: Literal["stored", "int8"] = Field(default="stored", description="what keys and values are kept in")
-    compare: bool = Field(default=False, description="say why a student ends below the plain model or its own start")
-    roles: Roles = Field(default=Roles(), description="who is who, where the lineage does not say it")
+    temperature: float = Field(
+        default=0.0, ge=0, le=2, description="Sampling temperature, 0 to 2; 0 is greedy decoding"
+    )
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Nucleus sampling: smallest probability mass, 0 to 1, to sample from"
+    )
+    max_tokens: int = Field(default=256, ge=1, description="Longest answer in tokens; a longer answer is cut off")
+    seed: int = Field(default=0, ge=0, description="Seed of the sample of questions and of token sampling")
+    max_batch: int = Field(
+        default=32, ge=1, description="Number of questions answered at the same time; more use more memory"
+    )
+    precision: Precision = Field(
+        default="float32", description="Floating-point format of weights and activations during the evaluation"
+    )
+    device: DeviceName = Field(
+        default="auto", description="Device of the checkpoints; auto takes a GPU if there is one"
+    )
+    kv_cache: Literal["stored", "int8"] = Field(
+        default="stored", description="Format of the KV cache: as computed, or int8 in half of the memory of bfloat16"
+    )
+    compare: bool = Field(
+        default=False, description="Whether to diagnose why a student scores below its baseline or start model"
+    )
+    roles: Roles = Field(
+        default=Roles(),
+        description="Roles of the models where the lineage does not tell them (student, plain, start, teacher)",
+    )
     general: list[str] = Field(
-        default=[], description="names of tasks that are not the student's own: is it forgotten?"
+        default=[], description="Names of the tasks that measure forgetting; all other tasks are the student's own"
     )
 
-    judge: JudgeSettings | None = Field(
-        default=None, description="Judging model for answers in words that no rule judges"
-    )
+    judge: JudgeSettings | None = Field(default=None, description="Judging model for answers in words without a rule")
     reward: Path | None = Field(
         default=None,
-        description="Reward model for such answers: right is a reward of at least the reference's",
+        description="Reward model for answers in words without a rule; an answer with at least the reward of the "
+        "reference is right",
     )
     labels: list[Path] = Field(
-        default=[], description="Files of human labels (puna review), which override every other verdict"
+        default=[], description="Files of human labels (puna review); a label overrides every other verdict"
     )
     answers: Path | None = Field(
-        default=None, description="Earlier evaluation: its answers are graded anew, and no checkpoint is asked twice"
+        default=None,
+        description="Earlier evaluation; answers of unchanged checkpoints are graded again and not generated again",
     )
     only_judged: bool = Field(
         default=False,
-        description="Whether to leave out questions whose answers no rule, judge, reward model or label judges",
+        description="Whether to leave out questions without a rule, judge, reward model or label for the answers",
     )
 
     @field_validator("checkpoints")
     @classmethod
-    def _names_are_file_names(cls, checkpoints: dict[str, Path]) -> dict[str, Path]:
+    def _names_are_file_names(cls, checkpoints: dict[str, Path | EndpointConfig]) -> dict[str, Path | EndpointConfig]:
         if not all(NAME.fullmatch(name) for name in checkpoints):
             raise ValueError("names of letters, digits, '.', '_' and '-'")
-        return {name: follow(path) for name, path in checkpoints.items()}
+        return {name: follow(model) if isinstance(model, Path) else model for name, model in checkpoints.items()}
 
     @model_validator(mode="after")
     def _has_one_judge(self) -> Self:
@@ -109,39 +142,44 @@ class Config(StageConfig):
             raise ValueError("'judge' or 'reward', not both: each would judge the same answers")
         return self
 
+    @property
+    def local_checkpoints(self) -> dict[str, Path]:
+        """Models in this process, by name."""
+        return {name: model for name, model in self.checkpoints.items() if isinstance(model, Path)}
+
     def estimate(self, known: Known) -> Estimate:
-        """Foresee the answers of all checkpoints (evaluate/cost.py)."""
+        """Estimate time and memory of all answers (evaluate/cost.py)."""
         limits = {"max_questions": self.max_questions, "max_tokens": self.max_tokens}
-        return estimate_evaluation(known, self.checkpoints, self.tasks, precision=self.precision, **limits)
+        return estimate_evaluation(known, self.local_checkpoints, self.tasks, precision=self.precision, **limits)
 
 
 def run(config: Config, run: Run) -> None:
-    """Write scores.json, speed.json, report.md, scores.png and conversations-NAME.jsonl for each checkpoint.
+    """Write scores.json, speed.json, null_models.json, report.md, scores.png, and conversations-NAME.jsonl per model.
 
-    With a judge or a reward model also judge.json; with `compare` also diagnosis.json.
+    A judge or reward model adds judge.json; `compare` adds diagnosis.json.
     """
     tasks = _load_tasks(config)
     labels = read_labels(config.labels)
     grader, judged_by = calibrate(_judge(config, run), labels, tasks, run)
     items, num_left_out = _items(config, run, tasks, labels)
-    found = find_groups(config.checkpoints, config.roles.named()) if config.compare else []
+    groups = find_groups(config.local_checkpoints, config.roles.named()) if config.compare else []
     asked = {name: _ask(config, run, name, items) for name in config.checkpoints}
     everyone: list[EvaluatedModel] = []
-    for name, path in config.checkpoints.items():
+    for name, model in config.checkpoints.items():
         rows = grade_replies(grader, labels, items, asked[name].replies)
         speed = Speed.measured(
-            _num_weight_bytes(path),
+            _num_weight_bytes(model) if isinstance(model, Path) else 0,
             generated_tokens=asked[name].num_tokens,
             prompt_tokens=asked[name].num_prompt_tokens,
             seconds=asked[name].seconds,
         )
         everyone.append(EvaluatedModel(name, rows, speed))
     if config.only_judged:
-        kept = _judged_for_all(everyone)
-        run.log(f"left out {len(items) - len(kept):,} questions that not every checkpoint's answer was judged for")
-        num_left_out += len(items) - len(kept)
-        items = [items[index] for index in kept]
-        everyone = [replace(answers, rows=[answers.rows[index] for index in kept]) for answers in everyone]
+        judged = _judged_for_all(everyone)
+        run.log(f"left out {len(items) - len(judged):,} questions that were not judged for every model")
+        num_left_out += len(items) - len(judged)
+        items = [items[index] for index in judged]
+        everyone = [replace(answers, rows=[answers.rows[index] for index in judged]) for answers in everyone]
     for answers in everyone:
         write_jsonl(run.output / conversations_name(answers.name), answers.rows)
         _tell(run, config, answers)
@@ -154,8 +192,8 @@ def run(config: Config, run: Run) -> None:
     artifact.write_text(run.output / SCORES, _dump(scores))
     artifact.write_text(run.output / SPEED, _dump({answers.name: answers.speed.to_json() for answers in everyone}))
     run.records |= {SPEED, "report.md"}  # speeds differ from run to run
-    described = _described(config, items) if found else {}
-    diagnoses = diagnose(found, everyone, config.checkpoints, config.general, described)
+    described = _described(config, items) if groups else {}
+    diagnoses = diagnose(groups, everyone, config.local_checkpoints, config.general, described)
     first = report(scores, everyone, nulls, judge_section(judged_by)).rstrip()
     sections = [first, *(section(each) for each in diagnoses)]
     artifact.write_text(run.output / "report.md", "\n\n".join(sections) + "\n")
@@ -179,10 +217,9 @@ def _judge(config: Config, run: Run) -> Judge | RewardJudge | None:
 
 
 def _open_judge(config: Config, run: Run, settings: JudgeSettings) -> Completer:
-    if settings.checkpoint is not None:
-        return LocalCompleter.open(settings.checkpoint, _options(config), config.device)
-    key = run.secret(settings.key_variable) if settings.key_variable else ""
-    return EndpointCompleter(settings.endpoint, settings.model, key, config.max_batch)
+    endpoint = (settings.endpoint, settings.model, settings.key_variable, config.max_batch)
+    source = settings.checkpoint or flat_endpoint(*endpoint)
+    return open_completer(source, options=_options(config), secret=run.secret, device=config.device)
 
 
 def _options(config: Config) -> EngineOptions:
@@ -191,9 +228,9 @@ def _options(config: Config) -> EngineOptions:
 
 
 def _described(config: Config, items: list[Item]) -> dict[str, float]:
-    """Describe the questions of the students' own task, as long as the first checkpoint's tokenizer makes them."""
+    """Describe the questions of the students' own task, with lengths in tokens of the first checkpoint."""
     own = [item.question.conversation for item in items if item.task.name not in config.general]
-    chat = ChatFormat(Tokenizer.load(next(iter(config.checkpoints.values()))))
+    chat = ChatFormat(Tokenizer.load(next(iter(config.local_checkpoints.values()))))
     return describe_questions(own, [len(chat.prompt(each)) for each in own])
 
 
@@ -202,7 +239,7 @@ def _load_tasks(config: Config) -> list[Task]:
     for path in config.tasks:
         task = Task.load(path)
         if task.name in tasks:
-            raise ConfigError(f"tasks has '{task.name}' twice", expected="tasks with names of their own")
+            raise ConfigError(f"tasks has '{task.name}' twice", expected="tasks with different names")
         tasks[task.name] = task
     if not set(config.general) < set(tasks):
         raise ConfigError(
@@ -212,64 +249,72 @@ def _load_tasks(config: Config) -> list[Task]:
 
 
 def _items(config: Config, run: Run, tasks: Sequence[Task], labels: Labels) -> tuple[list[Item], int]:
-    """Draw the questions, of `only_judged` those that a rule, a model or a label can judge; count those left out."""
+    """Sample the questions; with `only_judged`, leave out questions that nothing can judge and count them."""
     drawn = [task.sample(config.max_questions, config.seed) if config.max_questions else task for task in tasks]
     items = [Item(task, question) for task in drawn for question in task.questions]
     if not config.only_judged or config.judge:
         return items, 0
     labelled = {(label.task, label.id) for label in labels}
-    kept = [
+    judgeable = [
         item
         for item in items
         if is_judged_by_rule(item)
         or (item.task.name, item.question.id) in labelled
         or (config.reward and reference_of(item.question))
     ]
-    run.log(f"left out {len(items) - len(kept):,} of {len(items):,} questions whose answers nothing here can judge")
-    if not kept:
+    run.log(f"left out {len(items) - len(judgeable):,} of {len(items):,} questions: nothing can judge the answers")
+    if not judgeable:
         hint = "Name a judge, a reward model or labels, or leave out only_judged"
-        raise ConfigError("only_judged where no question can be judged", expected="at least one", hint=hint)
-    return kept, len(items) - len(kept)
+        given = "only_judged, but nothing can judge the answer to any question"
+        raise ConfigError(given, expected="at least one question with a rule, reference or label", hint=hint)
+    return judgeable, len(items) - len(judgeable)
 
 
 def _judged_for_all(everyone: Sequence[EvaluatedModel]) -> list[int]:
-    """Return the questions to which the answer of every checkpoint was judged; ConfigError if there is none."""
-    kept = [
+    """Return the indices of the questions judged for every model; ConfigError without any."""
+    judged = [
         index
         for index, rows in enumerate(zip(*(each.rows for each in everyone), strict=True))
         if all(map(is_judged, rows))
     ]
-    if not kept:
-        hint = "Have people judge the answers of each checkpoint (`puna review`), or leave out only_judged"
-        raise ConfigError(
-            "only_judged, but no question was judged for every checkpoint", expected="at least one", hint=hint
-        )
-    return kept
+    if not judged:
+        hint = "Let people judge the answers of every model (`puna review`), or leave out only_judged"
+        given = "only_judged, but no question was judged for every model"
+        raise ConfigError(given, expected="at least one question judged for every model", hint=hint)
+    return judged
 
 
 def _ask(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
-    """Return the replies of one checkpoint: those of the interrupted run, or of an earlier evaluation, or new ones."""
+    """Return the replies of one model: from the interrupted run, an earlier evaluation, or new requests.
+
+    An endpoint answers in chunks, and the journal keeps every chunk. A checkpoint answers everything at once.
+    """
     journal = run.journal(f"answers-{name}")
-    if journal.records:
-        run.log(f"{name}: answered before the interruption")
-        return from_json(journal.records[-1])
-    asked = _ask_anew(config, run, name, items)
-    journal.append(to_json(asked))
-    return asked
+    parts = [from_json(record) for record in journal.records]
+    num_done = sum(len(part.replies) for part in parts)
+    if num_done:
+        run.log(f"{name}: {num_done:,} of {len(items):,} questions were answered before the interruption")
+    size = len(items) if isinstance(config.checkpoints[name], Path) else CHUNK
+    for start in range(num_done, len(items), max(1, size)):
+        part = _ask_anew(config, run, name, items[start : start + size])
+        journal.append(to_json(part))
+        parts.append(part)
+    return join(parts)
 
 
 def _ask_anew(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
-    path = config.checkpoints[name]
+    model = config.checkpoints[name]
     known: list[Reply | None] = [None] * len(items)
-    if config.answers is not None:
-        known = read_earlier(config.answers, config.model_dump(mode="json"), path, items)
-        run.log(f"{name}: took over {sum(each is not None for each in known):,} of {len(items):,} answers")
+    if config.answers is not None and isinstance(model, Path):
+        known = read_earlier(config.answers, config.model_dump(mode="json"), model, items)
+        run.log(f"{name}: took over {sum(reply is not None for reply in known):,} of {len(items):,} answers")
+        if all(known):
+            return read_measured(config.answers, model, [reply for reply in known if reply])
     new = [at for at, reply in enumerate(known) if reply is None]
-    if config.answers is not None and not new:
-        return read_measured(config.answers, path, [reply for reply in known if reply])
     sampling = Sampling(config.temperature, config.top_p, config.max_tokens)
-    model = LocalCompleter.open(path, _options(config), config.device)
-    asked = ask(model, sampling, config.seed, run, name, [items[at] for at in new])
+    completer = open_completer(model, options=_options(config), secret=run.secret, device=config.device)
+    warm_up = isinstance(model, Path)
+    asked = ask(completer, sampling, config.seed, run, name, [items[at] for at in new], warm_up=warm_up)
     answered = dict(zip(new, asked.replies, strict=True))
     return asked._replace(replies=[reply or answered[at] for at, reply in enumerate(known)])
 

@@ -1,4 +1,4 @@
-"""Scores -> a table in the terminal, a Markdown report and a picture. Computes no score."""
+"""Scores -> a table in the terminal, a Markdown report and a picture. Other files compute the scores."""
 
 import json
 from collections.abc import Sequence
@@ -17,19 +17,20 @@ from puna.evaluation.scores import OVERALL, EvaluatedModel, conversations_name, 
 
 FAILURES_SHOWN = 3
 HOW = (
-    "Intervals are 95 %, at the effective number of questions where these come in groups: exact for up to 60, for more "
-    "Wilson's for scores and Tango's for paired differences. Size is that of the weights on disk. Tokens/s are "
-    "generated tokens a second in this evaluation, many questions at a time, the reading of the prompts included."
+    "Intervals are 95 %, at the effective number of questions if questions come in groups. Up to 60 questions they are "
+    "exact; above, Wilson's interval is used for scores and Tango's for paired differences. Size is the size of the "
+    "weights on disk. Tokens/s are generated tokens per second in this evaluation, with many questions at a time; the "
+    "time for reading the prompts counts."
 )
 
 NULLS = (
-    "A checkpoint that does not score clearly more than each of these has shown nothing: ask more questions whose "
-    "right answers differ, and judge what the answers say."
+    "A null model knows nothing of the task. The score of a checkpoint means something only clearly above all null "
+    "models. Otherwise ask more questions with different right answers, and judge the content of the answers."
 )
 
 
 def print_scores(scores: dict[str, Any], everyone: Sequence[EvaluatedModel], console: Console) -> None:
-    """Print one row a checkpoint, then one row a slice."""
+    """Print a table with a row per model, then a table with a row per slice."""
     first = everyone[0].name
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"scores in %, 95 % intervals: {_extent(scores, first)}")
     columns = ["checkpoint", "score", *([f"against {first}"] if len(everyone) > 1 else []), "size", "tokens/s"]
@@ -42,13 +43,13 @@ def print_scores(scores: dict[str, Any], everyone: Sequence[EvaluatedModel], con
     if len(names) > 1:
         parts = Table("of which", "n", *(answers.name for answers in everyone), box=box.SIMPLE_HEAD)
         for name in names:
-            found = [scores["checkpoints"][answers.name][name] for answers in everyone]
-            parts.add_row(name, f"{found[0]['n']:,}", *(f"{entry['score']:.1%}" for entry in found))
+            entries = [scores["checkpoints"][answers.name][name] for answers in everyone]
+            parts.add_row(name, f"{entries[0]['n']:,}", *(f"{entry['score']:.1%}" for entry in entries))
         console.print(parts)
 
 
 def judge_section(judged_by: dict[str, Any]) -> str:
-    """Return the part of report.md about a judge or reward model, as judge.json has it; "" where there was none.
+    """Return the section of report.md about the judge or reward model of judge.json; "" without a judge.
 
     Example:
         >>> judge_section({})
@@ -61,24 +62,24 @@ def judge_section(judged_by: dict[str, Any]) -> str:
     is_judge = judged_by["judged_by"] == "judge"
     name = f"{'The judge' if is_judge else 'The reward model'} {_quote(judged_by['judge'])}"
     agreement = judged_by["agreement"] and Agreement(**judged_by["agreement"])
-    said = [f"{name} {agreement}." if agreement else f"{name} was compared with no human label."]
+    lines = [f"{name} {agreement}." if agreement else f"{name} was compared with no human label."]
     if is_judge:
-        said.append(f"At least {judged_by['min_agreement']:.0%} is demanded.")
+        lines.append(f"At least {judged_by['min_agreement']:.0%} is required.")
         undecided = [f"{count:,} of {name}" for name, count in judged_by["undecided"].items() if count]
-        said += [f"Undecided, and so wrong: {', '.join(undecided)}."] if undecided else []
-        said.append(f"Its rubric: {judged_by['rubric']}")
-    return " ".join(said)
+        lines += [f"Undecided, counted as wrong: {', '.join(undecided)}."] if undecided else []
+        lines.append(f"Its rubric: {judged_by['rubric']}")
+    return " ".join(lines)
 
 
 def report(
     scores: dict[str, Any], everyone: Sequence[EvaluatedModel], nulls: Sequence[dict[str, Any]], judge: str = ""
 ) -> str:
-    """Return the tables with all intervals, the null models, and wrong answers of each checkpoint, as Markdown."""
+    """Return report.md: tables with all intervals, null models, and examples of wrong answers of every model."""
     first = everyone[0].name
     columns = ["checkpoint", "score %", *([f"against {first}"] if len(everyone) > 1 else []), "size", "tokens/s"]
     sections = ["# Scores", _extent(scores, first) + ".", _markdown_table(columns, _summary(scores, everyone)), HOW]
     if judge:
-        sections += ["## Who judged the words", judge]
+        sections += ["## Judge of answers in words", judge]
     names = [answers.name for answers in everyone]
     rows = [
         [name, f"{scores['checkpoints'][first][name]['n']:,}"]
@@ -86,19 +87,19 @@ def report(
         for name in _slice_names(scores, first)
     ]
     sections += ["## By kind", _markdown_table(["kind", "n", *names], rows)]
-    sections += ["## Models that know nothing", NULLS, _markdown_table(["a model that", "score %"], null_table(nulls))]
+    sections += ["## Null models", NULLS, _markdown_table(["a model that", "score %"], null_table(nulls))]
     if scores["differences"]:
         sections += ["## Differences in points, paired by question", _differences(scores)]
     if scores["similarity"]:
-        told = [f"{name} {entry['mean']:.2f} (n = {entry['n']:,})" for name, entry in scores["similarity"].items()]
-        sections += ["## Similarity to the references", f"chrF, 0 to 1, a figure to look at: {', '.join(told)}."]
+        means = [f"{name} {entry['mean']:.2f} (n = {entry['n']:,})" for name, entry in scores["similarity"].items()]
+        sections += ["## Similarity to the references", f"chrF, 0 to 1, for information: {', '.join(means)}."]
     for answers in everyone:
         sections += [f"## Wrong answers of {answers.name}", *_failures(answers)]
     return "\n\n".join(sections) + "\n"
 
 
 def draw_scores(scores: dict[str, Any], path: Path) -> bool:
-    """Draw every slice of every checkpoint with its interval into a PNG; return False without matplotlib."""
+    """Draw a PNG with score and interval of every slice and model; return False without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -107,8 +108,8 @@ def draw_scores(scores: dict[str, Any], path: Path) -> bool:
     slices = list(next(iter(checkpoints.values())))
     figure = Figure(figsize=(7, 1.2 + 0.25 * len(slices) * (len(checkpoints) + 1)), layout="constrained")
     axes = figure.add_subplot(xlabel="score in %, with 95 % interval", xlim=(-2, 102))
-    for place, (name, entries) in enumerate(checkpoints.items()):
-        offset = 0.8 * ((place + 0.5) / len(checkpoints) - 0.5)
+    for index, (name, entries) in enumerate(checkpoints.items()):
+        offset = 0.8 * ((index + 0.5) / len(checkpoints) - 0.5)
         middle, low, high = (
             100 * np.array([entries[part][key] for part in slices]) for key in ("score", "low", "high")
         )
@@ -123,7 +124,7 @@ def draw_scores(scores: dict[str, Any], path: Path) -> bool:
 
 
 def _summary(scores: dict[str, Any], everyone: Sequence[EvaluatedModel]) -> list[list[str]]:
-    """Return name, score, difference to the first (where there are several), size and speed of each checkpoint."""
+    """Return the rows: name, score, difference to the first of several models, size and speed."""
     first = everyone[0].name
     to_first = [entry for entry in scores["differences"] if entry["against"] == first]
     against = {entry["checkpoint"]: entry["slices"][OVERALL] for entry in to_first}
@@ -140,7 +141,7 @@ def _extent(scores: dict[str, Any], name: str) -> str:
     overall = scores["checkpoints"][name][OVERALL]
     groups = f" in {overall['groups']:,} groups" if overall["groups"] < overall["n"] else ""
     unjudged = scores["checkpoints"][name].get(UNJUDGED, {}).get("n", 0)
-    more = f"; {unjudged:,} more were answered in words that nobody judged, and count nowhere" if unjudged else ""
+    more = f"; {unjudged:,} more have unjudged answers in words, and count nowhere" if unjudged else ""
     return f"{overall['n']:,} questions judged{groups}{more}"
 
 
@@ -190,7 +191,7 @@ def _said(answer: dict[str, Any]) -> str:
 
 
 def _quote(text: str) -> str:
-    """Show what a model or a document wrote on one line, as code: nothing in it becomes Markdown."""
+    """Return a text on one line as Markdown code, at most 300 characters; markup in the text has no effect."""
     line = " ".join(text.replace("`", "'").split())
     return f"`{line if len(line) <= 300 else line[:297] + '...'}`" if line else "(nothing)"
 

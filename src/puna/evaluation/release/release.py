@@ -1,7 +1,7 @@
-"""A checkpoint, its scores and its lineage -> GO or NO-GO with the page that says why, and on GO what may be handed on.
+"""A checkpoint with scores and lineage -> GO or NO-GO with a decision page, and on GO the model with licences and card.
 
-A NO-GO writes the page and no model, and its receipt does not hold, which stops whatever would go on from there. Sends
-nothing anywhere, and measures nothing itself: scores are evaluate's, receipts those of the stages before.
+A NO-GO writes the page and no model; the failed receipt stops later stages. The stage uploads nothing and measures
+nothing: the scores come from `puna evaluate`, the receipts from the stages before.
 """
 
 import json
@@ -36,7 +36,7 @@ from puna.pipeline.run import Run
 from puna.pipeline.storage.files import link_or_copy
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
-# What a released checkpoint consists of beside its weights; anything else in the folder stays behind.
+# Files of a released checkpoint beside the weights; other files in the folder are not released.
 FILES = (
     CONFIG_NAME,
     GENERATION_NAME,
@@ -49,33 +49,63 @@ FILES = (
 
 
 class Config(StageConfig):
-    """What to release, under which name, and what its card says that no artifact knows."""
+    """Settings of `puna release`: checkpoint and name, models to compare with, and contents of the model card.
 
-    checkpoint: Path = Field(description="the model to release")
-    name: str = Field(description="its name: letters, digits, '.', '_' and '-'")
-    scores: Path | None = Field(default=None, description="an evaluation of it, and of the others, on their task")
-    general: Path | None = Field(default=None, description="an evaluation on what must not be forgotten")
+    Example: in a recipe
+
+        [release]
+        checkpoint = "@quantize"
+        name = "Llama-Acme-1"
+        scores = "@evaluate"
+        base = "@import"
+    """
+
+    checkpoint: Path = Field(description="Directory of the checkpoint to release")
+    name: str = Field(description="Name of the release: letters, digits, '.', '_' and '-', at most 96")
+    scores: Path | None = Field(
+        default=None, description="Evaluation on the task, of the checkpoint and the models to compare with"
+    )
+    general: Path | None = Field(default=None, description="Evaluation on a general suite, which measures forgetting")
     base: Path | None = Field(
         default=None, description="Checkpoint of the open model that the release was made from and has to surpass"
     )
     start: Path | None = Field(
         default=None, description="Checkpoint of the same network before training on your data, such as a pruned model"
     )
-    teacher: Path | None = Field(default=None, description="what it learned from: it must not be far below")
-    in_use: Path | None = Field(default=None, description="what it would replace, or a folder of promoted releases")
-    gate: GateConfig = GateConfig()
-    override: dict[str, str] = Field(default={}, description="rules to pass over, each with the reason, on record")
-    description: str = Field(default="", description="what it is for, in a few sentences")
-    author: str = Field(default="", description="who answers for it, and how to be reached")
-    languages: list[str] = Field(default=[], description="that it is meant for, as codes of ISO 639-1")
-    licence: str = Field(default="", description="terms of the release, where those inherited leave the choice")
-    credits: list[str] = Field(default=[], description="lines for NOTICE: authors whose licences ask to be named")
-    base_model: str = Field(default="", description="the base model's name on the hub, if its path does not tell")
-    datasets: list[str] = Field(default=[], description="names on the hub of published data that it was trained on")
-    licence_files: Path | None = Field(default=None, description="folder with agreements that the lineage lacks")
-    accepted_terms: list[str] = Field(default=[], description="terms without a known licence that you have read")
-    allow_name: bool = Field(default=False, description="release under a name that an inherited licence forbids")
-    allow_noncommercial: bool = Field(default=False, description="release although commercial use is forbidden")
+    teacher: Path | None = Field(
+        default=None, description="Checkpoint of the teacher; the release may be worse by at most gate.teacher_margin"
+    )
+    in_use: Path | None = Field(
+        default=None,
+        description="Model in production to replace: a checkpoint, or a folder of promoted releases",
+    )
+    gate: GateConfig = Field(default=GateConfig(), description="Thresholds and limits of the release gate")
+    override: dict[str, str] = Field(
+        default={}, description="Overridden rules with the reason for each override; reports keep the reasons"
+    )
+    description: str = Field(default="", description="Purpose of the model in a few sentences, for the card")
+    author: str = Field(
+        default="", description="Person or organization responsible for the model, with contact, for the card"
+    )
+    languages: list[str] = Field(default=[], description="Intended languages as ISO 639-1 codes, for the card")
+    licence: str = Field(default="", description="Licence of the release, if the inherited licences leave a choice")
+    credits: list[str] = Field(
+        default=[], description="Lines of the NOTICE file that credit authors, as some licences require"
+    )
+    base_model: str = Field(
+        default="", description="Name of the base model on the Hugging Face hub, if the lineage does not tell"
+    )
+    datasets: list[str] = Field(
+        default=[], description="Names of published training data on the Hugging Face hub, for the card"
+    )
+    licence_files: Path | None = Field(default=None, description="Folder with licence texts that the lineage lacks")
+    accepted_terms: list[str] = Field(
+        default=[], description="Names of unknown licence terms that you have read and accept"
+    )
+    allow_name: bool = Field(default=False, description="Whether to allow a name that an inherited licence forbids")
+    allow_noncommercial: bool = Field(
+        default=False, description="Whether to release although an inherited licence forbids commercial use"
+    )
 
     @field_validator("name")
     @classmethod
@@ -101,29 +131,29 @@ class Config(StageConfig):
         return self.licence
 
     def made_of(self) -> dict[str, Path]:
-        """Name the inputs whose licences the release inherits: what it was judged by is not in it."""
+        """Return the inputs whose licences the release inherits: the checkpoint, but no scores or compared models."""
         return {"checkpoint": self.checkpoint}
 
     def requires_receipts(self) -> bool:
-        """Say no: the gate judges receipts itself, those of the whole lineage, and writes its page all the same."""
+        """Return False: the gate judges all receipts of the lineage, and a failed receipt still leads to a page."""
         return False
 
 
 def run(config: Config, run: Run) -> None:
-    """Write decision.md, decision.html and release.json; on GO the checkpoint, its licences and card, too."""
+    """Write decision.md, decision.html and release.json; on GO also the checkpoint, licences and model card."""
     tree = read_lineage(config.checkpoint)
     inherited = licences_of(config.checkpoint)
     exceptions, licence_reasons = _judge_licences(config, inherited, tree)
     governing = governing_licence(inherited, config.licence)
-    places = [Path(step.node["path"]) for step in walk(tree)]
+    folders = [Path(step.node["path"]) for step in walk(tree)]
     texts: dict[str, Path] = {}
     try:
-        texts = find_texts([*places, *filter(None, [config.licence_files])], inherited, governing)
+        texts = find_texts([*folders, *filter(None, [config.licence_files])], inherited, governing)
     except ReleaseError as error:
         licence_reasons.append(str(error))
-    given = {"task": ("scores", config.scores), "general": ("general", config.general)}
-    evaluations = {suite: read_evaluation(path, setting) for suite, (setting, path) in given.items() if path}
-    # NOTE: a raw folder is hashed file by file, which takes minutes for a large model: once.
+    suites = {"task": ("scores", config.scores), "general": ("general", config.general)}
+    evaluations = {suite: read_evaluation(path, setting) for suite, (setting, path) in suites.items() if path}
+    # NOTE: hashing takes minutes for a large model, and happens only here.
     contents = {role: artifact.content_hash(path) for role, path in _compared(config).items()}
     facts = Facts(
         name=config.name,
@@ -144,17 +174,17 @@ def run(config: Config, run: Run) -> None:
     )
     decision = _decide(config, facts, evaluations, contents, licence_reasons)
     write_page(decision, facts, run.output)
-    run.records |= {"decision.md", "decision.html"}  # both tell of the speed that the evaluation measured
+    run.records |= {"decision.md", "decision.html"}  # both contain measured speeds
     if decision.leaks and decision.leaks.report.found:
         write_jsonl(run.output / "overlaps.jsonl", (each._asdict() for each in decision.leaks.report.found))
-    told = replace(facts, exceptions=[*exceptions, *decision.overrides], decision=decision.headline)
+    facts = replace(facts, exceptions=[*exceptions, *decision.overrides], decision=decision.headline)
     if decision.is_go:
-        _write_model(config, told, texts, run.output)
+        _write_model(config, facts, texts, run.output)
     decision.receipt.save(run.output)
     artifact.write_text(
-        run.output / "release.json", json.dumps(_record(told, decision), indent=2, ensure_ascii=False) + "\n"
+        run.output / "release.json", json.dumps(_record(facts, decision), indent=2, ensure_ascii=False) + "\n"
     )
-    _report(told, decision, run)
+    _report(facts, decision, run)
 
 
 def _compared(config: Config) -> dict[str, Path]:
@@ -190,14 +220,14 @@ def _decide(
         missing_open_model=open_model.name if open_model and not open_roles else "",
     )
     if base := base_of(facts.tree):
-        learned = f"what {name_of(base['path'])} was trained on before it came here"
-        unseen = f"Whether test questions stand in {learned}: that is not known."
+        learned = f"the data that {name_of(base['path'])} was trained on before the import"
+        unseen = f"Test questions in {learned}."
         return replace(decision, unmeasured=[*decision.unmeasured, unseen])
     return decision
 
 
 def _judge_licences(config: Config, inherited: set[str], tree: Node) -> tuple[list[str], list[str]]:
-    """Return what was let through on the user's word, and what the licences do not allow."""
+    """Return the exceptions that the user allowed, and the obstacles by licences."""
     exceptions: list[str] = []
     refused: list[ReleaseError] = []
     for id in sorted(inherited - LICENCES.keys()):
@@ -238,7 +268,7 @@ def _forbidden_name(name: str, licence: Licence, tree: Node) -> ReleaseError:
 
 
 def _write_model(config: Config, facts: Facts, texts: dict[str, Path], output: Path) -> None:
-    """Write the checkpoint, what its licences ask to go along, and the card."""
+    """Write the checkpoint, the texts that the licences require, and the card."""
     _copy_checkpoint(config.checkpoint, output)
     for name, file in texts.items():
         shutil.copyfile(file, output / name)
@@ -250,7 +280,7 @@ def _write_model(config: Config, facts: Facts, texts: dict[str, Path], output: P
 
 
 def _copy_checkpoint(source: Path, target: Path) -> None:
-    """Link or copy the files of a checkpoint that are known, and its receipts."""
+    """Link or copy the known files of a checkpoint, and the receipts."""
     weights = [SINGLE_NAME]
     if find_file(source, SINGLE_NAME) is None:
         index = find_file(source, INDEX_NAME)
@@ -267,18 +297,20 @@ def _copy_checkpoint(source: Path, target: Path) -> None:
 def _link(source: Path, target: Path) -> None:
     link_or_copy(source, target)
     if not target.samefile(source) and artifact.hash_file(source) != artifact.hash_file(target):
-        raise ArtifactError(f"{source} was not copied as it is", hint="Look at the disk, and release again")
+        raise ArtifactError(
+            f"{target} differs from {source}", expected="an exact copy", hint="Check the disk, and release again"
+        )
 
 
 def _opened(path: Path) -> Checkpoint:
-    """Open what was written as anyone would, tokenizer included; CheckpointError or TokenizerError if that fails."""
+    """Open the written checkpoint and tokenizer, as a user would."""
     checkpoint = Checkpoint.open(path)
     checkpoint.tokenizer()
     return checkpoint
 
 
 def _record(facts: Facts, decision: Decision) -> dict[str, Any]:
-    """Return what release.json holds: the card's facts for programs, without a path of this machine."""
+    """Return the content of release.json: the facts of the card for programs, without paths of this machine."""
     return {
         "name": facts.name,
         "gate": decision.to_json(),
@@ -301,9 +333,9 @@ def _recorded(scores: ScoreTable | None) -> dict[str, Any] | None:
 
 
 def _without_paths(node: Node) -> Node:
-    told = {key: node[key] for key in ("kind", "stage", "hash", "licences", "state") if key in node}
+    fields = {key: node[key] for key in ("kind", "stage", "hash", "licences", "state") if key in node}
     inputs = {role: _without_paths(each) for role, each in node["inputs"].items()}
-    return {"name": name_of(node["path"]), **told, "inputs": inputs}
+    return {"name": name_of(node["path"]), **fields, "inputs": inputs}
 
 
 def _report(facts: Facts, decision: Decision, run: Run) -> None:
@@ -318,5 +350,5 @@ def _report(facts: Facts, decision: Decision, run: Run) -> None:
     run.log(f"{facts.name}: {facts.governing.title}; with {', '.join(facts.texts)}")
     uncredited = [each.title for each in applying(facts.inherited) if each.needs_credit and not facts.credits]
     for title in uncredited:
-        run.log(f"the {title} asks to name the authors: give them as `credits`")
-    run.log("to put it into use: puna promote RELEASE --to FOLDER, and serve the folder")
+        run.log(f"the {title} requires credits: name the authors in the setting `credits`")
+    run.log("to deploy: puna promote RELEASE --to FOLDER, then serve the folder")

@@ -17,10 +17,10 @@ from puna.formats.chat.parse import CODE_TAKEN, TAG_CLOSING, TAG_OPENING
 from puna.pipeline.errors import ChatError
 
 SchemaLayout = Callable[[str, dict[str, Any], bool], dict[str, Any]]
-# Types of JSON that are no object; another name is of another dialect, where a function has named arguments too.
+# JSON types other than objects. Type names of other dialects count as objects: arguments are always named.
 NO_OBJECT = {"null", "boolean", "integer", "number", "string", "array"}
 ANYTHING = r"/(?s:.*)/"
-BLANK = r"[\s\x1c-\x1f]*"  # What Python's strip takes away.
+BLANK = r"[\s\x1c-\x1f]*"  # Characters removed by str.strip.
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def call_grammar(conversation: Conversation, rules: CallRules, layout: SchemaLay
     tools = [tool for tool in conversation.tools if rules.name in ("", tool_name(tool))]
     marked, bare = _calls(conversation, rules, tools)
     if rules.must_call and not (marked or bare):
-        raise ChatError("a call of a tool", expected="tools that can be called")
+        raise ChatError("a required tool call without tools", expected="at least one callable tool")
     end = "<|eom_id|>" if conversation.environment else "<|eot_id|>"
     prefix = "" if rules.must_call or rules.has_answer else "PLAIN? "
     starts = [] if rules.must_call else ["@answer" if rules.has_answer else "PLAIN"]
@@ -143,7 +143,7 @@ def _plain(conversation: Conversation) -> str:
     if not names:
         return f"PLAIN: {ANYTHING}"
     tag = TAG_OPENING if conversation.call_format == "tag" else f"{TAG_OPENING}({names})>"
-    # Nothing spells "name" or a tool's name in another way but an escape of a character that needs none.
+    # The only other spelling of "name" or of a tool's name in JSON is an escape of an ordinary character.
     json_call = rf'{BLANK}[\[{{](?s:.*)("name"\s*:\s*"({names})"|\\u00[2-7])(?s:.*)'
     return f"PLAIN: {ANYTHING} & ~{_regex(json_call)} & ~{_regex(f'(?s:.*){tag}(?s:.*)')}"
 

@@ -19,7 +19,7 @@ ENVIRONMENTS = ("", "ipython")
 CallFormat = Literal["json", "tag"]
 CALL_FORMATS: tuple[str, ...] = get_args(CallFormat)
 BUILTIN_TOOLS = ("brave_search", "wolfram_alpha")
-# Letters and symbols that show nothing: fillers of Hangul, the empty Braille cell.
+# Invisible letters and symbols: Hangul fillers, the empty Braille cell.
 _INVISIBLE = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 _TAG_NAME = re.compile(r"[^<>{}\s]+")
 _MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
@@ -30,7 +30,7 @@ def is_blank(text: str) -> bool:
     r"""Return whether a text has no visible character: only whitespace, zero-width characters and fillers.
 
     Example:
-        >>> is_blank(" \\u200b\\ufeff"), is_blank("?")
+        >>> is_blank(" \u200b\ufeff"), is_blank("?")
         (True, False)
     """
     return all(char.isspace() or char in _INVISIBLE or unicodedata.category(char) in ("Cc", "Cf") for char in text)
@@ -81,9 +81,9 @@ class Message:
         if self.role not in ROLES:
             raise ChatError(f"role {self.role!r}", expected=f"one of {', '.join(ROLES)}")
         if self.tool_calls and self.role != "assistant":
-            raise ChatError(f"tool_calls in a {self.role} message", expected="them in assistant messages only")
+            raise ChatError(f"tool_calls in a {self.role} message", expected="tool_calls in assistant messages only")
         if self.tool_call_id and self.role != "tool":
-            raise ChatError(f"tool_call_id in a {self.role} message", expected="it in tool messages only")
+            raise ChatError(f"tool_call_id in a {self.role} message", expected="tool_call_id in tool messages only")
         if self.weight not in (0, 1) or (self.weight == 0 and self.role != "assistant"):
             raise ChatError(f"weight {self.weight} in a {self.role} message", expected="0 or 1 in assistant messages")
 
@@ -143,16 +143,18 @@ class Conversation:
         if self.call_format == "tag":
             for index, name in enumerate(names):
                 if not _TAG_NAME.fullmatch(name):
-                    raise ChatError(f"tools[{index}] is named {name!r}", expected="no space, <, >, { or } in a tag")
+                    raise ChatError(
+                        f"tools[{index}] is named {name!r}", expected="a name without spaces, <, >, { and } for tags"
+                    )
 
     def _check_builtin_tools(self, names: list[str]) -> None:
         for name in self.builtin_tools:
             if name not in BUILTIN_TOOLS:
                 raise ChatError(f"builtin_tools has {name!r}", expected=f"only {', '.join(BUILTIN_TOOLS)}")
             if name in names or self.builtin_tools.count(name) > 1:
-                raise ChatError(f"{name} is offered twice", expected="it once, in builtin_tools or in tools")
+                raise ChatError(f"{name} is offered twice", expected="every tool once, in builtin_tools or in tools")
         if self.builtin_tools and self.environment != "ipython":
-            raise ChatError("builtin_tools without an environment", expected='them with environment "ipython"')
+            raise ChatError("builtin_tools without an environment", expected='environment "ipython" with builtin_tools')
 
     def with_message(self, message: Message) -> "Conversation":
         """Return the conversation with a further message."""
@@ -174,24 +176,24 @@ class Conversation:
             ChatError: A field is malformed; the error names the path, such as messages[2].content.
         """
         setting = {"environment": str, "builtin_tools": list, "call_format": str, "today": str}
-        found = _fields(data, "", {"messages": list}, tools=list, **setting, id=str, metadata=dict)
-        messages = found.pop("messages")
-        tools = found.pop("tools", [])
+        fields = _fields(data, "", {"messages": list}, tools=list, **setting, id=str, metadata=dict)
+        messages = fields.pop("messages")
+        tools = fields.pop("tools", [])
         return cls(
             messages=tuple(_read_message(item, f"messages[{index}]") for index, item in enumerate(messages)),
             tools=tuple(_read_tool(item, f"tools[{index}]") for index, item in enumerate(tools)),
-            builtin_tools=tuple(found.pop("builtin_tools", ())),
-            **found,
+            builtin_tools=tuple(fields.pop("builtin_tools", ())),
+            **fields,
         )
 
 
-def tool_name(tool: dict[str, Any], place: str = "tool") -> str:
+def tool_name(tool: dict[str, Any], path: str = "tool") -> str:
     """Return the name of a tool definition in OpenAI's format."""
     function = tool.get("function")
     name = function.get("name") if isinstance(function, dict) else None
     if tool.get("type") != "function" or not isinstance(name, str) or not name:
         expected = '{"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}'
-        raise ChatError(place, expected=expected)
+        raise ChatError(path, expected=expected)
     return name
 
 
@@ -202,16 +204,16 @@ def _call_to_json(call: ToolCall) -> dict[str, Any]:
     return ({"id": call.id} if call.id else {}) | {"type": "function", "function": function}
 
 
-def _fields(data: Any, place: str, required: dict[str, type], **optional: type) -> dict[str, Any]:
+def _fields(data: Any, path: str, required: dict[str, type], **optional: type) -> dict[str, Any]:
     """Return the fields of an object whose values are not null, each of its type and none unknown."""
     if not isinstance(data, dict):
-        raise ChatError(f"{place or 'conversation'} is {type(data).__name__}", expected="a JSON object")
+        raise ChatError(f"{path or 'conversation'} is {type(data).__name__}", expected="a JSON object")
     allowed = required | optional
-    dot = f"{place}." if place else ""
+    dot = f"{path}." if path else ""
     present = {name: value for name, value in cast(dict[str, Any], data).items() if value is not None}
     for name, value in present.items():
         if name not in allowed:
-            hint = "Put what else belongs to a conversation into `metadata`" if not place else ""
+            hint = "Put what else belongs to a conversation into `metadata`" if not path else ""
             raise ChatError(f"unknown field {dot}{name}", expected=f"only {', '.join(allowed)}", hint=hint)
         if not isinstance(value, allowed[name]):
             raise ChatError(f"{dot}{name} is {type(value).__name__}", expected=allowed[name].__name__)
@@ -221,64 +223,64 @@ def _fields(data: Any, place: str, required: dict[str, type], **optional: type) 
     return present
 
 
-def _read_message(data: Any, place: str) -> Message:
-    # A tool message's `name` repeats what the call says; the prompt format has no room for it.
+def _read_message(data: Any, path: str) -> Message:
+    # A tool message's `name` repeats the call's; the prompt format has no place for a name.
     optional = {"content": object, "tool_calls": list, "tool_call_id": str, "name": str, "weight": int}
-    found = _fields(data, place, {"role": str}, **optional)
-    role = OTHER_SPELLINGS.get(found["role"], found["role"])
-    if "name" in found and role != "tool":
-        raise ChatError(f"unknown field {place}.name", expected="it in tool messages only")
-    calls = enumerate(found.get("tool_calls", []))
+    fields = _fields(data, path, {"role": str}, **optional)
+    role = OTHER_SPELLINGS.get(fields["role"], fields["role"])
+    if "name" in fields and role != "tool":
+        raise ChatError(f"unknown field {path}.name", expected="a name in tool messages only")
+    calls = enumerate(fields.get("tool_calls", []))
     try:
         return Message(
             role=cast(Role, role),  # Message checks it.
-            content=_read_content(found.get("content", ""), f"{place}.content"),
-            tool_calls=tuple(_read_call(call, f"{place}.tool_calls[{index}]") for index, call in calls),
-            tool_call_id=found.get("tool_call_id", ""),
-            weight=int(found.get("weight", 1)),
+            content=_read_content(fields.get("content", ""), f"{path}.content"),
+            tool_calls=tuple(_read_call(call, f"{path}.tool_calls[{index}]") for index, call in calls),
+            tool_call_id=fields.get("tool_call_id", ""),
+            weight=int(fields.get("weight", 1)),
         )
     except ChatError as error:
-        if error.given.startswith(place):
+        if error.given.startswith(path):
             raise
-        raise ChatError(f"{place}: {error.given}", expected=error.expected, hint=error.hint) from None
+        raise ChatError(f"{path}: {error.given}", expected=error.expected, hint=error.hint) from None
 
 
-def _read_content(content: Any, place: str) -> str:
+def _read_content(content: Any, path: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise ChatError(f"{place} is {type(content).__name__}", expected="a string or a list of text parts")
+        raise ChatError(f"{path} is {type(content).__name__}", expected="a string or a list of text parts")
     texts: list[str] = []
     for index, part in enumerate(content):
-        found = _fields(part, f"{place}[{index}]", {"type": str}, text=str)
-        if found["type"] != "text" or "text" not in found:
-            raise ChatError(f"{place}[{index}] is of type {found['type']!r}", expected="text only")
-        texts.append(found["text"])
+        fields = _fields(part, f"{path}[{index}]", {"type": str}, text=str)
+        if fields["type"] != "text" or "text" not in fields:
+            raise ChatError(f"{path}[{index}] is of type {fields['type']!r}", expected="text only")
+        texts.append(fields["text"])
     return "".join(texts)
 
 
-def _read_call(data: Any, place: str) -> ToolCall:
-    outer = _fields(data, place, {"function": dict}, id=str, type=str, index=int)
+def _read_call(data: Any, path: str) -> ToolCall:
+    outer = _fields(data, path, {"function": dict}, id=str, type=str, index=int)
     if outer.get("type", "function") != "function":
-        raise ChatError(f"{place}.type is {outer['type']!r}", expected='"function"')
-    function = _fields(outer["function"], f"{place}.function", {"name": str}, arguments=object, original=dict)
+        raise ChatError(f"{path}.type is {outer['type']!r}", expected='"function"')
+    function = _fields(outer["function"], f"{path}.function", {"name": str}, arguments=object, original=dict)
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
         except (ValueError, RecursionError) as error:
-            raise ChatError(f"{place}.function.arguments is not JSON ({error})", expected="a JSON object") from None
+            raise ChatError(f"{path}.function.arguments is not JSON ({error})", expected="a JSON object") from None
     arguments = {} if arguments is None else arguments  # Some clients write "null" for a call without arguments.
     if not isinstance(arguments, dict):
         kind = type(arguments).__name__
-        raise ChatError(f"{place}.function.arguments is {kind}", expected="a JSON object, or one in a string")
+        raise ChatError(f"{path}.function.arguments is {kind}", expected="a JSON object, or one in a string")
     return ToolCall(function["name"], arguments, outer.get("id", ""), function.get("original"))
 
 
-def _read_tool(data: Any, place: str) -> dict[str, Any]:
+def _read_tool(data: Any, path: str) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise ChatError(f"{place} is {type(data).__name__}", expected="a JSON object")
+        raise ChatError(f"{path} is {type(data).__name__}", expected="a JSON object")
     stripped = tool_without_padding(data)
     tool = stripped if "function" in stripped or "type" in stripped else {"type": "function", "function": stripped}
-    tool_name(tool, place)
+    tool_name(tool, path)
     return tool

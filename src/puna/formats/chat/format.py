@@ -14,7 +14,7 @@ from puna.formats.chat.parse import CODE_TAKEN, CODE_TOOL, TAG_CLOSING, TAG_OPEN
 from puna.formats.tokenizer import Tokenizer
 from puna.pipeline.errors import ChatError
 
-# Wording and layout of Meta's document of the format (llama3_1/prompt_format.md in llama-models).
+# Source: llama3_1/prompt_format.md in llama-models.
 TOOLS_BEFORE = (
     "Answer the user's question by making use of the following functions if needed.\n"
     "If none of the function can be used, please say so.\n"
@@ -70,7 +70,7 @@ class ChatFormat:
         self.python_tag = tokenizer.special("python_tag")
         self.pad_id = tokenizer.special("finetune_right_pad_id")
         self.stop_ids = (tokenizer.special("eot_id"), tokenizer.special("eom_id"), self._end_of_text)
-        self.call_ids = (self.python_tag, tokenizer.special("eom_id"))  # No message without a call holds one of these.
+        self.call_ids = (self.python_tag, tokenizer.special("eom_id"))  # Tokens of messages with calls only.
         self._headers = {name: self._header(name) for name in ("system", "user", "assistant", "ipython")}
 
     def encode(self, conversation: Conversation) -> Encoded:
@@ -78,7 +78,7 @@ class ChatFormat:
         ids, mask = self._render(conversation)
         if not any(mask):
             raise ChatError(
-                f"conversation {conversation.id!r} has nothing to learn from",
+                f"conversation {conversation.id!r} has no message to train on",
                 expected="at least one assistant message of weight 1",
             )
         return Encoded(ids, mask)
@@ -98,9 +98,9 @@ class ChatFormat:
         last = conversation.messages[-1] if conversation.messages else None
         if last is None or last.role != "assistant":
             given = f"the last message is of role {last.role!r}" if last else "a conversation without messages"
-            raise ChatError(given, expected="an assistant message, which is to be continued")
+            raise ChatError(given, expected="an assistant message to continue")
         if last.tool_calls:
-            raise ChatError("the last message calls tools", expected="text, which is to be continued")
+            raise ChatError("the last message calls tools", expected="a text message to continue")
         return self._render(conversation).ids[:-1]
 
     def document(self, text: str) -> list[int]:
@@ -174,12 +174,12 @@ def _tools(conversation: Conversation) -> str:
 def _tagged_tools(conversation: Conversation) -> str:
     functions = [tool["function"] for tool in conversation.tools]
     before_name, before_description, before_schema = TAGS_EACH
-    told = [
+    descriptions = [
         f"{before_name}{function['name']}{before_description}{function.get('description') or ''}{before_schema}"
         + json.dumps(function, ensure_ascii=False)
         for function in functions
     ]
-    return TAGS_BEFORE + "\n\n".join(told) + TAGS_AFTER
+    return TAGS_BEFORE + "\n\n".join(descriptions) + TAGS_AFTER
 
 
 def message_body(
@@ -223,7 +223,7 @@ def _json_call(call: ToolCall) -> str:
 
 
 def _tagged_call(call: ToolCall) -> str:
-    # A closing tag within a string of the arguments closes nothing: parse.py reads strings as a whole.
+    # A closing tag inside a string argument is safe: parse.py matches strings whole.
     return f"{TAG_OPENING}{call.name}>{_dump(call.arguments, call)}{TAG_CLOSING}"
 
 
@@ -231,7 +231,7 @@ def _dump(data: dict[str, Any], call: ToolCall) -> str:
     try:
         return json.dumps(data, ensure_ascii=False, allow_nan=False).replace(DELETE, DELETE_ESCAPED)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ChatError(f"arguments of {call.name} ({error})", expected="values that JSON can hold") from error
+        raise ChatError(f"arguments of {call.name} ({error})", expected="values with a JSON form") from error
 
 
 def _schema(tool: dict[str, Any]) -> Any:
@@ -244,7 +244,7 @@ def _read_message(text: str, marked: list[str], schemas: Mapping[str, Any]) -> M
         if not calls:
             calls, rest = read_tags(text, schemas)
         return Message("assistant", rest, calls)
-    found = [read_marked(part, schemas) for part in marked]
-    if not all(found):
+    parsed = [read_marked(part, schemas) for part in marked]
+    if not all(parsed):
         return Message("assistant", "".join([text, *marked]))
-    return Message("assistant", text.rstrip(), tuple(call for calls in found for call in calls))
+    return Message("assistant", text.rstrip(), tuple(call for calls in parsed for call in calls))

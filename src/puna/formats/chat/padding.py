@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from puna.formats.chat.schema_keywords import BRANCHES, LISTS, MAPS, SINGLES, pointed_value
 
-# Fields of a conversation or of a preference that hold messages, and all fields that this file strips.
+# Fields with messages of a conversation or preference, and all stripped fields.
 _MESSAGES = ("messages", "prompt", "chosen", "rejected", "edited")
 PADDED = ("tools", *_MESSAGES)
 _MAX_REFERENCES = 8
@@ -72,12 +72,12 @@ def _call(call: Any, schemas: Mapping[str, Any]) -> Any:
         present["function"] = _call(present["function"], schemas)
     elif isinstance(present.get("arguments"), dict):
         schema = schemas.get(present["name"]) if isinstance(present.get("name"), str) else None
-        present["arguments"] = _argument(present["arguments"], _Place(schema, schema))
+        present["arguments"] = _argument(present["arguments"], _Node(schema, schema))
     return present
 
 
-class _Place(NamedTuple):
-    """The schema of a place in the arguments of a call, and the schema of all arguments with the definitions."""
+class _Node(NamedTuple):
+    """The schema of a node in the arguments of a call, and the schema of all arguments with the definitions."""
 
     schema: Any
     root: Any
@@ -97,12 +97,12 @@ class _Place(NamedTuple):
         schema = self.resolved()
         if keyword in schema or not depth:
             return schema.get(keyword)
-        found = (branch.below(keyword, depth - 1) for branch in self.branches())
-        return next((value for value in found if value is not None), None)
+        values = (branch.below(keyword, depth - 1) for branch in self.branches())
+        return next((value for value in values if value is not None), None)
 
-    def branches(self) -> Iterator["_Place"]:
+    def branches(self) -> Iterator["_Node"]:
         schema = self.resolved()
-        return (_Place(branch, self.root) for name in BRANCHES for branch in _list(schema.get(name)))
+        return (_Node(branch, self.root) for name in BRANCHES for branch in _list(schema.get(name)))
 
     def admits_null(self, depth: int = _MAX_REFERENCES) -> bool:
         """Return whether the schema names null: as a type, a value, in a branch, or by OpenAPI's `nullable`."""
@@ -115,20 +115,20 @@ class _Place(NamedTuple):
         return depth > 0 and any(branch.admits_null(depth - 1) for branch in self.branches())
 
 
-def _argument(value: Any, place: _Place) -> Any:
+def _argument(value: Any, node: _Node) -> Any:
     """Strip an argument: a null stays where the schema admits null."""
     if isinstance(value, list):
-        items = _Place(place.below("items"), place.root)
+        items = _Node(node.below("items"), node.root)
         return [_argument(item, items) for item in value]
     if not isinstance(value, dict):
         return value
-    properties = place.below("properties")
+    properties = node.below("properties")
     known = cast(dict[str, Any], properties) if isinstance(properties, dict) else {}
-    places = {name: _Place(known.get(name), place.root) for name in value}
+    nodes = {name: _Node(known.get(name), node.root) for name in value}
     return {
-        name: _argument(item, places[name])
+        name: _argument(item, nodes[name])
         for name, item in value.items()
-        if item is not None or places[name].admits_null()
+        if item is not None or nodes[name].admits_null()
     }
 
 

@@ -15,16 +15,16 @@ from puna.formats.chat.schema_keywords import type_name
 
 CODE_TOOL = "code_interpreter"
 TAG_OPENING, TAG_CLOSING = "<function=", "</function>"
-# Source that begins like this would be read as another spelling.
+# Python source with these prefixes would be read as another spelling.
 CODE_TAKEN = ("{", "[", TAG_OPENING, *(f"{name}.call(" for name in BUILTIN_TOOLS))
 _BUILTIN_CALL = re.compile(rf'({"|".join(BUILTIN_TOOLS)})\.call\(query="([^"]*)"\)')
-# A closing tag within a string of the arguments closes nothing.
+# Strings are matched whole, so that a closing tag inside an argument does not end the call.
 _STRING = r'"(?:[^"\\]|\\.)*+"'
 _FUNCTION_TAG = re.compile(rf"{TAG_OPENING}([^<>{{}}\s]+)>((?>{_STRING}|.)*?){TAG_CLOSING}", re.DOTALL)
 _SEPARATOR = re.compile(r"[\s;,]*")
 _DECODER = json.JSONDecoder()
 
-Schemas = Mapping[str, Any]  # A tool's name -> the JSON schema of its arguments.
+Schemas = Mapping[str, Any]  # Tool name -> JSON schema of the arguments.
 
 
 def read_marked(text: str, schemas: Schemas) -> tuple[ToolCall, ...]:
@@ -97,7 +97,7 @@ def _load_values(text: str) -> list[Any]:
             values.append(value)
             separator = _SEPARATOR.match(text, end)
             position = separator.end() if separator else end
-        # A value that JSON cannot hold (NaN, a lone surrogate) would fail later, where it is written out.
+        # Values without a JSON form (NaN, a lone surrogate) would fail later, on rendering.
         json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return []

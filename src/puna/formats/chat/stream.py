@@ -14,7 +14,7 @@ from puna.formats.chat.conversation import Message, ToolCall, tool_name
 from puna.formats.chat.format import ChatFormat
 from puna.formats.chat.parse import TAG_OPENING
 
-# What a call in JSON begins with, as far as the text goes: {" or [{".
+# A prefix of a JSON call, possibly incomplete: {" or [{".
 _JSON_OPENING = re.compile(r'\s*(?:\Z|\[\s*(?:\Z|\{\s*(?:\Z|"))|\{\s*(?:\Z|"))')
 _BEGUN = "|".join(TAG_OPENING[:size] for size in range(len(TAG_OPENING) - 1, 0, -1))
 _TAG_OPENING = re.compile(rf"{TAG_OPENING}(?:[^<>{{}}\s]*\Z|([^<>{{}}\s]+)>)|(?:{_BEGUN})\Z")
@@ -34,12 +34,12 @@ class MessageStream:
 
     def __init__(self, chat: ChatFormat, tools: Iterable[dict[str, Any]] = ()):
         self._chat, self._tools = chat, list(tools)
-        self._callable = {tool_name(tool) for tool in self._tools}  # What can be called without python_tag.
+        self._callable = {tool_name(tool) for tool in self._tools}  # Tools callable without python_tag.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._ids: list[int] = []
         self._held = ""
         self._num_told = 0
-        self._is_waiting = False  # Only the end can tell what the rest is.
+        self._is_waiting = False  # The rest is decided at the end of the message.
         self._is_over = False
 
     def feed(self, ids: Iterable[int]) -> list[Part]:
@@ -100,7 +100,7 @@ class MessageStream:
         if tag is None:
             return len(self._held)
         if tag[1] and tag[1] not in self._callable:
-            # A tag that names none of the tools makes all of the message text.
+            # A tag with an unknown tool makes the whole message text.
             self._callable = set()
             return len(self._held)
         self._is_waiting |= tag[1] is not None

@@ -149,8 +149,8 @@ _DIALOGUE = r"""
 """
 
 _SETTINGS = "".join(f"{{%- set {name} = {value!r} -%}}\n" for name, value in _CONSTANTS.items())
-_SETTINGS = _SETTINGS.replace(r"\x7f", DELETE)  # Other engines for Jinja know fewer escapes than jinja2.
+_SETTINGS = _SETTINGS.replace(r"\x7f", DELETE)  # Other Jinja engines support fewer escapes than jinja2.
 
 CHAT_TEMPLATE = (_SETTINGS + _MACROS + _DIALOGUE).strip() + "\n"
-# The same without the marks of what the assistant says, which only transformers knows: for llama.cpp and the like.
+# Without the `generation` tags, which transformers alone supports: for llama.cpp and others.
 PLAIN_TEMPLATE = CHAT_TEMPLATE.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")

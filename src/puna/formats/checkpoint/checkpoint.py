@@ -51,7 +51,7 @@ class Checkpoint:
     path: Path
     config: LlamaConfig
     stop_ids: tuple[int, ...]
-    schemes: Mapping[str, Scheme]  # of quantized modules, by their paths
+    schemes: Mapping[str, Scheme]
     layout: dict[str, StoredTensor] = field(repr=False)
 
     @classmethod
@@ -145,7 +145,7 @@ def _require_rows(path: Path, tokenizer: Tokenizer, config: LlamaConfig) -> None
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{path}: a tokenizer of {tokenizer.vocab_size:,} ids for {config.vocab_size:,} embeddings",
-            expected="no more ids than embeddings",
+            expected="at most as many token ids as embeddings",
         )
 
 
@@ -188,7 +188,7 @@ def write_checkpoint(
         dtype: Dtype of the weights; None keeps the source's dtype.
     """
     if source.tokenizer is None:
-        raise CheckpointError(f"a {source.format} model without a tokenizer", expected="one with it")
+        raise CheckpointError(f"a {source.format} model without a tokenizer", expected="a model with a tokenizer")
     dtype = dtype or source.dtype
     _write_directory(
         directory,

@@ -35,9 +35,9 @@ def find_format(path: Path) -> Format:
     """
     if path.is_file() and is_gguf(path):
         return "GGUF"
-    for name, found in MARKS:
+    for name, format in MARKS:
         if (path / name).exists():
-            return found
+            return format
     expected = f"a .gguf file, or a directory with one of {', '.join(name for name, _ in MARKS)}"
     inside = sorted(file.name for file in path.glob("*.gguf")) if path.is_dir() else []
     raise CheckpointError(
@@ -57,15 +57,15 @@ def open_source(path: Path, *, base: Path | None = None) -> Opened:
     Example:
         source, note = open_source(Path("downloads/llama.gguf"))
     """
-    found = find_format(path)
-    if base is not None and found != "adapter":
-        raise CheckpointError(f"a base for {path}, which is no adapter", expected="a base with adapters only")
-    if found == "GGUF":
+    format = find_format(path)
+    if base is not None and format != "adapter":
+        raise CheckpointError(f"a base for {path}, which is no adapter", expected="a base for an adapter only")
+    if format == "GGUF":
         return Opened(open_gguf(path))
-    if found == "Meta":
+    if format == "Meta":
         opened = open_meta(path)
-        return Opened(opened.source, f"the pickles were looked into by a process of its own: {opened.confinement}")
-    if found == "Hugging Face":
+        return Opened(opened.source, f"the pickles were parsed by a confined process: {opened.confinement}")
+    if format == "Hugging Face":
         return Opened(Checkpoint.open(path).source())
     return _open_merged(path, base)
 
@@ -74,12 +74,14 @@ def _open_merged(path: Path, base: Path | None) -> Opened:
     adapter = open_adapter(path)
     if base is None:
         named = f" ({adapter.base_name})" if adapter.base_name else ""
-        raise CheckpointError(f"{path} is an adapter", expected=f"the base it belongs to{named}", hint="Give --base")
-    found = find_format(base)
-    if found == "GGUF" or (found == "Hugging Face" and Checkpoint.open(base).is_quantized):
         raise CheckpointError(
-            f"base {base} may be quantized: its rounded weights cannot hold what the adapter adds",
-            expected="the float weights that the adapter was trained on",
+            f"{path} is an adapter", expected=f"the adapter with its base model{named}", hint="Give --base"
+        )
+    format = find_format(base)
+    if format == "GGUF" or (format == "Hugging Face" and Checkpoint.open(base).is_quantized):
+        raise CheckpointError(
+            f"base {base} may be quantized: rounded weights cannot hold the adapter's update",
+            expected="the float weights of the adapter's training",
         )
     opened = open_source(base)
     source = merged(opened.source, adapter)

@@ -67,7 +67,7 @@ class Fields:
     def is_one_of(self, key: str, allowed: tuple[Any, ...]) -> bool:
         """Return whether a value equals one of `allowed`; False for arrays, which numpy compares element by element."""
         value = self.get(key)
-        return isinstance(value, str | int | float | list | None) and any(value == each for each in allowed)
+        return isinstance(value, str | int | float | list | None) and any(value == option for option in allowed)
 
 
 def shown(value: Any) -> str:

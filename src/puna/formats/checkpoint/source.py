@@ -47,7 +47,7 @@ class Source:
     def other_stop_ids(self) -> tuple[int, ...]:
         """The stop ids in addition to the tokenizer's."""
         known = self.tokenizer.stop_ids if self.tokenizer else ()
-        return tuple(dict.fromkeys(each for each in self.stop_ids if each not in known))
+        return tuple(dict.fromkeys(stop_id for stop_id in self.stop_ids if stop_id not in known))
 
 
 @lru_cache(maxsize=4)

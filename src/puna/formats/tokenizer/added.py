@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import models
 
-# Text tokens up to this number are looked for one by one before the library is asked: most texts have none.
+# With at most this many text tokens, a substring search skips the library for texts without any.
 MAX_LOOKED_FOR = 64
-# More ids than any model has embeddings: tables of all ids are built.
+# Bound on ids, because tables of all ids are built.
 MAX_IDS = 2**24
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
@@ -78,7 +78,7 @@ class TextTokens:
     """Finds text tokens in a text with the rules of the tokenizers library, for arbitrary ids."""
 
     def __init__(self, tokens: Sequence[AddedToken], normalizer: Any):
-        # A model of one word: every part between two matches becomes one unknown word with its place.
+        # A vocabulary of a single word: text between two matches becomes one unknown word with offsets.
         self._finder = tokenizers.Tokenizer(models.WordLevel({"": 0}, unk_token=""))
         self._finder.normalizer = normalizer  # pyright: ignore[reportAttributeAccessIssue]
         self._finder.add_tokens(list(map(_library_token, tokens)))
@@ -88,12 +88,12 @@ class TextTokens:
 
     def cut(self, text: str) -> Iterator[str | int]:
         """Yield the parts of a text in order: the id of a text token, or text between tokens."""
-        if self._texts is not None and not any(each in text for each in self._texts):
+        if self._texts is not None and not any(token_text in text for token_text in self._texts):
             yield text
             return
-        # NOTE: for a batch the library releases Python's lock (GIL), in `encode` it does not.
-        found = self._finder.encode_batch([text], add_special_tokens=False)[0]
-        for index, (start, end) in zip(found.ids, found.offsets, strict=True):
+        # NOTE: a batch releases Python's lock (GIL), `encode` holds it.
+        matches = self._finder.encode_batch([text], add_special_tokens=False)[0]
+        for index, (start, end) in zip(matches.ids, matches.offsets, strict=True):
             yield self._ids.get(index, text[start:end])
 
 

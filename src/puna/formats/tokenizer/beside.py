@@ -49,11 +49,11 @@ def read_beside(directory: Path) -> Beside:
 
 def with_beside(added: Mapping[str, AddedToken], beside: Beside) -> dict[str, AddedToken]:
     """Return the added tokens of tokenizer.json by text, with the changes of the files beside."""
-    found = dict(added)
+    tokens = dict(added)
     for token in beside.tokens:
-        known = found.get(token.text, token)
-        found[token.text] = known._replace(is_special=known.is_special or token.is_special)
-    return found | {text: found[text]._replace(is_special=True) for text in beside.named if text in found}
+        known = tokens.get(token.text, token)
+        tokens[token.text] = known._replace(is_special=known.is_special or token.is_special)
+    return tokens | {text: tokens[text]._replace(is_special=True) for text in beside.named if text in tokens}
 
 
 def _parse(path: Path, entries: Any) -> tuple[AddedToken, ...]:
@@ -66,7 +66,7 @@ def _parse(path: Path, entries: Any) -> tuple[AddedToken, ...]:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         given = f"{path}: added tokens ({type(error).__name__}: {error})"
-        raise TokenizerError(given, expected="an id for each text", hint="Copy the file again") from error
+        raise TokenizerError(given, expected="a token id for every text", hint="Copy the file again") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

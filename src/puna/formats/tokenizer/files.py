@@ -19,7 +19,7 @@ from puna.formats.tokenizer.added import AddedToken, require_own_ids, special_to
 from puna.formats.tokenizer.beside import read_beside, with_beside
 from puna.pipeline.errors import TokenizerError
 
-# The Llama 3 split, as `llama-models` has it.
+# Llama 3's split pattern. Source: llama3/tokenizer.py in llama-models.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -36,7 +36,7 @@ def _special_texts() -> tuple[str, ...]:
 
 
 SPECIAL_TEXTS = _special_texts()  # In id order, as in the published Llama 3.1 files.
-# The tokens that structure a dialogue. They are special whatever a file says, so that no text can forge them.
+# Tokens that structure a dialogue: always special, regardless of the file, so that no text can forge a turn.
 NAMED_TEXTS = tuple(text for text in SPECIAL_TEXTS if not text.startswith("<|reserved"))
 
 
@@ -77,10 +77,10 @@ def build_encoder(model: models.BPE, pattern: str = SPLIT_PATTERN) -> tokenizers
 def read_tokenizer(path: Path) -> TokenizerParts:
     """Read a tokenizer file, or the file in a directory (tokenizer.json before tokenizer.model)."""
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
-        if not found:
+        candidates = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
+        if not candidates:
             raise TokenizerError(f"no tokenizer in {path}", expected="tokenizer.json or tokenizer.model")
-        path = found[0]
+        path = candidates[0]
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -113,7 +113,7 @@ def _read_ranks(content: bytes, path: Path) -> TokenizerParts:
         except (ValueError, binascii.Error) as error:
             hint = "A SentencePiece file (Llama 2) cannot be read; use a Llama 3 tokenizer"
             raise TokenizerError(f"{path}, line {number}", expected=expected, hint=hint) from error
-    # NOTE: the file does not name its split pattern; another count is another family, or a file cut short.
+    # NOTE: the file does not name the split pattern; a different count means another family, or a truncated file.
     if sorted(ranks.values()) != list(range(NUM_LLAMA3_RANKS)):
         raise TokenizerError(
             f"{path} has {len(ranks):,} distinct tokens",
@@ -126,8 +126,8 @@ def _read_ranks(content: bytes, path: Path) -> TokenizerParts:
 
 
 def _bpe_from_ranks(ranks: dict[bytes, int]) -> models.BPE:
-    # A pair of neighbours that spells a token is reached by one order of merges only, so listing every split
-    # of every token, by the token's rank, merges exactly where the ranks alone would.
+    # tiktoken merges the adjacent pair of the lowest rank. All splits of all tokens in the order of ranks, as BPE
+    # merges, give the same merges.
     names = {token: token.decode("latin-1").translate(_FROM_LATIN1) for token in ranks}
     merges: list[tuple[str, str]] = []
     for token in sorted(ranks, key=ranks.__getitem__):
@@ -155,7 +155,7 @@ def _read_json(content: bytes, path: Path) -> TokenizerParts:
         ) from error
     missing = [character for character in BYTE_CHARACTERS if character not in vocab]
     affixes = [name for name in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(name)]
-    if kind == "BPE" and affixes:  # NOTE: the library panics at some, which is no exception that one can catch.
+    if kind == "BPE" and affixes:  # NOTE: the library panics on some affixes; a panic cannot be caught.
         raise TokenizerError(f"{path} has a {affixes[0]}", expected="a byte-level BPE, as Llama 3 has")
     if kind != "BPE" or missing:
         raise TokenizerError(
@@ -164,15 +164,15 @@ def _read_json(content: bytes, path: Path) -> TokenizerParts:
         )
     added = with_beside(added, read_beside(path.parent))
     added |= {text: added[text]._replace(is_special=True) for text in NAMED_TEXTS if text in added}
-    # NOTE: a special token left in the encoder turns what people write into a special token; truncation cuts
-    # texts in silence.
+    # NOTE: special tokens inside the encoder would be produced from users' text, and truncation would cut texts
+    # silently.
     data |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     specials = {token.text for token in added.values() if token.is_special}
     try:
         require_own_ids(added.values(), vocab)
         model["vocab"] = {token: index for token, index in vocab.items() if token not in specials}
         return TokenizerParts(_parse(data), tuple(added.values()))
-    except Exception as error:  # The library raises nothing narrower.
+    except Exception as error:  # The library raises bare exceptions.
         raise TokenizerError(f"{path} cannot be used ({error})", expected="a byte-level BPE") from error
 
 
@@ -183,11 +183,11 @@ def _parse(data: dict[str, Any]) -> tokenizers.Tokenizer:
     """
     vocab, merges = data["model"]["vocab"], data["model"].get("merges")
     if not isinstance(merges, list) or not all(isinstance(pair, list) for pair in merges):
-        return tokenizers.Tokenizer.from_str(json.dumps(data))  # Older files have texts.
+        return tokenizers.Tokenizer.from_str(json.dumps(data))  # Older files store merges as strings.
     encoder = tokenizers.Tokenizer.from_str(json.dumps(data | {"model": data["model"] | {"vocab": {}, "merges": []}}))
     options = {name: getattr(encoder.model, name) for name in OPTIONS}
-    told = {name: value for name, value in options.items() if value is not None}
-    encoder.model = models.BPE(vocab=vocab, merges=[tuple(pair) for pair in merges], **told)
+    chosen = {name: value for name, value in options.items() if value is not None}
+    encoder.model = models.BPE(vocab=vocab, merges=[tuple(pair) for pair in merges], **chosen)
     return encoder
 
 
@@ -198,7 +198,7 @@ def write_tokenizer(parts: TokenizerParts, directory: Path) -> None:
     ids = {token.text: token.id for token in by_id}
     behind = [index for text, index in ids.items() if text not in vocab]
     if behind != list(range(len(vocab), len(vocab) + len(behind))):
-        vocab.update(ids)  # Readers number added tokens behind the vocabulary unless it names them.
+        vocab.update(ids)  # Readers assign ids after the vocabulary to added tokens that are not in the vocabulary.
     data["added_tokens"] = [token.to_json() for token in by_id]
     first = "<|begin_of_text|>"
     config: dict[str, Any] = {

@@ -19,11 +19,11 @@ from puna.formats.tokenizer.added import AddedToken, TextTokens
 from puna.formats.tokenizer.files import TokenizerParts, read_tokenizer, token_bytes, write_tokenizer
 from puna.pipeline.errors import TokenizerError
 
-# The reference cuts a text into slices, and a run of only space or of no space into shorter ones.
+# Limits of the reference tokenizer: length of a slice, and of a run of whitespace or of non-whitespace.
 MAX_SLICE = 400_000
 MAX_RUN = 25_000
 LONG_PIECE = 4096
-# Each alternative can only begin where its run begins: the search is linear in the text.
+# Both alternatives match only at the start of a run, so that the search is linear.
 _LONG_RUN = re.compile(rf"(?<!\S)\S{{{MAX_RUN + 1},}}|(?<!\s)\s{{{MAX_RUN + 1},}}")
 
 
@@ -88,7 +88,7 @@ class Tokenizer:
     def _ids_of(self, piece: str) -> list[int]:
         if len(piece) < LONG_PIECE:
             return self._encoder.encode(piece, add_special_tokens=False).ids
-        # NOTE: the library holds Python's lock (GIL) in `encode` but not for a batch: other threads go on meanwhile.
+        # NOTE: `encode` holds Python's lock (GIL), a batch releases it for other threads.
         return self._encoder.encode_batch_fast([piece], add_special_tokens=False)[0].ids
 
     def least_tokens(self, num_bytes: int) -> int:
@@ -152,12 +152,12 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """A hash, equal for tokenizers with equal ids for every text."""
-        told = self._encoder.to_str() + repr(sorted(self._specials.items()))
+        content = self._encoder.to_str() + repr(sorted(self._specials.items()))
         if self.text_tokens:
-            # Without a normalizer it makes no difference whether a token is matched before or after normalizing.
-            texts = self.text_tokens if self._encoder.normalizer else [each.plain for each in self.text_tokens]
-            told += repr(sorted(map(tuple, texts)))
-        return hashlib.sha256(told.encode()).hexdigest()
+            # Without a normalizer the flag `normalized` has no effect.
+            texts = self.text_tokens if self._encoder.normalizer else [token.plain for token in self.text_tokens]
+            content += repr(sorted(map(tuple, texts)))
+        return hashlib.sha256(content.encode()).hexdigest()
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:

@@ -23,8 +23,8 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, split_digits: bool
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise TokenizerError(f"vocab_size {vocab_size}", expected=f"at least {MIN_VOCAB_SIZE} (bytes + specials)")
-    # Merges are learned inside pieces of the split, so single digits never meet; encoding keeps the Llama 3
-    # pattern, and other programs read the file as any Llama tokenizer.
+    # Merges are learned inside pieces of the split, so single digits are never merged. The trained tokenizer keeps
+    # Llama 3's pattern, which other programs expect.
     pattern = SPLIT_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}") if split_digits else SPLIT_PATTERN
     learner = build_encoder(models.BPE(), pattern)
     num_regular = vocab_size - len(SPECIAL_TEXTS)

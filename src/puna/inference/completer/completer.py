@@ -1,4 +1,4 @@
-"""Completer: the one interface through which a model answers conversations, wherever the model runs."""
+"""Completer: the one interface for answers of a model, in this process or behind an endpoint."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,18 +23,40 @@ class Prompt(NamedTuple):
 class Sampling:
     """Sampling settings of all prompts; temperature 0 takes the most likely token.
 
+    `top_logprobs` is the number of alternatives beside the log-probability of every token; None for no
+    log-probabilities.
+
     Example:
-        >>> Sampling(max_tokens=64)
-        Sampling(temperature=0.0, top_p=1.0, max_tokens=64)
+        >>> Sampling(max_tokens=64).temperature
+        0.0
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     max_tokens: int = 256
+    top_logprobs: int | None = None
+
+
+class ReplyToken(NamedTuple):
+    """A token of a reply as bytes, with log-probability and alternatives.
+
+    Bytes are comparable between models with different tokenizers.
+
+    Example:
+        >>> ReplyToken(b" nine", -0.1, ((b" nine", -0.1), (b" ten", -2.4))).logprob
+        -0.1
+    """
+
+    token: bytes
+    logprob: float
+    alternatives: tuple[tuple[bytes, float], ...] = ()
 
 
 class Reply(NamedTuple):
-    """The answer to one prompt. `failure` says why there is none; "length" as finish reason marks one cut off.
+    """The answer to one prompt, or the reason of a `failure`.
+
+    The finish reason "length" marks an answer cut off at max_tokens. `logprobs` is None where the sampling settings ask
+    for no log-probabilities, and where the endpoint returns none.
 
     Example:
         >>> Reply(Message("assistant", "We open at"), 3, finish_reason="length").is_truncated
@@ -46,6 +68,7 @@ class Reply(NamedTuple):
     failure: str = ""
     finish_reason: str = ""
     num_prompt_tokens: int = 0
+    logprobs: tuple[ReplyToken, ...] | None = None
 
     @property
     def is_truncated(self) -> bool:
@@ -53,7 +76,7 @@ class Reply(NamedTuple):
 
 
 def ignore(_done: int) -> None:
-    """Take no notice of progress."""
+    """Discard a progress report."""
 
 
 class Completer(Protocol):

@@ -8,10 +8,10 @@ from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.adapters.adapter import checkpoint_at
 from puna.formats.checkpoint.checkpoint import Checkpoint
-from puna.inference.completer.completer import Prompt, Reply, Sampling, ignore
+from puna.inference.completer.completer import Prompt, Reply, ReplyToken, Sampling, ignore
 from puna.inference.engine.local import LocalSampler
 from puna.inference.engine.options import DEFAULTS, EngineOptions
-from puna.inference.engine.outputs import Completion
+from puna.inference.engine.outputs import Completion, TokenLogprob
 from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.kernels.device import DeviceName
 
@@ -20,7 +20,7 @@ NO_ROOM = "the prompt leaves no room for an answer"
 
 @dataclass(frozen=True)
 class LocalCompleter:
-    """A checkpoint's directory, or an adapter's beside its base.
+    """A checkpoint, or an adapter with its base model, in this process.
 
     Example:
         >>> model = LocalCompleter.open(Path("build/prune"), device="cpu")
@@ -43,7 +43,7 @@ class LocalCompleter:
     def complete(
         self, prompts: Sequence[Prompt], sampling: Sampling, tell: Callable[[int], None] = ignore
     ) -> list[Reply]:
-        """Answer every prompt; one that fills the context has the failure NO_ROOM and its length."""
+        """Answer every prompt; a prompt that fills the context fails with NO_ROOM and the number of tokens."""
         ids = [self.chat.prompt(prompt.conversation) for prompt in prompts]
         fitting = [at for at, each in enumerate(ids) if len(each) < self.sampler.max_context]
         params = [self._params(prompts[at], sampling, len(ids[at])) for at in fitting]
@@ -62,6 +62,7 @@ class LocalCompleter:
             top_p=sampling.top_p,
             stop_ids=self.stop_ids,
             seed=prompt.seed,
+            logprobs=sampling.top_logprobs,
         )
 
     def _read(self, asked: Conversation, completion: Completion, num_prompt_tokens: int) -> Reply:
@@ -69,4 +70,10 @@ class LocalCompleter:
             failure = f"the model failed: {completion.error}"
             return Reply(failure=failure, finish_reason="error", num_prompt_tokens=num_prompt_tokens)
         message = self.chat.parse(completion.ids, asked.tools)
-        return Reply(message, len(completion.ids), "", completion.finish_reason, num_prompt_tokens)
+        logprobs = tuple(map(self._read_logprob, completion.logprobs)) if completion.logprobs else None
+        return Reply(message, len(completion.ids), "", completion.finish_reason, num_prompt_tokens, logprobs)
+
+    def _read_logprob(self, entry: TokenLogprob) -> ReplyToken:
+        decode = self.sampler.tokenizer.decode_bytes
+        top = tuple((decode([token]), logprob) for token, logprob in entry.top)
+        return ReplyToken(decode([entry.id]), entry.logprob, top)

@@ -1,9 +1,9 @@
-"""Engine: requests -> tokens, many at once; requests join and leave between steps. Knows no conversations and no HTTP.
+"""Continuous batching: token ids of many requests -> generated token ids.
 
-One thread drives it: `submit`, `step` and `abort` are not to be called at the same time. What goes wrong with one
-request (logits that are not numbers, an exception) ends that request alone.
+Requests join and leave the batch between steps. One thread calls `submit`, `step` and `abort`. An exception or NaN
+logits end only the request at fault. Conversations and HTTP lie above this module.
 
-Shapes: N rows whose hidden states are needed, D model width, V vocabulary.
+Shapes: N requested hidden states, D model width, V vocabulary.
 """
 
 import itertools
@@ -20,9 +20,8 @@ from puna.inference.engine.cache.paged_cache import PAGE_LEN, PagePool, num_page
 from puna.inference.engine.detokenizer import TextStream
 from puna.inference.engine.options import DEFAULTS, EngineOptions
 from puna.inference.engine.outputs import Chunk, TokenLogprob, Usage
-from puna.inference.engine.runners.native_runner import NativeRunner, native_kernels
+from puna.inference.engine.runners.opening import open_runner
 from puna.inference.engine.runners.runner import Runner, Span
-from puna.inference.engine.runners.torch_runner import TorchRunner
 from puna.inference.engine.sampling.params import SamplingParams
 from puna.inference.engine.sampling.sampler import sample, token_logprobs, trim_padded_vocabulary
 from puna.inference.engine.scheduling.request import Request, State
@@ -39,23 +38,48 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
-# Positions whose logits are held at once when a prompt is scored.
+# Positions per chunk of prompt scoring: bounds the memory of logits.
 SCORED_TOKENS = 512
-# Requests that generate at once, beyond which guesses are not checked.
+# Largest decoding batch with speculative decoding; verification costs more than it saves in larger batches.
 MAX_DRAFTED = 8
-# What the cache may grow to when the caller sets no `cache_tokens`; one request of full length always fits.
+# Largest KV cache where options set no `cache_tokens`; one request of full length always fits.
 DEFAULT_CACHE_BYTES = 8 << 30
 
 
 class Choice(NamedTuple):
-    """The chosen token and, if asked for, its log-probability."""
+    """A sampled token, with its log-probability where the request asks for log-probabilities."""
 
     token: int
     logprob: TokenLogprob | None
 
 
+class BatchRow(NamedTuple):
+    """One scheduled request in a forward pass.
+
+    `hidden_rows` index the tokens of the whole pass whose hidden states the request needs. Of the returned hidden
+    states, `scored` are for prompt log-probabilities and `sampled` for next tokens.
+    """
+
+    scheduled: ScheduledRequest
+    tokens: list[int]
+    span: Span
+    hidden_rows: list[int]
+    scored: range
+    sampled: range
+
+
 class Engine:
-    """Every submitted request ends with exactly one chunk that has a finish_reason, also after `abort`."""
+    """A model with its KV cache, scheduler and adapters.
+
+    Every submitted request ends with exactly one chunk with a finish_reason, also after `abort`.
+
+    Example:
+        >>> engine = Engine(model, tokenizer)
+        >>> request = engine.submit(tokenizer.encode("Once"), SamplingParams(max_tokens=4))
+        >>> while engine.has_work:
+        ...     for request_id, chunk in engine.step():
+        ...         print(chunk.text, end="")
+    """
 
     def __init__(
         self,
@@ -93,7 +117,7 @@ class Engine:
         return self._scheduler.num_waiting
 
     def usage(self) -> Usage:
-        """Return how much is in use, and what the requests that started since the last call found and waited."""
+        """Return the use of the engine, with cache hits and queue times of requests started since the last call."""
         scheduler, pool = self._scheduler, self.pool
         num_cached, seconds = scheduler.take_started()
         return Usage(
@@ -107,7 +131,11 @@ class Engine:
         )
 
     def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
-        """Raise RequestError if this request can never be served. Touches no state: any thread may call it."""
+        """Check a request without changing state; safe to call from any thread.
+
+        Raises:
+            RequestError: The engine can never serve the request.
+        """
         vocab_size = min(self.config.vocab_size, self.tokenizer.vocab_size)
         if not prompt:
             raise RequestError("an empty prompt", expected="at least one token id", param="prompt")
@@ -133,10 +161,13 @@ class Engine:
             )
 
     def submit(self, prompt: list[int], params: SamplingParams, *, tenant: str = "", adapter: str = "") -> int:
-        """Queue a prompt and return its request id; RequestError at once if it can never be served.
+        """Queue a prompt and return the id of the request.
 
-        Tenants get equal shares of the machine, and none can tell what another one has asked. Without an `adapter` the
-        model answers as it is.
+        Tenants get equal shares of the machine and no view of the prefix cache of other tenants. An empty `adapter`
+        means the plain model.
+
+        Raises:
+            RequestError: The engine can never serve the request.
         """
         self.check(prompt, params)
         key = self._find_adapter(adapter) if adapter else None
@@ -149,11 +180,11 @@ class Engine:
     def _find_adapter(self, name: str) -> AdapterKey:
         key = self.adapters.find(name) if self.adapters else None
         if key is None:
-            raise RequestError(f"the adapter {name!a:.100}", expected="one that the model has", param="model")
+            raise RequestError(f"the adapter {name!a:.100}", expected="the name of a loaded adapter", param="model")
         return key
 
     def abort(self, request_id: int) -> None:
-        """End a request; its last chunk comes with the next step. No effect on unknown or finished ids."""
+        """End a request; the next step returns its last chunk. Unknown and finished ids have no effect."""
         request = self._requests.get(request_id)
         if request is not None:
             self._end(request)
@@ -161,7 +192,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Chunk]]:
-        """Compute a piece of every running request, and choose the next tokens of those that are ready for it."""
+        """Run one forward pass of the scheduled batch and sample next tokens; return chunks with their request ids."""
         aborted, self._aborted = self._aborted, []
         batch = self._add_draft_tokens(self._scheduler.schedule())
         outcomes = _together_or_alone(self._compute, batch)
@@ -170,13 +201,13 @@ class Engine:
         return [*aborted, *chunks]
 
     def _add_draft_tokens(self, batch: list[ScheduledRequest]) -> list[ScheduledRequest]:
-        """Let the drafter guess for requests that generate, as long as they are few: checking guesses isn't free."""
+        """Propose draft tokens for decoding requests while the batch is small."""
         decoding = [scheduled for scheduled in batch if scheduled.request.is_decoding and scheduled.is_sampled]
         if self._drafter is None or not 0 < len(decoding) <= MAX_DRAFTED:
             return batch
         requests = [scheduled.request for scheduled in decoding]
         drafts = dict(zip(requests, _together_or_alone(self._propose, requests), strict=True))
-        # Without guesses, because the drafter failed, a request goes on as ever.
+        # A failing drafter costs speed only: the request decodes without draft tokens.
         guessed = {request: draft for request, draft in drafts.items() if not isinstance(draft, Exception)}
         return [self._scheduler.add_draft_tokens(scheduled, guessed.get(scheduled.request, ())) for scheduled in batch]
 
@@ -186,81 +217,90 @@ class Engine:
         return self._drafter.propose(requests, limits)
 
     def _compute(self, batch: list[ScheduledRequest]) -> list[torch.Tensor | None]:
-        """Run the batch's tokens in one forward.
+        """Run the batch in one forward pass.
 
-        Return for each that ends with its request's last token the logits_NV behind it and behind each guess.
+        Returns:
+            For each request, logits_NV after its last token and after each draft token; None for partial prompts.
         """
-        tokens, spans, rows, scored, chosen = [], [], [], [], []
+        rows = self._layout(batch)
+        hidden_ND = self.runner.forward(
+            [token for row in rows for token in row.tokens],
+            [row.span for row in rows],
+            [index for row in rows for index in row.hidden_rows],
+        )
+        sampled = [index for row in rows for index in row.sampled]
+        logits_NV = self._logits(hidden_ND[sampled]) if sampled else None
+        scores = [self._score(row.scheduled, hidden_ND[row.scored.start : row.scored.stop]) for row in rows]
+        # NOTE: no failure may follow this line, since a failed batch is computed again request by request.
+        for row, entries in zip(rows, scores, strict=True):
+            row.scheduled.request.prompt_logprobs += entries
+        parts = logits_NV.split([len(row.sampled) for row in rows]) if logits_NV is not None else [None] * len(rows)
+        return [part if row.sampled else None for row, part in zip(rows, parts, strict=True)]
+
+    def _layout(self, batch: list[ScheduledRequest]) -> list[BatchRow]:
+        """Place the tokens of all requests one after another."""
+        rows: list[BatchRow] = []
+        start = first = 0
         for scheduled in batch:
-            request, first = scheduled.request, len(tokens)
-            tokens += [
-                *request.tokens[scheduled.start : scheduled.start + scheduled.num_tokens],
-                *scheduled.draft_tokens,
-            ]
-            spans.append(Span(request.block_table, scheduled.start, len(tokens) - first, self._load_adapter(request)))
-            scored.append(range(len(rows), len(rows) + min(scheduled.num_tokens, request.num_to_score)))
-            rows += range(first, first + len(scored[-1]))
-            num_chosen = 1 + len(scheduled.draft_tokens) if scheduled.is_sampled else 0
-            chosen.append(range(len(rows), len(rows) + num_chosen))
-            rows += range(len(tokens) - num_chosen, len(tokens))
-        hidden_ND = self.runner.forward(tokens, spans, rows)
-        wanted = [row for each in chosen for row in each]
-        logits_NV = trim_padded_vocabulary(self.runner.logits(hidden_ND[wanted]), self.tokenizer) if wanted else None
-        scores = [
-            self._score(scheduled, hidden_ND[at.start : at.stop]) for scheduled, at in zip(batch, scored, strict=True)
-        ]
-        # From here on nothing can fail: what fails is done again for each request alone.
-        for scheduled, entries in zip(batch, scores, strict=True):
-            scheduled.request.prompt_logprobs += entries
-        sizes = [len(each) for each in chosen]
-        parts = logits_NV.split(sizes) if logits_NV is not None else [None] * len(batch)
-        return [part if size else None for part, size in zip(parts, sizes, strict=True)]
+            request, num_tokens = scheduled.request, scheduled.num_tokens + len(scheduled.draft_tokens)
+            tokens = request.tokens[scheduled.start : scheduled.start + scheduled.num_tokens]
+            tokens += scheduled.draft_tokens
+            span = Span(request.block_table, scheduled.start, num_tokens, self._load_adapter(request))
+            end, num_scored = start + num_tokens, min(scheduled.num_tokens, request.num_to_score)
+            num_sampled = 1 + len(scheduled.draft_tokens) if scheduled.is_sampled else 0
+            hidden_rows = [*range(start, start + num_scored), *range(end - num_sampled, end)]
+            scored = range(first, first + num_scored)
+            sampled = range(scored.stop, scored.stop + num_sampled)
+            rows.append(BatchRow(scheduled, tokens, span, hidden_rows, scored, sampled))
+            start, first = end, sampled.stop
+        return rows
+
+    def _logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        return trim_padded_vocabulary(self.runner.logits(hidden_ND), self.tokenizer)
 
     def _load_adapter(self, request: Request) -> object:
         return self.adapters.load(request.adapter) if self.adapters and request.adapter else None
 
     def _score(self, scheduled: ScheduledRequest, hidden_ND: torch.Tensor) -> list[TokenLogprob]:
-        """Score the prompt's tokens behind those whose hidden states are given."""
+        """Return log-probabilities of the prompt tokens that follow the given hidden states."""
         request, scored = scheduled.request, []
         targets = request.prompt[scheduled.start + 1 : scheduled.start + 1 + len(hidden_ND)]
         for start in range(0, len(targets), SCORED_TOKENS):
             piece = targets[start : start + SCORED_TOKENS]
-            logits_NV = trim_padded_vocabulary(
-                self.runner.logits(hidden_ND[start : start + len(piece)]), self.tokenizer
-            )
+            logits_NV = self._logits(hidden_ND[start : start + len(piece)])
             scored += token_logprobs(logits_NV, piece, request.params.logprobs or 0)
         return scored
 
     def _choose(
         self, computed: "list[tuple[ScheduledRequest, torch.Tensor | Exception | None]]"
     ) -> list[tuple[int, Chunk]]:
-        """Choose from the logits as long as the guesses are what was chosen; return what was added to each request."""
+        """Sample next tokens, as long as samples equal draft tokens; return the chunks of all requests."""
         chunks: list[tuple[int, Chunk]] = []
-        going: list[tuple[ScheduledRequest, torch.Tensor]] = []
+        pending: list[tuple[ScheduledRequest, torch.Tensor]] = []
         for scheduled, outcome in computed:
             if isinstance(outcome, Exception):
                 chunks.append((scheduled.request.id, self._fail(scheduled.request, outcome)))
                 continue
             self._scheduler.commit(scheduled.request, scheduled.num_tokens)
             if outcome is not None:
-                going.append((scheduled, outcome))
+                pending.append((scheduled, outcome))
         depth = 0
-        while going:
+        while pending:
             choices = _together_or_alone(
-                _choose_tokens, [(scheduled.request, logits[depth]) for scheduled, logits in going]
+                _choose_tokens, [(scheduled.request, logits[depth]) for scheduled, logits in pending]
             )
-            ready, going = going, []
+            ready, pending = pending, []
             for (scheduled, logits_NV), choice in zip(ready, choices, strict=True):
                 chunk = self._extend(scheduled.request, choice)
                 chunks.append((scheduled.request.id, chunk))
                 if self._accepts_draft_token(scheduled, depth, chunk):
                     self._scheduler.commit(scheduled.request, 1)
-                    going.append((scheduled, logits_NV))
+                    pending.append((scheduled, logits_NV))
             depth += 1
         return chunks
 
     def _accepts_draft_token(self, scheduled: ScheduledRequest, depth: int, chunk: Chunk) -> bool:
-        """Whether what was just chosen had been guessed and computed; learn from it how much to guess."""
+        """Whether the sampled token equals the draft token at `depth`; adapts the request's draft limit."""
         if depth >= len(scheduled.draft_tokens) or chunk.finish_reason is not None:
             return False
         is_right = chunk.ids == (scheduled.draft_tokens[depth],)
@@ -269,7 +309,7 @@ class Engine:
         return is_right
 
     def _extend(self, request: Request, choice: Choice | Exception) -> Chunk:
-        """Give a request its next token; what goes wrong ends it."""
+        """Append the sampled token to a request; an error ends the request."""
         try:
             if isinstance(choice, Exception):
                 raise choice
@@ -315,7 +355,7 @@ def _choose_tokens(items: "list[tuple[Request, torch.Tensor]]") -> list[Choice]:
 
 
 def _together_or_alone(compute: Callable[[list[Item]], list[Outcome]], items: list[Item]) -> list[Outcome | Exception]:
-    """Do the work for all items at once or, if that raises, for each alone: only those at fault fail."""
+    """Compute all items at once; after an exception, compute each item alone, so that only the faulty items fail."""
     if not items:
         return []
     try:
@@ -324,14 +364,6 @@ def _together_or_alone(compute: Callable[[list[Item]], list[Outcome]], items: li
         if len(items) == 1:
             return [error]
         return [outcome for item in items for outcome in _together_or_alone(compute, [item])]
-
-
-def open_runner(model: Llama, num_pages: int, dtype: torch.dtype, *, is_int8_cache: bool = False) -> Runner:
-    """Return what computes this model here: the kernels where they can, else torch."""
-    kernels = native_kernels(model, dtype)
-    if kernels is not None:
-        return NativeRunner(model, kernels, num_pages=num_pages, is_int8_cache=is_int8_cache)
-    return TorchRunner(model, num_pages=num_pages, dtype=dtype, is_int8_cache=is_int8_cache)
 
 
 def _open_adapters(options: EngineOptions, runner: Runner) -> Adapters | None:

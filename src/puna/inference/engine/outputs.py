@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from puna.pipeline.errors import RequestError
-
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token's log-probability and the `top` alternatives as (id, logprob), most likely first."""
+    """Log-probability of a token, and `top` alternatives as (id, logprob), most likely first."""
 
     id: int
     logprob: float
@@ -20,10 +18,14 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one step added to a request. The last chunk of a request, and no other, has a finish_reason.
+    """Tokens that one step added to a request; only the last chunk of a request has a finish_reason.
 
-    `prompt_logprobs` come once, in the first chunk; the first prompt token has none. `error` says why a request ended
-    with finish_reason "error"; `refusal` is that reason as an object where the request itself is at fault.
+    The first chunk carries `prompt_logprobs`, with None for the first prompt token. A chunk with finish_reason "error"
+    carries the `error`: a RequestError where the request is at fault, any other exception where the engine failed.
+
+    Example:
+        >>> Chunk((271,), " fox").finish_reason is None
+        True
     """
 
     ids: tuple[int, ...] = ()
@@ -31,16 +33,15 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
-    error: str = ""
-    refusal: RequestError | None = None
+    error: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How much of an engine is in use: pages of the KV cache, and requests by tenant.
+    """Use of an engine: pages of the KV cache, and requests by tenant.
 
-    `num_cached_tokens` counts prompt tokens that were found in the cache, `queue_seconds` holds the times from
-    submission to start; both are those of requests that have started since the last report.
+    `num_cached_tokens` counts prompt tokens found in the prefix cache, `queue_seconds` lists times from submission to
+    start. Both cover the requests started since the last report.
     """
 
     num_free_pages: int
@@ -54,7 +55,14 @@ class Usage:
 
 @dataclass(slots=True)
 class Completion:
-    """A finished continuation: `ids` end with the stop id if there was one; `text` without specials and stop string."""
+    """A finished continuation.
+
+    `ids` include the stop id; `text` includes neither special tokens nor the stop string.
+
+    Example:
+        >>> LocalSampler.open(path).complete([ids], SamplingParams(max_tokens=4))[0].finish_reason
+        'length'
+    """
 
     ids: list[int]
     text: str
@@ -62,11 +70,11 @@ class Completion:
     num_prompt_tokens: int
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
-    error: str = ""
+    error: Exception | None = None
 
 
 def collect(chunks: Sequence[Chunk], num_prompt_tokens: int) -> Completion:
-    """Join all the chunks of one request into its completion."""
+    """Join the chunks of one request into a completion."""
     last = chunks[-1]
     assert last.finish_reason is not None
     return Completion(

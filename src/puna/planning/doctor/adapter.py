@@ -21,15 +21,15 @@ from puna.formats.checkpoint.adapters.config import AdapterConfig, parse_config,
 from puna.formats.checkpoint.adapters.delta import Delta, matrices
 from puna.formats.checkpoint.adapters.fit import misfits
 from puna.formats.checkpoint.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
-from puna.formats.checkpoint.adapters.keys import BASE_LAYER, TOKENS, WHOLE, find_parts, find_spelling, place_of
+from puna.formats.checkpoint.adapters.keys import BASE_LAYER, TOKENS, WHOLE, find_parts, find_spelling, parse_key
 from puna.formats.checkpoint.adapters.patterns import LINEAR_NAMES
 from puna.formats.checkpoint.checkpoint import Checkpoint
 from puna.formats.checkpoint.safe_files import find_file, read_json
 from puna.formats.checkpoint.safetensors.header import StoredTensor, read_header
 from puna.model.config import LlamaConfig
 from puna.pipeline.errors import CheckpointError
-from puna.planning.doctor.directory.files import check_files
-from puna.planning.doctor.directory.opened import find_safely
+from puna.planning.doctor.hf.files import check_files
+from puna.planning.doctor.hf.opened import find_safely
 from puna.planning.doctor.report import Report, listed
 from puna.planning.doctor.values import check_values, readable, scan
 
@@ -121,7 +121,7 @@ def _check_names(
     config: AdapterConfig | None, layout: Layout, directory: Path, report: Report
 ) -> dict[str, dict[str, str]]:
     """Add the findings about names of tensors; return the parts if all are known."""
-    foreign = [key for key in layout if place_of(key) is None]
+    foreign = [key for key in layout if parse_key(key) is None]
     if foreign:
         spelling = next(filter(None, map(find_spelling, foreign)), None)
         reason = f": {spelling.name}" if spelling else " belong to no Llama"

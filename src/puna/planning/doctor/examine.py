@@ -7,8 +7,8 @@ from rich.console import Console
 from puna.formats.checkpoint.gguf.container import is_gguf
 from puna.model.kernels.build import find_compiler
 from puna.planning.doctor.adapter import check_adapter
-from puna.planning.doctor.directory.directory import check_directory
 from puna.planning.doctor.gguf import check_gguf
+from puna.planning.doctor.hf.check import check_directory
 from puna.planning.doctor.modelfile import check_modelfile
 from puna.planning.doctor.report import Report
 

@@ -21,11 +21,11 @@ from puna.formats.checkpoint.gguf.vocabulary import CONTROL, parse_tokenizer
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.model.config import LlamaConfig
 from puna.pipeline.errors import CheckpointError, TokenizerError
-from puna.planning.doctor.directory.added import describe_tokens, report_as_text
-from puna.planning.doctor.directory.layout import expected_shapes
-from puna.planning.doctor.directory.settings import check_rope
-from puna.planning.doctor.directory.stops import PAD
-from puna.planning.doctor.directory.vocabulary import check_specials
+from puna.planning.doctor.hf.added import describe_tokens, report_as_text
+from puna.planning.doctor.hf.layout import expected_shapes
+from puna.planning.doctor.hf.settings import check_rope
+from puna.planning.doctor.hf.stops import PAD
+from puna.planning.doctor.hf.vocabulary import check_specials
 from puna.planning.doctor.report import Report, listed
 from puna.planning.doctor.template import check_template
 from puna.planning.doctor.values import Readable, check_values, scan

@@ -1,7 +1,4 @@
-"""A model, a machine and a task -> everything computed about them, what to do, and what was assumed.
-
-Measures nothing.
-"""
+"""A model, a machine and a task -> Plan: memory, speed and cost, advice and assumptions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,7 +28,10 @@ LORA_RANK = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that was asked and computed; its `asdict` is the JSON."""
+    """Request and results of `puna plan`; `puna plan --json` prints `asdict` of a Plan.
+
+    Example: see `make_plan`.
+    """
 
     model: str
     stored_dtype: str | None
@@ -51,14 +51,14 @@ class Plan:
 def make_plan(
     name: str, config: LlamaConfig, stored: Stored | None, machine: Machine, service: Service, training: Training
 ) -> Plan:
-    """Compute everything, for all dtypes of the weights."""
+    """Compute serving plans for all dtypes, the training plan, a parallel layout, advice and assumptions."""
     stored_dtype = stored.name if stored else None
     dtypes: dict[str, str | Stored] = {dtype: dtype for dtype in WEIGHT_DTYPES}
     dtypes |= {stored.name: stored} if stored else {}
     service_plans = tuple(plan_service(config, dtype, service, machine) for dtype in dtypes.values())
     training_plan = plan_training(config, training, machine)
     adapters = plan_training(config, replace(training, lora_rank=LORA_RANK), machine)
-    chosen = next(each for each in service_plans if each.dtype == (stored_dtype or "bfloat16"))
+    chosen = next(plan for plan in service_plans if plan.dtype == (stored_dtype or "bfloat16"))
     advice = [*_advise_service(chosen, service_plans, machine), *_advise_training(training_plan, adapters, machine)]
     return Plan(
         name,
@@ -82,10 +82,10 @@ def _advise_service(chosen: ServicePlan, every: tuple[ServicePlan, ...], machine
         return
     yield _lack(f"Serving in {chosen.dtype}", chosen.total_bytes, machine)
     ways = [] if machine.device.is_cpu else [f"{chosen.num_devices_needed:,} devices"]
-    fitting = [each.dtype for each in every if each.fits and each.weights_bytes < chosen.weights_bytes]
+    fitting = [plan.dtype for plan in every if plan.fits and plan.weights_bytes < chosen.weights_bytes]
     ways += [f"weights in {' or '.join(fitting)}"] if fitting else []
-    candidates = [chosen] if chosen.max_context else [each for each in every if not each.fits]
-    shortened = max(candidates, key=lambda each: each.max_context, default=chosen)
+    candidates = [chosen] if chosen.max_context else [plan for plan in every if not plan.fits]
+    shortened = max(candidates, key=lambda plan: plan.max_context, default=chosen)
     if shortened.max_context:
         ways.append(f"{shortened.dtype} with a context of at most {shortened.max_context:,}")
     yield f"What would do: {'; '.join(ways)}." if ways else "Take a smaller model, or a device with more memory."

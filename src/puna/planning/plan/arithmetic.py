@@ -1,7 +1,7 @@
-"""LlamaConfig of a Llama, a device and a service -> bytes, FLOPs, seconds and dollars: arithmetic alone.
+"""Network sizes, a device and a service -> bytes, FLOPs, seconds and dollars of serving.
 
-Training has training.py. Reads no files and prints nothing: plan.py does. What several devices share is divided evenly
-between them, and what their communication costs is left to the assumed share of the peak.
+Weights and caches are divided evenly between devices; the assumed share of peak FLOP/s covers communication.
+training.py computes training.
 
 In the formulas: D dim, F hidden_dim, E head_dim, L layers, H query heads, K key/value heads, V vocabulary.
 """
@@ -15,14 +15,17 @@ from puna.model.quantization.scheme import FP8, INT8, ROW_SCALE_BYTES, Scheme, c
 GIB = 2**30
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "fp8": 1}
 WEIGHT_DTYPES = ("float32", "bfloat16", "int8", "fp8", "int4")
-CACHE_BLOCK = 16  # positions of a page of the engine's cache
+CACHE_BLOCK = 16  # tokens in a page of the engine's KV cache
 
 PRICES_AS_OF = "May 2026"
 
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU or machine: the memory that its driver reports, peak rates, and what an hour of it is assumed to cost."""
+    """A GPU or CPU machine: usable memory, peak rates and an assumed price.
+
+    Example: see DEVICES.
+    """
 
     kind: str
     memory_bytes: int
@@ -31,7 +34,7 @@ class Device:
     price_usd_per_hour: float | None
     is_cpu: bool = False
     reserve_share: float = 0.1
-    is_measured: bool = False  # the FLOP/s
+    is_measured: bool = False  # whether FLOP/s are measured on this machine
 
 
 def _gpu(kind: str, memory_gib: int, bandwidth_tb: float, dense_tflops: float, price: float) -> Device:
@@ -56,7 +59,17 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Machine:
-    """Devices side by side (None: as many as are needed), and which share of their peaks is assumed to be reached."""
+    """Several devices of a kind and the assumed shares of peak rates.
+
+    Args:
+        num_devices: Number of devices, or None for as many as the model needs.
+        flops_share: Share of the peak FLOP/s in matrix products (MFU).
+        bandwidth_share: Share of the peak memory bandwidth while decoding.
+
+    Example:
+        >>> round(Machine(DEVICES["h100"], num_devices=8).usable_bytes / GIB, 1)
+        71.1
+    """
 
     device: Device
     num_devices: int | None = None
@@ -65,23 +78,28 @@ class Machine:
 
     @property
     def usable_bytes(self) -> float:
-        """Memory of one device without the reserve, which is for the runtime, short-lived tensors and fragments."""
+        """Memory of one device without the reserve for the runtime, temporary tensors and fragmentation."""
         return self.device.memory_bytes * (1 - self.device.reserve_share)
 
     def seconds(self, flops: float, num_devices: int) -> float | None:
-        """Return the time of these FLOPs, None where the peak is not known."""
+        """Return the seconds for `flops`, or None without known peak FLOP/s."""
         peak = self.device.bfloat16_flops_per_second
         return flops / (peak * self.flops_share * num_devices) if peak else None
 
     def usd(self, seconds: float | None, num_devices: int) -> float | None:
-        """Return the price of this time, None where one of the two is not known."""
+        """Return the price of `seconds`, or None without a known time or price."""
         price = self.device.price_usd_per_hour
         return None if seconds is None or price is None else price * num_devices * seconds / 3600
 
 
 @dataclass(frozen=True)
 class Service:
-    """Requests served side by side, each with its context filled."""
+    """Concurrent requests with a full context of `context` tokens.
+
+    Example:
+        >>> Service(context=8192, batch=16, kv_dtype="int8").batch
+        16
+    """
 
     context: int
     batch: int = 1
@@ -90,7 +108,12 @@ class Service:
 
 @dataclass(frozen=True)
 class Stored:
-    """The weights of a directory: schemes of those that are quantized, by module, and the dtype of the others."""
+    """Stored weights of a checkpoint: quantization schemes by module, and the dtype of all other weights.
+
+    Example:
+        >>> Stored("bfloat16", {}).name
+        'bfloat16'
+    """
 
     dtype: str
     schemes: Mapping[str, Scheme]
@@ -102,7 +125,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Where a model's parameters lie; `head` is 0 where the embeddings serve as output too."""
+    """Numbers of parameters by part of a model; `head` is 0 for tied embeddings.
+
+    Example: see `count_parameters`.
+    """
 
     embeddings: int
     attention: int
@@ -114,7 +140,12 @@ class Parameters:
 
 @dataclass(frozen=True)
 class ServicePlan:
-    """What serving takes with weights of one dtype; `fits` is about the devices asked for, or one."""
+    """Memory, speed and cost of serving with weights of one dtype.
+
+    `fits` refers to the given number of devices, or to one device without a number.
+
+    Example: see `plan_service`.
+    """
 
     dtype: str
     weights_bytes: int
@@ -131,7 +162,12 @@ class ServicePlan:
 
 
 def count_parameters(widths: LlamaConfig) -> Parameters:
-    """Count exactly, by kind."""
+    """Count parameters by part of the network.
+
+    Example:
+        >>> count_parameters(SIZES["1b"]).total
+        1235814400
+    """
     dim, layers = widths.dim, widths.num_layers
     embeddings = widths.vocab_size * dim
     attention = layers * 2 * dim * widths.head_dim * (widths.num_heads + widths.num_kv_heads)
@@ -142,9 +178,9 @@ def count_parameters(widths: LlamaConfig) -> Parameters:
 
 
 def weight_bytes(widths: LlamaConfig, dtype: str | Stored) -> int:
-    """Return the bytes of the weights; what a quantized dtype leaves out is bfloat16.
+    """Return the bytes of the weights; weights outside a quantized dtype are bfloat16.
 
-    int8 and int4 are the matrices inside the layers; fp8 those of the MLPs, but for the first and last layer, as in
+    int8 and int4 cover the matrices in the layers; fp8 covers the MLPs except for the first and the last layer, as in
     the Llama 3 paper (section 6.2).
     """
     total = count_parameters(widths).total
@@ -167,20 +203,20 @@ def weight_bytes(widths: LlamaConfig, dtype: str | Stored) -> int:
 
 
 def kv_bytes_per_token(widths: LlamaConfig, dtype: str = "bfloat16") -> int:
-    """Return the bytes of one token's keys and values: 2 L K E values, and 2 L K scales in int8."""
+    """Return the bytes of a token in the KV cache: 2 L K E values, and 2 L K scales in int8."""
     if dtype == "int8":
         return widths.kv_bytes_per_token(1, scale_bytes=ROW_SCALE_BYTES)
     return widths.kv_bytes_per_token(FLOAT_BYTES[dtype])
 
 
 def cache_bytes(widths: LlamaConfig, service: Service) -> int:
-    """Return what the engine's cache holds for a full batch, in whole blocks of positions."""
+    """Return the bytes of the KV cache for a full batch, in whole pages."""
     positions = -(-service.context // CACHE_BLOCK) * CACHE_BLOCK
     return service.batch * positions * kv_bytes_per_token(widths, service.kv_dtype)
 
 
 def forward_flops(widths: LlamaConfig, keys: float, *, has_head: bool = True) -> float:
-    """Return the FLOPs of one token that attends to `keys` tokens: 2 a parameter of a product, and 4 L H E a key."""
+    """Return the FLOPs of a token that attends to `keys` tokens: 2 per matrix parameter, plus 4 L H E per key."""
     counted = count_parameters(widths)
     head = widths.vocab_size * widths.dim if has_head else 0
     attention = 4 * widths.num_layers * widths.num_heads * widths.head_dim * keys
@@ -188,7 +224,7 @@ def forward_flops(widths: LlamaConfig, keys: float, *, has_head: bool = True) ->
 
 
 def plan_service(widths: LlamaConfig, dtype: str | Stored, service: Service, machine: Machine) -> ServicePlan:
-    """Compute what serving takes: reading a prompt is bound by FLOPs, writing by the bytes that each step reads."""
+    """Compute memory, speed and cost of serving: prefill is bound by FLOP/s, decoding by memory bandwidth."""
     weights, cache = weight_bytes(widths, dtype), cache_bytes(widths, service)
     needed = devices_for(weights + cache, machine)
     count, fits = machine.num_devices or needed, fits_on(weights + cache, machine)
@@ -217,7 +253,7 @@ def plan_service(widths: LlamaConfig, dtype: str | Stored, service: Service, mac
 def _decode_seconds(
     widths: LlamaConfig, dtype: str | Stored, service: Service, machine: Machine, count: int
 ) -> float | None:
-    """Return the seconds of one token: a step reads all weights but the table of embeddings, and every cache."""
+    """Return the decoding seconds per token: a step reads all weights except the embedding table, and all caches."""
     bandwidth = machine.device.bandwidth_bytes_per_second
     if bandwidth is None:
         return None
@@ -227,23 +263,28 @@ def _decode_seconds(
 
 
 def _table_bytes(widths: LlamaConfig, dtype: str | Stored) -> int:
-    """Return the bytes of a table of embeddings of which a step reads only a row."""
+    """Return the bytes of an embedding table outside the matrix products; 0 for tied embeddings."""
     if widths.tie_embeddings:
         return 0
     scheme = dtype.schemes.get("embed_tokens") if isinstance(dtype, Stored) else None
     if scheme:
         return scheme.num_bytes(widths.vocab_size, widths.dim)
-    kept = dtype.dtype if isinstance(dtype, Stored) else dtype
-    return widths.vocab_size * widths.dim * {"float32": 4}.get(kept, 2)
+    table_dtype = dtype.dtype if isinstance(dtype, Stored) else dtype
+    return widths.vocab_size * widths.dim * {"float32": 4}.get(table_dtype, 2)
 
 
 def fits_on(num_bytes: float, machine: Machine) -> bool:
-    """Tell whether so much fits on the devices that were given, or on one."""
+    """Return whether `num_bytes` fit on the machine's devices; on one device without a number of devices."""
     return num_bytes <= (machine.num_devices or 1) * machine.usable_bytes
 
 
 def devices_for(num_bytes: float, machine: Machine) -> int:
-    """Round up to 1, 2, 4 or a multiple of 8, as devices are built into machines."""
+    """Return the number of devices for `num_bytes`: 1, 2, 4 or a multiple of 8, as machines are built.
+
+    Example:
+        >>> devices_for(3 * 79 * GIB, Machine(DEVICES["h100"]))
+        4
+    """
     least = -int(-num_bytes // machine.usable_bytes)
     return next((count for count in (1, 2, 4) if least <= count), -(-least // 8) * 8)
 

@@ -1,7 +1,7 @@
-"""A model, a number of GPUs and a batch -> how to divide a training between them, and why: arithmetic alone.
+"""Network sizes, a number of GPUs and a batch -> degrees of parallelism for training, with reasons.
 
-All ways that fit are compared by an estimate of the time that is waited beside computing. The kinds of parallelism are
-those of train/parallel; plan/training.py counts what one device would hold.
+All layouts that fit in memory are compared by the estimated time of communication and pipeline bubbles. The dimensions
+are the dimensions of training/parallel; training.py counts the memory of a single device.
 
 In the formulas: D dim, K key/value heads, E head width, B tokens of a batch on one rank of `context`.
 """
@@ -15,18 +15,21 @@ from puna.planning.plan.arithmetic import Machine, count_parameters, forward_flo
 from puna.planning.plan.training import Training, activations_of, logits_at_once
 
 GPUS_IN_A_MACHINE = 8
-# Bytes a second that a GPU sends: within its machine (NVLink of the H100), and beyond (400 Gb/s for each GPU).
+# Bytes per second that a GPU sends: within a machine (NVLink of the H100), between machines (400 Gb/s per GPU).
 INSIDE_RATE, OUTSIDE_RATE = 450e9, 50e9
-# Batches that each stage of a pipeline computes in a step, for each stage.
+# Batches in a step for every pipeline stage.
 BATCHES_A_STAGE = 4
-# As many tokens a step as the Llama 3 paper's 405B (section 3.4.1); more teach less.
+# Largest step: the 16M tokens of the Llama 3 paper's 405B (section 3.4.1).
 MOST_STEP_TOKENS = 2**24
 SIZES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
 class LayoutPlan:
-    """A layout; bytes of the GPU that holds most, and what it waits for, as shares of the time that it computes."""
+    """Degrees of parallelism, memory of the fullest GPU, and waiting times as shares of its computing time.
+
+    Example: see `propose_layout`.
+    """
 
     data: int
     tensor: int
@@ -66,21 +69,25 @@ class LayoutPlan:
 
 
 def propose_layout(widths: LlamaConfig, training: Training, machine: Machine, num_devices: int) -> LayoutPlan | None:
-    """Return the layout with the least waiting among those that fit; None if none does, or nothing is divided."""
+    """Return the layout with the shortest waiting time of all layouts that fit in memory.
+
+    Returns:
+        None if no layout fits, for a single device, for LoRA or without known FLOP/s.
+    """
     rate = machine.device.bfloat16_flops_per_second
     if num_devices < 2 or rate is None or training.lora_rank is not None:
         return None
     fitting = [
-        each
-        for each in _layouts(widths, training, num_devices, rate * machine.flops_share)
-        if each.total_bytes <= machine.usable_bytes and each.step_tokens <= MOST_STEP_TOKENS
+        layout
+        for layout in _layouts(widths, training, num_devices, rate * machine.flops_share)
+        if layout.total_bytes <= machine.usable_bytes and layout.step_tokens <= MOST_STEP_TOKENS
     ]
-    # Of two that wait alike the simpler one: fewer ways to divide.
+    # Ties go to the smaller product of tensor, context and pipeline degrees.
     return min(fitting, key=lambda x: (round(x.waiting_share, 2), x.tensor * x.context * x.pipeline), default=None)
 
 
 def explain_layout(plan: LayoutPlan) -> Iterator[str]:
-    """Say why, a sentence for each dimension."""
+    """Yield a sentence with the reason for every dimension above 1."""
     if plan.data * plan.context > 1:
         yield (
             f"data {plan.data}: weights, gradients and moments lie on {plan.data * plan.context} GPUs each, "
@@ -122,13 +129,13 @@ def _count(
     tables = (counted.embeddings if pipeline > 1 else counted.embeddings + counted.head) / tensor
     held = num_layers * layer + tables + counted.norms / pipeline
     num_batches = BATCHES_A_STAGE * pipeline if pipeline > 1 else max(1, -(-training.accumulate // data))
-    # Two layers at a time and the tables, rounded, and the gradients of a layer; a pipeline keeps its layers gathered.
+    # FSDP holds two gathered layers, the tables and the gradients of a layer; a pipeline keeps all layers gathered.
     gathered = (
         2 * (num_layers * layer if pipeline > 1 or shards == 1 else 2 * layer) + 2 * tables + 2 * (layer + tables)
     )
     tokens = training.batch_tokens / context
     kept = activations_of(widths, training)
-    # Residuals, their norms and the inputs of products are on every tensor rank.
+    # Residuals, norms and inputs of matrix products are replicated on all tensor ranks.
     alike = training.batch_tokens * 4 * widths.dim * training.value_bytes
     one = (alike + (kept.layer - alike) / tensor) / context
     activations = num_layers * kept.entry / context + one if again else num_layers * one
@@ -143,7 +150,7 @@ def _count(
         moments_bytes=round(8 * held / shards),
         gradients_bytes=round(4 * held / shards),
         gathered_bytes=round(gathered),
-        activations_bytes=round(activations * pipeline + kept.last / context),  # as many batches are under way
+        activations_bytes=round(activations * pipeline + kept.last / context),  # as many batches are in flight
         logits_bytes=round(logits),
         is_recomputed=again,
         tensor_share=_tensor_seconds(widths, tokens, tensor) * num_layers / seconds,
@@ -154,14 +161,14 @@ def _count(
 
 
 def _tensor_seconds(widths: LlamaConfig, tokens: float, tensor: int) -> float:
-    """Two sums of hidden states forth and two back in a layer, each sent twice: to be added, and the sum."""
+    """Return the seconds of a layer's four all-reduces of hidden states; an all-reduce sends the data twice."""
     return 4 * 2 * (tensor - 1) / tensor * tokens * widths.dim * 2 / INSIDE_RATE
 
 
 def _weights_seconds(held: float, sizes: tuple[int, int, int, int], seconds: float) -> float:
-    """What a batch waits for weights, computing meanwhile: gathered in bfloat16, gradients added in float32.
+    """Return the seconds of weight all-gathers (bfloat16) and gradient reduce-scatters (float32) beyond computing.
 
-    Gathered twice, or once in a pipeline, which keeps them until the backward pass.
+    Weights are gathered twice per batch, or once in a pipeline, which keeps gathered weights for the backward pass.
     """
     data, tensor, context, pipeline = sizes
     shards = data * context
@@ -172,7 +179,7 @@ def _weights_seconds(held: float, sizes: tuple[int, int, int, int], seconds: flo
 
 
 def _context_seconds(widths: LlamaConfig, training: Training, context: int, tensor: int) -> float:
-    """Keys and values of a layer are gathered in the forward pass; their gradients are added in the backward pass."""
+    """Return the seconds of a layer's all-gather of keys and values and of the reduce-scatter of gradients."""
     rate = INSIDE_RATE if context * tensor <= GPUS_IN_A_MACHINE else OUTSIDE_RATE
     values = 2 * widths.num_kv_heads * widths.head_dim / tensor * training.batch_tokens
     return 2 * 2 * values * (context - 1) / context / rate

@@ -1,7 +1,7 @@
-"""A size's name or a checkpoint's config.json -> what serving and training it take: the verb `puna plan`.
+"""`puna plan`: a model size or a checkpoint's config.json -> memory, speed and cost of serving and training.
 
-Reads no weights: arithmetic.py computes, and what it has to assume is listed below the numbers. Of this machine the
-speed of one product is measured.
+Weights are not read. The output lists assumptions below the numbers. `--hardware here` measures the FLOP/s of a matrix
+product.
 """
 
 import json
@@ -23,31 +23,31 @@ from puna.planning.plan.tables import print_plan
 from puna.planning.plan.training import Training
 
 HERE = "here"
-# A CPU process keeps much of what it frees: up to 31 % more than its tensors was measured (docs/guides/plan.md).
+# A CPU process holds freed memory: measured up to 31 % more than the tensors (docs/guides/plan.md).
 HERE_RESERVE = 0.25
 MOST = 1e18
-# Tokens of a request unless told otherwise: many conversations, few whole books.
+# Default number of tokens per request: enough for most conversations.
 CONTEXT = 8192
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What to compute with: a known device, or this machine, and what to put in the place of its data.
+    """Options of `puna plan` about devices: a known device or this machine, with overrides of data-sheet values.
 
     Parameters
     ----------
     hardware
-        h100, h200, b200, a100-80gb, mi300x, l40s, l4, rtx4090, or here: this machine's memory, or its container's.
+        Device: h100, h200, b200, a100-80gb, mi300x, l40s, l4, rtx4090, or here for this machine or container.
     devices
-        How many of them, instead of as many as are needed.
+        Number of devices; default: as many as the model needs.
     tflops
-        Dense BF16 TFLOP/s of a device, instead of the data sheet's.
+        Dense BF16 TFLOP/s of a device; default: from the data sheet.
     bandwidth
-        GB/s of a device's memory, instead of the data sheet's.
+        Memory bandwidth of a device in GB/s; default: from the data sheet.
     price
-        Dollars an hour of a device.
+        Price of a device in dollars per hour.
     mfu
-        The share of the FLOP/s that is reached.
+        Model FLOP/s utilization: share of the peak FLOP/s that matrix products reach.
     """
 
     hardware: str = "h100"
@@ -78,23 +78,23 @@ def plan(
     Parameters
     ----------
     model
-        A size (1b, 3b, 8b, 70b, 405b), a directory of Hugging Face's or Meta's, or a GGUF file.
+        A size (1b, 3b, 8b, 70b, 405b), a checkpoint directory in Hugging Face's or Meta's format, or a GGUF file.
     context
-        Tokens of a request and, at most, of a training example; by default 8,192, or what the model can read.
+        Number of tokens per request, and maximum length of a training example; default: 8,192 or the model's maximum.
     batch
-        Requests served side by side.
+        Number of concurrent requests.
     kv_dtype
-        The type of cached keys and values.
+        Dtype of the KV cache.
     tokens
-        How many tokens to train on.
+        Number of training tokens.
     batch_tokens
-        Tokens that go through the network together in training.
+        Number of tokens per packed training batch.
     accumulate
-        Batches whose gradients make one step.
+        Number of batches per optimizer step (gradient accumulation).
     precision
-        The type of activations in training.
+        Dtype of activations in training.
     lora_rank
-        Train adapters of this rank instead of all weights.
+        Rank of LoRA adapters; default: train all weights.
     as_json
         Print JSON instead of tables.
     """
@@ -103,7 +103,7 @@ def plan(
     config, stored = read_model(model)
     service = Service(context or min(CONTEXT, config.max_context), batch, kv_dtype)
     if service.context > config.max_context:
-        raise ConfigError(f"--context {context}", expected=f"at most {config.max_context}, which the model can read")
+        raise ConfigError(f"--context {context}", expected=f"at most the model's {config.max_context:,} tokens")
     training = Training(
         math.ceil(tokens), min(service.context, batch_tokens), batch_tokens, accumulate, precision, lora_rank
     )
@@ -115,7 +115,12 @@ def plan(
 
 
 def read_model(model: str) -> tuple[LlamaConfig, Stored | None]:
-    """Return the config of a size or of a checkpoint's directory, and how a directory is stored."""
+    """Return the sizes of a published model or a checkpoint, and the stored dtypes of a checkpoint.
+
+    Example:
+        >>> read_model("8b")[0].num_layers
+        32
+    """
     if model.lower() in SIZES:
         return SIZES[model.lower()], None
     directory = Path(model)
@@ -140,7 +145,7 @@ def read_model(model: str) -> tuple[LlamaConfig, Stored | None]:
     assert path is not None, "what makes it Hugging Face's"
     raw = read_json(path)
     config = parse_config(raw, path)
-    dtypes = {"float32": "float32", "bfloat16": "bfloat16", "float16": "bfloat16"}  # the last two are of one size
+    dtypes = {"float32": "float32", "bfloat16": "bfloat16", "float16": "bfloat16"}  # float16 has the size of bfloat16
     dtype = dtypes.get(str(raw.get("torch_dtype", raw.get("dtype"))))
     quantization = parse_quantization(raw, path)
     schemes = quantization.schemes(config) if quantization else {}
@@ -148,7 +153,7 @@ def read_model(model: str) -> tuple[LlamaConfig, Stored | None]:
 
 
 def find_machine(hardware: Hardware) -> Machine:
-    """Look up a kind of device and put the given numbers in the place of its data."""
+    """Return the machine for the options: a known device, or this machine, with overrides."""
     rates = {"tflops": hardware.tflops, "bandwidth": hardware.bandwidth, "price": hardware.price}
     _require_positive({"devices": hardware.devices, "mfu": hardware.mfu, **rates})
     if hardware.mfu > 1:

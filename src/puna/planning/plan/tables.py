@@ -13,7 +13,7 @@ from puna.planning.plan.training import TrainingPlan
 
 
 def print_plan(made: Plan, console: Console) -> None:
-    """Print the answer in a few lines, then tables: what the model is, serving it, training it, what was assumed."""
+    """Print the answer in a few lines, then tables: parameters, serving, training, assumptions."""
     for line in made.answer.lines:
         console.print(escape(line), highlight=False, soft_wrap=True)
     parts, device = made.parameters, made.machine.device
@@ -52,11 +52,11 @@ def _service_table(made: Plan) -> Table:
     columns += ["$/M in", "$/M out"] if has_prices else []
     for column in columns:
         table.add_column(column, justify="left" if column == columns[0] else "right", no_wrap=True)
-    for each in made.service_plans:
-        name = f"stored: {each.dtype}" if each.dtype == made.stored_dtype else each.dtype
-        speeds = [show_count(each.prefill_tokens_per_second), show_count(each.decode_tokens_per_second)]
-        prices = [show_usd(each.prefill_usd_per_million_tokens), show_usd(each.decode_usd_per_million_tokens)]
-        cells = [name, show_bytes(each.weights_bytes), _needed(each, made.machine)]
+    for plan in made.service_plans:
+        name = f"stored: {plan.dtype}" if plan.dtype == made.stored_dtype else plan.dtype
+        speeds = [show_count(plan.prefill_tokens_per_second), show_count(plan.decode_tokens_per_second)]
+        prices = [show_usd(plan.prefill_usd_per_million_tokens), show_usd(plan.decode_usd_per_million_tokens)]
+        cells = [name, show_bytes(plan.weights_bytes), _needed(plan, made.machine)]
         table.add_row(*cells, *(speeds if has_speeds else []), *(prices if has_prices else []))
     return table
 

@@ -1,9 +1,9 @@
-"""LlamaConfig of a Llama, a device and a training run -> bytes, FLOPs, seconds and dollars: arithmetic alone.
+"""Network sizes, a device and a training run -> bytes, FLOPs, seconds and dollars.
 
-Knows how the loop of train/ computes and what it holds when; reads no files and prints nothing: plan.py does.
+The memory estimate follows the training loop (training/loop) through a step.
 
 In the formulas: D dim, F hidden_dim, E head_dim, L layers, H query heads, K key/value heads, V vocabulary, T tokens of
-a batch, M trained ones among them, C of these at once, R rank.
+a batch, M trained tokens of the batch, C trained tokens of a chunk, R rank.
 """
 
 from collections.abc import Collection
@@ -14,17 +14,24 @@ from puna.model.config import ADAPTED, LlamaConfig, layer_shapes
 from puna.pipeline.config import Precision
 from puna.planning.plan.arithmetic import FLOAT_BYTES, Machine, count_parameters, devices_for, fits_on, forward_flops
 
-# Logits that training holds at once, and of these as float32, with so many values for each of them.
+# Number of logits in a chunk, number in float32 (a tile), and float32 values per logit of a tile.
 CHUNK_VALUES, TILE_VALUES, FLOATS_IN_TILE = 2**25, 2**20, 6
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training run, in the words of the training stages' settings.
+    """A training run, with the names of the training stages' settings.
 
-    `lora_rank` freezes all but adapters of the `targets`. `lengths` are the examples of a batch, else all of `context`;
-    `trained_tokens` those of a batch that count in the loss, else all. `values_per_logit`: float32 values that an
-    objective holds for each logit beside the logits themselves.
+    Args:
+        tokens: Number of tokens in the whole run.
+        lora_rank: Rank of LoRA adapters on the `targets`; None trains all weights.
+        lengths: Lengths of the examples of a batch; without lengths all examples have `context` tokens.
+        trained_tokens: Number of tokens of a batch in the loss; None counts all tokens.
+        values_per_logit: Float32 values that the objective holds per logit, in addition to the logit.
+
+    Example:
+        >>> Training(tokens=10**9, context=2048).example_lengths
+        (2048, 2048)
     """
 
     tokens: int
@@ -45,7 +52,7 @@ class Training:
 
     @property
     def example_lengths(self) -> tuple[int, ...]:
-        """The lengths of one batch's examples; of equal ones, the last may be shorter."""
+        """Lengths of the examples of a batch; the last example may be shorter."""
         if self.lengths:
             return self.lengths
         length = min(self.context, self.batch_tokens)
@@ -55,7 +62,12 @@ class Training:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What training takes; the parts of the memory do not all stand at once, `peak_bytes` is the most that does."""
+    """Memory, speed and cost of training.
+
+    `peak_bytes` is smaller than the sum of all parts, since not all parts are in memory at the same time.
+
+    Example: see `plan_training`.
+    """
 
     trained_parameters: int
     weights_bytes: int
@@ -76,7 +88,7 @@ class TrainingPlan:
 
 
 class Activations(NamedTuple):
-    """What a batch keeps for the backward pass, in bytes: a layer, the input of one, what comes after all."""
+    """Bytes of a batch's activations for the backward pass: of a layer, of a layer's input, behind the last layer."""
 
     layer: float
     entry: float
@@ -84,16 +96,21 @@ class Activations(NamedTuple):
 
 
 def lora_parameters(widths: LlamaConfig, rank: int, targets: Collection[str] = ADAPTED) -> int:
-    """Count two matrices of this rank beside each of the targets in every layer."""
+    """Return the number of LoRA parameters: two matrices per target in every layer.
+
+    Example:
+        >>> lora_parameters(SIZES["1b"], rank=16)
+        11272192
+    """
     shapes = layer_shapes(widths)
     return rank * widths.num_layers * sum(sum(shapes[target]) for target in targets)
 
 
 def activations_of(widths: LlamaConfig, training: Training) -> Activations:
-    """Return what the forward pass over one batch keeps.
+    """Return the activations that the forward pass keeps for the backward pass of a batch.
 
-    A layer keeps 4 D + 2 H E + 2 K E + 3 F values a token (both residuals, the inputs of the products, both factors of
-    SwiGLU, queries, keys, values). Beside frozen weights the inputs of products without an adapter are not kept.
+    A layer keeps 4 D + 2 H E + 2 K E + 3 F values per token: both residuals, inputs of matrix products, both factors
+    of SwiGLU, queries, keys, values. With frozen weights, inputs of products without an adapter are not kept.
     """
     value, tokens, dim = training.value_bytes, sum(training.example_lengths), widths.dim
     q_dim, kv_dim = widths.num_heads * widths.head_dim, widths.num_kv_heads * widths.head_dim
@@ -104,7 +121,7 @@ def activations_of(widths: LlamaConfig, training: Training) -> Activations:
 
 
 def _unread_values(widths: LlamaConfig, targets: Collection[str]) -> int:
-    """Return the values a token that no backward pass needs where only adapters are trained."""
+    """Return the values per token that LoRA training does not keep: inputs of matrices without an adapter."""
     parts = {target.split(".")[1] for target in targets}
     unread = 0
     for readers in ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}):
@@ -114,7 +131,7 @@ def _unread_values(widths: LlamaConfig, targets: Collection[str]) -> int:
 
 
 class _Step(NamedTuple):
-    """Bytes that a step holds at one time or another, beside weights and moments."""
+    """Bytes of a step in addition to weights and moments; `peak` is the largest simultaneous sum."""
 
     gradients: int
     rounded: int
@@ -124,14 +141,14 @@ class _Step(NamedTuple):
 
 
 def _follow_step(widths: LlamaConfig, training: Training) -> _Step:
-    """Compare a step's full moments: where the loss is computed, and the backward pass at its beginning and end."""
+    """Compute memory at three points of a step: the loss, the beginning and the end of the backward pass."""
     counted, is_full = count_parameters(widths), training.lora_rank is None
     trained, head_values = trained_parameters(widths, training), widths.vocab_size * widths.dim
     gradients = 4 * trained
-    # The head's gradient is computed along with the loss.
+    # The gradient of the head is computed together with the loss.
     head = 4 * head_values if is_full else 0
     is_rounded = training.precision != "float32"
-    # The layers' weights are rounded one at a time and not kept.
+    # Layers round weights to the dtype of activations one at a time.
     rounded = 2 * trained if is_rounded and not is_full else 0
     head_copy = 2 * head_values if is_full and is_rounded else 0
     kept = activations_of(widths, training)
@@ -140,7 +157,7 @@ def _follow_step(widths: LlamaConfig, training: Training) -> _Step:
         layers, recomputed = widths.num_layers * kept.entry, kept.layer + rounded / widths.num_layers
     logits = _logits_bytes(widths, training, is_full=is_full)
     loss, begin = layers + kept.last + head_copy + head + logits, layers + head + recomputed
-    # The gradient of tied embeddings comes in two parts, which stand beside their sum.
+    # The gradient of tied embeddings has two parts, which are in memory together with the sum.
     end = 8 * counted.embeddings if is_full and widths.tie_embeddings else recomputed
     peak = gradients + max(loss, begin, end) if training.accumulate > 1 else max(loss, begin, gradients + end)
     activations = widths.num_layers * (kept.entry if recomputed else kept.layer) + recomputed + kept.last
@@ -148,9 +165,9 @@ def _follow_step(widths: LlamaConfig, training: Training) -> _Step:
 
 
 def _logits_bytes(widths: LlamaConfig, training: Training, *, is_full: bool) -> int:
-    """Return what some tokens' logits take, and the selected tokens' hidden states with their gradients.
+    """Return the bytes of a chunk's logits and of the trained tokens' hidden states with gradients.
 
-    The gradient of logits is written over them, and then multiplied with the hidden states for the head's.
+    Gradients overwrite logits, and their product with the hidden states is the gradient of the head.
     """
     value = training.value_bytes
     num_trained = training.batch_tokens if training.trained_tokens is None else training.trained_tokens
@@ -162,7 +179,7 @@ def _logits_bytes(widths: LlamaConfig, training: Training, *, is_full: bool) -> 
 
 
 def logits_at_once(widths: LlamaConfig, num_tokens: int) -> int:
-    """Count the logits that are held while the loss of so many tokens is computed.
+    """Return the number of logits of a chunk in a loss over `num_tokens` trained tokens.
 
     Example:
         >>> logits_at_once(SIZES["1b"], num_tokens=4096)
@@ -172,14 +189,14 @@ def logits_at_once(widths: LlamaConfig, num_tokens: int) -> int:
 
 
 def trained_parameters(widths: LlamaConfig, training: Training) -> int:
-    """Count what training changes: everything, or adapters."""
+    """Return the number of trained parameters: all parameters, or LoRA parameters."""
     if training.lora_rank is None:
         return count_parameters(widths).total
     return lora_parameters(widths, training.lora_rank, training.targets)
 
 
 def plan_training(widths: LlamaConfig, training: Training, machine: Machine) -> TrainingPlan:
-    """Compute what training takes: AdamW on float32 weights, or on float32 adapters beside bfloat16 weights."""
+    """Compute memory, speed and cost of training: AdamW on float32 weights, or float32 adapters on frozen weights."""
     is_full, trained = training.lora_rank is None, trained_parameters(widths, training)
     weights = 4 * trained + (0 if is_full else training.value_bytes * count_parameters(widths).total)
     step = _follow_step(widths, training)

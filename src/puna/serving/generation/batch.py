@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from puna.inference.engine.outputs import Chunk
+from puna.pipeline.errors import RequestError
 from puna.serving.errors import HttpError, overloaded
 
 
@@ -30,8 +31,8 @@ class Batch:
             if isinstance(arrived, HttpError):
                 raise arrived
             index, chunk = arrived
-            if chunk.refusal:
-                raise HttpError(400, str(chunk.refusal), param=chunk.refusal.param, code="generation_failed")
+            if isinstance(chunk.error, RequestError):
+                raise HttpError(400, str(chunk.error), param=chunk.error.param, code="generation_failed")
             if chunk.finish_reason == "error":
                 # What the engine says may hold more than a client should see; it has logged it.
                 raise HttpError(500, "Generation failed; the server's log says why.", code="generation_failed")

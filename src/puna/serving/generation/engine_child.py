@@ -177,7 +177,7 @@ def _encoded(report: Report) -> list[bytes]:
             return [part for each in alone for part in _encoded(each)]
         ((job, _),) = report.chunks
         refusal = RequestError("an answer with too many log-probabilities", expected="fewer, or shorter prompts")
-        return _encoded(Report([(job, Chunk(finish_reason="error", error=str(refusal), refusal=refusal))]))
+        return _encoded(Report([(job, Chunk(finish_reason="error", error=refusal))]))
 
 
 if __name__ == "__main__":

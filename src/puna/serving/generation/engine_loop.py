@@ -90,10 +90,10 @@ class EngineLoop:
     def _step(self) -> None:
         try:
             chunks = self._engine.step()
-        except Exception:
+        except Exception as error:
             logger.exception("the engine's step failed; everything that was running ends with an error")
             self._num_failures += 1
-            self._end_all(Chunk(finish_reason="error", error="the engine failed"))
+            self._end_all(Chunk(finish_reason="error", error=error))
             return
         # A step that only clears away what was aborted is no sign of life.
         if any(chunk.ids for _, chunk in chunks):

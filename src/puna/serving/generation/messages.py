@@ -163,12 +163,16 @@ def report_from_json(message: Mapping[str, Any]) -> Report:
 
 
 def error_to_json(error: Exception) -> dict[str, Any]:
-    """Encode an error: a PunaError with all parts, any other error without details."""
+    """Encode an error: a PunaError with all parts, any other error without details.
+
+    A subclass from another module travels as its nearest class of the error tree.
+    """
     if not isinstance(error, PunaError):
         return {"type": None}
+    kind = next(each for each in type(error).__mro__ if each.__module__ == PunaError.__module__)
     parts = {"given": error.given, "expected": error.expected, "hint": error.hint}
     param = {"param": error.param} if isinstance(error, RequestError) else {}
-    return {"type": type(error).__name__} | parts | param
+    return {"type": kind.__name__} | parts | param
 
 
 def error_from_json(message: Mapping[str, Any]) -> Exception:
@@ -201,9 +205,7 @@ def _chunk_to_json(chunk: Chunk) -> dict[str, Any]:
     if chunk.prompt_logprobs:
         message["prompt_logprobs"] = [entry and _logprob_to_json(entry) for entry in chunk.prompt_logprobs]
     if chunk.error:
-        message["error"] = chunk.error
-    if chunk.refusal:
-        message["refusal"] = error_to_json(chunk.refusal)
+        message["error"] = error_to_json(chunk.error)
     return message
 
 
@@ -211,8 +213,8 @@ def _chunk_from_json(message: Mapping[str, Any]) -> Chunk:
     values = dict(message)
     for name in ("logprobs", "prompt_logprobs"):
         values[name] = tuple(entry and _logprob_from_json(entry) for entry in values.get(name, ()))
-    if "refusal" in values:
-        values["refusal"] = error_from_json(values["refusal"])
+    if "error" in values:
+        values["error"] = error_from_json(values["error"])
     values["ids"] = tuple(values["ids"])
     return Chunk(**values)
 

@@ -1,10 +1,12 @@
-"""A model and calibration text -> how much each of its parts is needed: layers, heads, channels.
+"""A network and calibration text -> importance scores of layers, heads and channels.
 
-One pass, one layer's weights at a time. What is written into the residual stream is judged by what it adds there, or by
-what would be missing once the rest makes up for it (obs.py); a layer by how much it turns the stream (Men et al.
-2024, ShortGPT, arXiv 2403.03853) or by how far predictions move without it; a channel of the stream by what is read of
-it behind all norms (after Muralidharan et al. 2024, Minitron, arXiv 2407.14679, who sum up what the norms give out).
-Chooses nothing.
+One pass over the text, with the weights of one layer at a time:
+- heads and hidden channels: contribution to the residual stream, or the OBS loss (obs.py);
+- layers: rotation of the residual stream (Men et al. 2024, ShortGPT, arXiv 2403.03853), or KL divergence of the
+  predictions without the layer;
+- channels of the residual stream: squared norm outputs times squared weights of the matrices behind the norms (after
+  Muralidharan et al. 2024, Minitron, arXiv 2407.14679, with norm outputs alone).
+selection.py selects.
 
 Shapes: T tokens, D model width, L layers, H query heads, K key/value heads, E head width, I hidden channels.
 """
@@ -35,7 +37,7 @@ from puna.pipeline.progress import Progress
 
 Width = Literal["contribution", "elimination"]
 Depth = Literal["influence", "divergence"]
-# What reads a norm's output, by the norm's name in a layer.
+# Matrices behind a norm, by the name of the norm in a layer.
 READERS = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
@@ -43,7 +45,7 @@ READERS = {
 
 
 class LayerImportance(NamedTuple):
-    """How much the parts of a layer are needed, and the layer itself (`influence`)."""
+    """Importance scores of the parts of a layer; `influence` is 1 - cosine of the layer's input and output."""
 
     influence: float
     queries_H: torch.Tensor
@@ -54,10 +56,13 @@ class LayerImportance(NamedTuple):
 
 @dataclass(frozen=True)
 class Importance:
-    """How much the parts of a network are needed: more is more, in units that compare within one kind and one layer.
+    """Importance scores of all parts of a network; scores compare within one kind of part and one layer.
 
-    `energies` are the mean squares of the channels before each norm, by its path, where the mean over them is 1;
-    `stream_DD` is the mean product of each two of them, summed over the norms.
+    Args:
+        depth_L: Scores of the layers.
+        dim_D: Scores of the channels of the residual stream.
+        energies: Mean squares of the channels at the input of every norm, normalized to a mean of 1, by norm.
+        stream_DD: Second moments of the normalized residual stream, summed over all norms.
     """
 
     layers: tuple[LayerImportance, ...]
@@ -69,7 +74,7 @@ class Importance:
 
 @dataclass
 class Moments:
-    """Sums over tokens of what flows into and out of modules, by name."""
+    """Sums of squares or products over tokens, by the name of a module's input or output."""
 
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     num_tokens: int = 0
@@ -80,7 +85,7 @@ class Moments:
     def mean(self, name: str) -> torch.Tensor:
         mean = self.sums[name] / self.num_tokens
         if not mean.isfinite().all():
-            raise CheckpointError("calibration computes values that are not finite", expected="numbers")
+            raise CheckpointError("calibration gives NaN or infinity", expected="finite activations in every layer")
         return mean
 
 
@@ -88,7 +93,7 @@ class Moments:
 def measure_importance(
     source: Source, texts: Texts, dtype: torch.dtype, bar: Progress, *, width: Width, depth: Depth
 ) -> Importance:
-    """Measure all parts on these texts; `bar` counts the passes of the texts through a layer."""
+    """Return importance scores of all parts; `bar` counts passes of the texts through one layer."""
     batches, layers = embed_texts(source, texts, dtype), list[LayerImportance]()
     energies, reads, stream_DD = dict[str, torch.Tensor](), list[torch.Tensor](), torch.zeros(())
     for index in range(source.config.num_layers):
@@ -109,14 +114,14 @@ def measure_importance(
     reads.append(last.mean("norm out"))
     influences_L = torch.tensor([layer.influence for layer in layers])
     depth_L = influences_L if depth == "influence" else divergences_without(source, texts, dtype, bar)
-    # Every reader counts alike: what it reads of a channel as a share of all that it reads.
+    # Every norm weighs the same: scores are shares of the norm's total.
     dim_D = torch.stack([read_D / read_D.sum().clamp(min=1e-30) for read_D in reads]).mean(0)
     return Importance(tuple(layers), depth_L, dim_D, energies, stream_DD + last.mean("stream"))
 
 
 @torch.no_grad()
 def divergences_without(source: Source, texts: Texts, dtype: torch.dtype, bar: Progress) -> torch.Tensor:
-    """Return how far the predictions are from the model's own without each layer, in nats a token."""
+    """Return KL(model, model without a layer) for every layer, in nats per token."""
     reference, before = Reference(source, texts, dtype, bar), embed_texts(source, texts, dtype)
     divergences: list[float] = []
     for left_out in range(source.config.num_layers):
@@ -130,7 +135,7 @@ def divergences_without(source: Source, texts: Texts, dtype: torch.dtype, bar: P
 
 
 def _run_watched(block: Block, batches: Sequence[Batch], *, is_square: bool) -> tuple[list[Batch], Moments]:
-    """Send the texts through a layer; `is_square` sums products of all pairs of hidden channels, else squares."""
+    """Return the texts behind a layer and input moments; `is_square` sums products of hidden channels, not squares."""
     moments = Moments(num_tokens=sum(len(batch.x_TD) for batch in batches))
 
     def watch_inputs(name: str, is_square: bool) -> torch.utils.hooks.RemovableHandle:
@@ -155,7 +160,7 @@ def _run_watched(block: Block, batches: Sequence[Batch], *, is_square: bool) -> 
 
 
 def _add_norm(moments: Moments, name: str, x_TD: torch.Tensor, norm: RMSNorm) -> None:
-    """Sum up the squares of a norm's input, scaled to a mean of 1 a token, and of what it gives out."""
+    """Add squares of a norm's input, normalized per token, and squares of the norm's output."""
     x_TD = F.rms_norm(x_TD.float(), (x_TD.shape[-1],), eps=norm.eps)
     squares_D = x_TD.square().sum(0)
     moments.add("stream", x_TD.T @ x_TD)
@@ -164,10 +169,10 @@ def _add_norm(moments: Moments, name: str, x_TD: torch.Tensor, norm: RMSNorm) ->
 
 
 def _influence(before: Sequence[Batch], after: Sequence[Batch]) -> float:
-    """Return 1 - the mean cosine of the stream before and behind a layer."""
+    """Return 1 - mean cosine of the residual stream before and behind a layer."""
     cosines = [
-        F.cosine_similarity(one.x_TD.float(), other.x_TD.float(), dim=-1)
-        for one, other in zip(before, after, strict=True)
+        F.cosine_similarity(inputs.x_TD.float(), outputs.x_TD.float(), dim=-1)
+        for inputs, outputs in zip(before, after, strict=True)
     ]
     return 1.0 - torch.cat(cosines).mean().item()
 
@@ -179,7 +184,7 @@ def _layer_importance(
     values_HE = torch.arange(o_proj.shape[1]).view(config.num_heads, config.head_dim)
     values_KS = values_HE.view(config.num_kv_heads, -1)
     heads = moments.mean("self_attn.o_proj")
-    # A key/value head's channel is one of each query head that shares it.
+    # A value channel counts with the query heads of the whole group.
     singles = contributions(o_proj, heads, values_HE.view(-1, 1)).view(config.num_kv_heads, -1, config.head_dim)
     hidden = moments.mean("mlp.down_proj")
     if width == "elimination":

@@ -1,6 +1,8 @@
-"""A model and texts -> what flows through it, with one layer's weights at a time, and how well it foresees them.
+"""A network and texts -> hidden states layer by layer, and loss and KL divergence of the predictions.
 
-Shapes: T tokens of a text, M tokens of it that count, C of these at once, D model width, V vocabulary.
+Weights of one layer are in memory at a time.
+
+Shapes: T tokens of a text, M target tokens, C target tokens of a chunk, D model width, V vocabulary.
 """
 
 import math
@@ -27,19 +29,19 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def read_block(source: Source, index: int) -> Block:
-    """Return a layer, its tensors mapped or cut as the source gives them."""
+    """Return a layer with tensors from the source, memory-mapped or sliced."""
     with torch.device("meta"):
         block = Block(source.config)
     return _load_from(block, source, f"layers.{index}.")
 
 
 def run_block(block: Block, batches: Sequence[Batch]) -> list[Batch]:
-    """Return the texts as they are behind a layer."""
+    """Return the hidden states of the texts behind a layer."""
     return [batch._replace(x_TD=block(batch.x_TD, batch.rope, 0, batch.attend)) for batch in batches]
 
 
 def embed_texts(source: Source, texts: Texts, dtype: torch.dtype) -> list[Batch]:
-    """Return the texts as they are before the first layer."""
+    """Return the hidden states of the texts before the first layer."""
     with torch.device("meta"):
         embeddings = Embedding(source.config.vocab_size, source.config.dim)
     embeddings = _load_from(embeddings, source, "embed_tokens.")
@@ -47,7 +49,7 @@ def embed_texts(source: Source, texts: Texts, dtype: torch.dtype) -> list[Batch]
 
 
 def final_norm(source: Source) -> RMSNorm:
-    """Return the norm behind the last layer."""
+    """Return the norm behind the last layer, with weights."""
     with torch.device("meta"):
         norm = RMSNorm(source.config.dim, source.config.norm_eps)
     return _load_from(norm, source, "norm.")
@@ -55,14 +57,14 @@ def final_norm(source: Source) -> RMSNorm:
 
 @dataclass(frozen=True)
 class Scores:
-    """How well a model foresees the tokens that count, and KL(parent || model) there: means, in nats a token."""
+    """Mean cross entropy of a model on the target tokens, and mean KL(parent || model), in nats per token."""
 
     loss: float
     divergence: float
 
 
 class Reference:
-    """What a parent foresees of texts, which the models that are made of it are compared with."""
+    """Predictions of a parent network on texts, as the reference of pruned networks."""
 
     @torch.no_grad()
     def __init__(self, parent: Source, texts: Texts, dtype: torch.dtype, bar: Progress):
@@ -71,14 +73,18 @@ class Reference:
         self.hidden_MD = _last_hidden(parent, texts, _run_all_layers(parent, texts, dtype, bar))
 
     def score(self, source: Source, bar: Progress) -> Scores:
-        """Return how a model does on the texts; `bar` has a unit a layer."""
+        """Return loss and KL divergence of a network on the texts; `bar` counts layers."""
         return self.score_batches(source, _run_all_layers(source, self.texts, self.dtype, bar))
 
     @torch.no_grad()
     def score_batches(self, source: Source, batches: Sequence[Batch]) -> Scores:
-        """Return the same of texts that went through all its layers; CheckpointError if it gives no numbers."""
+        """Return loss and KL divergence from hidden states behind the last layer.
+
+        Raises:
+            CheckpointError: The logits hold NaN or infinity.
+        """
         hidden_MD = _last_hidden(source, self.texts, batches)
-        heads = [_head(each).to(self.dtype) for each in (self.parent, source)]
+        heads = [_head(network).to(self.dtype) for network in (self.parent, source)]
         loss = divergence = 0.0
         parts = zip(self.hidden_MD.split(CHUNK), hidden_MD.split(CHUNK), self.targets_M.split(CHUNK), strict=True)
         for *hidden, targets_C in parts:
@@ -86,7 +92,7 @@ class Reference:
             loss += F.nll_loss(log_q, targets_C, reduction="sum").item()
             divergence += F.kl_div(log_q, log_p, reduction="sum", log_target=True).item()
         if not math.isfinite(loss) or not math.isfinite(divergence):
-            raise CheckpointError("the model gives logits that are not finite", expected="numbers")
+            raise CheckpointError("the logits hold NaN or infinity", expected="finite logits for every token")
         return Scores(loss / len(self.targets_M), max(0.0, divergence / len(self.targets_M)))
 
 
@@ -100,14 +106,14 @@ def _run_all_layers(source: Source, texts: Texts, dtype: torch.dtype, bar: Progr
 
 
 def _last_hidden(source: Source, texts: Texts, batches: Sequence[Batch]) -> torch.Tensor:
-    """Return what is behind the last norm where the next token counts."""
+    """Return the normed hidden states at the positions before target tokens."""
     norm = final_norm(source)
     hidden = [x_TD for batch in batches for x_TD in norm(batch.x_TD).split([len(ids) for ids in batch.texts])]
     return torch.cat([hidden_TD[_target_positions(text)] for text, hidden_TD in zip(texts, hidden, strict=True)])
 
 
 def _target_positions(text: Example) -> torch.Tensor:
-    """Return the places whose next token counts."""
+    """Return the positions before target tokens: tokens of documents and of assistant messages."""
     return torch.tensor(text.mask[1:], dtype=torch.bool).nonzero().flatten()
 
 

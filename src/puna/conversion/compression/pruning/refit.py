@@ -1,8 +1,8 @@
-"""A cut model, its parent and calibration text -> what its layers write, fitted to the parent's residual stream.
+"""A pruned network, the parent and calibration text -> output matrices fitted to the parent's residual stream.
 
-Layer after layer, o_proj and down_proj become those that bring the cut stream nearest to the parent's, by least squares
-from the cut weights on; behind a layer that stream is the one before the next layer that was kept, so the last
-matrix stands in for dropped layers too. No gradients, and nothing else changes.
+Layer by layer, ridge regression around the sliced weights fits o_proj and down_proj. The target of down_proj is the
+parent's stream before the next selected layer, so that down_proj compensates for dropped layers too. No gradients;
+all other weights stay.
 
 Shapes: T tokens, D model width, I inputs of a matrix.
 """
@@ -19,7 +19,7 @@ from puna.model.llama import MLP, Attention, Block, Linear
 from puna.pipeline.errors import CheckpointError
 from puna.pipeline.progress import Progress
 
-# How strongly weights are held where they are, as a share of the mean square of their inputs.
+# Ridge penalty around the sliced weights, as a share of the mean square of the inputs.
 RIDGE = 0.01
 
 
@@ -27,7 +27,7 @@ RIDGE = 0.01
 def refit(
     parent: Source, selection: Selection, texts: Texts, dtype: torch.dtype, bar: Progress
 ) -> dict[str, torch.Tensor]:
-    """Return the new matrices by their names on disk; `bar` has a unit a layer."""
+    """Return the refitted matrices by name on disk; `bar` counts selected layers."""
     child = slice_source(parent, selection)
     ours, theirs = embed_texts(child, texts, dtype), embed_texts(parent, texts, dtype)
     fitted: dict[str, torch.Tensor] = {}
@@ -62,11 +62,11 @@ def _add(batch: Batch, more_TD: torch.Tensor) -> Batch:
 def _fit(
     part: Attention | MLP, name: str, block: Block, ours: Sequence[Batch], theirs: Sequence[Batch], selection: Selection
 ) -> None:
-    """Replace the matrix `name` of an attention or an MLP by the one whose sum with `ours` is nearest to `theirs`."""
+    """Fit the matrix `name` of an attention or MLP: minimize |ours + written - theirs|^2 over calibration tokens."""
     linear = part.get_submodule(name)
     assert isinstance(linear, Linear)
     inputs: list[torch.Tensor] = []
-    handle = linear.register_forward_pre_hook(lambda _, given: inputs.append(given[0].float()))
+    handle = linear.register_forward_pre_hook(lambda _, args: inputs.append(args[0].float()))
     products_II, errors_DI = torch.zeros(()), torch.zeros(())
     try:
         for our, their in zip(ours, theirs, strict=True):
@@ -83,5 +83,5 @@ def _fit(
     products_II.diagonal().add_(RIDGE * products_II.diagonal().mean() + torch.finfo(torch.float32).tiny)
     change_DI = torch.linalg.solve(products_II, errors_DI, left=False)
     if not change_DI.isfinite().all():
-        raise CheckpointError("the refit gives weights that are not finite", expected="finite activations")
+        raise CheckpointError("the refit gives NaN or infinity", expected="finite activations in every layer")
     linear.weight = torch.nn.Parameter(linear.weight.float() + change_DI.float(), requires_grad=False)

@@ -1,7 +1,4 @@
-"""What was kept, how much each part is needed and the loss after each step -> report.md, importance.json, prune.png.
-
-Measures nothing.
-"""
+"""Selection, importance scores and the loss after every pruning step -> report.md, importance.json and prune.png."""
 
 import json
 import math
@@ -28,7 +25,7 @@ SIZES = ("num_layers", "dim", "hidden_dim", "num_heads", "num_kv_heads", "head_d
 
 @dataclass(frozen=True)
 class Step:
-    """The model after a cut, and how it foresees held-out text."""
+    """Sizes of the network after a pruning step, with loss and KL divergence on held-out text."""
 
     name: str
     config: LlamaConfig
@@ -40,7 +37,7 @@ class Step:
 
 
 def write_report(directory: Path, importance: Importance, selection: Selection, steps: Sequence[Step]) -> bool:
-    """Write the report and what it is about; return False where the picture needs matplotlib and there is none."""
+    """Write report.md, importance.json and prune.png; return False without matplotlib, which prune.png needs."""
     write_text(directory / "report.md", _markdown(importance, selection, steps))
     write_text(directory / "importance.json", json.dumps(_importance_json(importance, selection)) + "\n")
     return _plot(importance, selection, steps, directory / "prune.png")
@@ -89,7 +86,7 @@ def _share(scores: torch.Tensor, places: torch.Tensor) -> str:
 
 
 def _importance_json(importance: Importance, selection: Selection) -> dict[str, Any]:
-    """Return every importance, and by number what was kept."""
+    """Return importance scores of all parts and indices of the selected parts."""
     layers = [
         {
             "influence": _short(scores.influence),
@@ -124,7 +121,7 @@ def _short(value: float) -> float:
 
 
 def _plot(importance: Importance, selection: Selection, steps: Sequence[Step], path: Path) -> bool:
-    """Draw the loss after each step, the importance of layers, and that of channels from most to least."""
+    """Plot the loss after every step, and the importance of layers and channels, channels in descending order."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

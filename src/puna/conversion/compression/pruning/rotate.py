@@ -1,8 +1,8 @@
-"""A model -> the same model with the channels of its residual stream turned to their principal directions.
+"""A network -> an equivalent network with the residual stream rotated to principal directions.
 
-It computes what the model did: a norm without weights does not see a rotation, so the norms' weights go into what reads
-them and every matrix is turned once (Ashkboos et al. 2024, SliceGPT, arXiv 2401.15024, who turn each layer by itself
-and need matrices in between). Then few channels hold most of what flows. Cuts nothing.
+RMSNorm without weights commutes with a rotation. So norm weights move into the following matrices, and one rotation
+goes into every matrix (Ashkboos et al. 2024, SliceGPT, arXiv 2401.15024, with a rotation per layer and additional
+matrices). Afterwards few channels hold most of the energy. slicing.py removes channels.
 
 Shapes: D model width, V vocabulary, O outputs, I inputs of a matrix.
 """
@@ -22,12 +22,12 @@ NORMS = {
 
 
 def principal_directions(moments_DD: torch.Tensor) -> torch.Tensor:
-    """Return the rotation whose columns are the directions of the stream, from the strongest to the weakest."""
+    """Return the rotation with the principal directions of the stream as columns, strongest first."""
     return torch.linalg.eigh(moments_DD.double()).eigenvectors.flip(1).float()
 
 
 def rotate(source: Source, rotation_DD: torch.Tensor) -> Source:
-    """Return the turned model, in float32; its head has a table of its own, since the last norm's weights are in it."""
+    """Return the rotated network in float32; the head is untied, since the final norm's weights move into the head."""
     config = replace(source.config, tie_embeddings=False)
     return replace(source, config=config, read=partial(_read, source, rotation_DD))
 
@@ -48,7 +48,7 @@ def _read(source: Source, rotation_DD: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _direction(source: Source, name: str) -> torch.Tensor:
-    """Return a norm's weights over their size, which stays in the norm."""
+    """Return a norm's weights divided by their root mean square, which stays in the norm."""
     weight_D = source.read(name).float()
     return weight_D / _size(weight_D)
 

@@ -1,4 +1,4 @@
-"""How much each part is needed, and sizes -> which parts are kept, and in which steps the others go.
+"""Importance scores and a target size -> the selection of the most important parts, and the order of pruning steps.
 
 Shapes: D model width, H query heads, K key/value heads, E head width, P rotary pairs, I hidden channels.
 """
@@ -12,7 +12,7 @@ from puna.conversion.compression.pruning.importance import Importance, LayerImpo
 from puna.conversion.compression.pruning.slicing import LayerSelection, Selection, Tying, select_all
 from puna.model.config import LlamaConfig
 
-# The kinds of cut in the order in which they are made and measured, and the sizes that each changes.
+# Kinds of pruning steps in order, with the sizes that a step changes.
 KINDS = {
     "layers": ("num_layers",),
     "heads": ("num_heads", "num_kv_heads"),
@@ -24,18 +24,23 @@ KINDS = {
 
 
 def pruning_steps(parent: LlamaConfig, target: LlamaConfig) -> Iterator[tuple[str, LlamaConfig]]:
-    """Yield each kind of cut that the target asks for, with the sizes once it is made."""
+    """Yield (kind, sizes after the step) for every kind of pruning between `parent` and `target`.
+
+    Example:
+        >>> [kind for kind, _ in pruning_steps(SIZES["8b"], replace(SIZES["8b"], num_layers=16, dim=2048))]
+        ['layers', 'model width']
+    """
     config = parent
     for kind, names in KINDS.items():
         changed = replace(config, **{name: getattr(target, name) for name in names})
         if changed != config:
             config = changed
             yield kind, config
-    assert config == target, "sizes that no cut changes"
+    assert config == target, "a size without a pruning step"
 
 
 def select(importance: Importance, parent: LlamaConfig, target: LlamaConfig, tying: Tying = "embeddings") -> Selection:
-    """Return the most needed parts of a network for these sizes."""
+    """Return the most important layers, heads and channels of `parent` for the sizes of `target`."""
     whole = select_all(parent)
     numbers = top_indices(importance.depth_L, target.num_layers).tolist()
     layers = tuple(_select_in_layer(number, importance.layers[number], parent, target) for number in numbers)
@@ -44,21 +49,21 @@ def select(importance: Importance, parent: LlamaConfig, target: LlamaConfig, tyi
     return Selection(
         target,
         layers,
-        # Evenly, beginning with the fastest: so a narrower head's own frequencies are those that its pairs had.
+        # Every n-th pair, fastest first: the remaining pairs keep the frequencies that a narrower head gives them.
         whole.pairs_P[:: parent.head_dim // target.head_dim],
         dim_D,
         tying,
-        {name: kept_D[dim_D].mean().item() for name, kept_D in importance.energies.items()} if is_narrower else {},
+        {name: energy_D[dim_D].mean().item() for name, energy_D in importance.energies.items()} if is_narrower else {},
     )
 
 
 def top_indices(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the places of the `count` greatest scores, in their order; of equal ones the first."""
+    """Return the indices of the `count` highest scores in ascending order; ties go to the lower index."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
 def _select_in_layer(index: int, scores: LayerImportance, parent: LlamaConfig, target: LlamaConfig) -> LayerSelection:
-    """Key/value heads go with all their query heads; then each that is left keeps equally many of its own."""
+    """Select key/value heads with their groups of query heads, then equally many query heads of every group."""
     keys_K = top_indices(scores.keys_K, target.num_kv_heads)
     group_size, num_left = (config.num_heads // config.num_kv_heads for config in (parent, target))
     queries = [

@@ -1,7 +1,6 @@
-"""A model and what is kept of it -> the smaller model as a Source: one tensor at a time, cut as it is read.
+"""A Source and a Selection -> the smaller network as a Source that slices one tensor at a time, on reading.
 
-Nothing is trained here, and what is kept stays in its order, so that keeping everything gives the same tensors. Which
-parts are kept is selection.py's business.
+Selected parts keep their order, and selecting everything gives the same tensors. selection.py selects.
 
 Shapes: D model width, H query heads, K key/value heads, E head width, P its rotary pairs, I hidden channels of the MLP.
 """
@@ -16,14 +15,14 @@ import torch
 from puna.formats.checkpoint.source import Source
 from puna.model.config import LlamaConfig
 
-# What the shared table is made of where the parent has two: its embeddings, its head, or the mean of both.
+# Source of a tied table for an untied parent: the embeddings, the head, or the mean of both.
 Tying = Literal["embeddings", "head", "mean"]
 EMBEDDINGS, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 
 
 @dataclass(frozen=True)
 class LayerSelection:
-    """What is kept of one layer, as the parent counts: heads, hidden channels, and the values' channels a kv head."""
+    """Indices of the selected parts of one parent layer: heads, value channels of a key/value head, hidden channels."""
 
     index: int
     queries_H: torch.Tensor
@@ -34,10 +33,12 @@ class LayerSelection:
 
 @dataclass(frozen=True)
 class Selection:
-    """What is kept of a network.
+    """Indices of the selected parts of a network, with the sizes of the result.
 
-    Rotary pairs are the same in all heads, since a pair's frequency is its place. `energies` says, a norm, which share
-    of the mean square of its input the kept channels have: without it a norm over fewer channels scales otherwise.
+    All heads keep the same rotary pairs, since the index of a pair sets the frequency. `energies` maps a norm to the
+    share of the input's mean square in the selected channels; a norm over fewer channels is scaled by the share's root.
+
+    Example: see `select_all` and selection.py's `select`.
     """
 
     config: LlamaConfig
@@ -49,7 +50,7 @@ class Selection:
 
 
 def select_all(config: LlamaConfig) -> Selection:
-    """Return all that a network has."""
+    """Return the selection of every part of a network."""
     layer = LayerSelection(
         0,
         torch.arange(config.num_heads),
@@ -62,7 +63,7 @@ def select_all(config: LlamaConfig) -> Selection:
 
 
 def slice_source(parent: Source, selection: Selection, refitted: Mapping[str, torch.Tensor] | None = None) -> Source:
-    """Return the model that is left; `refitted` tensors stand in the place of cut ones."""
+    """Return the selected network; `refitted` tensors, by name, replace sliced tensors."""
     return replace(parent, config=selection.config, read=partial(_read, parent, selection, refitted or {}))
 
 
@@ -80,9 +81,9 @@ def _read(parent: Source, selection: Selection, refitted: Mapping[str, torch.Ten
         return _slice_norm(tensor, selection, f"layers.{layer.index}.{part}")
     rows, columns = _rows_and_columns(part, layer, selection, parent.config)
     tensor = _take(tensor, rows, columns)
-    # Each rotary pair that is left adds to the scores what it added before, though a narrower head divides by less.
-    shorter = selection.config.head_dim / parent.config.head_dim
-    return tensor if shorter == 1 or part != "self_attn.q_proj" else tensor * shorter**0.5
+    # Attention divides scores by sqrt(head_dim): scale queries so that a rotary pair contributes as in the parent.
+    ratio = selection.config.head_dim / parent.config.head_dim
+    return tensor if ratio == 1 or part != "self_attn.q_proj" else tensor * ratio**0.5
 
 
 def _table(parent: Source, selection: Selection, name: str) -> torch.Tensor:
@@ -101,7 +102,7 @@ def _slice_norm(weight_D: torch.Tensor, selection: Selection, path: str) -> torc
 def _rows_and_columns(
     part: str, layer: LayerSelection, selection: Selection, config: LlamaConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows and columns that are kept of a layer's matrix."""
+    """Return the selected rows and columns of a matrix of a layer."""
     if part in ("mlp.gate_proj", "mlp.up_proj"):
         return layer.hidden_I, selection.dim_D
     if part == "mlp.down_proj":
@@ -114,13 +115,13 @@ def _rows_and_columns(
     if part == "self_attn.v_proj":
         return (layer.keys_K[:, None] * config.head_dim + layer.values_KE).flatten(), selection.dim_D
     assert part == "self_attn.o_proj", part
-    # What a query head gives out are channels of the values of its key/value head.
+    # The output channels of a query head are the value channels of the key/value head.
     values_HE = layer.values_KE.repeat_interleave(len(layer.queries_H) // len(layer.keys_K), dim=0)
     return selection.dim_D, (layer.queries_H[:, None] * config.head_dim + values_HE).flatten()
 
 
 def _take(tensor: torch.Tensor, rows: torch.Tensor | None = None, columns: torch.Tensor | None = None) -> torch.Tensor:
-    """Return some rows and columns; what is kept whole stays mapped from the file."""
+    """Return the given rows and columns; a tensor that stays whole stays memory-mapped."""
     if rows is not None and len(rows) < tensor.shape[0]:
         tensor = tensor[rows]
     if columns is not None and len(columns) < tensor.shape[1]:

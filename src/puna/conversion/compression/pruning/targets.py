@@ -1,7 +1,6 @@
-"""What a pruned model shall be -> its sizes: a published shape, widths, or the least harmful ones for a number of
-parameters.
+"""Settings of a pruning target -> sizes: a published size, given widths, or a search within a parameter budget.
 
-Measures nothing: what each kind of cut costs is handed in.
+The search takes measured divergences of single pruning steps as curves; nothing is measured here.
 """
 
 import re
@@ -17,77 +16,93 @@ from puna.model.config import SIZES, LlamaConfig
 from puna.pipeline.config import StageConfig, suggestion
 from puna.pipeline.errors import ConfigError
 
-# What may be left of each width at least when a number of parameters decides: what costs less was not measured.
+# Smallest share of a width that a search considers; divergences below are not measured.
 LEAST_SHARE = 0.25
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
-# (count, by how much the loss grows with so many), from few to all.
+# (number of parts, KL divergence with this number of parts), in ascending order.
 Curve = list[tuple[int, float]]
 HeadCut = Literal["groups", "within"]
 
 
 class Shape(StageConfig):
-    """Widths after pruning; what is not given stays as it is."""
+    """Table of target widths of `puna prune`; a width without a value stays as in the parent.
 
-    dim: int | None = Field(default=None, ge=2, description="model width")
-    hidden_dim: int | None = Field(default=None, ge=1, description="width inside the MLP")
-    num_layers: int | None = Field(default=None, ge=1, description="transformer blocks")
-    num_heads: int | None = Field(default=None, ge=1, description="query heads")
-    num_kv_heads: int | None = Field(default=None, ge=1, description="key and value heads")
-    head_dim: int | None = Field(default=None, ge=2, description="width of a head")
-    tie_embeddings: bool | None = Field(default=None, description="one matrix for input and output embeddings")
+    Example:
+        size = { num_layers = 16, hidden_dim = 4096 }
+    """
+
+    dim: int | None = Field(default=None, ge=2, description="Target width of the residual stream")
+    hidden_dim: int | None = Field(default=None, ge=1, description="Target number of hidden channels in the MLP")
+    num_layers: int | None = Field(default=None, ge=1, description="Target number of transformer layers")
+    num_heads: int | None = Field(default=None, ge=1, description="Target number of query heads")
+    num_kv_heads: int | None = Field(default=None, ge=1, description="Target number of key/value heads")
+    head_dim: int | None = Field(default=None, ge=2, description="Target width of a head; a divisor of the parent's")
+    tie_embeddings: bool | None = Field(
+        default=None, description="Whether one table serves as embeddings and as output head"
+    )
 
 
 def target_size(parent: LlamaConfig, size: str | Shape) -> LlamaConfig:
-    """Return the sizes that are asked for; ConfigError if they are not within the parent's.
+    """Return the sizes of a published model or of a table of widths, with the parent's vocabulary, context and RoPE.
 
-    Vocabulary, context, RoPE and norms stay the parent's, whatever the published model of that shape has.
+    Raises:
+        ConfigError: A width is larger than the parent's, or the size has an unknown name.
+
+    Example:
+        >>> target_size(SIZES["8b"], Shape(num_layers=16)).num_layers
+        16
     """
     if isinstance(size, Shape):
-        asked = size
+        shape = size
     elif size in SIZES:
-        asked = Shape(**{name: getattr(SIZES[size], name) for name in Shape.model_fields})
+        shape = Shape(**{name: getattr(SIZES[size], name) for name in Shape.model_fields})
     else:
         expected = f"{', '.join(SIZES)}, or a table of widths"
         raise ConfigError(f"size = '{size}'", expected=expected, hint=suggestion(size, list(SIZES)))
-    target = replace(parent, **{name: value for name, value in asked if value is not None})
+    target = replace(parent, **{name: value for name, value in shape if value is not None})
     _require_within(parent, target)
     return target
 
 
 def parse_count(text: str | int) -> int:
-    """Read a number of parameters: 1_000_000, "350m", "1.2b"."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmb]?)", str(text).strip().lower().replace("_", "").replace(",", ""))
-    if found is None or not float(found[1]):
+    """Parse a number of parameters.
+
+    Example:
+        >>> parse_count("1.2b")
+        1200000000
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmb]?)", str(text).strip().lower().replace("_", "").replace(",", ""))
+    if match is None or not float(match[1]):
         raise ConfigError(f"parameters = {text!r}", expected='a number such as 1_000_000, "350m" or "1.2b"')
-    return round(float(found[1]) * UNITS[found[2]])
+    return round(float(match[1]) * UNITS[match[2]])
 
 
 def _require_within(parent: LlamaConfig, target: LlamaConfig) -> None:
     for name in ("num_layers", "dim", "hidden_dim", "num_heads", "num_kv_heads", "head_dim"):
-        given, most = getattr(target, name), getattr(parent, name)
-        if given > most:
+        width, limit = getattr(target, name), getattr(parent, name)
+        if width > limit:
             raise ConfigError(
-                f"{name} = {given:,}",
-                expected=f"at most the parent's {most:,}",
-                hint="Pruning takes parts away; train what is larger from scratch",
+                f"{name} = {width:,}",
+                expected=f"at most the parent's {limit:,}",
+                hint="Pruning removes parts; train a larger network from scratch",
             )
     shared, most = (config.num_heads // config.num_kv_heads for config in (target, parent))
     if shared > most:
         raise ConfigError(
             f"{target.num_heads} heads for {target.num_kv_heads} key/value heads",
-            expected=f"at most {most} for each, as many as share one in the parent",
-            hint="A query head was trained on the keys of its own group, so groups can lose heads but gain none",
+            expected=f"at most {most} query heads for a key/value head, as in the parent",
+            hint="A query head only knows the keys of its group: groups can lose query heads, not gain any",
         )
     if parent.head_dim % target.head_dim:
         raise ConfigError(
             f"head_dim = {target.head_dim}",
             expected=f"a divisor of the parent's {parent.head_dim}",
-            hint="Only then are the rotary frequencies of the narrower head among those that its weights know",
+            hint="Otherwise the narrower head would get rotary frequencies that the weights were not trained with",
         )
 
 
 def counts(parent: LlamaConfig, heads: HeadCut, multiple: int) -> dict[str, list[int]]:
-    """Return how many layers, heads of the kind that goes, channels may be left, from few to all."""
+    """Return the numbers of layers, heads and channels that a search considers, in ascending order, by kind."""
     shared = parent.num_heads // parent.num_kv_heads
     return {
         "layers": _steps(parent.num_layers, 1),
@@ -98,7 +113,7 @@ def counts(parent: LlamaConfig, heads: HeadCut, multiple: int) -> dict[str, list
 
 
 def resized(parent: LlamaConfig, heads: HeadCut, count: Mapping[str, int]) -> LlamaConfig:
-    """Return the parent with so many of each kind; what is not named stays."""
+    """Return the parent's sizes with `count` parts of a kind; other kinds stay."""
     shared, groups = parent.num_heads // parent.num_kv_heads, parent.num_kv_heads
     if "heads" in count:
         shared, groups = (shared, count["heads"]) if heads == "groups" else (count["heads"], groups)
@@ -113,31 +128,35 @@ def resized(parent: LlamaConfig, heads: HeadCut, count: Mapping[str, int]) -> Ll
 
 
 def measured_counts(all_counts: list[int]) -> list[int]:
-    """Return the counts at which a cut is measured: near three quarters, a half and a quarter of all."""
+    """Return the counts to measure: nearest to a quarter, a half and three quarters of all.
+
+    Example:
+        >>> measured_counts([2, 3, 4, 5, 6, 7, 8])
+        [2, 4, 6]
+    """
     shares = (all_counts[-1] * share for share in (0.25, 0.5, 0.75))
     near = {min(all_counts[:-1], key=lambda count: abs(count - share)) for share in shares} if all_counts[1:] else set()
     return sorted(near)
 
 
 def require_reachable(parent: LlamaConfig, most: int, heads: HeadCut, multiple: int) -> None:
-    """Raise ConfigError unless so many parameters are fewer than the parent's and a quarter of each width fits."""
+    """Raise ConfigError if `most` is no smaller than the parent, or needs a width below LEAST_SHARE."""
     least = resized(parent, heads, {kind: steps[0] for kind, steps in counts(parent, heads, multiple).items()})
     if not least.num_parameters <= most < parent.num_parameters:
         raise ConfigError(
             f"parameters = {most:,}",
             expected=f"{least.num_parameters:,} to {parent.num_parameters - 1:,} for this model",
-            hint="Below a quarter of a width say yourself what shall be left, with size",
+            hint="For less than a quarter of a width, set the widths with size",
         )
 
 
 def best_size(
     parent: LlamaConfig, most: int, heads: HeadCut, multiple: int, curves: Mapping[str, Curve]
 ) -> tuple[LlamaConfig, float]:
-    """Return the sizes with at most so many parameters whose cuts cost least together, and what they cost.
+    """Return the sizes with at most `most` parameters and the lowest predicted divergence, with the prediction.
 
-    A cost between two measured ones is read off the line between them, and the costs of several kinds are added up.
-    Model widths that are no multiple of the number of heads are left out if possible: transformers refuses them,
-    whatever head_dim says.
+    A prediction adds up the divergences of all kinds, interpolated linearly between measured counts. Model widths
+    that the number of heads does not divide are avoided if possible: transformers refuses such widths.
     """
     possible = counts(parent, heads, multiple)
     costs = {kind: {count: _cost(curves[kind], count) for count in steps} for kind, steps in possible.items()}
@@ -157,7 +176,7 @@ def _is_loadable(size: LlamaConfig) -> bool:
 def _fitting(
     parent: LlamaConfig, most: int, heads: HeadCut, possible: Mapping[str, list[int]]
 ) -> Iterator[dict[str, int]]:
-    """Yield every choice of layers, heads and model width with as many hidden channels as there is room for."""
+    """Yield counts of layers, heads and model width, with the largest number of hidden channels within the budget."""
     hidden = possible["hidden channels"]
     others = {kind: steps for kind, steps in possible.items() if kind != "hidden channels"}
     for numbers in product(*others.values()):
@@ -170,7 +189,7 @@ def _fitting(
 
 
 def _steps(whole: int, multiple: int) -> list[int]:
-    """Return the multiples from the least share of a width up to it, and the width itself."""
+    """Return the multiples between LEAST_SHARE of a width and the width, and the width itself."""
     first = max(multiple, -(-int(whole * LEAST_SHARE) // multiple) * multiple)
     return [*range(first, whole, multiple), whole]
 
@@ -179,7 +198,7 @@ def _cost(curve: Curve, count: int) -> float:
     for (few, cost_of_few), (many, cost_of_many) in pairwise(curve):
         if few <= count <= many:
             return cost_of_few + (cost_of_many - cost_of_few) * (count - few) / (many - few)
-    # Fewer than were measured, as the rounding to multiples may have it.
+    # Rounding to multiples can give a count below the measured counts.
     return curve[0][1]
 
 
@@ -187,7 +206,10 @@ Measure = Callable[[LlamaConfig], float]
 
 
 def measure_curves(parent: LlamaConfig, heads: HeadCut, multiple: int, measure: Measure) -> dict[str, Curve]:
-    """Return for each kind what its cuts cost, by `measure` of the sizes with that cut alone; never less for more."""
+    """Return the divergence curve of every kind of pruning alone; `measure` gives the divergence of a network.
+
+    Curves are monotone: fewer parts never have a lower divergence.
+    """
     curves: dict[str, Curve] = {}
     for kind, steps in counts(parent, heads, multiple).items():
         curve: Curve = [(steps[-1], 0.0)]

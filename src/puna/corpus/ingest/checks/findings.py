@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from puna.corpus.ingest.checks.compared import compare_row
+from puna.corpus.ingest.checks.digests import row_digests
 from puna.corpus.ingest.checks.table import Table
 from puna.data.overlap.ngrams import row_text
 from puna.data.overlap.prompts import answer_places, dialogue_of
@@ -104,7 +104,7 @@ def frequent_answer(table: Table) -> FrequentAnswer | None:
     messages, _ = dialogue_of(first)
     texts = [messages[place]["content"] for place in answer_places(first, messages)
              if not is_blank(messages[place]["content"]) and not messages[place].get("tool_calls")]  # fmt: skip
-    return FrequentAnswer(_shown(texts[compare_row(first).answers.index(answer)]), count, counts.total(), rows)
+    return FrequentAnswer(_shown(texts[row_digests(first).answers.index(answer)]), count, counts.total(), rows)
 
 
 def _of_table(table: Table) -> Iterator[DataFinding]:

@@ -105,7 +105,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _as_shard(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row in the schema of Puna's shards; a row of unknown schema becomes a text."""
+    """Return a row in the schema of Puna's shards; a row of unknown schema becomes a document."""
     known = {each.name for each in fields(Conversation)}
     try:
         if "messages" in row:

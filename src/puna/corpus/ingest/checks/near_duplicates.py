@@ -1,7 +1,7 @@
-"""Words of many rows -> pairs of rows whose word 3-grams are nearly the same, in time linear in the words.
+"""Words of many rows -> pairs of rows with nearly equal sets of word 3-grams, in time linear in the words.
 
 MinHash with banding (Broder, 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4) proposes
-pairs; the Jaccard similarity of their 3-grams decides. A row is compared with the first row of each of its buckets.
+pairs; the Jaccard similarity of the 3-grams decides. A row is compared with the first row of every bucket.
 
 Shapes: N rows, W words of some rows, H hash functions.
 """
@@ -20,7 +20,7 @@ BATCH_WORDS = 500_000
 
 
 class NearDuplicates:
-    """Signatures of rows. Deterministic: words are numbered as they come, and hash functions are fixed.
+    """Signatures of rows. Deterministic: words are numbered in order of appearance, and hash functions are fixed.
 
     Example:
         near = NearDuplicates()
@@ -39,7 +39,7 @@ class NearDuplicates:
         self._lengths: list[int] = []
 
     def add(self, row: int, words: Sequence[str]) -> None:
-        """Take the words of a row; a row without words is like no other."""
+        """Add the words of a row; a row without words is similar to no row."""
         if not words:
             return
         numbers = self._numbers
@@ -70,7 +70,7 @@ class NearDuplicates:
                 yield self._rows[later], self._rows[earlier]
 
     def _flush(self) -> None:
-        """Turn the words that wait into signatures: the least value of each hash over the 3-grams of a row."""
+        """Turn waiting words into signatures: the minimum of every hash function over the 3-grams of a row."""
         if not self._lengths:
             return
         words_W = np.array(self._waiting, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Tables of rows and settings -> the rows left out of the dataset, with a reason for every row."""
+"""Tables of rows and settings -> rows left out of the dataset, with reasons."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Duplicates = Literal["none", "exact", "near"]
 
 @dataclass(frozen=True)
 class Selection:
-    """The settings of ingest that leave rows out. File rejected.jsonl lists every row left out, with the reason.
+    """Filter settings of ingest; rejected.jsonl lists every filtered row with the reason.
 
     Example:
         >>> Selection([], "exact", drop_empty=True, max_equal_answers=None).drop_duplicates
@@ -56,7 +56,7 @@ def leave_out(settings: Selection, tables: Sequence[Table]) -> HeldOut | None:
 
 
 def _cap_answers(table: Table, most: int) -> None:
-    """Leave out the rows after the first `most` rows with the same answer as the only answer of the row."""
+    """Leave out rows with the same single answer, except the first `most` rows."""
     counts = Counter[int]()
     for index in list(table.kept()):
         answer = table.only_answers[index]

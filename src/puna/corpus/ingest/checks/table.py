@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from puna.corpus.ingest.checks.compared import compare_row
+from puna.corpus.ingest.checks.digests import row_digests
 from puna.corpus.ingest.checks.near_duplicates import THRESHOLD, NearDuplicates, similarity
 from puna.data.overlap.ngrams import split_words
 from puna.data.overlap.prompts import answer_places, dialogue_of, said, system_texts
@@ -44,8 +44,8 @@ class Places:
 class Table:
     """The rows of one shard with the results of the checks; `left_out` maps a row index to the reason.
 
-    `wholes`, `prompts`, `answers`, `only_answers` and `has_empty` hold one entry per row, as in Compared. The digest 0
-    stands for None.
+    `wholes`, `prompts`, `answers`, `only_answers` and `has_empty` hold one entry per row, as in RowDigests; the
+    digest 0 stands for None.
 
     Example:
         >>> table = Table.read("conversations", Path("build/conversations.jsonl"), places)
@@ -69,7 +69,7 @@ class Table:
         """Compute the digests of every row of a shard."""
         table, seen = cls(kind, open_shard(path), places), set[int]()
         for index, row in enumerate(table.rows):
-            compared = compare_row(row)
+            compared = row_digests(row)
             table.wholes.append(compared.whole)
             table.prompts.append(compared.prompt or 0)
             table.answers.append(compared.answers)

@@ -1,1 +1,1 @@
-"""Rows in the spellings of other programs -> OpenAI's spelling. The tables stand in dialogues.py and preferences.py."""
+"""Dataset rows in the layouts of other programs -> OpenAI's layout; dialogues.py and preferences.py hold the tables."""

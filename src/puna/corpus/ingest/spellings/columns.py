@@ -1,7 +1,7 @@
 """The columns beside the dialogue of a row -> system message, tools, a refusal, or metadata.
 
-A column that other trainers put into the prompt is taken in where Puna has the same thing, and refused by name where
-not. A column that repeats the dialogue, or describes the row, becomes metadata; ingest reports the names.
+Prompt columns of other trainers become system messages, tools or history where Puna has an equivalent; other prompt
+columns are errors. Columns that repeat the dialogue or describe the row become metadata.
 """
 
 import json
@@ -24,7 +24,7 @@ TOOLS = (
 )
 HISTORY = ("history", "chat_history", "conversation_history", "dialog_history")
 MEDIA = ("images", "image", "videos", "video", "audios", "audio", "objects", "bbox")
-# Columns that a chat template, a trainer or a reader of other files puts into the prompt, without a place in Puna's.
+# Columns that other programs put into the prompt, without a place in Puna's prompt format.
 REFUSED = (
     *(
         "documents",
@@ -41,14 +41,14 @@ REFUSED = (
     *("suffix", "few_shot", "demonstrations", "examples", "persona", "character", "reasoning_content", "thinking"),
     *("tool_responses", "retrieved_docs", "search_results", *HISTORY),
 )
-# Columns that a question in a column of its own may need: beside a whole dialogue these describe the row.
+# Columns that a single question may depend on. Beside a whole dialogue the columns describe the row.
 MATERIAL = (
     *("choices", "options", "passage", "article", "paragraph", "story", "facts", "background", "evidence"),
     *("hint", "hints", "schema", "table"),
 )
-# Texts of a dialogue. Beside a dialogue each is a copy of a part of the dialogue, or a part that would be lost.
+# Columns with a text of the dialogue: beside messages, either a copy of a message or an error.
 TEXTS = ("prompt", "instruction", "input", "question", "query", "completion", "response", "output", "text")
-# Verdicts on one answer alone (KTO): no row of a dialogue teaches them.
+# Verdicts on a single answer (KTO), which SFT rows cannot express.
 VERDICTS = ("label", "kto_tag")
 _REFUSED_BESIDE = frozenset((*REFUSED, *MEDIA))
 _REFUSED_BESIDE_QUESTION = _REFUSED_BESIDE.union(MATERIAL)
@@ -57,7 +57,7 @@ _LIST_IN_TEXT = re.compile(r"\s*\[\s*\{")
 
 
 class Beside(NamedTuple):
-    """The system message and the tools beside a dialogue, and the columns that become metadata.
+    """System message, tools and metadata columns beside a dialogue.
 
     Example:
         >>> beside({"system": "Be brief.", "id": 3}, set(), []).system
@@ -70,33 +70,33 @@ class Beside(NamedTuple):
 
 
 def beside(row: Row, used: set[str], messages: Sequence[Row], *, is_question: bool = False) -> Beside:
-    """Sort the columns of a row that its spelling did not use.
+    """Sort the columns outside the dialogue's layout.
 
     Args:
-        row: The row as it stands in the file.
-        used: Names of the columns that hold the dialogue, and of Puna's own fields.
+        row: All columns of the row.
+        used: Names of the dialogue's columns and of Puna's own fields.
         messages: The dialogue in OpenAI's spelling.
-        is_question: Whether the dialogue is one question in a column of its own, which may need other columns.
+        is_question: Whether the dialogue is a question column with an answer column.
 
     Raises:
-        ChatError: A column belongs to the prompt and has no place in a conversation, or contradicts the dialogue.
+        ChatError: A prompt column has no place in a conversation, or a column contradicts the dialogue.
 
     Example:
         >>> beside({"id": 3, "source": "web", "system": "Be brief."}, {"id"}, []).descriptive
         ('source',)
     """
     others = {name: value for name, value in row.items() if name not in used and value is not None}
-    given = {name: value for name, value in others.items() if is_given(value)}
-    for name, value in given.items():
+    filled = {name: value for name, value in others.items() if is_given(value)}
+    for name, value in filled.items():
         if name not in SYSTEM and name not in TOOLS:
             _refuse_prompt_column(name, value, _REFUSED_BESIDE_QUESTION if is_question else _REFUSED_BESIDE)
             _refuse_other_text(name, value, messages)
-    descriptive = tuple(name for name in others if name not in given or name not in (*SYSTEM, *TOOLS))
-    return Beside(_system(given, messages), _tools(given), descriptive)
+    descriptive = tuple(name for name in others if name not in filled or name not in (*SYSTEM, *TOOLS))
+    return Beside(_system(filled, messages), _tools(filled), descriptive)
 
 
 def with_system(messages: list[Row], system: str) -> list[Row]:
-    """Return a dialogue behind a system message, unless it begins with the same one; an empty one is replaced.
+    """Return a dialogue with a system message, unless the dialogue has a non-empty system message.
 
     Example:
         >>> with_system([{"role": "user", "content": "Open?"}], "Be brief.")[0]
@@ -112,9 +112,9 @@ def with_system(messages: list[Row], system: str) -> list[Row]:
 
 
 def with_history(messages: list[Row], row: Row, used: set[str]) -> list[Row]:
-    """Return a dialogue behind the earlier turns of a row, and add the name of their column to `used`.
+    """Return a dialogue after the turns of a history column; add the column's name to `used`.
 
-    LLaMA-Factory and ms-swift write pairs of question and answer, others messages.
+    The history is a list of messages, or of [question, answer] pairs as in LLaMA-Factory and ms-swift.
 
     Example:
         >>> with_history([{"role": "user", "content": "And now?"}], {"history": [["Open?", "Yes."]]}, set())[1]
@@ -147,7 +147,7 @@ def _pair(pair: Any, place: str) -> list[str]:
 
 
 def tool_list(value: Any, name: str) -> list[Any]:
-    """Read tool definitions: a list, one definition, JSON of these in a string, or a list of such strings.
+    """Read tool definitions: a list, a single definition, JSON in a string, or a list of JSON strings.
 
     Example:
         >>> tool_list('[{"name": "now"}]', "tools")
@@ -161,7 +161,7 @@ def tool_list(value: Any, name: str) -> list[Any]:
 
 
 def has(row: Row, name: str) -> bool:
-    """Return whether a row has a value in a column.
+    """Tell whether a row has a value in a column.
 
     Example:
         >>> has({"answer": ""}, "answer"), has({"answer": None}, "answer")
@@ -171,7 +171,7 @@ def has(row: Row, name: str) -> bool:
 
 
 def first_given(row: Row, names: Sequence[str]) -> str:
-    """Return the first of these columns that says anything, otherwise the first one; "" for no columns.
+    """Return the first column with content, otherwise the first column; "" for no columns.
 
     Datasets joined from several files pad an absent column with an empty list.
 
@@ -183,14 +183,14 @@ def first_given(row: Row, names: Sequence[str]) -> str:
 
 
 def is_given(value: Any) -> bool:
-    """Return whether a column says anything: an empty text, list or object says nothing.
+    """Tell whether a value has content; empty texts, lists and objects have no content.
 
     Example:
         >>> is_given([]), is_given({"a": None}), is_given(0)
         (False, False, True)
     """
     if isinstance(value, dict):
-        return any(map(is_given, cast(Row, value).values()))  # Arrow pads absent objects, too.
+        return any(map(is_given, cast(Row, value).values()))  # NOTE: Arrow pads absent objects.
     if isinstance(value, list):
         return any(map(is_given, cast(list[Any], value)))
     return value is not None and not (isinstance(value, str) and value.strip() in _EMPTY_TEXTS)
@@ -204,29 +204,35 @@ def _refuse_prompt_column(name: str, value: Any, refused: frozenset[str]) -> Non
             expected="text in the messages, system prompts and tools only",
         )
     if name in VERDICTS and isinstance(value, bool):
-        raise ChatError(f"the column '{name}' judges one answer alone (KTO)", expected="answers to learn, or pairs")
+        raise ChatError(
+            f"the column '{name}' judges one answer alone (KTO)", expected="answers to train on, or preference pairs"
+        )
     if name == "mask" and str(value).lower() not in ("user", "human"):
-        raise ChatError(f"the column 'mask' is {value!r}", expected="'User': answers of the assistant are learned")
+        raise ChatError(
+            f"the column 'mask' is {value!r}", expected="'User', since the assistant's answers are trained on"
+        )
     if name == "info" and any(f'"{tools}"' in json.dumps(value, default=str).replace("\\", "") for tools in TOOLS):
-        raise ChatError("the column 'info' holds tools", expected="them in a column 'tools'")
+        raise ChatError("the column 'info' holds tools", expected="tool definitions in a column 'tools'")
 
 
 def _refuse_other_text(name: str, value: Any, messages: Sequence[Row]) -> None:
-    """Refuse a column that holds words, messages or tools of a dialogue which the dialogue does not hold."""
+    """Raise ChatError for a column with words, messages or tools that are missing from the dialogue."""
     if name in TEXTS and isinstance(value, str):
         said = [message["content"].strip() for message in messages if isinstance(message.get("content"), str)]
         text = value.strip()
         is_copy = any(text in each for each in said) or (name == "text" and bool(said) and said[-1] in text)
         if not is_copy:
-            raise ChatError(f"the column '{name}' says what the messages do not", expected="one dialogue in a row")
+            raise ChatError(
+                f"the column '{name}' has text that is missing from the messages", expected="one dialogue in a row"
+            )
     value = parsed(value, name) if isinstance(value, str) and _LIST_IN_TEXT.match(value) else value
     if _looks_like(value, ("role", "content")) or _looks_like(value, ("from", "value")):
-        stated = [(each["role"], each.get("content")) for each in read_messages(value, name).messages]
-        given = [(each["role"], each.get("content")) for each in messages]
-        if stated not in (given[: len(stated)], given[len(given) - len(stated) :]):
+        stated = [(message["role"], message.get("content")) for message in read_messages(value, name).messages]
+        dialogue = [(message["role"], message.get("content")) for message in messages]
+        if stated not in (dialogue[: len(stated)], dialogue[len(dialogue) - len(stated) :]):
             raise ChatError(f"the column '{name}' holds other messages", expected="one dialogue in a row")
     elif _looks_like(value, ("name", "parameters")) or _looks_like(_inner(value), ("name", "parameters")):
-        raise ChatError(f"the column '{name}' holds tools", expected="them in a column 'tools'")
+        raise ChatError(f"the column '{name}' holds tools", expected="tool definitions in a column 'tools'")
 
 
 def _inner(value: Any) -> list[Any]:
@@ -239,23 +245,23 @@ def _looks_like(value: Any, names: tuple[str, ...]) -> bool:
 
 
 def _system(others: Row, messages: Sequence[Row]) -> str:
-    given = {name: others[name] for name in SYSTEM if name in others}
-    for name, value in given.items():
+    prompts = {name: others[name] for name in SYSTEM if name in others}
+    for name, value in prompts.items():
         if not isinstance(value, str):
             raise ChatError(f"the column '{name}' is {type(value).__name__}", expected="a string")
-    texts = {name: value.strip() for name, value in given.items()}
+    texts = {name: value.strip() for name, value in prompts.items()}
     first = messages[0] if messages else {}
     if first.get("role") == "system" and isinstance(first.get("content"), str) and first["content"].strip():
         texts["the first message"] = first["content"].strip()
     if len(set(texts.values())) > 1:
         raise ChatError(f"{' and '.join(texts)} hold different system messages", expected="one system message in a row")
-    return next(iter(given.values()), "")
+    return next(iter(prompts.values()), "")
 
 
 def _tools(others: Row) -> list[Any]:
-    found = {name: tool_list(others[name], name) for name in TOOLS if name in others}
-    given = {name: tools for name, tools in found.items() if tools}
-    first = next(iter(given.values()), [])
-    if any(tools != first for tools in given.values()):
-        raise ChatError(f"{' and '.join(given)} hold different tools", expected="one list of tools")
+    lists = {name: tool_list(others[name], name) for name in TOOLS if name in others}
+    filled = {name: tools for name, tools in lists.items() if tools}
+    first = next(iter(filled.values()), [])
+    if any(tools != first for tools in filled.values()):
+        raise ChatError(f"{' and '.join(filled)} hold different tools", expected="one list of tools")
     return first

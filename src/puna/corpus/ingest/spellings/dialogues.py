@@ -1,24 +1,24 @@
-"""A row in any known spelling of a dialogue -> a conversation in OpenAI's spelling, and the name of the spelling.
+"""A row with a dialogue in a known layout -> a conversation in OpenAI's layout, and the name of the layout.
 
-The columns decide: every spelling has columns of its own, and the other columns of a row must not contradict.
+Column names decide the layout. Other columns of the row must not contradict the dialogue.
 """
 
 from typing import Any, NamedTuple
 
 from puna.corpus.ingest.spellings.columns import Row, beside, first_given, has, is_given, with_history, with_system
 from puna.corpus.ingest.spellings.messages import Messages, read_messages
-from puna.corpus.ingest.spellings.spoken import as_prompt
+from puna.corpus.ingest.spellings.transcripts import as_prompt
 from puna.formats.chat.conversation import is_blank
 from puna.pipeline.errors import ChatError, DataError
 
-# Columns that hold a list of messages, in the order in which they are looked for.
+# Columns with a list of messages, in order of precedence.
 LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "dialogs")
 # Puna's own fields of a conversation beside the messages and the tools.
 OWN = {"environment", "builtin_tools", "call_format", "today", "id", "metadata"}
 
 
 class Instruction(NamedTuple):
-    """A spelling with one question and one answer in columns of their own.
+    """A layout with question and answer in two columns.
 
     Example:
         >>> Instruction("Alpaca", "instruction", "output", addition="input").name
@@ -44,7 +44,7 @@ INSTRUCTIONS = (
 
 
 class Answers(NamedTuple):
-    """A spelling of a pair: its name, and the columns of the better and the worse answer.
+    """A layout of a preference pair: name, and the columns of the better and the worse answer.
 
     Example:
         >>> Answers("TRL", "chosen", "rejected").better
@@ -66,9 +66,9 @@ PAIRS = (
 
 
 class Dialogue(NamedTuple):
-    """Fields for Conversation.from_json, the name of the spelling, and the columns that are no part of the dialogue.
+    """Fields for Conversation.from_json, the name of the layout, and the columns outside the dialogue.
 
-    `descriptive` columns become metadata; `left_out` names fields of messages that the prompt format has no room for.
+    `descriptive` columns become metadata; `left_out` lists message fields without a place in the prompt format.
 
     Example:
         >>> read_dialogue({"question": "Open?", "answer": "Yes.", "rank": 3}).descriptive
@@ -82,7 +82,7 @@ class Dialogue(NamedTuple):
 
 
 def is_dialogue(row: Row) -> bool:
-    """Return whether a row holds a dialogue in a known spelling, or a pair of answers.
+    """Tell whether a row holds a dialogue in a known layout, or a preference pair.
 
     Example:
         >>> is_dialogue({"text": "A page."})
@@ -91,16 +91,16 @@ def is_dialogue(row: Row) -> bool:
     return (
         _pair_of(row) is not None
         or any(_holds_list(row, name) for name in LISTS)
-        or any(_is_spelled(row, each) for each in INSTRUCTIONS)
+        or any(_is_spelled(row, layout) for layout in INSTRUCTIONS)
     )
 
 
 def read_dialogue(row: Row) -> Dialogue:
-    """Read a row that holds a dialogue.
+    """Read a row with a dialogue.
 
     Raises:
-        DataError: The row holds a pair of answers.
-        ChatError: The field that cannot be read, or that contradicts the dialogue.
+        DataError: The row holds a preference pair.
+        ChatError: A field is unreadable or contradicts the dialogue.
 
     Example:
         >>> read_dialogue({"question": "Open?", "answer": "Yes."}).fields["messages"][1]
@@ -124,13 +124,13 @@ def read_dialogue(row: Row) -> Dialogue:
 
 
 def _pair_of(row: Row) -> Answers | None:
-    """Return the spelling of the pair of answers that a row holds; empty columns hold none."""
-    # The worse answer first: in most rows that column is missing, while every dialogue may have the other one.
+    """Return the layout of a preference pair; None for other rows and empty columns."""
+    # The column of the worse answer first: most rows lack the column, which ends the check early.
     return next((pair for pair in PAIRS if is_given(row.get(pair.worse)) and is_given(row.get(pair.better))), None)
 
 
 def _holds_list(row: Row, name: str) -> bool:
-    """Return whether a column holds messages; a conversation may also be the name of one."""
+    """Tell whether a column holds messages; a column `conversation` may also hold an id."""
     value = row.get(name)
     is_list = isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
     return is_list or (name == "messages" and value is not None)
@@ -141,7 +141,7 @@ def _is_spelled(row: Row, spelling: Instruction) -> bool:
 
 
 def _read_instruction(row: Row) -> tuple[Messages, set[str]]:
-    spelling = next(each for each in INSTRUCTIONS if _is_spelled(row, each))
+    spelling = next(layout for layout in INSTRUCTIONS if _is_spelled(row, layout))
     used = {spelling.question, spelling.answer} | ({spelling.addition} - {""})
     prompt = read_question(row[spelling.question], row.get(spelling.addition), spelling.question, spelling.addition)
     answer, left_out = row[spelling.answer], prompt.left_out
@@ -157,15 +157,15 @@ def _read_instruction(row: Row) -> tuple[Messages, set[str]]:
     if prompt.messages and prompt.messages[-1]["role"] == "assistant":
         raise ChatError(f"{spelling.question} ends with the assistant", expected="a user or a tool")
     # TRL learns from the completion alone: answers in the prompt are context.
-    asked = [each | {"weight": 0} if each["role"] == "assistant" else each for each in prompt.messages]
-    return Messages([*asked, *said], spelling.name, left_out), used
+    context = [message | {"weight": 0} if message["role"] == "assistant" else message for message in prompt.messages]
+    return Messages([*context, *said], spelling.name, left_out), used
 
 
 def read_question(question: Any, addition: Any, column: str, addition_column: str) -> Messages:
-    """Read a question in a column of its own: a text, with the text of a second column, or messages.
+    """Read the column of a question: a text, joined with the text of a second column, or messages.
 
     Raises:
-        ChatError: The addition is no text, or stands beside messages, so that its words would be lost.
+        ChatError: The second column is no text, or stands beside messages, where the text would be lost.
 
     Example:
         >>> read_question("Is it late?", "Ferry A", "instruction", "input").messages
@@ -183,7 +183,7 @@ def read_question(question: Any, addition: Any, column: str, addition_column: st
 
 
 def _require_words(messages: list[Row]) -> None:
-    """Refuse a user message without words, which no answer can follow from."""
+    """Raise ChatError for a user message without words."""
     for index, message in enumerate(messages):
         content = message.get("content")
         if message["role"] == "user" and (content is None or (isinstance(content, str) and is_blank(content))):

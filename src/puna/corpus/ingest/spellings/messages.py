@@ -18,7 +18,7 @@ ROLES = {
     **dict.fromkeys(("tool", "ipython", "function", "observation", "tool_response", "function_response"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "call"),
 }
-# Fields of a message that the prompt format has no room for: the name of a speaker, and descriptions of the message.
+# Fields without a place in the prompt format: speaker names and descriptions of the message.
 DESCRIPTIVE = frozenset(
     ["name", "id", "message_id", "turn_id", "index", "timestamp", "created_at", "model", "language", "num_tokens"]
 )
@@ -49,7 +49,7 @@ def read_messages(value: Any, place: str) -> Messages:
         place: Name of the column, for errors.
 
     Raises:
-        ChatError: The place that cannot be read.
+        ChatError: A message is unreadable; the error names the place.
 
     Example:
         >>> read_messages([{"from": "human", "value": "Open?"}], "conversations").messages
@@ -80,7 +80,7 @@ def read_messages(value: Any, place: str) -> Messages:
 
 
 def parsed(text: str, place: str) -> Any:
-    """Parse a column that holds JSON in a string.
+    """Parse a column of JSON in a string.
 
     Raises:
         ChatError: The string is not JSON.
@@ -143,7 +143,7 @@ def _read_message(item: Any, place: str) -> dict[str, Any]:
 
 
 def _says_something(name: str, value: Any) -> bool:
-    """Return whether a field has to be read: null, and an empty value of an unknown field, say nothing."""
+    """Tell whether a field has content: neither null nor an empty value of an unknown field."""
     return value is not None and (name in ("content", "value", "role", "from") or value not in ("", [], {}))
 
 

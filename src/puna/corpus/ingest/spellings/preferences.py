@@ -1,7 +1,6 @@
-"""A row in any known spelling of a pair -> the fields of a preference, and the name of the spelling.
+"""A row with a preference pair in a known layout -> the fields of a preference, and the name of the layout.
 
-Takes answers as messages or as text, behind a prompt or behind the same dialogue twice. Scores do not become
-strengths.
+Answers are messages or texts, after a prompt or after two copies of the dialogue. Scores do not become strengths.
 """
 
 from typing import Any, cast
@@ -9,13 +8,13 @@ from typing import Any, cast
 from puna.corpus.ingest.spellings.columns import Row, beside, first_given, has, is_given, with_history, with_system
 from puna.corpus.ingest.spellings.dialogues import LISTS, PAIRS, Answers, Dialogue, read_question
 from puna.corpus.ingest.spellings.messages import ROLES, Messages, read_messages
-from puna.corpus.ingest.spellings.spoken import split_turns
+from puna.corpus.ingest.spellings.transcripts import split_turns
 from puna.data.preference import ANSWERS, SETTINGS
 from puna.formats.chat.conversation import is_blank
 from puna.pipeline.errors import ChatError, DataError
 
 OWN = {"edited", "strength", "id", "metadata", *SETTINGS} - {"tools"}
-# Columns with the prompt of a pair, in the order in which they are looked for.
+# Columns with the prompt of a pair, in order of precedence.
 PROMPTS = ("prompt", "question", "instruction", "query", *LISTS, "input")
 _ADDITIONS = {"instruction": "input"}
 NAMES = ("chosen", "rejected")
@@ -23,11 +22,11 @@ _BEFORE = ("system", "user")
 
 
 def read_preference(row: Row) -> Dialogue:
-    """Read a row that holds a pair; `fields` are those of Preference.from_json.
+    """Read a row with a preference pair; `fields` suit Preference.from_json.
 
     Raises:
-        DataError: The row holds no pair.
-        ChatError: The field that cannot be read, or that contradicts the dialogue.
+        DataError: The row holds no preference pair.
+        ChatError: A field is unreadable or contradicts the dialogue.
 
     Example:
         >>> read_preference({"question": "Open?", "chosen": "Until six.", "rejected": "No."}).fields["prompt"]
@@ -69,7 +68,7 @@ def _read_openai(row: Row, spelling: Answers) -> Dialogue:
 
 
 def _read_continued(row: Row, spelling: Answers) -> Dialogue:
-    """Read ms-swift's pair: messages that end with the better answer, and the worse one as text or as messages."""
+    """Read ms-swift's pair: messages with the better answer at the end, and the worse answer as text or messages."""
     read = read_messages(row["messages"], "messages")
     answers = [index for index, message in enumerate(read.messages) if message["role"] == "user"]
     size = answers[-1] + 1 if answers else 0
@@ -124,7 +123,7 @@ def _read_answer(value: Any, column: str, has_prompt: bool, left_out: set[str]) 
 
 
 def _apart(prompt: list[Row], answers: dict[str, list[Row]]) -> tuple[list[Row] | None, dict[str, list[Row]]]:
-    """Take the prompt from answers that repeat it; return no prompt where all answers hold a longer dialogue."""
+    """Split the shared prompt from the answers; return no prompt where all answers hold a longer dialogue."""
     rests = {name: _without_prompt(answer, prompt) for name, answer in answers.items()}
     is_whole = all(answer and answer[0]["role"] in _BEFORE for answer in answers.values())
     is_longer = any(message["role"] in _BEFORE for rest in rests.values() for message in rest)
@@ -143,7 +142,7 @@ def _without_prompt(answer: list[Row], prompt: list[Row]) -> list[Row]:
 
 
 def _require_words(prompt: list[Row] | None, answers: dict[str, list[Row]]) -> None:
-    """Refuse an answer or a question without words; a preference for an empty text teaches to say nothing."""
+    """Raise ChatError for an answer or question without words: a preferred empty text would train silence."""
     for name in ANSWERS:
         for message in answers.get(name, []):
             if message["role"] == "assistant" and not _said(message) and not message.get("tool_calls"):

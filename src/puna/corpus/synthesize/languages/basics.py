@@ -1,4 +1,4 @@
-"""The shape of the basics in one language: greetings, opening hours, phone, price, e-mail, refusals.
+"""Schema of the basics in a language: greetings, opening hours, phone, price, e-mail, refusals.
 
 The data are in european.py and others.py.
 """
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Said(NamedTuple):
-    """Ways to say one thing, the reply, and what a right reply contains.
+    """Wordings of a user message, the reply, and the needles of a right reply.
 
     Example:
         >>> Said(("Hola",), "Hola, soy el asistente de {name}.", ("{name}",)).said[0]
@@ -20,7 +20,7 @@ class Said(NamedTuple):
 
 
 class Basics(NamedTuple):
-    """One language. Keys of the tables: hours, closed, phone, price, email.
+    """A language. Keys of the tables: hours, closed, phone, price, email.
 
     Example:
         >>> LANGUAGES["de"].days[0]
@@ -33,12 +33,12 @@ class Basics(NamedTuple):
     week: str  # the label of Monday to Friday
     span: str  # "{a} to {b}"
     closed: str
-    closed_needle: str  # what every answer about a closed day contains
+    closed_needle: str  # in every answer about a closed day
     labels: dict[str, str]
     sentences: dict[str, tuple[str, ...]]
     questions: dict[str, tuple[str, ...]]
     answers: dict[str, str]
-    not_said: str  # what every refusal contains
+    not_said: str  # in every refusal
     refusals: tuple[str, ...]
     off_topic: tuple[str, ...]
     talk: dict[str, Said]

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
+from puna.corpus.synthesize.content import values
+from puna.corpus.synthesize.content.layouts import LAYOUTS, Line, frame_page
+from puna.corpus.synthesize.content.names import Split, draw_name
+from puna.corpus.synthesize.content.scenes import Asked, Scene, Turn, make_scene, make_turn
 from puna.corpus.synthesize.languages.basics import Basics
 from puna.corpus.synthesize.languages.others import LANGUAGES
-from puna.corpus.synthesize.matter import values
-from puna.corpus.synthesize.matter.layouts import LAYOUTS, Line, frame_page
-from puna.corpus.synthesize.matter.names import Split, draw_name
-from puna.corpus.synthesize.matter.scenes import Asked, Scene, Turn, make_scene, make_turn
 
 SHOPS = ("{}", "{} & Co", "Casa {}", "{} 24", "Atelier {}", "Studio {}", "Café {}", "{} Sport", "Hotel {}", "Radio {}")
 # Layouts that a page of labels and short sentences can have in any language.

@@ -1,1 +1,1 @@
-"""One small function a rule: figures -> a Finding, or None where they show nothing; table.py lists them all."""
+"""Rules of the diagnosis, a function per rule: figures -> a Finding, or None. The table is table.py."""

@@ -1,11 +1,11 @@
-"""Facts of the answers in the training data -> answers that are mostly one and the same, or empty."""
+"""Facts about the answers in the training data -> findings about repeated or empty answers."""
 
 from puna.evaluation.diagnose.record import Record
 from puna.pipeline.finding import Finding
 
-# A classifier of three equal classes has a third; in dialogues of people the most frequent answer has a few percent.
+# Three balanced classes give a share of one third; the most frequent answer in human dialogues has a few percent.
 MOST_EQUAL = 0.35
-# Below so many answers a share says little.
+# A share of fewer answers says little.
 LEAST_ANSWERS = 10
 MOST_EMPTY = 0.01
 
@@ -18,7 +18,7 @@ def answers_equal(record: Record) -> Finding | None:
         return None
     seen = f"{count:,} of {total:,} answers looked at ({count / total:.1%}) are {facts['most_frequent']!r}."
     remedy = (
-        "Set max_equal_answers at puna ingest, or correct the answers; leave them if so few different ones are meant."
+        "Set max_equal_answers at puna ingest, or correct the answers. Change nothing if the task has so few answers."
     )
     return Finding("answers-equal", seen, remedy)
 
@@ -31,5 +31,5 @@ def answers_empty(record: Record) -> Finding | None:
         return None
     seen = f"{empty:,} of {empty + facts['num_spoken']:,} answers looked at are empty."
     return Finding(
-        "answers-empty", seen, "Let puna ingest read the rows, which leaves these out, or write the answers."
+        "answers-empty", seen, "Read the rows with puna ingest, which drops empty answers, or write the answers."
     )

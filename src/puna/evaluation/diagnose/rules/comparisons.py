@@ -1,38 +1,40 @@
-"""Scores and records of student, plain model and teacher, side by side -> what makes the student the worse one."""
+"""Scores and records of a comparison group -> causes of a student below its baseline or start model."""
 
 from puna.evaluation.diagnose.comparison_group import ComparisonGroup
 from puna.pipeline.finding import Finding
 
 MOST_FEWER_TOKENS = 0.9
-# What decides how much was learned from, and how fast; other settings differ between objectives by their nature.
-# Stored labels hold their own rows, with their identifiers drawn already.
+# BUDGET: settings that must be equal for a fair comparison. Other settings may differ between objectives.
+# OF_LABELS: settings that a run on stored labels does not need, since the labels hold the rows.
 OF_LABELS = ("data", "fresh_identifiers")
 BUDGET = ("data", "context", "fresh_identifiers", "precision")
 
 
 def teacher_not_better(comparison: ComparisonGroup) -> Finding | None:
-    """On these questions the teacher is not shown to be better than the student's model is without it."""
+    """The teacher is not shown to be better than the baseline (without a baseline: the start model)."""
     teacher, other = comparison.teacher, comparison.baseline or comparison.start
     if teacher is None or other is None:
         return None
     difference = comparison.difference(teacher, other)
     if difference.low > 0:
         return None
-    found = "is worse than" if difference.high < 0 else "is not shown to be better than"
-    seen = f"The teacher {teacher.name} {found} {other.name} on these questions: {difference}."
-    remedy = "Tune the teacher on this task first or take another; ask more questions if the interval is wide."
+    verdict = "is worse than" if difference.high < 0 else "is not shown to be better than"
+    seen = f"The teacher {teacher.name} {verdict} {other.name} on these questions: {difference}."
+    remedy = "Tune the teacher on this task first or take another teacher; ask more questions if the interval is wide."
     return Finding("teacher-not-better", seen, remedy)
 
 
 def tokenizer_differs(comparison: ComparisonGroup) -> Finding | None:
-    """Teacher and student have different tokenizers, and nothing aligned what they say."""
+    """Teacher and student have different tokenizers, and the run aligned no spans."""
     teacher, student = comparison.teacher, comparison.student
     if teacher is None or teacher.tokenizer == student.tokenizer:
         return None
     if student.record is not None and student.record.has("aligned_share"):
         return None
     seen = f"The tokenizer of {teacher.name} is not that of {student.name}."
-    remedy = "Distil across tokenizers with aligned spans, train on the teacher's answers, or begin with its tokenizer."
+    remedy = (
+        "Distil across tokenizers with aligned spans, train on the teacher's answers, or take the teacher's tokenizer."
+    )
     return Finding("tokenizer-differs", seen, remedy)
 
 
@@ -42,12 +44,12 @@ def chat_differs(comparison: ComparisonGroup) -> Finding | None:
     if teacher is None or not (teacher.template and student.template) or teacher.template == student.template:
         return None
     seen = f"The chat template of {teacher.name} is not that of {student.name}."
-    remedy = "See what puna doctor says about the teacher, and ask it in its own format (puna answer)."
+    remedy = "Run puna doctor on the teacher, and let the teacher answer in its own format (puna answer)."
     return Finding("chat-differs", seen, remedy)
 
 
 def questions_differ(comparison: ComparisonGroup) -> Finding | None:
-    """The questions are of a form that hardly occurs in the training text."""
+    """The questions have system messages, tools or lengths that are rare in the training text."""
     record = comparison.student.record
     trained = record.facts.get("conversations", {}) if record else {}
     asked = comparison.questions
@@ -63,12 +65,12 @@ def questions_differ(comparison: ComparisonGroup) -> Finding | None:
     if not seen:
         return None
     return Finding(
-        "questions-differ", "; ".join(seen).capitalize() + ".", "Train on rows of the form you will be asked."
+        "questions-differ", "; ".join(seen).capitalize() + ".", "Train on rows in the form of the questions."
     )
 
 
 def budget_differs(comparison: ComparisonGroup) -> Finding | None:
-    """The plain run saw more of the data, or other data, than the student's run."""
+    """The baseline's run read more of the data, or other data, than the student's run."""
     if comparison.baseline is None or not (comparison.student.record and comparison.baseline.record):
         return None
     student, baseline = comparison.student.record, comparison.baseline.record
@@ -80,5 +82,5 @@ def budget_differs(comparison: ComparisonGroup) -> Finding | None:
         seen.insert(0, f"tokens read: {tokens[0]:,} against {tokens[1]:,}")
     if not seen:
         return None
-    text = f"{comparison.student.name} and {comparison.baseline.name} were trained unlike ({'; '.join(seen)})."
-    return Finding("budget-differs", text, "Give both the same data and as many steps, then compare.")
+    text = f"{comparison.student.name} and {comparison.baseline.name} were trained differently ({'; '.join(seen)})."
+    return Finding("budget-differs", text, "Give both runs the same data and the same number of steps, then compare.")

@@ -1,4 +1,4 @@
-"""The loss on the start model's data, and scores of general tasks -> what was forgotten."""
+"""Loss on the start model's data, and scores of general tasks -> findings about forgetting."""
 
 import math
 
@@ -6,13 +6,13 @@ from puna.evaluation.diagnose.comparison_group import ComparisonGroup
 from puna.evaluation.diagnose.record import Record
 from puna.pipeline.finding import Finding
 
-# As if every tenth guess more were needed.
+# A perplexity 10 % higher.
 MOST_RISE = math.log(1.1)
-REMEDY = "Mix some of the old data in, or tune an adapter instead; if that is not enough, lower optim.lr."
+REMEDY = "Mix in some of the start model's data, or tune an adapter instead; if that is not enough, lower optim.lr."
 
 
 def forgot_start(record: Record) -> Finding | None:
-    """The loss on what the start model had learned from rose."""
+    """The loss on the start model's training data rose."""
     before, after = record.facts.get("start_data_loss"), record.facts.get("start_data_loss_after")
     if before is None or after is None or after - before <= MOST_RISE:
         return None
@@ -21,7 +21,7 @@ def forgot_start(record: Record) -> Finding | None:
 
 
 def forgot_general(comparison: ComparisonGroup) -> Finding | None:
-    """Scores on the general tasks fell against the start model, or against the plain one."""
+    """The student scores below start model or baseline on the general tasks."""
     for other in filter(None, (comparison.start, comparison.baseline)):
         general = comparison.general_difference(comparison.student, other)
         if general is not None and general.high < 0:

@@ -1,16 +1,16 @@
-"""Losses, learning rate and gradient norms of a run -> what was wrong with how it learned."""
+"""Losses, learning rate and gradient norms of a run -> findings about the optimization."""
 
 import numpy as np
 
 from puna.evaluation.diagnose.record import Record
 from puna.pipeline.finding import Finding
 
-# A standard error from few steps is a guess: three of them before a difference counts.
+# A difference counts from three standard errors on: few steps give only a rough standard error.
 ERRORS = 3
 MOST_RISE = 1.2
-# The first batch's loss alone may lie a third below the usual one.
+# The loss of the first batch may lie a third below the usual loss.
 MOST_EARLY_RISE = 1.5
-# In nats: where a student begins nearly as good as its teacher, batches differ by more than half.
+# In nats: for a student that starts nearly as good as the teacher, batches differ by more than half.
 LEAST_EARLY_RISE = 0.2
 LEAST_FALL = 0.01
 MOST_LAST_FALL = 0.1
@@ -24,11 +24,11 @@ FIRST, THIRD_QUARTER, LAST = (0.0, 0.1), (0.65, 0.75), (0.9, 1.0)
 
 
 def loss_diverged(record: Record) -> Finding | None:
-    """The loss rose far above where it began, or is at the end well above the best that it had been."""
+    """The loss rose far above the first loss, or ended well above the best loss of the run."""
     losses = record.values("loss")
     highest = float(np.convolve(losses, np.ones(3) / 3, "valid").max()) if len(losses) >= 3 else 0.0
     if highest > max(MOST_EARLY_RISE * losses[0], losses[0] + LEAST_EARLY_RISE):
-        seen = f"The loss was {losses[0]:.3f} at the first step and rose to {highest:.3f} (three steps on end)."
+        seen = f"The loss was {losses[0]:.3f} at the first step and rose to {highest:.3f} (mean of three steps)."
         return Finding("loss-diverged", seen, LOWER_RATE, ("lower rate",))
     tenths = [(tenth / 10, (tenth + 1) / 10) for tenth in range(10)]
     means = [record.mean("loss", *tenth) for tenth in tenths]
@@ -44,7 +44,7 @@ def loss_diverged(record: Record) -> Finding | None:
 
 
 def rate_high(record: Record) -> Finding | None:
-    """The loss stood still while the rate was high, and fell only as the rate did."""
+    """The loss stayed level at the high learning rate, and fell only with the learning rate."""
     optim = record.config.get("optim", {})
     fall, error = record.fall("loss", MIDDLE[1], LAST)
     middle, _ = record.fall("loss", *MIDDLE)
@@ -67,12 +67,12 @@ def loss_stuck(record: Record) -> Finding | None:
         return None
     rate = record.config.get("optim", {}).get("lr")
     seen = f"The loss was {first:.3f} in the first tenth of the run and {first - fall:.3f} in the last (lr = {rate})."
-    remedy = "Raise optim.lr threefold, and see that the data hold what the model does not know yet."
+    remedy = "Raise optim.lr threefold, and check that the data hold something new to the model."
     return Finding("loss-stuck", seen, remedy, ("raise rate",))
 
 
 def loss_jumps(record: Record) -> Finding | None:
-    """Several steps threw the loss back more than half of the way to where it began."""
+    """Several steps raised the loss by more than half of the progress so far."""
     losses = record.values("loss")
     first, window = float(losses[0]), max(10, len(losses) // 20)
     jumps = 0
@@ -83,13 +83,13 @@ def loss_jumps(record: Record) -> Finding | None:
         jumps += losses[step] - middle > max(6 * usual, (first - middle) / 2)
     if jumps < JUMPS:
         return None
-    seen = f"In {jumps} steps the loss rose by more than half of all that had been learned."
+    seen = f"In {jumps} steps the loss rose by more than half of the progress so far."
     remedy = "Look for broken rows, then lower optim.lr or optim.clip."
     return Finding("loss-jumps", seen, remedy, ("lower rate",))
 
 
 def steps_skipped(record: Record) -> Finding | None:
-    """Steps were left out because the loss or its gradient was not finite."""
+    """The loop skipped steps without a finite loss or gradient."""
     skipped = sum(row.get("loss", 0) is None or row.get("gradient_norm", 0) is None for row in record.rows)
     if skipped < 2:
         return None
@@ -98,7 +98,7 @@ def steps_skipped(record: Record) -> Finding | None:
 
 
 def gradient_clipped(record: Record) -> Finding | None:
-    """Nearly all gradients were cut, to a tenth of their length or less."""
+    """Nearly all gradients were clipped, to a tenth of their length or less."""
     clip, warmup = (record.config.get("optim", {}).get(name) for name in ("clip", "warmup_steps"))
     norms = record.values("gradient_norm")[warmup or 0 :]
     if not clip or not len(norms) or (norms > clip).mean() < MOST_CLIPPED or np.median(norms) < MOST_NORM * clip:
@@ -107,16 +107,18 @@ def gradient_clipped(record: Record) -> Finding | None:
         f"After the warm-up {(norms > clip).mean():.0%} of the gradients were clipped at {clip:g}; half of them were "
     )
     seen += f"longer than {np.median(norms):.1f}."
-    remedy = "Lower optim.lr, or raise accumulate: gradients of more tokens are shorter. Is the start model broken?"
+    remedy = (
+        "Lower optim.lr, or raise accumulate: gradients of more tokens are shorter. Check the start model for damage."
+    )
     return Finding("gradient-clipped", seen, remedy, ("lower rate",))
 
 
 def warmup_long(record: Record) -> Finding | None:
-    """The run ended in its warm-up, or soon after."""
+    """The run ended during the warm-up, or soon after."""
     warmup, steps = record.config.get("optim", {}).get("warmup_steps", 0), record.num_steps
     if 2 * warmup <= steps:
         return None
-    seen = f"The warm-up of {warmup} steps is more than half of the {steps} steps that were made."
+    seen = f"The warm-up of {warmup} steps is more than half of the {steps} steps of the run."
     if steps <= warmup:
         seen = f"The run ended after step {steps} of {warmup} steps of warm-up, below its learning rate."
     return Finding("warmup-long", seen, "Lower optim.warmup_steps to a tenth of the steps.")
@@ -128,5 +130,5 @@ def steps_few(record: Record) -> Finding | None:
     whole, _ = record.fall("loss", FIRST, LAST)
     if not whole > 0 or fall <= ERRORS * error or fall / whole <= MOST_LAST_FALL:
         return None
-    seen = f"The last quarter of the {record.num_steps} steps brought {fall / whole:.0%} of all that the loss fell."
+    seen = f"The last quarter of the {record.num_steps} steps brought {fall / whole:.0%} of the whole fall of the loss."
     return Finding("steps-few", seen, "Train longer: twice the steps, and look again.", ("more steps",))

@@ -1,4 +1,4 @@
-"""THE RULES, a function each. In which order findings are told, and which are left out, order.py says."""
+"""Tables of all diagnosis rules, and the functions that apply the rules. order.py sorts the findings."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from puna.evaluation.diagnose.rules import answers, chat, comparisons, fit, forg
 from puna.pipeline.errors import ArtifactError
 from puna.pipeline.finding import Finding
 
-# On what one training run recorded.
+# Rules on the record of one training run.
 RUN_RULES: tuple[Callable[[Record], Finding | None], ...] = (
     masks.mask_empty,
     masks.mask_thin,
@@ -40,7 +40,7 @@ RUN_RULES: tuple[Callable[[Record], Finding | None], ...] = (
     chat.chat_lost,
 )
 
-# On the facts that are known before the first step: what a run would learn from, and what it would lose.
+# Rules on facts that are known before the first step.
 START_RULES: tuple[Callable[[Record], Finding | None], ...] = (
     answers.answers_equal,
     answers.answers_empty,
@@ -49,7 +49,7 @@ START_RULES: tuple[Callable[[Record], Finding | None], ...] = (
     chat.chat_at_risk,
 )
 
-# On scores and records of several checkpoints.
+# Rules on scores and records of a comparison group.
 COMPARISON_RULES: tuple[Callable[[ComparisonGroup], Finding | None], ...] = (
     comparisons.teacher_not_better,
     comparisons.budget_differs,
@@ -61,26 +61,26 @@ COMPARISON_RULES: tuple[Callable[[ComparisonGroup], Finding | None], ...] = (
 
 
 def warn(record: Record) -> list[Finding]:
-    """Apply the rules that need no step to the facts of a run that begins."""
+    """Apply the rules on facts before the first step; the first finding is the first to try."""
     return in_order(finding for rule in START_RULES if (finding := rule(record)))
 
 
 def examine(record: Record) -> list[Finding]:
-    """Apply every rule about a run to its record; what to try first comes first."""
+    """Apply the rules on a training run; the first finding is the first to try."""
     return in_order(_of_run(record))
 
 
 def explain(comparison: ComparisonGroup) -> list[Finding]:
-    """Apply every rule to a student, those beside it and the record of its run; what to try first comes first.
+    """Apply the rules on a comparison group and on the student's training run; the first finding is the first to try.
 
     Raises:
-        ArtifactError: A record that another run left lacks a fact, or has one of another type.
+        ArtifactError: A record lacks a fact, or a fact has another type.
     """
     try:
-        found = [finding for rule in COMPARISON_RULES if (finding := rule(comparison))]
-        return in_order([*found, *(_of_run(comparison.student.record) if comparison.student.record else [])])
+        findings = [finding for rule in COMPARISON_RULES if (finding := rule(comparison))]
+        return in_order([*findings, *(_of_run(comparison.student.record) if comparison.student.record else [])])
     except (TypeError, KeyError, AttributeError, ValueError, ZeroDivisionError) as error:
-        given = f"the records of the run of {comparison.student.name}, or of a checkpoint beside it ({error!r})"
+        given = f"the training records of {comparison.student.name}, or of a model to compare with ({error!r})"
         expected = "run_facts.json, run_config.json and run_metrics.jsonl as a training run writes them"
         raise ArtifactError(given, expected=expected, hint="Train again, or evaluate without compare") from error
 

@@ -19,7 +19,7 @@ from puna.evaluation.tasks.question import Question
 from puna.evaluation.tasks.reward_model import RewardModel
 from puna.formats.chat.conversation import Conversation, Message
 from puna.inference.completer.completer import Completer, Prompt, Sampling
-from puna.inference.completer.endpoint import require_one_source
+from puna.inference.completer.settings import require_one_source
 from puna.pipeline.config import StageConfig
 from puna.pipeline.run import Run
 

@@ -111,8 +111,8 @@ def alpha_notes(config: AdapterConfig, parts: Mapping[str, Mapping[str, str]]) -
 
 def weights_hint(directory: Path) -> str:
     """Return the remedy for a directory with an adapter's settings and without readable weights."""
-    found = next((hint for name, hint in OTHER_WEIGHTS.items() if (directory / name).exists()), "")
-    return found or "Copy adapter_model.safetensors, too"
+    remedy = next((hint for name, hint in OTHER_WEIGHTS.items() if (directory / name).exists()), "")
+    return remedy or "Copy adapter_model.safetensors, too"
 
 
 def missing_hint(directory: Path) -> str:
@@ -143,7 +143,7 @@ def doubts(
 
     On loading, PEFT leaves out modules that are no target, and fails at other ranks.
     """
-    if parts and config.is_lora and config.has_magnitudes != any(MAGNITUDE in each for each in parts.values()):
+    if parts and config.is_lora and config.has_magnitudes != any(MAGNITUDE in stored for stored in parts.values()):
         yield Doubt("rank", f"use_dora = {config.has_magnitudes}, and the tensors of {WEIGHTS_NAME} differ from that")
     ranks = {name.removesuffix(".weight"): rank for name, rank in stored_ranks(layout, parts).items()}
     settings = module_settings(config, list(ranks))
@@ -271,15 +271,15 @@ def is_adapter(directory: Path) -> bool:
 
 def base_of(directory: Path) -> Path | None:
     """Return the base by the adapter's lineage or by the path in the settings; None if that path does not exist."""
-    places: list[Path] = []
+    candidates: list[Path] = []
     if artifact.is_artifact(directory):
         trained_beside = artifact.read_manifest(directory).inputs.get("start")
-        places += [directory / trained_beside["path"]] if trained_beside else []
+        candidates += [directory / trained_beside["path"]] if trained_beside else []
     config_path = find_file(directory, CONFIG_NAME)
     named = read_json(config_path).get("base_model_name_or_path") if config_path else None
     if isinstance(named, str) and named:
-        places += [directory / named, Path(named)]
-    return next((place.resolve() for place in places if place.is_dir()), None)
+        candidates += [directory / named, Path(named)]
+    return next((candidate.resolve() for candidate in candidates if candidate.is_dir()), None)
 
 
 def checkpoint_at(path: Path) -> Path:

@@ -216,13 +216,13 @@ def _shape_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     for key in ("trainable_token_indices", "token_indices"):
         rows = raw.get(key)
         lists: list[Any] = list(rows.values()) if isinstance(rows, dict) else [rows]
-        if rows is not None and not all(_is_list(each, int) and all(row >= 0 for row in each) for each in lists):
+        if rows is not None and not all(_is_list(ids, int) and all(row >= 0 for row in ids) for ids in lists):
             expected = "a list of token ids, or such lists by the names of tables"
             yield Problem(key, f"{key} = {rows!a:.100}", expected)
 
 
 def _is_list(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(type(each) is kind for each in value)
+    return isinstance(value, list) and all(type(item) is kind for item in value)
 
 
 def _is_positive(value: Any) -> bool:

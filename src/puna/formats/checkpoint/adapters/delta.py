@@ -110,14 +110,14 @@ class Delta:
     def _beneath(self, base: Source, name: str) -> torch.Tensor:
         """Return the tensor under the adapter: the base's, or a replacement that PEFT stored."""
         is_tied = base.config.tie_embeddings and name in (EMBEDDING, HEAD)
-        for place in (name, EMBEDDING, HEAD) if is_tied else (name,):
-            if BASE_LAYER in self.parts.get(place, {}):
-                return self.read(place, BASE_LAYER)
+        for source in (name, EMBEDDING, HEAD) if is_tied else (name,):
+            if BASE_LAYER in self.parts.get(source, {}):
+                return self.read(source, BASE_LAYER)
         return base.read(EMBEDDING if is_tied else name)
 
-    def _with_rows(self, weight: torch.Tensor, name: str, place: str) -> torch.Tensor:
+    def _with_rows(self, weight: torch.Tensor, name: str, source: str) -> torch.Tensor:
         rows = torch.tensor(token_rows(self.config, name, is_tied=True))
-        return weight.float().index_copy(0, rows, self.read(place, TOKENS))
+        return weight.float().index_copy(0, rows, self.read(source, TOKENS))
 
     def _with_product(self, weight: torch.Tensor, name: str) -> torch.Tensor:
         parts = self.parts[name]
@@ -136,7 +136,7 @@ class Delta:
 
 def stored_ranks(layout: Mapping[str, StoredTensor], parts: Parts) -> dict[str, int]:
     """Return the stored rank of every pair of matrices, by the tensor of the base."""
-    keys = {name: each.get(DOWN) or each.get(EMBEDDING_DOWN) for name, each in parts.items()}
+    keys = {name: stored.get(DOWN) or stored.get(EMBEDDING_DOWN) for name, stored in parts.items()}
     return {name: (layout[key].shape or (0,))[0] for name, key in keys.items() if key}
 
 

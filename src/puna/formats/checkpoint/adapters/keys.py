@@ -111,7 +111,7 @@ SPELLINGS = (
 )  # fmt: skip
 
 
-class Place(NamedTuple):
+class AdapterKey(NamedTuple):
     """The tensor of the base that a stored tensor changes, the part of an adapter, and the adapter's name if stored."""
 
     name: str
@@ -119,17 +119,17 @@ class Place(NamedTuple):
     adapter_name: str = ""
 
 
-def place_of(key: str) -> Place | None:
+def parse_key(key: str) -> AdapterKey | None:
     """Read the name of a stored tensor; None if no Llama's adapter has such a name.
 
     Example:
-        >>> place_of("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight")
-        Place(name='model.layers.0.self_attn.q_proj.weight', part='lora_A.weight', adapter_name='default')
+        >>> parse_key("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight")
+        AdapterKey(name='model.layers.0.self_attn.q_proj.weight', part='lora_A.weight', adapter_name='default')
     """
     path, part, adapter_name = PREFIXES.sub("", WRAPPERS.sub("", key)), "", ""
-    for ending, found in ENDINGS:
+    for ending, ending_part in ENDINGS:
         if match := ending.search(path):
-            path, part, adapter_name = path[: match.start()], found, match.groupdict().get("name") or ""
+            path, part, adapter_name = path[: match.start()], ending_part, match.groupdict().get("name") or ""
             break
     else:
         if not path.endswith(".weight"):
@@ -142,12 +142,12 @@ def place_of(key: str) -> Place | None:
     if module is None:
         return None
     name = f"model.{module['path']}" if module["path"] else path
-    return Place(f"{name}.weight", part, adapter_name)
+    return AdapterKey(f"{name}.weight", part, adapter_name)
 
 
 def find_spelling(key: str) -> Spelling | None:
     """Return the spelling that a name belongs to, if the program or method is known."""
-    return next((each for each in SPELLINGS if each.mark.search(key)), None)
+    return next((spelling for spelling in SPELLINGS if spelling.mark.search(key)), None)
 
 
 def find_parts(keys: Iterable[str], config: AdapterConfig, path: Path) -> dict[str, dict[str, str]]:
@@ -156,31 +156,31 @@ def find_parts(keys: Iterable[str], config: AdapterConfig, path: Path) -> dict[s
     Raises:
         CheckpointError: A name is another program's, or two names mean the same part.
     """
-    places: dict[str, Place] = {}
+    parsed_keys: dict[str, AdapterKey] = {}
     for key in keys:
-        place = place_of(key)
-        if place is None:
+        parsed = parse_key(key)
+        if parsed is None:
             raise foreign_key(key, path)
-        places[key] = place
-    if len(names := {place.adapter_name for place in places.values() if place.adapter_name}) > 1:
+        parsed_keys[key] = parsed
+    if len(names := {parsed.adapter_name for parsed in parsed_keys.values() if parsed.adapter_name}) > 1:
         raise CheckpointError(
             f"{path} holds the adapters {', '.join(sorted(names))}",
             expected="one adapter",
             hint="Save each adapter into a directory of its own: save_pretrained(..., selected_adapters=[NAME])",
         )
-    if not places:
+    if not parsed_keys:
         raise CheckpointError(f"{path} holds no tensors", expected="an adapter's")
     # A tensor under its plain name is the module's own copy in modules_to_save; elsewhere it replaces the base's.
-    copies = is_saved(config, sorted({place.name.removesuffix(".weight") for place in places.values()}))
+    copies = is_saved(config, sorted({parsed.name.removesuffix(".weight") for parsed in parsed_keys.values()}))
     parts: dict[str, dict[str, str]] = {}
     # Plain names first: PEFT reads those where it has written a module under two.
-    for key, place in sorted(places.items(), key=lambda item: (len(item[0]), item[0])):
-        is_plain = place.part == WHOLE and ".modules_to_save." not in key
-        is_copy = place.name.removesuffix(".weight") in copies
-        part = BASE_LAYER if is_plain and not is_copy else place.part
-        known = parts.setdefault(place.name, {}).setdefault(part, key)
+    for key, parsed in sorted(parsed_keys.items(), key=lambda item: (len(item[0]), item[0])):
+        is_plain = parsed.part == WHOLE and ".modules_to_save." not in key
+        is_copy = parsed.name.removesuffix(".weight") in copies
+        part = BASE_LAYER if is_plain and not is_copy else parsed.part
+        known = parts.setdefault(parsed.name, {}).setdefault(part, key)
         if known != key and not _are_one(known, key):
-            raise CheckpointError(f"{path}: {known!a} and {key!a}", expected=f"one {part} of {place.name}")
+            raise CheckpointError(f"{path}: {known!a} and {key!a}", expected=f"one {part} of {parsed.name}")
     return parts
 
 

@@ -23,11 +23,11 @@ def main() -> None:
     for method, text in asked["expressions"]:
         try:
             search = getattr(re.compile(text), method)
-            found = {name: match.groupdict().get("idx") for name in asked["names"] if (match := search(name))}
+            matches = {name: match.groupdict().get("idx") for name in asked["names"] if (match := search(name))}
         except (re.error, RecursionError, MemoryError, OverflowError) as error:
             print(json.dumps({"error": str(error) or type(error).__name__}), flush=True)
         else:
-            print(json.dumps({"matches": found}), flush=True)
+            print(json.dumps({"matches": matches}), flush=True)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def overlapping(config: AdapterConfig, modules: Sequence[str]) -> list[str]:
     for key, groups in zip(config.alpha_pattern, _matches(expressions, tuple(modules)), strict=True):
         for name in groups:
             values.setdefault(name, set()).add(config.alpha_pattern[key])
-    return [name for name, found in values.items() if len(found) > 1]
+    return [name for name, alphas in values.items() if len(alphas) > 1]
 
 
 def is_saved(config: AdapterConfig, modules: Sequence[str]) -> set[str]:
@@ -107,11 +107,11 @@ def _expressions(field: str, patterns: Mapping[str, object]) -> tuple[Expression
 def _first_keys(field: str, patterns: Mapping[str, object], names: tuple[str, ...]) -> dict[str, str]:
     """Return the first matching key of a pattern by name."""
     expressions = _expressions(field, patterns)
-    found: dict[str, str] = {}
+    first_keys: dict[str, str] = {}
     for key, groups in zip(patterns, _matches(expressions, names), strict=True):
         for name in groups:
-            found.setdefault(name, key)
-    return found
+            first_keys.setdefault(name, key)
+    return first_keys
 
 
 def _targets(config: AdapterConfig, names: tuple[str, ...]) -> set[str]:
@@ -129,12 +129,12 @@ def _targets(config: AdapterConfig, names: tuple[str, ...]) -> set[str]:
     return {name for name in chosen if name in (config.targets or ()) or layers.get(name) in config.layers}
 
 
-def _named(field: str, wanted: str | tuple[str, ...] | None, names: tuple[str, ...]) -> set[str]:
-    if wanted is None:
+def _named(field: str, targets: str | tuple[str, ...] | None, names: tuple[str, ...]) -> set[str]:
+    if targets is None:
         return {*names}
-    if isinstance(wanted, str):
-        return set(_matches((Expression("fullmatch", wanted, wanted, field),), names)[0]) if wanted else set()
-    return {name for name in names if any(name == each or name.endswith(f".{each}") for each in wanted)}
+    if isinstance(targets, str):
+        return set(_matches((Expression("fullmatch", targets, targets, field),), names)[0]) if targets else set()
+    return {name for name in names if any(name == ending or name.endswith(f".{ending}") for ending in targets)}
 
 
 def _layers(patterns: tuple[str, ...], names: tuple[str, ...]) -> dict[str, int]:
@@ -143,34 +143,37 @@ def _layers(patterns: tuple[str, ...], names: tuple[str, ...]) -> dict[str, int]
     expressions = tuple(
         Expression("match", rf"(?:^|.*?\.){pattern}{number}", pattern, "layers_pattern") for pattern in patterns
     )
-    found: dict[str, int] = {}
+    layers: dict[str, int] = {}
     for groups in _matches(
         expressions or (Expression("match", rf".*?\.[^.]*{number}", "layers", "layers_pattern"),), names
     ):
         for name, index in groups.items():
-            found.setdefault(name, int(index or -1))
-    return found
+            layers.setdefault(name, int(index or -1))
+    return layers
 
 
 @lru_cache(maxsize=64)
 def _matches(expressions: tuple[Expression, ...], names: tuple[str, ...]) -> list[dict[str, str | None]]:
     """Return the matching names of every expression, with the group `idx` if there is one."""
-    if all(PLAIN.fullmatch(each.key) for each in expressions):
-        return [_match_plain(each, names) for each in expressions]
-    longest = max(expressions, key=lambda each: len(each.text))
+    if all(PLAIN.fullmatch(expression.key) for expression in expressions):
+        return [_match_plain(expression, names) for expression in expressions]
+    longest = max(expressions, key=lambda expression: len(expression.text))
     if len(longest.text) > MAX_PATTERN:
         raise CheckpointError(
             f"adapter_config.json: {longest.field} has an expression of {len(longest.text):,} characters",
             expected=f"at most {MAX_PATTERN:,} characters",
         )
-    asked = {"expressions": [(each.method, each.text) for each in expressions], "names": names}
+    asked = {"expressions": [(expression.method, expression.text) for expression in expressions], "names": names}
     command = (sys.executable, "-I", "-S", "-B", str(CHILD))
     try:
         done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=MAX_SECONDS)
         output = done.stdout.splitlines()
     except subprocess.TimeoutExpired as error:
         output = error.stdout.decode().splitlines() if isinstance(error.stdout, bytes) else []
-    return [_answer(each, output[index] if index < len(output) else "") for index, each in enumerate(expressions)]
+    return [
+        _answer(expression, output[index] if index < len(output) else "")
+        for index, expression in enumerate(expressions)
+    ]
 
 
 def _match_plain(expression: Expression, names: tuple[str, ...]) -> dict[str, str | None]:

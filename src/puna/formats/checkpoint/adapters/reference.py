@@ -56,8 +56,8 @@ class SideBySide:
         parts: dict[str, Stored] = defaultdict(dict)
         for name, tensor in sorted(stored.items(), key=lambda item: len(item[0])):
             key = re.sub(r"_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.", "", name)
-            found = [path for path in paths if f".{path}." in f".{key}."]
-            path = min(found, key=lambda path: (f".{key}.".index(f".{path}."), -len(path)))
+            candidates = [path for path in paths if f".{path}." in f".{key}."]
+            path = min(candidates, key=lambda path: (f".{key}.".index(f".{path}."), -len(path)))
             rest = f".{key}".partition(f".{path}.")[2].split(".")
             words = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"}
             kind = next((word for word in rest if word in words), "")
@@ -83,8 +83,8 @@ class SideBySide:
 
     def _scale(self, path: str, rank: int) -> float:
         patterns = (self.raw.get("alpha_pattern") or {}).items()
-        found = (alpha for key, alpha in patterns if re.match(rf"(.*\.)?({key})$", self._full(path)))
-        return next(found, self.raw["lora_alpha"]) / (rank**0.5 if self.raw.get("use_rslora") else rank)
+        alphas = (alpha for key, alpha in patterns if re.match(rf"(.*\.)?({key})$", self._full(path)))
+        return next(alphas, self.raw["lora_alpha"]) / (rank**0.5 if self.raw.get("use_rslora") else rank)
 
     @contextmanager
     def _hooked(self, tokens_T: torch.Tensor) -> Iterator[None]:
@@ -134,7 +134,7 @@ class SideBySide:
 
     def _table(self, path: str) -> torch.Tensor:
         """Return the table beneath an adapter: stored again by PEFT, or the base's. A tied base has one for both."""
-        own = [self.parts[place] for place in ((path, EMBEDDINGS, HEAD) if self._is_tied else (path,))]
+        own = [self.parts[name] for name in ((path, EMBEDDINGS, HEAD) if self._is_tied else (path,))]
         module = self.model.embed_tokens if self._is_tied or path == EMBEDDINGS else self.model.lm_head
         assert module is not None
         return next((parts["under"] for parts in own if "under" in parts), module.get_parameter("weight"))

@@ -22,11 +22,11 @@ PACKED, FLOAT, MIXED = "pack-quantized", "float-quantized", "mixed-precision"
 VOCABULARY = ("embed_tokens", "lm_head")
 MAX_LAYERS = 10_000
 MAX_GROUPS = 64
-# Keys that say nothing about how the weights are stored, or how some program should load them.
-TOLD = ("quantization_status", "global_compression_ratio", "version", "run_compressed", "dequantize")
-# Keys that may stand there as long as they are empty.
+# Keys without an effect on stored weights.
+IRRELEVANT = ("quantization_status", "global_compression_ratio", "version", "run_compressed", "dequantize")
+# Unsupported keys, accepted with an empty value.
 EMPTY = ("kv_cache_scheme", "sparsity_config", "transform_config", "moe_sparsity_config")
-KNOWN = {"quant_method", "format", "config_groups", "ignore", *TOLD, *EMPTY}
+KNOWN = {"quant_method", "format", "config_groups", "ignore", *IRRELEVANT, *EMPTY}
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,22 @@ class Quantization:
         """Return the scheme of every quantized module; CheckpointError if the group size does not divide a width."""
         if config.num_layers > MAX_LAYERS:
             raise CheckpointError(f"{self.path}: {config.num_layers:,} layers", expected=f"at most {MAX_LAYERS:,}")
-        found: dict[str, Scheme] = {}
+        schemes: dict[str, Scheme] = {}
         for path, (_, in_dim) in matrix_shapes(config).items():
             scheme = self._scheme_of(path)
             if scheme is None:
                 continue
             if scheme.kind == "float" and path == "embed_tokens":
-                raise CheckpointError(f"{self.path}: embeddings in {scheme.name}", expected="integers, or floats")
+                raise CheckpointError(
+                    f"{self.path}: embeddings in {scheme.name}", expected="integer or unquantized embeddings"
+                )
             if not scheme.fits(in_dim):
                 raise CheckpointError(
-                    f"{self.path}: {path} of {in_dim} inputs in {scheme.name}", expected="groups that divide its width"
+                    f"{self.path}: {path} of {in_dim} inputs in {scheme.name}",
+                    expected="a group size that divides the width",
                 )
-            found[path] = scheme
-        return found
+            schemes[path] = scheme
+        return schemes
 
     def _scheme_of(self, path: str) -> Scheme | None:
         name = path if path == "lm_head" else f"model.{path}"
@@ -72,7 +75,7 @@ class Quantization:
         if self.ignored.rank(name, kind) is not None:
             return None
         ranked = [(rank, group.scheme) for group in self.groups if (rank := group.targets.rank(name, kind)) is not None]
-        return min(ranked, key=lambda each: each[0])[1] if ranked else None
+        return min(ranked, key=lambda match: match[0])[1] if ranked else None
 
 
 def parse_quantization(raw: dict[str, Any], path: Path) -> Quantization | None:
@@ -94,7 +97,7 @@ def parse_quantization(raw: dict[str, Any], path: Path) -> Quantization | None:
         raise section.fail(key, f"only {', '.join(sorted(KNOWN))}")
     for key in EMPTY:
         if section.get(key) and section.get(key) != {"format": "dense"}:
-            raise section.fail(key, "nothing: only weights may be quantized, and none of them sparse or transformed")
+            raise section.fail(key, "an empty value: only weights may be quantized, neither sparse nor transformed")
     if section.get("format") not in (PACKED, FLOAT, MIXED):
         raise section.fail("format", f'"{PACKED}" or "{FLOAT}"')
     groups = section.section("config_groups")
@@ -114,12 +117,12 @@ def _parse_group(groups: Fields, key: str, format: str) -> Group:
     if (group.get("format") or format) != expected:
         raise groups.fail(key, f'{scheme.name} weights with the format "{expected}"')
     if group.get("output_activations") is not None:
-        raise group.fail("output_activations", "null: outputs are not rounded")
+        raise group.fail("output_activations", "null: outputs are not quantized")
     inputs = group.section("input_activations")
     if scheme.kind == "int" and inputs is not None:
-        raise group.fail("input_activations", "null: with integer weights activations stay as they are")
+        raise group.fail("input_activations", "null: activations of integer weights are not quantized")
     if scheme.kind == "float" and not (inputs and _is_float8_a_token(inputs)):
-        raise group.fail("input_activations", "float8 with a scale a token, found while it runs (dynamic)")
+        raise group.fail("input_activations", "float8 with dynamic scales per token")
     return Group(parse_targets(group, "targets"), scheme)
 
 
@@ -128,13 +131,13 @@ def _parse_weights(weights: Fields) -> Scheme:
     if (kind, bits) not in (("int", 4), ("int", 8), ("float", 8)) or type(bits) is not int:
         raise weights.fail("num_bits", "int with 4 or 8 bits, or float with 8")
     if weights.get("symmetric") is not True:
-        raise weights.fail("symmetric", "true: weights with zero points are not read")
+        raise weights.fail("symmetric", "true: weights with zero points are not supported")
     if weights.get("actorder") not in (None, False, "weight", "static"):
-        raise weights.fail("actorder", 'null or "weight": columns in another order (g_idx) are not read')
+        raise weights.fail("actorder", 'null or "weight": reordered columns (g_idx) are not supported')
     if weights.get("dynamic") not in (None, False):
-        raise weights.fail("dynamic", "false: stored weights have their scales")
+        raise weights.fail("dynamic", "false: stored weights have static scales")
     if weights.get("block_structure") is not None:
-        raise weights.fail("block_structure", "null: scales belong to rows or to groups of them")
+        raise weights.fail("block_structure", "null: scales belong to rows or groups of a row")
     if strategy == "group" and kind == "int":
         return Scheme("int", bits, weights.integer("group_size"))
     if strategy != "channel" or weights.get("group_size") not in (None, -1):
@@ -143,8 +146,8 @@ def _parse_weights(weights: Fields) -> Scheme:
 
 
 def _is_float8_a_token(inputs: Fields) -> bool:
-    said = {"type": "float", "num_bits": 8, "strategy": "token", "dynamic": True, "symmetric": True}
-    return all(inputs.get(key) == value for key, value in said.items())
+    expected = {"type": "float", "num_bits": 8, "strategy": "token", "dynamic": True, "symmetric": True}
+    return all(inputs.get(key) == value for key, value in expected.items())
 
 
 def render_quantization(schemes: Mapping[str, Scheme], config: LlamaConfig) -> dict[str, Any]:
@@ -162,8 +165,8 @@ def render_quantization(schemes: Mapping[str, Scheme], config: LlamaConfig) -> d
             targets.setdefault(scheme, []).append(f"re:.*{path}$")
         elif scheme != main:
             targets.setdefault(scheme, []).append(f"model.{path}")
-    # NOTE: `dequantize=True` of transformers unpacks every weight by the first group's scheme. A scheme of groups fits
-    # rows of as many bits too. With the most bits first the rest is refused; after int4 an int8 head comes out wrong.
+    # NOTE: transformers with `dequantize=True` unpacks every weight with the first group's scheme. With the most bits
+    # first, transformers rejects the other groups; with int4 first, an int8 head would be unpacked wrongly.
     targets = dict(sorted(targets.items(), key=lambda item: (-item[0].bits, item[0].group_size or math.inf)))
     formats = {_format_of(scheme) for scheme in targets}
     groups = {
@@ -178,8 +181,8 @@ def render_quantization(schemes: Mapping[str, Scheme], config: LlamaConfig) -> d
         "ignore": [*(f"model.{path}" for path in linears if path not in schemes), *_ignored_head(schemes)],
         "kv_cache_scheme": None,
     }
-    # NOTE: transformers cannot build packed embeddings. Unpacked while they load they work, but in one scheme only:
-    # it takes the first for all, and gives wrong logits without a word.
+    # NOTE: transformers cannot build packed embeddings, but can dequantize on loading. That is correct for a single
+    # scheme only: transformers uses the first scheme for all weights, with silently wrong logits.
     is_unpacked = "embed_tokens" in schemes and len(groups) == 1
     return rendered | ({"dequantize": True} if is_unpacked else {})
 

@@ -38,12 +38,12 @@ def parse_targets(fields: Fields, key: str) -> Targets:
     values = fields.get(key)
     if values is None:
         values = []
-    if not isinstance(values, list) or len(values) > MAX_NAMES or not all(isinstance(each, str) for each in values):
+    if not isinstance(values, list) or len(values) > MAX_NAMES or not all(isinstance(value, str) for value in values):
         raise fields.fail(key, "a list of names")
-    sources = [each.removeprefix("re:") for each in values if each.startswith("re:")]
+    sources = [value.removeprefix("re:") for value in values if value.startswith("re:")]
     if len(sources) > MAX_PATTERNS or not all(map(_is_safe, sources)):
         raise fields.fail(key, f"at most {MAX_PATTERNS} plain patterns such as re:.*self_attn.*")
-    names = _require_names(fields, key, [each for each in values if not each.startswith("re:")])
+    names = _require_names(fields, key, [value for value in values if not value.startswith("re:")])
     patterns = tuple(re.compile(source) for source in sources)
     return Targets(frozenset(names) & frozenset(CLASSES), frozenset(names) - frozenset(CLASSES), patterns)
 
@@ -51,7 +51,7 @@ def parse_targets(fields: Fields, key: str) -> Targets:
 def _require_names(fields: Fields, key: str, names: Iterable[str]) -> list[str]:
     names = list(names)
     for name in names:
-        # A class of another kind ("LlamaAttention") would ask for what is not done here.
+        # Other classes ("LlamaAttention") would need quantized attention, which is not supported.
         if not NAME.fullmatch(name) or (name not in CLASSES and not name[0].islower()):
             raise fields.fail(key, f"{' or '.join(CLASSES)}, names of modules, and patterns")
     return names

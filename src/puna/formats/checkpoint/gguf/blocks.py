@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-CHUNK_VALUES = 2**20  # What is worked on at once.
+CHUNK_VALUES = 2**20  # Values per step, which bounds temporary memory.
 
 
 class Kind(NamedTuple):
@@ -35,10 +35,10 @@ KINDS = {
     "BF16": Kind(30, 1, 2, torch.finfo(torch.bfloat16).max),
     "Q8_0": Kind(8, 32, 34, 127 * _F16_MAX),
     "Q4_0": Kind(2, 32, 18, 8 * _F16_MAX),
-    "Q6_K": Kind(14, 256, 210, 0.0),  # Only read: llama.cpp stores the output of its Q4_0 files so.
+    "Q6_K": Kind(14, 256, 210, 0.0),  # Read only: type of the output matrix in llama.cpp's Q4_0 files.
 }
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Kinds whose values are not read: they are named, and their sizes held against the file.
+# Unsupported types, with sizes for the validation of files and names for errors.
 OTHER_KINDS = {
     name: Kind(number, block_len, block_bytes, 0.0)
     for name, number, block_len, block_bytes in (
@@ -72,7 +72,7 @@ def decode(data: Bytes, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
     blocks = data.reshape(-1, KINDS[kind].block_bytes)
     decoded = np.empty((len(blocks), KINDS[kind].block_len), np.float32)
     step = CHUNK_VALUES // KINDS[kind].block_len
-    with np.errstate(invalid="ignore"):  # A scale that is no number is the file's matter.
+    with np.errstate(invalid="ignore"):  # NaN scales stay NaN.
         for start in range(0, len(blocks), step):
             decoded[start : start + step] = _DECODERS[kind](blocks[start : start + step])
     return torch.from_numpy(decoded).reshape(shape)
@@ -89,7 +89,7 @@ def _encode_q8(blocks: Floats) -> Bytes:
     """Return Q8_0 blocks: a float16 scale, then 32 int8 values; the largest value becomes 127."""
     scales = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     scaled = blocks * _inverse(scales)
-    # NOTE: half away from zero, as C's roundf; numpy's own rounding goes to even and would differ in ties.
+    # NOTE: half away from zero, as C's roundf; numpy rounds ties to even.
     sizes = np.abs(scaled)
     whole = np.floor(sizes)
     rounded = np.copysign(whole + (sizes - whole >= 0.5), scaled).astype(np.int8)

@@ -20,18 +20,18 @@ from puna.formats.checkpoint.safe_files import find_file
 from puna.pipeline.errors import CheckpointError
 
 MAGIC = b"GGUF"
-ALIGNMENT = 32  # The format's default, and what is written.
+ALIGNMENT = 32  # The format's default, used for written files.
 MAX_ALIGNMENT = 2**16
-MAX_ENTRIES = 65_536  # Keys, and tensors; Llama 3.1 405B has 1,137 tensors.
-MAX_STRINGS = 2_000_000  # In all arrays together; Llama 3.1 has 128,256 tokens and 280,147 merges.
-MAX_TEXT_BYTES = 8 * 2**20  # Of keys, tensor names and single texts together.
+MAX_ENTRIES = 65_536  # Limit of keys and of tensors; Llama 3.1 405B has 1,137 tensors.
+MAX_STRINGS = 2_000_000  # Total of all arrays; Llama 3.1 has 128,256 tokens and 280,147 merges.
+MAX_TEXT_BYTES = 8 * 2**20  # Total of keys, tensor names and single texts.
 MAX_DIMS = 4
 
-# Types of values by their numbers in files.
+# struct codes of value types by number.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 ALL_KINDS = KINDS | OTHER_KINDS
-OTHER_KIND_HINT = "Take a file in one of these, or the model's safetensors"
+OTHER_KIND_HINT = "Use a file with supported types, or the model's safetensors"
 
 
 class KindError(CheckpointError):
@@ -131,7 +131,7 @@ def read_gguf(path: str | Path) -> GgufFile:
     if type(alignment) is not int or alignment not in [2**power for power in range(3, 17)]:
         raise header.fail(f"general.alignment = {alignment!a:.50}", f"a power of two from 8 to {MAX_ALIGNMENT}")
     rows = dict(header.tensors(num_tensors))
-    return GgufFile(path, metadata, _place(header, rows, alignment), alignment, data)
+    return GgufFile(path, metadata, _with_file_offsets(header, rows, alignment), alignment, data)
 
 
 class _Header:
@@ -166,7 +166,7 @@ class _Header:
         start = self.take(length, what)
         self.text_left -= length
         if self.text_left < 0:
-            raise self.fail(f"{what} ends more than {MAX_TEXT_BYTES:,} bytes of text", "no more beside arrays")
+            raise self.fail(f"{what} exceeds the limit of texts", f"at most {MAX_TEXT_BYTES:,} bytes outside arrays")
         try:
             return str(self.view[start : start + length], "utf-8")
         except UnicodeDecodeError as error:
@@ -179,7 +179,7 @@ class _Header:
             name = self.text(f"the name of {kind} {index}")
             what = f"{kind} {name!a:.100}"
             if name in seen:
-                raise self.fail(f"{what} stands twice", "each name once")
+                raise self.fail(f"{what} is a duplicate", "distinct names")
             seen.add(name)
             yield name, what
 
@@ -200,7 +200,7 @@ class _Header:
                 raise self.fail(f"{what} is a boolean of value {number}", "0 or 1")
             return bool(number)
         number = self.number(SCALARS[kind], what)
-        # The shortest decimal that is this float32: 1e-05 instead of 9.999999747378752e-06.
+        # The shortest decimal of the float32: 1e-05 instead of 9.999999747378752e-06.
         return float(str(np.float32(number))) if kind == FLOAT32 else number
 
     def array(self, what: str) -> Any:
@@ -216,7 +216,9 @@ class _Header:
     def strings(self, count: int, what: str) -> Strings:
         self.strings_left -= count
         if count * 8 > self.size - self.position or self.strings_left < 0:
-            raise self.fail(f"{what} claims {count:,} texts", f"as many as fit, at most {MAX_STRINGS:,} in the file")
+            raise self.fail(
+                f"{what} claims {count:,} texts", f"texts inside the file, at most {MAX_STRINGS:,} in total"
+            )
         start, position, size, view = self.position, self.position, self.size, self.view
         unpack, last = struct.Struct("<Q").unpack_from, size - 8
         ends = array("q")
@@ -239,7 +241,7 @@ class _Header:
             raise self.fail(f"{what} has {num_dims:,} dimensions", f"1 to {MAX_DIMS}")
         shape = tuple(self.number("Q", what) for _ in range(num_dims))[::-1]
         number, offset = self.number("I", what), self.number("Q", what)
-        kind = next((name for name, each in ALL_KINDS.items() if each.number == number), None)
+        kind = next((name for name, known in ALL_KINDS.items() if known.number == number), None)
         if kind is None:
             raise KindError(
                 f"{self.path}: {what} is stored as kind {number}",
@@ -265,7 +267,7 @@ def _require_version(header: _Header) -> None:
         raise header.fail(given, "version 2 or 3, little-endian", "Convert the model anew with a current llama.cpp")
 
 
-def _place(header: _Header, tensors: Mapping[str, GgufTensor], alignment: int) -> dict[str, GgufTensor]:
+def _with_file_offsets(header: _Header, tensors: Mapping[str, GgufTensor], alignment: int) -> dict[str, GgufTensor]:
     """Return the tensors with offsets in the file; CheckpointError unless tensors are aligned and contiguous."""
     start = position = _align(header.position, alignment)
     end = header.position
@@ -279,7 +281,7 @@ def _place(header: _Header, tensors: Mapping[str, GgufTensor], alignment: int) -
         if end > header.size:
             raise header.fail(
                 f"tensor {name!a:.100} ends at byte {end:,} of {header.size:,}",
-                "it inside the file",
+                "tensor data inside the file",
                 "It may be cut short; copy it again",
             )
         position = _align(end, alignment)

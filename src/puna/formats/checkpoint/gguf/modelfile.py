@@ -13,13 +13,13 @@ from puna.formats.chat.format import CALL_SEPARATOR, TOOLS_AFTER, TOOLS_BEFORE
 from puna.pipeline.errors import CheckpointError
 
 STOP_TEXTS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>")
-# Ollama's parameters by generation_config.json's names.
+# Keys of generation_config.json -> parameters of Ollama.
 PARAMETERS = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
 PARAMETERS |= {"repetition_penalty": "repeat_penalty"}
 
 _HEADER = "<|start_header_id|>%s<|end_header_id|>\n\n"
 
-# A schema as json.dumps(indent=4) writes it, key by key: Go's own JSON has no spaces.
+# A schema in the layout of json.dumps(indent=4), key by key: Go's JSON has no spaces.
 _PROPERTY = """
                 {{ json $name }}: {
 {{- $comma := "" }}
@@ -59,8 +59,8 @@ _TOOLS = (
     + "{{ end }}" + TOOLS_AFTER + "<|eot_id|>{{ end }}"
 )  # fmt: skip
 
-# NOTE: from the first text inside `if .ToolCalls` Ollama learns how the model's calls begin. Hence the variables
-# where a text would do.
+# NOTE: Ollama takes the first literal text inside `if .ToolCalls` as the prefix of the model's calls. Hence variables
+# in place of some literals.
 _CALLS = (
     '{{ $separator := "" }}{{ range .ToolCalls }}{{ $separator }}{"type": "function", "name": '
     '{{ json .Function.Name }}, "parameters": { {{- $next := "" }}'
@@ -105,7 +105,7 @@ def write_modelfile(
         system: System message of conversations without one.
     """
     if Path(gguf_name).name != gguf_name or gguf_name.split() != [gguf_name]:
-        raise CheckpointError(f"file name {gguf_name!r}", expected="a name without path and space")
+        raise CheckpointError(f"file name {gguf_name!r}", expected="a file name without path and spaces")
     numbers = {PARAMETERS[key]: value for key, value in sampling.items() if key in PARAMETERS}
     numbers |= {"temperature": 0} if sampling.get("do_sample") is False else {}
     lines = [f"FROM ./{gguf_name}", f"TEMPLATE {_quote(render_template(environment), 'template')}"]
@@ -120,5 +120,7 @@ def write_modelfile(
 
 def _quote(text: str, what: str) -> str:
     if '"""' in text or text.endswith('"'):
-        raise CheckpointError(f'a {what} with """ in it or " at its end', expected="what a Modelfile can quote")
+        raise CheckpointError(
+            f'a {what} with """ in it or " at its end', expected="a text that triple quotes can enclose"
+        )
     return f'"""{text}"""'

@@ -28,7 +28,7 @@ from puna.pipeline.errors import CheckpointError, ConfigError
 
 TENSORS_PER_LAYER = 9
 
-# What these keys must be, where they are given.
+# Supported values of optional keys.
 FIXED: dict[str, tuple[Any, ...]] = {
     "general.type": ("model",),
     "general.quantization_version": (2,),
@@ -46,7 +46,7 @@ SIZES = {
     "rope.dimension_count", "rope.freq_base",
 }  # fmt: skip
 IGNORED = {"tensor_data_layout"}
-# Sampling defaults: generation_config.json's names by GGUF's.
+# Sampling defaults: GGUF's keys -> keys of generation_config.json.
 SAMPLING = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
 SAMPLING |= {"penalty_repeat": "repetition_penalty"}
 
@@ -66,7 +66,7 @@ def open_gguf(path: str | Path) -> Source:
     return Source(
         "GGUF",
         config,
-        # Float32 is what quantized weights are read as, bfloat16 what they were before and what they are worth.
+        # Quantized weights are read as float32, but bfloat16 holds their precision.
         DTYPES.get(kind, torch.bfloat16),
         partial(_read, file, config),
         tokenizer,
@@ -142,7 +142,7 @@ def _require_fit(file: GgufFile, config: LlamaConfig) -> None:
     if len(tensors) != expected_count or config.num_parameters > 2 * len(file.data):
         raise CheckpointError(
             f"{file.path}: {len(tensors):,} tensors in {len(file.data):,} bytes",
-            expected=f"{expected_count:,} tensors with {config.num_parameters:,} parameters, as its keys say",
+            expected=f"{expected_count:,} tensors with {config.num_parameters:,} parameters, according to the metadata",
         )
     for name, shape in tensor_shapes(config).items():
         tensor = tensors.get(gguf_name(name))
@@ -174,12 +174,12 @@ def _read(file: GgufFile, config: LlamaConfig, name: str) -> torch.Tensor:
 
 def parse_sampling(file: GgufFile) -> dict[str, Any] | None:
     """Return the sampling defaults with the keys of generation_config.json; None if the file has none."""
-    given = {ours: f"general.sampling.{theirs}" for theirs, ours in SAMPLING.items()}
-    sampling = {ours: file.metadata[key] for ours, key in given.items() if key in file.metadata}
+    keys = {name: f"general.sampling.{key}" for key, name in SAMPLING.items()}
+    sampling = {name: file.metadata[key] for name, key in keys.items() if key in file.metadata}
     for name, value in sampling.items():
         if not isinstance(value, int | float) or not 0 <= value < 1e30:
-            raise Fields(file.metadata, file.path).fail(given[name], "a number")
-    # Temperature 0 means greedy in llama.cpp; transformers refuses it.
+            raise Fields(file.metadata, file.path).fail(keys[name], "a number")
+    # Temperature 0 means greedy in llama.cpp; transformers rejects 0.
     if sampling.get("temperature") == 0:
         return {"do_sample": False}
     return {"do_sample": True, **sampling} if sampling else None

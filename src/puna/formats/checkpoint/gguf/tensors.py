@@ -22,7 +22,7 @@ LAYER_NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
-# Those of Llama 3.1 (8), and of Llama 3.2 (32).
+# Factor 8 of Llama 3.1, and 32 of Llama 3.2.
 PUBLISHED_SCALINGS = tuple(map(published_scaling, (8.0, 32.0)))
 
 
@@ -53,9 +53,9 @@ def rope_factors(config: LlamaConfig) -> torch.Tensor:
 def find_scaling(factors: torch.Tensor, config: LlamaConfig, file: GgufFile) -> RopeScaling:
     """Return the published RoPE scaling with these factors; `config` has no scaling yet."""
     for scaling in PUBLISHED_SCALINGS:
-        # Files hold what other programs computed in other precisions; the two scalings are far apart.
-        ours = rope_factors(replace(config, rope_scaling=scaling))
-        if torch.allclose(factors, ours, rtol=1e-4, atol=0):
+        # Factors of other programs differ in precision; the two published scalings differ far more.
+        expected = rope_factors(replace(config, rope_scaling=scaling))
+        if torch.allclose(factors, expected, rtol=1e-4, atol=0):
             return scaling
     raise CheckpointError(
         f"{file.path}: tensor {ROPE_FACTORS} scales RoPE by up to {factors.max().item():g}",

@@ -16,13 +16,13 @@ from puna.formats.tokenizer.files import BYTE_CHARACTERS, NAMED_TEXTS, SPLIT_PAT
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.pipeline.errors import CheckpointError
 
-# What llama.cpp calls Llama 3's split. With the last name it merges every word, with the others it first looks
-# whether the whole word is a token, as Meta's tokenizer does.
+# llama.cpp's names of Llama 3's split. With WHOLE_WORDS a word that is a token is not split, as in Meta's tokenizer;
+# with MERGED_WORDS every word is built by merges.
 WHOLE_WORDS, MERGED_WORDS = ("llama-bpe", "llama3", "llama-v3"), "smaug-bpe"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-# Parts of a BPE that GGUF has no place for.
-UNTOLD = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
-# What an added token may ask for in tokenizer.json, and GGUF cannot say.
+# BPE options without a GGUF key.
+UNSUPPORTED = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
+# Flags of added tokens without a GGUF key.
 FLAGS = ("single_word", "lstrip", "rstrip")
 STOP_ROLES = ("eos", "eot", "eom")
 IDS = {"bos": "begin_of_text", "eos": "eot_id", "eot": "eot_id", "eom": "eom_id", "padding": "finetune_right_pad_id"}
@@ -43,7 +43,7 @@ def parse_tokenizer(file: GgufFile, vocab_size: int) -> Tokenizer | None:
     merges = list(_read_merges(file, vocab))
     try:
         bpe = models.BPE(vocab=vocab, merges=merges, ignore_merges=split in WHOLE_WORDS)
-    except Exception as error:  # The library raises nothing narrower.
+    except Exception as error:  # The library raises bare exceptions.
         raise CheckpointError(f"{file.path}: its tokenizer ({error})", expected="a byte-level BPE") from error
     return Tokenizer(build_encoder(bpe), added)
 
@@ -66,24 +66,26 @@ def _read_tokens(file: GgufFile, vocab_size: int) -> tuple[dict[str, int], tuple
     if len(tokens) != vocab_size or not isinstance(kinds, np.ndarray) or len(kinds) != vocab_size:
         raise CheckpointError(
             f"{file.path}: {len(tokens):,} tokens for {vocab_size:,} embeddings",
-            expected="a token and a number in tokenizer.ggml.token_type for each",
+            expected="a token and an entry of tokenizer.ggml.token_type per embedding",
         )
-    found: dict[int, dict[str, int]] = {NORMAL: {}, CONTROL: {}, USER_DEFINED: {}, UNUSED: {}}
+    ids_by_type: dict[int, dict[str, int]] = {NORMAL: {}, CONTROL: {}, USER_DEFINED: {}, UNUSED: {}}
     for index, (token, kind) in enumerate(zip(tokens, kinds.tolist(), strict=True)):
-        if kind not in found or token in found[kind]:
-            given = f"token {index}, {token!a:.100}, " + ("stands twice" if kind in found else f"is of type {kind}")
-            raise CheckpointError(f"{file.path}: {given}", expected="each token once, of type 1, 3, 4 or 5")
-        found[kind][token] = index
-    vocab = found[NORMAL] | _of_vocabulary(found[USER_DEFINED], _strings(file, "merges"))
+        if kind not in ids_by_type or token in ids_by_type[kind]:
+            given = f"token {index}, {token!a:.100}, " + (
+                "is a duplicate" if kind in ids_by_type else f"is of type {kind}"
+            )
+            raise CheckpointError(f"{file.path}: {given}", expected="distinct tokens of type 1, 3, 4 or 5")
+        ids_by_type[kind][token] = index
+    vocab = ids_by_type[NORMAL] | _of_vocabulary(ids_by_type[USER_DEFINED], _strings(file, "merges"))
     missing = [character for character in BYTE_CHARACTERS if character not in vocab]
-    if missing or found[CONTROL].keys() & found[USER_DEFINED].keys():
+    if missing or ids_by_type[CONTROL].keys() & ids_by_type[USER_DEFINED].keys():
         given = f"lacks {len(missing)} of the 256 bytes" if missing else "has an added token twice"
         raise CheckpointError(f"{file.path}: its tokenizer {given}", expected="a byte-level BPE")
     kinds_of = {CONTROL: True, USER_DEFINED: False}
     added = [
         AddedToken(text, index, is_special)
         for kind, is_special in kinds_of.items()
-        for text, index in found[kind].items()
+        for text, index in ids_by_type[kind].items()
     ]
     named = [token._replace(is_special=True) if token.text in NAMED_TEXTS else token for token in added]
     return vocab, tuple(sorted(named, key=lambda token: token.id))
@@ -94,23 +96,24 @@ def _of_vocabulary(user_defined: Mapping[str, int], merges: Iterable[str]) -> di
     if not user_defined:
         return {}
     made = set(BYTE_CHARACTERS).union(
-        *({left, right, left + right} for left, _, right in (each.partition(" ") for each in merges))
+        *({left, right, left + right} for left, _, right in (merge.partition(" ") for merge in merges))
     )
     return {text: index for text, index in user_defined.items() if text in made}
 
 
 def _read_merges(file: GgufFile, vocab: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     merges = _strings(file, "merges")
-    # Each token has no more splits than characters, so what is built here stays in proportion to the tokens.
+    # A token has fewer splits than characters; the check bounds memory for untrusted files.
     if len(merges) > sum(map(len, vocab)):
         raise CheckpointError(
-            f"{file.path}: {len(merges):,} merges", expected=f"no more than {len(vocab):,} tokens have"
+            f"{file.path}: {len(merges):,} merges", expected=f"at most the possible splits of {len(vocab):,} tokens"
         )
     for index, merge in enumerate(merges):
         left, _, right = merge.partition(" ")
         if left not in vocab or right not in vocab or left + right not in vocab:
             raise CheckpointError(
-                f"{file.path}: merge {index}, {merge!a:.100}", expected="two tokens that make a third, a space between"
+                f"{file.path}: merge {index}, {merge!a:.100}",
+                expected="two tokens, separated by a space, whose concatenation is a token",
             )
         yield left, right
 
@@ -128,7 +131,9 @@ def render_tokenizer(tokenizer: Tokenizer, vocab_size: int, other_stop_ids: tupl
     An additional stop id of the model replaces eos; GGUF has no key for a second one.
     """
     if len(other_stop_ids) > 1:
-        raise CheckpointError(f"stop ids {list(other_stop_ids)}", expected="at most one that other Llamas have not")
+        raise CheckpointError(
+            f"stop ids {list(other_stop_ids)}", expected="at most one stop id in addition to Llama 3's"
+        )
     model = _plain_model(tokenizer)
     tokens = {index: (f"[PAD{index}]", UNUSED) for index in range(vocab_size)}
     tokens |= {index: (text, NORMAL) for text, index in model["vocab"].items()}
@@ -151,7 +156,7 @@ def _plain_model(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the BPE of tokenizer.json; CheckpointError if GGUF cannot represent the tokenizer."""
     saved = tokenizer.to_json()
     model = saved["model"]
-    wrong = [name for name in UNTOLD if model.get(name)]
+    wrong = [name for name in UNSUPPORTED if model.get(name)]
     wrong += ["normalizer"] if saved["normalizer"] else []
     wrong += [] if _is_llama3_split(saved["pre_tokenizer"]) else ["pre_tokenizer"]
     wrong += [
@@ -169,7 +174,7 @@ def _plain_model(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _is_llama3_split(step: Any) -> bool:
     steps = step["pretokenizers"] if step and step["type"] == "Sequence" else [step]
-    if len(steps) != 2 or [each["type"] for each in steps] != ["Split", "ByteLevel"]:
+    if len(steps) != 2 or [step["type"] for step in steps] != ["Split", "ByteLevel"]:
         return False
     split, level = steps
     behaviour = (split["pattern"].get("Regex"), split["behavior"], split["invert"])

@@ -50,7 +50,7 @@ def write_gguf(
         size = source.tokenizer.vocab_size if source.tokenizer else "no"
         raise CheckpointError(
             f"a model of {source.config.vocab_size:,} embeddings with {size} token ids",
-            expected="a tokenizer, and an embedding for each of its ids",
+            expected="a tokenizer, and an embedding for every token id",
         )
     metadata = _general(source, kind, name, licence) | _sizes(source.config)
     metadata |= render_tokenizer(source.tokenizer, source.config.vocab_size, source.other_stop_ids)
@@ -76,17 +76,16 @@ def _general(source: Source, kind: WrittenKind, name: str, licence: str) -> dict
 
 def _sampling(source: Source) -> dict[str, Any]:
     """Return the sampling defaults as GGUF keys; greedy decoding is temperature 0."""
-    told = dict(source.sampling or {})
-    told |= {"temperature": 0.0} if told.get("do_sample") is False else {}
-    given = {theirs: (ours, told[ours]) for theirs, ours in SAMPLING.items() if told.get(ours) is not None}
-    for ours, value in given.values():
+    sampling = dict(source.sampling or {})
+    sampling |= {"temperature": 0.0} if sampling.get("do_sample") is False else {}
+    values = {key: (name, sampling[name]) for key, name in SAMPLING.items() if sampling.get(name) is not None}
+    for name, value in values.values():
         if not 0 <= value < 2**31:
             raise CheckpointError(
-                f"{ours} = {value} of the sampling defaults", expected="a number from 0 to 2,147,483,647"
+                f"{name} = {value} of the sampling defaults", expected="a number from 0 to 2,147,483,647"
             )
     return {
-        f"general.sampling.{theirs}": int(value) if theirs == "top_k" else float(value)
-        for theirs, (_, value) in given.items()
+        f"general.sampling.{key}": int(value) if key == "top_k" else float(value) for key, (_, value) in values.items()
     }
 
 
@@ -115,9 +114,9 @@ def _entries(source: Source, kind: WrittenKind) -> dict[str, _Entry]:
         entries[ROPE_FACTORS] = _Entry("F32", (config.head_dim // 2,), partial(rope_factors, config))
     output = EMBEDDINGS if config.tie_embeddings else OUTPUT
     for name, shape in tensor_shapes(config).items():
-        wanted = "Q8_0" if kind == "Q4_0" and gguf_name(name) == output else kind
-        is_whole = shape[-1] % KINDS[wanted].block_len == 0
-        stored = "F32" if len(shape) == 1 else wanted if is_whole else "F16"
+        preferred = "Q8_0" if kind == "Q4_0" and gguf_name(name) == output else kind
+        is_whole = shape[-1] % KINDS[preferred].block_len == 0
+        stored = "F32" if len(shape) == 1 else preferred if is_whole else "F16"
         entries[gguf_name(name)] = _Entry(stored, shape, partial(_read, source, name))
     return entries
 

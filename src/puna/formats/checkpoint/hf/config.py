@@ -20,7 +20,7 @@ from puna.pipeline.errors import CheckpointError, ConfigError
 ARCHITECTURE = "LlamaForCausalLM"
 REWARD_ARCHITECTURE = "LlamaForSequenceClassification"
 
-# What these settings must be, where they are given.
+# Supported values of optional settings.
 FIXED: dict[str, tuple[Any, ...]] = {
     "architectures": ([ARCHITECTURE], None),
     "hidden_act": ("silu",),
@@ -33,7 +33,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
 }
 
-# What generation_config.json may say beside ids, and what Puna carries on when it writes the model anew.
+# Sampling defaults of generation_config.json: Meta's, and the keys that Puna preserves.
 META_SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
 SAMPLING_KEYS = {"do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
 
@@ -89,12 +89,12 @@ def names_reward_model(raw: dict[str, Any]) -> bool:
 
 def _other_kind(raw: dict[str, Any], path: Path, *, is_reward: bool) -> CheckpointError:
     if is_reward:
-        hint = "`puna reward` trains one"
+        hint = "`puna reward` trains a reward model"
         return CheckpointError(
             f"{path}: architectures = {raw.get('architectures')!r}", expected=f"{[REWARD_ARCHITECTURE]}", hint=hint
         )
-    hint = "`puna answer --judge reward --reward PATH` lets it judge answers"
-    return CheckpointError(f"{path.parent} is a reward model", expected="a model that writes", hint=hint)
+    hint = "`puna answer --judge reward --reward PATH` judges answers with a reward model"
+    return CheckpointError(f"{path.parent} is a reward model", expected="a language model", hint=hint)
 
 
 def refuse_code(raw: dict[str, Any], path: Path) -> None:

@@ -34,10 +34,10 @@ STORED_DTYPES = TORCH_DTYPES | {
 }
 PREFETCH_BYTES = 2**24
 SENT_BYTES = 2**30
-# Tensors of quantized weights that are not read, and why.
+# Unsupported tensors of quantized weights, with the reason.
 UNREAD = {
-    "weight_g_idx": "groups of columns in another order (actorder) are not read",
-    "weight_zero_point": "weights with zero points are not read",
+    "weight_g_idx": "groups of columns in another order (actorder) are not supported",
+    "weight_zero_point": "weights with zero points are not supported",
 }
 
 
@@ -63,7 +63,7 @@ def require_fit(
     Raises:
         CheckpointError: A tensor is missing, unexpected, or has a wrong dtype or shape.
     """
-    # NOTE: these two come before the network is built: a config may name a billion layers.
+    # NOTE: the next two checks come before the network is built: a config may claim a billion layers.
     for layer in range(config.num_layers):
         if f"model.layers.{layer}.input_layernorm.weight" not in layout:
             raise CheckpointError(f"{directory}: tensor model.layers.{layer}.input_layernorm.weight is missing")
@@ -71,7 +71,7 @@ def require_fit(
     least_bits = min((group.scheme.bits for group in quantization.groups), default=8) if quantization else 8
     if config.num_parameters * least_bits // 8 > total_bytes:
         raise CheckpointError(
-            f"{directory}: {total_bytes:,} bytes of weights", expected=f"{config.num_parameters:,} parameters' worth"
+            f"{directory}: {total_bytes:,} bytes of weights", expected=f"bytes for {config.num_parameters:,} parameters"
         )
     schemes = quantization.schemes(config) if quantization else {}
     expected = dict(_expected(build_empty(config, schemes)))
@@ -79,7 +79,8 @@ def require_fit(
         reason = next((why for ending, why in UNREAD.items() if name.endswith(f".{ending}")), None)
         if reason:
             raise CheckpointError(
-                f"{layout[name].file}: tensor {name!a}: {reason}", expected="symmetric groups in order"
+                f"{layout[name].file}: tensor {name!a}: {reason}",
+                expected="symmetric quantization with groups in order",
             )
     for name, (kinds, shape) in expected.items():
         if name not in layout:
@@ -89,9 +90,9 @@ def require_fit(
     for name in layout.keys() - expected.keys():
         if has_float_head and name == "lm_head.weight":
             _require_tensor(layout[name], name, FLOATS, (config.vocab_size, config.dim))
-        elif not name.endswith(".rotary_emb.inv_freq"):  # old transformers saved this constant
+        elif not name.endswith(".rotary_emb.inv_freq"):  # a constant in files of old transformers
             raise CheckpointError(
-                f"{layout[name].file}: unexpected tensor {name!a}", expected="only what config.json describes"
+                f"{layout[name].file}: unexpected tensor {name!a}", expected="only tensors described by config.json"
             )
     return schemes
 
@@ -137,9 +138,9 @@ def map_weights(
         tensors.pop("lm_head.weight", None)
     for path, module in _packed(model).items():
         name = disk_name(f"{path}.weight_shape")
-        said, shape = tuple(tensors.pop(name).tolist()), (module.out_dim, module.in_dim)
-        if said != shape:
-            raise CheckpointError(f"{layout[name].file}: tensor {name} says {list(said)}", expected=f"{list(shape)}")
+        stated, shape = tuple(tensors.pop(name).tolist()), (module.out_dim, module.in_dim)
+        if stated != shape:
+            raise CheckpointError(f"{layout[name].file}: tensor {name} says {list(stated)}", expected=f"{list(shape)}")
     state: dict[str, torch.Tensor] = {}
     for name in model.state_dict():
         tensor = tensors.pop(disk_name(name))
@@ -173,7 +174,10 @@ def _open_tensors(layout: Mapping[str, StoredTensor]) -> Iterator[tuple[str, tor
             raise CheckpointError(f"{path}: {error}", expected="a readable safetensors file") from error
         for name, stored in group:
             if stored.end > len(data):
-                raise CheckpointError(f"{path}: tensor {name!a}: the file changed", expected="files that stay")
+                raise CheckpointError(
+                    f"{path}: tensor {name!a}: the file changed",
+                    expected="files that do not change while the model lives",
+                )
             yield name, _view(data[stored.start : stored.end], stored)
 
 
@@ -189,7 +193,7 @@ def _map_data(path: Path) -> torch.Tensor:
 
 def _view(data: torch.Tensor, stored: StoredTensor) -> torch.Tensor:
     dtype = STORED_DTYPES[stored.dtype]
-    # Foreign files need not keep their tensors aligned.
+    # Files of other programs may have unaligned tensors.
     aligned = data if data.storage_offset() % dtype.itemsize == 0 else data.clone()
     return aligned.view(dtype).view(stored.shape)
 
@@ -200,7 +204,7 @@ def read_through(paths: Sequence[Path]) -> None:
         with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
             try:
                 _send_nowhere(file)
-            except OSError:  # Systems that send files to sockets only.
+            except OSError:  # Some systems support sendfile for sockets only.
                 buffer = bytearray(PREFETCH_BYTES)
                 while file.readinto(buffer):
                     pass

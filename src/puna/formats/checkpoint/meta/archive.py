@@ -13,11 +13,11 @@ from puna.formats.checkpoint.meta.pickled import ITEM_BYTES, View, read_state_di
 from puna.pipeline.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 64 * 2**20
-MAX_DIRECTORY_BYTES = 2 * 2**20  # An entry takes about 100; Llama 3.1 405B has 1,137 tensors.
-LOCAL_HEADER = struct.Struct("<4s22x2H")  # Signature, and behind sizes and times: bytes of name and of extra.
+MAX_DIRECTORY_BYTES = 2 * 2**20  # About 100 bytes per entry; Llama 3.1 405B has 1,137 tensors.
+LOCAL_HEADER = struct.Struct("<4s22x2H")  # Signature, and after sizes and times the lengths of name and extra field.
 PICKLE_NAME = "data.pkl"
 LITTLE = b"little"
-# What zipfile raises on a damaged directory.
+# Exceptions of zipfile for a damaged directory.
 DAMAGE = (zipfile.BadZipFile, RuntimeError, ValueError, OverflowError, EOFError, OSError, struct.error)
 
 
@@ -53,17 +53,19 @@ def read_table(file: BinaryIO) -> dict[str, dict[str, Any]]:
     folder = _folder(entries)
     order = entries.get(f"{folder}/byteorder")
     if order and (order.num_bytes != len(LITTLE) or _read(file, order) != LITTLE):
-        raise CheckpointError("the numbers are big-endian", expected="little-endian")
+        raise CheckpointError("the numbers are big-endian", expected="little-endian numbers")
     pickled = entries[f"{folder}/{PICKLE_NAME}"]
     if pickled.num_bytes > MAX_PICKLE_BYTES:
         raise CheckpointError(
             f"{PICKLE_NAME} has {pickled.num_bytes:,} bytes", expected=f"at most {MAX_PICKLE_BYTES:,}"
         )
     views = read_state_dict(_read(file, pickled))
-    return {name: _place(name, view, entries.get(f"{folder}/data/{view.storage.key}")) for name, view in views.items()}
+    return {
+        name: _table_entry(name, view, entries.get(f"{folder}/data/{view.storage.key}")) for name, view in views.items()
+    }
 
 
-def _place(name: str, view: View, entry: Entry | None) -> dict[str, Any]:
+def _table_entry(name: str, view: View, entry: Entry | None) -> dict[str, Any]:
     num_bytes = entry.num_bytes if entry else 0
     if entry is None or num_bytes != view.storage.num_bytes:
         raise CheckpointError(
@@ -83,7 +85,9 @@ def read_entries(file: BinaryIO) -> dict[str, Entry]:
         end = 0
         for info in infos:
             if info.header_offset < end or info.filename in entries:
-                raise CheckpointError(f"entry {info.filename!a} overlaps or repeats another", expected="entries apart")
+                raise CheckpointError(
+                    f"entry {info.filename!a} overlaps or repeats another", expected="distinct entries without overlap"
+                )
             entry = entries[info.filename] = _read_entry(file, info)
             end = entry.start + entry.num_bytes
     except DAMAGE as error:
@@ -99,9 +103,7 @@ def read_entries(file: BinaryIO) -> dict[str, Entry]:
 
 def _read_entry(file: BinaryIO, info: zipfile.ZipInfo) -> Entry:
     if info.flag_bits & 1 or info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-        raise CheckpointError(
-            f"entry {info.filename!a} is compressed or encrypted", expected="entries stored as they are"
-        )
+        raise CheckpointError(f"entry {info.filename!a} is compressed or encrypted", expected="uncompressed entries")
     parts = info.orig_filename.split("/")
     if info.orig_filename != info.filename or len(parts) < 2 or {"", ".", ".."} & set(parts) or "\\" in info.filename:
         raise CheckpointError(f"entry {info.orig_filename!a}", expected="a name inside the archive's one folder")
@@ -123,14 +125,14 @@ def _require_zip(file: BinaryIO) -> None:
             expected="a zip archive",
             hint="Puna doesn't read these; no published Llama 3 is one",
         )
-    raise CheckpointError("no zip archive", expected="what torch.save writes")
+    raise CheckpointError("no zip archive", expected="a file written by torch.save")
 
 
 def _folder(entries: dict[str, Entry]) -> str:
     """Return the name of the single top-level folder of the archive."""
     folders = {name.split("/")[0] for name in entries}
     if len(folders) != 1 or f"{(folder := folders.pop())}/{PICKLE_NAME}" not in entries:
-        raise CheckpointError(f"no {PICKLE_NAME} in one folder", expected="what torch.save writes")
+        raise CheckpointError(f"no {PICKLE_NAME} in one folder", expected="a file written by torch.save")
     return folder
 
 

@@ -33,7 +33,7 @@ def confine_self() -> None:
     for kind, limit in LIMITS.items():
         try:
             resource.setrlimit(kind, (limit, limit))
-        except (ValueError, OSError):  # Not every system knows every limit; the others hold.
+        except (ValueError, OSError):  # Some systems lack some limits; the others hold.
             print(f"no limit {kind}", file=sys.stderr)
 
 

@@ -31,7 +31,7 @@ class Confinement(NamedTuple):
 @cache
 def confinement() -> Confinement:
     """Return the strongest mechanism that can start Python on this machine."""
-    return next(each for each in _candidates() if not each.command or _starts(each))
+    return next(candidate for candidate in _candidates() if not candidate.command or _starts(candidate))
 
 
 def run_confined(program: str, file: BinaryIO, *, max_bytes: int, max_seconds: float = 120.0) -> bytes:
@@ -58,16 +58,16 @@ def run_confined(program: str, file: BinaryIO, *, max_bytes: int, max_seconds: f
             process.kill()
     if len(output) > max_bytes or status:
         raise CheckpointError(
-            f"{file.name}: the process that looked into it gave {len(output):,} bytes and ended with status {status}",
-            expected=f"an answer of at most {max_bytes:,} bytes within {max_seconds:.0f} s",
-            hint="The file is damaged, or made to do harm",
+            f"{file.name}: the parsing process printed {len(output):,} bytes and ended with status {status}",
+            expected=f"a result of at most {max_bytes:,} bytes within {max_seconds:.0f} s",
+            hint="The file is damaged or malicious",
         )
     return output
 
 
 def _start(chosen: Confinement, program: str, file: BinaryIO | int) -> subprocess.Popen[bytes]:
-    # NOTE: -S keeps .pth files of site-packages out, which are code; the environment is empty already here, since
-    # what is outside of the sandbox shows its own in /proc.
+    # NOTE: -S skips .pth files of site-packages, which are code. The environment is already empty here, because the
+    # sandbox's own process outside shows its environment in /proc.
     python = (str(INTERPRETER), "-I", "-S", "-B", "-c", START.format(root=str(PACKAGE.parent), program=program))
     return subprocess.Popen(
         (*chosen.command, *python),

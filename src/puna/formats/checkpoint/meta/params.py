@@ -13,7 +13,7 @@ from puna.model.config import SIZES, LlamaConfig, published_scaling
 from puna.pipeline.errors import CheckpointError, ConfigError
 
 CONTEXT, CONTEXT_SCALED = 8192, 131_072
-# Settings of Meta's generator that a file may hold and that change no weight and no result.
+# Settings of Meta's generator without an effect on weights and results.
 IGNORED = {"max_batch_size", "max_seq_len"}
 KNOWN = {"dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps"}
 KNOWN |= {"rope_theta", "use_scaled_rope"} | IGNORED
@@ -88,7 +88,7 @@ def render_params(config: LlamaConfig) -> dict[str, Any]:
     if config.head_dim * config.num_heads != config.dim:
         raise CheckpointError(
             f"head_dim {config.head_dim} with {config.num_heads} heads for dim {config.dim}",
-            expected="head_dim = dim / num_heads, all that Meta's format can say",
+            expected="head_dim = dim / num_heads, the only value that Meta's format can represent",
         )
     multiple_of, multiplier = PUBLISHED_FFN.get((config.dim, config.hidden_dim)) or _solve_ffn(config)
     rendered: dict[str, Any] = {
@@ -107,7 +107,7 @@ def render_params(config: LlamaConfig) -> dict[str, Any]:
     if back.rope_scaling != config.rope_scaling:
         raise CheckpointError(
             f"{config.rope_scaling}",
-            expected=f"{back.rope_scaling}, which is what Meta's format means for these sizes",
+            expected=f"{back.rope_scaling}, the scaling that Meta's format implies for these sizes",
         )
     assert back == replace(config, max_context=back.max_context)
     return rendered
@@ -124,7 +124,7 @@ def ffn_hidden_dim(dim: int, multiplier: float | None, multiple_of: int) -> int:
 def _solve_ffn(config: LlamaConfig) -> tuple[int, float]:
     """Return a multiple_of and the shortest multiplier for exactly this hidden_dim."""
     multiple_of = min(256, config.hidden_dim & -config.hidden_dim)
-    # A quarter more than the width, so that truncation never falls one short.
+    # A quarter more than the width, so that truncation never loses 1.
     ratio = (config.hidden_dim + 0.25) / int(8 * config.dim / 3)
     rounded = (round(ratio, digits) for digits in range(1, 20))
     return multiple_of, next(m for m in rounded if ffn_hidden_dim(config.dim, m, multiple_of) == config.hidden_dim)
@@ -134,5 +134,5 @@ def _vocab_size(fields: Fields, num_ids: int | None) -> int:
     if fields.get("vocab_size") != -1:
         return fields.integer("vocab_size")
     if num_ids is None:
-        raise fields.fail("vocab_size", "a tokenizer.model beside it, whose size it refers to")
+        raise fields.fail("vocab_size", "a tokenizer.model in the directory, whose size -1 refers to")
     return num_ids

@@ -64,15 +64,15 @@ class View(NamedTuple):
 
 def read_state_dict(data: bytes) -> dict[str, View]:
     """Return the tensors of a state dict in order; CheckpointError for anything else."""
-    found = _Machine(data).run()
-    if type(found) is not dict:
-        raise CheckpointError(f"data.pkl holds {_kind(found)}", expected="a state dict: names with their tensors")
-    for name, value in found.items():
+    state_dict = _Machine(data).run()
+    if type(state_dict) is not dict:
+        raise CheckpointError(f"data.pkl holds {_kind(state_dict)}", expected="a state dict: names with their tensors")
+    for name, value in state_dict.items():
         if not isinstance(value, View):
             raise CheckpointError(f"data.pkl: {name!a} is {_kind(value)}", expected="a tensor")
-    if len(found) > MAX_TENSORS:
-        raise CheckpointError(f"data.pkl names {len(found):,} tensors", expected=f"at most {MAX_TENSORS:,}")
-    return found
+    if len(state_dict) > MAX_TENSORS:
+        raise CheckpointError(f"data.pkl names {len(state_dict):,} tensors", expected=f"at most {MAX_TENSORS:,}")
+    return state_dict
 
 
 class _Machine:
@@ -98,7 +98,7 @@ class _Machine:
     def end(self) -> Any:
         value = self.pop()
         if self.stack or self.marks or self.position != len(self.data):
-            raise self.fail("something behind the end", "one value")
+            raise self.fail("data after the end", "one value")
         return value
 
     def fail(self, given: str, expected: str) -> CheckpointError:
@@ -138,7 +138,7 @@ class _Machine:
 
     def pop_to_mark(self) -> list[Any]:
         if not self.marks:
-            raise self.fail("no mark on the stack", "one")
+            raise self.fail("no mark on the stack", "a mark")
         start = self.marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
@@ -163,7 +163,7 @@ class _Machine:
 
     def recall(self, index: int) -> None:
         if index not in self.memo:
-            raise self.fail(f"memo {index:,}, which nothing was put into", "an earlier value")
+            raise self.fail(f"memo {index:,}, which is empty", "an earlier value")
         self.push(self.memo[index])
 
     def line(self) -> str:
@@ -198,9 +198,9 @@ class _Machine:
         if type(target) is not dict or len(pairs) % 2:
             raise self.fail("items for something that is no dict", "pairs for a dict")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            # NOTE: only texts are hashed: the hash of tuples within tuples can take for ever.
+            # NOTE: only strings are hashed: hashing nested tuples takes exponential time.
             if type(key) is not str or key in target:
-                raise self.fail("a key that is no text, or comes twice", "names")
+                raise self.fail("a key that is no text, or a duplicate", "distinct names as keys")
             target[key] = value
 
     def set_item(self) -> None:
@@ -231,7 +231,10 @@ class _Machine:
             ):
                 self.push(self.view(storage, self.dtype(storage, rest), offset, shape, stride))
             case _:
-                raise self.fail(f"a call of {function.name} with other arguments than a tensor's", "torch.save's")
+                raise self.fail(
+                    f"a call of {function.name} with other arguments than a tensor's",
+                    "the arguments that torch.save writes",
+                )
 
     def dtype(self, storage: Storage, rest: list[Any]) -> str:
         """Return a tensor's dtype: the storage's dtype, or the tensor's own for an untyped storage."""
@@ -241,7 +244,7 @@ class _Machine:
             case None, [Global(name)] | [Global(name), dict()] if name in DTYPES:
                 return DTYPES[name]
             case _:
-                raise self.fail("a tensor without one dtype", "one, of its storage or its own")
+                raise self.fail("a tensor without a single dtype", "a dtype of the tensor or of its storage")
 
     def view(self, storage: Storage, dtype: str, offset: Any, shape: Any, stride: Any) -> View:
         """Return the view; CheckpointError if elements lie outside the storage or repeat."""
@@ -250,9 +253,11 @@ class _Machine:
             raise self.fail("a tensor's offset, shape or stride", f"at most {MAX_RANK} counts from 0")
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
         if (0 not in shape and last >= count) or offset > count:
-            raise self.fail(f"a tensor of shape {list(shape)} at {offset:,}", f"one inside its {count:,} elements")
+            raise self.fail(f"a tensor of shape {list(shape)} at {offset:,}", f"a tensor inside its {count:,} elements")
         if _repeats(shape, stride):
-            raise self.fail(f"a tensor of shape {list(shape)}, stride {list(stride)}", "one that repeats no element")
+            raise self.fail(
+                f"a tensor of shape {list(shape)}, stride {list(stride)}", "a tensor without repeated elements"
+            )
         return View(storage, dtype, offset, shape, stride)
 
     def build(self) -> None:
@@ -290,7 +295,7 @@ def _protocol(machine: _Machine) -> None:
 
 
 def _frame(machine: _Machine) -> None:
-    machine.take(8)  # A hint for readers of streams.
+    machine.take(8)  # The frame length, for streaming readers.
 
 
 STOP = ord(".")
@@ -327,6 +332,6 @@ ACTIONS: dict[int, Callable[[_Machine], None]] = {
     ord("R"): _Machine.reduce,
     ord("b"): _Machine.build,
 }
-# Opcodes that error messages name; all others that ACTIONS lacks are refused as well.
+# Names of rejected opcodes for errors; all opcodes outside ACTIONS are rejected.
 REFUSED = {ord("o"): "OBJ", 0x81: "NEWOBJ", 0x92: "NEWOBJ_EX", 0x8B: "LONG4", ord("]"): "EMPTY_LIST"}
 REFUSED |= {ord("P"): "PERSID", 0x82: "EXT1", 0x83: "EXT2", 0x84: "EXT4", ord("B"): "BINBYTES", ord("G"): "BINFLOAT"}

@@ -16,9 +16,9 @@ import torch
 ALIGNMENT = 64
 STORAGES = {torch.float32: "FloatStorage", torch.float16: "HalfStorage", torch.bfloat16: "BFloat16Storage"}
 LOCAL_HEADER_BYTES = 30
-ZIP64_BYTES = 20  # What zipfile appends to an entry's extra field.
-PADDING_ID = 0x4246  # "FB", as PyTorch marks its own padding.
-EARLIEST = (1980, 1, 1, 0, 0, 0)  # The same weights give the same bytes.
+ZIP64_BYTES = 20  # zipfile's ZIP64 part of an entry's extra field.
+PADDING_ID = 0x4246  # "FB", PyTorch's mark of padding.
+EARLIEST = (1980, 1, 1, 0, 0, 0)  # A fixed time: equal weights give equal files.
 
 PROTOCOL = b"\x80\x02"
 ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
@@ -77,10 +77,12 @@ def state_dict_opcodes(tensors: Mapping[str, Stored]) -> bytes:
 
 def _tensor(stored: Stored) -> bytes:
     storage = f"ctorch\n{STORAGES[stored.dtype]}\n".encode()
-    place = (_text("storage"), storage, _text(str(stored.key)), _text("cpu"), _integer(math.prod(stored.shape)))
+    persistent_id = (_text("storage"), storage, _text(str(stored.key)), _text("cpu"), _integer(math.prod(stored.shape)))
     stride = [math.prod(stored.shape[axis + 1 :]) for axis in range(len(stored.shape))]
     sizes = (_integer(0), _counts(stored.shape), _counts(stride))
-    return b"".join((REBUILD, MARK, MARK, *place, TUPLE, PERSISTENT, *sizes, FALSE, ORDERED_DICT, TUPLE, REDUCE))
+    return b"".join(
+        (REBUILD, MARK, MARK, *persistent_id, TUPLE, PERSISTENT, *sizes, FALSE, ORDERED_DICT, TUPLE, REDUCE)
+    )
 
 
 def _counts(values: tuple[int, ...] | list[int]) -> bytes:

@@ -25,7 +25,7 @@ from puna.pipeline.errors import CheckpointError
 
 PARAMS_NAME = "params.json"
 TOKENIZER_NAME = "tokenizer.model"
-CHUNK = 4096  # Rows that are compared at once.
+CHUNK = 4096  # Rows per comparison, which bounds memory.
 
 
 class OpenedMeta(NamedTuple):
@@ -57,8 +57,8 @@ class Joined:
             return parts[0] if len(parts) == 1 else torch.cat(parts, self.joins[name].dim)
         rows = names.rows_of_pairs(num_heads, self.config.head_dim)
         joined = parts[0].new_empty(len(rows), self.config.dim)
-        for part, places in zip(parts, rows.split(len(parts[0])), strict=True):
-            joined.index_copy_(0, places, part)
+        for part, targets in zip(parts, rows.split(len(parts[0])), strict=True):
+            joined.index_copy_(0, targets, part)
         return joined
 
     def parts(self, name: str) -> list[torch.Tensor]:
@@ -68,8 +68,8 @@ class Joined:
         for index, view in enumerate(views):
             if index % copies and not _is_same(view, views[index - 1]):
                 raise CheckpointError(
-                    f"{self.shards[index].path}: {names.meta_name(name)} differs from the shard's before it",
-                    expected="the same, since they stand for one tensor",
+                    f"{self.shards[index].path}: {names.meta_name(name)} differs from the copy in the shard before",
+                    expected="equal copies of a tensor",
                 )
         return views[::copies]
 
@@ -96,7 +96,7 @@ def open_meta(directory: str | Path) -> OpenedMeta:
     if tokenizer and tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{directory}: a tokenizer of {tokenizer.vocab_size:,} ids for {config.vocab_size:,} embeddings",
-            expected="no more ids than embeddings",
+            expected="at most as many token ids as embeddings",
         )
     joined = _join(shards, config)
     if not config.tie_embeddings and _has_equal_head(joined):
@@ -107,13 +107,13 @@ def open_meta(directory: str | Path) -> OpenedMeta:
 
 def _shard_paths(directory: Path) -> list[Path]:
     """Return consolidated.00.pth, consolidated.01.pth and so on; CheckpointError for a gap."""
-    found = {path.name for path in directory.iterdir() if re.fullmatch(r"consolidated.*\.pth", path.name)}
-    expected = [f"consolidated.{index:02d}.pth" for index in range(max(1, len(found)))]
+    file_names = {path.name for path in directory.iterdir() if re.fullmatch(r"consolidated.*\.pth", path.name)}
+    expected = [f"consolidated.{index:02d}.pth" for index in range(max(1, len(file_names)))]
     for name in expected:
-        if name not in found:
+        if name not in file_names:
             raise CheckpointError(
-                f"{directory / name} is missing among {len(found)} files",
-                expected="consolidated.00.pth and on, without a gap",
+                f"{directory / name} is missing among {len(file_names)} files",
+                expected="consolidated.00.pth, consolidated.01.pth and so on without a gap",
             )
     paths = [find_file(directory, name) for name in expected]
     return [path for path in paths if path is not None]
@@ -122,7 +122,7 @@ def _shard_paths(directory: Path) -> list[Path]:
 def _join(shards: Sequence[Shard], config: LlamaConfig) -> Joined:
     """Compare the tensors of all shards with the config, and return the joined model."""
     directory = shards[0].path.parent
-    # NOTE: these three come before the network is built: a config may name a billion layers.
+    # NOTE: the next three checks come before the network is built: a config may claim a billion layers.
     for layer in range(config.num_layers):
         if f"layers.{layer}.attention_norm.weight" not in shards[0].tensors:
             raise CheckpointError(f"{directory}: layers.{layer}.attention_norm.weight is missing")
@@ -131,7 +131,7 @@ def _join(shards: Sequence[Shard], config: LlamaConfig) -> Joined:
         for name in sorted(shard.tensors.keys() ^ expected):
             problem = "unexpected tensor" if name in shard.tensors else "no tensor"
             raise CheckpointError(f"{shard.path}: {problem} {name!a:.200}", expected=f"what {PARAMS_NAME} describes")
-    num_spanned = sum(placed.num_spanned for shard in shards for placed in shard.tensors.values())
+    num_spanned = sum(position.num_spanned for shard in shards for position in shard.tensors.values())
     if config.num_parameters > num_spanned:
         raise CheckpointError(
             f"{directory}: {num_spanned:,} weights in its shards", expected=f"{config.num_parameters:,} parameters"
@@ -142,15 +142,15 @@ def _join(shards: Sequence[Shard], config: LlamaConfig) -> Joined:
 
 def _find_join(shards: Sequence[Shard], config: LlamaConfig, name: str, shape: tuple[int, ...]) -> Join:
     """Derive the split of a tensor from the shapes of its parts."""
-    placed = [shard.tensors[names.meta_name(name)] for shard in shards]
-    if len({part.dtype for part in placed}) == 1:
+    positions = [shard.tensors[names.meta_name(name)] for shard in shards]
+    if len({part.dtype for part in positions}) == 1:
         for join in _possible_joins(name, config, len(shards)):
             local = list(shape)
             local[join.dim] = local[join.dim] * join.copies // len(shards)
             is_whole = local[join.dim] * len(shards) == shape[join.dim] * join.copies
-            if is_whole and all(part.shape == tuple(local) for part in placed):
+            if is_whole and all(part.shape == tuple(local) for part in positions):
                 return join
-    given = " and ".join(sorted({f"{list(part.shape)} {part.dtype}" for part in placed}))
+    given = " and ".join(sorted({f"{list(part.shape)} {part.dtype}" for part in positions}))
     raise CheckpointError(
         f"{shards[0].path.parent}: {names.meta_name(name)} has {given:.200} in {len(shards)} shards",
         expected=f"parts of {list(shape)}",

@@ -19,10 +19,10 @@ PROGRAM = "from puna.formats.checkpoint.meta.child import main; main()"
 MAX_ANSWER_BYTES = 32 * 2**20
 MAX_COUNT = 2**63
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-IGNORED = {"rope.freqs"}  # A constant that the files of Llama 1 and 2 hold.
+IGNORED = {"rope.freqs"}  # A constant in files of Llama 1 and 2.
 
 
-class Placed(NamedTuple):
+class TensorPosition(NamedTuple):
     """The position of a tensor: `stride` in elements, `start` in bytes of the file."""
 
     dtype: torch.dtype
@@ -44,7 +44,7 @@ class Shard:
     """
 
     path: Path
-    tensors: dict[str, Placed]
+    tensors: dict[str, TensorPosition]
     mapped: mmap.mmap = field(repr=False)
 
     @classmethod
@@ -55,7 +55,7 @@ class Shard:
                 answer = parse_json(run_confined(PROGRAM, file, max_bytes=MAX_ANSWER_BYTES), path)
                 if "error" in answer:
                     raise _error(path, answer["error"])
-                # NOTE: private, because torch wants memory that it may write to; the file itself stays as it is.
+                # NOTE: copy-on-write, because torch requires writable memory; the file is never modified.
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: {error}", expected="a readable file") from error
@@ -63,24 +63,24 @@ class Shard:
 
     def view(self, name: str) -> torch.Tensor:
         """Return a tensor, mapped."""
-        placed = self.tensors[name]
-        flat = torch.frombuffer(self.mapped, dtype=placed.dtype, count=placed.num_spanned, offset=placed.start)
-        return flat.as_strided(placed.shape, placed.stride)
+        position = self.tensors[name]
+        flat = torch.frombuffer(self.mapped, dtype=position.dtype, count=position.num_spanned, offset=position.start)
+        return flat.as_strided(position.shape, position.stride)
 
 
-def _error(path: Path, told: Any) -> CheckpointError:
-    fields = told if isinstance(told, dict) else {}
+def _error(path: Path, answer: Any) -> CheckpointError:
+    fields = answer if isinstance(answer, dict) else {}
     given, expected, hint = (ascii(str(fields.get(key, "")))[1:-1][:400] for key in ("given", "expected", "hint"))
     return CheckpointError(f"{path}: {given}", expected=expected, hint=hint)
 
 
-def _parse_table(path: Path, table: Any, file_bytes: int) -> dict[str, Placed]:
+def _parse_table(path: Path, table: Any, file_bytes: int) -> dict[str, TensorPosition]:
     if not isinstance(table, dict):
         raise CheckpointError(f"{path}: no table of tensors", expected="a .pth file of weights")
     return {name: _parse_entry(path, name, entry, file_bytes) for name, entry in table.items() if name not in IGNORED}
 
 
-def _parse_entry(path: Path, name: str, entry: Any, file_bytes: int) -> Placed:
+def _parse_entry(path: Path, name: str, entry: Any, file_bytes: int) -> TensorPosition:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "stride": list(stride), "start": int(start)} if (
             _are_counts(shape) and _are_counts(stride) and len(shape) == len(stride) and _are_counts([start])
@@ -90,11 +90,11 @@ def _parse_entry(path: Path, name: str, entry: Any, file_bytes: int) -> Placed:
             raise CheckpointError(f"{path}: tensor {name!a:.200} is malformed", expected="dtype, shape, stride, start")
     if dtype not in DTYPES:
         raise CheckpointError(f"{path}: tensor {name!a:.200} is {dtype!a:.40}", expected=f"one of {', '.join(DTYPES)}")
-    placed = Placed(DTYPES[dtype], tuple(shape), tuple(stride), start)
-    end = start + placed.num_spanned * placed.dtype.itemsize
-    if not 0 < math.prod(shape) <= placed.num_spanned or end > file_bytes:
+    position = TensorPosition(DTYPES[dtype], tuple(shape), tuple(stride), start)
+    end = start + position.num_spanned * position.dtype.itemsize
+    if not 0 < math.prod(shape) <= position.num_spanned or end > file_bytes:
         raise CheckpointError(f"{path}: tensor {name!a:.200} ends at byte {end:,}", expected=f"at most {file_bytes:,}")
-    return placed
+    return position
 
 
 def _are_counts(values: list[Any]) -> bool:

@@ -23,7 +23,7 @@ from puna.formats.tokenizer.files import NUM_LLAMA3_RANKS, SPECIAL_TEXTS
 from puna.formats.tokenizer.tokenizer import Tokenizer
 from puna.pipeline.errors import CheckpointError
 
-# SHA-256 of the tokenizer.model that all Llama 3 share.
+# SHA-256 of the tokenizer.model of all Llama 3 models.
 LLAMA3_RANKS = "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55"
 
 
@@ -49,7 +49,7 @@ def write_meta(directory: Path, source: Source, *, num_shards: int = 1, dtype: t
     parts = {name: _local_shape(name, shape, num_shards) for name, shape in shapes.items()}
     stored = {names.meta_name(name): Stored(key, dtype, shape) for key, (name, shape) in enumerate(parts.items())}
     if source.config.tie_embeddings:
-        # Meta's code asks for an output matrix even where it is the embeddings: two names, one storage.
+        # Meta's code requires an output matrix even with tied embeddings: two names, one storage.
         stored[names.META_HEAD] = stored[names.meta_name(names.EMBEDDINGS)]
     write_json(directory / PARAMS_NAME, params)
     (directory / TOKENIZER_NAME).write_bytes(ranks)
@@ -84,7 +84,7 @@ def _parts(source: Source, name: str, dtype: torch.dtype, num_shards: int) -> Se
         tensor = tensor[names.rows_of_pairs(num_heads, source.config.head_dim)]
     if names.is_norm(name):
         return [tensor] * num_shards
-    # Also where shards outnumber key/value heads: llama-models joins parts, and takes copies for different heads.
+    # Without copies even for more shards than key/value heads: llama-models would read copies as further heads.
     return tensor.chunk(num_shards, names.split_dims(name)[0])
 
 
@@ -98,7 +98,7 @@ def _render_ranks(source: Source) -> bytes:
             given = f"a tokenizer with added tokens of its own ({', '.join(map(ascii, more[:3]))})"
         raise CheckpointError(
             given,
-            expected="Llama 3's 128,000 tokens and 256 special ones, the only ones that Meta's format knows",
+            expected="Llama 3's 128,000 tokens and 256 special ones, the only vocabulary of Meta's format",
             hint="Write this model in another format",
         )
     return ranks

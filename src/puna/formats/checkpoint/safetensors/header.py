@@ -54,11 +54,14 @@ def _read_shards(directory: Path, index_path: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(f"{directory / file_name} is missing", expected=f"all files that {INDEX_NAME} names")
         for name, stored in read_header(path).items():
             if weight_map.get(name) != file_name:
-                raise CheckpointError(f"{path}: tensor {name!a}", expected=f"only tensors that {INDEX_NAME} puts here")
+                raise CheckpointError(
+                    f"{path}: tensor {name!a}", expected=f"only tensors that {INDEX_NAME} assigns to the file"
+                )
             layout[name] = stored
     for name in weight_map.keys() - layout.keys():
         raise CheckpointError(
-            f"{directory / weight_map[name]}: tensor {name!a} is missing", expected="it as the index says"
+            f"{directory / weight_map[name]}: tensor {name!a} is missing",
+            expected="every tensor in the file named by the index",
         )
     return layout
 

@@ -48,8 +48,8 @@ def model_entries(model: Llama, dtype: torch.dtype | None) -> Iterator[Entry]:
     quantized = {path: module for path, module in model.named_modules() if isinstance(module, Quantized)}
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach()
-        kept = tensor.dtype if name.rpartition(".")[0] in quantized else dtype or tensor.dtype
-        yield Entry(disk_name(name), kept, tuple(tensor.shape), partial(tensor.to, kept))
+        stored_dtype = tensor.dtype if name.rpartition(".")[0] in quantized else dtype or tensor.dtype
+        yield Entry(disk_name(name), stored_dtype, tuple(tensor.shape), partial(tensor.to, stored_dtype))
     for path, module in quantized.items():
         if isinstance(module, PackedWeight):
             shape = partial(torch.tensor, (module.out_dim, module.in_dim))
@@ -99,7 +99,7 @@ def write_file(path: Path, entries: Iterable[Entry]) -> None:
     Raises:
         CheckpointError: The disk is full or fails.
     """
-    # NOTE: wide items first, as the library does it, so that each tensor lies aligned when it is mapped.
+    # NOTE: wide dtypes first, as in the library, so that every tensor is aligned for mapping.
     entries = sorted(entries, key=lambda entry: -entry.dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0

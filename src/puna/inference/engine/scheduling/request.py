@@ -1,4 +1,4 @@
-"""One request on its way through the engine: its tokens, its pages, and when it ends. Knows no cache and no model."""
+"""A request in the engine: tokens, block table, sampling state and the end of generation."""
 
 import time
 from array import array
@@ -10,15 +10,14 @@ from puna.inference.engine.detokenizer import TextStream
 from puna.inference.engine.outputs import Chunk, FinishReason, TokenLogprob
 from puna.inference.engine.sampling.params import SamplingParams
 from puna.inference.engine.sampling.sampler import SamplingState
-from puna.pipeline.errors import RequestError
 
 MAX_DRAFT_TOKENS = 12
-# Steps without guesses after many wrong ones.
+# Largest number of steps without draft tokens after rejected drafts.
 MAX_PAUSED_STEPS = 8
 
 
 class State(Enum):
-    """WAITING -> RUNNING -> ENDED; a running request that is preempted waits again."""
+    """WAITING -> RUNNING -> ENDED; preemption leads from RUNNING to WAITING."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -27,21 +26,21 @@ class State(Enum):
 
 @dataclass(slots=True)
 class DraftLimit:
-    """How many guesses at a request's next tokens are worth checking: more as long as they are right."""
+    """Adaptive number of draft tokens of a request: rises with accepted drafts, falls with rejected drafts."""
 
     limit: int = 8
-    num_misses: int = 0  # in a row, with not even the first guess right
-    num_paused: int = 0  # steps to come without guesses
+    num_misses: int = 0  # consecutive drafts without an accepted token
+    num_paused: int = 0  # coming steps without draft tokens
 
     def next_limit(self) -> int:
-        """Return how many guesses this step should check."""
+        """Return the draft limit of this step."""
         if self.num_paused:
             self.num_paused -= 1
             return 0
         return self.limit
 
     def update(self, num_accepted: int, *, is_all: bool) -> None:
-        """Note how many guesses of a step were right. Who is wrong again and again is asked ever more rarely."""
+        """Adapt to the accepted draft tokens of a step; repeated misses pause drafting for ever longer."""
         if is_all:
             self.limit, self.num_misses = min(MAX_DRAFT_TOKENS, self.limit + 4), 0
             return
@@ -51,7 +50,7 @@ class DraftLimit:
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """`tokens` are the prompt and what was generated; the first `num_computed` stand in the pages of `block_table`."""
+    """A prompt with its generated tokens: `tokens` holds both, the first `num_computed` are in the KV cache."""
 
     id: int
     prompt: list[int]
@@ -79,7 +78,7 @@ class Request:
 
     @property
     def ids(self) -> list[int]:
-        """What was generated so far."""
+        """Generated token ids."""
         return self.tokens[len(self.prompt) :]
 
     @property
@@ -88,7 +87,7 @@ class Request:
 
     @property
     def num_uncomputed(self) -> int:
-        """Tokens to compute before the next one can be chosen; after a jump more than one is generated."""
+        """Tokens to compute before the next sample: the rest of the prompt, or generated tokens."""
         return len(self.tokens) - self.num_computed
 
     @property
@@ -97,24 +96,21 @@ class Request:
 
     @property
     def num_to_score(self) -> int:
-        """Prompt tokens whose log-probability was asked for and is not there yet."""
+        """Prompt tokens with a requested log-probability still to compute."""
         return len(self.prompt) - len(self.prompt_logprobs) if self.params.echo_logprobs else 0
 
     def reset_computed(self) -> None:
-        """Begin anew after the pages are given back; what was generated stays."""
+        """Reset the block table after preemption; generated tokens stay."""
         self.block_table, self.num_computed = array("i"), 0
         if self.num_to_score:
             del self.prompt_logprobs[1:]
 
     def extend(self, token: int, logprob: TokenLogprob | None) -> Chunk:
-        """Take a chosen token (or, if none was asked for, leave it), and those that its grammar leaves no choice about.
-
-        The last chunk has a finish_reason.
-        """
+        """Append a sampled token and the tokens that the grammar forces after it; ignore it where max_tokens is 0."""
         if self.params.max_tokens == 0:
             return self.end("length")
         ids, text, reason = [token], *self._take(token)
-        # Log-probabilities are the model's, so where they are asked for it is asked about each token.
+        # Log-probabilities need a forward pass for every token, so none is skipped by the grammar.
         if reason is None and self.sampling.matcher and self.params.logprobs is None:
             for forced in self.sampling.matcher.forced_ids():
                 more, reason = self._take(forced)
@@ -125,7 +121,7 @@ class Request:
         return Chunk(tuple(ids), text, logprobs, reason, self._take_prompt_logprobs())
 
     def _take(self, token: int) -> tuple[str, FinishReason | None]:
-        """Append an id; return the text that it makes certain and why the request ends here, if it does."""
+        """Append an id; return newly certain text, and the finish reason if the request ends here."""
         self.sampling.accept(token)
         self.tokens.append(token)
         text = "" if token in self.params.stop_ids else self.text.feed(token)
@@ -141,10 +137,9 @@ class Request:
         return text + ("" if reason is None else self.text.finish()), reason
 
     def end(self, reason: FinishReason, *, error: Exception | None = None) -> Chunk:
-        told = f"{type(error).__name__}: {error}" if error else ""
-        refusal = error if isinstance(error, RequestError) else None
-        return Chunk((), "", (), reason, self._take_prompt_logprobs(), told, refusal)
+        """Return the last chunk."""
+        return Chunk((), "", (), reason, self._take_prompt_logprobs(), error)
 
     def _take_prompt_logprobs(self) -> tuple[TokenLogprob | None, ...]:
-        is_reported, self._has_reported = self._has_reported, True
-        return () if is_reported else tuple(self.prompt_logprobs)
+        has_reported, self._has_reported = self._has_reported, True
+        return () if has_reported else tuple(self.prompt_logprobs)

@@ -24,9 +24,9 @@ from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
 from puna.model.llama import Llama
 from puna.pipeline.errors import DataError
-from puna.training.labelling.teacher import Item, Teacher
 from puna.training.objectives.losses import token_log_probabilities
 from puna.training.objectives.next_token import NextToken
+from puna.training.teacher.teacher import Item, Teacher
 
 # Probabilities are kept this far from 1, where the log of what is left would have no end.
 LEAST_REST = 1e-6

@@ -1,0 +1,36 @@
+"""A checkpoint or an endpoint -> the completer that asks it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from puna.inference.completer.completer import Completer
+from puna.inference.completer.endpoint import EndpointCompleter
+from puna.inference.completer.http import EndpointClient
+from puna.inference.completer.local import LocalCompleter
+from puna.inference.completer.settings import EndpointConfig
+from puna.inference.engine.options import EngineOptions
+from puna.model.kernels.device import DeviceName
+
+
+def open_completer(
+    source: Path | EndpointConfig,
+    *,
+    options: EngineOptions,
+    secret: Callable[[str], str],
+    device: DeviceName = "auto",
+) -> Completer:
+    """Open a checkpoint in this process, or an endpoint.
+
+    Args:
+        source: Directory of a checkpoint or adapter, or an endpoint.
+        options: Engine options of a checkpoint.
+        secret: Returns the value of an environment variable, such as `Run.secret`.
+        device: Device of a checkpoint.
+
+    Example:
+        >>> open_completer(Path("build/model"), options=EngineOptions(), secret=run.secret)
+    """
+    if isinstance(source, Path):
+        return LocalCompleter.open(source, options, device)
+    key = secret(source.key_variable) if source.key_variable else ""
+    return EndpointCompleter(EndpointClient(source, key))
