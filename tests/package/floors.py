@@ -161,9 +161,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"dialect"},
         {"fit"},
     ),
-    "planning": (
-        {"doctor", "plan"},
-    ),
+    "planning": ({"doctor", "plan"},),
     "planning/doctor": (
         {"render", "report", "template_child"},
         {"modelfile", "template", "values"},
@@ -197,7 +195,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"rules"},
     ),
     "evaluation/evaluate": (
-        {"comparison_groups", "cost", "judges", "models", "slices"},
+        {"comparison_groups", "cost", "judges", "slices"},
         {"diagnosis", "grading"},
         {"asking", "exam"},
         {"earlier", "report"},
@@ -230,9 +228,7 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"fit"},
         {"table"},
     ),
-    "evaluation/evaluate/judges": (
-        {"agreement", "judging"},
-    ),
+    "evaluation/evaluate/judges": ({"agreement", "judging"},),
     "evaluation/release/page": (
         {"picture", "style"},
         {"blocks"},
@@ -257,12 +253,8 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"codes", "times"},
         {"extract"},
     ),
-    "corpus": (
-        {"ingest", "synthesize"},
-    ),
-    "conversion": (
-        {"compression", "exchange"},
-    ),
+    "corpus": ({"ingest", "synthesize"},),
+    "conversion": ({"compression", "exchange"},),
     "conversion/compression": (
         {"calibration_texts", "kv_cache", "rounding", "settings"},
         {"calibrate"},
@@ -327,7 +319,5 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"terminal"},
         {"command"},
     ),
-    "testing": (
-        {"dataset", "endpoint", "stage", "tiny_checkpoint"},
-    ),
+    "testing": ({"dataset", "endpoint", "stage", "tiny_checkpoint"},),
 }

@@ -87,7 +87,7 @@ def test_a_journal_of_other_settings_or_another_name_is_begun_anew_and_the_log_s
     write(path)
     path.rename(tmp_path / "other.jsonl")
     assert Journal(tmp_path / "other.jsonl", "key", told.append).records == []
-    assert len(told) == 2 and all("its work is done anew" in line for line in told)
+    assert len(told) == 2 and all("the work starts from the beginning" in line for line in told)
     assert reopened(tmp_path / "other.jsonl") == []
 
 

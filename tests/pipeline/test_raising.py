@@ -13,7 +13,7 @@ from puna.pipeline.artifacts import artifact
 from puna.pipeline.artifacts.artifact import Manifest, Receipt
 from puna.pipeline.errors import ArtifactError, ConfigError, DataError, ReceiptError
 from puna.pipeline.execution.recipe import Recipe, override, resolve
-from puna.pipeline.execution.walk import raise_recipe
+from puna.pipeline.execution.walk import raise_recipe, run_recipe
 
 RECIPE = """
 out = "{folder}/out"
@@ -60,6 +60,12 @@ def recipe(tmp_path: Path, dataset_path: Path) -> Recipe:
     (tmp_path / "talks").mkdir()
     shutil.copy(dataset_path / "conversations.jsonl", tmp_path / "talks")
     return write_recipe(tmp_path, RECIPE.format(folder=tmp_path))
+
+
+def test_a_recipe_runs_from_python_up_to_a_step(recipe: Recipe):
+    artifacts = run_recipe(str(recipe.path), {"ingest.pages.licence": "MIT"}, until="ingest.talks")
+    assert list(artifacts) == ["ingest.pages", "ingest.talks"]
+    assert artifact.read_manifest(artifacts["ingest.pages"]).licences == ["mit"]
 
 
 def write_recipe(folder: Path, text: str) -> Recipe:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from puna.model.gradients.blocks import Block, attend_in_blocks, causal_blocks
 from puna.model.llama import Attend
 
-# Where no gradient is wanted, torch's own attention is faster beyond this: it leaves out what nobody sees.
+# Length above which torch's own causal attention is faster without gradients, since it skips masked blocks.
 MAX_BLOCKED_LEN = 2048
-# The mask of one call when a long prefix is attended to: what keeps memory from growing with it.
+# Largest mask of one call with a long prefix; bounds the memory.
 MASK_ELEMENTS = 2**21
 
 
@@ -60,7 +60,7 @@ def attend_behind_prefix(q_THE: torch.Tensor, k_KSE: torch.Tensor, v_KSE: torch.
     length, num_positions = q_THE.shape[0], k_KSE.shape[1]
     q_KGTE = q_THE.unflatten(1, (k_KSE.shape[0], -1)).permute(1, 2, 0, 3)
     step = min(length, max(1, MASK_ELEMENTS // num_positions))
-    # One mask for all blocks, of which each takes the right end: masks of ever new sizes would scatter the heap.
+    # NOTE: one mask for all blocks, sliced from the right; masks of many sizes would fragment the heap.
     mask_QS = torch.full((step, num_positions), -torch.inf, dtype=q_THE.dtype, device=q_THE.device)
     mask_QS.triu_(num_positions - step + 1)
     blocks = []
@@ -76,7 +76,7 @@ def attend_singly(
     q_BHE: torch.Tensor, k_BSKE: torch.Tensor, v_BSKE: torch.Tensor, mask_BS: torch.Tensor
 ) -> torch.Tensor:
     """Attend from one token per sequence of a batch; the mask is added to the scores."""
-    # The query heads of a key head stand where the query positions would: nothing is repeated.
+    # Query heads of a key head take the place of query positions, so keys need no repetition.
     q_BKGE = q_BHE.unflatten(1, (k_BSKE.shape[2], -1))
     k_BKSE, v_BKSE = k_BSKE.transpose(1, 2), v_BSKE.transpose(1, 2)
     out_BKGE = F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE, attn_mask=mask_BS[:, None, None])

@@ -16,7 +16,7 @@ from puna.model.llama import Llama
 from puna.pipeline.artifacts.artifact import Receipt
 from puna.pipeline.errors import CheckpointError
 
-# Positions whose two distributions are held at once, in float64.
+# Number of positions with both distributions in memory at once, in float64.
 CHUNK = 256
 IGNORED = -1
 
@@ -33,11 +33,11 @@ class Comparison:
 
     divergences: list[torch.Tensor] = field(default_factory=list)
     is_same: list[torch.Tensor] = field(default_factory=list)
-    # Nats by which the parent finds the other's first choice less likely than its own: 0 where they agree.
+    # Log-probability of the parent's first choice minus that of the other's first choice, under the parent, in nats.
     gaps: list[torch.Tensor] = field(default_factory=list)
     differences: list[torch.Tensor] = field(default_factory=list)
     losses: list[torch.Tensor] = field(default_factory=list)
-    # Mean squares over the vocabulary of centred logits: the parent's, and of the difference.
+    # Mean squares over the vocabulary of centred logits: of the parent, and of the difference.
     squares: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, parent_NV: torch.Tensor, other_NV: torch.Tensor, *, ids: Sequence[int] = ()) -> None:

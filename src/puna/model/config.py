@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from puna.pipeline.errors import ConfigError
 
-# The matrices of a layer that adapters change, in the order of the computation.
+# Matrices of a layer with adapters, in the order of the computation.
 ADAPTED = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
@@ -50,7 +50,7 @@ class LlamaConfig:
     rope_theta: float = 500_000.0
     rope_scaling: RopeScaling | None = None
     tie_embeddings: bool = False
-    is_reward: bool = False  # One number for a whole text in the place of logits.
+    is_reward: bool = False  # a score per text instead of logits
 
     def __post_init__(self):
         _require_positive(self)
@@ -121,7 +121,7 @@ def _published(dim: int, num_layers: int, num_heads: int, hidden_dim: int, *, ro
         vocab_size=128_256,
         max_context=131_072,
         rope_scaling=published_scaling(rope_factor),
-        # The 1B and the 3B are Llama 3.2's: RoPE scaled by 32, embeddings tied.
+        # 1B and 3B are Llama 3.2: RoPE scaled by 32, embeddings tied.
         tie_embeddings=rope_factor == 32.0,
     )
 

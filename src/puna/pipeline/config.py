@@ -155,8 +155,8 @@ def _number_of_flag(value: Any, info: ValidationInfo) -> Any:
     return int(value) if is_flag and value.isdecimal() else value
 
 
-# For a Literal of numbers: flags come as text, which pydantic turns into an int but not into one of a few; tables,
-# which come as JSON, stay strict.
+# For a Literal of numbers: pydantic converts the text of a flag to an int, but not to a Literal of ints. Tables come
+# as JSON and stay strict.
 FlagNumber = BeforeValidator(_number_of_flag)
 
 
@@ -174,7 +174,7 @@ def parse_config(config_class: type[Config], table: dict[str, Any], *, where: st
         512
     """
     try:
-        # NOTE: as JSON, because strict validation takes a string for a Path only there.
+        # NOTE: as JSON, since strict validation accepts a string for a Path only in JSON.
         return config_class.model_validate_json(json.dumps(table, default=str), strict=True)
     except ValidationError as error:
         raise explain(error, config_class, where=where) from None
@@ -183,7 +183,7 @@ def parse_config(config_class: type[Config], table: dict[str, Any], *, where: st
 def explain(error: ValidationError, config_class: type[BaseModel], *, where: str) -> ConfigError:
     """Return one ConfigError for an invalid table; unknown keys come first."""
     errors = [each for each in error.errors() if each["type"] == "extra_forbidden"] or error.errors()
-    # Where a value may be of several types each tells what it missed; the one that got furthest is the one meant.
+    # A union reports an error per type; the error with the longest location belongs to the intended type.
     about_first_key = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
     first = max(about_first_key, key=lambda each: len(each["loc"]))
     key, model = _place(config_class, first["loc"])

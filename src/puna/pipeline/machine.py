@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
-# Where a container finds what it is allowed, in control groups of version 2 and 1; neither is there on other systems.
+# Files with the memory limit of a container, in control groups of version 2 and 1; missing on other systems.
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def machine_memory() -> int:
     """Return the total memory of the machine or the container."""
-    limits = [int(text) for text in map(_read, LIMITS) if text.isdecimal()]  # "max" where there is none.
+    limits = [int(text) for text in map(_read, LIMITS) if text.isdecimal()]  # "max" stands for no limit.
     return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *limits])
 
 

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 SECONDS_BETWEEN_LINES = 15.0
-# The first of these in which a whole unit is done states the rate.
+# Time units of the rate; the first with at least one finished unit of work is shown.
 SPANS = {"s": 1, "min": 60, "h": 3600, "day": 86_400}
-# Names in files and what models write may hold sequences that drive the terminal; only line breaks and tabs pass.
+# NOTE: names of files and outputs of models may hold terminal control sequences; only line breaks and tabs pass.
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 
 
@@ -50,7 +50,7 @@ class Progress:
         self.console, self.total, self.description, self.unit = console, total, description, unit
         self.count = done
         self.last_line = time.monotonic()
-        self._start = (self.last_line, done)  # The time and the count from which the rate is measured.
+        self._start = (self.last_line, done)  # time and count at the start of the measurement
         self._first: tuple[float, int] | None = None
         self.bar = _bar(console) if console.is_terminal else None
 

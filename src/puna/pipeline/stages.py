@@ -47,12 +47,13 @@ class Stage(NamedTuple):
         return f"puna.{self.file.replace('/', '.')}"
 
 
-TEXT = ("raw", "dataset")
+# A label artifact is also a dataset: the labelled rows lie beside the labels.
+TEXT = ("raw", "dataset", "labels")
 MODEL = ("raw", "checkpoint", "release")
 ADAPTED = (*MODEL, "adapter")
 MODEL_TEXT, ADAPTED_TEXT = (*TEXT, *MODEL), (*TEXT, *ADAPTED)
 TRAINING = (*ADAPTED_TEXT, "tokenizer")
-SCORING = (*ADAPTED_TEXT, "scores", "reward model", "labels")
+SCORING = (*ADAPTED_TEXT, "scores", "reward model")
 
 DATA, MODELS, TRAINED = ("dataset",), ("checkpoint",), ("checkpoint", "adapter")
 
@@ -66,7 +67,7 @@ STAGES = (
     Stage("pretrain", "training/pretrain", TRAINING, TRAINED, "Train on every token of documents"),
     Stage("sft", "training/sft", TRAINING, TRAINED, "Fine-tune on the assistant's messages of conversations"),
     Stage("label", "training/label", ADAPTED_TEXT, ("labels",), "Store a teacher's most likely tokens by position"),
-    Stage("distill", "training/distill", (*TRAINING, "labels"), TRAINED, "Train a student to match a teacher"),
+    Stage("distill", "training/distill", TRAINING, TRAINED, "Train a student to match a teacher"),
     Stage("dpo", "training/dpo", TRAINING, TRAINED, "Train on preferences: pairs of a better and a worse answer"),
     Stage("reward", "training/reward", TRAINING, ("reward model",), "Train a reward model that scores answers"),
     Stage("merge", "conversion/compression/merge", ADAPTED_TEXT, MODELS, "Merge an adapter into its base"),

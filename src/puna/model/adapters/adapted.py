@@ -20,7 +20,7 @@ from puna.model.llama import Linear, Llama
 from puna.model.quantization.quantized import QuantizedLinear
 from puna.pipeline.errors import ConfigError
 
-# Values of a weight that are floats at once while its rows are measured.
+# Number of weight values to dequantize at once while measuring row lengths.
 BLOCK_VALUES = 2**24
 ALL, HEAD = "all", "lm_head"
 
@@ -82,7 +82,7 @@ class AdaptedLinear(nn.Module):
         added = LowRank(self.down_RI, self.up_OR, self.scale).product(read)
         if self.magnitude_O is None:
             return product + added
-        # The part beyond 1 is rounded to x's dtype, not the ratio: early in training they differ by thousandths.
+        # NOTE: ratio - 1 is rounded to the dtype of x, not the ratio, which differs from 1 by thousandths at first.
         surplus_O = (self.magnitude_O / self.row_lengths() - 1).to(x.dtype)
         whole = product + added
         return torch.addcmul(whole, whole, surplus_O)
@@ -112,7 +112,7 @@ def add_adapter(model: Llama, shape: AdapterShape, *, seed: int) -> None:
     linears = {path: _linear(model, path) for path in target_paths(model, shape.targets)}
     for path, frozen in linears.items():
         out_dim, in_dim = _shape(frozen)
-        bound = in_dim**-0.5  # as PEFT draws it
+        bound = in_dim**-0.5  # initialization of PEFT
         down_RI = torch.empty(shape.rank, in_dim).uniform_(-bound, bound, generator=generator)
         low_rank = LowRank(down_RI.to(model.device), torch.zeros(out_dim, shape.rank, device=model.device), shape.scale)
         magnitude_O = AdaptedLinear(frozen, low_rank).row_lengths() if shape.has_magnitudes else None
@@ -130,8 +130,8 @@ def attach(
 ) -> None:
     """Freeze a network and add an existing adapter by module path; tensors are copied as float32."""
     linears = {path: _linear(model, path) for path in lora}
-    for path, given in lora.items():
-        low_rank = LowRank(given.down_RI.float().clone(), given.up_OR.float().clone(), given.scale)
+    for path, update in lora.items():
+        low_rank = LowRank(update.down_RI.float().clone(), update.up_OR.float().clone(), update.scale)
         magnitude_O = magnitudes[path].float().flatten().clone() if path in magnitudes else None
         model.set_submodule(
             path, AdaptedLinear(linears[path], low_rank, magnitude_O, is_rank_stabilized=is_rank_stabilized)

@@ -28,5 +28,5 @@ class LowRank:
         return (x @ self.down_RI.to(x.dtype).T * self.scale) @ self.up_OR.to(x.dtype).T
 
 
-# By the paths of the modules: "layers.0.self_attn.q_proj".
+# Low-rank updates by module path: "layers.0.self_attn.q_proj".
 Lora = Mapping[str, LowRank]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 BLOCK_LEN, KEYS_STEP = 192, 64
-# Masks beyond these, of all blocks together, are made anew for each layer.
+# Total size of masks to cache; larger masks are rebuilt for every layer.
 KEPT_ELEMENTS = 2**24
 
 
@@ -32,7 +32,7 @@ class Block:
     first: int
     start: int
     end: int
-    documents_Q1: torch.Tensor  # where the document of each query begins
+    documents_Q1: torch.Tensor  # first position of the document of each query
     kept_QS: torch.Tensor | None = None
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
@@ -73,7 +73,7 @@ def block_spans(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     starts_T = _document_starts(lengths)
     for start in range(0, len(starts_T), BLOCK_LEN):
         end = min(start + BLOCK_LEN, len(starts_T))
-        # A whole number of steps from the block's end, where there are so many.
+        # A whole number of steps back from the end of the block, as far as the positions allow.
         steps = -(-(end - int(starts_T[start])) // KEYS_STEP)
         yield max(0, end - steps * KEYS_STEP), start, end
 

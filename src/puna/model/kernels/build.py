@@ -17,8 +17,8 @@ from puna.pipeline.errors import KernelError
 SOURCES = Path(__file__).parent
 MAIN = SOURCES / "llama.cpp"
 COMPILERS = ("c++", "g++", "clang++")
-# NOTE: no -ffast-math: a NaN must stay one, or a broken request would get tokens. fp-contract makes a * b + c one
-# rounding everywhere, on which the equality of one token and many rests.
+# NOTE: no -ffast-math: a NaN must stay a NaN, or a broken request would get tokens. fp-contract rounds a * b + c once
+# everywhere, so that single-token and multi-token steps give equal results.
 FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread", "-w"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
@@ -67,7 +67,7 @@ def _output(compiler: str, *arguments: str) -> str:
 
 
 def _compile(compiler: str, flags: tuple[str, ...], target: Path) -> None:
-    # NOTE: renamed when done, so that processes that start together never load half a file.
+    # NOTE: renamed at the end, so that no concurrent process loads a partial file.
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
         command = (compiler, *FLAGS, *flags, str(MAIN), "-o", str(made))
@@ -89,7 +89,7 @@ def _writable_cache() -> Path:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError:
             continue
-        # NOTE: code is loaded from here: nobody else may have put it there.
+        # NOTE: code is loaded from this folder, so no other user may own it.
         if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
             return folder
     raise KernelError("no folder of one's own for compiled kernels", expected="a writable home or temporary folder")

@@ -25,12 +25,12 @@ from puna.pipeline.errors import KernelError
 
 log = logging.getLogger(__name__)
 
-PANEL = 32  # Rows that are packed together.
-# Bytes that are packed before they are let go of: no weight needs memory twice.
+PANEL = 32  # rows per panel
+# Bytes to pack before dropping the source pages, so that no weight is in memory twice.
 PACKED_AT_ONCE = 2**25
 MAX_GROUP = 128
 MAX_HEAD_DIM = 256
-# Query heads that share keys, and the least width of a network's matrices.
+# Largest number of query heads per key head, and smallest width of matrices.
 MAX_SHARED_HEADS = 64
 MIN_ROWS = PANEL
 BFLOAT16 = 0
@@ -360,7 +360,7 @@ def packed_group(cols: int, scale_group: int) -> int | None:
 
 def shared_kernels() -> Kernels | None:
     """Return the kernels of the process; None, with one line in the log, where compiling fails."""
-    # A forked process has no threads but its own.
+    # NOTE: a forked process does not inherit the threads.
     return _open(os.getpid())
 
 

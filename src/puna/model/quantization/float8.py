@@ -13,7 +13,7 @@ from puna.model.quantization.scheme import FP8
 
 MAX_FLOAT8 = 448.0
 MAX_ACTIVATION = 1200.0
-# What widths are multiples of where a GPU multiplies.
+# Divisor of the widths that GPU products support.
 TILE = 16
 
 
@@ -55,8 +55,8 @@ class Float8Linear(nn.Module):
         rounded, weight_scale = _round(x / scale), self.weight_scale.float()
         if x.dtype == torch.bfloat16 and self._has_whole_tiles and multiplies_float8(x.device):
             return torch.ops.aten._scaled_mm(rounded, self.weight.t(), scale, weight_scale.t(), out_dtype=x.dtype)
-        # float8 is exact in every wider dtype, so both scales can wait until after the product.
-        # NOTE: sums of unscaled values are beyond what float16 holds.
+        # float8 is exact in every wider dtype, so both scales apply after the product.
+        # NOTE: sums of unscaled values overflow float16.
         wide = torch.float32 if x.dtype == torch.float16 else x.dtype
         product = F.linear(rounded.to(wide), self.weight.to(wide))
         return (product * scale * weight_scale.flatten()).to(x.dtype)

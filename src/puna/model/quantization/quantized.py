@@ -17,7 +17,7 @@ from puna.model.llama import Embedding, Linear, Llama
 from puna.model.quantization.float8 import Float8Linear
 from puna.model.quantization.scheme import INT8, Scheme
 
-# Values that are unpacked at once: a head of 128,256 rows would take gigabytes as floats.
+# Number of values to unpack at once; a head of 128,256 rows would take gigabytes as floats.
 BLOCK_VALUES = 2**24
 MAX_PACKED_ROWS = 8
 
@@ -33,7 +33,7 @@ def pack(values_OI: torch.Tensor, bits: int) -> torch.Tensor:
 
 def unpack(words_OW: torch.Tensor, bits: int, in_dim: int) -> torch.Tensor:
     """Return int8 values_OI from words_OW."""
-    # NOTE: torch runs on little-endian machines, where the lowest bits of a word are its first byte.
+    # NOTE: torch requires little-endian machines; the lowest bits of a word are the first byte.
     bytes_OI = words_OW.contiguous().view(torch.uint8)
     if bits == 8:
         return (bytes_OI[:, :in_dim] ^ 128).view(torch.int8)
@@ -147,7 +147,7 @@ class _FrozenProduct(torch.autograd.Function):
 def _dequantize(
     words_OW: torch.Tensor, scale_OG: torch.Tensor, scheme: Scheme, in_dim: int, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    # A product of two numbers that a dtype holds is rounded once, in it or afterwards: the same, in half the memory.
+    # A product of two numbers of a dtype is rounded once, in the dtype or later; this way takes half the memory.
     exact = dtype if scale_OG.dtype == dtype else torch.float32
     values_OGI = unpack(words_OW, scheme.bits, in_dim).to(exact).unflatten(1, (scale_OG.shape[1], -1))
     return values_OGI.mul_(scale_OG.to(exact)[..., None]).flatten(1).to(dtype)
@@ -155,13 +155,13 @@ def _dequantize(
 
 def _product(x: torch.Tensor, words_OW: torch.Tensor, scale_OG: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     in_dim = x.shape[-1]
-    # NOTE: sums of unscaled values are beyond what float16 holds.
+    # NOTE: sums of unscaled values overflow float16.
     if scheme.group_size or x.dtype == torch.float16:
         return F.linear(x, _dequantize(words_OW, scale_OG, scheme, in_dim, x.dtype))
     values_OI, scale_O = unpack(words_OW, scheme.bits, in_dim), scale_OG.flatten().to(x.dtype)
     if _is_packed_faster(x):
         return torch.ops.aten._weight_int8pack_mm(x.contiguous(), values_OI.contiguous(), scale_O)
-    # Small integers are exact in every float dtype, so the scale can wait until after the product.
+    # Small integers are exact in every float dtype, so the scale applies after the product.
     return F.linear(x, values_OI.to(x.dtype)) * scale_O
 
 
@@ -178,7 +178,7 @@ def _is_packed_faster(x: torch.Tensor) -> bool:
 
     NOTE: that product has no backward pass, and reads beyond the weight (a crash) unless its width is a multiple of 16.
     """
-    # The device first: what is compiled for another one shall not depend on the number of rows.
+    # NOTE: test the device first, so that code compiled for other devices does not depend on the number of rows.
     if x.device.type != "cpu" or x.dtype != torch.bfloat16 or (x.requires_grad and torch.is_grad_enabled()):
         return False
     return x.dim() == 2 and x.shape[0] <= MAX_PACKED_ROWS and x.shape[1] % 64 == 0

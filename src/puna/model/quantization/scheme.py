@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 WORD_BITS = 32
-GROUP_SIZES = (128, 64, 32, 16)  # vLLM's kernels know the first three
+GROUP_SIZES = (128, 64, 32, 16)  # kernels of vLLM support the first three
 GROUP_SCALE_BYTES, ROW_SCALE_BYTES = 2, 4
 
 

@@ -122,9 +122,9 @@ def _read_receipt(path: Path) -> Receipt:
     hint = "Make the artifact again: a claim that cannot be read is not proven"
     try:
         found = read_record(path, ReceiptFile, expected="a receipt as Puna writes it", hint=hint, allow_nan=True)
-    except FileNotFoundError:  # a link to nothing
+    except FileNotFoundError:  # a broken link
         raise ArtifactError(f"{path} does not exist", expected="a receipt as Puna writes it", hint=hint) from None
-    if found.claim != path.stem:  # a copy of the receipt is named after its claim
+    if found.claim != path.stem:  # copies of receipts are named after the claim
         raise ArtifactError(f"{path}: claim = {found.claim!a}", expected=f"{path.stem!a}, as the file", hint=hint)
     return Receipt(**asdict(found))
 
@@ -263,7 +263,7 @@ def verifying(path: Path) -> Iterator[None]:
         except Exception as error:
             verified.set_exception(error)
 
-    # Not an executor, whose end waits for its threads: Ctrl-C stops at once.
+    # NOTE: an executor would wait for its threads, so that Ctrl-C would not stop at once.
     threading.Thread(target=run, daemon=True).start()
     try:
         yield

@@ -11,13 +11,13 @@ from pathlib import Path
 UNKNOWN = "unknown"
 OWN = "own"
 
-MAX_CHARACTERS = 100_000  # of a text that is read
-# Words of a text among which its title stands, or the phrases that tell one without a title.
+MAX_CHARACTERS = 100_000  # largest part of a text to read
+# Number of words at the beginning of a text that contain the title or the typical phrases.
 OPENING_WORDS = 300
 TEXT_NAME = re.compile(r"(licen[cs]e|copying)(-[\w.-]+)?(\.(txt|md|rst))?", re.IGNORECASE)
 NOTICE_NAME = re.compile(r"notice(\.(txt|md))?", re.IGNORECASE)
 POLICY_NAME = re.compile(r"use_policy(\.\w+)?", re.IGNORECASE)
-NAME_STARTS = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "USE_POLICY")  # as they are usually written
+NAME_STARTS = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "USE_POLICY")  # usual spellings
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class Licence:
 
 
 def _llama(version: str, *, brand: str = "Llama", mark: str = "Llama", more_duties: tuple[str, ...] = ()) -> Licence:
-    place, product = f"llama{version.replace('.', '_')}", f"{brand} {version}"
+    version_path, product = f"llama{version.replace('.', '_')}", f"{brand} {version}"
     name = mark.removeprefix("Meta ")
     return Licence(
         id=f"llama{version}",
         title=f"{product} Community License",
-        url=f"https://www.llama.com/{place}/license/",
+        url=f"https://www.llama.com/{version_path}/license/",
         opening=rf"^{product.lower()} community license agreement".replace(".", r"\."),
         other_names=(f"llama-{version}", f"{product} Community License Agreement"),
         duties=(
@@ -83,7 +83,7 @@ def _llama(version: str, *, brand: str = "Llama", mark: str = "Llama", more_duti
         badge=f"Built with {mark}",
         notice=f"{product} is licensed under the {product} Community License, "
         "Copyright © Meta Platforms, Inc. All Rights Reserved.",
-        policy_url=f"https://www.llama.com/{place}/use-policy",
+        policy_url=f"https://www.llama.com/{version_path}/use-policy",
         is_restrictive=True,
     )
 
@@ -180,14 +180,16 @@ def recognize(path: Path) -> set[str]:
 
     Texts and names outside of the table give "unknown"; a folder without any gives an empty set.
     """
-    found: set[str] = set()
+    ids_found: set[str] = set()
     for folder in folders_of(path):
-        found |= {each for _, ids in read_texts(folder) for each in ids} | _front_matter(folder / "README.md")
+        ids_found |= {each for _, ids in read_texts(folder) for each in ids} | _front_matter(folder / "README.md")
         for text in read_notices(folder):
             words = _words(text)
-            found.update(each.id for each in TABLE if each.notice and _words(each.notice) in words)
-            found.update(each.id for each in TABLE if _words(f"material under the {each.title} ({each.id})") in words)
-    return found
+            ids_found.update(each.id for each in TABLE if each.notice and _words(each.notice) in words)
+            ids_found.update(
+                each.id for each in TABLE if _words(f"material under the {each.title} ({each.id})") in words
+            )
+    return ids_found
 
 
 def folders_of(path: Path) -> list[Path]:
@@ -217,7 +219,7 @@ def _is_about(words: str, licence: Licence) -> bool:
 def _named(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
     try:
         return sorted(file for file in folder.iterdir() if pattern.fullmatch(file.name) and file.is_file())
-    except OSError:  # a folder that is gone, or may not be listed, has nothing to say
+    except OSError:  # a missing or unreadable folder has no licence files
         return []
 
 
@@ -239,7 +241,7 @@ def _front_matter(readme: Path) -> set[str]:
     for values in re.findall(r"^license(?:_name)?:(.*(?:\n *- .*)*)", head.group(1) if head else "", re.MULTILINE):
         names += re.findall(r"[^\s,\[\]'\"-][^\n,\[\]'\"]*", values)
     ids = {identify(name) for name in names if name.strip().lower() != "other"}
-    known = ids & LICENCES.keys() - {OWN}  # what is somebody's own there is not ours
+    known = ids & LICENCES.keys() - {OWN}  # "own" in a card of others is not the user's own
     return known | ({UNKNOWN} if (names and not known) or ids - known else set())
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from puna.pipeline.artifacts import artifact, licence
 from puna.pipeline.errors import ArtifactError
 
-# What stands at a resolved path now: its hash, or None if it is damaged.
+# A resolved path -> hash of the present content, or None for damaged content.
 Hashes = Callable[[Path], str | None]
 
 
@@ -61,7 +61,7 @@ def licences_of(source: Path) -> set[str]:
 def print_lineage(path: Path, console: Console) -> None:
     """Print the origins of `path` as a tree: the artifact first, raw files as leaves."""
     for line in _lines("", trace(path)):
-        console.print(line, soft_wrap=True)  # however narrow the terminal, a path stays in one piece
+        console.print(line, soft_wrap=True)  # keeps paths in one piece on narrow terminals
 
 
 def _origin(artifact_path: Path, entry: dict[str, str], hashes: Hashes, above: tuple[Path, ...]) -> dict[str, object]:
@@ -76,7 +76,7 @@ def _origin(artifact_path: Path, entry: dict[str, str], hashes: Hashes, above: t
         if parent == shown:
             return _trace(shown, hashes, above, entry["hash"])
         return {**node, "inputs": {"part of": _trace(parent, hashes, above)} if parent else {}}
-    except ArtifactError:  # its manifest cannot be read: what it was made from is lost
+    except ArtifactError:  # without a readable manifest the origins are unknown
         return {**node, "inputs": {}}
 
 

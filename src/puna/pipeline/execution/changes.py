@@ -89,12 +89,14 @@ def _changes(manifest: artifact.Manifest, config: StageConfig, hashes: dict[str,
     paths = config.inputs()
     before, after = (dict(_flat("", each)) for each in (manifest.config, config.record()))
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    told = [name for name in changed if name not in {*paths, *manifest.inputs} and name.split(".")[0] != PARALLEL]
+    other_settings = [
+        name for name in changed if name not in {*paths, *manifest.inputs} and name.split(".")[0] != PARALLEL
+    ]
     current = former_names(type(config))
-    for name in told[:MAX_SHOWN]:
+    for name in other_settings[:MAX_SHOWN]:
         yield f"{current.get(name, name)} was {_shown(before.get(name))}, and is {_shown(after.get(name))}"
-    if len(told) > MAX_SHOWN:
-        yield f"{len(told) - MAX_SHOWN} more settings changed"
+    if len(other_settings) > MAX_SHOWN:
+        yield f"{len(other_settings) - MAX_SHOWN} more settings changed"
     for role in {**manifest.inputs, **paths}:
         if role not in manifest.inputs or role not in paths:
             yield f"{role} {'is new' if role in paths else 'is gone'}"

@@ -105,7 +105,7 @@ def _ratio(costs: Sequence[Cost]) -> float:
 
 def foresee(recipe: Recipe, configs: Sequence[StageConfig]) -> list[ForeseenStep]:
     """Walk the steps in order; estimate steps with work from the inputs, or from sketches of pending inputs."""
-    known, found = Known(), list[ForeseenStep]()
+    known, steps = Known(), list[ForeseenStep]()
     for step, config in zip(recipe.steps[: len(configs)], configs, strict=True):
         path = recipe.out / step.name
         status = status_of(step.stage, config, path, _pending_roles(recipe, config, known))
@@ -113,11 +113,11 @@ def foresee(recipe: Recipe, configs: Sequence[StageConfig]) -> list[ForeseenStep
         if foreseen.runs:
             foreseen = _estimated(recipe, foreseen, config, known)
             known.pending[path] = foreseen.estimate.sketch
-        found.append(foreseen)
-    return found
+        steps.append(foreseen)
+    return steps
 
 
-def pace_of(found: Sequence[ForeseenStep]) -> Pace:
+def pace_of(steps: Sequence[ForeseenStep]) -> Pace:
     """Return the pace of the artifacts on the disk, regardless of the machine that made the artifacts.
 
     Example:
@@ -126,7 +126,7 @@ def pace_of(found: Sequence[ForeseenStep]) -> Pace:
         3.0
     """
     pace = Pace()
-    for each in found:
+    for each in steps:
         if each.earlier:
             pace.add(each.step.stage.verb, each.earlier)
     return pace
@@ -171,7 +171,7 @@ def _lies_in(path: Path, pending: Path) -> bool:
     return path == pending or pending in path.parents
 
 
-def as_json(recipe: Recipe, found: Sequence[ForeseenStep], pace: Pace, machine_bytes: int) -> dict[str, Any]:
+def as_json(recipe: Recipe, steps: Sequence[ForeseenStep], pace: Pace, machine_bytes: int) -> dict[str, Any]:
     """Return the dry run as data: a list of steps and the totals; seconds and bytes are numbers or null.
 
     Example:
@@ -192,13 +192,13 @@ def as_json(recipe: Recipe, found: Sequence[ForeseenStep], pace: Pace, machine_b
             "unknown": each.unknown,
             "artifact": str(recipe.out / each.step.name),
         }
-        for each in found
+        for each in steps
     ]
-    total = total_of(found, pace)
+    total = total_of(steps, pace)
     return {"recipe": str(recipe.path), "out": str(recipe.out), "steps": rows, **total, "machine_bytes": machine_bytes}
 
 
-def total_of(found: Sequence[ForeseenStep], pace: Pace) -> dict[str, Any]:
+def total_of(steps: Sequence[ForeseenStep], pace: Pace) -> dict[str, Any]:
     """Return the total time of all steps, the largest memory of a step, and the steps without an estimate.
 
     Example:
@@ -206,9 +206,9 @@ def total_of(found: Sequence[ForeseenStep], pace: Pace) -> dict[str, Any]:
         >>> total_of(steps, Pace())
         {'seconds': 90.0, 'memory_bytes': 1073741824, 'without_estimate': []}
     """
-    seconds = [pace.seconds(each) for each in found]
-    without = [each.step.name for each, time in zip(found, seconds, strict=True) if time is None]
-    memory = max((each.estimate.memory_bytes or 0 for each in found), default=0)
+    seconds = [pace.seconds(each) for each in steps]
+    without = [each.step.name for each, time in zip(steps, seconds, strict=True) if time is None]
+    memory = max((each.estimate.memory_bytes or 0 for each in steps), default=0)
     return {
         "seconds": sum(time or 0.0 for time in seconds),
         "memory_bytes": memory or None,

@@ -154,8 +154,8 @@ def _in_file_order(text: str, steps: list[Step]) -> Iterator[Step]:
     """Order steps by the position of the headers in the file: tomllib groups `[a.x] [b] [a.y]` by first key."""
     headers = [line.strip() for line in text.splitlines()]
 
-    def place(step: Step) -> int:
+    def position(step: Step) -> int:
         openings = (i for i, line in enumerate(headers) if line.startswith((f"[{step.name}]", f"[{step.name}.")))
         return next(openings, len(headers))
 
-    yield from sorted(steps, key=place)
+    yield from sorted(steps, key=position)

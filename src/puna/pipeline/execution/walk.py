@@ -48,7 +48,7 @@ def end_at(recipe: Recipe, until: str) -> Recipe:
 
 
 def run_recipe(
-    recipe: Recipe | Path,
+    recipe: Recipe | Path | str,
     settings: Mapping[str, Any] | None = None,
     *,
     until: str = "",
@@ -68,11 +68,11 @@ def run_recipe(
         PunaError: A setting is invalid, an input was altered, or a receipt did not hold.
 
     Example:
-        >>> artifacts = run_recipe(Path("recipes/shop.toml"), {"sft.steps": 200}, until="sft")
+        >>> artifacts = run_recipe("recipes/shop.toml", {"sft.steps": 200}, until="sft")
         >>> artifacts["sft"].as_posix()
         'build/shop/sft'
     """
-    loaded = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
+    loaded = recipe if isinstance(recipe, Recipe) else Recipe.read(Path(recipe))
     loaded = override(loaded, dict(settings or {}))
     raise_recipe(loaded, console or Console(quiet=True), ignore_receipts=ignore_receipts, until=until)
     steps = end_at(loaded, until).steps if until else loaded.steps
@@ -160,49 +160,49 @@ def dry_run(recipe: Recipe, console: Console, *, until: str = "", is_json: bool 
     """Print the plan of `raise_recipe`: steps, time, memory, settings that do not fit the data. Writes nothing."""
     configs = configs_of(recipe)
     part = end_at(recipe, until) if until else recipe
-    found = foresee(part, configs[: len(part.steps)])
-    pace, memory = pace_of(found), machine_memory()
+    steps = foresee(part, configs[: len(part.steps)])
+    pace, memory = pace_of(steps), machine_memory()
     if is_json:
-        print(json.dumps(as_json(part, found, pace, memory), indent=2, ensure_ascii=False))
+        print(json.dumps(as_json(part, steps, pace, memory), indent=2, ensure_ascii=False))
         return
-    console.print(_table(recipe, found, pace))
-    _print_problems(found, console)
-    console.print(_summary(found, pace, memory), markup=False, highlight=False)
+    console.print(_table(recipe, steps, pace))
+    _print_problems(steps, console)
+    console.print(_summary(steps, pace, memory), markup=False, highlight=False)
 
 
-def _print_problems(found: Sequence[ForeseenStep], console: Console) -> None:
-    for each in found:
+def _print_problems(steps: Sequence[ForeseenStep], console: Console) -> None:
+    for each in steps:
         for problem in each.problems:
             console.print(f"{each.step.name}: {problem}", style="yellow", markup=False, highlight=False)
 
 
-def _table(recipe: Recipe, found: Sequence[ForeseenStep], pace: Pace) -> Table:
+def _table(recipe: Recipe, steps: Sequence[ForeseenStep], pace: Pace) -> Table:
     table = Table("step", "state", "time", "memory", "why, and how much", title=f"{recipe.path.name}: nothing is run")
-    for each in found:
+    for each in steps:
         seconds, memory = pace.seconds(each), each.estimate.memory_bytes
         reason = f"{'because ' if each.status.state == 'would run' else ''}{'; '.join(each.status.reasons)}"
-        told = [reason if each.status.reasons else "", each.estimate.note, each.unknown]
+        notes = [reason if each.status.reasons else "", each.estimate.note, each.unknown]
         table.add_row(
             each.step.name,
             each.status.state,
             "" if not each.runs else "?" if seconds is None else show_duration(seconds),
             show_bytes(memory) if memory else "" if not each.runs else "?",
-            ". ".join(filter(None, told)),
+            ". ".join(filter(None, notes)),
         )
     return table
 
 
-def _summary(found: Sequence[ForeseenStep], pace: Pace, machine_bytes: int) -> str:
-    total = total_of(found, pace)
-    running = [each for each in found if each.runs]
+def _summary(steps: Sequence[ForeseenStep], pace: Pace, machine_bytes: int) -> str:
+    total = total_of(steps, pace)
+    running = [each for each in steps if each.runs]
     if not running:
         return "all steps are there already"
     memory = f"at most {show_bytes(total['memory_bytes'])}" if total["memory_bytes"] else "memory not known"
     machine = f"{memory} of this machine's {show_bytes(machine_bytes)}"
     if len(total["without_estimate"]) == len(running):
-        return f"{len(running)} of {len(found)} steps would run: none of them has an estimate of its time, {machine}."
+        return f"{len(running)} of {len(steps)} steps would run: none of them has an estimate of its time, {machine}."
     lines = [
-        f"{len(running)} of {len(found)} steps would run: about {show_duration(total['seconds'])}, {machine}. Times "
+        f"{len(running)} of {len(steps)} steps would run: about {show_duration(total['seconds'])}, {machine}. Times "
         "are right within a factor of two where nothing else runs."
     ]
     if total["without_estimate"]:

@@ -38,7 +38,7 @@ def explain(error: OSError) -> str:
         return f"{unwritten}. {WRITE_FAULTS[error.errno]}. {NOTHING_LOST}"
     if error.errno in OTHER_FAULTS:
         return f"{file or 'a file'}: {error.strerror}. {OTHER_FAULTS[error.errno]}"
-    if error.errno == errno.ENOENT and not file:  # Python's tempfile names the folders it tried, and no file
+    if error.errno == errno.ENOENT and not file:  # tempfile names folders in the message, and no file
         return f"{error.strerror}. Name a folder with room for temporary files in TMPDIR"
     return f"{file}: {error.strerror}" if file and error.strerror else str(error)
 
@@ -59,7 +59,7 @@ def naming_newest(*directories: Path) -> Iterator[None]:
 
 
 def _file_of(error: OSError) -> str:
-    # A copy names its source first; what cannot be written is its target.
+    # A failed copy has the source as first name; the unwritable file is the target.
     file = error.filename2 if error.errno in WRITE_FAULTS and error.filename2 else error.filename
     return os.fsdecode(file) if isinstance(file, str | bytes) else ""
 

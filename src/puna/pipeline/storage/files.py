@@ -66,7 +66,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     """Create a hard link to a file, or a copy where the disk has no hard links."""
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another disk, or a disk without hard links
         try:
             shutil.copyfile(source, target)
         except OSError as error:

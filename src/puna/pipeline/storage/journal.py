@@ -49,14 +49,14 @@ class Journal:
         header = {"journal": path.stem, "format": FORMAT, "key": key}
         make_directory(path.parent)
         raw = path.read_bytes() if path.exists() else b""
-        found = self._read(raw)
-        if found and found[0] == header:
-            self.records = found[1:]
+        records = self._read(raw)
+        if records and records[0] == header:
+            self.records = records[1:]
             os.truncate(path, self._ends[-1])
             fsync(path)
         else:
-            if found:
-                log(f"{path} was made with other settings or inputs: its work is done anew")
+            if records:
+                log(f"{path} was made with other settings or inputs: the work starts from the beginning")
             self._ends, self._digests = [], []
             digest, line = _line("", header)
             write_text(path, line.decode())
@@ -68,7 +68,7 @@ class Journal:
         digest, line = _line(self._digests[-1], record)
         try:
             with self.path.open("r+b", buffering=0) as file:
-                # An append that failed before, for want of space, may have left a part of its line.
+                # NOTE: an earlier append that failed on a full disk may have left a part of a line.
                 file.truncate(self._ends[-1])
                 file.seek(self._ends[-1])
                 rest = memoryview(line)
@@ -88,7 +88,7 @@ class Journal:
 
     def _read(self, raw: bytes) -> list[Any]:
         *lines, tail = raw.split(b"\n")
-        found: list[Any] = []
+        records: list[Any] = []
         for number, line in enumerate(lines, start=1):
             digest = line[:DIGEST_LENGTH].decode("ascii", "replace")
             payload = line[DIGEST_LENGTH + 1 :]
@@ -101,9 +101,9 @@ class Journal:
                     expected="the lines that the interrupted run wrote",
                     hint=f"Delete {self.path}, and its work is done again; nothing else is lost",
                 )
-            found.append(json.loads(payload))
+            records.append(json.loads(payload))
             self._add(digest, len(line) + 1)
-        return found
+        return records
 
     def _add(self, digest: str, length: int) -> None:
         self._ends.append((self._ends[-1] if self._ends else 0) + length)
@@ -111,7 +111,7 @@ class Journal:
 
 
 def _line(before: str, record: Any) -> tuple[str, bytes]:
-    # NaN stays: a reference model's log-probability can be one, and Python reads it back.
+    # NaN is written as NaN: log-probabilities of a reference model can be NaN, and Python reads the spelling.
     payload = json.dumps(record, default=str).encode()
     digest = _digest(before, payload)
     return digest, digest.encode() + b" " + payload + b"\n"

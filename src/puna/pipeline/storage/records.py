@@ -112,15 +112,15 @@ def validate(
         return _adapter(kind).validate_json(raw, strict=True)
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        given = f"{where}: {place} = {_short(repr(first['input']))}" if place else where
+        field = ".".join(map(str, first["loc"]))
+        given = f"{where}: {field} = {_short(repr(first['input']))}" if field else where
         message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         raise error(given, expected=f"{expected} ({_short(message)})", hint=hint) from None
 
 
 @cache
 def _adapter(kind: type[Record]) -> "TypeAdapter[Record]":
-    # NOTE: imported when a file is read: `puna --help` reads none, and pydantic takes a tenth of a second.
+    # NOTE: a late import: `puna --help` reads no file, and importing pydantic takes 0.1 s.
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
