@@ -170,7 +170,7 @@ def lineage(path: Path, /, *, as_json: Annotated[bool, Parameter(name="--json", 
 
 
 def _stage_help(stage: Stage) -> str:
-    reads = f" Reads: {', '.join(stage.reads)}." if stage.reads else ""
+    reads = f" Reads: {', '.join(dict.fromkeys(stage.reads))}." if stage.reads else ""
     return f"{stage.summary}.{reads} Writes: {' or '.join(stage.writes)}."
 
 

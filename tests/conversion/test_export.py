@@ -311,7 +311,7 @@ def test_metas_own_network_computes_the_same_from_what_is_written(tmp_path: Path
         torch.nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.2, generator=generator)
     (tmp_path / "checkpoint").mkdir()
     save_checkpoint(tmp_path / "checkpoint", model, llama())
-    options: dict[str, Any] = {"format": "meta", "num_shards": 2, "context": 12, "require_peer": True}
+    options: dict[str, Any] = {"format": "meta", "num_shards": 2, "max_length": 12, "require_peer": True}
     perform_stage("export", tmp_path / "out", checkpoint=str(tmp_path / "checkpoint"), **options)
     found = receipts(tmp_path / "out")
     assert found["peer_kl"].details["read_by"] == "llama-models" and all(each.held for each in found.values())

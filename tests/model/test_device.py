@@ -76,7 +76,7 @@ def test_who_asks_for_the_cpu_gets_it_beside_a_gpu(
 def test_label_is_on_the_gpu_unless_told_otherwise(
     gpu: list[str], perform_stage: Perform, checkpoint_path: Path, dataset_path: Path, tmp_path: Path
 ):
-    settings = {"data": [str(dataset_path)], "teacher": str(checkpoint_path), "context": 256}
+    settings = {"data": [str(dataset_path)], "teacher": str(checkpoint_path), "max_length": 256}
     with pytest.raises(ReachedGpu):
         perform_stage("label", tmp_path / "gpu", **settings)
     perform_stage("label", tmp_path / "cpu", **settings, device="cpu")

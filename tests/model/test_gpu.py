@@ -174,7 +174,7 @@ def test_a_student_learns_on_the_device_from_a_teacher_or_its_labels(
 ):
     settings: dict[str, Any] = {**training, "teacher": str(checkpoint_path)}
     if teacher == "labels":
-        told = {"data": [str(dataset_path)], "teacher": str(checkpoint_path), "context": 256, "precision": "float32"}
+        told = {"data": [str(dataset_path)], "teacher": str(checkpoint_path), "max_length": 256, "precision": "float32"}
         for device in ("cpu", "cuda"):
             perform_stage("label", tmp_path / f"labels {device}", **told, device=device)
         settings |= {"labels": str(tmp_path / "labels cuda")}

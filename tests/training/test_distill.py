@@ -153,7 +153,7 @@ def test_the_same_command_with_a_changed_teacher_trains_again(
 
 
 def label(perform_stage: Perform, teacher: Path, dataset: Path, out: Path, **settings: Any) -> Path:
-    table = {"data": [str(dataset)], "teacher": str(teacher), "context": 256, "precision": "float32", "top_k": 560}
+    table = {"data": [str(dataset)], "teacher": str(teacher), "max_length": 256, "precision": "float32", "top_k": 560}
     perform_stage("label", out, **{**table, **settings})
     return out
 

@@ -32,7 +32,7 @@ def labelling(checkpoint_path: Path, dataset_path: Path) -> Settings:
     return {
         "data": [str(dataset_path)],
         "teacher": str(checkpoint_path),
-        "context": 256,
+        "max_length": 256,
         "batch_tokens": 256,
         "shard_tokens": 300,
         "precision": "float32",
@@ -94,7 +94,7 @@ def test_labels_are_the_teachers_own_distribution(
 
 
 def test_the_kernels_label_as_torch_does(checkpoint_path: Path, dataset_path: Path, tmp_path: Path, perform_stage):
-    settings = {"data": [str(dataset_path)], "teacher": str(checkpoint_path), "context": 256, "top_k": 560}
+    settings = {"data": [str(dataset_path)], "teacher": str(checkpoint_path), "max_length": 256, "top_k": 560}
     for precision in ("float32", "bfloat16"):
         perform_stage("label", tmp_path / precision, **settings, precision=precision, every_token=True)
     for exact, rounded in zip(rows_of(tmp_path / "float32"), rows_of(tmp_path / "bfloat16"), strict=True):
@@ -105,7 +105,7 @@ def test_the_kernels_label_as_torch_does(checkpoint_path: Path, dataset_path: Pa
 def test_a_row_longer_than_the_context_is_read_in_pieces_that_training_would_cut(
     perform_stage: Perform, labelling: Settings, checkpoint_path: Path, tmp_path: Path
 ):
-    perform_stage("label", tmp_path / "out", **{**labelling, "context": 16, "every_token": True})
+    perform_stage("label", tmp_path / "out", **{**labelling, "max_length": 16, "every_token": True})
     model = Checkpoint.open(checkpoint_path).load()
     row = max(rows_of(tmp_path / "out"), key=lambda row: len(row.ids_T))
     assert len(row.ids_T) > 33 and len(row.tail_N) == len(row.ids_T) - 1
@@ -121,7 +121,7 @@ def test_conversations_longer_than_the_context_are_left_out_and_counted(
     perform_stage: Perform, labelling: Settings, tmp_path: Path
 ):
     with pytest.raises(DataError, match=r"no labels.*Left out: longer than 16 tokens"):
-        perform_stage("label", tmp_path / "out", **{**labelling, "context": 16})
+        perform_stage("label", tmp_path / "out", **{**labelling, "max_length": 16})
 
 
 def test_a_label_artifact_is_a_dataset(
@@ -216,7 +216,7 @@ def test_labels_without_a_header_are_refused(tmp_path: Path):
     [
         ({"teacher": None}, "exactly one of 'teacher'"),
         ({"copies": 2}, "copies = 1 without fresh_identifiers"),
-        ({"context": 512}, "at most the teacher's 256"),
+        ({"max_length": 512}, "at most the teacher's 256"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(

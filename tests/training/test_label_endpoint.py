@@ -33,7 +33,7 @@ def asked(checkpoint_path: Path, dataset_path: Path) -> Callable[..., Settings]:
 
     def settings(url: str, **more: Any) -> Settings:
         table = {"url": url, "model": "tiny", "tokenizer": str(checkpoint_path), "concurrency": 3, **more}
-        return {"data": [str(dataset_path)], "context": 256, "top_k": 8, "shard_tokens": 300, "endpoint": table}
+        return {"data": [str(dataset_path)], "max_length": 256, "top_k": 8, "shard_tokens": 300, "endpoint": table}
 
     return settings
 

@@ -85,10 +85,11 @@ class Config(StageConfig):
     fresh_identifiers: bool = Field(
         default=False, description="Whether to replace the digits of identifiers at random in every copy"
     )
-    context: int | None = Field(
+    max_length: int | None = Field(
         default=None,
         ge=16,
         le=131_072,
+        serialization_alias="context",
         description="Maximum row length in tokens, 16 to 131,072; default: chosen from the lengths of the data",
     )
     batch_tokens: int = Field(
@@ -144,10 +145,10 @@ class Config(StageConfig):
         return Estimate(seconds, memory, sketch, note=f"{tokens:,} tokens read by the teacher")
 
     @property
-    def max_length(self) -> int:
-        """The maximum row length in tokens, after `_with_context`."""
-        assert self.context is not None, "context is chosen before the first row"
-        return self.context
+    def max_row_tokens(self) -> int:
+        """The maximum row length in tokens, after `_with_max_length`."""
+        assert self.max_length is not None, "max_length is chosen before the first row"
+        return self.max_length
 
 
 def run(config: Config, run: Run) -> None:
@@ -184,24 +185,24 @@ def run(config: Config, run: Run) -> None:
 
 
 def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, Teacher]:
-    """Return the config with a chosen context, the tokenizer and the teacher."""
+    """Return the config with a chosen max_length, the tokenizer and the teacher."""
     if endpoint := config.endpoint:
         tokenizer = Tokenizer.load(endpoint.tokenizer)
         run.licences.add(licence.identify(config.licence) if config.licence else licence.UNKNOWN)
         key = run.secret(endpoint.key_variable) if endpoint.key_variable else ""
         client = EndpointClient(endpoint, key, run.log)
-        config = _with_context(config, run, tokenizer, MAX_CONTEXT)
+        config = _with_max_length(config, run, tokenizer, MAX_CONTEXT)
         if endpoint.answers:
             completer = EndpointCompleter(client)
             return config, tokenizer, AnsweringTeacher(completer, endpoint, tokenizer, config.top_k, config.seed)
-        return config, tokenizer, ScoringTeacher(client, endpoint, tokenizer, config.top_k, config.max_length)
+        return config, tokenizer, ScoringTeacher(client, endpoint, tokenizer, config.top_k, config.max_row_tokens)
     assert config.teacher
     checkpoint = Checkpoint.open(config.teacher)
     tokenizer = checkpoint.tokenizer()
-    config = _with_context(config, run, tokenizer, checkpoint.config.max_context)
-    if config.max_length > checkpoint.config.max_context:
+    config = _with_max_length(config, run, tokenizer, checkpoint.config.max_context)
+    if config.max_row_tokens > checkpoint.config.max_context:
         expected = f"at most the teacher's {checkpoint.config.max_context}"
-        raise ConfigError(f"context = {config.context}", expected=expected)
+        raise ConfigError(f"max_length = {config.max_length}", expected=expected)
     dtype = torch_dtype(config.precision)
     device = choose_device(config.device)
     teacher = LocalTeacher(
@@ -210,24 +211,25 @@ def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, Teacher]
         dtype=dtype,
         top_k=config.top_k,
         temperature=config.temperature,
-        context=config.max_length,
+        context=config.max_row_tokens,
         batch_tokens=config.batch_tokens,
     )
     return config, tokenizer, teacher
 
 
-def _with_context(config: Config, run: Run, tokenizer: Tokenizer, bound: int) -> Config:
-    """Choose an unset context from the lengths of the data, as the training stages do."""
-    if config.context is not None:
+def _with_max_length(config: Config, run: Run, tokenizer: Tokenizer, bound: int) -> Config:
+    """Choose an unset max_length from the lengths of the data, as the training stages do."""
+    if config.max_length is not None:
         return config
     plain = NextToken(ChatFormat(tokenizer), config.every_token, False)
     dataset = Dataset(config.data, plain.kinds)
     sizes = {"batch_tokens": MAX_CONTEXT, "context": MAX_CONTEXT}
     found = RowLengths.read(Packer(dataset, plain.encode, seed=config.seed, is_cut=plain.is_cut, **sizes))
-    context = choose_context(found, found.context, bound)
-    run.log(f"chosen for this data: context = {context:,} ({context_reason(found, found.context, context)})")
-    chosen = config.model_copy(update={"context": context})
-    artifact.write_text(run.directory / "config.json", json.dumps(chosen.model_dump(mode="json"), indent=2) + "\n")
+    max_length = choose_context(found, found.context, bound)
+    reason = context_reason(found, found.context, max_length)
+    run.log(f"chosen for this data: max_length = {max_length:,} ({reason})")
+    chosen = config.model_copy(update={"max_length": max_length})
+    artifact.write_text(run.directory / "config.json", json.dumps(chosen.record(), indent=2) + "\n")
     return chosen
 
 
@@ -250,8 +252,8 @@ class _Rows:
             if items and type(item.row) is not type(items[0].row):
                 break
             end += 1
-            if isinstance(item.row, Conversation) and len(item.ids) - 1 > self._config.max_length:
-                too_long.append(Labelled(item.row, None, f"longer than {self._config.max_length} tokens"))
+            if isinstance(item.row, Conversation) and len(item.ids) - 1 > self._config.max_row_tokens:
+                too_long.append(Labelled(item.row, None, f"longer than {self._config.max_row_tokens} tokens"))
                 continue
             items.append(item)
             num_tokens += len(item.ids)

@@ -58,7 +58,12 @@ class Config(StageConfig):
         default=0.9, ge=0, le=1, description="Smallest allowed share of the adapter's effect that survives rounding"
     )
     num_tokens: int = Field(default=4096, ge=2, description="Maximum number of tokens to compare")
-    context: int = Field(default=1024, ge=2, description="Maximum length of a text in tokens; longer texts are cut")
+    max_length: int = Field(
+        default=1024,
+        ge=2,
+        serialization_alias="context",
+        description="Maximum length of a text in tokens; longer texts are cut",
+    )
     precision: Precision = Field(default="float32", description="Dtype of activations during the comparison")
 
     def estimate(self, known: Known) -> Estimate:
@@ -87,7 +92,7 @@ def run(config: Config, run: Run) -> None:
     for note in merge_notes(adapter, base.config):
         run.log(note)
     write_checkpoint(run.output, source, dtype=dtype)
-    tokenizer, longest = base.tokenizer(), min(config.context, base.config.max_context)
+    tokenizer, longest = base.tokenizer(), min(config.max_length, base.config.max_context)
     if config.data:
         pieces = list(cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest))
     else:

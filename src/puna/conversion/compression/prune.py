@@ -87,7 +87,12 @@ class Config(StageConfig):
     )
     calibration_tokens: int = Field(default=32_768, ge=1, description="Maximum number of calibration tokens")
     num_tokens: int = Field(default=4096, ge=2, description="Number of held-out tokens to measure loss on")
-    context: int = Field(default=1024, ge=2, description="Maximum length of a text in tokens; longer texts are cut")
+    max_length: int = Field(
+        default=1024,
+        ge=2,
+        serialization_alias="context",
+        description="Maximum length of a text in tokens; longer texts are cut",
+    )
     precision: Precision = Field(default="float32", description="Dtype of activations during measurements")
     tolerance_perplexity: float | None = Field(
         default=None,
@@ -167,7 +172,7 @@ def run(config: Config, run: Run) -> None:
 
 def _texts(config: Config, run: Run, parent: Checkpoint) -> tuple[Texts, Texts]:
     """Return calibration texts and held-out texts; a text in both sets counts as held-out."""
-    tokenizer, max_length = parent.tokenizer(), min(config.context, parent.config.max_context)
+    tokenizer, max_length = parent.tokenizer(), min(config.max_length, parent.config.max_context)
     data = list(cut_examples(config.data, tokenizer, num_tokens=config.num_tokens, longest=max_length))
     calibration = calibration_texts(
         config.calibration,

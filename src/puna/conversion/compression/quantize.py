@@ -94,7 +94,12 @@ class Config(StageConfig):
         default=None, ge=0, description="Largest allowed relative growth of perplexity: 0.1 is 10%"
     )
     num_tokens: int = Field(default=4096, ge=2, description="Number of held-out tokens to compare")
-    context: int = Field(default=1024, ge=2, description="Maximum length of a text in tokens; longer texts are cut")
+    max_length: int = Field(
+        default=1024,
+        ge=2,
+        serialization_alias="context",
+        description="Maximum length of a text in tokens; longer texts are cut",
+    )
     precision: Precision = Field(
         default="float32", description="Dtype of activations during calibration and comparison"
     )
@@ -146,7 +151,7 @@ def run(config: Config, run: Run) -> None:
         raise ConfigError(f"checkpoint = {config.checkpoint} is quantized", expected="float weights", hint=hint)
     schemes = {} if config.scheme == "keep" else choose_schemes(config, parent.config)
     tokenizer = parent.tokenizer()
-    max_length = min(config.context, parent.config.max_context)
+    max_length = min(config.max_length, parent.config.max_context)
     pieces = list(cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=max_length))
     model = parent.load()
     texts: Pieces = []

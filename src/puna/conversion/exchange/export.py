@@ -61,7 +61,12 @@ class Config(StageConfig):
         default=[], description="Held-out text for the receipts; default: a sentence in each language of Llama 3.1"
     )
     num_tokens: int = Field(default=512, ge=1, description="Maximum number of tokens to compare")
-    context: int = Field(default=256, ge=2, description="Maximum length of a text in tokens; longer texts are cut")
+    max_length: int = Field(
+        default=256,
+        ge=2,
+        serialization_alias="context",
+        description="Maximum length of a text in tokens; longer texts are cut",
+    )
     precision: Precision = Field(default="float32", description="Dtype of Puna's activations during the comparison")
     tolerance_kl: float = Field(
         default=0.1, ge=0, description="Largest allowed mean KL(checkpoint, written files), in nats per token"
@@ -144,7 +149,7 @@ def _write(config: Config, source: Source, run: Run) -> Path:
 
 
 def _pieces(config: Config, tokenizer: Tokenizer, max_context: int) -> Iterator[list[int]]:
-    longest = min(config.context, max_context)
+    longest = min(config.max_length, max_context)
     if config.data:
         yield from cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest)
         return
