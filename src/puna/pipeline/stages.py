@@ -13,7 +13,7 @@ KINDS = {
     "checkpoint": "weights, config and tokenizer of a Llama",
     "adapter": "a LoRA adapter in PEFT's layout",
     "reward model": "a Llama with a score instead of logits",
-    "labels": "the teacher's most likely tokens at every position",
+    "labels": "the teacher's most likely tokens at every position, with the labelled rows as a dataset",
     "scores": "answers of several checkpoints with their grades",
     "export": "a checkpoint in the layout of another program",
     "release": "a checkpoint with the verdict of the gate, licences and model card",

@@ -1,1 +1,1 @@
-"""Rules of the release gate, a file per rule: measurements -> a verdict with reasons."""
+"""Two longer rules of the release gate, `exam` and `judged`: measurements -> a verdict; gate.py has the others."""
