@@ -37,7 +37,7 @@ class SampledDataset(Dataset):
     def __getitem__(self, index: int) -> Any:
         return self._rows[index % len(self._rows)]
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         return f"row {index + 1}, before it is made"
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
