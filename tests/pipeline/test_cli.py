@@ -14,7 +14,9 @@ import pytest
 
 from puna import cli
 from puna.pipeline.artifacts import artifact
+from puna.pipeline.errors import ConfigError
 from puna.pipeline.execution import executor
+from puna.pipeline.execution.recipe import Recipe, override
 from puna.pipeline.stages import STAGES
 
 PAGE = "We open at nine and we close at six. " * 2
@@ -135,6 +137,22 @@ def test_former_names_of_settings_are_read_with_a_warning(
     with pytest.warns(FutureWarning, match="'accumulate' is called 'grad_accumulation' now"):
         config = settings_of_sft("--table", "sft.teacher", *flags)
     assert (config.grad_accumulation, config.max_length) == (2, 64)
+
+
+def test_both_names_of_a_setting_in_a_recipe_are_a_message_and_no_traceback(tmp_path: Path):
+    (tmp_path / "my.toml").write_text(SFT.replace("steps = 5", "max_length = 32\ncontext = 32\nsteps = 5"))
+    with pytest.raises(ConfigError, match=r"in \[sft.teacher\]; expected one of 'max_length' and 'context'"):
+        Recipe.read(tmp_path / "my.toml")
+
+
+def test_former_names_override_settings_of_a_recipe_with_a_warning(tmp_path: Path):
+    (tmp_path / "my.toml").write_text(SFT)
+    recipe = Recipe.read(tmp_path / "my.toml")
+    with pytest.warns(FutureWarning, match="'context' is called 'max_length' now"):
+        changed = override(recipe, {"sft.teacher.context": 64})
+    assert changed.steps[0].table["max_length"] == 64
+    with pytest.warns(FutureWarning), pytest.raises(ConfigError, match="two names of a setting"):
+        override(recipe, {"sft.teacher.max_length": 32, "sft.teacher.context": 64})
 
 
 def test_a_reference_in_the_file_is_a_path_for_one_stage_too(settings_of_sft: Callable[..., Any]):

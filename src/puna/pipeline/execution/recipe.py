@@ -8,7 +8,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from puna.pipeline.config import StageConfig, former_names, is_named_step, suggestion, with_current_names
+from puna.pipeline.config import (
+    StageConfig,
+    former_names,
+    is_named_step,
+    suggestion,
+    warn_of_former_name,
+    with_current_names,
+)
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.stages import STAGES, Stage
 
@@ -72,8 +79,12 @@ class Recipe:
             settings_class = config_class(verbs[verb])
             named = table if is_named_step(settings_class, table) else {"": table}
             for name, settings in named.items():
-                current = with_current_names(settings_class, settings)
-                steps.append(Step(f"{verb}.{name}" if name else verb, verbs[verb], current))
+                step = f"{verb}.{name}" if name else verb
+                try:
+                    current = with_current_names(settings_class, settings)
+                except ValueError as error:
+                    raise ConfigError(f"{path} has two names of a setting in [{step}]", expected=str(error)) from None
+                steps.append(Step(step, verbs[verb], current))
         if not steps:
             raise ConfigError(f"{path} has no step", expected=f"at least one table named {', '.join(verbs)}")
         return cls(path, Path(out), tuple(_in_file_order(text, steps)))
@@ -88,6 +99,7 @@ def override(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
         {'lr': 0.0001}
     """
     steps = [replace(step, table=copy.deepcopy(step.table)) for step in recipe.steps]
+    keys: dict[tuple[str, str], str] = {}
     for key, value in settings.items():
         step = next((step for step in steps if key.startswith(step.name + ".")), None)
         if step is None:
@@ -98,7 +110,13 @@ def override(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
                 hint=suggestion(key, names),
             )
         setting = key.removeprefix(step.name + ".")
-        *parents, last = former_names(config_class(step.stage)).get(setting, setting).split(".")
+        current = former_names(config_class(step.stage)).get(setting, setting)
+        if current != setting:
+            warn_of_former_name(setting, current)
+        other = keys.setdefault((step.name, current), key)
+        if other != key:
+            raise ConfigError(f"--{other} and --{key}, two names of a setting", expected=f"--{step.name}.{current}")
+        *parents, last = current.split(".")
         table = step.table
         for parent in parents:
             if not isinstance(table.setdefault(parent, {}), dict):
