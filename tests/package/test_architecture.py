@@ -56,7 +56,7 @@ def arrows() -> set[tuple[tuple[str, ...], tuple[str, ...]]]:
     return {
         (module_path(name), tuple(imported.split(".")[1:]))
         for name, tree in sources().items()
-        if name != "__init__.py"
+        if name not in ("__init__.py", "__main__.py")
         for imported in imports(tree)
         if imported.startswith("puna.")
     }
@@ -79,7 +79,11 @@ def folders() -> list[tuple[str, ...]]:
 
 def entries(folder: tuple[str, ...]) -> set[str]:
     paths = PUNA.joinpath(*folder).iterdir()
-    return {path.stem for path in paths if path.suffix == ".py" or path.is_dir()} - {"__init__", "__pycache__"}
+    return {path.stem for path in paths if path.suffix == ".py" or path.is_dir()} - {
+        "__init__",
+        "__main__",
+        "__pycache__",
+    }
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from puna import cli
+from puna import __version__, cli
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.execution import executor
@@ -313,3 +313,8 @@ def test_a_path_without_its_flag_is_named(puna: Puna) -> None:
 
 def test_a_misspelt_flag_gets_one_question_mark(puna: Puna) -> None:
     assert "Did you mean --hardware? See puna plan --help" in puna("plan", "8b", "--hardwre", "h100")
+
+
+def test_the_package_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "puna", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == __version__
