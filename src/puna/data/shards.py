@@ -29,10 +29,10 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def encode_row(row: dict[str, Any]) -> bytes:
-    """Return a row as a line of JSON; dates become strings.
+    """Return a row as a line of UTF-8 JSON with the newline; dates and other foreign types become `str(value)`.
 
     Raises:
-        DataError: The row holds a value without a JSON form, such as NaN.
+        DataError: The row holds NaN or infinity, contains itself, or is nested too deeply.
     """
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)

@@ -101,9 +101,10 @@ def run(config: Config, run: Run) -> None:
 
 
 def _prove(config: Config, run: Run, base: Checkpoint, pieces: Pieces, written: torch.dtype) -> None:
-    """Write receipts: base and adapter side by side against the merged checkpoint, and against the base alone.
+    """Write receipts that compare logits of the unmerged pair with the merged checkpoint; a failed receipt is logged.
 
-    The side-by-side reference shares no code with the merge.
+    KL(unmerged, merged) is the loss of merging. KL(unmerged, base) is the effect of the adapter, and `adapter_kept` is
+    the share of the effect that survives the merge. The unmerged reference shares no code with the merge.
     """
     dtype = torch_dtype(config.precision)
     model, result = base.load(dtype), Checkpoint.open(run.output).load(dtype)

@@ -86,7 +86,7 @@ class Config(StageConfig):
         description="Lowest score of a good answer; default: 1 for judge = 'grade', otherwise no threshold",
     )
     keep: Literal["best", "all"] = Field(
-        default="best", description="Number of conversations per question: the best good answer, or all good answers"
+        default="best", description="Good answers to keep per question: best (the highest score alone) or all"
     )
     preferences: bool = Field(
         default=False, description="Whether to write preference pairs of the best and the worst answer to a question"

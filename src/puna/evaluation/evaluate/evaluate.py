@@ -73,7 +73,8 @@ class Config(StageConfig):
     )
     tasks: list[Path] = Field(
         min_length=1,
-        description="Files of questions, or folders and artifacts with questions*.jsonl or conversations*.jsonl",
+        description="Questions to score the models on: files, or folders with questions* (otherwise conversations*) "
+        "as JSONL or Parquet",
     )
     max_questions: int | None = Field(
         default=None,

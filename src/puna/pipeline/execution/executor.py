@@ -60,14 +60,16 @@ def perform(
 ) -> bool:
     """Make the artifact at `path` unless an artifact with the same key exists; return whether the stage ran.
 
-    With several processes rank 0 makes the artifact; the other processes share the work of a parallel stage, or wait.
+    An artifact of the same stage with another key is replaced once the new artifact is complete. With several
+    processes rank 0 makes the artifact; the other processes share the work of a parallel stage, or wait.
 
     Args:
         ignore_receipts: Continue after a failed receipt of an input or of the artifact, which is kept either way.
         foreseen_seconds: Forecast of a dry run, written to run_cost.json beside the measured time.
 
     Raises:
-        ArtifactError: An input was altered, or another run writes the same artifact.
+        ArtifactError: An input was altered, another run writes the same artifact, or `path` holds anything else.
+        ConfigError: The output and an input overlap.
         ReceiptError: A receipt of an input or of the artifact failed.
 
     Example:
