@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN = $(VENV)/bin
+# Processes that share the tests.
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: setup demo test test-tenth test-slow check bench docs findings clean
 
@@ -20,10 +23,10 @@ demo: setup
 	@$(BIN)/python recipes/demo_conversation.py build/demo/release
 
 test: setup
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-tenth: setup
-	$(BIN)/pytest -m tenth
+	$(PYTEST) -m tenth
 
 test-slow: setup
 	$(BIN)/pytest -m slow
