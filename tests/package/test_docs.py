@@ -22,6 +22,7 @@ COMMANDS = {
 NOT_RUN = {
     "docs/internals/engine.md": "needs a trained model with adapters",
     "docs/stages/reward.md": "needs a trained reward model",
+    "docs/start/recipes.md": "trains the student of the demo",
     "docs/guides/serve.md": "needs a running server; examples/serve_and_call.py runs the same calls",
 }
 DEMO = Recipe.read(ROOT / "recipes" / "demo.toml")
