@@ -17,7 +17,12 @@ from pathlib import Path
 from openai import OpenAI
 
 PATIENCE_SECONDS = 60
-SCHEMA = {"type": "object", "properties": {"open": {"type": "boolean"}}, "required": ["open"]}
+SCHEMA = {
+    "type": "object",
+    "properties": {"open": {"type": "boolean"}},
+    "required": ["open"],
+    "additionalProperties": False,
+}
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def main(out: Path, steps: int = 20) -> None:
     path = out / "recipe.toml"
     path.write_text(f'out = "{out / "artifacts"}"\n{RECIPE}')
 
-    artifacts = puna.run_recipe(path, {"sft.start": str(TEACHER), "sft.steps": steps})
+    artifacts = puna.run_recipe(path, {"sft.init_from": str(TEACHER), "sft.steps": steps})
     print(f"trained for {steps} steps: {artifacts['sft']}")
 
     model = puna.LocalCompleter.open(artifacts["sft"])

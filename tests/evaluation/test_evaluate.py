@@ -408,14 +408,16 @@ def test_an_endpoint_is_evaluated_beside_a_checkpoint_and_an_interrupted_evaluat
     assert (found["differences"][0]["checkpoint"], found["differences"][0]["against"]) == ("a", "large")
     speed = json.loads((run.output / "speed.json").read_text())["large"]
     assert (speed["weight_bytes"], speed["generated_tokens"], speed["prompt_tokens"]) == (0, 8 * 5, 8 * 9)
+    assert "| unknown |" in (run.output / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"url": "ftp://host/v1", "model": "m"}, "http"),
-        ({"url": "http://host/v1"}, "model"),
-        ({"url": "http://host/v1", "model": ""}, "model"),
+        ({"url": "ftp://host/v1", "model": "m"}, r"checkpoints\.large\.url = 'ftp.*http"),
+        ({"url": "http://host/v1"}, r"lacks 'checkpoints\.large\.model'"),
+        ({"url": "http://host/v1", "model": ""}, r"checkpoints\.large\.model = ''"),
+        ({"url": "http://host/v1", "modle": "m"}, r"key 'checkpoints\.large\.modle'; expected .*Did you mean 'model'"),
     ],
 )
 def test_an_endpoint_has_an_address_and_a_model(tmp_path: Path, table: dict[str, str], message: str) -> None:

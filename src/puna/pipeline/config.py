@@ -216,16 +216,20 @@ def is_named_step(config_class: type[StageConfig], table: dict[str, Any]) -> boo
 def _place(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[str, type[BaseModel]]:
     """Return the dotted key of an error location, without the tags of union types, and the model with the key."""
     keys: list[str] = []
-    is_tag = False
+    is_tag, by_name = False, None
     for part in location:
         if is_tag:
             is_tag = False
             continue
         keys.append(str(part))
-        field = model.model_fields.get(str(part))
-        if field is not None:
-            types = [each for each in get_args(field.annotation) or (field.annotation,) if each is not NoneType]
-            is_tag = len(types) > 1 and get_origin(field.annotation) in (Union, UnionType)
+        field = model.model_fields.get(str(part)) if by_name is None else None
+        annotation = field.annotation if field is not None else by_name
+        by_name = None
+        if get_origin(annotation) is dict:
+            by_name = get_args(annotation)[1]  # the next part is a name that the user chose
+        elif annotation is not None:
+            types = [each for each in get_args(annotation) or (annotation,) if each is not NoneType]
+            is_tag = len(types) > 1 and get_origin(annotation) in (Union, UnionType)
             model = next((each for each in types if isinstance(each, type) and issubclass(each, BaseModel)), model)
     return ".".join(keys), model
 

@@ -132,7 +132,8 @@ def _summary(scores: dict[str, Any], everyone: Sequence[EvaluatedModel]) -> list
     for answers in everyone:
         difference = [_interval(against[answers.name], "difference", sign="+")] if answers.name in against else [""]
         entry = scores["checkpoints"][answers.name][OVERALL]
-        size, speed = f"{answers.speed.weight_bytes / 1e6:,.1f} MB", f"{answers.speed.generated_tokens_per_s:,.0f}"
+        num_bytes, speed = answers.speed.weight_bytes, f"{answers.speed.generated_tokens_per_s:,.0f}"
+        size = f"{num_bytes / 1e6:,.1f} MB" if num_bytes else "unknown"  # an endpoint does not tell its size
         rows.append([answers.name, _interval(entry, "score"), *(difference if len(everyone) > 1 else []), size, speed])
     return rows
 
