@@ -37,8 +37,8 @@ class SampledDataset(Dataset):
     def __getitem__(self, index: int) -> Any:
         return self._rows[index % len(self._rows)]
 
-    def place(self, index: int) -> str:
-        return f"row {index + 1}, before it is made"
+    def location(self, index: int) -> str:
+        return f"row {index + 1} of a pending dataset"
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """Return all indices in ascending order, for every seed and epoch."""
