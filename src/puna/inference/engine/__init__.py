@@ -1,1 +1,1 @@
-"""Engine: token ids -> more token ids, many requests at once, behind the Sampler interface."""
+"""Engine: token ids -> more token ids, many requests at once: scheduling, KV cache, sampling, runners."""
