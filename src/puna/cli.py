@@ -213,7 +213,9 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     command.__annotations__["config"] = Annotated[
         Path | None, Parameter(help="Recipe with a table of settings for this stage; flags override the table.")
     ]
-    command.__annotations__["table"] = Annotated[str, Parameter(help="Name of the table in the recipe: sft.teacher.")]
+    command.__annotations__["table"] = Annotated[
+        str, Parameter(help="Name of the table in the recipe, such as sft.teacher.")
+    ]
     return command
 
 

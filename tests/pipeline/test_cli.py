@@ -108,7 +108,7 @@ def test_no_verb_loads_torchs_compiler_before_it_compiles():
 
 def test_the_help_of_a_verb_describes_every_setting(puna: Puna):
     text = puna("sft", "--help")
-    assert "--optim.warmup-steps" in text and "steps of linear warm-up" in text and "[default: 0.1]" in text
+    assert "--optim.warmup-steps" in text and "steps of linear warm-up" in text and "[default: 0.95]" in text
 
 
 def test_settings_come_from_the_file_where_no_flag_is_given(settings_of_sft: Callable[..., Any]):

@@ -281,7 +281,7 @@ def test_records_of_a_run_that_do_not_fit_stop_a_comparison_with_a_message(
     record = Record.read(tmp_path / "out")
     assert record is not None
     side = GroupMember("mine", replace(record, facts=record.facts | change), "", "")
-    with pytest.raises(ArtifactError, match=r"the records of the run of mine.*run_facts\.json"):
+    with pytest.raises(ArtifactError, match=r"the training records of mine.*run_facts\.json"):
         explain(ComparisonGroup(side, None, None, None, {}, {}))
     (tmp_path / "out" / "run_facts.json").write_text(json.dumps(record.facts | change))
     with pytest.raises(ArtifactError, match=r"run_facts\.json was altered"):
