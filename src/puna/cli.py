@@ -62,7 +62,7 @@ def main() -> None:
         message = printable(str(error))
         sys.exit(f"puna: {message}" if ranks()[0] == 0 else f"puna, process {ranks()[0]}: {message}")
     except KeyboardInterrupt:
-        print("puna: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("puna: interrupted; the same command resumes where this one stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again

@@ -91,7 +91,7 @@ def _require_bounds(margin: float, max_pairs: int | None, port: int, out: Path) 
 
 
 def _read(evaluation: Path, names: tuple[str, ...], *, unjudged_only: bool) -> list[Pair]:
-    """Read the pairs that are worth judging; ConfigError where none is."""
+    """Read the pairs to judge; ConfigError without any."""
     pairs = read_pairs(evaluation, names)
     if unjudged_only:
         pairs = [pair for pair in pairs if not pair.is_judged_by_rule]

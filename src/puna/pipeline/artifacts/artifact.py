@@ -132,7 +132,7 @@ def _read_receipt(path: Path) -> Receipt:
 
 
 def require_receipts(directory: Path) -> None:
-    """Raise ReceiptError for a failed receipt, unless a receipt that held passes over the claim."""
+    """Raise ReceiptError for a failed receipt, unless another receipt overrides the claim (`passes_over`)."""
     receipts = read_receipts(directory)
     passed_over = {claim for each in receipts if each.held for claim in each.details.get("passes_over", [])}
     for receipt in (each for each in receipts if each.claim not in passed_over):
