@@ -3,8 +3,8 @@
 #   `@torch.compiler.assume_constant_result` (or `disable`, `allow_in_graph`) at the head of a module loads torch._dynamo
 #   and hundreds of modules with it (sympy and torch._inductor among them), about as long as `import torch` itself takes,
 #   in programs that never compile anything. `import torch` and `torch.compiler.is_compiling()` load none of it.
-# Why it matters here: one such line in model/float8.py took a third to a half of the start of every verb (2.6 -> 1.4 s of
-#   CPU time). The mark can be set by the same call right before torch.compile: engine/runners/decode_step.py.
+# Why it matters here: one such line in model/quantization/float8.py took a third to a half of the start of every verb (2.6 -> 1.4 s of
+#   CPU time). The mark can be set by the same call right before torch.compile: inference/engine/runners/decode_step.py.
 # Source: torch/compiler/__init__.py, `import torch._dynamo` within each of these functions.
 set -eu
 folder=$(mktemp -d)

@@ -3,7 +3,7 @@
 #   before it compares. With N = 1 every request is refused with 503; with N = 3 two idle clients lock out the third,
 #   though no request is running.
 # Why it matters here: a model server that can answer N requests at once looks like the very use of this flag. A browser
-#   alone keeps up to six connections. `puna serve` limits running requests itself (serve/middleware/gate.py, --max-queue).
+#   alone keeps up to six connections. `puna serve` limits running requests itself (serving/admission/admission.py, --max-queue).
 # Source: uvicorn/protocols/http/h11_impl.py, `len(self.connections) >= self.limit_concurrency`;
 #   https://www.uvicorn.org/settings/#resource-limits ("Maximum number of concurrent connections or tasks to allow").
 set -eu

@@ -62,7 +62,7 @@ def main() -> None:
         message = printable(str(error))
         sys.exit(f"puna: {message}" if ranks()[0] == 0 else f"puna, process {ranks()[0]}: {message}")
     except KeyboardInterrupt:
-        print("puna: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("puna: interrupted; the same command resumes where this one stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit must not fail again
@@ -213,7 +213,9 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     command.__annotations__["config"] = Annotated[
         Path | None, Parameter(help="Recipe with a table of settings for this stage; flags override the table.")
     ]
-    command.__annotations__["table"] = Annotated[str, Parameter(help="Name of the table in the recipe: sft.teacher.")]
+    command.__annotations__["table"] = Annotated[
+        str, Parameter(help="Name of the table in the recipe, such as sft.teacher.")
+    ]
     return command
 
 

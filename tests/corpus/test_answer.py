@@ -98,8 +98,8 @@ def test_the_right_answers_are_kept_and_the_others_have_a_reason(
     assert pairs and all("nine" in pair.chosen[0].content and "nine" not in pair.rejected[0].content for pair in pairs)
     assert len(pairs) + sum("number" not in row for row in rejected) == 6
     log = (tmp_path / ".runs" / "out" / "log.txt").read_text()
-    assert f"24 answers to 6 questions: {len(kept)} conversations" in log and f"{len(pairs)} pairs" in log
-    told = re.findall(r"not learned from (\d+): ", log)
+    assert f"24 answers to 6 questions: {len(kept)} conversations" in log and f"{len(pairs)} preference pairs" in log
+    told = re.findall(r"rejected (\d+) answers: ", log)
     assert sum(map(int, told)) == sum("number" in row for row in rejected)
 
 
@@ -288,7 +288,7 @@ def test_a_server_of_ours_answers_as_the_checkpoint_itself(
         remote = {"endpoint": f"{url}/v1", "model": "out", "key_variable": "MY_KEY", "licence": "Apache-2.0"}
         perform_stage("answer", tmp_path / "remote", **told, **remote)
         monkeypatch.setenv("MY_KEY", "wrong")
-        with pytest.raises(ConfigError, match=r"answers 401 .*Look at endpoint, model and the key"):
+        with pytest.raises(ConfigError, match=r"answers 401 .*Check the endpoint, the model and the key"):
             perform_stage("answer", tmp_path / "refused", **told, **remote)
     assert KEY not in (tmp_path / "remote" / "manifest.json").read_text()
     for name in ("conversations", "rejected"):
@@ -313,7 +313,10 @@ def test_a_key_does_not_follow_a_redirect():
 
 def test_an_endpoint_that_stays_away_ends_the_run_with_what_to_do():
     waits: list[float] = []
-    with endpoint(lambda body, number: (500, b"")) as (url, requests), pytest.raises(RequestError, match="goes on"):
+    with (
+        endpoint(lambda body, number: (500, b"")) as (url, requests),
+        pytest.raises(RequestError, match="The same command resumes"),
+    ):
         ask(url, waits)
     assert len(requests) == 8 and len(waits) == 7
     with pytest.raises(RequestError, match="failed 8 times"):

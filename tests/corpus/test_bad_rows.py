@@ -169,7 +169,7 @@ RECORDS: list[tuple[Row | str | bytes, str]] = [
     ({"conversation": "[]", "dialog": CHAT, "conversations": []}, ""),
     ({"messages": CHAT, "chosen": "", "rejected": "", "rejected_response": ""}, ""),
     ({"messages": CHAT, "chosen": [], "rejected": []}, ""),
-    (PAIR, "a pair of answers (chosen, rejected); expected one, or format 'preferences'"),
+    (PAIR, "a pair of answers (chosen, rejected); expected one answer, or format 'preferences'"),
     ({"messages": CHAT, "rejected_response": "No."}, "a pair of answers (messages, rejected_response)"),
     ({"instruction": "", "input": " ", "output": "b"}, "messages[0] is a user message without words"),
     ({"instruction": "a", "output": ""}, "an answer is empty"),
@@ -178,7 +178,7 @@ RECORDS: list[tuple[Row | str | bytes, str]] = [
     ({"prompt": "a", "completion": [ASK]}, "completion begins with the user"),
     ({"prompt": "a", "completion": 3}, "completion is int"),
     ({"question": "a", "answer": "B", "choices": ["b", "c"]}, "the column 'choices' belongs to the prompt"),
-    ({"question": "a", "answer": 1, "choices": ["b", "c"]}, "answer is int; expected a text, or messages"),
+    ({"question": "a", "answer": 1, "choices": ["b", "c"]}, "answer is int; expected a text or messages"),
     ({"question": "a", "answer": "b", "passage": "c"}, "the column 'passage' belongs to the prompt"),
     ({"question": "a", "answers": ["b"]}, "it has question, answers"),
     # Fields of Puna

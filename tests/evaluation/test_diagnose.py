@@ -496,7 +496,7 @@ def test_a_run_that_was_killed_ends_with_the_weights_and_the_chat_of_one_that_wa
         with pytest.raises(PowerFailure):
             run_of("pretrain", "killed", **settings)
     killed = run_of("pretrain", "killed", **settings)
-    assert log_of(killed).count("going on after step 4") == 1
+    assert log_of(killed).count("resuming after step 4") == 1
     one, other = ((path / "model.safetensors").read_bytes() for path in (whole, killed))
     assert one == other
     for name in ("chat", "chat_after"):

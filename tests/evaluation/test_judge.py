@@ -268,7 +268,7 @@ def test_an_answer_that_the_two_orders_disagree_about_is_wrong_and_counted(trial
     assert rows[10]["reason"] == "undecided: the judge's two orders disagree"
     assert json.loads((trial.run.output / "judge.json").read_text())["undecided"] == {"a": 1}
     assert "Undecided, counted as wrong: 1 of a." in (trial.run.output / "report.md").read_text()
-    assert "a: the judge left 1 of 12 answers undecided" in printed(trial.run)
+    assert "a: 1 of 12 answers left undecided by the judge" in printed(trial.run)
 
 
 def test_an_invalid_reply_is_asked_for_once_more_with_its_problem(trial: Trial) -> None:

@@ -608,7 +608,7 @@ def test_a_review_that_cannot_be_started_says_what_to_do(tmp_path: Path):
     refused: list[tuple[str, Callable[[], None]]] = [
         ("is not a finished artifact", lambda: review(tmp_path / "none")),
         (
-            "--checkpoints other; expected checkpoints of this evaluation",
+            "--checkpoints other; expected names of evaluated checkpoints",
             lambda: review(evaluation, checkpoints=["other"]),
         ),
         ("--margin 5", lambda: review(evaluation, margin=5)),

@@ -127,7 +127,9 @@ def test_a_spelling_that_is_not_read_is_named_and_never_called_another_base(
 def test_two_adapters_in_one_file_are_refused(written: Trained, tmp_path: Path):
     _, adapter, _ = written
     path = renamed(adapter, tmp_path / "adapter", lambda key: named(key, "two" if ".1." in key else "one"))
-    with pytest.raises(CheckpointError, match=r"holds the adapters one, two; expected one adapter.*selected_adapters"):
+    with pytest.raises(
+        CheckpointError, match=r"holds the adapters one, two; expected a single adapter.*selected_adapters"
+    ):
         open_adapter(path)
 
 
@@ -136,7 +138,9 @@ def test_a_module_under_two_names_is_refused(written: Trained, tmp_path: Path):
     tensors = load_file(tmp_path / "adapter" / WEIGHTS_NAME)
     twice = {named(key, "default"): tensor + 1 for key, tensor in tensors.items() if "q_proj.lora_A" in key}
     save_file(tensors | twice, tmp_path / "adapter" / WEIGHTS_NAME)
-    with pytest.raises(CheckpointError, match=r"q_proj\.lora_A\.weight' and .*lora_A\.default.*expected one lora_A"):
+    with pytest.raises(
+        CheckpointError, match=r"q_proj\.lora_A\.weight' and .*lora_A\.default.*expected a single lora_A"
+    ):
         open_adapter(tmp_path / "adapter")
 
 

@@ -41,7 +41,7 @@ UNREAD = {"add_generation_prompt": "the opposite of continue_final_message, and 
 
 @cache
 def sources() -> dict[str, ast.Module]:
-    """Parse every file of the package: {"train/sft.py": tree}."""
+    """Parse every file of the package: {"training/sft.py": tree}."""
     return {path.relative_to(PUNA).as_posix(): ast.parse(path.read_text()) for path in sorted(PUNA.rglob("*.py"))}
 
 
@@ -221,7 +221,7 @@ def test_every_module_says_what_it_turns_into_what():
 
 @cache
 def classes_below(root: str) -> dict[str, ast.ClassDef]:
-    """Find the classes that inherit from `root`, directly or not: {"train/sft.py:Config": definition}."""
+    """Find the classes that inherit from `root`, directly or not: {"training/sft.py:Config": definition}."""
     classes = {
         f"{name}:{node.name}": node
         for name, tree in sources().items()

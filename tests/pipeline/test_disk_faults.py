@@ -35,7 +35,7 @@ main()
 def test_a_write_that_fails_is_told_with_the_file_and_what_to_do(number: int):
     told = explain(OSError(number, os.strerror(number), "out/scores.json"))
     assert told.startswith(f"out/scores.json cannot be written: {os.strerror(number)}. ")
-    assert told.endswith("the same command goes on where this one stopped")
+    assert told.endswith("the same command resumes where this one stopped")
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_rows_beyond_the_context_are_counted(recipe: Recipe, tmp_path: Path):
     with (tmp_path / "talks" / "conversations.jsonl").open("a") as file:
         file.writelines(json.dumps({"messages": said}) + "\n" for _ in range(3))
     problem = foreseen(recipe, **{"sft.teacher.max_length": 256})["sft.teacher"].problems[0]
-    assert problem.startswith("max_length = 256: 20% of the rows are longer and are passed over")
+    assert problem.startswith("max_length = 256: 20% of the rows are longer and are skipped")
 
 
 def test_settings_that_fit_are_not_complained_about(recipe: Recipe, tmp_path: Path):

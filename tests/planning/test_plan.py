@@ -533,7 +533,7 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no model that Puna knows; expected .*config.json"):
         read_model(str(tmp_path))
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="is an adapter; expected the model that it belongs to"):
+    with pytest.raises(ConfigError, match="is an adapter; expected a size, or the base model of the adapter"):
         read_model(str(tmp_path))
 
 

@@ -170,7 +170,7 @@ def test_an_interrupted_run_with_former_names_of_settings_goes_on_under_the_curr
         patch.setattr(Run, "metrics", stop)
         perform_stage("sft", tmp_path / "out", **former)
     perform_stage("sft", tmp_path / "out", **open_run, grad_accumulation=2, save_minutes=1e-9)
-    assert "going on after step 6" in (tmp_path / ".runs" / "out" / "log.txt").read_text()
+    assert "resuming after step 6" in (tmp_path / ".runs" / "out" / "log.txt").read_text()
     with pytest.warns(FutureWarning):
         assert not perform_stage("sft", tmp_path / "out", **former)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())

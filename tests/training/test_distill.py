@@ -207,8 +207,8 @@ def without_data(training: Settings) -> Settings:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": 2.0}, "temperature = 2.0; expected 1.0, at which the labels were taken"),
-        ({"every_token": True}, "every_token = True; expected False, at which the labels were taken"),
+        ({"temperature": 2.0}, "temperature = 2.0; expected 1.0, as in the labels"),
+        ({"every_token": True}, "every_token = True; expected False, as in the labels"),
         ({"fresh_identifiers": True}, "`puna label` draws them"),
         ({"data": ["x"]}, "'data' beside 'teacher', and only there"),
         ({"labels": None}, "exactly one of 'teacher'"),
@@ -233,7 +233,7 @@ def test_labels_of_another_tokenizer_are_refused(
     (tmp_path / "tokenizer").mkdir()
     train_tokenizer([text * 9], vocab_size=560, split_digits=True).save(tmp_path / "tokenizer")
     settings = {**without_data(training), "tokenizer": str(tmp_path / "tokenizer"), "labels": str(labels)}
-    with pytest.raises(ConfigError, match="are of another tokenizer than the student's"):
+    with pytest.raises(ConfigError, match="were made with another tokenizer than the student's"):
         perform_stage("distill", tmp_path / "out", **settings)
 
 

@@ -114,7 +114,7 @@ def test_a_killed_run_asks_only_for_what_is_missing(
     with serving(fake) as url:
         perform_stage("label", tmp_path / "whole", **asked(url))
         num_requests, fake.num_answers = len(fake.bodies), len(fake.bodies) + 8
-        with pytest.raises(RequestError, match=r"failed 8 times.*goes on where it stopped"):
+        with pytest.raises(RequestError, match=r"failed 8 times.*resumes where it stopped"):
             perform_stage("label", tmp_path / "out", **asked(url))
         fake.num_answers, fake.bodies = None, []
         perform_stage("label", tmp_path / "out", **asked(url))

@@ -139,13 +139,13 @@ def test_a_state_that_many_wrote_is_read_by_one(
     assert len(list(state_of(path / "stopped").glob("model-*-of-00002.safetensors"))) == 2
     monkeypatch.setattr("puna.training.reports.plot.plot_losses", lambda *_, **__: None)
     perform_stage("sft", path / "stopped", **settings)
-    assert "going on after step 2" in (path / ".runs" / "stopped" / "log.txt").read_text()
+    assert "resuming after step 2" in (path / ".runs" / "stopped" / "log.txt").read_text()
     assert_same_training(path / "stopped", path / "alone")
 
 
 def test_a_run_goes_on_in_another_layout(two: tuple[Path, subprocess.CompletedProcess[str]]):
     path, _ = two
-    assert "going on after step 2" in (path / ".runs" / "moved" / "log.txt").read_text()
+    assert "resuming after step 2" in (path / ".runs" / "moved" / "log.txt").read_text()
     assert_same_training(path / "moved", path / "alone")
 
 
@@ -209,7 +209,7 @@ def test_after_a_killed_process_the_run_goes_on_from_its_last_state(settings: Se
     ]
     done = run_team(jobs, tmp_path / "jobs.json", num_ranks=2, restarts=1)
     assert done.returncode == 0 and "exitcode: -9" in done.stderr, done.stderr[-6000:]
-    assert "going on after step 2" in (tmp_path / ".runs" / "killed" / "log.txt").read_text()
+    assert "resuming after step 2" in (tmp_path / ".runs" / "killed" / "log.txt").read_text()
     whole, killed = (artifact.hash_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert killed == whole
     assert [row["step"] for row in metrics(tmp_path / "killed")] == [row["step"] for row in metrics(tmp_path / "whole")]

@@ -29,8 +29,8 @@ from puna.training import sft
 from puna.training.fit import fit
 from puna.training.loop.start import starting_model
 from puna.training.objectives.next_token import NextToken
-from puna.training.reports.preview.data_summary import ShownExample, pieces_of, survey
-from puna.training.reports.preview.estimate import Forecast, Outcome
+from puna.training.reports.preview.data_summary import ShownExample, pieces_of, summarize
+from puna.training.reports.preview.estimate import Outcome, RunEstimate
 from puna.training.reports.preview.onednn_kernels import compiles_products
 from puna.training.reports.preview.render import outcome_lines, render_example
 
@@ -53,7 +53,7 @@ def test_the_batches_of_an_epoch_are_foreseen(
 ):
     tokenizer = Tokenizer.load(tokenizer_path)
     packer = packer_of(dataset_path, tokenizer, every_token=every_token, context=context, batch_tokens=batch_tokens)
-    found = survey(packer, tokenizer, steps=None, epochs=1, accumulate=1)
+    found = summarize(packer, tokenizer, steps=None, epochs=1, accumulate=1)
     if found.num_too_long == found.num_rows:
         with pytest.raises(DataError):
             packer.next(Position())
@@ -74,7 +74,7 @@ def test_counts_are_those_of_the_rows(dataset_path: Path, tokenizer_path: Path):
     packer = packer_of(dataset_path, tokenizer, every_token=False, context=100, batch_tokens=512)
     rows = [packer.dataset[index] for index in range(len(packer.dataset))]
     encoded = [ChatFormat(tokenizer).encode(row) for row in rows if isinstance(row, Conversation)]
-    found = survey(packer, tokenizer, steps=8, epochs=None, accumulate=2)
+    found = summarize(packer, tokenizer, steps=8, epochs=None, accumulate=2)
     assert sorted(found.lengths) == sorted(len(ids) - 1 for ids, _ in encoded)
     assert found.num_trained == sum(sum(mask[1:]) for _, mask in encoded)
     assert found.num_too_long == sum(len(ids) - 1 > 100 for ids, _ in encoded)
@@ -122,7 +122,7 @@ def test_a_run_keeps_its_preview_and_what_it_took(perform_stage: Perform, traini
     assert before in page.replace(page[page.index("## What it took") : page.index("## The first examples")], "")
 
 
-BEFORE = Forecast(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, peak_bytes=500, tokens_per_second=100.0, seconds=60.0)
+BEFORE = RunEstimate(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, peak_bytes=500, tokens_per_second=100.0, seconds=60.0)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_later_batches_of_other_shapes_are_part_of_the_forecast(
     on_top = made["moments_bytes"] + made["batch_bytes"] + made["kernel_bytes"]
     assert made["peak_bytes"] == made["held_bytes"] + on_top
     page = (tmp_path / "out" / "run_preview.md").read_text()
-    assert ("products that oneDNN will compile" in page) == (made["kernel_bytes"] > 0)
+    assert ("oneDNN kernels for batches" in page) == (made["kernel_bytes"] > 0)
     # A network of 0.1 MB: what is foreseen are the process and the kernels, and both come so.
     assert told["outcome"]["peak_bytes"] == pytest.approx(made["peak_bytes"], rel=0.15)
 

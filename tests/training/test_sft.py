@@ -201,7 +201,7 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_first(
     assert signal.getsignal(number) is handler
     monkeypatch.setattr(Run, "metrics", write)
     perform_stage("sft", tmp_path / "out", **training)
-    assert "going on after step 4" in (tmp_path / ".runs" / "out" / "log.txt").read_text()
+    assert "resuming after step 4" in (tmp_path / ".runs" / "out" / "log.txt").read_text()
     assert weights_hash(tmp_path / "out") == weights_hash(whole)
 
 
@@ -255,8 +255,8 @@ def test_a_state_that_was_cut_is_passed_over_for_the_one_before(
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         perform_stage("sft", tmp_path / str(number) / "out", **settings)
         log = (directory / "log.txt").read_text()
-        assert (f"going on after step {goes_on_after}" in log) == bool(goes_on_after) == ("going on" in log)
-        assert log.count("passed over a saved state") == len(damaged)
+        assert (f"resuming after step {goes_on_after}" in log) == bool(goes_on_after) == ("resuming after" in log)
+        assert log.count("skipped a saved state") == len(damaged)
         assert weights_hash(tmp_path / str(number) / "out") == weights_hash(whole)
 
 
@@ -298,7 +298,7 @@ def test_killed_processes_end_with_the_weights_of_one_that_was_not(
     assert saved == f"step-{json.loads(rows.read_text().splitlines()[-1])['step']:08d}"
     assert not (tmp_path / "out").exists()
     perform_stage("sft", tmp_path / "out", **settings)
-    assert f"going on after step {int(saved[-8:])}" in (tmp_path / ".runs" / "out" / "log.txt").read_text()
+    assert f"resuming after step {int(saved[-8:])}" in (tmp_path / ".runs" / "out" / "log.txt").read_text()
     assert weights_hash(tmp_path / "out") == weights_hash(tmp_path / "whole")
     assert [row["step"] for row in metrics(tmp_path / "out")] == list(range(1, 31))
 
@@ -451,7 +451,7 @@ def test_conversations_that_are_too_long_are_counted_also_across_an_interruption
     fail_at(None)
     perform_stage("sft", tmp_path / "out", **{**training, **changes})
     log = (tmp_path / ".runs" / "out" / "log.txt").read_text()
-    assert "passed over conversations longer than 256 tokens: 6 times" in log
+    assert "skipped conversations longer than 256 tokens: 6 times" in log
 
 
 def test_data_that_cannot_be_trained_on_is_refused_by_its_place(

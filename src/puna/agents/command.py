@@ -120,5 +120,5 @@ def _read_tools(path: Path | None) -> tuple[dict[str, Any], ...]:
     try:
         tools = json.loads(_read(path))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} ({error})", expected="JSON") from None
+        raise ConfigError(f"{path} ({error})", expected="a JSON list of tools") from None
     return Conversation.from_json({"messages": [], "tools": tools}).tools

@@ -64,7 +64,9 @@ class Preference:
         if chosen == rejected:
             raise ChatError("chosen and rejected are the same", expected="answers that differ in the prompt format")
         if edited in (chosen, rejected):
-            raise ChatError("edited is one of the other answers", expected="a third answer, or no edited answer")
+            raise ChatError(
+                "edited is one of the other answers", expected="an edited answer that differs from both, or none"
+            )
         if self.strength and self.strength not in STRENGTHS:
             raise ChatError(f"strength {self.strength!r}", expected=f"one of {', '.join(STRENGTHS)}")
 

@@ -17,7 +17,9 @@ from puna.pipeline.artifacts.artifact import Manifest
 from puna.pipeline.errors import ArtifactError, ConfigError
 from puna.pipeline.storage.records import read_record
 
-OVERALL = "overall"  # slice of all judged answers
+OVERALL = "overall"
+# First word of the reason of an answer that a judge left undecided.
+UNDECIDED = "undecided"  # slice of all judged answers
 SCORES, SPEED, NULL_MODELS = "scores.json", "speed.json", "null_models.json"
 
 Row = dict[str, Any]

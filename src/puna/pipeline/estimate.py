@@ -86,9 +86,9 @@ class Known:
         Raises:
             NotKnownYetError: The pending artifact has no sketch.
         """
-        for pending, found in self.pending.items():
+        for pending, sketch in self.pending.items():
             if path == pending or pending in path.parents:
-                if found is None:
+                if sketch is None:
                     raise NotKnownYetError(pending)
-                return found
+                return sketch
         return None

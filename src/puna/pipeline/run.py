@@ -95,7 +95,7 @@ class Run:
         """
         value = os.environ.get(variable, "")
         if not value:
-            raise ConfigError(f"the environment variable {variable} is not set", expected="a key in it")
+            raise ConfigError(f"the environment variable {variable} is not set", expected="an API key")
         return value
 
     def metrics(self, step: int, **values: float) -> None:
@@ -144,7 +144,7 @@ class Run:
         rows = [json.dumps(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
         text = "".join(rows)
         if is_there and sha256 and hashlib.sha256(text.encode()).hexdigest() != sha256:
-            hint = f"Delete it: the run goes on after step {step}, and its records begin there"
+            hint = f"Delete the file: the run resumes after step {step}, and the records begin there"
             raise ArtifactError(f"{path} was altered or cut short", expected=f"the rows up to step {step}", hint=hint)
         artifact.write_text(path, text)
 

@@ -17,7 +17,7 @@ def perform_stage(verb: str, out: Path, *, ignore_receipts: bool = False, **sett
     Args:
         verb: Name of the stage in `puna VERB` and in a recipe.
         out: The artifact's directory.
-        ignore_receipts: Go on although a receipt of an input did not hold.
+        ignore_receipts: Continue after a failed receipt of an input.
         settings: The stage's settings, as in a table of a recipe.
 
     Returns:

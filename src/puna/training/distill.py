@@ -214,17 +214,17 @@ def stored_labels(config: Config, tokenizer: Tokenizer) -> StoredLabels:
 def require_fit(config: Config, labels: LabelHeader, tokenizer: Tokenizer) -> None:
     """Raise ConfigError for stored logits of another tokenizer, temperature or loss mask."""
     if labels.tokenizer != tokenizer.fingerprint and config.divergence.kind != "spans":
-        given = f"labels {config.labels} are of another tokenizer than the student's"
+        given = f"labels {config.labels} were made with another tokenizer than the student's"
         raise ConfigError(given, expected="the same tokenizer.json", hint=TOKENIZER_HINT)
     if labels.vocab_size > tokenizer.vocab_size and config.divergence.kind != "spans":
         given = f"labels {config.labels} of {labels.vocab_size:,} token ids, rows without a token among them"
-        hint = "Label again: rows of the embeddings that no token belongs to are left out now"
+        hint = "Label again: padding rows of the embeddings are now left out"
         raise ConfigError(given, expected=f"at most the tokenizer's {tokenizer.vocab_size:,}", hint=hint)
     for name in ("temperature", "every_token"):
         asked, taken = getattr(config, name), getattr(labels, name)
         if asked != taken:
-            hint = f"Give {name} = {str(taken).lower()} here, or label again with the other"
-            raise ConfigError(f"{name} = {asked}", expected=f"{taken}, at which the labels were taken", hint=hint)
+            hint = f"Set {name} = {str(taken).lower()} here, or label again with {name} = {str(asked).lower()}"
+            raise ConfigError(f"{name} = {asked}", expected=f"{taken}, as in the labels", hint=hint)
 
 
 def _require_shared_tokenizer(path: Path, teacher: Checkpoint, tokenizer: Tokenizer) -> None:

@@ -56,13 +56,11 @@ def fit(
         return
     state = training.state
     if state.step:
-        run.log(f"going on after step {state.step}")
+        run.log(f"resuming after step {state.step}")
     run.rewind_metrics(state.step, state.metrics)
     run_loop(training, watching)
     if state.num_too_long:
-        run.log(
-            f"passed over conversations longer than {training.config.max_length} tokens: {state.num_too_long} times"
-        )
+        run.log(f"skipped conversations longer than {training.config.max_length} tokens: {state.num_too_long} times")
     for observer in reversed(watching):
         observer.end(training)
     model.eval()

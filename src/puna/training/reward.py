@@ -89,16 +89,16 @@ def _judge(config: Config, run: Run, reward_model: RewardModel) -> list[Judged]:
                 num_too_long += 1
             bar.advance()
     if num_too_long:
-        run.log(f"passed over held-out prompts longer than the model's context: {num_too_long:,}")
+        run.log(f"skipped {num_too_long:,} held-out prompts longer than the model's context")
     return judged
 
 
 def _pairs(row: Preference, scores: list[float]) -> Iterator[Judged]:
     prompt = json.dumps(row.prompt.to_json(), sort_keys=True)
-    for place, (answer, num_outranked) in enumerate(row.ranking()):
+    for rank, (answer, num_outranked) in enumerate(row.ranking()):
         strength = "edited" if answer == row.edited else row.strength or "unknown"
-        for score in scores[place + 1 : place + 1 + num_outranked]:
-            yield Judged(scores[place] > score, prompt, strength)
+        for score in scores[rank + 1 : rank + 1 + num_outranked]:
+            yield Judged(scores[rank] > score, prompt, strength)
 
 
 def _accuracy(judged: Sequence[Judged]) -> dict[str, float]:

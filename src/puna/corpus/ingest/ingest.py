@@ -103,7 +103,7 @@ def run(config: Config, run: Run) -> None:
     if not any(counts.values()):
         raise DataError(
             f"none of {sum(len(table.rows) for table in tables):,} rows is left",
-            expected="rows that the settings of ingest keep",
+            expected="at least one row that passes the filters in the settings",
             hint=f"The most frequent reason: {reading.reasons.most_common(1)[0][0]}",
         )
     for name in SHARDS.values():
@@ -187,7 +187,9 @@ def _report(
         run.log(f"  {answer.summary}")
     for table in tables:
         if len(table.rows) > MAX_NEAR_ROWS:
-            run.log(f"  near duplicates: looked for among {MAX_NEAR_ROWS:,} of {len(table.rows):,} {table.kind}")
+            run.log(
+                f"  near duplicates: searched among the first {MAX_NEAR_ROWS:,} of {len(table.rows):,} {table.kind}"
+            )
     for row in findings:
         run.log(f"{row.finding.code}: {row.finding.seen} {row.finding.remedy}")
     report = {

@@ -74,7 +74,7 @@ def _read_record(row: dict[str, Any], where: str, source: str) -> Accepted:
     descriptive = tuple(name for name, value in row.items() if name not in DOCUMENT_COLUMNS and value is not None)
     for name in descriptive:
         if name in MEDIA and row[name]:
-            raise DataError(f"the column '{name}' belongs to the text", expected="text only")
+            raise DataError(f"the column '{name}' belongs to the text", expected="documents of text only")
     document = Document(
         text=row["text"],
         id=_first_of(row, "id") or where,

@@ -152,10 +152,10 @@ def _write(run: Run, selected: Sequence[Selected], num_answers: int) -> None:
             write_jsonl(run.output / f"{name}.jsonl", rows)
     run.log(f"{num_answers:,} answers to {len(selected):,} questions: {len(conversations):,} conversations")
     if pairs:
-        run.log(f"{len(pairs):,} pairs")
+        run.log(f"{len(pairs):,} preference pairs")
     reasons = Counter(row["reason"].partition(":")[0] for row in rejected if "number" in row)
     for reason, count in reasons.most_common():
-        run.log(f"  not learned from {count:,}: {reason}")
+        run.log(f"  rejected {count:,} answers: {reason}")
     for reason, count in Counter(row["reason"] for row in rejected if "number" not in row).most_common():
         run.log(f"  {count:,} questions with {reason}")
     if not conversations and not pairs:
@@ -173,8 +173,8 @@ def _questions(config: Config, run: Run) -> list[Question]:
         is_task = path.name.startswith("questions") if path.is_file() else bool(find_shards(path, "questions"))
         task_questions = list(Task.load(path).questions if is_task or config.judge == "grade" else _turns(path))
         if config.judge == "grade" and not is_task:
-            num_passed_over = sum(1 for _ in _turns(path)) - len(task_questions)
-            run.log(f"{path}: passed over {num_passed_over:,} turns without an expected answer, or with several calls")
+            num_skipped = sum(1 for _ in _turns(path)) - len(task_questions)
+            run.log(f"{path}: skipped {num_skipped:,} turns without an expected answer, or with several calls")
         task = Task(path.name, tuple(task_questions))
         questions += (
             task.sample(config.max_questions, config.seed).questions if config.max_questions else task_questions

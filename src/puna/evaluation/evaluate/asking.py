@@ -15,11 +15,11 @@ from puna.inference.completer.completer import Completer, Prompt, Reply, Samplin
 from puna.pipeline.run import Run
 
 
-class Asked(NamedTuple):
+class ModelReplies(NamedTuple):
     """The replies of one model in the order of the questions, with token counts and seconds of generation.
 
     Example:
-        >>> Asked([Reply(Message("assistant", "At nine."), 3)], 3, 20, seconds=0.5).num_tokens
+        >>> ModelReplies([Reply(Message("assistant", "At nine."), 3)], 3, 20, seconds=0.5).num_tokens
         3
     """
 
@@ -38,7 +38,7 @@ def ask(
     items: Sequence[Item],
     *,
     warm_up: bool = True,
-) -> Asked:
+) -> ModelReplies:
     """Let one model answer all questions.
 
     Args:
@@ -63,7 +63,7 @@ def ask(
         replies = model.complete(prompts, sampling, lambda done: bar.advance(done - bar.count))
     seconds = time.monotonic() - start
     num_tokens = sum(reply.num_tokens for reply in replies)
-    return Asked(replies, num_tokens, sum(reply.num_prompt_tokens for reply in replies), seconds)
+    return ModelReplies(replies, num_tokens, sum(reply.num_prompt_tokens for reply in replies), seconds)
 
 
 def _prompt(item: Item, seed: int) -> Prompt:
@@ -73,14 +73,14 @@ def _prompt(item: Item, seed: int) -> Prompt:
     return Prompt(item.question.conversation, int.from_bytes(digest[:6], "big"))
 
 
-def join(parts: Sequence[Asked]) -> Asked:
+def join(parts: Sequence[ModelReplies]) -> ModelReplies:
     """Concatenate the replies of consecutive questions; token counts and seconds add up.
 
     Example:
-        >>> join([Asked([], 3, 20, 0.5), Asked([], 4, 30, 0.5)]).num_tokens
+        >>> join([ModelReplies([], 3, 20, 0.5), ModelReplies([], 4, 30, 0.5)]).num_tokens
         7
     """
-    return Asked(
+    return ModelReplies(
         [reply for part in parts for reply in part.replies],
         sum(part.num_tokens for part in parts),
         sum(part.num_prompt_tokens for part in parts),
@@ -88,25 +88,25 @@ def join(parts: Sequence[Asked]) -> Asked:
     )
 
 
-def to_json(asked: Asked) -> dict[str, Any]:
+def to_json(answered: ModelReplies) -> dict[str, Any]:
     """Return all replies as one JSON record, for the run's journal.
 
     Example:
-        >>> to_json(Asked([Reply(Message("assistant", "At nine."), 3)], 3, 20, 0.5))["seconds"]
+        >>> to_json(ModelReplies([Reply(Message("assistant", "At nine."), 3)], 3, 20, 0.5))["seconds"]
         0.5
     """
-    rows = [{**reply._asdict(), "message": reply.message.to_json()} for reply in asked.replies]
-    return {**asked._asdict(), "replies": rows}
+    rows = [{**reply._asdict(), "message": reply.message.to_json()} for reply in answered.replies]
+    return {**answered._asdict(), "replies": rows}
 
 
-def from_json(record: dict[str, Any]) -> Asked:
+def from_json(record: dict[str, Any]) -> ModelReplies:
     """Return the replies of a record by `to_json`.
 
     Example:
-        >>> from_json(to_json(Asked([Reply(Message("assistant", "At nine."), 3)], 3, 20, 0.5))).num_tokens
+        >>> from_json(to_json(ModelReplies([Reply(Message("assistant", "At nine."), 3)], 3, 20, 0.5))).num_tokens
         3
     """
-    return Asked(**{**record, "replies": [_reply(row) for row in record["replies"]]})
+    return ModelReplies(**{**record, "replies": [_reply(row) for row in record["replies"]]})
 
 
 def _reply(row: dict[str, Any]) -> Reply:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from puna.evaluation.evaluate.asking import Asked
+from puna.evaluation.evaluate.asking import ModelReplies
 from puna.evaluation.evaluate.grading import Item
 from puna.evaluation.scores import conversations_name, read_evaluation
 from puna.formats.chat.conversation import Conversation
@@ -30,24 +30,28 @@ def read_earlier(path: Path, settings: dict[str, Any], checkpoint: Path, items: 
     names = SETTINGS if settings["temperature"] == 0 else (*SETTINGS, "seed")
     for name in names:
         if evaluation.settings.get(name) != settings[name]:
-            given = (
+            problem = (
                 f"answers = {path} with {name} = {evaluation.settings.get(name)}, and {name} = {settings[name]} here"
             )
-            raise ConfigError(given, expected="equal settings of generation", hint=f"Set {name} alike, or ask anew")
+            raise ConfigError(
+                problem, expected="equal generation settings", hint=f"Use the same {name}, or leave out answers"
+            )
     name = evaluation.name_of(artifact.content_hash(checkpoint))
     if name is None:
         return [None] * len(items)
     try:
         rows = evaluation.answers_of(name).rows
-        known = {_key(row["task"], row["id"], row["conversation"]): row for row in rows}
-        earlier = [known.get(_key(task.name, question.id, question.conversation.to_json())) for task, question in items]
+        rows_by_key = {_key(row["task"], row["id"], row["conversation"]): row for row in rows}
+        earlier = [
+            rows_by_key.get(_key(task.name, question.id, question.conversation.to_json())) for task, question in items
+        ]
         return [_reply(row) if row and row["finish_reason"] in WHOLE else None for row in earlier]
     except (KeyError, TypeError, ChatError) as error:
-        given = f"{path / conversations_name(name)} ({error})"
-        raise ArtifactError(given, expected="answers as 'evaluate' writes them") from None
+        problem = f"{path / conversations_name(name)} ({error})"
+        raise ArtifactError(problem, expected="answers as 'evaluate' writes them") from None
 
 
-def read_measured(path: Path, checkpoint: Path, replies: list[Reply]) -> Asked:
+def read_measured(path: Path, checkpoint: Path, replies: list[Reply]) -> ModelReplies:
     """Return earlier replies with the token counts and seconds that the earlier evaluation measured.
 
     Raises:
@@ -57,7 +61,7 @@ def read_measured(path: Path, checkpoint: Path, replies: list[Reply]) -> Asked:
     speed = evaluation.speed.get(evaluation.name_of(artifact.content_hash(checkpoint)) or "")
     if speed is None:
         raise ArtifactError(f"{path} without a speed of {checkpoint}", expected="speeds as 'evaluate' writes them")
-    return Asked(replies, speed.generated_tokens, speed.prompt_tokens, speed.seconds)
+    return ModelReplies(replies, speed.generated_tokens, speed.prompt_tokens, speed.seconds)
 
 
 def _key(task: str, id: str, conversation: dict[str, Any]) -> tuple[str, str, str]:

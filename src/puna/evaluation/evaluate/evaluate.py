@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from puna.data.shards import write_jsonl
-from puna.evaluation.evaluate.asking import Asked, ask, from_json, join, to_json
+from puna.evaluation.evaluate.asking import ModelReplies, ask, from_json, join, to_json
 from puna.evaluation.evaluate.comparison_groups import Roles, find_groups
 from puna.evaluation.evaluate.cost import estimate_evaluation
 from puna.evaluation.evaluate.diagnosis import describe_questions, diagnose, lines, section
@@ -164,15 +164,15 @@ def run(config: Config, run: Run) -> None:
     grader, judged_by = calibrate(_judge(config, run), labels, tasks, run)
     items, num_left_out = _items(config, run, tasks, labels)
     groups = find_groups(config.local_checkpoints, config.roles.named()) if config.compare else []
-    asked = {name: _ask(config, run, name, items) for name in config.checkpoints}
+    replies_by_model = {name: _ask(config, run, name, items) for name in config.checkpoints}
     everyone: list[EvaluatedModel] = []
     for name, model in config.checkpoints.items():
-        rows = grade_replies(grader, labels, items, asked[name].replies)
+        rows = grade_replies(grader, labels, items, replies_by_model[name].replies)
         speed = Speed.measured(
             _num_weight_bytes(model) if isinstance(model, Path) else 0,
-            generated_tokens=asked[name].num_tokens,
-            prompt_tokens=asked[name].num_prompt_tokens,
-            seconds=asked[name].seconds,
+            generated_tokens=replies_by_model[name].num_tokens,
+            prompt_tokens=replies_by_model[name].num_prompt_tokens,
+            seconds=replies_by_model[name].seconds,
         )
         everyone.append(EvaluatedModel(name, rows, speed))
     if config.only_judged:
@@ -285,7 +285,7 @@ def _judged_for_all(everyone: Sequence[EvaluatedModel]) -> list[int]:
     return judged
 
 
-def _ask(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
+def _ask(config: Config, run: Run, name: str, items: list[Item]) -> ModelReplies:
     """Return the replies of one model: from the interrupted run, an earlier evaluation, or new requests.
 
     An endpoint answers in chunks, and the journal keeps every chunk. A checkpoint answers everything at once.
@@ -303,21 +303,21 @@ def _ask(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
     return join(parts)
 
 
-def _ask_anew(config: Config, run: Run, name: str, items: list[Item]) -> Asked:
+def _ask_anew(config: Config, run: Run, name: str, items: list[Item]) -> ModelReplies:
     model = config.checkpoints[name]
-    known: list[Reply | None] = [None] * len(items)
+    reused: list[Reply | None] = [None] * len(items)
     if config.answers is not None and isinstance(model, Path):
-        known = read_earlier(config.answers, config.model_dump(mode="json"), model, items)
-        run.log(f"{name}: took over {sum(reply is not None for reply in known):,} of {len(items):,} answers")
-        if all(known):
-            return read_measured(config.answers, model, [reply for reply in known if reply])
-    new = [at for at, reply in enumerate(known) if reply is None]
+        reused = read_earlier(config.answers, config.model_dump(mode="json"), model, items)
+        run.log(f"{name}: reused {sum(reply is not None for reply in reused):,} of {len(items):,} earlier answers")
+        if all(reused):
+            return read_measured(config.answers, model, [reply for reply in reused if reply])
+    new = [at for at, reply in enumerate(reused) if reply is None]
     sampling = Sampling(config.temperature, config.top_p, config.max_tokens)
     completer = open_completer(model, options=_options(config), secret=run.secret, device=config.device)
     warm_up = isinstance(model, Path)
-    asked = ask(completer, sampling, config.seed, run, name, [items[at] for at in new], warm_up=warm_up)
-    answered = dict(zip(new, asked.replies, strict=True))
-    return asked._replace(replies=[reply or answered[at] for at, reply in enumerate(known)])
+    fresh = ask(completer, sampling, config.seed, run, name, [items[at] for at in new], warm_up=warm_up)
+    fresh_by_index = dict(zip(new, fresh.replies, strict=True))
+    return fresh._replace(replies=[reply or fresh_by_index[at] for at, reply in enumerate(reused)])
 
 
 def _tell(run: Run, config: Config, answers: EvaluatedModel) -> None:
@@ -328,7 +328,9 @@ def _tell(run: Run, config: Config, answers: EvaluatedModel) -> None:
     run.log(f"{answers.name}: {right}{unjudged}, {answers.speed.generated_tokens_per_s:,.0f} tokens/s")
     undecided = num_undecided(answers.rows)
     if undecided:
-        run.log(f"{answers.name}: the judge left {undecided:,} of {len(answers.rows):,} answers undecided: wrong")
+        run.log(
+            f"{answers.name}: {undecided:,} of {len(answers.rows):,} answers left undecided by the judge count as wrong"
+        )
     num_cut = sum(row["finish_reason"] == "length" for row in answers.rows)
     if num_cut:
         limit = f"max_tokens = {config.max_tokens}, or where the context ends"

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from puna.evaluation.evaluate.judges.agreement import Agreement, measure_agreement
-from puna.evaluation.evaluate.judges.judging import UNDECIDED, Case, Judge, RewardJudge, Ruling
+from puna.evaluation.evaluate.judges.judging import Case, Judge, RewardJudge, Ruling
+from puna.evaluation.scores import UNDECIDED
 from puna.evaluation.tasks.grading.similarity import chrf, reference_of
 from puna.evaluation.tasks.labels import Labels, answer_key
 from puna.evaluation.tasks.question import Grade, Question
@@ -81,11 +82,11 @@ class Grader:
         if self.judge is None:
             return judgements
         open_ = [at for at, grade in enumerate(grades) if not grade.is_judged]
-        said = [at for at in open_ if grades[at].score > 0]
-        rulings = self.judge.rule([Case(items[at].task.name, items[at].question, messages[at]) for at in said])
+        judgeable = [at for at in open_ if grades[at].score > 0]
+        rulings = self.judge.rule([Case(items[at].task.name, items[at].question, messages[at]) for at in judgeable])
         for at in open_:  # A call or an empty answer is wrong without a judge's ruling.
             judgements[at] = Judgement(replace(grades[at], is_judged=True), "rule")
-        for at, ruling in zip(said, rulings, strict=True):
+        for at, ruling in zip(judgeable, rulings, strict=True):
             judgements[at] = self._judgement(ruling)
         return judgements
 

@@ -167,7 +167,7 @@ def _decisive_answers(models: list[ComparedModel], suite: str) -> list[Evaluated
 
 
 def _unmeasured(models: list[ComparedModel], suites: list[str], settings: GateConfig) -> Iterator[str]:
-    """Say in sentences what the decision does not rest on."""
+    """Return sentences about evidence that the decision lacks."""
     if "task" not in suites:
         yield "Quality on the task."
     if "general" not in suites:

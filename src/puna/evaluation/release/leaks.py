@@ -90,12 +90,12 @@ def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) 
     unread: list[str] = []
     measured: list[str] = []
     elsewhere: list[str] = []
-    own = datasets_read(_since_imports(tree))
+    since_imports = datasets_read(_since_imports(tree))
     for path, steps in datasets_read(tree).items():
         states = {step.node["state"] for step in steps}
         if all(map(_only_measures, steps)):
             measured.append(name_of(path))
-        elif states == {"missing"} and path not in own:
+        elif states == {"missing"} and path not in since_imports:
             elsewhere.append(name_of(path))
         elif states != {"held"}:
             unread.append(f"{name_of(path)}, which is {'gone' if 'missing' in states else 'changed'}")
@@ -153,10 +153,10 @@ def _probes(row: dict[str, Any], n: int) -> Iterator[Probe]:
     A reference is no probe of its own: people give the same answer to many questions.
     """
     name = _name(row)
-    asked = [message for message in row["conversation"]["messages"] if message["role"] == "user"]
+    user_messages = [message for message in row["conversation"]["messages"] if message["role"] == "user"]
     answers = tuple(_answers(row["expected"]))
     group = f"{row['task']} {row['group']}" if row["group"] else ""
-    question = row_text(asked[-1]["content"]) if asked else ""
+    question = row_text(user_messages[-1]["content"]) if user_messages else ""
     yield Probe(name, row_text(row["conversation"]), question, answers, group)
     stated = {key: value for key, value in row["expected"].items() if key != "reference"}
     for number, answer in enumerate(_answers(stated), start=1):

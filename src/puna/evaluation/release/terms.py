@@ -96,21 +96,21 @@ def find_texts(paths: Iterable[Path], inherited: Iterable[str], governing: Licen
     Raises:
         ReleaseError: A licence requires a text that is not in the lineage.
     """
-    wanted, texts, contents = set(inherited), dict[str, Path](), set[bytes]()
-    wanted |= {UNKNOWN} if wanted - LICENCES.keys() else set()
+    licence_ids, texts, contents = set(inherited), dict[str, Path](), set[bytes]()
+    licence_ids |= {UNKNOWN} if licence_ids - LICENCES.keys() else set()
     for folder in dict.fromkeys(folder for path in paths for folder in folders_of(path)):
         for file, ids in read_texts(folder):
             content = file.read_bytes()
-            if not ids & wanted or content in contents:
+            if not ids & licence_ids or content in contents:
                 continue
             contents.add(content)
-            id = next((each.id for each in TABLE if each.id in ids & wanted), UNKNOWN)
+            id = next((each.id for each in TABLE if each.id in ids & licence_ids), UNKNOWN)
             is_main = id == governing.id and governing.needs_text
             texts[_free_name("LICENSE" if is_main else f"LICENSE-{id}", texts)] = file
             policy = folder / POLICY
             if policy.is_file() and (id not in LICENCES or LICENCES[id].needs_text):
                 texts[POLICY if is_main else f"USE_POLICY-{id}.md"] = policy
-    for each in applying(wanted):
+    for each in applying(licence_ids):
         if each.needs_text and not ({"LICENSE" if each == governing else f"LICENSE-{each.id}"} & texts.keys()):
             raise ReleaseError(
                 f"the text of the {each.title}, which the model inherits, lies nowhere in its lineage",

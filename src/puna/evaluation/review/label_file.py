@@ -39,7 +39,7 @@ class LabelFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _open_locked(path)
         except OSError as error:
-            raise ConfigError(f"--out {path}: {error.strerror}", expected="a file that can be written") from None
+            raise ConfigError(f"--out {path}: {error.strerror}", expected="a writable file") from None
         self.labels = read_file(path)
         if not path.read_bytes().endswith(b"\n") and path.stat().st_size:
             self._rewrite(self.labels)
@@ -99,7 +99,9 @@ def _open_locked(path: Path) -> BinaryIO:
     if not is_current:
         file.close()
         raise ConfigError(
-            f"{path} is being written by another review", expected="one review at a time", hint="Give another --out"
+            f"{path} is being written by another review",
+            expected="a label file that no other review writes",
+            hint="Give another --out",
         )
     return file
 

@@ -73,7 +73,9 @@ def read_pairs(evaluation: Path, names: Sequence[str]) -> list[Pair]:
     """
     columns = [_read_answers(evaluation, name) for name in names]
     if any(column.keys() != columns[0].keys() for column in columns):
-        raise DataError(f"{evaluation}: {' and '.join(names)} were asked different questions", expected="the same")
+        raise DataError(
+            f"{evaluation}: {' and '.join(names)} were asked different questions", expected="the same questions"
+        )
     return [_pair([column[key] for column in columns], names) for key in columns[0]]
 
 
@@ -124,7 +126,7 @@ def choose_names(asked: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]
     """
     for name in chosen:
         if name not in asked:
-            raise ConfigError(f"--checkpoints {name}", expected=f"checkpoints of this evaluation: {', '.join(asked)}")
+            raise ConfigError(f"--checkpoints {name}", expected=f"names of evaluated checkpoints: {', '.join(asked)}")
     if len(set(chosen)) != len(chosen) or len(chosen) > 2:
         raise ConfigError(f"--checkpoints {' '.join(chosen)}", expected="one name, or two different names")
     return tuple(chosen) or tuple(dict.fromkeys((asked[0], asked[-1])))

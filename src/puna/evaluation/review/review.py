@@ -85,11 +85,13 @@ def _require_bounds(margin: float, max_pairs: int | None, port: int, out: Path) 
     if not 0 <= port <= 65_535:
         raise ConfigError(f"--port {port}", expected="0 to 65535")
     if any(artifact.is_artifact(folder) for folder in out.absolute().parents):
-        raise ConfigError(f"--out {out} lies in an artifact", expected="a file beside it: artifacts do not change")
+        raise ConfigError(
+            f"--out {out} lies in an artifact", expected="a file outside of artifacts, which never change"
+        )
 
 
 def _read(evaluation: Path, names: tuple[str, ...], *, unjudged_only: bool) -> list[Pair]:
-    """Read the pairs that are worth judging; ConfigError where none is."""
+    """Read the pairs to judge; ConfigError without any."""
     pairs = read_pairs(evaluation, names)
     if unjudged_only:
         pairs = [pair for pair in pairs if not pair.is_judged_by_rule]

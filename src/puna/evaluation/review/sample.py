@@ -1,4 +1,4 @@
-"""Pairs -> how many to judge for a margin, and which: a seeded random sample, from groups in proportion.
+"""Pairs -> the number to judge for a margin, and a seeded random sample in proportion to the groups.
 
 Notation: N pairs in the evaluation, n judged, m margin (half-width of the 95 % interval, 0..1), v variance of one pair.
 """
@@ -81,7 +81,7 @@ def finite_population(num_judged: int, total: int) -> float:
 
 
 def draw_sample(pairs: Sequence[Pair], num_pairs: int, seed: int) -> list[Pair]:
-    """Draw pairs, from each group in proportion; those that no rule judged come first.
+    """Draw pairs in proportion to the groups; pairs without a judgement by rule come first.
 
     The r-th pair of a shuffled cell of k pairs gets the place (r + u) / k with a random u for the cell, and the pairs
     with the lowest places are drawn: every pair has the same chance, and a larger sample holds the smaller one. A cell

@@ -82,7 +82,7 @@ class ReviewServer(ThreadingHTTPServer):
             super().__init__((HOST, port), _Handler)
         except OSError as error:
             reason = f"--port {port}: {error.strerror or error}"
-            raise ConfigError(reason, expected="a free port; 0 takes any") from None
+            raise ConfigError(reason, expected="a free port, or 0 for any free port") from None
         self.url = f"http://{HOST}:{self.server_address[1]}/{self.token}/"
 
     def server_bind(self) -> None:

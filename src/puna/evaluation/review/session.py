@@ -145,7 +145,9 @@ class Session:
         left, *right = self.in_order(pair)
         is_right = {id(left): verdict in ("left", "both")} | {id(each): verdict in ("right", "both") for each in right}
         if not right and verdict in ("left", "right"):
-            raise DataError(f"the verdict '{verdict}' on a single answer", expected="both (yes) or neither (no)")
+            raise DataError(
+                f"the verdict '{verdict}' on a single answer", expected="'both' for right or 'neither' for wrong"
+            )
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self.file.append([self._label(pair, answer, is_right[id(answer)], at) for answer in pair.answers])
         self._verdicts[number] = tuple(is_right[id(answer)] for answer in pair.answers)

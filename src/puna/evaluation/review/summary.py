@@ -42,8 +42,8 @@ def describe(session: Session, pairs: Sequence[Pair], names: Sequence[str]) -> l
     if 0 not in total.values():
         for title, is_rule in parts:
             part = [each for each in reviewed if each.pair.is_judged_by_rule == is_rule]
-            found = _compared(part, total[is_rule], names) if part else "none judged yet"
-            lines.append(f"{title} ({len(part):,} of {total[is_rule]:,}): {found}")
+            comparison = _compared(part, total[is_rule], names) if part else "none judged yet"
+            lines.append(f"{title} ({len(part):,} of {total[is_rule]:,}): {comparison}")
     return [*lines, *_agreement(reviewed), *_open_answers(reviewed, pairs)]
 
 
@@ -74,11 +74,11 @@ def _compared(reviewed: Sequence[Reviewed], total: int, names: Sequence[str]) ->
     """Return each checkpoint's share of right answers and the difference, with intervals for all `total` pairs."""
     scores = {name: [each.score(name) for each in reviewed] for name in names}
     shares = {name: sample_share(scores[name], total) for name in names}
-    told = ", ".join(f"{name} {_percent(share)}" for name, share in shares.items())
+    listed = ", ".join(f"{name} {_percent(share)}" for name, share in shares.items())
     if len(names) == 1:
-        return f"right in {told}"
+        return f"right in {listed}"
     difference = sample_difference(scores[names[1]], scores[names[0]], total)
-    return f"right in {told}; {names[1]} is {_difference(difference)} against {names[0]}"
+    return f"right in {listed}; {names[1]} is {_difference(difference)} against {names[0]}"
 
 
 def _percent(share: Interval) -> str:
@@ -134,10 +134,10 @@ def next_command(evaluation: Path, manifest: Manifest, labels: Path) -> str:
         >>> next_command(Path("old"), manifest, Path("labels.jsonl"))
         'puna evaluate --tasks shop --answers old --labels labels.jsonl --out old-judged'
     """
-    kept = [_flags(f"--{name.replace('_', '-')}", manifest.config.get(name)) for name in KEPT_SETTINGS]
+    settings = [_flags(f"--{name.replace('_', '-')}", manifest.config.get(name)) for name in KEPT_SETTINGS]
     files = dict.fromkeys([*manifest.config.get("labels", []), str(labels)])
     added = ["--answers", str(evaluation), *_flags("--labels", list(files)), "--out", f"{evaluation}-judged"]
-    return shlex.join(["puna", "evaluate", *chain.from_iterable(kept), *added])
+    return shlex.join(["puna", "evaluate", *chain.from_iterable(settings), *added])
 
 
 def _flags(flag: str, value: Any) -> list[str]:

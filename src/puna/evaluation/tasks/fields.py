@@ -1,4 +1,4 @@
-"""A JSON object and the fields that it may have -> a refusal of the first field that does not fit."""
+"""A JSON object and its allowed fields -> an error for the first missing, unknown or mistyped field."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from puna.pipeline.errors import DataError
 
 
 def require_fields(row: dict[str, Any], where: str, required: dict[str, type], optional: dict[str, type]) -> None:
-    """Require all of `required` and nothing beside `required` and `optional`, each of the named type.
+    """Require every field of `required`, and no field outside `required` and `optional`; types must match.
 
     Example:
         >>> require_fields({"id": 7}, "questions.jsonl row 3", {"id": str}, {})

@@ -165,7 +165,7 @@ def read_file(path: Path) -> list[Label]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        hint = "'puna review' writes one"
+        hint = "'puna review' writes label files"
         raise DataError(f"{path}: {error.strerror}", expected="a file of labels", hint=hint) from None
     labels: list[Label] = []
     for number, line in enumerate(lines, 1):

@@ -79,8 +79,8 @@ def _has_settled_facts(question: Question, names: Collection[str]) -> bool:
         return False
     sources = [each.content for each in question.conversation.messages if each.role in ("system", "tool")]
     source = normalize("\n".join(sources))
-    wanted = required_facts(question).required
-    return 1 <= len(wanted) <= MAX_FACTS and all(_is_settled(fact, source, names) for fact in wanted)
+    required = required_facts(question).required
+    return 1 <= len(required) <= MAX_FACTS and all(_is_settled(fact, source, names) for fact in required)
 
 
 def _rivals(question: Question, names: Collection[str]) -> list[str]:
@@ -88,12 +88,12 @@ def _rivals(question: Question, names: Collection[str]) -> list[str]:
 
     Distractors fail an answer that lists every team of a bank. An answer may repeat names from prompt or reference.
     """
-    wanted = [fact.text.casefold() for fact in required_facts(question).required if fact.kind == "name"]
-    if not any(name in names for name in wanted):
+    right_names = [fact.text.casefold() for fact in required_facts(question).required if fact.kind == "name"]
+    if not any(name in names for name in right_names):
         return []
     texts = [*(message.content for message in question.conversation.messages), question.expected["reference"]]
-    known = normalize("\n".join(texts)).casefold()
-    return sorted(name for name in names if name not in known)
+    prompt_text = normalize("\n".join(texts)).casefold()
+    return sorted(name for name in names if name not in prompt_text)
 
 
 def _is_settled(fact: Fact, source: str, names: Collection[str]) -> bool:

@@ -42,7 +42,7 @@ class Task:
         questions: dict[str, Question] = {}
         for where, question in _questions(path):
             if question.id in questions:
-                raise DataError(f"{where} has the id '{question.id}' again", expected="every id once in a task")
+                raise DataError(f"{where} has the id '{question.id}' again", expected="unique ids within a task")
             questions[question.id] = question
         if not questions:
             raise DataError(f"{path} has no questions", expected="questions*.jsonl or conversations*.jsonl with rows")
@@ -122,6 +122,6 @@ def _require_expected(expected: dict[str, Any], grade: str, where: str) -> None:
         texts = value if isinstance(value, list) else [value] if isinstance(value, str) else ["-"]
         is_empty = not texts and name in required
         if is_empty or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise DataError(f"{where}: expected.{name} = {value!r}", expected="text that is not empty")
+            raise DataError(f"{where}: expected.{name} = {value!r}", expected="non-empty text")
     if expected.get("no_call") is False:
         raise DataError(f"{where}: expected.no_call = false", expected="true, or the grade tool_call")

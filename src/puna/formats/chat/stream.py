@@ -1,8 +1,8 @@
 """Streamed token ids of an assistant message -> text as soon as no call can start in it, and tool calls at the end.
 
 The joined output equals `ChatFormat.parse` of all ids, regardless of the chunks. If one call of a message is malformed,
-the whole message is text; calls are therefore emitted at the end of the message. Stop strings are the engine's concern
-(engine/text.py).
+the whole message is text; calls are therefore emitted at the end of the message. The engine handles stop
+strings (inference/engine/detokenizer.py).
 """
 
 import codecs

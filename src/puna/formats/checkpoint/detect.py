@@ -60,7 +60,7 @@ def open_source(path: Path, *, base: Path | None = None) -> Opened:
     """
     format = find_format(path)
     if base is not None and format != "adapter":
-        raise CheckpointError(f"a base for {path}, which is no adapter", expected="a base for an adapter only")
+        raise CheckpointError(f"a base for {path}, which is no adapter", expected="a base only beside an adapter")
     if format == "GGUF":
         return Opened(open_gguf(path))
     if format == "Meta":

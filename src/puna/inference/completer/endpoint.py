@@ -60,7 +60,9 @@ class EndpointCompleter:
         except RejectedError as error:
             if error.status in ADDRESS_STATUSES:
                 given = f"{self.client.config.url} answers {error}"
-                raise ConfigError(given, expected="an answer", hint="Look at endpoint, model and the key") from None
+                raise ConfigError(
+                    given, expected="a chat completion", hint="Check the endpoint, the model and the key"
+                ) from None
             return Reply(failure=f"the endpoint refuses: {error}")
 
 

@@ -129,8 +129,8 @@ class EndpointClient:
             return result
         raise (UnreadableAnswerError if result.is_unreadable else RequestError)(
             f"{self.config.url}{path} failed {self._policy.max_attempts} times, at last: {result.reason}",
-            expected="an answer",
-            hint="The same command goes on where it stopped",
+            expected="a JSON response",
+            hint="The same command resumes where it stopped",
         )
 
     def map(self, ask: Callable[[Item], Answer], items: Sequence[Item]) -> Iterator[Answer]:
@@ -164,7 +164,7 @@ class EndpointClient:
         if error.code in RETRIED_STATUSES:
             return _Failure(f"{error.code} {message}", _retry_after(error))
         if error.code in (401, 403):
-            hint = "Look at endpoint, model and the key, whose environment variable key_variable names"
+            hint = "Check the endpoint, the model and the key in the environment variable of key_variable"
             given = f"{self.config.url} answers {error.code} {message}"
             raise ConfigError(given, expected="a valid API key", hint=hint) from None
         raise RejectedError(error.code, message) from None

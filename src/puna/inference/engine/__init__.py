@@ -1,1 +1,1 @@
-"""Engine: token ids -> more token ids, many requests at once; `LocalSampler` is the interface."""
+"""Engine: token ids -> more token ids, many requests at once: scheduling, KV cache, sampling, runners."""

@@ -31,7 +31,9 @@ class AdapterKey:
 
 
 class Adapters:
-    """Invariant: all adapters in memory, held adapters included, take at most `max_bytes`.
+    """LoRA adapters of a folder, loaded on demand.
+
+    Invariant: all adapters in memory, held adapters included, take at most `max_bytes`.
 
     `find` is safe in any thread; all other methods belong to the engine's thread.
 
@@ -122,7 +124,9 @@ class Adapters:
             file = (self.folder / name / WEIGHTS_NAME).stat()
         except OSError as error:
             hint = weights_hint(self.folder / name)
-            raise CheckpointError(f"{name}/{WEIGHTS_NAME}: {error.strerror}", expected="a file", hint=hint) from None
+            raise CheckpointError(
+                f"{name}/{WEIGHTS_NAME}: {error.strerror}", expected="a readable file of adapter weights", hint=hint
+            ) from None
         key = AdapterKey(name, (file.st_ino, file.st_mtime_ns, file.st_size))
         with self._lock:
             if name not in self._opened or self._opened[name][0] != key:

@@ -76,11 +76,11 @@ class LocalSampler:
             require_runnable(open_adapter(path), checkpoint.config)
             options, adapter = replace(options, adapters=path.resolve().parent), path.resolve().name
         checkpoint.prefetch()
-        place = choose_device(device)
+        target_device = choose_device(device)
         tokenizer = checkpoint.tokenizer()  # Overlaps with the prefetch.
-        model = checkpoint.load(dtype=options.dtype).to(place)
-        guesser = _open_draft(draft, tokenizer, place) if draft else None
-        return cls(model, tokenizer, options=options, draft=guesser, adapter=adapter)
+        model = checkpoint.load(dtype=options.dtype).to(target_device)
+        drafter = _open_draft(draft, tokenizer, target_device) if draft else None
+        return cls(model, tokenizer, options=options, draft=drafter, adapter=adapter)
 
     @property
     def max_context(self) -> int:
@@ -94,14 +94,18 @@ class LocalSampler:
         progress: Callable[[int], None] | None = None,
     ) -> list[Completion]:
         """Continue every prompt in order; RequestError before any work if a prompt can never fit."""
-        every = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-        if len(every) != len(prompts):
-            raise RequestError(f"{len(every)} params for {len(prompts)} prompts", expected="one each", param="params")
-        pairs = list(zip(prompts, every, strict=True))
+        all_params = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(all_params) != len(prompts):
+            raise RequestError(
+                f"{len(all_params)} params for {len(prompts)} prompts",
+                expected="one SamplingParams per prompt",
+                param="params",
+            )
+        pairs = list(zip(prompts, all_params, strict=True))
         for pair in pairs:
             self.engine.check(*pair)
         # Longest first: requests of similar length share batches, and no long request ends up alone.
-        order = sorted(range(len(pairs)), key=lambda i: -len(prompts[i]) - every[i].max_tokens)
+        order = sorted(range(len(pairs)), key=lambda i: -len(prompts[i]) - all_params[i].max_tokens)
         inbox = _Inbox()
         try:
             ids = {i: self._submit(*pairs[i], inbox) for i in order}
@@ -180,5 +184,5 @@ def _open_draft(draft: str, tokenizer: Tokenizer, device: torch.device) -> Llama
         return PromptLookup()
     checkpoint = Checkpoint.open(Path(draft))
     if checkpoint.tokenizer().fingerprint != tokenizer.fingerprint:
-        raise ConfigError(f"the draft {draft} with a tokenizer of its own", expected="the model's tokenizer")
+        raise ConfigError(f"draft model {draft} has another tokenizer than the model", expected="the model's tokenizer")
     return checkpoint.load().to(device)

@@ -148,13 +148,13 @@ class PackedLora:
     """
 
     def __init__(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor, float] | None]):
-        given = [(index, part) for index, part in enumerate(parts) if part is not None]
-        places = [(index, _halves(down), _pack_up(up), scale) for index, (down, up, scale) in given]
-        sizes = [-(-matrix.nbytes // 64) * 64 for _, *matrices, _ in places for matrix in matrices]
+        matrices_by_index = [(index, part) for index, part in enumerate(parts) if part is not None]
+        packed = [(index, _halves(down), _pack_up(up), scale) for index, (down, up, scale) in matrices_by_index]
+        sizes = [-(-matrix.nbytes // 64) * 64 for _, *matrices, _ in packed for matrix in matrices]
         self._memory = huge_memory(sum(sizes))
         pieces = iter(self._memory.split(sizes))
         self.struct = (_Lora * len(parts))()
-        for index, down_RI, up, scale in places:
+        for index, down_RI, up, scale in packed:
             self.struct[index] = _Lora(_put(down_RI, next(pieces)), _put(up, next(pieces)), len(down_RI), scale)
 
 
@@ -369,7 +369,7 @@ def _open(_process: int) -> Kernels | None:
     try:
         kernels = Kernels(cpu_limit())
     except (KernelError, OSError) as error:
-        log.warning("no compiled kernels, torch computes instead, more slowly: %s", error)
+        log.warning("the compiled kernels are missing; torch computes instead, more slowly: %s", error)
         return None
     log.info("kernels: %s, %d threads", kernels.instructions, kernels.num_threads)
     return kernels

@@ -121,16 +121,18 @@ def _read_receipt(path: Path) -> Receipt:
 
     hint = "Make the artifact again: a claim that cannot be read is not proven"
     try:
-        found = read_record(path, ReceiptFile, expected="a receipt as Puna writes it", hint=hint, allow_nan=True)
+        receipt = read_record(path, ReceiptFile, expected="a receipt as Puna writes it", hint=hint, allow_nan=True)
     except FileNotFoundError:  # a broken link
         raise ArtifactError(f"{path} does not exist", expected="a receipt as Puna writes it", hint=hint) from None
-    if found.claim != path.stem:  # copies of receipts are named after the claim
-        raise ArtifactError(f"{path}: claim = {found.claim!a}", expected=f"{path.stem!a}, as the file", hint=hint)
-    return Receipt(**asdict(found))
+    if receipt.claim != path.stem:  # copies of receipts are named after the claim
+        raise ArtifactError(
+            f"{path}: claim = {receipt.claim!a}", expected=f"{path.stem!a}, the name of the file", hint=hint
+        )
+    return Receipt(**asdict(receipt))
 
 
 def require_receipts(directory: Path) -> None:
-    """Raise ReceiptError for a failed receipt, unless a receipt that held passes over the claim."""
+    """Raise ReceiptError for a failed receipt, unless another receipt overrides the claim (`passes_over`)."""
     receipts = read_receipts(directory)
     passed_over = {claim for each in receipts if each.held for claim in each.details.get("passes_over", [])}
     for receipt in (each for each in receipts if each.claim not in passed_over):
@@ -192,7 +194,7 @@ def read_manifest(path: Path) -> Manifest:
     from puna.pipeline.storage.schemas import ManifestFile
 
     try:
-        found = read_record(
+        manifest = read_record(
             path / MANIFEST,
             ManifestFile,
             expected=f"a manifest of format {FORMAT_VERSION}",
@@ -204,7 +206,7 @@ def read_manifest(path: Path) -> Manifest:
             expected=f"a directory with a {MANIFEST}",
             hint="Run the stage that writes it",
         ) from None
-    return Manifest(**asdict(found))
+    return Manifest(**asdict(manifest))
 
 
 def is_whole(path: Path, manifest: Manifest) -> bool:
@@ -255,11 +257,11 @@ def verifying(path: Path) -> Iterator[None]:
     An error of the block caused by an altered file becomes an ArtifactError with the name of the file. Paths outside of
     artifacts are not verified.
     """
-    found, verified = find_artifact(path), Future[Manifest | None]()
+    around, verified = find_artifact(path), Future[Manifest | None]()
 
     def run() -> None:
         try:
-            verified.set_result(verify(found) if found else None)
+            verified.set_result(verify(around) if around else None)
         except Exception as error:
             verified.set_exception(error)
 
@@ -313,8 +315,8 @@ def commit(
     Args:
         hashed: Entries of files that are already fsynced and hashed.
     """
-    known = hashed or {}
-    files = {name: known.get(name) or entry(partial / name) for name in _files(partial)}
+    entries = hashed or {}
+    files = {name: entries.get(name) or entry(partial / name) for name in _files(partial)}
     finished = Manifest(
         **{**asdict(manifest), "files": files, "created": datetime.now(UTC).isoformat(timespec="seconds")}
     )
@@ -326,8 +328,8 @@ def commit(
 
 
 def _files(directory: Path) -> list[str]:
-    found = (path for path in directory.rglob("*") if path.is_file())
-    return sorted(path.relative_to(directory).as_posix() for path in found if path != directory / MANIFEST)
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return sorted(path.relative_to(directory).as_posix() for path in files if path != directory / MANIFEST)
 
 
 def _visible_files(directory: Path) -> list[str]:

@@ -77,12 +77,12 @@ def read_history(registry: Path) -> list[Change]:
     """
     path, expected = registry / POINTER, "a history as 'promote' writes it"
     try:
-        found = read_record(path, _History, expected=expected, hint="Promote a release into another folder")
+        pointer = read_record(path, _History, expected=expected, hint="Promote a release into another folder")
     except FileNotFoundError:
         return []
-    if not found.history:
+    if not pointer.history:
         raise ArtifactError(f"{path} has an empty history", expected=expected)
-    return found.history
+    return pointer.history
 
 
 def way_back(changes: list[Change]) -> list[Change]:
@@ -107,7 +107,7 @@ def promote(release: Path, registry: Path) -> Change:
     manifest = require_release(release)
     make_directory(registry)
     if artifact.is_artifact(registry):
-        raise ConfigError(f"{registry} is an artifact", expected="a folder of its own for releases")
+        raise ConfigError(f"{registry} is an artifact", expected="a separate folder for promoted releases")
     with locked(registry / ".lock", wait=True):
         changes = read_history(registry)
         name = f"{manifest.config.get('name') or 'release'}-{manifest.content_hash[:12]}"
@@ -134,7 +134,7 @@ def roll_back(registry: Path, to: str = "") -> Change:
         ConfigError: No earlier release has the name, or there is no earlier release.
     """
     if not is_registry(registry):
-        raise ArtifactError(f"{registry} has no {POINTER}", expected="a folder that releases were promoted into")
+        raise ArtifactError(f"{registry} has no {POINTER}", expected="a folder with promoted releases")
     with locked(registry / ".lock", wait=True):
         changes = read_history(registry)
         *earlier, now = way_back(changes)

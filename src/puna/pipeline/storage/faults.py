@@ -22,7 +22,7 @@ OTHER_FAULTS = {
     errno.ENOTDIR: "A part of the path is a file: choose another path",
     errno.EISDIR: "It is a folder: name a file",
 }
-NOTHING_LOST = "Finished artifacts are whole, and the same command goes on where this one stopped"
+NOTHING_LOST = "Finished artifacts are whole, and the same command resumes where this one stopped"
 
 
 def explain(error: OSError) -> str:

@@ -1,6 +1,6 @@
 """Small JSON files that Puna wrote -> validated values, or one error that names the file and the field.
 
-A file may have been damaged, cut, replaced or forged: sizes, types, hashes and names are checked before use.
+A file may be damaged, truncated, replaced or forged: sizes, types, hashes and names are checked before use.
 """
 
 import json
@@ -28,7 +28,7 @@ def parse_strict(raw: bytes, *, allow_nan: bool = False) -> Any:
     Raises:
         ValueError: The text is no JSON, has a key twice in one object or, unless `allow_nan`, holds NaN, Infinity or a
             number beyond the range of a float (1e999).
-        RecursionError: The text is nested too deeply.
+        RecursionError: The text is nested too deeply for the parser.
     """
     hooks: dict[str, Any] = {} if allow_nan else {"parse_constant": _refuse_constant, "parse_float": _finite}
     return json.loads(raw.decode(), object_pairs_hook=unique_keys, **hooks)
@@ -44,12 +44,12 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         >>> unique_keys([("a", 1), ("b", 2)])
         {'a': 1, 'b': 2}
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         counts = Counter(name for name, _ in pairs)
         twice = next(name for name, count in counts.items() if count > 1)
         raise ValueError(f"the key '{twice[:60]}' stands twice in an object")
-    return found
+    return fields
 
 
 def read_bounded(path: Path, *, max_bytes: int = MAX_BYTES, error: type[PunaError] = ArtifactError) -> bytes:
@@ -60,7 +60,7 @@ def read_bounded(path: Path, *, max_bytes: int = MAX_BYTES, error: type[PunaErro
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise error(f"{path} is not a regular file", expected="a file")
+            raise error(f"{path} is not a regular file", expected="a regular file")
         if status.st_size > max_bytes:
             raise error(f"{path} has {status.st_size:,} bytes", expected=f"at most {max_bytes:,}")
         return path.read_bytes()

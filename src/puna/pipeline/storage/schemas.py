@@ -42,7 +42,7 @@ def _path(text: str) -> str:
 def _details(details: dict[str, Any]) -> dict[str, Any]:
     """Check the fields of `details` that the code reads."""
     for name in ("reasons", "passes_over"):
-        if not isinstance(found := details.get(name, []), list) or not all(isinstance(each, str) for each in found):
+        if not isinstance(lines := details.get(name, []), list) or not all(isinstance(each, str) for each in lines):
             raise ValueError(f"{name} as a list of strings")
     if not isinstance(details.get("hint", ""), str):
         raise ValueError("a hint in words")

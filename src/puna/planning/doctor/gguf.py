@@ -1,6 +1,6 @@
 """A GGUF file -> findings about its keys, tensors, tokenizer, chat template and values.
 
-Where Puna doesn't read the values (K-quants, say) all the rest is looked at nevertheless.
+For tensor types that Puna cannot read, such as most K-quants, all other checks still run.
 """
 
 from collections import Counter

@@ -1,6 +1,6 @@
 """Findings and facts about one path -> Report; KINDS lists every code of a finding with severity and meaning.
 
-Decides no exit status of its own making: a code's severity is data, in KINDS. Prints nothing (command.py does).
+The severity of a code in KINDS decides the exit status. command.py prints the report.
 """
 
 from collections.abc import Iterator

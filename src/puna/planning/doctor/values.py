@@ -72,12 +72,15 @@ def _pieces(stored: StoredTensor) -> Iterator[torch.Tensor]:
     with stored.file.open("rb") as file:
         data_start = 8 + int.from_bytes(file.read(8), "little")
         file.seek(data_start + stored.start)
-        left = stored.end - stored.start
-        while left:
-            chunk = bytearray(file.read(min(left, CHUNK_BYTES)))
+        remaining = stored.end - stored.start
+        while remaining:
+            chunk = bytearray(file.read(min(remaining, CHUNK_BYTES)))
             if not chunk or len(chunk) % TORCH_DTYPES[stored.dtype].itemsize:
-                raise CheckpointError(f"{stored.file} became shorter while it was read", expected="a file at rest")
-            left -= len(chunk)
+                raise CheckpointError(
+                    f"{stored.file} became shorter while it was read",
+                    expected="a file that nothing writes during the check",
+                )
+            remaining -= len(chunk)
             yield torch.frombuffer(chunk, dtype=TORCH_DTYPES[stored.dtype])
 
 

@@ -59,8 +59,8 @@ class LayoutPlan:
 
     @property
     def total_bytes(self) -> int:
-        kept = self.weights_bytes + self.moments_bytes + self.gradients_bytes
-        return kept + self.gathered_bytes + self.activations_bytes + self.logits_bytes
+        states = self.weights_bytes + self.moments_bytes + self.gradients_bytes
+        return states + self.gathered_bytes + self.activations_bytes + self.logits_bytes
 
     @property
     def waiting_share(self) -> float:
@@ -134,11 +134,11 @@ def _count(
         2 * (num_layers * layer if pipeline > 1 or shards == 1 else 2 * layer) + 2 * tables + 2 * (layer + tables)
     )
     tokens = training.batch_tokens / context
-    kept = activations_of(widths, training)
+    activation_bytes = activations_of(widths, training)
     # Residuals, norms and inputs of matrix products are replicated on all tensor ranks.
-    alike = training.batch_tokens * 4 * widths.dim * training.value_bytes
-    one = (alike + (kept.layer - alike) / tensor) / context
-    activations = num_layers * kept.entry / context + one if again else num_layers * one
+    replicated = training.batch_tokens * 4 * widths.dim * training.value_bytes
+    one = (replicated + (activation_bytes.layer - replicated) / tensor) / context
+    activations = num_layers * activation_bytes.entry / context + one if again else num_layers * one
     logits = 2 * training.value_bytes * logits_at_once(widths, training.batch_tokens) / tensor
     flops = 3 * forward_flops(widths, training.context / 2) * tokens / pipeline / tensor
     seconds = flops / flops_per_second
@@ -150,7 +150,9 @@ def _count(
         moments_bytes=round(8 * held / shards),
         gradients_bytes=round(4 * held / shards),
         gathered_bytes=round(gathered),
-        activations_bytes=round(activations * pipeline + kept.last / context),  # as many batches are in flight
+        activations_bytes=round(
+            activations * pipeline + activation_bytes.last / context
+        ),  # as many batches are in flight
         logits_bytes=round(logits),
         is_recomputed=again,
         tensor_share=_tensor_seconds(widths, tokens, tensor) * num_layers / seconds,

@@ -137,7 +137,7 @@ def read_model(model: str) -> tuple[LlamaConfig, Stored | None]:
 
     model_format = find_format(directory)
     if model_format == "adapter":
-        raise ConfigError(f"{model} is an adapter", expected="the model that it belongs to")
+        raise ConfigError(f"{model} is an adapter", expected="a size, or the base model of the adapter")
     if model_format != "Hugging Face":
         source = open_source(directory).source
         return source.config, Stored("float32" if str(source.dtype) == "torch.float32" else "bfloat16", {})
@@ -157,7 +157,7 @@ def find_machine(hardware: Hardware) -> Machine:
     rates = {"tflops": hardware.tflops, "bandwidth": hardware.bandwidth, "price": hardware.price}
     _require_positive({"devices": hardware.devices, "mfu": hardware.mfu, **rates})
     if hardware.mfu > 1:
-        raise ConfigError(f"--mfu {hardware.mfu:g}", expected="a share of at most 1")
+        raise ConfigError(f"--mfu {hardware.mfu:g}", expected="a share of the peak FLOP/s, at most 1")
     kind = hardware.hardware.lower()
     if kind != HERE and kind not in DEVICES:
         known = [*DEVICES, HERE]

@@ -155,7 +155,7 @@ class _Commands:
 
     def _compiled(self, text: str, param: str, begun: list[int]) -> "Grammar":
         if self._compile is None:
-            raise RequestError("a grammar", expected="none", param=param)
+            raise RequestError("a grammar", expected="no grammar: this model has no grammar compiler", param=param)
         grammar = self._compile(text, param)
         return grammar.after(begun) if begun else grammar
 

@@ -91,7 +91,7 @@ class EngineLoop:
         try:
             chunks = self._engine.step()
         except Exception as error:
-            logger.exception("the engine's step failed; everything that was running ends with an error")
+            logger.exception("the engine's step failed; all running requests end with an error")
             self._num_failures += 1
             self._end_all(Chunk(finish_reason="error", error=error))
             return

@@ -30,11 +30,13 @@ async def message_grammar(
     choice, form = body.tool_choice or "auto", body.response_format
     name = choice.function.name if isinstance(choice, NamedChoice) else ""
     if name and name not in body.strictness:
-        raise RequestError(f"tool_choice names {name!a}", expected="one of the tools", param="tool_choice")
+        raise RequestError(
+            f"tool_choice names {name!a}", expected="the name of one of the request's tools", param="tool_choice"
+        )
     if choice == "none" or (choice == "auto" and not conversation.tools):
         return await answer_grammar(grammars, form, tenant=tenant)
     if choice == "required" and not (conversation.tools or conversation.environment):
-        raise RequestError("tool_choice 'required' without tools", expected="tools to choose from", param="tool_choice")
+        raise RequestError("tool_choice 'required' without tools", expected="at least one tool", param="tool_choice")
     has_answer = choice == "auto" and not (form is None or isinstance(form, TextFormat))
     rules = CallRules(
         must_call=choice != "auto",

@@ -32,7 +32,9 @@ def adapted_start(config: TrainConfig, checkpoint: Checkpoint) -> Llama:
     else:
         if not is_adapter(settings.init_from):
             raise ConfigError(
-                f"adapter.init_from = {settings.init_from}", expected="an adapter", hint="init_from takes checkpoints"
+                f"adapter.init_from = {settings.init_from}",
+                expected="the directory of an adapter",
+                hint="init_from takes checkpoints",
             )
         adapter = open_adapter(settings.init_from)
         require_trainable(adapter, checkpoint.config)

@@ -24,10 +24,10 @@ Config = TypeVar("Config", bound=TrainConfig)
 
 CHOSEN = "chosen"
 MAX_ROWS, MAX_TOKENS = 1000, 2**20
-# The context covers all rows, or this share of them where the longest row is so many times as long. It is a multiple
-# of the step, and ends where memory becomes the question.
+# max_length covers all rows. Where the longest row is more than OUTLIER times as long as the row at COVERED_SHARE,
+# max_length covers that share alone. It is a multiple of CONTEXT_STEP, at most MAX_CONTEXT to bound the memory.
 COVERED_SHARE, OUTLIER, CONTEXT_STEP, MAX_CONTEXT = 0.995, 2, 64, 8192
-# Pieces of documents that are cut anyway.
+# Length of the pieces of documents, which are cut in any case.
 PIECE_CONTEXT = 1024
 BATCH_TOKENS, LEAST_BATCH_TOKENS = 4096, 512
 LEAST_STEPS_AN_EPOCH = 32
@@ -36,10 +36,12 @@ WARMUP_STEPS, WARMUP_SHARE = 50, 0.1
 
 @dataclass(frozen=True)
 class RowLengths:
-    """Tokens of the rows that a run reads first, a tuple of examples for each row, and the number of all rows.
+    """Lengths of the examples of the first rows of a run, in tokens.
 
     Attributes:
-        is_cut: Whether a long row is cut into pieces of the context instead of being passed over.
+        num_rows: Number of all rows of the data.
+        rows: Lengths of the examples of every sampled row.
+        is_cut: Whether a long row is cut into pieces instead of being skipped.
 
     Example:
         >>> RowLengths(num_rows=3, rows=((90,), (120,), (100,)), is_cut=False).context
@@ -62,23 +64,23 @@ class RowLengths:
         return cls(len(packer.dataset), tuple(rows), packer.is_cut)
 
     def covered(self, lengths: Sequence[int]) -> int:
-        """Return the longest; where it is an outlier, the length that 99.5 % of `lengths` do not exceed."""
+        """Return the longest length; where the longest is an outlier, the 99.5th percentile."""
         usual = sorted(lengths)[math.ceil(COVERED_SHARE * len(lengths)) - 1] if lengths else 0
         longest = max(lengths, default=0)
         return longest if longest <= OUTLIER * usual else usual
 
     @property
     def context(self) -> int:
-        """The longest example of a row, outliers among the rows aside."""
+        """Length of the longest example, without outliers among the rows."""
         return self.covered([max(row) for row in self.rows if row])
 
     @property
     def together(self) -> int:
-        """The tokens of a row whose examples stay in one batch, outliers among the rows aside."""
+        """Largest number of tokens of a row, whose examples stay in one batch; without outliers among the rows."""
         return self.covered([sum(row) for row in self.rows if row])
 
     def batches_an_epoch(self, context: int, batch_tokens: int) -> float:
-        """Count the batches of an epoch, packed in the order of the rows; scaled up from the rows looked at."""
+        """Estimate the number of batches per epoch from the sampled rows, packed in order."""
         count = sum(1 for _ in self._fill(context, batch_tokens))
         return count * self.num_rows / max(1, len(self.rows))
 
@@ -101,7 +103,7 @@ class RowLengths:
 
 @dataclass(frozen=True)
 class Choice(Generic[Config]):
-    """A config without open settings, what was chosen for them, and the reason of each choice in words.
+    """A config with chosen values for the open settings, and the reason for each value.
 
     Example:
         >>> Choice(config, {"max_length": 128}, ("max_length = 128 (holds 100.0% of the rows)",)).line
@@ -114,15 +116,15 @@ class Choice(Generic[Config]):
 
     @property
     def line(self) -> str:
-        """One line for the log; empty where nothing was open."""
+        """Line for the log; empty without open settings."""
         return f"chosen for this data: {'; '.join(self.reasons)}" if self.reasons else ""
 
 
 def adapt(config: Config, run: Run, objective: Objective, model: Llama, *, room_for_answer: int = 0) -> Config:
-    """Return the config with its open settings chosen; the first call of a run says and records the choice.
+    """Return the config with values for all open settings; the first call of a run logs and records the choice.
 
     Args:
-        room_for_answer: Tokens that the context must hold beside a row: answers that the student writes itself.
+        room_for_answer: Tokens to reserve beside a row for a generated answer (on-policy distillation).
     """
     if not open_settings(config):
         return config
@@ -143,17 +145,17 @@ def adapt(config: Config, run: Run, objective: Objective, model: Llama, *, room_
 
 
 def _choose_for(config: Config, run: Run, objective: Objective, model: Llama, room_for_answer: int) -> Choice[Config]:
-    found = RowLengths.read(_packer(config, objective, config.data))
-    context = found.context
+    lengths = RowLengths.read(_packer(config, objective, config.data))
+    context = lengths.context
     if config.validation:
         context = max(context, RowLengths.read(_packer(config, objective, config.validation)).context)
-    choice = choose(config, found, longest=context + room_for_answer, max_context=model.config.max_context)
+    choice = choose(config, lengths, longest=context + room_for_answer, max_context=model.config.max_context)
     run.log(choice.line)
     return choice
 
 
 def chosen_values(run: Run) -> dict[str, int]:
-    """Return the values that `adapt` chose in this run, by their names in records; empty where the recipe sets all.
+    """Return the values that `adapt` chose in this run, by the former names of the settings, as records use them.
 
     Example:
         >>> chosen_values(run)
@@ -163,10 +165,10 @@ def chosen_values(run: Run) -> dict[str, int]:
 
 
 def open_settings(config: TrainConfig) -> list[str]:
-    """Name the settings that adapt and that the recipe does not set.
+    """Return the names of the settings that `adapt` chooses, because the recipe leaves them out.
 
     Example:
-        >>> config = TrainConfig(data=["shop"], start="base", steps=10, max_length=128)
+        >>> config = TrainConfig(data=["shop"], init_from="base", steps=10, max_length=128)
         >>> open_settings(config)
         ['batch_tokens', 'optim.warmup_steps']
     """
@@ -175,11 +177,11 @@ def open_settings(config: TrainConfig) -> list[str]:
     return [name for name, value in values.items() if value is None]
 
 
-def choose(config: Config, found: RowLengths, *, longest: int, max_context: int) -> Choice[Config]:
+def choose(config: Config, lengths: RowLengths, *, longest: int, max_context: int) -> Choice[Config]:
     """Choose the open settings for rows of these lengths.
 
-    The context covers all rows but outliers. The batch is halved from 4,096 tokens until an epoch has 32 steps. The
-    warm-up is a tenth of the steps, at most 50.
+    max_length covers all rows except outliers. batch_tokens starts at 4,096 and is halved until an epoch has 32 steps.
+    The warm-up is a tenth of the steps, at most 50.
 
     Example:
         >>> rows = RowLengths(num_rows=3, rows=((90,), (120,), (100,)), is_cut=False)
@@ -188,12 +190,12 @@ def choose(config: Config, found: RowLengths, *, longest: int, max_context: int)
     """
     is_open, values, reasons = open_settings(config), dict[str, int](), list[str]()
     bound = min(max_context, config.batch_tokens or max_context)
-    context = config.max_length or choose_context(found, longest, bound)
+    context = config.max_length or choose_context(lengths, longest, bound)
     if "max_length" in is_open:
         values["max_length"] = context
-        reasons.append(f"max_length = {context:,} ({context_reason(found, longest, context)})")
-    batch_tokens = config.batch_tokens or _batch_tokens(config, found, context)
-    batches = found.batches_an_epoch(context, batch_tokens)
+        reasons.append(f"max_length = {context:,} ({context_reason(lengths, longest, context)})")
+    batch_tokens = config.batch_tokens or _batch_tokens(config, lengths, context)
+    batches = lengths.batches_an_epoch(context, batch_tokens)
     if "batch_tokens" in is_open:
         values["batch_tokens"] = batch_tokens
         reasons.append(
@@ -206,40 +208,44 @@ def choose(config: Config, found: RowLengths, *, longest: int, max_context: int)
     return Choice(_with_values(config, values), values, tuple(reasons))
 
 
-def choose_context(found: RowLengths, longest: int, bound: int) -> int:
-    """Round the longest example up to a multiple of 64, at most `bound` and 8,192; pieces of cut texts have 1,024.
+def choose_context(lengths: RowLengths, longest: int, bound: int) -> int:
+    """Choose max_length: the longest example, rounded up to a multiple of 64, at most `bound` and 8,192.
+
+    Documents that are cut into pieces get pieces of 1,024 tokens.
 
     Example:
         >>> rows = RowLengths(num_rows=3, rows=((90,), (120,), (100,)), is_cut=False)
         >>> choose_context(rows, longest=rows.context, bound=8192)
         128
     """
-    if found.is_cut:
+    if lengths.is_cut:
         return min(PIECE_CONTEXT, bound)
     return max(1, min(MAX_CONTEXT, bound, math.ceil(longest / CONTEXT_STEP) * CONTEXT_STEP or bound))
 
 
-def context_reason(found: RowLengths, longest: int, context: int) -> str:
-    """Say how much of the data a chosen context holds.
+def context_reason(lengths: RowLengths, longest: int, context: int) -> str:
+    """Describe the share of the rows that fit into a context.
 
     Example:
         >>> rows = RowLengths(num_rows=3, rows=((90,), (120,), (100,)), is_cut=False)
         >>> context_reason(rows, longest=120, context=128)
         'holds 100.0% of the rows'
     """
-    if found.is_cut:
+    if lengths.is_cut:
         return "longer texts are cut"
-    share = sum(max(row, default=0) <= context for row in found.rows) / max(1, len(found.rows))
+    share = sum(max(row, default=0) <= context for row in lengths.rows) / max(1, len(lengths.rows))
     return (
-        f"holds {share:.1%} of the rows" if longest <= context else f"the most possible, holds {share:.1%} of the rows"
+        f"holds {share:.1%} of the rows"
+        if longest <= context
+        else f"the largest possible, holds {share:.1%} of the rows"
     )
 
 
-def _batch_tokens(config: TrainConfig, found: RowLengths, context: int) -> int:
-    least = max(LEAST_BATCH_TOKENS, context, 0 if found.is_cut else found.together)
+def _batch_tokens(config: TrainConfig, lengths: RowLengths, context: int) -> int:
+    least = max(LEAST_BATCH_TOKENS, context, 0 if lengths.is_cut else lengths.together)
     batch_tokens = max(BATCH_TOKENS, least)
     enough = LEAST_STEPS_AN_EPOCH * config.grad_accumulation
-    while batch_tokens // 2 >= least and found.batches_an_epoch(context, batch_tokens) < enough:
+    while batch_tokens // 2 >= least and lengths.batches_an_epoch(context, batch_tokens) < enough:
         batch_tokens //= 2
     return batch_tokens
 
@@ -253,7 +259,7 @@ def _with_values(config: Config, values: dict[str, int]) -> Config:
 
 
 def _packer(config: TrainConfig, objective: Objective, sources: list[Path]) -> Packer:
-    """Read rows as the run will; neither the context nor the batch decides how a row is encoded."""
+    """Return a packer that encodes rows as the run does; the encoding does not depend on context and batch size."""
     dataset = Dataset(sources, objective.kinds)
     sizes = {"batch_tokens": BATCH_TOKENS, "context": PIECE_CONTEXT}
     return Packer(dataset, objective.encode, seed=config.seed, is_cut=objective.is_cut, **sizes)

@@ -125,7 +125,7 @@ def _skip(training: Training) -> None:
     state = training.state
     state.num_skipped += 1
     state.skipped_in_row += 1
-    training.run.log(f"step {state.step + 1}: the loss or its gradient is not finite; the weights stay as they were")
+    training.run.log(f"step {state.step + 1}: the loss or its gradient is not finite; the weights are unchanged")
     if state.skipped_in_row >= SKIPS_THAT_STOP:
         raise TrainError(
             f"{SKIPS_THAT_STOP} steps in a row had a loss or gradient that is not finite",

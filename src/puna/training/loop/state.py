@@ -104,7 +104,7 @@ def load_state(
         except ArtifactError as error:
             problem = str(error)
         if groups.all_reduce(bool(problem))[0]:
-            log(f"passed over a saved state: {problem or f'{path} was altered or cut short'}")
+            log(f"skipped a saved state: {problem or f'{path} was altered or cut short'}")
             continue
         _read_parts(path, model, optimizer)
         values = json.loads((path / "progress.json").read_text())

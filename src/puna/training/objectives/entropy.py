@@ -31,7 +31,7 @@ def cross_entropy_sum(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> torch
 
 
 def _pick(logits_CV: torch.Tensor) -> torch.Tensor | slice:
-    """Return the indices of a random sample, or a slice over all tokens where there are few."""
+    """Return the indices of a random sample, or a slice over all tokens of a short chunk."""
     num_tokens, vocab_size = logits_CV.shape
     num_picked = max(num_tokens // ONE_IN, min(num_tokens, max(1, ALWAYS // vocab_size)))
     if num_picked == num_tokens:

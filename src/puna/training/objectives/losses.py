@@ -53,11 +53,11 @@ def summed_over_tokens(
     sums: dict[str, torch.Tensor] = {}
     for part in _chunks(len(hidden_MD), model.config.vocab_size):
         hidden_CD = hidden_MD[part].detach()
-        own = beside({name: row[part][head.share(len(hidden_CD))] for name, row in rows.items()})
+        local_rows = beside({name: row[part][head.share(len(hidden_CD))] for name, row in rows.items()})
         if head.divided is None:
             hidden_CD = padded_rows(hidden_CD)
         logits_CV = head.logits(hidden_CD.requires_grad_(hidden_MD.requires_grad))
-        gradient_CV = _summed_over_tiles(logits_CV, own, terms, sums)
+        gradient_CV = _summed_over_tiles(logits_CV, local_rows, terms, sums)
         if is_differentiated:
             _add_gradients(logits_CV, gradient_CV, (hidden_CD, *head.leaves), gradients, part)
     sums = head.summed(sums)
@@ -80,11 +80,11 @@ def _summed_over_tiles(
     for start in range(0, max(1, count), size):
         tile = slice(start, min(start + size, count))
         tile_CV = values_CV[tile].float().requires_grad_(torch.is_grad_enabled())
-        found = terms(tile_CV, {name: row[tile] for name, row in rows.items()})
-        for name, value in found.items():
+        tile_sums = terms(tile_CV, {name: row[tile] for name, row in rows.items()})
+        for name, value in tile_sums.items():
             sums[name] = sums.get(name, 0.0) + value.detach()
         if torch.is_grad_enabled():
-            (gradient_CV,) = torch.autograd.grad(found["loss"], tile_CV)
+            (gradient_CV,) = torch.autograd.grad(tile_sums["loss"], tile_CV)
             values_CV[tile] = gradient_CV
     values_CV[count:] = 0.0
     return values_CV
@@ -96,18 +96,18 @@ def token_log_probabilities(model: Llama, hidden_MD: torch.Tensor, targets_M: to
     The backward pass computes the logits a second time.
     """
 
-    def known(hidden_CD: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+    def log_probabilities(hidden_CD: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
         weight = _weight(model)
         if weight is None or not vocab_parallel.is_vocab_parallel(weight):
             logits_CV = model.logits(padded_rows(hidden_CD))[: len(hidden_CD)]
             return -F.cross_entropy(logits_CV, targets_C, reduction="none")
         logits_CV = vocab_parallel.local_logits(hidden_CD, weight)
-        own = vocab_parallel.local_slice(len(targets_C), weight)
-        losses_C = F.cross_entropy(logits_CV, targets_C[own], reduction="none")
+        local = vocab_parallel.local_slice(len(targets_C), weight)
+        losses_C = F.cross_entropy(logits_CV, targets_C[local], reduction="none")
         return vocab_parallel.gather_tokens(-losses_C, len(targets_C), weight)
 
     parts = _chunks(len(hidden_MD), model.config.vocab_size)
-    chunks = [checkpoint(known, hidden_MD[part], targets_M[part], use_reentrant=False) for part in parts]
+    chunks = [checkpoint(log_probabilities, hidden_MD[part], targets_M[part], use_reentrant=False) for part in parts]
     return torch.cat(chunks)  # type: ignore[arg-type]
 
 
@@ -170,14 +170,14 @@ def _add_gradients(
     part: slice,
 ) -> None:
     """Add the gradients of one chunk: first the hidden states, then the parameters of the output layer."""
-    places = [place for place, gradient in enumerate(gradients) if gradient is not None]
-    if not places:
+    indices = [index for index, gradient in enumerate(gradients) if gradient is not None]
+    if not indices:
         return
-    found = torch.autograd.grad(logits_CV, [leaves[place] for place in places], gradient_CV)
-    for place, gradient in zip(places, found, strict=True):
-        total = gradients[place]
+    computed = torch.autograd.grad(logits_CV, [leaves[index] for index in indices], gradient_CV)
+    for index, gradient in zip(indices, computed, strict=True):
+        total = gradients[index]
         assert total is not None
-        if place == 0:
+        if index == 0:
             total[part] = gradient[: len(total[part])]
         else:
             total.add_(gradient)

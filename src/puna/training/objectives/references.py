@@ -18,11 +18,11 @@ from puna.training.settings import TrainConfig
 
 def reference_log_probabilities(config: TrainConfig, run: Run, objective: Dpo, model: Llama) -> dict[str, float]:
     """Return the log-probabilities of all answers in data and validation data, by `answer_key`."""
-    found: dict[str, float] = {}
+    log_probabilities_by_key: dict[str, float] = {}
     for name, sources in (("data", config.data), ("validation", config.validation)):
         if sources:
-            found |= _compute(config, run, objective, model, name, sources)
-    return found
+            log_probabilities_by_key |= _compute(config, run, objective, model, name, sources)
+    return log_probabilities_by_key
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ class ShardFiles:
                 count += _size(common)
             if count == _size(wanted):
                 return _joined(parts, wanted)
-        raise ArtifactError(f"{self.directory}: {name} is not whole", expected=f"all of {list(wanted)}")
+        raise ArtifactError(f"{self.directory}: {name} is not whole", expected=f"shards that cover {list(wanted)}")
 
 
 def _joined(parts: list[tuple[Box, torch.Tensor]], wanted: Box) -> torch.Tensor:
@@ -100,7 +100,7 @@ def _labels(path: Path) -> Iterator[tuple[str, Box, str]]:
         for label in file.keys():  # noqa: SIM118
             match = LABEL.fullmatch(label)
             if not match:
-                raise ArtifactError(f"{path}: tensor {label!a}", expected="a name, and a place in brackets")
+                raise ArtifactError(f"{path}: tensor {label!a}", expected="NAME, or NAME[START:END,...] for a shard")
             if match["box"]:
                 box = tuple((int(start), int(end)) for start, end in (x.split(":") for x in match["box"].split(",")))
             else:
@@ -109,7 +109,7 @@ def _labels(path: Path) -> Iterator[tuple[str, Box, str]]:
 
 
 def _label(name: str, box: Box, shape: tuple[int, ...]) -> str:
-    if all(place == (0, size) for place, size in zip(box, shape, strict=True)):
+    if all(span == (0, size) for span, size in zip(box, shape, strict=True)):
         return name
     return f"{name}[{','.join(f'{start}:{end}' for start, end in box)}]"
 

@@ -1,7 +1,7 @@
 """A vocabulary-parallel head -> logits over the whole vocabulary for a slice of the tokens.
 
 Every rank multiplies all hidden states with the local rows of the head; an all-to-all then gives a rank all logits of a
-slice of the tokens. So objectives see whole distributions and need no parallel version. A vocabulary-parallel cross
+slice of the tokens. Objectives thus see whole distributions and need no parallel version. A vocabulary-parallel cross
 entropy would send less, but needs a second version of every objective. The all-to-all sends 2 V / N bytes per token in
 bfloat16, forward and backward: less than a hundredth of the traffic of a 70B's layers with N = 8.
 

@@ -38,7 +38,10 @@ def measure_chat(model: Llama, tokenizer: Tokenizer, dtype: torch.dtype) -> dict
     if model.config.is_reward:
         return None
     chat, was_training = ChatFormat(tokenizer), model.training
-    rows = [chat.encode(Conversation((Message("user", asked), Message("assistant", said)))) for asked, said in PROBES]
+    rows = [
+        chat.encode(Conversation((Message("user", question), Message("assistant", answer))))
+        for question, answer in PROBES
+    ]
     ids, trained = [torch.tensor(row.ids) for row in rows], [torch.tensor(row.mask[1:]) for row in rows]
     tokens_T, targets_T = torch.cat([row[:-1] for row in ids]), torch.cat([row[1:] for row in ids])
     batch = Batch(tokens_T, targets_T, torch.cat(trained), tuple(len(row) - 1 for row in ids))
@@ -47,7 +50,7 @@ def measure_chat(model: Llama, tokenizer: Tokenizer, dtype: torch.dtype) -> dict
     model.train(was_training)
     logs_MV = torch.log_softmax(model.logits(hidden_MD).float(), dim=-1)
     targets_M = targets_T[batch.trained_T].to(logs_MV.device)
-    found_M = logs_MV.gather(1, targets_M[:, None])[:, 0].cpu()
+    log_probabilities_M = logs_MV.gather(1, targets_M[:, None])[:, 0].cpu()
     # The last trained token of a conversation is the end of its answer.
     ends = torch.cumsum(torch.tensor([int(row.sum()) for row in trained]), 0) - 1
-    return {"end": float(found_M[ends].exp().mean()), "loss": float(-found_M.mean())}
+    return {"end": float(log_probabilities_M[ends].exp().mean()), "loss": float(-log_probabilities_M.mean())}

@@ -35,7 +35,7 @@ def gather_facts(objective: Objective, model: Llama, tokenizer: Tokenizer, datas
 
 def describe_conversations(objective: Objective, tokenizer: Tokenizer, dataset: Dataset) -> dict[str, Any]:
     """Return shares of conversations with system message, with tools, and with a prompt unlike the server's."""
-    chat, found, lengths, num_different = ChatFormat(tokenizer), [], [0], 0
+    chat, conversations, lengths, num_different = ChatFormat(tokenizer), [], [0], 0
     for index in range(0, len(dataset), -(-len(dataset) // MAX_ENCODED)):
         try:
             row = dataset[index]
@@ -44,15 +44,15 @@ def describe_conversations(objective: Objective, tokenizer: Tokenizer, dataset: 
             ids = objective.encode(row, random.Random(0))[0].ids
         except PunaError:
             continue  # training itself refuses unreadable rows, with file and line
-        found.append(row)
+        conversations.append(row)
         lengths.append(len(ids))
         num_different += not _begins_as_asked(chat, row, ids)
     return {
-        "num_looked_at": len(found),
-        "system": _share(found, lambda row: row.messages[0].role == "system"),
-        "tools": _share(found, lambda row: bool(row.tools or row.environment)),
+        "num_looked_at": len(conversations),
+        "system": _share(conversations, lambda row: row.messages[0].role == "system"),
+        "tools": _share(conversations, lambda row: bool(row.tools or row.environment)),
         "longest": max(lengths),
-        "asked_otherwise": num_different / max(1, len(found)),
+        "asked_otherwise": num_different / max(1, len(conversations)),
     }
 
 
@@ -68,6 +68,6 @@ def _begins_as_asked(chat: ChatFormat, row: Conversation, ids: Sequence[int]) ->
     roles = [message.role for message in row.messages]
     if "assistant" not in roles:
         return True
-    asked = chat.prompt(replace(row, messages=row.messages[: roles.index("assistant")]))
-    texts = [DIGIT.sub("0", chat.tokenizer.decode(part)) for part in (asked, ids)]
+    prompt = chat.prompt(replace(row, messages=row.messages[: roles.index("assistant")]))
+    texts = [DIGIT.sub("0", chat.tokenizer.decode(part)) for part in (prompt, ids)]
     return texts[1].startswith(texts[0])

@@ -60,8 +60,8 @@ def _start_data(config: TrainConfig) -> list[Path]:
     if config.init_from is None or not artifact.is_artifact(config.init_from):
         return []
     inputs = artifact.read_manifest(config.init_from).inputs
-    found = [
+    sources = [
         Path(os.path.normpath(config.init_from / entry["path"])) for role, entry in inputs.items() if "data." in role
     ]
-    is_known = {path.resolve() for path in found} <= {path.resolve() for path in config.data}
-    return [] if is_known or not all(path.exists() for path in found) else found
+    is_known = {path.resolve() for path in sources} <= {path.resolve() for path in config.data}
+    return [] if is_known or not all(path.exists() for path in sources) else sources

@@ -60,14 +60,18 @@ class AnsweringTeacher:
         config = self._completer.client.config
         if reply.failure:
             hint = "Many servers return at most 20 log-probabilities: lower top_k"
-            raise ConfigError(f"{config.url}: {reply.failure}", expected="an answer", hint=hint)
+            raise ConfigError(f"{config.url}: {reply.failure}", expected="an answer with log-probabilities", hint=hint)
         if reply.message.tool_calls:
             return Labelled(asked, None, "answered by a call of a tool")
         if reply.finish_reason != "stop":
             return Labelled(asked, None, f"the answer ended by {reply.finish_reason!r}")
         if not reply.logprobs:
             hint = "Train on the answers alone: `puna answer`, then `puna sft`"
-            raise ConfigError(f"{config.url} returns no log-probabilities", expected="logprobs", hint=hint)
+            raise ConfigError(
+                f"{config.url} returns no log-probabilities",
+                expected="the log-probabilities of generated tokens",
+                hint=hint,
+            )
         return self._align(asked, reply.logprobs)
 
     def _align(self, asked: Conversation, tokens: Sequence[ReplyToken]) -> Labelled:

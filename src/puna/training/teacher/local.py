@@ -155,10 +155,10 @@ class _Native:
         self.logits: Callable[[torch.Tensor], torch.Tensor] = self._runner.logits
 
     def hidden(self, texts: Sequence[Sequence[int]], rows: Sequence[int]) -> torch.Tensor:
-        wanted, parts = np.asarray(rows), []
+        labelled_rows, parts = np.asarray(rows), []
         for first, group in self._groups(texts):
             tokens = [each for ids in group for each in ids]
-            here = wanted[(wanted >= first) & (wanted < first + len(tokens))] - first
+            here = labelled_rows[(labelled_rows >= first) & (labelled_rows < first + len(tokens))] - first
             parts.append(self._runner.forward(tokens, _spans(group), here.tolist()))
         return torch.cat(parts)
 

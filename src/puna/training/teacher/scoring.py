@@ -40,8 +40,8 @@ class ScoringTeacher:
         if self._way is None:
             self._way = self._find_way(next(iter(cut(0, items[0], self._context))))
         labelled: list[Labelled] = []
-        for found in self._client.map(self._one, items):
-            labelled.append(found)
+        for result in self._client.map(self._one, items):
+            labelled.append(result)
             advance(1)
         return labelled
 
@@ -49,8 +49,8 @@ class ScoringTeacher:
         assert self._way
         labels: list[Label] = []
         for piece in cut(0, item, self._context):
-            found = self._way(piece.ids)
-            labels += [self._require(found[at]) for at in piece.wanted]
+            result = self._way(piece.ids)
+            labels += [self._require(result[at]) for at in piece.wanted]
         return Labelled(item.row, labelled_row(item.ids, item.mask, labels, top_k=self._top_k))
 
     def _require(self, label: Label | None) -> Label:
@@ -88,10 +88,10 @@ class ScoringTeacher:
     def _read_ids(self, row: Any, token: int) -> Label | None:
         if not isinstance(row, dict) or str(token) not in row:
             return None
-        known = [(int(key), float(entry["logprob"])) for key, entry in row.items()]
-        if max(known)[0] >= self._tokenizer.vocab_size:
-            raise self._foreign(f"token id {max(known)[0]}")
-        return Label(known, float(row[str(token)]["logprob"]))
+        entries = [(int(key), float(entry["logprob"])) for key, entry in row.items()]
+        if max(entries)[0] >= self._tokenizer.vocab_size:
+            raise self._foreign(f"token id {max(entries)[0]}")
+        return Label(entries, float(row[str(token)]["logprob"]))
 
     def _by_echo_of_ids(self, ids: Sequence[int]) -> "list[Label | None]":
         return self._echo(ids, {"return_tokens_as_token_ids": True})
@@ -115,9 +115,9 @@ class ScoringTeacher:
         ]
 
     def _known_entries(self, top: Any, token: int, logprob: float) -> list[tuple[int, float]]:
-        found = {self._id_of(text): float(value) for text, value in (top or {}).items()}
-        found.pop(None, None)
-        return [(each, value) for each, value in ({token: logprob} | found).items() if each is not None]
+        entries = {self._id_of(text): float(value) for text, value in (top or {}).items()}
+        entries.pop(None, None)
+        return [(each, value) for each, value in ({token: logprob} | entries).items() if each is not None]
 
     def _id_of(self, text: str) -> int | None:
         if text.startswith(ID_PREFIX) and text[len(ID_PREFIX) :].isdecimal():
@@ -143,9 +143,9 @@ class ScoringTeacher:
             token, text = strange[0]
             raise self._foreign(f"token {token} as {text!r}, not {self._tokenizer.decode([token])!r}")
 
-    def _foreign(self, what: str) -> DataError:
+    def _foreign(self, evidence: str) -> DataError:
         return DataError(
-            f"{self._settings.url} returns {what}: {self._settings.model} has another tokenizer",
+            f"{self._settings.url} returns {evidence}: {self._settings.model} has another tokenizer",
             expected=f"the tokenizer of {self._settings.tokenizer}",
             hint="Set endpoint.tokenizer to the model's own tokenizer; a student with another tokenizer learns from "
             "answers (`puna answer`)",
@@ -166,7 +166,7 @@ def _spelled(row: Any, token: int) -> str | None:
 
 def _ids_of_texts(tokenizer: Tokenizer) -> dict[str, int]:
     """Map token texts of OpenAI's layout to ids; `bytes:\\xe2\\x80` stands for a partial character."""
-    found: dict[str, int] = {}
+    ids: dict[str, int] = {}
     for token in range(tokenizer.vocab_size):
         try:
             spelled = tokenizer.decode_bytes([token])
@@ -176,5 +176,5 @@ def _ids_of_texts(tokenizer: Tokenizer) -> dict[str, int]:
             text = spelled.decode("utf-8")
         except UnicodeDecodeError:
             text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
-        found.setdefault(text, token)
-    return found
+        ids.setdefault(text, token)
+    return ids

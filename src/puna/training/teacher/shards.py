@@ -78,13 +78,13 @@ class ShardDirectory:
     def write(self, end: int, labelled: Sequence[Labelled]) -> None:
         """Write a shard; the journal entry comes last, after all files."""
         number = f"{len(self.notes):05d}"
-        kept = [(each.row, each.labels) for each in labelled if each.labels is not None]
+        pairs = [(each.row, each.labels) for each in labelled if each.labels is not None]
         note = Note(end, left_out=dict(Counter(each.reason for each in labelled if each.labels is None)))
-        if kept:
-            rows = [labels for _, labels in kept]
-            kind = "conversations" if isinstance(kept[0][0], Conversation) else "documents"
+        if pairs:
+            rows = [labels for _, labels in pairs]
+            kind = "conversations" if isinstance(pairs[0][0], Conversation) else "documents"
             path = self._directory / f"{kind}-{number}.jsonl"
-            write_jsonl(path, (row.to_json() for row, _ in kept))
+            write_jsonl(path, (row.to_json() for row, _ in pairs))
             labels = self._directory / f"labels-{number}.safetensors"
             write_shard(labels, rows, vocab_size=self._vocab_size)
             note.files = {each.name: artifact.entry(each) for each in (path, labels)}

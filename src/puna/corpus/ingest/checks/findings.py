@@ -102,8 +102,8 @@ def frequent_answer(table: Table) -> FrequentAnswer | None:
     rows = [index for index in table.kept() if answer in table.answers[index]]
     first = table.rows[rows[0]]
     messages, _ = dialogue_of(first)
-    texts = [messages[place]["content"] for place in answer_places(first, messages)
-             if not is_blank(messages[place]["content"]) and not messages[place].get("tool_calls")]  # fmt: skip
+    texts = [messages[index]["content"] for index in answer_places(first, messages)
+             if not is_blank(messages[index]["content"]) and not messages[index].get("tool_calls")]  # fmt: skip
     return FrequentAnswer(_shown(texts[row_digests(first).answers.index(answer)]), count, counts.total(), rows)
 
 
@@ -132,13 +132,13 @@ def _of_table(table: Table) -> Iterator[DataFinding]:
     yield from _rows(table, "answers-differ", "ask what an earlier row asks and answer otherwise", remedy, again)
 
 
-def _rows(table: Table, code: str, what: str, remedy: str, results: Mapping[int, int]) -> Iterator[DataFinding]:
+def _rows(table: Table, code: str, predicate: str, remedy: str, results: Mapping[int, int]) -> Iterator[DataFinding]:
     """Yield the finding about rows; `results` maps a row to the similar earlier row, or to the row itself."""
     if not results:
         return
     examples = [_example(table, *pair) for pair in list(results.items())[:EXAMPLES]]
     first = examples[0]["place"] + (f" (earlier: {examples[0]['earlier']})" if "earlier" in examples[0] else "")
-    seen = f"{_share(len(results), table.num_kept, table.kind)} {what}, first {first}: {examples[0]['text']!r}."
+    seen = f"{_share(len(results), table.num_kept, table.kind)} {predicate}, first {first}: {examples[0]['text']!r}."
     yield DataFinding(Finding(code, seen, remedy), len(results), table.num_kept, examples)
 
 

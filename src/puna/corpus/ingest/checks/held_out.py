@@ -80,14 +80,14 @@ class HeldOut:
         """Map the index of every overlapping row to the place of the held-out row with the question."""
         overlaps: dict[int, str] = {}
 
-        def others() -> Iterator[tuple[str, str]]:
+        def other_rows() -> Iterator[tuple[str, str]]:
             for row in rows:
                 if row.prompt is not None and row.prompt in self.prompts:
                     overlaps[row.index] = self.prompts[row.prompt]
                 else:
                     yield str(row.index), row_text(row.fields)
 
-        for overlap in find_rows(self.probes, others(), n=N, threshold=SHARE):
+        for overlap in find_rows(self.probes, other_rows(), n=N, threshold=SHARE):
             overlaps[int(overlap.place)] = overlap.name
         return overlaps
 
@@ -129,10 +129,10 @@ def _questions(place: str, row: dict[str, Any]) -> Iterator[tuple[Probe, int | N
         yield _question(place, row["conversation"], messages, row_text(row.get("expected")), row.get("group") or place)
         return
     messages, _ = dialogue_of(row)
-    places = [index for index in answer_places(row, messages) if index]
-    for index in places:
+    indices = [index for index in answer_places(row, messages) if index]
+    for index in indices:
         yield _question(place, row, messages[:index], said(messages[index]), place)
-    if messages and not places:
+    if messages and not indices:
         yield _question(place, row, messages, "", place)
     if not messages:
         yield Probe(place, row_text(row)), None

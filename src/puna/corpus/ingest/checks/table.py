@@ -91,7 +91,9 @@ class Table:
     def copies(self) -> dict[int, int]:
         """Map every kept row that repeats an earlier kept row, descriptive fields aside, to the earlier row."""
         first: dict[int, int] = {}
-        return {index: place for index in self.kept() if (place := first.setdefault(self.wholes[index], index)) < index}
+        return {
+            index: earlier for index in self.kept() if (earlier := first.setdefault(self.wholes[index], index)) < index
+        }
 
     def near_copies(self) -> dict[int, int]:
         """Map every kept row that is nearly an earlier kept row, but no exact copy of any row, to the earlier row.
@@ -99,17 +101,17 @@ class Table:
         Nearly: a Jaccard similarity of word 3-grams of at least 0.8, separately in the system message with settings, in
         the dialogue, and in the answers; for documents, in the text.
         """
-        found: dict[int, int] = {}
+        near: dict[int, int] = {}
         words: dict[int, list[list[str]]] = {}
         for index, earlier in self.near.pairs():
-            if index in found or index in self.left_out or earlier in self.left_out:
+            if index in near or index in self.left_out or earlier in self.left_out:
                 continue
             if len(words) > MAX_CACHED:
                 words.clear()
             parts = (words.setdefault(each, _parts(self.rows[each])) for each in (index, earlier))
             if all(similarity(one, other) >= THRESHOLD for one, other in zip(*parts, strict=True)):
-                found[index] = earlier
-        return found
+                near[index] = earlier
+        return near
 
 
 def _parts(row: dict[str, Any]) -> list[list[str]]:

@@ -127,7 +127,9 @@ def with_history(messages: list[Row], row: Row, used: set[str]) -> list[Row]:
         return messages
     used.add(name)
     if not isinstance(history, list):
-        raise ChatError(f"{name} is {type(history).__name__}", expected="a list of pairs, or of messages")
+        raise ChatError(
+            f"{name} is {type(history).__name__}", expected="a list of [question, answer] pairs or of messages"
+        )
     if all(isinstance(item, dict) for item in history):
         earlier = read_messages(history, name).messages
     else:
@@ -201,7 +203,7 @@ def _refuse_prompt_column(name: str, value: Any, refused: frozenset[str]) -> Non
     if is_text_or_more and name in refused:
         raise ChatError(
             f"the column '{name}' belongs to the prompt, and a conversation has no place for it",
-            expected="text in the messages, system prompts and tools only",
+            expected="prompt text only in messages, system prompts and tools",
         )
     if name in VERDICTS and isinstance(value, bool):
         raise ChatError(
@@ -218,19 +220,19 @@ def _refuse_prompt_column(name: str, value: Any, refused: frozenset[str]) -> Non
 def _refuse_other_text(name: str, value: Any, messages: Sequence[Row]) -> None:
     """Raise ChatError for a column with words, messages or tools that are missing from the dialogue."""
     if name in TEXTS and isinstance(value, str):
-        said = [message["content"].strip() for message in messages if isinstance(message.get("content"), str)]
+        texts = [message["content"].strip() for message in messages if isinstance(message.get("content"), str)]
         text = value.strip()
-        is_copy = any(text in each for each in said) or (name == "text" and bool(said) and said[-1] in text)
+        is_copy = any(text in each for each in texts) or (name == "text" and bool(texts) and texts[-1] in text)
         if not is_copy:
             raise ChatError(
-                f"the column '{name}' has text that is missing from the messages", expected="one dialogue in a row"
+                f"the column '{name}' has text that is missing from the messages", expected="one dialogue per row"
             )
     value = parsed(value, name) if isinstance(value, str) and _LIST_IN_TEXT.match(value) else value
     if _looks_like(value, ("role", "content")) or _looks_like(value, ("from", "value")):
         stated = [(message["role"], message.get("content")) for message in read_messages(value, name).messages]
         dialogue = [(message["role"], message.get("content")) for message in messages]
         if stated not in (dialogue[: len(stated)], dialogue[len(dialogue) - len(stated) :]):
-            raise ChatError(f"the column '{name}' holds other messages", expected="one dialogue in a row")
+            raise ChatError(f"the column '{name}' holds other messages", expected="one dialogue per row")
     elif _looks_like(value, ("name", "parameters")) or _looks_like(_inner(value), ("name", "parameters")):
         raise ChatError(f"the column '{name}' holds tools", expected="tool definitions in a column 'tools'")
 
@@ -254,7 +256,7 @@ def _system(others: Row, messages: Sequence[Row]) -> str:
     if first.get("role") == "system" and isinstance(first.get("content"), str) and first["content"].strip():
         texts["the first message"] = first["content"].strip()
     if len(set(texts.values())) > 1:
-        raise ChatError(f"{' and '.join(texts)} hold different system messages", expected="one system message in a row")
+        raise ChatError(f"{' and '.join(texts)} hold different system messages", expected="one system message per row")
     return next(iter(prompts.values()), "")
 
 
@@ -263,5 +265,5 @@ def _tools(others: Row) -> list[Any]:
     filled = {name: tools for name, tools in lists.items() if tools}
     first = next(iter(filled.values()), [])
     if any(tools != first for tools in filled.values()):
-        raise ChatError(f"{' and '.join(filled)} hold different tools", expected="one list of tools")
+        raise ChatError(f"{' and '.join(filled)} hold different tools", expected="one list of tools per row")
     return first

@@ -108,7 +108,9 @@ def read_dialogue(row: Row) -> Dialogue:
     """
     pair = _pair_of(row)
     if pair is not None:
-        raise DataError(f"a pair of answers ({pair.better}, {pair.worse})", expected="one, or format 'preferences'")
+        raise DataError(
+            f"a pair of answers ({pair.better}, {pair.worse})", expected="one answer, or format 'preferences'"
+        )
     column = first_given(row, [name for name in LISTS if _holds_list(row, name)])
     if column:
         read, used = read_messages(row[column], column), {column}
@@ -146,19 +148,21 @@ def _read_instruction(row: Row) -> tuple[Messages, set[str]]:
     prompt = read_question(row[spelling.question], row.get(spelling.addition), spelling.question, spelling.addition)
     answer, left_out = row[spelling.answer], prompt.left_out
     if isinstance(answer, str):
-        said = [{"role": "assistant", "content": answer}]
+        answers = [{"role": "assistant", "content": answer}]
     else:
         if not isinstance(answer, dict | list):
-            raise ChatError(f"{spelling.answer} is {type(answer).__name__}", expected="a text, or messages")
+            raise ChatError(f"{spelling.answer} is {type(answer).__name__}", expected="a text or messages")
         read = read_messages([answer] if isinstance(answer, dict) else answer, spelling.answer)
-        said, left_out = read.messages, left_out | read.left_out
-    if said and said[0]["role"] != "assistant":
-        raise ChatError(f"{spelling.answer} begins with the {said[0]['role']}", expected="the assistant")
+        answers, left_out = read.messages, left_out | read.left_out
+    if answers and answers[0]["role"] != "assistant":
+        raise ChatError(
+            f"{spelling.answer} begins with the {answers[0]['role']}", expected="an assistant message first"
+        )
     if prompt.messages and prompt.messages[-1]["role"] == "assistant":
-        raise ChatError(f"{spelling.question} ends with the assistant", expected="a user or a tool")
+        raise ChatError(f"{spelling.question} ends with the assistant", expected="a user or tool message last")
     # TRL learns from the completion alone: answers in the prompt are context.
     context = [message | {"weight": 0} if message["role"] == "assistant" else message for message in prompt.messages]
-    return Messages([*context, *said], spelling.name, left_out), used
+    return Messages([*context, *answers], spelling.name, left_out), used
 
 
 def read_question(question: Any, addition: Any, column: str, addition_column: str) -> Messages:
@@ -187,4 +191,4 @@ def _require_words(messages: list[Row]) -> None:
     for index, message in enumerate(messages):
         content = message.get("content")
         if message["role"] == "user" and (content is None or (isinstance(content, str) and is_blank(content))):
-            raise ChatError(f"messages[{index}] is a user message without words", expected="a question")
+            raise ChatError(f"messages[{index}] is a user message without words", expected="words")

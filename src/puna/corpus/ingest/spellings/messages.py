@@ -92,33 +92,35 @@ def parsed(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ChatError(f"{place} is a string that is not JSON ({error})", expected="a list, or JSON of one") from None
+        raise ChatError(
+            f"{place} is a string that is not JSON ({error})", expected="a list, or a JSON text of a list"
+        ) from None
 
 
 def _messages_in(item: Any, index: int) -> list[tuple[int, Any]]:
     """Return the messages of an item: ms-swift and Capybara have a turn of question and answer as one object."""
     if not isinstance(item, dict) or not {"role", "from"}.isdisjoint(item):
         return [(index, item)]
-    said = {name: text for name, text in cast(dict[str, Any], item).items() if text is not None}
-    roles = [_TURNS.get(name, ROLES.get(name, "")) for name in said]
+    texts_by_role = {name: text for name, text in cast(dict[str, Any], item).items() if text is not None}
+    roles = [_TURNS.get(name, ROLES.get(name, "")) for name in texts_by_role]
     if roles not in (["user", "assistant"], ["tool", "assistant"], ["assistant", "user"], ["assistant", "tool"]):
         return [(index, item)]
-    turns = [(index, {"from": role, "value": text}) for role, text in zip(roles, said.values(), strict=True)]
+    turns = [(index, {"from": role, "value": text}) for role, text in zip(roles, texts_by_role.values(), strict=True)]
     return turns if roles[-1] == "assistant" else turns[::-1]
 
 
 def _read_message(item: Any, place: str) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise ChatError(f"{place} is {type(item).__name__}", expected="a message")
+        raise ChatError(f"{place} is {type(item).__name__}", expected="a message as a JSON object")
     fields = {name: value for name, value in cast(dict[str, Any], item).items() if _says_something(name, value)}
     for name, other in (("role", "from"), ("content", "value")):
         if other in fields and name in fields and fields[name] != fields[other]:
-            raise ChatError(f"{place} has {name} and {other}", expected=f"{name} or {other}")
+            raise ChatError(f"{place} has {name} and {other}", expected=f"either {name} or {other}")
         if other in fields:
             fields[name] = fields.pop(other)
     role = ROLES.get(fields["role"].lower(), fields["role"]) if isinstance(fields.get("role"), str) else None
     if role is None:
-        raise ChatError(f"{place} has no role", expected="role and content, or from and value")
+        raise ChatError(f"{place} has no role", expected="the fields role and content, or from and value")
     weight = pop_weight(fields, role, place)
     fields = {"role": role, **{name: value for name, value in fields.items() if name != "role"}}
     if role == "call":
@@ -126,7 +128,7 @@ def _read_message(item: Any, place: str) -> dict[str, Any]:
         fields |= {"role": "assistant", "content": "", "tool_calls": calls, "is_call": True}
     if "function_call" in fields:
         if fields.get("tool_calls"):
-            raise ChatError(f"{place} has function_call and tool_calls", expected="function_call or tool_calls")
+            raise ChatError(f"{place} has function_call and tool_calls", expected="either function_call or tool_calls")
         fields["tool_calls"] = [{"type": "function", "function": fields.pop("function_call")}]
     if isinstance(in_text := fields.get("tool_calls"), str):
         fields["tool_calls"] = parsed(in_text, f"{place}.tool_calls")
@@ -188,5 +190,5 @@ def _calls_in(content: Any, place: str) -> list[dict[str, Any]]:
         encoded = json.dumps(arguments, ensure_ascii=False) if isinstance(content, str) else arguments
         calls.append({"type": "function", "function": {"name": call["name"], "arguments": encoded}})
     if not calls:
-        raise ChatError(f"{place} holds no tool call", expected="one call or more")
+        raise ChatError(f"{place} holds no tool call", expected="at least one tool call")
     return calls

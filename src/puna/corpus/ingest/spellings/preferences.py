@@ -54,17 +54,21 @@ def read_preference(row: Row) -> Dialogue:
 
 
 def _read_openai(row: Row, spelling: Answers) -> Dialogue:
-    given = row.get("input")
-    if not isinstance(given, dict) or given.get("messages") is None:
+    nested = row.get("input")
+    if not isinstance(nested, dict) or nested.get("messages") is None:
         raise ChatError("input has no messages", expected='{"messages": [...]} beside preferred_output')
-    others = {name: value for name, value in cast(Row, given).items() if name != "messages" and value is not None}
-    if twice := [name for name in others if has(row, name)]:
-        raise ChatError(f"'{twice[0]}' stands in the row and in input", expected="the field in one place")
-    prompt = read_messages(given["messages"], "input.messages")
-    found = _assemble({**row, **others}, spelling, prompt, {"input", spelling.better, spelling.worse})
-    inner = {name for name in found.descriptive if name in others}
-    left_out = found.left_out | {f"input.{name}" for name in inner if is_given(others[name])}
-    return found._replace(descriptive=tuple(name for name in found.descriptive if name not in inner), left_out=left_out)
+    nested_fields = {
+        name: value for name, value in cast(Row, nested).items() if name != "messages" and value is not None
+    }
+    if twice := [name for name in nested_fields if has(row, name)]:
+        raise ChatError(f"'{twice[0]}' stands in the row and in input", expected="the field in only one of the two")
+    prompt = read_messages(nested["messages"], "input.messages")
+    dialogue = _assemble({**row, **nested_fields}, spelling, prompt, {"input", spelling.better, spelling.worse})
+    inner = {name for name in dialogue.descriptive if name in nested_fields}
+    left_out = dialogue.left_out | {f"input.{name}" for name in inner if is_given(nested_fields[name])}
+    return dialogue._replace(
+        descriptive=tuple(name for name in dialogue.descriptive if name not in inner), left_out=left_out
+    )
 
 
 def _read_continued(row: Row, spelling: Answers) -> Dialogue:
@@ -131,7 +135,7 @@ def _apart(prompt: list[Row], answers: dict[str, list[Row]]) -> tuple[list[Row] 
         return prompt, rests
     texts = {_said(message) for answer in answers.values() for message in answer}
     if any(_said(message) not in texts for message in prompt):
-        raise ChatError("the answers begin with another dialogue than the prompt", expected="one prompt in a row")
+        raise ChatError("the answers begin with another dialogue than the prompt", expected="one prompt per row")
     return None, answers
 
 
@@ -149,7 +153,7 @@ def _require_words(prompt: list[Row] | None, answers: dict[str, list[Row]]) -> N
                 raise ChatError(f"an answer without words: {name}")
     messages = [*(prompt or []), *(message for answer in answers.values() for message in answer)]
     if any(message["role"] == "user" and not _said(message) for message in messages):
-        raise ChatError("a prompt without words", expected="a question")
+        raise ChatError("a prompt without words", expected="words in every user message")
 
 
 def _said(message: Row) -> str:

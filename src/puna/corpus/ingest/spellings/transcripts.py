@@ -18,7 +18,7 @@ def split_turns(text: str) -> list[Message]:
     before, *parts = _TURN.split(text.replace("\r\n", "\n"))
     if before.strip():
         return []
-    return [{"role": _ROLES[role], "content": said.strip()} for role, said in zip(parts[::2], parts[1::2], strict=True)]
+    return [{"role": _ROLES[role], "content": turn.strip()} for role, turn in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def as_prompt(text: str) -> list[Message]:

@@ -30,15 +30,18 @@ def pop_weight(message: dict[str, Any], role: str, place: str) -> int:
     if MASK in flags:
         flags[MASK] = 1 - flags[MASK]
     if len(set(flags.values())) > 1:
-        raise ChatError(f"{place}: {' and '.join(flags)} differ", expected="one loss flag, or equal ones")
+        raise ChatError(f"{place}: {' and '.join(flags)} differ", expected="one loss flag, or several equal flags")
     is_answer = role in ("assistant", "call")
     if not is_answer and 1 in flags.values():
         name = next(iter(flags))
-        raise ChatError(f"{place}.{name} asks to learn from a {role} message", expected="assistant messages only")
+        raise ChatError(
+            f"{place}.{name} asks to learn from a {role} message",
+            expected="a positive loss flag in assistant messages only",
+        )
     return next(iter(flags.values()), 1) if is_answer else 1
 
 
 def _weight(flag: Any, place: str) -> int:
     if not isinstance(flag, int | float) or flag not in (0, 1):
-        raise ChatError(f"{place} is {flag!r}", expected="0 or 1, true or false: a message counts as a whole")
+        raise ChatError(f"{place} is {flag!r}", expected="0, 1, true or false, since a message counts as a whole")
     return int(flag)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from puna.evaluation.scores import UNDECIDED
 from puna.evaluation.tasks.grading.judge import DEFAULT_RUBRIC, Verdict, ask_again, judge_prompt, read_verdict
 from puna.evaluation.tasks.grading.similarity import reference_of
 from puna.evaluation.tasks.labels import answer_key
@@ -23,7 +24,6 @@ from puna.inference.completer.settings import require_one_source
 from puna.pipeline.config import StageConfig
 from puna.pipeline.run import Run
 
-UNDECIDED = "undecided"
 CHUNK = 64  # Answers between two saves of the verdicts.
 
 
@@ -151,14 +151,14 @@ class Judge:
         verdicts = self._ask(orders)
         return [_combine(*verdicts[at : at + 2]) for at in range(0, len(verdicts), 2)]
 
-    def _ask(self, asked: Sequence[tuple[Case, Conversation]]) -> list[Verdict]:
+    def _ask(self, requests: Sequence[tuple[Case, Conversation]]) -> list[Verdict]:
         """Request one verdict per prompt; an invalid reply leads to one retry with the problem stated."""
-        replies = self._complete([prompt for _, prompt in asked])
-        verdicts = [_read(reply, case) for reply, (case, _) in zip(replies, asked, strict=True)]
+        replies = self._complete([prompt for _, prompt in requests])
+        verdicts = [_read(reply, case) for reply, (case, _) in zip(replies, requests, strict=True)]
         invalid = [at for at, verdict in enumerate(verdicts) if verdict.is_right is None]
-        again = [ask_again(asked[at][1], replies[at], verdicts[at].reason) for at in invalid]
+        again = [ask_again(requests[at][1], replies[at], verdicts[at].reason) for at in invalid]
         for at, reply in zip(invalid, self._complete(again), strict=True):
-            verdicts[at] = _read(reply, asked[at][0])
+            verdicts[at] = _read(reply, requests[at][0])
         return verdicts
 
     def _complete(self, conversations: Sequence[Conversation]) -> list[Message]:
@@ -207,12 +207,12 @@ class RewardJudge:
         if not reference:
             return Ruling(None, "no reference to compare the reward with")
         self._model = self._model or RewardModel.open(self.path)
-        asked = case.question.conversation
-        both = [asked.with_message(case.answer), asked.with_message(Message("assistant", reference))]
+        conversation = case.question.conversation
+        both = [conversation.with_message(case.answer), conversation.with_message(Message("assistant", reference))]
         if not all(map(self._model.can_read, both)):
             return Ruling(None, "longer than the reward model's context")
-        answer, wanted = self._model.score(both)
-        return Ruling(answer >= wanted, f"reward {answer:.4g}, that of the reference is {wanted:.4g}")
+        answer, reference_score = self._model.score(both)
+        return Ruling(answer >= reference_score, f"reward {answer:.4g}, that of the reference is {reference_score:.4g}")
 
 
 def _key(case: Case) -> str:

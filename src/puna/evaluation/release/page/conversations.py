@@ -64,11 +64,11 @@ def choose(sides: Sequence[ModelAnswers], count: int = COUNT) -> list[Pick]:
         ['Worse than another', 'Drawn at random']
     """
     by_key = [{_key(row): row for row in side.rows} for side in sides]
-    asked = [
-        {side.name: found[_key(row)] for side, found in zip(sides, by_key, strict=True) if _key(row) in found}
+    answered = [
+        {side.name: own[_key(row)] for side, own in zip(sides, by_key, strict=True) if _key(row) in own}
         for row in sides[0].rows
     ]
-    shuffled = sorted(asked, key=lambda rows: _digest(rows[sides[0].name]))
+    shuffled = sorted(answered, key=lambda rows: _digest(rows[sides[0].name]))
     leads = {id(rows): _lead(list(rows.values())) for rows in shuffled}
     best = sorted((rows for rows in shuffled if leads[id(rows)] > 0), key=lambda rows: -leads[id(rows)])
     worst = sorted((rows for rows in shuffled if leads[id(rows)] < 0), key=lambda rows: leads[id(rows)])
@@ -98,17 +98,17 @@ def show_conversations(sides: Sequence[ModelAnswers]) -> list[Block]:
 
 def _conversation(number: int, pick: Pick, is_open: bool) -> Details:
     rows = list(pick.rows.values())
-    before, asked = _split(rows[0]["conversation"].get("messages", []))
+    before, open_messages = _split(rows[0]["conversation"].get("messages", []))
     tools = [tool.get("function", tool).get("name", "?") for tool in rows[0]["conversation"].get("tools") or []]
     folded: list[Block] = [Quote(ROLES.get(each["role"], "Message"), message_text(each)) for each in before]
     folded += [Quote("Tools it could call", ", ".join(map(str, tools)))] if tools else []
     count = f"What came before: {len(before)} message{'s' * (len(before) != 1)}" if before else "Tools"
-    labels = ["Question" if each["role"] == "user" else ROLES.get(each["role"], "Message") for each in asked]
+    labels = ["Question" if each["role"] == "user" else ROLES.get(each["role"], "Message") for each in open_messages]
     answers = [
         Answer(name, message_text(row.get("answer") or {}), verdict_of(row), _reason(row))
         for name, row in pick.rows.items()
     ]
-    question = next((message_text(each) for each in asked), "")
+    question = next((message_text(each) for each in open_messages), "")
     mine, *others = answers
     judged = [each for each in others if each.verdict != "not judged"]
     num_right = sum(each.verdict == "right" for each in judged)
@@ -117,7 +117,7 @@ def _conversation(number: int, pick: Pick, is_open: bool) -> Details:
         f"{number}. {pick.why}: “{_shorten(question)}” ({verdicts})",
         [
             *([Details(count, folded)] if folded else []),
-            *(Quote(label, message_text(each)) for label, each in zip(labels, asked, strict=True)),
+            *(Quote(label, message_text(each)) for label, each in zip(labels, open_messages, strict=True)),
             Quote("Right would be", expected_text(rows[0])),
             SideBySide(answers),
         ],

@@ -21,7 +21,7 @@ from puna.evaluation.release.page.blocks import (
     to_markdown,
 )
 from puna.evaluation.release.page.conversations import ModelAnswers, show_conversations
-from puna.evaluation.release.page.evidence import folds, overlap_summary
+from puna.evaluation.release.page.evidence import SUITES, folds, overlap_summary
 from puna.evaluation.release.page.exam import NullScore, explain_exam
 from puna.evaluation.release.page.meaning import explain_right
 from puna.evaluation.release.page.picture import GOOD, PLAIN, Mark, draw_intervals
@@ -30,7 +30,6 @@ from puna.evaluation.release.short_ids import shorten_ids
 from puna.evaluation.scores import EvaluatedModel
 from puna.pipeline.artifacts import artifact
 
-SUITES = {"task": "the task", "general": "the general suite"}
 NOTES = {
     "teacher": "The teacher is the model that this model learned from.",
     "in_use": "The model in use is the model that this release would replace.",

@@ -37,7 +37,7 @@ def draw_intervals(marks: Sequence[Mark], *, title: str, axis: str, span: tuple[
     height = TOP + ROW_HEIGHT * len(marks) + BOTTOM
     bottom = height - BOTTOM
 
-    def place(value: float) -> float:
+    def x_of(value: float) -> float:
         inside = min(max(value, span[0]), span[1])
         return round(LEFT + (WIDTH - LEFT - RIGHT) * (inside - span[0]) / (span[1] - span[0]), 1)
 
@@ -49,22 +49,22 @@ def draw_intervals(marks: Sequence[Mark], *, title: str, axis: str, span: tuple[
         f'<text x="{LEFT}" y="18" font-weight="bold">{escape(title)}</text>',
     ]
     for value in _ticks(*span):
-        x = place(value)
+        x = x_of(value)
         color = "#98a2b3" if value == 0 else "#e4e7ec"
         parts.append(f'<line x1="{x}" y1="{TOP}" x2="{x}" y2="{bottom}" stroke="{color}"/>')
         parts.append(f'<text x="{x}" y="{bottom + 15}" text-anchor="middle" fill="#475467">{value:g}</text>')
     for number, mark in enumerate(marks):
-        parts += _line(mark, TOP + ROW_HEIGHT * (number + 0.5), place)
+        parts += _line(mark, TOP + ROW_HEIGHT * (number + 0.5), x_of)
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{height - 4}" text-anchor="middle" fill="#475467">{escape(axis)}</text>')
     return "\n".join([*parts, "</svg>"])
 
 
-def _line(mark: Mark, y: float, place: Callable[[float], float]) -> list[str]:
+def _line(mark: Mark, y: float, x_of: Callable[[float], float]) -> list[str]:
     """Draw the label above the line, readable on a narrow screen."""
-    x, low, high = place(mark.mean), place(mark.low), place(mark.high)
+    x, low, high = x_of(mark.mean), x_of(mark.low), x_of(mark.high)
     label = mark.label if len(mark.label) <= MAX_LABEL else f"{mark.label[: MAX_LABEL - 1]}…"
-    limit_x = None if mark.limit is None else place(mark.limit)
+    limit_x = None if mark.limit is None else x_of(mark.limit)
     limit = (
         f'<line x1="{limit_x}" y1="{y - 8}" x2="{limit_x}" y2="{y + 16}" stroke="#101828" stroke-width="2" {DASHES}/>'
     )

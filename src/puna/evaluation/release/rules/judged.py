@@ -7,10 +7,7 @@ A share of unjudged answers above the stated limit makes a NO-GO.
 from collections.abc import Iterator, Mapping, Sequence
 
 from puna.evaluation.release.rules.verdict import Verdict
-from puna.evaluation.scores import EvaluatedModel
-
-# Prefix of the reason if the two orders of a judge disagree, or the replies cannot be parsed (evaluate/judges).
-UNDECIDED = "undecided"
+from puna.evaluation.scores import UNDECIDED, EvaluatedModel
 
 HINT = (
     "State facts that a right answer has, set [evaluate.judge] or a reward model, have people judge (`puna review`), "

@@ -1,4 +1,4 @@
-"""Grade `contains`: required strings stand in the answer, forbidden strings do not."""
+"""Grade `contains`: the answer holds all required strings and no forbidden string."""
 
 import re
 from collections.abc import Iterator
@@ -69,30 +69,30 @@ def fold(text: str) -> str:
 
 
 def _stands_in(text: str, answer: str) -> bool:
-    wanted, answer = fold(text).casefold(), f" {fold(answer).casefold()} "
-    values = _values(wanted)
+    needle, answer = fold(text).casefold(), f" {fold(answer).casefold()} "
+    values = _values(needle)
     if values:
         # "1,500" is rather 1500 than 1.5, unless the answer leaves both open, too.
         return any(max(values, key=abs) in stated or values == stated for stated in _numbers(answer))
-    before = r"(?<!\d)(?<!\d[.,:'])" if wanted[:1].isdecimal() else ""
-    after = r"(?!\d|[.,:']\d)" if wanted[-1:].isdecimal() else ""
-    after += r"(?! \d{3}(?!\d))" if re.search(r"(?<![\d:.,'/-])\d{1,3}$", wanted) else ""
-    places = re.finditer(before + re.escape(wanted) + after, answer)
-    is_amount = re.match(rf"[{CURRENCY}]?\d", wanted)
-    return any(not (is_amount and _is_led(answer, place.start(), wanted)) for place in places)
+    before = r"(?<!\d)(?<!\d[.,:'])" if needle[:1].isdecimal() else ""
+    after = r"(?!\d|[.,:']\d)" if needle[-1:].isdecimal() else ""
+    after += r"(?! \d{3}(?!\d))" if re.search(r"(?<![\d:.,'/-])\d{1,3}$", needle) else ""
+    matches = re.finditer(before + re.escape(needle) + after, answer)
+    is_amount = re.match(rf"[{CURRENCY}]?\d", needle)
+    return any(not (is_amount and _is_led(answer, match.start(), needle)) for match in matches)
 
 
-def _is_led(answer: str, start: int, wanted: str) -> bool:
+def _is_led(answer: str, start: int, needle: str) -> bool:
     """Tell whether the number at the start of a text has a sign or a group of thousands before it."""
     lead = answer[max(0, start - LOOK_BACK) : start]
-    is_group = re.match(r"\d{3}(?![\d:/-])", wanted) and re.search(r"(?<![\d:.,'/-])\d{1,3} $", lead)
+    is_group = re.match(r"\d{3}(?![\d:/-])", needle) and re.search(r"(?<![\d:.,'/-])\d{1,3} $", lead)
     return bool(is_group) or SIGN.search(lead) is not None
 
 
-def _values(wanted: str) -> set[Decimal]:
+def _values(needle: str) -> set[Decimal]:
     """Return the possible values of a text that is one number; empty for other texts, and for ids such as 007."""
-    is_number = NUMBER.fullmatch(wanted) and DIGITS.fullmatch(wanted.lstrip("-+"))
-    return read_number(wanted) if is_number and not re.match(r"[-+]?0\d", wanted) else set()
+    is_number = NUMBER.fullmatch(needle) and DIGITS.fullmatch(needle.lstrip("-+"))
+    return read_number(needle) if is_number and not re.match(r"[-+]?0\d", needle) else set()
 
 
 def _numbers(answer: str) -> Iterator[set[Decimal]]:

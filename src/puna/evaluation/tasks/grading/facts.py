@@ -47,11 +47,11 @@ def facts(question: Question, message: Message) -> Grade:
     if len(message.content) > longest:
         return Grade(0.0, f"has {len(message.content):,} characters, more than the {longest:,} that are read")
     language = _language(question)
-    wanted = required_facts(question)
+    expected_facts = required_facts(question)
     answer = normalize(message.content)
     stated = extract(answer, language)
-    missing = [fact.text for fact in wanted.required if not _is_in(fact, answer, stated)]
-    wrong = [fact.text for fact in stated if fact.is_exclusive and not is_compatible(fact, wanted.known)]
+    missing = [fact.text for fact in expected_facts.required if not _is_in(fact, answer, stated)]
+    wrong = [fact.text for fact in stated if fact.is_exclusive and not is_compatible(fact, expected_facts.known)]
     wrong += [text for text in question.expected.get("distractors", ()) if _is_in(_phrase(text), answer, stated)]
     complaints = [f"lacks {text!r}" for text in dict.fromkeys(missing)]
     complaints += [f"has {text!r}, which the reference does not have" for text in dict.fromkeys(wrong)]
@@ -80,20 +80,20 @@ def required_facts(question: Question) -> Required:
 # An evaluation grades many answers to one question: a checkpoint's, and those of every null model.
 @lru_cache(maxsize=4096)
 def _draw(reference: str, texts: tuple[str, ...], question: str, language: str) -> Required:
-    asked = normalize(question)
-    asked_facts = extract(asked, language)
+    question_text = normalize(question)
+    asked_facts = extract(question_text, language)
     drawn = extract(reference, language)
     explicit = [fact for text in texts for fact in _explicit(text, language)]
-    wanted = explicit or [fact for fact in drawn if fact.is_required]
-    new = [fact for fact in wanted if not _is_in(fact, asked, asked_facts)]
+    candidates = explicit or [fact for fact in drawn if fact.is_required]
+    new = [fact for fact in candidates if not _is_in(fact, question_text, asked_facts)]
     required = explicit if explicit and new else new
-    return Required(_distinct(required), [*drawn, *explicit, *asked_facts])
+    return Required(list({fact.readings: fact for fact in required}.values()), [*drawn, *explicit, *asked_facts])
 
 
 def _language(question: Question) -> str:
     reference = question.expected["reference"]
-    asked = _last_user_message(question.conversation)
-    return question.expected.get("language") or guess_language(f"{reference} {asked}")
+    question_text = _last_user_message(question.conversation)
+    return question.expected.get("language") or guess_language(f"{reference} {question_text}")
 
 
 def _last_user_message(conversation: Conversation) -> str:
@@ -119,7 +119,3 @@ def _is_in(fact: Fact, text: str, stated: Sequence[Fact]) -> bool:
     return any(
         re.search(rf"(?<![{LETTER}\d]){re.escape(words)}(?:'s)?(?![{LETTER}\d])", folded) for _, words in fact.readings
     )
-
-
-def _distinct(wanted: Sequence[Fact]) -> list[Fact]:
-    return list({fact.readings: fact for fact in wanted}.values())

@@ -74,7 +74,7 @@ def judge_prompt(question: Question, answer: Message, rubric: str, *, is_answer_
     return Conversation((system, Message("user", "\n\n".join(parts))))
 
 
-def ask_again(asked: Conversation, reply: Message, problem: str) -> Conversation:
+def ask_again(prompt: Conversation, reply: Message, problem: str) -> Conversation:
     """Return the conversation that asks for a valid reply in place of an invalid one.
 
     Example:
@@ -82,7 +82,7 @@ def ask_again(asked: Conversation, reply: Message, problem: str) -> Conversation
         >>> again.messages[-1].role
         'user'
     """
-    return asked.with_message(Message("assistant", reply.content)).with_message(
+    return prompt.with_message(Message("assistant", reply.content)).with_message(
         Message("user", AGAIN.format(problem=problem))
     )
 
@@ -100,10 +100,10 @@ def read_verdict(reply: str, question: Question, answer: Message) -> Verdict:
     # Lines come first: JSON in a reply of lines may be a quote of the answer, and no verdict of the judge.
     lines = _read_lines(reply)
     fields = lines if "verdict" in lines else _read_json(reply)
-    found = {VERDICTS.get(text.casefold().strip(" \t.!*_\"'`")) for text in fields.get("verdict", [])}
-    if found not in ({True}, {False}):
+    verdicts = {VERDICTS.get(text.casefold().strip(" \t.!*_\"'`")) for text in fields.get("verdict", [])}
+    if verdicts not in ({True}, {False}):
         return Verdict(None, "it has no line 'VERDICT: right' or 'VERDICT: wrong', or both")
-    (is_right,) = found
+    (is_right,) = verdicts
     quote = " ".join(fields.get("quote", [])).strip()
     reason = " ".join(fields.get("reason", [])).strip()
     texts = [answer.content] if is_right else [answer.content, reference_of(question)]
@@ -157,9 +157,9 @@ def _read_lines(reply: str) -> dict[str, list[str]]:
 
 
 def _stands_in(quote: str, text: str) -> bool:
-    wanted, within = _fold(quote), _fold(text)
-    is_long_enough = len(wanted) >= min(MIN_QUOTE, len(within))
-    return bool(wanted) and is_long_enough and wanted in within
+    quoted, within = _fold(quote), _fold(text)
+    is_long_enough = len(quoted) >= min(MIN_QUOTE, len(within))
+    return bool(quoted) and is_long_enough and quoted in within
 
 
 def _fold(text: str) -> str:

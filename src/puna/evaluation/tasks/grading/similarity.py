@@ -1,4 +1,4 @@
-"""Reference and answer -> chrF, the share of character n-grams in common. A shown figure, never a pass.
+"""Reference and answer -> chrF, the share of character n-grams in common. A figure for reports, which decides no grade.
 
 Source: Popović (2015), "chrF: character n-gram F-score for automatic MT evaluation", WMT 2015, with n = 1 to 6 and
 beta = 2, white space left out, as sacrebleu computes it by default.
@@ -29,14 +29,14 @@ def chrf(reference: str, answer: str) -> float:
         >>> chrf("It costs 5 euros.", "It costs 5 euros.")
         1.0
     """
-    wanted, given = "".join(reference.split()), "".join(answer.split())
+    reference_text, answer_text = "".join(reference.split()), "".join(answer.split())
     precision = recall = 0.0
-    orders = range(1, min(MAX_N, len(wanted), len(given)) + 1)
+    orders = range(1, min(MAX_N, len(reference_text), len(answer_text)) + 1)
     for n in orders:
-        wanted_counts, given_counts = _ngrams(wanted, n), _ngrams(given, n)
-        num_common = (wanted_counts & given_counts).total()
-        precision += num_common / given_counts.total() / len(orders)
-        recall += num_common / wanted_counts.total() / len(orders)
+        reference_counts, answer_counts = _ngrams(reference_text, n), _ngrams(answer_text, n)
+        num_common = (reference_counts & answer_counts).total()
+        precision += num_common / answer_counts.total() / len(orders)
+        recall += num_common / reference_counts.total() / len(orders)
     total = BETA**2 * precision + recall
     return (1 + BETA**2) * precision * recall / total if total else 0.0
 

@@ -36,12 +36,12 @@ def _call_grade(reason: str, *, name: float = 0.0, arguments: float = 0.0) -> Gr
     return Grade(arguments, reason, {"name": name, "arguments": arguments})
 
 
-def _differences(expected: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    complaints = [f"lacks argument {key!r}" for key in expected if key not in given]
-    complaints += [f"has the unexpected argument {key!r}" for key in given if key not in expected]
+def _differences(expected: dict[str, Any], actual: dict[str, Any]) -> list[str]:
+    complaints = [f"lacks argument {key!r}" for key in expected if key not in actual]
+    complaints += [f"has the unexpected argument {key!r}" for key in actual if key not in expected]
     for key, value in expected.items():
-        if key in given and not _are_equal(value, given[key]):
-            complaints.append(f"argument {key!r} is {_shown(given[key])}, expected {_shown(value)}")
+        if key in actual and not _are_equal(value, actual[key]):
+            complaints.append(f"argument {key!r} is {_shown(actual[key])}, expected {_shown(value)}")
     return complaints
 
 

@@ -164,7 +164,7 @@ def require_runnable(adapter: Adapter, config: LlamaConfig) -> None:
             others = [key for part, key in parts.items() if part not in (DOWN, UP)]
             raise CheckpointError(
                 f"{adapter.path}: {(others or [*parts.values()])[0]!a}",
-                expected="lora_A and lora_B of the layers' matrices, which is what runs beside a base",
+                expected="only lora_A and lora_B of matrices in the layers, to run the adapter beside a base",
                 hint=MERGE_HINT,
             )
 
@@ -178,7 +178,7 @@ def require_trainable(adapter: Adapter, config: LlamaConfig) -> None:
             table = ", which is the embeddings' table in this base" if name == HEAD and config.tie_embeddings else ""
             raise CheckpointError(
                 f"{adapter.path}: {next(iter(parts.values()))!a}{table}",
-                expected="matrices beside those of the layers and of a head of its own, which is what is trained here",
+                expected="an adapter of matrices in the layers or of an untied head, to train the adapter further",
                 hint=f"{MERGE_HINT}, and training can start from that",
             )
 

@@ -200,7 +200,7 @@ def _lora_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(key, given, f"positive {expected}", scale_hint)
     init = raw.get("init_lora_weights")
     if init not in INITIALIZATIONS:
-        expected = "an initialization that leaves the base as it is: true, false, gaussian, eva, orthogonal or mica"
+        expected = "an initialization that keeps the base unchanged: true, false, gaussian, eva, orthogonal or mica"
         yield Problem("init_lora_weights", f"init_lora_weights = {init!a:.100}", expected, INITIALIZED_HINT)
     if raw.get("layers_to_transform") not in (None, []) and isinstance(raw.get("target_modules"), str):
         given = "layers_to_transform beside a regular expression in target_modules"

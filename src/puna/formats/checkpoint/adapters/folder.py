@@ -67,11 +67,13 @@ def checkpoint_at(path: Path) -> Path:
     base = base_of(path)
     if base is None:
         raise CheckpointError(
-            f"{path} is an adapter, and its base is not here", expected="the adapter and its base", hint=ADAPTER_HINT
+            f"{path} is an adapter, and its base is not here",
+            expected="the base model at the path in the adapter's settings or lineage",
+            hint=ADAPTER_HINT,
         )
     trained_beside = artifact.read_manifest(path).inputs.get("start") if artifact.is_artifact(path) else None
     if trained_beside and artifact.is_artifact(base) and artifact.content_hash(base) != trained_beside["hash"]:
         raise CheckpointError(
-            f"{path} is an adapter, and {base} is not what it was trained beside any more", expected="the same base"
+            f"adapter {path}: its base {base} has changed since the training", expected="the unchanged base"
         )
     return base

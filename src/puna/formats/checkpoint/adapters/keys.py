@@ -169,11 +169,11 @@ def find_parts(keys: Iterable[str], config: AdapterConfig, path: Path) -> dict[s
     if len(names := {parsed.adapter_name for parsed in parsed_keys.values() if parsed.adapter_name}) > 1:
         raise CheckpointError(
             f"{path} holds the adapters {', '.join(sorted(names))}",
-            expected="one adapter",
+            expected="a single adapter",
             hint="Save each adapter into a directory of its own: save_pretrained(..., selected_adapters=[NAME])",
         )
     if not parsed_keys:
-        raise CheckpointError(f"{path} holds no tensors", expected="an adapter's")
+        raise CheckpointError(f"{path} holds no tensors", expected="tensors of an adapter")
     # A tensor under its plain name is the module's own copy in modules_to_save; elsewhere it replaces the base's.
     copies = is_saved(config, sorted({parsed.name.removesuffix(".weight") for parsed in parsed_keys.values()}))
     parts: dict[str, dict[str, str]] = {}
@@ -184,7 +184,7 @@ def find_parts(keys: Iterable[str], config: AdapterConfig, path: Path) -> dict[s
         part = BASE_LAYER if is_plain and not is_copy else parsed.part
         known = parts.setdefault(parsed.name, {}).setdefault(part, key)
         if known != key and not _are_one(known, key):
-            raise CheckpointError(f"{path}: {known!a} and {key!a}", expected=f"one {part} of {parsed.name}")
+            raise CheckpointError(f"{path}: {known!a} and {key!a}", expected=f"a single {part} for {parsed.name}")
     return parts
 
 
@@ -198,13 +198,13 @@ def foreign_key(key: str, path: Path) -> CheckpointError:
     if spelling := find_spelling(key):
         return CheckpointError(
             f"{path}: tensor {key!a}: {spelling.name}",
-            expected="the names of a LoRA adapter in PEFT",
+            expected="tensor names of a LoRA adapter in PEFT",
             hint=spelling.hint,
         )
     return CheckpointError(
         f"{path}: tensor {key!a}",
-        expected=f"{PREFIX}model.layers.0.self_attn.q_proj.{DOWN} and its kind, as PEFT names them",
-        hint="The name is none that Puna knows: save the adapter with PEFT's save_pretrained",
+        expected=f"a name such as {PREFIX}model.layers.0.self_attn.q_proj.{DOWN}",
+        hint="The name is unknown: save the adapter with PEFT's save_pretrained",
     )
 
 

@@ -72,7 +72,7 @@ class Joined:
             if index % copies and not _is_same(view, views[index - 1]):
                 raise CheckpointError(
                     f"{self.shards[index].path}: {names.meta_name(name)} differs from the copy in the shard before",
-                    expected="equal copies of a tensor",
+                    expected="equal copies of the tensor in these shards",
                 )
         return views[::copies]
 
@@ -133,7 +133,9 @@ def _join(shards: Sequence[Shard], config: LlamaConfig) -> Joined:
     for shard in shards:
         for name in sorted(shard.tensors.keys() ^ expected):
             problem = "unexpected tensor" if name in shard.tensors else "no tensor"
-            raise CheckpointError(f"{shard.path}: {problem} {name!a:.200}", expected=f"what {PARAMS_NAME} describes")
+            raise CheckpointError(
+                f"{shard.path}: {problem} {name!a:.200}", expected=f"exactly the tensors that {PARAMS_NAME} implies"
+            )
     num_spanned = sum(position.num_spanned for shard in shards for position in shard.tensors.values())
     if config.num_parameters > num_spanned:
         raise CheckpointError(
@@ -156,7 +158,7 @@ def _find_join(shards: Sequence[Shard], config: LlamaConfig, name: str, shape: t
     given = " and ".join(sorted({f"{list(part.shape)} {part.dtype}" for part in positions}))
     raise CheckpointError(
         f"{shards[0].path.parent}: {names.meta_name(name)} has {given:.200} in {len(shards)} shards",
-        expected=f"parts of {list(shape)}",
+        expected=f"equal parts of a tensor of shape {list(shape)}",
     )
 
 

@@ -173,7 +173,7 @@ class Grammar:
             given = f"a message to be continued that does not match {self.param}"
             raise RequestError(given, expected=f"the beginning of an answer that {self.param} admits", param="messages")
         if start.is_stopped():
-            raise RequestError("a complete message to be continued", expected="a part of an answer", param="messages")
+            raise RequestError("a complete message to be continued", expected="an incomplete answer", param="messages")
         return Grammar(start, self.param, self.text, (*self.begun, *ids), notes=self.notes)
 
 

@@ -111,21 +111,21 @@ class _HeldIds:
     """Distinct ids of prompt and answer with counts in the answer: the only logits that penalties change."""
 
     def __init__(self, prompt: Sequence[int]):
-        self._place = {token: place for place, token in enumerate(dict.fromkeys(prompt))}
+        self._place = {token: slot for slot, token in enumerate(dict.fromkeys(prompt))}
         self._size = len(self._place)
         self._ids = np.fromiter(self._place, np.int64, self._size)
         self._counts = np.zeros(self._size, np.float32)
 
     def add(self, token: int) -> None:
-        place = self._place.setdefault(token, self._size)
-        if place == self._size:
+        slot = self._place.setdefault(token, self._size)
+        if slot == self._size:
             if self._size == len(self._ids):
                 room = self._size + 64
                 self._ids = np.concatenate([self._ids, np.zeros(room, np.int64)])
                 self._counts = np.concatenate([self._counts, np.zeros(room, np.float32)])
-            self._ids[place] = token
+            self._ids[slot] = token
             self._size += 1
-        self._counts[place] += 1
+        self._counts[slot] += 1
 
     def penalize(self, logits_V: torch.Tensor, params: SamplingParams) -> None:
         """Subtract from the logits in place."""

@@ -79,10 +79,10 @@ class Scheduler:
 
     def take_started(self) -> tuple[int, list[float]]:
         """Return cached prompt tokens and queue times of the requests started since the last call."""
-        taken = self._num_cached_tokens, list(self._queue_seconds)
+        started = self._num_cached_tokens, list(self._queue_seconds)
         self._num_cached_tokens = 0
         self._queue_seconds.clear()
-        return taken
+        return started
 
     def waiting(self) -> Iterable[Request]:
         return (request for queue in self._waiting.values() for request in queue)
@@ -119,13 +119,13 @@ class Scheduler:
             for request in decoding
             if (scheduled := self._allocate(request, min(request.num_uncomputed, BUSY_TOKENS)))
         ]
-        left = BUSY_TOKENS if batch else IDLE_TOKENS
+        budget = BUSY_TOKENS if batch else IDLE_TOKENS
         reading, planned = [each for each in self.running if not each.is_decoding], Counter[str]()
-        while left > 0 and (request := self._next_prompt(reading, planned)) is not None:
-            if scheduled := self._allocate(request, min(request.num_uncomputed, left)):
+        while budget > 0 and (request := self._next_prompt(reading, planned)) is not None:
+            if scheduled := self._allocate(request, min(request.num_uncomputed, budget)):
                 batch.append(scheduled)
                 planned[request.tenant] += scheduled.num_tokens
-                left -= scheduled.num_tokens
+                budget -= scheduled.num_tokens
             # NOTE: filter here, since a preempted request can be admitted and scheduled again within this loop.
             batch = [scheduled for scheduled in batch if scheduled.request.state is State.RUNNING]
         batch = [scheduled for scheduled in batch if scheduled.request.state is State.RUNNING]
@@ -182,10 +182,10 @@ class Scheduler:
         for tenant in sorted(
             tenants, key=lambda name: (self._served_tokens[name] + planned[name], num_running[name], name)
         ):
-            if own := next((request for request in reading if request.tenant == tenant), None):
-                reading.remove(own)
-                if own.state is State.RUNNING:
-                    return own
+            if running := next((request for request in reading if request.tenant == tenant), None):
+                reading.remove(running)
+                if running.state is State.RUNNING:
+                    return running
             queue = self._waiting.get(tenant)
             if not (may_admit and queue):
                 continue
@@ -210,9 +210,9 @@ class Scheduler:
         """Whether pages, batch and adapter memory suffice for a waiting request; holds the adapter if so."""
         if len(self.running) >= self.max_batch:
             return False
-        kept = sum(self.pool.is_cached(page) for page in shared)
+        num_cached = sum(self.pool.is_cached(page) for page in shared)
         needed = num_pages_for(len(request.tokens)) - len(shared)
-        if needed + kept + self._num_promised() > self.pool.num_available:
+        if needed + num_cached + self._num_promised() > self.pool.num_available:
             return False
         return not request.adapter or bool(self.adapters and self.adapters.hold(request.adapter))
 

@@ -60,25 +60,25 @@ class ModelDrafter:
         draws = [request.sampling.next_uniforms(limit) for request, limit in zip(requests, limits, strict=True)]
         certainty = [1.0] * len(requests)
         for depth in range(max(limits, default=0)):
-            places = [
-                place
-                for place, (request, limit) in enumerate(zip(requests, limits, strict=True))
+            active = [
+                index
+                for index, (request, limit) in enumerate(zip(requests, limits, strict=True))
                 if depth < limit
-                and len(drafts[place]) == depth
-                and certainty[place] >= LEAST_CERTAINTY
-                and self._make_room(states[place], len(request.tokens) + depth)
+                and len(drafts[index]) == depth
+                and certainty[index] >= LEAST_CERTAINTY
+                and self._make_room(states[index], len(request.tokens) + depth)
             ]
-            if not places:
+            if not active:
                 break
-            pending = [[*requests[at].tokens, *drafts[at]][len(states[at].tokens) :] for at in places]
-            logits_BV = self._forward([states[at] for at in places], pending)
-            for at in places:
-                states[at].sampling.uniform = draws[at][depth]
-            tokens = sample(logits_BV, [states[at].sampling for at in places])
-            for at, token, share in zip(places, tokens, _probabilities(logits_BV, tokens), strict=True):
-                drafts[at].append(token)
-                if states[at].sampling.is_greedy:
-                    certainty[at] *= share
+            pending = [[*requests[index].tokens, *drafts[index]][len(states[index].tokens) :] for index in active]
+            logits_BV = self._forward([states[index] for index in active], pending)
+            for index in active:
+                states[index].sampling.uniform = draws[index][depth]
+            tokens = sample(logits_BV, [states[index].sampling for index in active])
+            for index, token, share in zip(active, tokens, _probabilities(logits_BV, tokens), strict=True):
+                drafts[index].append(token)
+                if states[index].sampling.is_greedy:
+                    certainty[index] *= share
         return drafts
 
     def release(self, request: Request) -> None:

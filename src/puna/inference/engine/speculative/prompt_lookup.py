@@ -37,15 +37,15 @@ class PromptLookup:
 
     def propose(self, requests: Sequence[Request], limits: Sequence[int]) -> list[list[int]]:
         """Return the tokens after the last occurrence of each request's final n-gram."""
-        return [self._guess(request, limit) for request, limit in zip(requests, limits, strict=True)]
+        return [self._draft(request, limit) for request, limit in zip(requests, limits, strict=True)]
 
     def release(self, request: Request) -> None:
         """Free the index of a request."""
         self._grams.pop(request.id, None)
 
-    def _guess(self, request: Request, limit: int) -> list[int]:
+    def _draft(self, request: Request, limit: int) -> list[int]:
         grams, tokens = self._grams.setdefault(request.id, _Grams()), request.tokens
         grams.index(tokens)
-        places = (grams.follower.get(tuple(tokens[-length:])) for length in GRAM_LENGTHS)
-        at = next((place for place in places if place is not None), None)
+        positions = (grams.follower.get(tuple(tokens[-length:])) for length in GRAM_LENGTHS)
+        at = next((position for position in positions if position is not None), None)
         return [] if at is None else tokens[at : at + limit]

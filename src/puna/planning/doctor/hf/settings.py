@@ -113,9 +113,10 @@ def check_rope(config: LlamaConfig, where: str, remedy: str, report: Report) -> 
     name, expected = published
     if scaling != expected.rope_scaling or config.rope_theta != expected.rope_theta:
         assert expected.rope_scaling
-        ours = f"factor {scaling.factor:g} from {scaling.original_max_context:,} on base {config.rope_theta:,.0f}"
-        theirs = expected.rope_scaling.factor
-        what = f"RoPE stretched by {ours}; expected factor {theirs:g} from 8,192 on base 500,000, as the {name} has"
+        stretch = f"factor {scaling.factor:g} from {scaling.original_max_context:,} on base {config.rope_theta:,.0f}"
+        published_factor = expected.rope_scaling.factor
+        expectation = f"factor {published_factor:g} from 8,192 on base 500,000, as the {name} has"
+        what = f"RoPE stretched by {stretch}; expected {expectation}"
         report.add("rope-odd", where, what, remedy)
 
 
@@ -131,14 +132,14 @@ def _published_like(config: LlamaConfig) -> tuple[str, LlamaConfig] | None:
 
 def check_dtype(opened: Opened) -> None:
     """Compare the dtype of config.json with the dtype of the stored weights."""
-    said = text_dtype(opened.json[CONFIG])
+    stated = text_dtype(opened.json[CONFIG])
     floats = [STORED_NAMES[stored.dtype] for stored in opened.layout.values() if stored.dtype in STORED_NAMES]
-    if not said or not floats or opened.quantization:
+    if not stated or not floats or opened.quantization:
         return
     most = max(set(floats), key=floats.count)
-    if said != most:
+    if stated != most:
         remedy = f"Write {most} into config.json: programs load in the dtype that it names, and round or waste memory"
         report = opened.report
         report.add(
-            "dtype-differs", CONFIG, f"{said!a:.60} in config.json, {most} in the files; expected the same", remedy
+            "dtype-differs", CONFIG, f"{stated!a:.60} in config.json, {most} in the files; expected the same", remedy
         )

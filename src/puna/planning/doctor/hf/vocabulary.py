@@ -52,7 +52,7 @@ def _read_checked(path: Path, *, is_json: bool) -> Any:
     """
     size = path.stat().st_size
     if size > MAX_TOKENIZER_BYTES:
-        raise CheckpointError(f"{path} has {size:,} bytes", expected=f"a file of at most {MAX_TOKENIZER_BYTES:,}")
+        raise CheckpointError(f"{path} has {size:,} bytes", expected=f"at most {MAX_TOKENIZER_BYTES:,} bytes")
     try:
         return json.loads(path.read_bytes()) if is_json else {}
     except (ValueError, RecursionError) as error:
@@ -136,12 +136,12 @@ def check_sizes(opened: Opened) -> None:
     """Compare the sizes of tokenizer, config.json and embeddings."""
     embeddings = opened.layout.get("model.embed_tokens.weight")
     rows = embeddings.shape[0] if embeddings and len(embeddings.shape) == 2 else None
-    said = opened.config.vocab_size if opened.config else None
+    stated_rows = opened.config.vocab_size if opened.config else None
     report = opened.report
-    if rows is not None and said is not None and rows != said:
-        what = f"vocab_size = {said:,}, but the embeddings have {rows:,} rows; expected the same"
+    if rows is not None and stated_rows is not None and rows != stated_rows:
+        what = f"vocab_size = {stated_rows:,}, but the embeddings have {rows:,} rows; expected the same"
         report.add("vocab-differs", CONFIG, what, f"Write vocab_size = {rows} if the weights are whole")
-    size = rows if rows is not None else said
+    size = rows if rows is not None else stated_rows
     if size is None or opened.tokenizer is None:
         return
     beyond = opened.tokenizer.vocab_size - size

@@ -38,7 +38,7 @@ class SampledDataset(Dataset):
         return self._rows[index % len(self._rows)]
 
     def location(self, index: int) -> str:
-        return f"row {index + 1}, before it is made"
+        return f"row {index + 1} of a pending dataset"
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """Return all indices in ascending order, for every seed and epoch."""

@@ -64,23 +64,23 @@ class CrossTokenizer(TextObjective):
         assert isinstance(row, Document | Conversation)
         if isinstance(row, Conversation) and self.has_fresh_identifiers:
             row = fresh_identifiers(row, source)
-        own, theirs = (
+        student, teacher = (
             encode_example(row, chat, is_every_token=self.reads_every_token) for chat in (self.chat, self.teacher_chat)
         )
-        known_N = self.knows(Item(row, theirs.ids, theirs.mask))
-        return [Example(own.ids, own.mask, self._columns(own, theirs, known_N))]
+        known_N = self.knows(Item(row, teacher.ids, teacher.mask))
+        return [Example(student.ids, student.mask, self._columns(student, teacher, known_N))]
 
-    def _columns(self, own: Example, theirs: Example, known_N: np.ndarray) -> dict[str, torch.Tensor]:
+    def _columns(self, student: Example, teacher: Example, known_N: np.ndarray) -> dict[str, torch.Tensor]:
         spans = align(*(
             [chat.tokenizer.decode_bytes([token]) for token in example.ids]
-            for chat, example in ((self.chat, own), (self.teacher_chat, theirs))
+            for chat, example in ((self.chat, student), (self.teacher_chat, teacher))
         ))  # fmt: skip
-        span_N, log_N = torch.full((len(own.ids),), -1), torch.zeros(len(own.ids))
+        span_N, log_N = torch.full((len(student.ids),), -1), torch.zeros(len(student.ids))
         num_spans = 0
         for span in spans:
-            known = known_N[span.other_first : span.other_end].sum()
-            if span.first and all(own.mask[span.first : span.end]) and not np.isnan(known):
-                span_N[span.first : span.end], log_N[span.first : span.end] = num_spans, float(known)
+            log_probability = known_N[span.other_first : span.other_end].sum()
+            if span.first and all(student.mask[span.first : span.end]) and not np.isnan(log_probability):
+                span_N[span.first : span.end], log_N[span.first : span.end] = num_spans, float(log_probability)
                 num_spans += 1
         return {SPAN: span_N, KNOWN: log_N}
 
@@ -129,18 +129,18 @@ def live_knowledge(teacher: Teacher) -> Knows:
 
 def stored_knowledge(labels: Dataset) -> Knows:
     """Return a function that looks up log-probabilities in stored labels by the teacher's tokens."""
-    places = {_row(labels, index).ids_T.tobytes(): index for index in range(len(labels))}
+    indices = {_row(labels, index).ids_T.tobytes(): index for index in range(len(labels))}
 
-    def known(item: Item) -> np.ndarray:
-        place = places.get(np.asarray(item.ids, np.int32).tobytes())
-        if place is None:
+    def look_up(item: Item) -> np.ndarray:
+        index = indices.get(np.asarray(item.ids, np.int32).tobytes())
+        if index is None:
             raise DataError("a row without a label", expected="the rows of the label artifact")
-        row = _row(labels, place)
+        row = _row(labels, index)
         known_N = np.full(len(item.ids), np.nan)
         known_N[np.flatnonzero(row.mask_T[1:]) + 1] = row.chosen_N
         return known_N
 
-    return known
+    return look_up
 
 
 def _row(labels: Dataset, index: int) -> LabelledRow:

@@ -48,17 +48,17 @@ class StoredLabels(TextObjective):
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
         """Return the summed losses and entropies of one chunk of targets."""
         top_CK, targets_C, is_softened = rows["top"].float(), rows["targets"], self.temperature != 1
-        told_CV = trim_padded_vocabulary(logits_CV, self.chat.tokenizer)
-        is_whole = told_CV.shape == logits_CV.shape and not self.chat.tokenizer.unused_ids
-        softened_CV = told_CV / self.temperature if is_softened else told_CV
+        trimmed_CV = trim_padded_vocabulary(logits_CV, self.chat.tokenizer)
+        is_whole = trimmed_CV.shape == logits_CV.shape and not self.chat.tokenizer.unused_ids
+        softened_CV = trimmed_CV / self.temperature if is_softened else trimmed_CV
         student = buckets(softened_CV, rows["top_ids"].long(), top_CK.isfinite(), targets_C)
         teacher_CN = teacher_buckets(top_CK, rows["tail"].float())
         divergence = self.divergence.between(teacher_CN, student.log_CN)
         is_shared = is_whole and not is_softened  # one pass over the logits serves both losses
         token_loss = -student.target_C.sum() if is_shared else F.cross_entropy(logits_CV, targets_C, reduction="sum")
         loss = self.teacher_weight * self.temperature**2 * divergence + (1 - self.teacher_weight) * token_loss
-        told = {"loss": loss, "kl_loss": divergence, "token_loss": token_loss, "entropy": entropy_sum(told_CV)}
-        return told | self.label_sums(teacher_CN, rows["chosen"].float())
+        sums = {"loss": loss, "kl_loss": divergence, "token_loss": token_loss, "entropy": entropy_sum(trimmed_CV)}
+        return sums | self.label_sums(teacher_CN, rows["chosen"].float())
 
     def label_sums(self, teacher_CN: torch.Tensor, chosen_C: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return metrics of the teacher; its entropy is a lower bound, since all other tokens count as one outcome."""

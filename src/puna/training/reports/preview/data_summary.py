@@ -57,7 +57,7 @@ class PlannedBatch:
 
 
 @dataclass(frozen=True)
-class Survey:
+class DataSummary:
     """Data summary of a run.
 
     Attributes:
@@ -68,7 +68,7 @@ class Survey:
         batch: Largest batch of the sampled rows.
         batches: All batches of the sampled rows.
 
-    Example: see `survey`.
+    Example: see `summarize`.
     """
 
     num_rows: int
@@ -101,11 +101,13 @@ class Survey:
         return [(2**width // 2, 2**width - 1, widths.count(width)) for width in ranges]
 
 
-def survey(packer: Packer, tokenizer: Tokenizer, *, steps: int | None, epochs: float | None, accumulate: int) -> Survey:
+def summarize(
+    packer: Packer, tokenizer: Tokenizer, *, steps: int | None, epochs: float | None, accumulate: int
+) -> DataSummary:
     """Summarize the first rows of a run.
 
     Example:
-        >>> survey(packer, tokenizer, steps=100, epochs=None, accumulate=1).num_trained
+        >>> summarize(packer, tokenizer, steps=100, epochs=None, accumulate=1).num_trained
     """
     lengths, trained, fitting, shown = list[int](), list[int](), list[Sequence[Example]](), list[ShownExample]()
     num_looked_at = num_too_long = 0
@@ -128,7 +130,7 @@ def survey(packer: Packer, tokenizer: Tokenizer, *, steps: int | None, epochs: f
     batches_an_epoch = len(batches) * num_rows / max(1, num_looked_at)
     tokens_a_batch = sum(batch.num_tokens for batch in batches) / len(batches)
     num_batches = steps * accumulate if steps is not None else (epochs or 0) * batches_an_epoch
-    return Survey(
+    return DataSummary(
         num_rows,
         num_looked_at,
         tuple(lengths),
@@ -166,9 +168,9 @@ def _parts(packer: Packer, examples: Sequence[Example], room: int) -> Iterator[t
     (example,) = examples
     start = 0
     while start < example.num_read:
-        taken = min(example.num_read - start, packer.context, room or packer.batch_tokens)
-        yield [taken], sum(example.mask[start + 1 : start + taken + 1])
-        start, room = start + taken, (room or packer.batch_tokens) - taken
+        num_tokens = min(example.num_read - start, packer.context, room or packer.batch_tokens)
+        yield [num_tokens], sum(example.mask[start + 1 : start + num_tokens + 1])
+        start, room = start + num_tokens, (room or packer.batch_tokens) - num_tokens
 
 
 def pieces_of(example: Example, tokenizer: Tokenizer) -> Iterator[Piece]:

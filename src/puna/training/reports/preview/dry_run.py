@@ -39,7 +39,7 @@ from puna.training.loop.defaults import BATCH_TOKENS, PIECE_CONTEXT, Choice, Row
 from puna.training.loop.start import recompute_blocks, size_of
 from puna.training.objectives.losses import Rows, summed_over_tokens
 from puna.training.objectives.objective import Objective
-from puna.training.reports.preview.data_summary import Survey, survey
+from puna.training.reports.preview.data_summary import DataSummary, summarize
 from puna.training.reports.preview.estimate import describe_training, time_optimizer
 from puna.training.settings import TrainConfig
 
@@ -80,20 +80,22 @@ def estimate_training(
     chosen = choice.config
     sizes = {"batch_tokens": chosen.max_batch_tokens, "context": chosen.max_example_tokens}
     packer = Packer(dataset, objective.encode, **sizes, **kinds)
-    found = survey(packer, tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.grad_accumulation)
-    if not found.num_trained or not found.batch.lengths:
+    summary = summarize(
+        packer, tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.grad_accumulation
+    )
+    if not summary.num_trained or not summary.batch.lengths:
         expected = f"rows of at most {chosen.max_example_tokens:,} tokens in which the assistant speaks"
         raise DataError(f"nothing of {len(dataset):,} rows would be trained", expected=expected)
-    training = _training(chosen, found)
+    training = _training(chosen, summary)
     machine = Machine(Device("here", machine_memory(), None, None, None, is_cpu=True), 1)
     plan = plan_training(widths, training, machine)
     peak = PROCESS_BYTES + COMPILED_BYTES + plan.peak_bytes + extra_bytes
-    misfits = [*_misfits(chosen, found, lengths, widths), *_memory_misfit(peak)]
-    seconds = _seconds(chosen, found, widths, plan.trained_parameters, extra_seconds)
+    misfits = [*_misfits(chosen, summary, lengths, widths), *_memory_misfit(peak)]
+    seconds = _seconds(chosen, summary, widths, plan.trained_parameters, extra_seconds)
     where = start or config.tokenizer
     assert where is not None, "a config has one of the two"
     where = tokenizer_path(known, where)
-    return Estimate(seconds, peak, Sketch(widths, where), tuple(misfits), _note(choice, found))
+    return Estimate(seconds, peak, Sketch(widths, where), tuple(misfits), _note(choice, summary))
 
 
 def starting_tokenizer(config: TrainConfig, known: Known) -> Tokenizer:
@@ -103,30 +105,30 @@ def starting_tokenizer(config: TrainConfig, known: Known) -> Tokenizer:
     return tokenizer_of(known, path)
 
 
-def _training(config: TrainConfig, found: Survey) -> Training:
+def _training(config: TrainConfig, summary: DataSummary) -> Training:
     """Describe the largest batch in the terms of `puna plan`."""
     adapter = config.adapter
     chosen = set(adapter.targets) if adapter else set[str]()
     targets = [part for part in ADAPTED if "all" in chosen or part.split(".")[1] in chosen]
-    return describe_training(config, found, adapter.rank if adapter else None, targets)
+    return describe_training(config, summary, adapter.rank if adapter else None, targets)
 
 
 def _seconds(
     config: TrainConfig,
-    found: Survey,
+    summary: DataSummary,
     widths: LlamaConfig,
     num_trained: int,
     extra_seconds: Callable[[Lengths], float],
 ) -> float:
     """Return the seconds of the whole stage: batches, optimizer, preview, validation and writing the weights."""
-    lengths = found.batch.lengths
-    share = round(found.batch.num_trained / found.batch.num_tokens, 1)
+    lengths = summary.batch.lengths
+    share = round(summary.batch.num_trained / summary.batch.num_tokens, 1)
     rank = config.adapter.rank if config.adapter else 0
     batch = _batch_seconds(widths, lengths, share, config.precision, rank, config.checkpoint_activations)
     batch += extra_seconds(lengths)
-    num_batches = found.tokens / found.batch.num_tokens + EXTRA_BATCHES
+    num_batches = summary.tokens / summary.batch.num_tokens + EXTRA_BATCHES
     num_batches += VALIDATION_BATCHES if config.validation else 0
-    optimizer = found.steps * num_trained * time_optimizer(config.optim, choose_device(config.parallel.device))
+    optimizer = summary.steps * num_trained * time_optimizer(config.optim, choose_device(config.parallel.device))
     return STAGE_SECONDS + num_batches * batch + optimizer + weight_seconds(widths, 2)
 
 
@@ -159,23 +161,23 @@ def _loss(logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
     return {"loss": F.cross_entropy(logits_CV, rows["targets"], reduction="sum")}
 
 
-def _note(choice: Choice[TrainConfig], found: Survey) -> str:
+def _note(choice: Choice[TrainConfig], summary: DataSummary) -> str:
     chosen = ", ".join(f"{name} = {value:,}" for name, value in choice.values.items())
-    return f"{found.steps:,} steps, {found.tokens:,} tokens" + (f"; chosen: {chosen}" if chosen else "")
+    return f"{summary.steps:,} steps, {summary.tokens:,} tokens" + (f"; chosen: {chosen}" if chosen else "")
 
 
-def _misfits(config: TrainConfig, found: Survey, lengths: RowLengths, widths: LlamaConfig) -> Iterator[str]:
+def _misfits(config: TrainConfig, summary: DataSummary, lengths: RowLengths, widths: LlamaConfig) -> Iterator[str]:
     """Describe settings that do not fit the data, and the change to make."""
-    warmup, steps = config.optim.num_warmup_steps, found.steps
+    warmup, steps = config.optim.num_warmup_steps, summary.steps
     if config.max_example_tokens > widths.max_context:
         yield f"max_length = {config.max_example_tokens:,}: the model reads at most {widths.max_context:,} tokens"
     if warmup > MOST_WARMUP * steps:
         part = "all" if warmup >= steps else f"{warmup / steps:.0%}"
         yield f"optim.warmup_steps = {warmup:,}: {part} of the {steps:,} steps; leave it out for a tenth"
-    share = found.num_too_long / max(1, found.num_looked_at)
+    share = summary.num_too_long / max(1, summary.num_looked_at)
     if share > MOST_TOO_LONG:
         longest = f"99.5 % have at most {lengths.context:,} tokens"
-        skipped = f"{share:.0%} of the rows are longer and are passed over"
+        skipped = f"{share:.0%} of the rows are longer and are skipped"
         yield f"max_length = {config.max_length:,}: {skipped}; {longest}"
     batches = lengths.batches_an_epoch(config.max_example_tokens, config.max_batch_tokens)
     if batches <= 1:

@@ -21,7 +21,7 @@ from puna.planning.plan.training import TrainingPlan, plan_training
 from puna.training.loop.loop import run_batches
 from puna.training.loop.training import Training
 from puna.training.objectives.objective import Objective
-from puna.training.reports.preview.data_summary import Survey
+from puna.training.reports.preview.data_summary import DataSummary
 from puna.training.reports.preview.onednn_kernels import KERNEL_BYTES, compiled_products, compiles_products
 from puna.training.reports.preview.process_memory import forget_peak, held_bytes, peak_bytes
 from puna.training.settings import Optim, TrainConfig
@@ -32,7 +32,7 @@ OPTIMIZER_SAMPLE = 2**22
 
 
 @dataclass(frozen=True)
-class Forecast:
+class RunEstimate:
     """Estimated memory and time of a run.
 
     Gradients, rounded weights, activations and logits are not all in memory at the same time.
@@ -43,7 +43,7 @@ class Forecast:
         kernel_bytes: Kernels that oneDNN compiles for batches of other shapes than the first.
         peak_bytes: Peak memory of the process: held_bytes + moments_bytes + batch_bytes + kernel_bytes.
 
-    Example: see `forecast`.
+    Example: see `estimate_run`.
     """
 
     trained_parameters: int
@@ -62,43 +62,43 @@ class Forecast:
     seconds: float
 
 
-def forecast(run: Training, found: Survey, batch: Batch) -> Forecast:
+def estimate_run(run: Training, summary: DataSummary, batch: Batch) -> RunEstimate:
     """Estimate time and memory of a run from its first batch; leaves no gradient behind.
 
     Example:
-        >>> forecast(training, found, batch).peak_bytes
+        >>> estimate_run(training, summary, batch).peak_bytes
     """
     config, model = run.config, run.model
-    training, device = training_of(config, model, run.objective, found), model.device
-    made = _planned(model, training)
+    training, device = training_of(config, model, run.objective, summary), model.device
+    plan = _planned(model, training)
     held_bytes(device)  # freed memory returns to the system, so that the growth by the batch is visible
     is_measured = forget_peak(device)
-    seconds = _time_batch(run, batch, made.flops_per_token * len(batch.tokens_T))
+    seconds = _time_batch(run, batch, plan.flops_per_token * len(batch.tokens_T))
     most = peak_bytes(device) if is_measured else None
-    step = time_optimizer(config.optim, device) * made.trained_parameters
-    tokens_a_step = max(1.0, found.tokens / max(1, found.steps))
+    step = time_optimizer(config.optim, device) * plan.trained_parameters
+    tokens_a_step = max(1.0, summary.tokens / max(1, summary.steps))
     step += seconds * tokens_a_step / len(batch.tokens_T)
     held = held_bytes(device)
     first = replace(training, lengths=batch.lengths, batch_tokens=len(batch.tokens_T), trained_tokens=_trained(batch))
-    taken = None if most is None or held is None else max(0, most - held)
-    batch_bytes = _batch_bytes(model, training, first, taken)
-    kernels = KERNEL_BYTES * _num_new_kernels(model, training, batch, found) if compiles_products(device) else 0
-    on_top = made.moments_bytes + batch_bytes + kernels
-    return Forecast(
+    measured = None if most is None or held is None else max(0, most - held)
+    batch_bytes = _batch_bytes(model, training, first, measured)
+    kernels = KERNEL_BYTES * _num_new_kernels(model, training, batch, summary) if compiles_products(device) else 0
+    on_top = plan.moments_bytes + batch_bytes + kernels
+    return RunEstimate(
         trained_parameters=sum(each.numel() for each in model.parameters() if each.requires_grad),
         parameters=model.config.num_parameters,
         weights_bytes=sum(tensor.nbytes for tensor in model.state_dict().values()),
         held_bytes=held,
-        moments_bytes=made.moments_bytes,
-        gradients_bytes=made.gradients_bytes,
-        rounded_weights_bytes=made.rounded_weights_bytes,
-        activations_bytes=made.activations_bytes,
-        logits_bytes=made.logits_bytes,
+        moments_bytes=plan.moments_bytes,
+        gradients_bytes=plan.gradients_bytes,
+        rounded_weights_bytes=plan.rounded_weights_bytes,
+        activations_bytes=plan.activations_bytes,
+        logits_bytes=plan.logits_bytes,
         batch_bytes=batch_bytes,
         kernel_bytes=kernels,
         peak_bytes=None if held is None else held + on_top,
         tokens_per_second=tokens_a_step / step,
-        seconds=step * found.steps,
+        seconds=step * summary.steps,
     )
 
 
@@ -107,16 +107,16 @@ def _planned(model: Llama, training: PlannedTraining) -> TrainingPlan:
     return plan_training(model.config, training, Machine(device, 1))
 
 
-def _batch_bytes(model: Llama, training: PlannedTraining, first: PlannedTraining, taken: int | None) -> int:
+def _batch_bytes(model: Llama, training: PlannedTraining, first: PlannedTraining, measured: int | None) -> int:
     """Return the memory of a step beside weights and moments: arithmetic, corrected by the measured `first` batch."""
     largest, one = (_planned(model, each) for each in (training, replace(first, accumulate=1)))
     computed, computed_first = (each.peak_bytes - each.weights_bytes - each.moments_bytes for each in (largest, one))
-    return computed if taken is None else round(computed * max(1.0, taken / computed_first))
+    return computed if measured is None else round(computed * max(1.0, measured / computed_first))
 
 
-def _num_new_kernels(model: Llama, training: PlannedTraining, batch: Batch, found: Survey) -> int:
+def _num_new_kernels(model: Llama, training: PlannedTraining, batch: Batch, summary: DataSummary) -> int:
     """Count the matrix products of the run's batches that the first batch did not compile."""
-    shapes = [(each.lengths, each.num_trained) for each in found.batches]
+    shapes = [(each.lengths, each.num_trained) for each in summary.batches]
     known = compiled_products(model.config, training, [(batch.lengths, _trained(batch))])
     return len(compiled_products(model.config, training, shapes) - known)
 
@@ -125,35 +125,37 @@ def _trained(batch: Batch) -> int:
     return int(batch.trained_T.sum())
 
 
-def training_of(config: TrainConfig, model: Llama, objective: Objective, found: Survey) -> PlannedTraining:
+def training_of(config: TrainConfig, model: Llama, objective: Objective, summary: DataSummary) -> PlannedTraining:
     """Describe the largest batch of a run and the trained parameters in the terms of `puna plan`."""
     adapted = adapted_modules(model)
     parts = {path.split(".", 2)[2] for path in adapted if path.startswith("layers.")}
     rank = max(module.down_RI.shape[0] for module in adapted.values()) if adapted else None
-    training = describe_training(config, found, rank, [part for part in ADAPTED if part in parts])
+    training = describe_training(config, summary, rank, [part for part in ADAPTED if part in parts])
     return replace(training, values_per_logit=objective.bytes_per_logit // FLOAT_BYTES["float32"])
 
 
-def describe_training(config: TrainConfig, found: Survey, rank: int | None, targets: list[str]) -> PlannedTraining:
+def describe_training(
+    config: TrainConfig, summary: DataSummary, rank: int | None, targets: list[str]
+) -> PlannedTraining:
     """Describe the largest batch of a run in the terms of `puna plan`.
 
     Args:
         config: Settings of the run.
-        found: Data summary of the run.
+        summary: Data summary of the run.
         rank: Rank of the adapter; None where all weights are trained.
         targets: Matrices of a layer with an adapter, such as "attention.q_proj".
     """
     return PlannedTraining(
-        tokens=found.tokens,
-        context=max(found.batch.lengths, default=config.max_example_tokens),
-        batch_tokens=found.batch.num_tokens,
+        tokens=summary.tokens,
+        context=max(summary.batch.lengths, default=config.max_example_tokens),
+        batch_tokens=summary.batch.num_tokens,
         accumulate=config.grad_accumulation,
         precision=config.precision,
         lora_rank=rank,
         targets=targets,
         checkpoint_activations=config.checkpoint_activations,
-        lengths=found.batch.lengths,
-        trained_tokens=found.batch.num_trained,
+        lengths=summary.batch.lengths,
+        trained_tokens=summary.batch.num_trained,
     )
 
 
@@ -193,7 +195,7 @@ def _wait(device: torch.device) -> None:
 class Outcome:
     """Measured memory and time of a run; None without a measurement.
 
-    Example: see `outcome`.
+    Example: see `measured_outcome`.
     """
 
     peak_bytes: int | None
@@ -201,7 +203,7 @@ class Outcome:
     seconds: float | None
 
 
-def outcome(rows: list[dict[str, float]], peak: int | None) -> Outcome:
+def measured_outcome(rows: list[dict[str, float]], peak: int | None) -> Outcome:
     """Return the total time of all steps from the rows of metrics, without pauses and saving."""
     seconds = tokens = 0.0
     for before, row in zip([{"tokens": 0}, *rows], rows, strict=False):

@@ -36,14 +36,14 @@ def compiled_products(widths: LlamaConfig, training: Training, batches: Iterable
     """
     if training.precision == "float32":
         return set()  # the BLAS library computes float32 products and compiles no kernel
-    found: set[Product] = set()
+    products: set[Product] = set()
     for lengths, num_trained in batches:
         padded = -(-sum(lengths) // TOKENS_STEP) * TOKENS_STEP
         missing = padded - sum(lengths)
-        found |= set(_layer_products(widths, training, padded))
-        found |= set(_attention_products(widths, (*lengths, missing) if missing else lengths))
-        found |= set(_head_products(widths, training, num_trained))
-    return found
+        products |= set(_layer_products(widths, training, padded))
+        products |= set(_attention_products(widths, (*lengths, missing) if missing else lengths))
+        products |= set(_head_products(widths, training, num_trained))
+    return products
 
 
 def _layer_products(widths: LlamaConfig, training: Training, num_rows: int) -> Iterator[Product]:

@@ -11,13 +11,13 @@ from puna.pipeline.errors import DataError
 from puna.pipeline.storage.journal import Journal
 from puna.training.loop.observer import Observer
 from puna.training.loop.training import Training
-from puna.training.reports.preview.data_summary import Piece, PlannedBatch, ShownExample, Survey, survey
-from puna.training.reports.preview.estimate import Forecast, forecast, outcome
+from puna.training.reports.preview.data_summary import DataSummary, Piece, PlannedBatch, ShownExample, summarize
+from puna.training.reports.preview.estimate import RunEstimate, estimate_run, measured_outcome
 from puna.training.reports.preview.process_memory import forget_peak, peak_bytes
 from puna.training.reports.preview.render import (
     as_json,
     data_lines,
-    forecast_lines,
+    estimate_lines,
     histogram_lines,
     markdown,
     outcome_lines,
@@ -25,14 +25,14 @@ from puna.training.reports.preview.render import (
 )
 
 PAGE, DATA = "preview.md", "preview.json"
-_FORECAST_NAMES = {field.name for field in fields(Forecast)}
+_ESTIMATE_FIELDS = {field.name for field in fields(RunEstimate)}
 
 
-class BeforeAndAhead(NamedTuple):
-    """Data summary and estimate of a run, both made before the first step."""
+class Expectation(NamedTuple):
+    """Data summary and estimate of a run before the first step."""
 
-    found: Survey
-    made: Forecast
+    summary: DataSummary
+    estimate: RunEstimate
 
 
 class Preview(Observer):
@@ -41,73 +41,73 @@ class Preview(Observer):
     Writes preview.md and preview.json into the run directory, run_preview.md and run_preview.json into the artifact.
     No weight changes. A resumed run keeps its first preview.
 
-    Example: `puna sft --preview-only` prints it and stops there.
+    Example: `puna sft --preview-only` prints the preview and stops before the first step.
     """
 
     def __init__(self) -> None:
-        self._made: BeforeAndAhead | None = None
+        self._expected: Expectation | None = None
 
     def begin(self, training: Training) -> None:
-        """Show what the run will train on and take.
+        """Show the training data, memory and time of the run.
 
         Raises:
-            DataError: Nothing would be trained.
+            DataError: No token would be trained.
         """
         run = training.run
         journal = run.journal("preview")
         earlier = _read(journal.records[-1]) if journal.records and not run.is_preview else None
-        self._made = earlier or _look_ahead(training, journal)
+        self._expected = earlier or _estimate(training, journal)
         forget_peak(training.model.device)
 
     def end(self, training: Training) -> None:
         """Compare the estimate with the measured time and memory, in the log and in the artifact."""
         run = training.run
-        assert self._made is not None, "begin comes before end"
-        taken = outcome(run.read_metrics(), peak_bytes(training.model.device))
-        for line in outcome_lines(self._made.made, taken):
+        assert self._expected is not None, "begin comes before end"
+        measured = measured_outcome(run.read_metrics(), peak_bytes(training.model.device))
+        for line in outcome_lines(self._expected.estimate, measured):
             run.log(line)
-        texts = {DATA: as_json(*self._made, taken), PAGE: markdown(run.stage, *self._made, taken)}
+        texts = {DATA: as_json(*self._expected, measured), PAGE: markdown(run.stage, *self._expected, measured)}
         for name, text in texts.items():
             artifact.write_text(run.output / (artifact.RECORD_PREFIX + name), text)
 
 
-def _look_ahead(training: Training, journal: Journal) -> BeforeAndAhead:
+def _estimate(training: Training, journal: Journal) -> Expectation:
     config, run, packer = training.config, training.run, training.packer
-    found = survey(
+    summary = summarize(
         packer, training.tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.grad_accumulation
     )
-    for line in [*data_lines(found), *histogram_lines(found)]:
+    for line in [*data_lines(summary), *histogram_lines(summary)]:
         run.console.print(line, markup=False, highlight=False)
-    for example in found.shown:
+    for example in summary.shown:
         run.console.print(f"\n{example.place}", style="bold", markup=False, highlight=False)
         run.console.print(render_example(example), soft_wrap=True)
-    _require_trained(found, packer)
+    _require_trained(summary, packer)
     batch, _ = copy.copy(packer).next(Position())  # a copy: the run's own packer counts the rows that it skips
-    made = forecast(training, found, batch)
+    estimate = estimate_run(training, summary, batch)
     run.console.print()
-    for line in forecast_lines(made):
+    for line in estimate_lines(estimate):
         run.log(line)
-    text = as_json(found, made)
+    text = as_json(summary, estimate)
     journal.append(json.loads(text))
     artifact.write_text(run.directory / DATA, text)
-    artifact.write_text(run.directory / PAGE, markdown(run.stage, found, made))
-    return BeforeAndAhead(found, made)
+    artifact.write_text(run.directory / PAGE, markdown(run.stage, summary, estimate))
+    return Expectation(summary, estimate)
 
 
-def _require_trained(found: Survey, packer: Packer) -> None:
-    if found.num_looked_at and found.num_too_long == found.num_looked_at == found.num_rows:
+def _require_trained(summary: DataSummary, packer: Packer) -> None:
+    if summary.num_looked_at and summary.num_too_long == summary.num_looked_at == summary.num_rows:
         raise DataError("every conversation is longer than the context", expected=f"at most {packer.context} tokens")
-    if not found.num_trained:
+    if not summary.num_trained:
         raise DataError(
-            f"none of {sum(found.lengths):,} tokens in {found.num_looked_at:,} rows would be trained",
-            expected="tokens that count in the loss",
-            hint="The examples above show what is read: look for the part that the model should have learned",
+            f"none of {sum(summary.lengths):,} tokens in {summary.num_looked_at:,} rows would be trained",
+            expected="at least one token in the loss mask",
+            hint="The examples above show the text that is read: look for the part that the model should learn",
         )
 
 
-def _read(record: dict[str, Any]) -> BeforeAndAhead | None:
-    names = {field.name for field in fields(Survey)}
-    if names - record["survey"].keys() or record["forecast"].keys() != _FORECAST_NAMES:
+def _read(record: dict[str, Any]) -> Expectation | None:
+    names = {field.name for field in fields(DataSummary)}
+    if names - record["survey"].keys() or record["forecast"].keys() != _ESTIMATE_FIELDS:
         return None  # written by another version of Puna
     surveyed = {name: record["survey"][name] for name in names}
     surveyed["lengths"] = tuple(surveyed["lengths"])
@@ -115,7 +115,7 @@ def _read(record: dict[str, Any]) -> BeforeAndAhead | None:
     surveyed["batches"] = tuple(map(_planned, surveyed["batches"]))
     shown = [(each["place"], tuple(Piece(**piece) for piece in each["pieces"])) for each in surveyed["shown"]]
     surveyed["shown"] = tuple(ShownExample(*each) for each in shown)
-    return BeforeAndAhead(Survey(**surveyed), Forecast(**record["forecast"]))
+    return Expectation(DataSummary(**surveyed), RunEstimate(**record["forecast"]))
 
 
 def _planned(record: dict[str, Any]) -> PlannedBatch:

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from puna.pipeline.progress import printable
 from puna.pipeline.units import show_bytes, show_count, show_duration
-from puna.training.reports.preview.data_summary import Piece, ShownExample, Survey
-from puna.training.reports.preview.estimate import Forecast, Outcome
+from puna.training.reports.preview.data_summary import DataSummary, Piece, ShownExample
+from puna.training.reports.preview.estimate import Outcome, RunEstimate
 
 OPENING, CLOSING, BETWEEN = "⟦", "⟧", "¦"
 # A stretch of tokens, all trained or all not, is shortened to its first and last tokens.
@@ -62,96 +62,97 @@ def _append_stretch(text: Text, stretch: list[Piece], styles: tuple[str, str]) -
         text.append(BETWEEN if index + 1 < len(stretch) and not shown.endswith("\n") else "", "bright_black")
 
 
-def data_lines(found: Survey) -> Iterator[str]:
+def data_lines(summary: DataSummary) -> Iterator[str]:
     """Describe the training data in sentences."""
-    part = "all" if found.is_whole else f"the first {found.num_looked_at:,}"
-    yield f"{found.num_rows:,} rows, {part} of them looked at: {len(found.lengths):,} examples"
-    tokens = sum(found.lengths)
-    yield f"{tokens:,} tokens, {found.num_trained:,} of them trained ({found.trained_share:.1%})"
-    if found.is_cut:
-        count = sum(length > found.context for length in found.lengths)
-        yield f"{count:,} longer than the context of {found.context:,} tokens: they are cut into pieces"
+    part = "all" if summary.is_whole else f"the first {summary.num_looked_at:,}"
+    yield f"{summary.num_rows:,} rows, {part} of them read for this summary: {len(summary.lengths):,} examples"
+    tokens = sum(summary.lengths)
+    yield f"{tokens:,} tokens, {summary.num_trained:,} of them trained ({summary.trained_share:.1%})"
+    if summary.is_cut:
+        count = sum(length > summary.context for length in summary.lengths)
+        yield f"{count:,} longer than the context of {summary.context:,} tokens, which are cut into pieces"
     else:
-        yield f"{found.num_too_long:,} rows too long for the context of {found.context:,} tokens: they are passed over"
-    if found.num_untrained:
-        yield f"{found.num_untrained:,} examples without a trained token"
-    yield f"the run: {found.steps:,} steps, {'' if found.is_whole else 'about '}{found.tokens:,} tokens"
+        yield f"{summary.num_too_long:,} rows too long for the context of {summary.context:,} tokens, which are skipped"
+    if summary.num_untrained:
+        yield f"{summary.num_untrained:,} examples without a trained token"
+    yield f"the run: {summary.steps:,} steps, {'' if summary.is_whole else 'about '}{summary.tokens:,} tokens"
 
 
-def histogram_lines(found: Survey) -> Iterator[str]:
+def histogram_lines(summary: DataSummary) -> Iterator[str]:
     """Render the histogram of lengths as bars."""
-    counted = found.histogram()
+    counted = summary.histogram()
     most = max((count for _, _, count in counted), default=1) or 1
     for first, last, count in counted:
         bar = "█" * max(bool(count), round(BAR_WIDTH * count / most))
         yield f"{first:>7,} to {last:>7,} tokens {count:>7,} {bar}".rstrip()
 
 
-def forecast_lines(made: Forecast) -> Iterator[str]:
+def estimate_lines(estimate: RunEstimate) -> Iterator[str]:
     """Describe estimated memory, with its parts, and time."""
-    share = made.trained_parameters / made.parameters
-    yield f"{made.trained_parameters:,} parameters trained ({share:.2%} beside {made.parameters:,})"
-    if made.held_bytes is not None and made.peak_bytes is not None:
+    share = estimate.trained_parameters / estimate.parameters
+    yield f"{estimate.trained_parameters:,} parameters trained ({share:.2%} beside {estimate.parameters:,})"
+    if estimate.held_bytes is not None and estimate.peak_bytes is not None:
         parts = {
-            "gradients": made.gradients_bytes,
-            "rounded weights": made.rounded_weights_bytes,
-            "activations": made.activations_bytes,
-            "logits": made.logits_bytes,
+            "gradients": estimate.gradients_bytes,
+            "rounded weights": estimate.rounded_weights_bytes,
+            "activations": estimate.activations_bytes,
+            "logits": estimate.logits_bytes,
         }
         named = ", ".join(f"{name} {show_bytes(size)}" for name, size in parts.items() if size)
-        yield f"memory: at most {show_bytes(made.peak_bytes)}"
-        weights = f"the weights' {show_bytes(made.weights_bytes)} among it"
-        yield f"  held before the first step {show_bytes(made.held_bytes)}, {weights}"
-        yield f"  moments of the optimizer {show_bytes(made.moments_bytes)}"
-        yield f"  a batch {show_bytes(made.batch_bytes)}; in it, not all at once: {named}"
-        if made.kernel_bytes:
-            yield f"  products that oneDNN will compile for other shapes of a batch {show_bytes(made.kernel_bytes)}"
-    rate = f"{show_count(made.tokens_per_second)} tokens/s"
-    yield f"time: {show_duration(made.seconds)} at {rate}, as the first batch took on this machine"
+        yield f"memory: at most {show_bytes(estimate.peak_bytes)}"
+        weights = f"including {show_bytes(estimate.weights_bytes)} of weights"
+        yield f"  held before the first step {show_bytes(estimate.held_bytes)}, {weights}"
+        yield f"  AdamW moments {show_bytes(estimate.moments_bytes)}"
+        yield f"  a batch {show_bytes(estimate.batch_bytes)}; its parts, not all in memory at once: {named}"
+        if estimate.kernel_bytes:
+            yield f"  oneDNN kernels for batches of other shapes {show_bytes(estimate.kernel_bytes)}"
+    rate = f"{show_count(estimate.tokens_per_second)} tokens/s"
+    yield f"time: {show_duration(estimate.seconds)} at {rate}, the speed of the first batch on this machine"
 
 
-def outcome_lines(made: Forecast, taken: Outcome) -> Iterator[str]:
+def outcome_lines(estimate: RunEstimate, measured: Outcome) -> Iterator[str]:
     """Compare the estimate with the measured memory, time and speed."""
-    if made.peak_bytes and taken.peak_bytes:
-        said = f"{show_bytes(made.peak_bytes)} foreseen, {show_bytes(taken.peak_bytes)} taken"
-        yield f"memory: {said}, {_deviation(made.peak_bytes, taken.peak_bytes, 'more', 'less')}"
-    if made.seconds and taken.seconds:
-        said = f"{show_duration(made.seconds)} foreseen, {show_duration(taken.seconds)} taken"
-        yield f"time: {said}, {_deviation(made.seconds, taken.seconds, 'longer', 'shorter')}"
-    if made.tokens_per_second and taken.tokens_per_second:
-        said = f"{show_count(made.tokens_per_second)} foreseen, {show_count(taken.tokens_per_second)} reached"
-        yield f"tokens/s: {said}, {_deviation(made.tokens_per_second, taken.tokens_per_second, 'more', 'fewer')}"
+    if estimate.peak_bytes and measured.peak_bytes:
+        figures = f"{show_bytes(estimate.peak_bytes)} foreseen, {show_bytes(measured.peak_bytes)} taken"
+        yield f"memory: {figures}, {_deviation(estimate.peak_bytes, measured.peak_bytes, 'more', 'less')}"
+    if estimate.seconds and measured.seconds:
+        figures = f"{show_duration(estimate.seconds)} foreseen, {show_duration(measured.seconds)} taken"
+        yield f"time: {figures}, {_deviation(estimate.seconds, measured.seconds, 'longer', 'shorter')}"
+    if estimate.tokens_per_second and measured.tokens_per_second:
+        figures = f"{show_count(estimate.tokens_per_second)} foreseen, {show_count(measured.tokens_per_second)} reached"
+        deviation = _deviation(estimate.tokens_per_second, measured.tokens_per_second, "more", "fewer")
+        yield f"tokens/s: {figures}, {deviation}"
 
 
-def _deviation(foreseen: float, taken: float, above: str, below: str) -> str:
+def _deviation(foreseen: float, measured: float, above: str, below: str) -> str:
     """Describe the deviation from the estimate in percent: "40% more than foreseen"."""
-    share = taken / foreseen - 1
+    share = measured / foreseen - 1
     return f"{abs(share):.0%} {above if share > 0 else below} than foreseen" if round(share, 2) else "as foreseen"
 
 
-def markdown(stage: str, found: Survey, made: Forecast, taken: Outcome | None = None) -> str:
+def markdown(stage: str, summary: DataSummary, estimate: RunEstimate, measured: Outcome | None = None) -> str:
     """Render preview.md."""
     lines = [f"# {stage}: before the first step", "", "## What is trained on", ""]
-    lines += [f"- {line}" for line in data_lines(found)]
-    lines += ["", "```text", *histogram_lines(found), "```", ""]
-    lines += ["## What it takes", "", *(f"- {line.strip()}" for line in forecast_lines(made)), ""]
-    if taken:
-        lines += ["## What it took", "", *(f"- {line}" for line in outcome_lines(made, taken)), ""]
+    lines += [f"- {line}" for line in data_lines(summary)]
+    lines += ["", "```text", *histogram_lines(summary), "```", ""]
+    lines += ["## What it takes", "", *(f"- {line.strip()}" for line in estimate_lines(estimate)), ""]
+    if measured:
+        lines += ["## What it took", "", *(f"- {line}" for line in outcome_lines(estimate, measured)), ""]
     lines += [
         "## The first examples",
         "",
         f"Trained tokens stand in {OPENING}{CLOSING}, {BETWEEN} between two tokens.",
         "",
     ]
-    for example in found.shown:
+    for example in summary.shown:
         text = render_example(example).plain
         fence = "`" * max(3, 1 + max((len(run) for run in text.split() if set(run) == {"`"}), default=0))
         lines += [f"### {printable(example.place)}", "", f"{fence}text", text, fence, ""]
     return "\n".join(lines)
 
 
-def as_json(found: Survey, made: Forecast, taken: Outcome | None = None) -> str:
+def as_json(summary: DataSummary, estimate: RunEstimate, measured: Outcome | None = None) -> str:
     """Render preview.json: data summary, estimate and, after the run, measurements."""
-    surveyed = asdict(found) | {"histogram": found.histogram(), "trained_share": found.trained_share}
-    told = {"survey": surveyed, "forecast": asdict(made), "outcome": asdict(taken) if taken else None}
-    return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    surveyed = asdict(summary) | {"histogram": summary.histogram(), "trained_share": summary.trained_share}
+    content = {"survey": surveyed, "forecast": asdict(estimate), "outcome": asdict(measured) if measured else None}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -89,7 +89,7 @@ class Scan:
         self._found: list[tuple[int, Fact]] = []
 
     def take(self, span: tuple[int, int], *facts: Fact) -> None:
-        """Keep facts that stand at `span`, and blank it out."""
+        """Add the facts at `span`, and blank out the characters."""
         start, end = span
         self._found += [(start, fact) for fact in facts]
         self.text = f"{self.text[:start]}{BLANK * (end - start)}{self.text[end:]}"

@@ -130,20 +130,20 @@ class _Fitting:
         if not self._problem(_hollow(node)):
             return
         self._check_shapes(path, node)
-        kept: Node = {}
+        supported: Node = {}
         for keyword in sorted(node, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)):
             value = node[keyword]
-            reason = self._problem(_hollow(kept | {keyword: value}))
+            reason = self._problem(_hollow(supported | {keyword: value}))
             if reason and keyword == "required":
                 value = [name for name in value if name in node.get("properties", {})]
-            if not reason or (value is not node[keyword] and not self._problem(_hollow(kept | {keyword: value}))):
-                kept[keyword] = value
+            if not reason or (value is not node[keyword] and not self._problem(_hollow(supported | {keyword: value}))):
+                supported[keyword] = value
             if reason:
                 self._leave_out(path, keyword, reason)
-        if "patternProperties" in node and "patternProperties" not in kept:
-            kept.pop("additionalProperties", None)  # It would forbid the properties that a pattern allows.
+        if "patternProperties" in node and "patternProperties" not in supported:
+            supported.pop("additionalProperties", None)  # It would forbid the properties that a pattern allows.
         node.clear()
-        node.update(kept)
+        node.update(supported)
 
     def _open_branches(self, path: Path, node: Node) -> None:
         """Open closed objects in `allOf`: zod writes an intersection as closed objects."""
