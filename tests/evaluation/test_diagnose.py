@@ -417,10 +417,10 @@ def test_few_aligned_spans_are_told(distilled: Path):
 
 def test_what_the_start_model_knew_and_lost_is_told(run_of: Callable[..., Path], room: Path, plain: Path):
     rows = [conversation(n, "Return it, please.") for n in range(60)]
-    path = run_of("sft", "forgetful", start=str(plain), data=[str(write_rows(room / "return", rows))], steps=30)
+    path = run_of("sft", "forgetful", init_from=str(plain), data=[str(write_rows(room / "return", rows))], steps=30)
     finding = forgetting.forgot_start(read(path))
     assert finding is not None and read(path).facts["start_data_loss_after"] > 1 > read(path).facts["start_data_loss"]
-    same = run_of("sft", "goes on", start=str(plain), steps=2)
+    same = run_of("sft", "goes on", init_from=str(plain), steps=2)
     assert read(same).facts["start_data_loss"] is None and "forgot-start" not in codes(same)
 
 
@@ -449,7 +449,7 @@ def test_chat_that_pages_overwrite_is_told_before_the_first_step_and_after_the_l
     run_of: Callable[..., Path], room: Path, talker: Path
 ):
     pages = write_pages(room / "pages", 200)
-    path = run_of("pretrain", "only pages", start=str(talker), data=[str(pages)], steps=40)
+    path = run_of("pretrain", "only pages", init_from=str(talker), data=[str(pages)], steps=40)
     before, after = (read(path).facts[name]["end"] for name in ("chat", "chat_after"))
     assert before > 0.3 and after < 0.01
     assert "before the first step: chat-at-risk: The start model ends its answers" in log_of(path)
@@ -462,7 +462,7 @@ def test_conversations_among_the_pages_keep_chat_and_nothing_is_said(
 ):
     mixed = write_pages(room / "mixed", 40)
     (mixed / "conversations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in small_talk()))
-    path = run_of("pretrain", "mixed pages", start=str(talker), data=[str(mixed)], steps=20)
+    path = run_of("pretrain", "mixed pages", init_from=str(talker), data=[str(mixed)], steps=20)
     before, after = (read(path).facts[name]["end"] for name in ("chat", "chat_after"))
     assert after > before / 3 and "chat-" not in log_of(path)
 
@@ -470,7 +470,7 @@ def test_conversations_among_the_pages_keep_chat_and_nothing_is_said(
 def test_a_model_without_chat_cannot_lose_it(run_of: Callable[..., Path], room: Path):
     pages = write_pages(room / "other pages", 60)
     first = run_of("pretrain", "base", data=[str(pages)], steps=5)
-    path = run_of("pretrain", "base again", start=str(first), data=[str(pages)], steps=5)
+    path = run_of("pretrain", "base again", init_from=str(first), data=[str(pages)], steps=5)
     assert read(path).facts["chat"]["end"] < 0.1 and "chat-" not in log_of(path)
     assert "chat_after" not in read(first).facts
 
