@@ -12,7 +12,7 @@ import pytest
 from puna.corpus.ingest.checks.near_duplicates import THRESHOLD, NearDuplicates, similarity
 from puna.data.shards import read_rows
 from puna.evaluation.release.facts import read_lineage
-from puna.evaluation.release.leaks import find_leaks
+from puna.evaluation.release.overlap.leaks import find_leaks
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import ConfigError, DataError
 

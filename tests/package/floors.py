@@ -202,9 +202,9 @@ FLOORS: dict[str, tuple[set[str], ...]] = {
         {"evaluate"},
     ),
     "evaluation/release": (
-        {"paired_comparison", "settings", "short_ids", "terms", "whole_prompts"},
+        {"paired_comparison", "settings", "short_ids", "terms"},
         {"facts", "rules"},
-        {"card", "leaks"},
+        {"card", "overlap"},
         {"decision"},
         {"gate", "page"},
         {"release"},

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from puna.evaluation.release.leaks import Leaks
+from puna.evaluation.release.overlap.leaks import Leaks
 from puna.evaluation.release.paired_comparison import PairedComparison
 from puna.evaluation.release.rules.exam import Exam
 from puna.evaluation.release.rules.verdict import Verdict

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from puna.evaluation.release.decision import ComparedModel, Decision
-from puna.evaluation.release.leaks import Leaks
+from puna.evaluation.release.overlap.leaks import Leaks
 from puna.evaluation.release.paired_comparison import (
     POINTS,
     Outcome,

@@ -18,7 +18,7 @@ from puna.evaluation.release.card import model_card
 from puna.evaluation.release.decision import Decision
 from puna.evaluation.release.facts import Facts, base_of, hub_name, name_of, open_model_of, read_lineage
 from puna.evaluation.release.gate import OVERRIDABLE, gather, judge, run_exams
-from puna.evaluation.release.leaks import find_leaks
+from puna.evaluation.release.overlap.leaks import find_leaks
 from puna.evaluation.release.page.page import write_page
 from puna.evaluation.release.settings import GateConfig
 from puna.evaluation.release.terms import Node, applying, find_texts, governing_licence, notice, origin, statement, walk

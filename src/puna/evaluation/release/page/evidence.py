@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from puna.data.overlap.ngrams import MIN_WORDS, NORMALIZATION
 from puna.evaluation.release.decision import Decision
 from puna.evaluation.release.facts import Facts, data_rows, receipt_rows, tree_lines
-from puna.evaluation.release.leaks import Leaks
+from puna.evaluation.release.overlap.leaks import Leaks
+from puna.evaluation.release.overlap.whole_prompts import MIN_PROMPT_WORDS
 from puna.evaluation.release.page.blocks import Block, Details, Lines, Paragraph, Picture, Table
 from puna.evaluation.release.page.picture import BAD, GOOD, PLAIN, Mark, draw_intervals
 from puna.evaluation.release.paired_comparison import POINTS, Outcome, PairedComparison
 from puna.evaluation.release.terms import applying
-from puna.evaluation.release.whole_prompts import MIN_PROMPT_WORDS
 
 SUITES = {"task": "the task", "general": "the general suite"}
 OVERLAPS_SHOWN = 20

@@ -12,8 +12,8 @@ from typing import Any
 from puna.data.overlap.ngrams import OverlapReport, Probe, find_overlaps, row_text, split_words
 from puna.data.shards import SUFFIXES, read_rows
 from puna.evaluation.release.facts import DATASETS, datasets_read, is_border, name_of
+from puna.evaluation.release.overlap.whole_prompts import WholePrompts
 from puna.evaluation.release.terms import Node, Step
-from puna.evaluation.release.whole_prompts import WholePrompts
 
 # Stage -> roles of data that the stage only measures on; "" stands for every stage.
 MEASURED = {"": {"validation"}, "quantize": {"data"}, "prune": {"data"}, "merge": {"data"}, "ingest": {"apart_from"}}
