@@ -21,7 +21,7 @@ from puna.model.attend import packed_attend
 from puna.pipeline.artifacts.artifact import read_receipts
 
 FULL, TENTH, FAST = 200, 20, 2
-PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "compatibility.md"
 
 
 @pytest.fixture(autouse=True)
