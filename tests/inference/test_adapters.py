@@ -178,7 +178,7 @@ def test_what_does_not_run_beside_a_base_is_refused_with_what_to_do(tmp_path: Pa
         if key.endswith("lora_B.weight")
     }
     save_file(tensors | lengths, tmp_path / "dora" / WEIGHTS_NAME)
-    with pytest.raises(CheckpointError, match=r"lora_magnitude_vector'; expected lora_A and lora_B"):
+    with pytest.raises(CheckpointError, match=r"lora_magnitude_vector'; expected only lora_A and lora_B"):
         require_runnable(open_adapter(tmp_path / "dora"), model.config)
     write_adapter(tmp_path / "other", tiny_model(num_layers=3), 0)
     with pytest.raises(RequestError, match=r"layers\.2.*another base"):

@@ -153,7 +153,7 @@ def test_an_adapter_goes_on_where_it_ended(perform_stage: Perform, tuning: Setti
     [
         ({"targets": ["lm_head"]}, "head and embeddings are one table"),
         ({"init_from": "ADAPTER", "rank": 4}, "no rank beside 'init_from'"),
-        ({"init_from": "BASE"}, r"adapter\.init_from = .*; expected an adapter"),
+        ({"init_from": "BASE"}, r"adapter\.init_from = .*; expected the directory of an adapter"),
         ({"targets": ["embed_tokens"]}, "targets"),
         ({"targets": []}, "targets"),
     ],

@@ -120,7 +120,7 @@ def test_what_one_process_finds_infinite_changes_the_weights_of_none(
 ):
     path, _ = two
     log = (path / ".runs" / "infinity" / "log.txt").read_text()
-    assert log.count("not finite; the weights stay as they were") == 1 and "step 2: the loss" in log
+    assert log.count("not finite; the weights are unchanged") == 1 and "step 2: the loss" in log
     found = [row["loss"] for row in metrics(path / "infinity")]
     expected = [row["loss"] for row in metrics(path / "alone")]
     assert found[0] == pytest.approx(expected[0], rel=TOLERANCE) and found[1] is None
