@@ -37,8 +37,8 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     has_preview: ClassVar[bool] = False
-    """Whether `--preview-only` works: `run` with `run.is_preview` shows the data, memory and time of the work, then
-    raises `EndOfPreview`. The flag is offered only for stages with True."""
+    """Whether `--preview-only` works: `run` with `run.is_preview` shows the data, memory and time of the work, and
+    returns without an output. The flag is offered only for stages with True."""
 
     is_parallel: ClassVar[bool] = False
     """Whether the processes of torchrun divide the work. With True every process calls `run` with its own rank, and
