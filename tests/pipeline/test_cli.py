@@ -238,7 +238,7 @@ def test_an_interrupted_command_says_how_to_go_on(
 
     monkeypatch.setattr(executor, "perform", interrupt)
     assert puna("ingest", "--source", pages, "--out", tmp_path / "out") == "130"
-    assert capsys.readouterr().err.startswith("puna: interrupted; the same command goes on")
+    assert capsys.readouterr().err.startswith("puna: interrupted; the same command resumes")
 
 
 def test_nobody_reading_the_output_is_no_crash(tmp_path: Path, pages: Path, perform_stage: Any):

@@ -289,7 +289,7 @@ def test_killed_processes_end_with_the_weights_of_one_that_was_not(
             time.sleep(0.002)
         os.kill(process.pid, number)
         _, error = process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL or b"interrupted; the same command goes on" in error
+        assert process.returncode == -signal.SIGKILL or b"interrupted; the same command resumes" in error
         return process.returncode
 
     assert run_until(7, signal.SIGKILL) == -signal.SIGKILL
