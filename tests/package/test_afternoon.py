@@ -78,7 +78,7 @@ def test_the_page_works_as_printed_on_a_tenth_of_the_data(tmp_path: Path):
     lineage = shell.run(next(line for line in block_with("puna lineage").splitlines()))
     assert "mine/train" in lineage.replace("\n", "") and "recipes/teacher" in lineage.replace("\n", "")
     into_use(shell)
-    assert "--grade" in shell.run(block_with("puna answer")) or "tasks" in shell.run(block_with("puna answer"))
+    assert "--judge" in shell.run(block_with("puna answer"))
 
 
 def look_before(shell: Shell, flags: str) -> None:
