@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN = $(VENV)/bin
-# Processes that share the tests.
-WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
+# Processes that share the tests: one more than there are processors, since tests also wait.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: setup demo test test-tenth test-slow check bench docs findings clean

@@ -60,6 +60,7 @@ def test_pages_have_commands():
     assert len(COMMANDS) > 60 and len(verbs) >= 20
 
 
+@pytest.mark.tenth
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
 def test_python_blocks_compile_and_run(page: Path, tmp_path: Path):
     program = "\n".join(python_blocks(page))
