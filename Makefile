@@ -4,7 +4,7 @@ VENV := .venv
 BIN = $(VENV)/bin
 # Processes that share the tests: one more than there are processors, since tests also wait.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: setup demo test test-tenth test-slow check bench docs findings clean
 

@@ -269,7 +269,9 @@ def test_a_line_of_the_log_is_written_only_so_often(caplog):
         logger.warning("another")
         now[0] = 1.5
         logger.warning("Invalid request %d from %s", 1, "again")
-    lines = [record.getMessage() for record in caplog.records]
+    messages = [(record.name, record.getMessage()) for record in caplog.records]
+    # Limits that servers of other tests have left on other loggers speak up as well.
+    lines = [message for name, message in messages if name == logger.name or logger.name in message]
     assert [line[:17] for line in lines[:3]] == ["Invalid request 0", "Invalid request 1", "Invalid request 2"]
     assert max(map(len, lines)) < 600 and lines[3] == "another" and lines[5] == "Invalid request 1 from again"
     assert lines[4].startswith("... 1,234 more lines like this: puna.tests.log Invalid request")
