@@ -18,6 +18,7 @@ from puna.agents.terminal import Dialogue, converse
 from puna.formats.chat import ChatFormat, Conversation, Message, ToolCall
 from puna.formats.checkpoint.checkpoint import Checkpoint, save_checkpoint
 from puna.formats.tokenizer import train_tokenizer
+from puna.inference.completer.local import LocalCompleter
 from puna.inference.engine.detokenizer import TextStream
 from puna.inference.engine.local import LocalSampler
 from puna.inference.engine.outputs import Chunk
@@ -66,7 +67,8 @@ def new_dialogue(sampler: ScriptedSampler, start: Conversation | None = None) ->
     screen = io.StringIO()
     console = Console(file=screen, highlight=False, force_terminal=False, width=40)
     start = start or Conversation(())
-    return Dialogue(sampler, start, SamplingParams(), (), console), screen  # type: ignore[arg-type]
+    model = LocalCompleter(sampler, FORMAT, FORMAT.stop_ids)  # type: ignore[arg-type]
+    return Dialogue(model, start, SamplingParams(), console), screen
 
 
 def pipe(monkeypatch, *lines: str) -> None:

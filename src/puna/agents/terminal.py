@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from puna.formats.chat import ChatFormat, Conversation, Message, ToolCall
+from puna.formats.chat import Conversation, Message, ToolCall
 from puna.formats.chat.stream import MessageStream, Part
-from puna.formats.checkpoint.adapters.folder import checkpoint_at
-from puna.formats.checkpoint.checkpoint import Checkpoint
-from puna.inference.engine.local import LocalSampler, sampling_defaults
+from puna.inference.completer.local import LocalCompleter
+from puna.inference.engine.local import sampling_defaults
 from puna.inference.engine.options import EngineOptions
 from puna.inference.engine.outputs import FinishReason
 from puna.inference.engine.sampling.params import SamplingParams
@@ -55,23 +54,21 @@ def talk(checkpoint: Path, start: Conversation, overrides: dict[str, Any]) -> No
 
 
 class Dialogue:
-    """A conversation that grows by the messages of the user and the answers of the sampler.
+    """A conversation that grows by the messages of the user and the answers of the model.
 
-    Example: see `talk`, which opens the sampler and starts `converse`.
+    Example: see `talk`, which opens the model and starts `converse`.
     """
 
     def __init__(
         self,
-        sampler: LocalSampler,
+        model: LocalCompleter,
         start: Conversation,
         params: SamplingParams,
-        stop_ids: tuple[int, ...],
         console: Console,
     ):
         self.conversation, self.console = start, console
-        self._sampler, self._start = sampler, start
-        self._format = ChatFormat(sampler.tokenizer)
-        self._params = replace(params, stop_ids=(*self._format.stop_ids, *stop_ids))
+        self._sampler, self._format, self._start = model.sampler, model.chat, start
+        self._params = replace(params, stop_ids=model.stop_ids)
 
     @property
     def expects_result(self) -> bool:
@@ -140,10 +137,9 @@ class Dialogue:
 
 def _open(checkpoint: Path, start: Conversation, overrides: dict[str, Any]) -> Dialogue:
     with verifying(checkpoint):
-        sampler = LocalSampler.open(checkpoint, options=EngineOptions(max_batch=1))
-        stop_ids = Checkpoint.open(checkpoint_at(checkpoint)).stop_ids
+        model = LocalCompleter.open(checkpoint, EngineOptions(max_batch=1))
     params = replace(sampling_defaults(checkpoint, META_DEFAULTS), **overrides)
-    return Dialogue(sampler, start, params, stop_ids, Console(highlight=False))
+    return Dialogue(model, start, params, Console(highlight=False))
 
 
 def converse(dialogue: Dialogue) -> None:

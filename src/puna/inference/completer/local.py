@@ -46,22 +46,40 @@ class LocalCompleter:
         """Answer every prompt; a prompt that fills the context fails with NO_ROOM and the number of tokens."""
         ids = [self.chat.prompt(prompt.conversation) for prompt in prompts]
         fitting = [at for at, each in enumerate(ids) if len(each) < self.sampler.max_context]
-        params = [self._params(prompts[at], sampling, len(ids[at])) for at in fitting]
-        completions = self.sampler.complete(
-            [ids[at] for at in fitting], params, progress=lambda done: tell(len(ids) - len(fitting) + done)
+        completions = self.complete_tokens(
+            [ids[at] for at in fitting],
+            [prompts[at].seed for at in fitting],
+            sampling,
+            lambda done: tell(len(ids) - len(fitting) + done),
         )
         replies = [Reply(failure=f"{NO_ROOM}: {len(each):,} tokens") for each in ids]
         for at, completion in zip(fitting, completions, strict=True):
             replies[at] = self._read(prompts[at].conversation, completion, len(ids[at]))
         return replies
 
-    def _params(self, prompt: Prompt, sampling: Sampling, num_prompt_tokens: int) -> SamplingParams:
+    def complete_tokens(
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        tell: Callable[[int], None] = ignore,
+    ) -> list[Completion]:
+        """Continue prompts of token ids, each shorter than the context, until the assistant's turn ends.
+
+        Example:
+            >>> model.complete_tokens([model.chat.prompt(conversation)], [7], Sampling(max_tokens=1))[0].finish_reason
+            'length'
+        """
+        params = [self._params(len(prompt), seed, sampling) for prompt, seed in zip(prompts, seeds, strict=True)]
+        return self.sampler.complete(prompts, params, progress=tell)
+
+    def _params(self, num_prompt_tokens: int, seed: int, sampling: Sampling) -> SamplingParams:
         return SamplingParams(
             max_tokens=min(sampling.max_tokens, self.sampler.max_context - num_prompt_tokens),
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             stop_ids=self.stop_ids,
-            seed=prompt.seed,
+            seed=seed,
             logprobs=sampling.top_logprobs,
         )
 

@@ -21,9 +21,10 @@ from puna.data.dataset import Dataset
 from puna.data.packing import Batch, Example
 from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
+from puna.inference.completer.completer import Sampling
+from puna.inference.completer.local import LocalCompleter
 from puna.inference.engine.local import LocalSampler
 from puna.inference.engine.options import EngineOptions
-from puna.inference.engine.sampling.params import SamplingParams
 from puna.model.llama import Llama
 from puna.pipeline.config import StageConfig
 from puna.pipeline.errors import ArtifactError, ConfigError
@@ -176,19 +177,14 @@ class Answering:
         begin, settings = time.monotonic(), self._settings
         source = random.Random(f"{self._config.seed} on policy {step}")
         prompts = list(self._prompts(source))
-        params = [
-            SamplingParams(
-                settings.max_tokens,
-                settings.temperature,
-                stop_ids=self._chat.stop_ids,
-                seed=source.getrandbits(62),
-            )
-            for _ in prompts
-        ]
+        seeds = [source.getrandbits(62) for _ in prompts]
+        sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens)
         self._model.eval()
         num_together, context = min(MAX_BATCH, settings.answers), self._config.max_example_tokens
         options = EngineOptions(max_batch=num_together, max_context=context, dtype=self._config.dtype)
-        completions = LocalSampler(self._model, self._chat.tokenizer, options=options).complete(prompts, params)
+        sampler = LocalSampler(self._model, self._chat.tokenizer, options=options)
+        student = LocalCompleter(sampler, self._chat, self._chat.stop_ids)
+        completions = student.complete_tokens(prompts, seeds, sampling)
         self._model.train()
         num_tokens = sum(len(completion.ids) for completion in completions)
         seconds = time.monotonic() - begin
