@@ -47,7 +47,7 @@ def main(output: Path, folder: Path) -> None:
     """Draw the scores and the verdict that the demo printed, and the lineage of the demo's model."""
     printed = output.read_text(encoding="utf-8").splitlines()
     first = max(number for number, line in enumerate(printed) if "scores in %" in line)
-    last = max(number for number, line in enumerate(printed) if line.startswith("to put it into use"))
+    last = max(number for number, line in enumerate(printed) if "puna promote" in line)
     draw("demo", "puna raise recipes/demo.toml", ["...", *printed[first : last + 1]])
     console = Console(record=True, width=WIDTH, file=io.StringIO())
     print_lineage(folder / "quantize", console)
