@@ -185,7 +185,7 @@ def ask(page: Page, text: str) -> None:
     page.press("Enter")
 
 
-ANSWER, STATUS, ERROR = "article.assistant:last-child", "#status", "#error"
+ANSWER, ERROR = "article.assistant:last-child", "#error"
 DONE = "document.querySelector('#status').textContent.startsWith('Answer')"
 
 
