@@ -25,6 +25,8 @@ from puna.cli import FACES, build_app
 from puna.pipeline.execution.recipe import config_class
 from puna.pipeline.stages import KINDS, STAGES
 
+Floors = dict[str, tuple[set[str], ...]]
+
 ROOT = Path(__file__).parents[1]
 DOCS, PACKAGE = ROOT / "docs", ROOT / "src" / "puna"
 OUT = ROOT / "build" / "docs"
@@ -238,6 +240,16 @@ def architecture() -> str:
         "",
         "```text",
         PATH_OF_DATA + "```",
+        *stage_tables(),
+        *room_table(FLOORS),
+        *folder_tables(FLOORS),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def stage_tables() -> Iterator[str]:
+    """Yield the lines of the section on stages and kinds of artifacts."""
+    yield from (
         "",
         "## The stages",
         "",
@@ -245,20 +257,17 @@ def architecture() -> str:
         "",
         "| stage | reads | writes | does | code |",
         "|---|---|---|---|---|",
-    ]
-    lines += [
-        row(
-            f"[{stage.verb}](../stages/{stage.verb}.md)",
-            kinds(stage.reads),
-            kinds(stage.writes),
-            stage.summary,
-            f"`{stage.module.removeprefix('puna.').replace('.', '/')}.py`",
-        )
-        for stage in STAGES
-    ]
-    lines += ["", "| kind of artifact | holds |", "|---|---|"]
-    lines += [row(kind, text) for kind, text in KINDS.items()]
-    lines += [
+    )
+    for stage in STAGES:
+        page = f"[{stage.verb}](../stages/{stage.verb}.md)"
+        yield row(page, kinds(stage.reads), kinds(stage.writes), stage.summary, f"`{stage.file}.py`")
+    yield from ("", "| kind of artifact | holds |", "|---|---|")
+    yield from (row(kind, text) for kind, text in KINDS.items())
+
+
+def room_table(floors: Floors) -> Iterator[str]:
+    """Yield the lines of the section on the rooms, from the top floor to the ground."""
+    yield from (
         "",
         "## The rooms",
         "",
@@ -268,38 +277,38 @@ def architecture() -> str:
         "",
         "| floor | room | holds |",
         "|---:|---|---|",
-    ]
-    floors = FLOORS[""]
-    for level in range(len(floors) - 1, -1, -1):
-        for room in sorted(floors[level]):
-            lines.append(
-                row(str(level), f"[`{room}`](#{room})" if room in FLOORS else f"`{room}`", caption(PACKAGE / room))
-            )
-    lines += [
+    )
+    for level, room in from_the_top(floors[""]):
+        yield row(str(level), f"[`{room}`](#{room})" if room in floors else f"`{room}`", caption(PACKAGE / room))
+
+
+def folder_tables(floors: Floors) -> Iterator[str]:
+    """Yield the lines of the section on files and folders inside the rooms."""
+    yield from (
         "",
         "## Inside the rooms",
         "",
         "Files and folders of a room have floors of their own, here from the top down. Folders without floors are",
         "lists in alphabetic order; no files of a folder import one another in a circle.",
-    ]
-    inner = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")} - {"."}
-    for room in [room for floor in reversed(floors) for room in sorted(floor)]:
-        for folder in sorted(folder for folder in inner if folder.split("/")[0] == room):
-            lines += ["", f"{'#' * (3 + folder.count('/'))} {folder}", ""]
-            if folder in FLOORS:
-                lines += ["| floor | entry | holds |", "|---:|---|---|"]
-                levels = list(enumerate(FLOORS[folder]))[::-1]
-                lines += [
-                    row(str(level), *entry(PACKAGE / folder / name))
-                    for level, names in levels
-                    for name in sorted(names)
-                ]
+    )
+    folders = sorted({path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")} - {"."})
+    for _, room in from_the_top(floors[""]):
+        for folder in (folder for folder in folders if folder.split("/")[0] == room):
+            yield from ("", f"{'#' * (3 + folder.count('/'))} {folder}", "")
+            if folder in floors:
+                yield from ("| floor | entry | holds |", "|---:|---|---|")
+                for level, name in from_the_top(floors[folder]):
+                    yield row(str(level), *entry(PACKAGE / folder / name))
             else:
-                lines += ["| entry | holds |", "|---|---|"]
+                yield from ("| entry | holds |", "|---|---|")
                 paths = {path.with_suffix("") for path in (PACKAGE / folder).iterdir() if path.suffix == ".py"}
                 paths |= {path.parent for path in (PACKAGE / folder).glob("*/__init__.py")}
-                lines += [row(*entry(path)) for path in sorted(paths) if path.name != "__init__"]
-    return "\n".join(lines) + "\n"
+                yield from (row(*entry(path)) for path in sorted(paths) if path.name != "__init__")
+
+
+def from_the_top(floors: tuple[set[str], ...]) -> list[tuple[int, str]]:
+    """Return the entries of a folder with their floors, the highest floor first, each floor in alphabetic order."""
+    return [(level, name) for level, names in reversed([*enumerate(floors)]) for name in sorted(names)]
 
 
 def entry(path: Path) -> tuple[str, str]:

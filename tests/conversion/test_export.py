@@ -1,8 +1,9 @@
 """The export stage: what other programs compute from what it writes, and that it fails when they differ."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -224,13 +225,23 @@ TEACHER = Path(__file__).parents[2] / "recipes" / "teacher"
 
 def compared(change: Callable[[Llama], Llama], sharpness: float) -> Comparison:
     """Compare the shipped teacher, its logits multiplied, with what `change` makes of it."""
-    checkpoint, comparison = Checkpoint.open(TEACHER), Comparison()
-    models = [checkpoint.load(torch.float32), change(checkpoint.load(torch.float32))]
-    for model in models:
-        model.norm.weight.data *= sharpness
-    for ids in probe_pieces(checkpoint.tokenizer(), longest=256):
-        comparison.add(*(compare.logits_of(model, ids, TEACHER) for model in models))
+    comparison = Comparison()
+    for parent_TV, other_TV in zip(unchanged_logits(sharpness), sharp_logits(change, sharpness), strict=True):
+        comparison.add(parent_TV, other_TV)
     return comparison
+
+
+@cache
+def unchanged_logits(sharpness: float) -> list[torch.Tensor]:
+    return list(sharp_logits(lambda model: model, sharpness))
+
+
+def sharp_logits(change: Callable[[Llama], Llama], sharpness: float) -> Iterator[torch.Tensor]:
+    checkpoint = Checkpoint.open(TEACHER)
+    model = change(checkpoint.load(torch.float32))
+    model.norm.weight.data *= sharpness
+    for ids in probe_pieces(checkpoint.tokenizer(), longest=256):
+        yield compare.logits_of(model, ids, TEACHER)
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])

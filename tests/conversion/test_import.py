@@ -4,10 +4,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from puna.pipeline.artifacts.artifact import read_manifest, read_receipts
 from puna.pipeline.artifacts.lineage import trace
 from puna.pipeline.errors import CheckpointError, ConfigError, PunaError
 from puna.serving.serve import open_served
+from puna.testing.endpoint import listening
 from puna.testing.tiny_checkpoint import logits_of, save, save_quantized
 
 AGREEMENT = "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT\nLlama 3.1 Version Release Date: July 23, 2024\n"
@@ -188,10 +188,8 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     (folder / "modeling.py").write_text("raise SystemExit")
     asked: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, folder=folder, asked=asked))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
+    with listening(partial(Hub, folder=folder, asked=asked)) as url:
+        yield url, asked
 
 
 def puna(home: Path, *arguments: str, endpoint: str = "http://127.0.0.1:9") -> subprocess.CompletedProcess[str]:

@@ -2,10 +2,9 @@
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from puna.pipeline.artifacts import artifact
 from puna.pipeline.errors import ConfigError, DataError, RequestError
 from puna.serving.middleware.rules import make_rules
 from puna.serving.serve import open_served
+from puna.testing.endpoint import listening
 
 Perform = Callable[..., bool]
 Settings = dict[str, Any]
@@ -256,15 +256,8 @@ def endpoint(script: Callable[[dict[str, Any], int], tuple[int, Any]]) -> Iterat
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", requests
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as url:
+        yield f"{url}/v1", requests
 
 
 def says(content: str | None, finish_reason: str = "stop", **more: Any) -> dict[str, Any]:

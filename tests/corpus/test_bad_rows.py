@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_ingest import write
 
 from puna.data.shards import read_rows
 from puna.pipeline.errors import PunaError
@@ -270,11 +271,6 @@ def test_every_kind_of_bad_row_has_its_reason(
 
 
 # Files
-
-
-def write(path: Path, data: bytes | str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 @pytest.fixture

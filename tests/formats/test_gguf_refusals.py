@@ -203,7 +203,7 @@ def rename(old: str, new: bytes) -> Callable[[bytearray], None]:
     return change
 
 
-TOKENS, KINDS, BOS = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.bos_token_id"
+TOKENS, KINDS = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 DAMAGES: list[tuple[Callable[[bytearray], Any], str]] = [
     (put(0, "I", 7), "begins with"),
     (put(4, "I", 1), "version 1"),

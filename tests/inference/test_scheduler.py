@@ -20,8 +20,6 @@ from puna.inference.engine.scheduling.scheduler import ScheduledRequest, Schedul
 from puna.model.llama import Llama
 from puna.model.quantization.quantized import round_linears
 
-GREEDY = SamplingParams(max_tokens=20)
-
 
 def new_request(prompt: list[int], *, tenant: str = "", max_tokens: int = 20, **params) -> Request:
     text = TextStream(tiny_tokenizer())

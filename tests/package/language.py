@@ -17,6 +17,11 @@ PRONOUNS = {
 MIN_DESCRIPTION_WORDS = 4
 
 
+def python_files(path: Path) -> list[Path]:
+    """Return a file alone, or every Python file of a folder."""
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
 def docstrings(paths: Iterable[Path]) -> Iterator[str]:
     """Yield every docstring of some Python files."""
     for path in paths:
@@ -52,9 +57,7 @@ def stands_alone(description: str) -> bool:
 
 def main() -> None:
     """Print the files of the given folders, the densest in pronouns first, and descriptions that do not stand alone."""
-    paths = [
-        path for root in map(Path, sys.argv[1:]) for path in (sorted(root.rglob("*.py")) if root.is_dir() else [root])
-    ]
+    paths = [path for root in sys.argv[1:] for path in python_files(Path(root))]
     counts = {path: pronouns_and_words([path]) for path in paths}
     for path, (pronouns, words) in sorted(counts.items(), key=lambda item: -item[1][0] / max(1, item[1][1])):
         print(f"{1000 * pronouns / max(1, words):6.0f} {words:6} {path}")

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -12,15 +11,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from pages import shell_blocks
+from pages import ROOT, shell_blocks
+from test_examples import free_port
 
 from puna.cli import _pairs, build_app
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "start" / "afternoon.md"
 BIN = Path(sys.executable).parent
-PATHS = re.compile(r"(?<![\w./~-])(?:recipes|docs|tests|benchmarks|src)/[\w./-]*\w")
-LINKS = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 # The same steps on a tenth of the text. A student that learned so little is no measure of what 4 bits cost.
 SMALL = (
     "--merge.num_tokens 512 --prune.num_tokens 512 --prune.calibration_tokens 1024 --quantize.num_tokens 512 "
@@ -75,7 +72,7 @@ def test_the_page_works_as_printed_on_a_tenth_of_the_data(tmp_path: Path):
     assert ("NO-GO" in ending) != (tmp_path / "build/own_model/release/model.safetensors").exists()
 
     look_before(shell, " ".join(" ".join(rest).replace("\\", "").split("mine/held_out ")[-1:]))
-    lineage = shell.run(next(line for line in block_with("puna lineage").splitlines()))
+    lineage = shell.run(block_with("puna lineage").splitlines()[0])
     assert "mine/train" in lineage.replace("\n", "") and "recipes/teacher" in lineage.replace("\n", "")
     into_use(shell)
     assert "--judge" in shell.run(block_with("puna answer"))
@@ -104,9 +101,7 @@ def into_use(shell: Shell) -> None:
     assert "is in use" in shell.run(promote)
     shell.run(keys)
     assert "puna: " in shell.run(rollback, status=1), "there is no release before the first"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = [*shlex.split(serve, comments=True), "--port", str(port)]
     with (shell.folder / "serve.log").open("w") as log:
         server = subprocess.Popen(words, cwd=shell.folder, env=shell.environment, stdout=log, stderr=log)

@@ -20,6 +20,12 @@ def run(*arguments: object, folder: Path = ROOT) -> str:
     return done.stdout
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def test_every_example_is_listed():
     listed = set(re.findall(r"\[(\w+\.\w+)\]\(\1\)", (EXAMPLES / "README.md").read_text()))
     assert listed == {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
@@ -36,10 +42,7 @@ def test_a_model_is_trained_from_python_and_the_second_call_reuses_it(tmp_path: 
 
 @pytest.mark.tenth
 def test_a_served_model_answers_openais_client():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    printed = run(EXAMPLES / "serve_and_call.py", "recipes/teacher", port)
+    printed = run(EXAMPLES / "serve_and_call.py", "recipes/teacher", free_port())
     assert re.search(r"answer: \w", printed) and re.search(r"stream: .*\|", printed)
     assert re.search(r"schema: \{'open': (True|False)\}", printed) and "first token: {" in printed
 

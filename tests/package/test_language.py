@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from language import descriptions, pronouns_and_words, stands_alone
+from language import descriptions, pronouns_and_words, python_files, stands_alone
 
 PUNA = Path(__file__).parents[2] / "src" / "puna"
 # Pronouns and relatives per 1,000 docstring words of a room; a ceiling only goes down.
@@ -27,8 +27,7 @@ CEILINGS = {
 
 @pytest.mark.parametrize("room", CEILINGS)
 def test_docstrings_name_things(room: str):
-    path = PUNA / room
-    pronouns, words = pronouns_and_words(sorted(path.rglob("*.py")) if path.is_dir() else [path])
+    pronouns, words = pronouns_and_words(python_files(PUNA / room))
     assert 1000 * pronouns / words <= CEILINGS[room]
 
 
@@ -39,7 +38,6 @@ def test_every_room_has_a_ceiling():
 
 @pytest.mark.parametrize("room", CEILINGS)
 def test_descriptions_of_settings_stand_alone(room: str):
-    path = PUNA / room
-    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    files = python_files(PUNA / room)
     short = [name for file in files for name, text in descriptions(file) if not stands_alone(text)]
     assert not short

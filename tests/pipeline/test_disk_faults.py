@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from test_adapter import trained
@@ -19,7 +18,6 @@ from puna.pipeline.run import Run
 from puna.pipeline.storage.faults import WRITE_FAULTS, explain, naming_newest
 from puna.testing.tiny_checkpoint import save
 
-Settings = dict[str, Any]
 Perform = Callable[..., bool]
 LIMITED = """
 import json, resource, sys

@@ -23,7 +23,6 @@ from puna.serving.middleware.rules import make_rules
 from puna.serving.served_model import ServedModel
 
 TOKENS, SLOTS, PAUSE = 16, 32, 0.04
-CAPACITY = SLOTS / PAUSE  # tokens a second
 
 Load = Callable[..., Outcome]
 

@@ -1,12 +1,11 @@
 """The chat page and the origins that may call the API: over HTTP, and in a real browser (pytest -m browser)."""
 
-import http.server
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 
 import httpx2
 import pytest
@@ -24,6 +23,7 @@ from puna.serving.browser.origins import parse_origins
 from puna.serving.browser.page import FILES, FOLDER
 from puna.serving.middleware.rules import Rules, make_rules
 from puna.serving.serve import open_served, serve
+from puna.testing.endpoint import listening
 
 SHOP = "https://shop.example"
 TOKENIZER = train_tokenizer(["We open at nine o'clock. "] * 20, vocab_size=520, split_digits=True)
@@ -185,7 +185,7 @@ def ask(page: Page, text: str) -> None:
     page.press("Enter")
 
 
-ANSWER, STATUS, ERROR = "article.assistant:last-child", "#status", "#error"
+ANSWER, ERROR = "article.assistant:last-child", "#error"
 DONE = "document.querySelector('#status').textContent.startsWith('Answer')"
 
 
@@ -349,7 +349,7 @@ def test_an_adapter_can_be_chosen_and_the_licences_notice_is_shown(page, tmp_pat
 def another_origin() -> Iterator[str]:
     """Serve an empty page on a port of its own."""
 
-    class Empty(http.server.BaseHTTPRequestHandler):
+    class Empty(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.send_header("content-type", "text/html")
@@ -358,10 +358,8 @@ def another_origin() -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Empty) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with listening(Empty) as url:
+        yield url
 
 
 FETCH = """

@@ -46,6 +46,15 @@ def cut_examples(paths: Sequence[Path], tokenizer: Tokenizer, *, num_tokens: int
             left -= min(longest, left, len(example.ids) - start)
 
 
+def held_out_pieces(
+    paths: Sequence[Path], tokenizer: Tokenizer, *, num_tokens: int, longest: int
+) -> Iterator[list[int]]:
+    """Return pieces of held-out text for a comparison: see `cut_pieces`; without paths, the built-in texts."""
+    if paths:
+        return cut_pieces(paths, tokenizer, num_tokens=num_tokens, longest=longest)
+    return probe_pieces(tokenizer, longest=longest)
+
+
 def probe_pieces(tokenizer: Tokenizer, *, longest: int) -> Iterator[list[int]]:
     """Yield the built-in texts `PROBES`, for comparisons without a dataset."""
     chat = ChatFormat(tokenizer)

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from puna.conversion.compression.cost import estimate_merging
-from puna.data.pieces import cut_pieces, probe_pieces
+from puna.data.pieces import held_out_pieces
 from puna.formats.checkpoint.adapters.adapter import missing_hint, open_adapter
 from puna.formats.checkpoint.adapters.folder import base_of, is_adapter
 from puna.formats.checkpoint.adapters.merge import merge_notes, merged
@@ -93,10 +93,7 @@ def run(config: Config, run: Run) -> None:
         run.log(note)
     write_checkpoint(run.output, source, dtype=dtype)
     tokenizer, longest = base.tokenizer(), min(config.max_length, base.config.max_context)
-    if config.data:
-        pieces = list(cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest))
-    else:
-        pieces = list(probe_pieces(tokenizer, longest=longest))
+    pieces = list(held_out_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest))
     _prove(config, run, base, pieces, dtype)
 
 

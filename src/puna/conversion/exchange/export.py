@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from puna.conversion.exchange.fidelity import peer_receipts, peer_tolerance, reread_receipt
 from puna.conversion.exchange.licences import copy_licences, counted
 from puna.conversion.exchange.peers import PEERS, Pieces, peer_logits
-from puna.data.pieces import cut_pieces, probe_pieces
+from puna.data.pieces import held_out_pieces
 from puna.formats.chat.template import PLAIN_TEMPLATE
 from puna.formats.checkpoint.checkpoint import Checkpoint, write_checkpoint
 from puna.formats.checkpoint.detect import open_source
@@ -29,7 +29,6 @@ from puna.formats.checkpoint.gguf.writer import WrittenKind, write_gguf
 from puna.formats.checkpoint.hf.weights import load_source
 from puna.formats.checkpoint.meta.writer import write_meta
 from puna.formats.checkpoint.source import Source
-from puna.formats.tokenizer import Tokenizer
 from puna.model.compare import Comparison, logits_of
 from puna.model.precision import torch_dtype
 from puna.pipeline.artifacts import licence
@@ -108,7 +107,8 @@ def run(config: Config, run: Run) -> None:
     with run.progress(source.config.num_parameters // 10**6, "writing", unit="M weights") as bar:
         path = _write(config, counted(source, bar), run)
     assert source.tokenizer
-    pieces = list(_pieces(config, source.tokenizer, source.config.max_context))
+    longest = min(config.max_length, source.config.max_context)
+    pieces = list(held_out_pieces(config.data, source.tokenizer, num_tokens=config.num_tokens, longest=longest))
     run.log(f"{_num_bytes(run.output) / 1e6:,.1f} MB written; comparing on {sum(map(len, pieces)):,} tokens")
     dtype = torch_dtype(config.precision)
     written = open_source(path).source
@@ -146,14 +146,6 @@ def _write(config: Config, source: Source, run: Run) -> Path:
         options = {"sampling": source.sampling or {}, "environment": config.environment, "licence": texts}
         write_modelfile(run.output, GGUF_NAME, stops=stops, **options)
     return path
-
-
-def _pieces(config: Config, tokenizer: Tokenizer, max_context: int) -> Iterator[list[int]]:
-    longest = min(config.max_length, max_context)
-    if config.data:
-        yield from cut_pieces(config.data, tokenizer, num_tokens=config.num_tokens, longest=longest)
-        return
-    yield from probe_pieces(tokenizer, longest=longest)
 
 
 def _logits(source: Source, pieces: Pieces, path: Path, dtype: torch.dtype) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ Example:
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -205,12 +205,11 @@ def _turns(path: Path) -> Iterator[Question]:
 
 def _answer(config: Config, run: Run, attempts: list[Attempt]) -> list[dict[str, Any]]:
     sampling = Sampling(config.temperature, config.top_p, config.max_tokens)
-    opened: list[AnswerSampler] = []
+    # The model is loaded for the first chunk: a resumed run may have no chunk left.
+    sampler = cache(lambda: AnswerSampler(_open(config, run), sampling, config.seed))
 
     def answer(chunk: Sequence[Attempt], tell: Callable[[int], None]) -> list[dict[str, Any]]:
-        if not opened:
-            opened.append(AnswerSampler(_open(config, run), sampling, config.seed))
-        return [reply.to_json() for reply in opened[0].reply(chunk, tell)]
+        return [reply.to_json() for reply in sampler().reply(chunk, tell)]
 
     return _in_chunks(run, "answering", attempts, config.max_batch * ROUNDS, answer)
 
@@ -234,13 +233,11 @@ def _judge(config: Config, run: Run, attempts: list[Attempt], replies: list[Repl
             )
         judged = zip(grades, replies, strict=True)
         return [{"score": grade.score, "reason": grade.reason, "failure": reply.failure} for grade, reply in judged]
-    opened: list[RewardModel] = []
+    assert config.reward is not None
+    reward_model = cache(partial(RewardModel.open, config.reward))
 
     def judge(chunk: Sequence[tuple[Attempt, Reply]], tell: Callable[[int], None]) -> list[dict[str, Any]]:
-        if not opened:
-            assert config.reward is not None
-            opened.append(RewardModel.open(config.reward))
-        return [_score(opened[0], *answer) for answer in chunk]
+        return [_score(reward_model(), *answer) for answer in chunk]
 
     return _in_chunks(run, "judging", answered, config.max_batch * ROUNDS, judge)
 

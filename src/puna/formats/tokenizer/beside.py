@@ -39,7 +39,7 @@ def read_beside(directory: Path) -> Beside:
         TokenizerError: an entry is malformed. A file that is not JSON counts as empty (checkpoint.py refuses it).
     """
     config = _read(directory / CONFIG_NAME)
-    named = frozenset(text for role in ROLES if (text := _text(config.get(role))))
+    named = frozenset(text for role in ROLES if (text := role_text(config.get(role))))
     if "added_tokens_decoder" in config:
         return Beside(CONFIG_NAME, _parse(directory / CONFIG_NAME, config["added_tokens_decoder"]), named)
     entries = _read(directory / OLD_NAME).items()
@@ -54,6 +54,12 @@ def with_beside(added: Mapping[str, AddedToken], beside: Beside) -> dict[str, Ad
         known = tokens.get(token.text, token)
         tokens[token.text] = known._replace(is_special=known.is_special or token.is_special)
     return tokens | {text: tokens[text]._replace(is_special=True) for text in beside.named if text in tokens}
+
+
+def role_text(value: Any) -> str | None:
+    """Return the text of a token in tokenizer_config.json: a string, or an object with `content`."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
 
 
 def _parse(path: Path, entries: Any) -> tuple[AddedToken, ...]:
@@ -75,8 +81,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
-
-
-def _text(value: Any) -> str | None:
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None

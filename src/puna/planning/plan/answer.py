@@ -34,7 +34,6 @@ class Answer:
 
     Attributes:
         serving: Plan of the requested weights at the context of the service.
-        smaller_weights: Plans of Puna's quantized dtypes that fit at this context; empty if the requested weights fit.
         adapter: Plan of the recipe's adapter run.
         adapter_int4_bytes: Memory of the same run over an int4 base.
         smaller_model: Largest smaller published size with a fitting adapter run; None if the requested model's run fits
@@ -47,7 +46,6 @@ class Answer:
     """
 
     serving: ServicePlan
-    smaller_weights: tuple[ServicePlan, ...]
     adapter: TrainingPlan
     adapter_int4_bytes: int
     smaller_model: str | None
@@ -72,7 +70,7 @@ def answer(name: str, config: LlamaConfig, serving: ServicePlan, service: Servic
         *_serving_lines(name, config, serving, smaller, service, machine),
         *_adapter_lines(adapter, over_int4, model, machine),
     )
-    return Answer(serving, smaller, adapter, over_int4, model, lines)
+    return Answer(serving, adapter, over_int4, model, lines)
 
 
 def _smaller_model(config: LlamaConfig, machine: Machine) -> str | None:

@@ -165,10 +165,6 @@ class EngineProcess(EngineClient):
         if self._writer:
             self._writer.write(frame(command_to_json(command)))
 
-    @property
-    def _waiting_for_reports(self) -> bool:
-        return bool(self._waiting or self._tickets)
-
     async def _supervise(self) -> None:
         """Exchange messages with one process after another."""
         watch = asyncio.create_task(self._watch())
@@ -246,7 +242,7 @@ class EngineProcess(EngineClient):
         """Kill a process after a step that takes too long; `_exchange` notices the end."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            if not (self._writer and self._waiting_for_reports):
+            if not (self._writer and (self._waiting or self._tickets)):
                 self._last_report = time.monotonic()
             if (stalled := time.monotonic() - self._last_report) > self._stall_seconds:
                 logger.error("the engine finished no step for %.0f seconds; its process is killed", stalled)

@@ -1,4 +1,4 @@
-"""Tokens and log-probabilities -> the spellings of OpenAI's `logprobs` objects."""
+"""Tokens, log-probabilities and token counts -> the spellings of OpenAI's `logprobs` and `usage` objects."""
 
 from puna.formats.tokenizer.tokenizer import Tokenizer
 
@@ -17,3 +17,9 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 def logprob_value(logprob: float) -> float:
     """Return a finite log-probability: JSON has no -inf."""
     return max(logprob, LEAST_LOGPROB)
+
+
+def usage(num_prompt_tokens: int, num_new_tokens: int) -> dict[str, int]:
+    """Return the `usage` object."""
+    total = num_prompt_tokens + num_new_tokens
+    return {"prompt_tokens": num_prompt_tokens, "completion_tokens": num_new_tokens, "total_tokens": total}

@@ -25,7 +25,7 @@ from puna.serving.responses.disconnect import respond_unless_disconnected
 from puna.serving.responses.event_stream import EventStream
 from puna.serving.responses.json_pieces import JsonList, JsonResponse
 from puna.serving.responses.logprob_budget import LogprobCount, most_tokens
-from puna.serving.responses.usage import usage
+from puna.serving.responses.tokens import usage
 from puna.serving.routes.chat_reply import ChatReply, Piece
 from puna.serving.served_model import ServedModel
 

@@ -28,8 +28,7 @@ from puna.serving.responses.disconnect import respond_unless_disconnected
 from puna.serving.responses.event_stream import EventStream
 from puna.serving.responses.json_pieces import JsonList, JsonResponse
 from puna.serving.responses.logprob_budget import LogprobCount
-from puna.serving.responses.tokens import logprob_value, token_text
-from puna.serving.responses.usage import usage
+from puna.serving.responses.tokens import logprob_value, token_text, usage
 from puna.serving.served_model import ServedModel
 
 DEFAULT_MAX_TOKENS = 16

@@ -45,10 +45,8 @@ def is_adapter(directory: Path) -> bool:
 
 def base_of(directory: Path) -> Path | None:
     """Return the base from the adapter's lineage or from the path in the settings; None for a missing path."""
-    candidates: list[Path] = []
-    if artifact.is_artifact(directory):
-        trained_beside = artifact.read_manifest(directory).inputs.get("start")
-        candidates += [directory / trained_beside["path"]] if trained_beside else []
+    trained_beside = _trained_beside(directory)
+    candidates = [directory / trained_beside["path"]] if trained_beside else []
     config_path = find_file(directory, CONFIG_NAME)
     named = read_json(config_path).get("base_model_name_or_path") if config_path else None
     if isinstance(named, str) and named:
@@ -71,9 +69,14 @@ def checkpoint_at(path: Path) -> Path:
             expected="the base model at the path in the adapter's settings or lineage",
             hint=ADAPTER_HINT,
         )
-    trained_beside = artifact.read_manifest(path).inputs.get("start") if artifact.is_artifact(path) else None
+    trained_beside = _trained_beside(path)
     if trained_beside and artifact.is_artifact(base) and artifact.content_hash(base) != trained_beside["hash"]:
         raise CheckpointError(
             f"adapter {path}: its base {base} has changed since the training", expected="the unchanged base"
         )
     return base
+
+
+def _trained_beside(directory: Path) -> dict[str, str] | None:
+    """Return the manifest's entry of the base that an adapter of Puna was trained beside."""
+    return artifact.read_manifest(directory).inputs.get("start") if artifact.is_artifact(directory) else None

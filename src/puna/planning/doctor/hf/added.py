@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from puna.formats.tokenizer.added import AddedToken
-from puna.formats.tokenizer.beside import read_beside
+from puna.formats.tokenizer.beside import read_beside, role_text
 from puna.formats.tokenizer.files import NAMED_TEXTS
 from puna.formats.tokenizer.tokenizer import Tokenizer
-from puna.planning.doctor.hf.opened import SPECIALS_MAP, TOKENIZER_CONFIG, Opened, role_text
+from puna.planning.doctor.hf.opened import SPECIALS_MAP, TOKENIZER_CONFIG, Opened
 from puna.planning.doctor.report import Report, listed
 
 TOKENIZER = "tokenizer.json"

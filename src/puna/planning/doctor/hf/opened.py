@@ -57,12 +57,6 @@ def find_safely(path: Path, name: str) -> Path | None:
         return None
 
 
-def role_text(value: Any) -> str | None:
-    """Return the text of a token in tokenizer_config.json: a string, or an object with `content`."""
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None
-
-
 def text_dtype(raw: dict[str, Any]) -> str | None:
     """Return the dtype of config.json, from "torch_dtype" or "dtype"."""
     value = raw.get("torch_dtype", raw.get("dtype"))

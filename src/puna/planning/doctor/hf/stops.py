@@ -3,7 +3,8 @@
 from typing import Any
 
 from puna.formats.checkpoint.hf.config import parse_stop_ids
-from puna.planning.doctor.hf.opened import CONFIG, GENERATION, SPECIALS_MAP, TOKENIZER_CONFIG, Opened, role_text
+from puna.formats.tokenizer.beside import role_text
+from puna.planning.doctor.hf.opened import CONFIG, GENERATION, SPECIALS_MAP, TOKENIZER_CONFIG, Opened
 from puna.planning.doctor.report import listed
 
 STOPS = {"eot_id": "the end of a turn", "eom_id": "the end of a tool call", "end_of_text": "the end of a text"}

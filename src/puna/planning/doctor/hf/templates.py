@@ -3,8 +3,9 @@
 from typing import Any
 
 from puna.formats.checkpoint.safe_files import read_json
+from puna.formats.tokenizer.beside import role_text
 from puna.pipeline.errors import TokenizerError
-from puna.planning.doctor.hf.opened import SPECIALS_MAP, TOKENIZER_CONFIG, Opened, find_safely, role_text
+from puna.planning.doctor.hf.opened import SPECIALS_MAP, TOKENIZER_CONFIG, Opened, find_safely
 from puna.planning.doctor.template import MAX_TEMPLATE, check_template
 
 JINJA, OLD_JSON = "chat_template.jinja", "chat_template.json"
