@@ -17,9 +17,9 @@ from puna.pipeline.artifacts.artifact import Manifest
 from puna.pipeline.errors import ArtifactError, ConfigError
 from puna.pipeline.storage.records import read_record
 
-OVERALL = "overall"
+OVERALL = "overall"  # slice of all judged answers
 # First word of the reason of an answer that a judge left undecided.
-UNDECIDED = "undecided"  # slice of all judged answers
+UNDECIDED = "undecided"
 SCORES, SPEED, NULL_MODELS = "scores.json", "speed.json", "null_models.json"
 
 Row = dict[str, Any]
