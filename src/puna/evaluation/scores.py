@@ -45,14 +45,14 @@ def is_judged(row: Row) -> bool:
     return row.get("judged", True)
 
 
-def group_of(row: Row) -> str:
-    """Return the group of a row's question; a question without a group forms a group of its own.
+def group_of(task: str, id: str, group: str) -> str:
+    """Return the group of a question among several tasks; a question without a group forms a group of its own.
 
     Example:
-        >>> group_of({"task": "shop", "id": "7/2", "group": ""})
+        >>> group_of("shop", "7/2", group="")
         'shop question 7/2'
     """
-    return f"{row['task']} {row['group'] or 'question ' + row['id']}"
+    return f"{task} {group or 'question ' + id}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class EvaluatedModel:
     @cached_property
     def groups(self) -> dict[tuple[str, str], str]:
         """Group of every judged answer by task and question id."""
-        return {(row["task"], row["id"]): group_of(row) for row in self.judged}
+        return {(row["task"], row["id"]): group_of(row["task"], row["id"], row["group"]) for row in self.judged}
 
     @property
     def interval(self) -> Interval:
