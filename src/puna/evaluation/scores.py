@@ -213,28 +213,25 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of all models of an evaluation, from the point of view of one model.
+    """Scores of all models of an evaluation, from the point of view of the model `name`.
 
     Example:
         >>> table = score_table(read_evaluation(Path("build/evaluate"), "scores"), content_hash)
-        >>> table.name, table.overall["n"]
+        >>> table.name, table.slices[OVERALL]["n"]
         ('mine', 400)
     """
 
     name: str
-    tasks: list[str]
-    temperature: float
-    checkpoints: dict[str, dict[str, dict[str, float]]]
-    differences: list[dict[str, Any]]
+    evaluation: Evaluation
 
     @property
-    def overall(self) -> dict[str, float]:
-        """Entry of all judged questions: score, low, high, n, groups."""
-        return self.checkpoints[self.name][OVERALL]
+    def slices(self) -> dict[str, dict[str, float]]:
+        """Entries of this model: score, low, high, n, groups by name of the slice."""
+        return self.evaluation.checkpoints[self.name]
 
     def against(self, other: str) -> tuple[float, float, float] | None:
         """Return this model's lead over `other` with the 95 % interval; None without a difference in the file."""
-        for entry in self.differences:
+        for entry in self.evaluation.differences:
             part = entry["slices"][OVERALL]
             if (entry["checkpoint"], entry["against"]) == (self.name, other):
                 return part["difference"], part["low"], part["high"]
@@ -325,6 +322,4 @@ def _is_null_model(model: Any) -> bool:
 def score_table(evaluation: Evaluation | None, content: str) -> ScoreTable | None:
     """Return the scores around the checkpoint with this content hash; None if no evaluation has the checkpoint."""
     name = evaluation and evaluation.name_of(content)
-    if evaluation is None or name is None:
-        return None
-    return ScoreTable(name, evaluation.tasks, evaluation.temperature, evaluation.checkpoints, evaluation.differences)
+    return None if evaluation is None or name is None else ScoreTable(name, evaluation)
