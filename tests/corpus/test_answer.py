@@ -356,6 +356,7 @@ def test_calls_go_out_and_come_back_in_openais_spelling():
     [
         ({"endpoint": "http://x"}, "exactly one of 'checkpoint' and 'endpoint'"),
         ({"checkpoint": None, "endpoint": "x", "model": "m"}, "begins with http"),
+        ({"checkpoint": None, "endpoint": "http://user:secret@host/v1", "model": "m"}, "without a key"),
         ({"checkpoint": None, "endpoint": "http://x"}, "'model' beside 'endpoint'"),
         ({"judge": "reward"}, "'reward' exactly if judge"),
         ({"judge": "none"}, "keep = 'all' for several answers without a judge"),

@@ -17,9 +17,9 @@ from puna.pipeline.artifacts.artifact import Manifest
 from puna.pipeline.errors import ArtifactError, ConfigError
 from puna.pipeline.storage.records import read_record
 
-OVERALL = "overall"
+OVERALL = "overall"  # slice of all judged answers
 # First word of the reason of an answer that a judge left undecided.
-UNDECIDED = "undecided"  # slice of all judged answers
+UNDECIDED = "undecided"
 SCORES, SPEED, NULL_MODELS = "scores.json", "speed.json", "null_models.json"
 
 Row = dict[str, Any]
@@ -45,14 +45,14 @@ def is_judged(row: Row) -> bool:
     return row.get("judged", True)
 
 
-def group_of(row: Row) -> str:
-    """Return the group of a row's question; a question without a group forms a group of its own.
+def group_of(task: str, id: str, group: str) -> str:
+    """Return the group of a question among several tasks; a question without a group forms a group of its own.
 
     Example:
-        >>> group_of({"task": "shop", "id": "7/2", "group": ""})
+        >>> group_of("shop", "7/2", group="")
         'shop question 7/2'
     """
-    return f"{row['task']} {row['group'] or 'question ' + row['id']}"
+    return f"{task} {group or 'question ' + id}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class EvaluatedModel:
     @cached_property
     def groups(self) -> dict[tuple[str, str], str]:
         """Group of every judged answer by task and question id."""
-        return {(row["task"], row["id"]): group_of(row) for row in self.judged}
+        return {(row["task"], row["id"]): group_of(row["task"], row["id"], row["group"]) for row in self.judged}
 
     @property
     def interval(self) -> Interval:
@@ -213,28 +213,25 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of all models of an evaluation, from the point of view of one model.
+    """Scores of all models of an evaluation, from the point of view of the model `name`.
 
     Example:
         >>> table = score_table(read_evaluation(Path("build/evaluate"), "scores"), content_hash)
-        >>> table.name, table.overall["n"]
+        >>> table.name, table.slices[OVERALL]["n"]
         ('mine', 400)
     """
 
     name: str
-    tasks: list[str]
-    temperature: float
-    checkpoints: dict[str, dict[str, dict[str, float]]]
-    differences: list[dict[str, Any]]
+    evaluation: Evaluation
 
     @property
-    def overall(self) -> dict[str, float]:
-        """Entry of all judged questions: score, low, high, n, groups."""
-        return self.checkpoints[self.name][OVERALL]
+    def slices(self) -> dict[str, dict[str, float]]:
+        """Entries of this model: score, low, high, n, groups by name of the slice."""
+        return self.evaluation.checkpoints[self.name]
 
     def against(self, other: str) -> tuple[float, float, float] | None:
         """Return this model's lead over `other` with the 95 % interval; None without a difference in the file."""
-        for entry in self.differences:
+        for entry in self.evaluation.differences:
             part = entry["slices"][OVERALL]
             if (entry["checkpoint"], entry["against"]) == (self.name, other):
                 return part["difference"], part["low"], part["high"]
@@ -325,6 +322,4 @@ def _is_null_model(model: Any) -> bool:
 def score_table(evaluation: Evaluation | None, content: str) -> ScoreTable | None:
     """Return the scores around the checkpoint with this content hash; None if no evaluation has the checkpoint."""
     name = evaluation and evaluation.name_of(content)
-    if evaluation is None or name is None:
-        return None
-    return ScoreTable(name, evaluation.tasks, evaluation.temperature, evaluation.checkpoints, evaluation.differences)
+    return None if evaluation is None or name is None else ScoreTable(name, evaluation)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Va
 
 from puna.pipeline.errors import ConfigError
 from puna.pipeline.estimate import Estimate, Known
+from puna.pipeline.storage.files import write_text
 
 
 class StageConfig(BaseModel):
@@ -56,6 +57,10 @@ class StageConfig(BaseModel):
         of earlier versions stay valid.
         """
         return self.model_dump(mode="json", by_alias=True)
+
+    def write_record(self, directory: Path) -> None:
+        """Write the record to config.json of a run directory."""
+        write_text(directory / "config.json", json.dumps(self.record(), indent=2) + "\n")
 
     def inputs(self) -> dict[str, Path]:
         """Return every path of the config by role, in the order of the fields.

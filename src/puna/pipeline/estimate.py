@@ -86,9 +86,14 @@ class Known:
         Raises:
             NotKnownYetError: The pending artifact has no sketch.
         """
-        for pending, sketch in self.pending.items():
-            if path == pending or pending in path.parents:
-                if sketch is None:
-                    raise NotKnownYetError(pending)
-                return sketch
-        return None
+        pending = self.pending_artifact(path)
+        if pending is None:
+            return None
+        sketch = self.pending[pending]
+        if sketch is None:
+            raise NotKnownYetError(pending)
+        return sketch
+
+    def pending_artifact(self, path: Path) -> Path | None:
+        """Return the pending artifact that equals or contains `path`; None if `path` is not pending."""
+        return next((pending for pending in self.pending if path == pending or pending in path.parents), None)

@@ -3,7 +3,6 @@
 The artifact holds the rows beside the labels, so every other stage reads the artifact as a dataset.
 """
 
-import json
 import random
 import time
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from puna.data.augment.identifiers import fresh_identifiers
 from puna.data.dataset import Dataset
 from puna.data.document import Document
 from puna.data.labels import LabelHeader
-from puna.data.packing import Packer
 from puna.formats.chat.conversation import Conversation
 from puna.formats.chat.format import ChatFormat
 from puna.formats.checkpoint.checkpoint import Checkpoint
@@ -25,7 +23,7 @@ from puna.inference.completer.endpoint import EndpointCompleter
 from puna.inference.completer.http import EndpointClient
 from puna.model.kernels.device import DeviceName, choose_device
 from puna.model.precision import torch_dtype
-from puna.pipeline.artifacts import artifact, licence
+from puna.pipeline.artifacts import licence
 from puna.pipeline.config import Precision, StageConfig
 from puna.pipeline.errors import ChatError, ConfigError, DataError
 from puna.pipeline.estimate import Estimate, Known, Sketch
@@ -130,8 +128,7 @@ class Config(StageConfig):
         widths, where = network_of(known, self.teacher), tokenizer_path(known, self.teacher)
         plain = NextToken(ChatFormat(Tokenizer.load(where)), self.every_token, False)
         dataset = dataset_of(known, self.data, plain.kinds)
-        sizes = {"batch_tokens": MAX_CONTEXT, "context": MAX_CONTEXT}
-        found = RowLengths.read(Packer(dataset, plain.encode, seed=self.seed, is_cut=plain.is_cut, **sizes))
+        found = RowLengths.read(dataset, plain, seed=self.seed)
         tokens = round(self.copies * sum(map(sum, found.rows)) * found.num_rows / max(1, len(found.rows)))
         rate = reading_rate(widths, self.precision, min(self.top_k, widths.vocab_size))
         memory = PROCESS_BYTES + FLOAT_BYTES[self.precision] * widths.num_parameters
@@ -189,8 +186,7 @@ def _open_teacher(config: Config, run: Run) -> tuple[Config, Tokenizer, Teacher]
     if endpoint := config.endpoint:
         tokenizer = Tokenizer.load(endpoint.tokenizer)
         run.licences.add(licence.identify(config.licence) if config.licence else licence.UNKNOWN)
-        key = run.secret(endpoint.key_variable) if endpoint.key_variable else ""
-        client = EndpointClient(endpoint, key, run.log)
+        client = EndpointClient.open(endpoint, run.secret, run.log)
         config = _with_max_length(config, run, tokenizer, MAX_CONTEXT)
         if endpoint.answers:
             completer = EndpointCompleter(client)
@@ -222,14 +218,12 @@ def _with_max_length(config: Config, run: Run, tokenizer: Tokenizer, bound: int)
     if config.max_length is not None:
         return config
     plain = NextToken(ChatFormat(tokenizer), config.every_token, False)
-    dataset = Dataset(config.data, plain.kinds)
-    sizes = {"batch_tokens": MAX_CONTEXT, "context": MAX_CONTEXT}
-    found = RowLengths.read(Packer(dataset, plain.encode, seed=config.seed, is_cut=plain.is_cut, **sizes))
+    found = RowLengths.read(Dataset(config.data, plain.kinds), plain, seed=config.seed)
     max_length = choose_context(found, found.context, bound)
     reason = context_reason(found, found.context, max_length)
     run.log(f"chosen for this data: max_length = {max_length:,} ({reason})")
     chosen = config.model_copy(update={"max_length": max_length})
-    artifact.write_text(run.directory / "config.json", json.dumps(chosen.record(), indent=2) + "\n")
+    chosen.write_record(run.directory)
     return chosen
 
 

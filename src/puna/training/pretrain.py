@@ -4,19 +4,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from pydantic import Field
 
 from puna.data.augment.drills import draw_drill, draw_run_drill
-from puna.data.packing import Batch, Example
+from puna.data.packing import Example
 from puna.formats.chat.format import ChatFormat
-from puna.model.llama import Llama
 from puna.pipeline.estimate import Estimate, Known
 from puna.pipeline.run import Run
 from puna.training.fit import fit
 from puna.training.loop.start import starting_model
-from puna.training.objectives.next_token import next_token_losses
-from puna.training.objectives.text import TextObjective
+from puna.training.objectives.next_token import NextToken
 from puna.training.reports.preview.dry_run import estimate_training, starting_tokenizer
 from puna.training.settings import TrainConfig
 
@@ -47,7 +44,7 @@ class Config(TrainConfig):
 
 
 @dataclass(frozen=True)
-class Pretraining(TextObjective):
+class Pretraining(NextToken):
     """Cross entropy of every token; copying drills replace a fraction of the rows.
 
     Example:
@@ -63,9 +60,6 @@ class Pretraining(TextObjective):
             return [example]
         with_runs = self.drill_runs > 0 and source.random() < self.drill_runs
         return [Example(*(draw_run_drill if with_runs else draw_drill)(example.ids, source))]
-
-    def losses(self, model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        return next_token_losses(model, hidden_TD, batch)
 
 
 def run(config: Config, run: Run) -> None:

@@ -181,15 +181,15 @@ def run(config: Config, run: Run) -> None:
         num_left_out += len(items) - len(judged)
         items = [items[index] for index in judged]
         everyone = [replace(answers, rows=[answers.rows[index] for index in judged]) for answers in everyone]
+    scores = {**score(everyone), "left_out": num_left_out}
     for answers in everyone:
         write_jsonl(run.output / conversations_name(answers.name), answers.rows)
-        _tell(run, config, answers)
+        _tell(run, config, answers, scores["checkpoints"][answers.name])
     nulls = null_scores(items, grader, seed=config.seed)
     artifact.write_text(run.output / NULL_MODELS, _dump({"models": nulls}))
     if judged_by:
         judged_by["undecided"] = {answers.name: num_undecided(answers.rows) for answers in everyone}
         artifact.write_text(run.output / "judge.json", _dump(judged_by))
-    scores = score(everyone) | {"left_out": num_left_out}
     artifact.write_text(run.output / SCORES, _dump(scores))
     artifact.write_text(run.output / SPEED, _dump({answers.name: answers.speed.to_json() for answers in everyone}))
     run.records |= {SPEED, "report.md"}  # speeds differ from run to run
@@ -320,8 +320,7 @@ def _ask_anew(config: Config, run: Run, name: str, items: list[Item]) -> ModelRe
     return fresh._replace(replies=[reply or fresh_by_index[at] for at, reply in enumerate(reused)])
 
 
-def _tell(run: Run, config: Config, answers: EvaluatedModel) -> None:
-    slices = score([answers])["checkpoints"][answers.name]
+def _tell(run: Run, config: Config, answers: EvaluatedModel, slices: dict[str, Any]) -> None:
     overall, num_unjudged = slices[OVERALL], slices.get(UNJUDGED, {}).get("n", 0)
     unjudged = f", {num_unjudged:,} answers not judged" if num_unjudged else ""
     right = f"{overall['score']:.1%} of {overall['n']:,} questions" if overall["n"] else "no question judged"

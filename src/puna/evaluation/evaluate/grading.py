@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from puna.evaluation.evaluate.judges.agreement import Agreement, measure_agreement
 from puna.evaluation.evaluate.judges.judging import Case, Judge, RewardJudge, Ruling
-from puna.evaluation.scores import UNDECIDED
+from puna.evaluation.scores import UNDECIDED, group_of
 from puna.evaluation.tasks.grading.similarity import chrf, reference_of
 from puna.evaluation.tasks.labels import Labels, answer_key
 from puna.evaluation.tasks.question import Grade, Question
@@ -115,13 +115,15 @@ def judge_with_labels(
     for at, (item, message) in enumerate(zip(items, messages, strict=True)):
         name, id, answer = item.task.name, item.question.id, message.to_json()
         verdict = labels.verdict(name, id, answer)
+        if verdict is None and answer_key(name, id, answer) not in disputed:
+            continue
         rule = item.task.grade(item.question, message)
-        if verdict is not None:
-            reason = f"a person found it {'right' if verdict else 'wrong'}"
-            judgements[at] = Judgement(Grade(float(verdict), reason, rule.parts), "person")
-        elif answer_key(name, id, answer) in disputed:
+        if verdict is None:
             grade = replace(rule, reason="reviewers disagree about this answer", is_judged=False)
             judgements[at] = Judgement(grade, "")
+        else:
+            reason = f"a person found it {'right' if verdict else 'wrong'}"
+            judgements[at] = Judgement(Grade(float(verdict), reason, rule.parts), "person")
     rest = [at for at in range(len(items)) if at not in judgements]
     graded = grader.grade([items[at] for at in rest], [messages[at] for at in rest])
     judgements |= zip(rest, graded, strict=True)
@@ -205,7 +207,7 @@ def agreement_with(judge: Judge | RewardJudge, cases: Sequence[tuple[Case, bool]
         for (case, label), ruling in zip(cases, rulings, strict=True)
         if ruling.is_right is not None or isinstance(judge, Judge)
     ]
-    groups = [f"{case.task} {case.question.group or 'question ' + case.question.id}" for case, _, _ in decided]
+    groups = [group_of(case.task, case.question.id, case.question.group) for case, _, _ in decided]
     return measure_agreement([verdict for _, _, verdict in decided], [label for _, label, _ in decided], groups)
 
 

@@ -131,4 +131,4 @@ def _values(rows: list[dict[str, Any]], chosen: Slice) -> list[float]:
 
 
 def _groups(rows: list[dict[str, Any]], chosen: Slice) -> list[str]:
-    return [group_of(rows[index]) for index in chosen.indices]
+    return [group_of(row["task"], row["id"], row["group"]) for row in (rows[index] for index in chosen.indices)]

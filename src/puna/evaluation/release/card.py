@@ -126,19 +126,19 @@ def _scores(scores: ScoreTable | None) -> Iterator[str]:
     if scores is None:
         yield "None: the quality of the answers was not measured."
         return
-    overall = scores.overall
+    overall, evaluation = scores.slices[OVERALL], scores.evaluation
     yield (
-        f"{overall['n']:,} questions in {overall['groups']:,} groups, from {', '.join(map(_code, scores.tasks))}, at "
-        f"temperature {scores.temperature:g}. This model is {_code(scores.name)}. Intervals are 95 %."
+        f"{overall['n']:,} questions in {overall['groups']:,} groups, from {', '.join(map(_code, evaluation.tasks))}, "
+        f"at temperature {evaluation.temperature:g}. This model is {_code(scores.name)}. Intervals are 95 %."
     )
     rows: list[list[str]] = []
-    for name, entries in scores.checkpoints.items():
+    for name, entries in evaluation.checkpoints.items():
         difference = scores.against(name)
         points = "" if difference is None else "{:+.1f} ({:+.1f}, {:+.1f})".format(*(100 * x for x in difference))
         entry = entries[OVERALL]
         rows.append([f"**{name}**" if name == scores.name else name, f"{entry['n']:,}", _interval(entry), points])
     yield _table(["checkpoint", "n", "score %", f"lead of {scores.name}"], rows)
-    kinds = {name: entry for name, entry in scores.checkpoints[scores.name].items() if name != OVERALL}
+    kinds = {name: entry for name, entry in scores.slices.items() if name != OVERALL}
     if kinds:
         rows = [[name, f"{entry['n']:,}", _interval(entry)] for name, entry in kinds.items()]
         yield _table(["of which", "n", "score %"], rows)
@@ -154,7 +154,8 @@ def _receipts(facts: Facts) -> list[str]:
 
 def _limits(facts: Facts) -> Iterator[str]:
     if facts.scores:
-        yield f"Measured: the {facts.scores.overall['n']:,} questions above. Other questions may give worse answers."
+        num_questions = facts.scores.slices[OVERALL]["n"]
+        yield f"Measured: the {num_questions:,} questions above. Other questions may give worse answers."
     if not facts.languages:
         yield "The intended languages were not stated."
     yield "Not measured here: safety, bias, truth outside the questions, and languages other than the questions'."

@@ -93,12 +93,17 @@ def _without_judges(node: Node) -> Node:
     return {**node, "inputs": inputs}
 
 
+def _parent_of(node: Node) -> Node | None:
+    """Return the input that the weights of a node come from; None for a model from scratch."""
+    below = (node["inputs"].get(role) for role in BASE_ROLES)
+    return next((each for each in below if each and each["kind"] in (*MODELS, "raw")), None)
+
+
 def base_of(tree: Node) -> Node | None:
     """Follow the weights of a checkpoint back to the raw base model; None for a model from scratch."""
     node = tree
     while node["kind"] in MODELS:
-        below = (node["inputs"].get(role) for role in BASE_ROLES)
-        parent = next((each for each in below if each and each["kind"] in (*MODELS, "raw")), None)
+        parent = _parent_of(node)
         if parent is None:
             return node if hub_origin(node).name else None
         node = parent
@@ -170,8 +175,7 @@ def open_model_of(tree: Node) -> OpenModel | None:
             origins = list(node["inputs"].values())
             name = hub_name(node) or name_of(origins[0]["path"])
             return OpenModel(name, frozenset(each["hash"] for each in (node, *origins)))
-        below = (node["inputs"].get(role) for role in BASE_ROLES)
-        parent = next((each for each in below if each and each["kind"] in (*MODELS, "raw")), None)
+        parent = _parent_of(node)
         if parent is None:
             return None
         node = parent

@@ -329,7 +329,7 @@ def _record(facts: Facts, decision: Decision) -> dict[str, Any]:
 
 
 def _recorded(scores: ScoreTable | None) -> dict[str, Any] | None:
-    return {"name": scores.name, "tasks": scores.tasks, **scores.checkpoints[scores.name]} if scores else None
+    return {"name": scores.name, "tasks": scores.evaluation.tasks, **scores.slices} if scores else None
 
 
 def _without_paths(node: Node) -> Node:

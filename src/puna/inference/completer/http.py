@@ -100,12 +100,18 @@ class EndpointClient:
         key: str,
         log: Callable[[str], None] = logger.warning,
         *,
-        policy: RetryPolicy | None = None,
         wait: Callable[[float], None] = time.sleep,
     ):
-        self.config, self._log, self._policy, self._wait = config, log, policy or RetryPolicy(), wait
+        self.config, self._log, self._policy, self._wait = config, log, RetryPolicy(), wait
         self._headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
         self._opener = urllib.request.build_opener(_NoRedirect)
+
+    @classmethod
+    def open(
+        cls, config: EndpointConfig, secret: Callable[[str], str], log: Callable[[str], None] = logger.warning
+    ) -> "EndpointClient":
+        """Open a client with the API key of `key_variable`; `secret` returns the value of an environment variable."""
+        return cls(config, secret(config.key_variable) if config.key_variable else "", log)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Post a body, to which the model's name is added, and return the answer.

@@ -32,5 +32,4 @@ def open_completer(
     """
     if isinstance(source, Path):
         return LocalCompleter.open(source, options, device)
-    key = secret(source.key_variable) if source.key_variable else ""
-    return EndpointCompleter(EndpointClient(source, key))
+    return EndpointCompleter(EndpointClient.open(source, secret))

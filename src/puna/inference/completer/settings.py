@@ -35,9 +35,7 @@ class EndpointConfig(StageConfig):
     @field_validator("url")
     @classmethod
     def _is_http(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            raise ValueError("http://HOST/v1 or https://HOST/v1, without a key in the address")
+        _require_address(url)
         return url.rstrip("/")
 
 
@@ -57,7 +55,8 @@ def require_one_source(checkpoint: Path | None, endpoint: str, model: str, *, sp
         spelling: Spelling of a setting's name in errors; {} stands for "checkpoint", "endpoint" or "model".
 
     Raises:
-        ValueError: Both or neither are set, the model's name is missing, or the address is no HTTP address.
+        ValueError: Both or neither are set, the model's name is missing, or the address is no HTTP address without a
+            key.
     """
     names = [spelling.format(name) for name in ("checkpoint", "endpoint", "model")]
     if (checkpoint is None) == (not endpoint):
@@ -66,3 +65,11 @@ def require_one_source(checkpoint: Path | None, endpoint: str, model: str, *, sp
         raise ValueError(f"{names[2]} beside {names[1]}, and only there")
     if endpoint and not endpoint.startswith(("http://", "https://")):
         raise ValueError(f"{names[1]} that begins with http:// or https://")
+    if endpoint:
+        _require_address(endpoint)
+
+
+def _require_address(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        raise ValueError("http://HOST/v1 or https://HOST/v1, without a key in the address")

@@ -9,7 +9,7 @@ from puna import __version__
 from puna.pipeline.artifacts import artifact
 from puna.pipeline.config import StageConfig, former_names
 from puna.pipeline.errors import PunaError, ReceiptError
-from puna.pipeline.execution.executor import PARALLEL, is_prepared, is_there, stage_key
+from puna.pipeline.execution.executor import PARALLEL, is_prepared, is_there, run_directory, stage_key
 from puna.pipeline.stages import Stage
 
 State = Literal["there already", "would run", "would go on", "may run"]
@@ -73,7 +73,7 @@ def _failed_receipt(path: Path) -> Iterator[str]:
 
 def _status_of_first(stage: Stage, config: StageConfig, path: Path) -> Status:
     """Tell an interrupted run from a step that never ran; hash the inputs only if an interrupted run exists."""
-    directory = path.parent / ".runs" / path.name
+    directory = run_directory(path)
     if not (directory / "key").is_file():
         return Status("would run")
     hashes = {role: artifact.content_hash(source) for role, source in config.inputs().items()}

@@ -146,12 +146,8 @@ def read_cost(path: Path) -> Cost | None:
 
 
 def _pending_roles(recipe: Recipe, config: StageConfig, known: Known) -> dict[str, str]:
-    roles: dict[str, str] = {}
-    for role, source in config.inputs().items():
-        for pending in known.pending:
-            if source == pending or pending in source.parents:
-                roles[role] = str(pending.relative_to(recipe.out))
-    return roles
+    pending = {role: known.pending_artifact(source) for role, source in config.inputs().items()}
+    return {role: str(path.relative_to(recipe.out)) for role, path in pending.items() if path}
 
 
 def _estimated(recipe: Recipe, foreseen: ForeseenStep, config: StageConfig, known: Known) -> ForeseenStep:
@@ -160,15 +156,12 @@ def _estimated(recipe: Recipe, foreseen: ForeseenStep, config: StageConfig, know
     try:
         estimate = config.estimate(known)
     except NotKnownYetError as error:
-        name = next(str(path.relative_to(recipe.out)) for path in known.pending if _lies_in(error.path, path))
-        return replace(foreseen, unknown=f"known once {name} has run")
+        pending = known.pending_artifact(error.path)
+        assert pending is not None, "only a pending artifact is not known yet"
+        return replace(foreseen, unknown=f"known once {pending.relative_to(recipe.out)} has run")
     except (PunaError, OSError) as error:
         return replace(foreseen, status=replace(foreseen.status, problems=(f"would stop: {error}",)))
     return replace(foreseen, estimate=estimate, unknown="" if estimate.seconds is not None else "no estimate")
-
-
-def _lies_in(path: Path, pending: Path) -> bool:
-    return path == pending or pending in path.parents
 
 
 def as_json(recipe: Recipe, steps: Sequence[ForeseenStep], pace: Pace, machine_bytes: int) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def perform(
     for parent in filter(None, map(artifact.find_artifact, inputs.values())):
         artifact.verify(parent)
         _require_receipts(parent, ignore_receipts or not config.requires_receipts())
-    directory = path.parent / ".runs" / path.name
+    directory = run_directory(path)
     make_directory(directory)
     with _only_run(directory):
         with artifact.writing(path) as output, naming_newest(output, directory):
@@ -117,7 +117,7 @@ def _help(stage: Stage, config: StageConfig, path: Path, key: str) -> bool:
         return False
     if config.is_parallel:
         rank, num_ranks = ranks()
-        directory = path.parent / ".runs" / path.name
+        directory = run_directory(path)
         run = Run(stage.verb, key, path, directory, Console(quiet=True), rank=rank, num_ranks=num_ranks)
         while not is_prepared(directory, key):
             time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -138,7 +138,7 @@ def preview(stage: Stage, config: StageConfig, path: Path, console: Console) -> 
     _require_apart(path, inputs)
     key = stage_key(stage, config, {role: artifact.content_hash(source) for role, source in inputs.items()})
     # NOTE: the run directory may hold an interrupted run with other settings.
-    directory = path.parent / ".runs" / f"{path.name}.preview"
+    directory = run_directory(path.parent / f"{path.name}.preview")
     output = directory / "output"
     directory.mkdir(parents=True, exist_ok=True)
     with _only_run(directory), naming_newest(directory):
@@ -229,7 +229,17 @@ def _prepare(directory: Path, key: str, config: StageConfig) -> None:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         artifact.write_text(directory / "key", key)
         artifact.fsync(directory)
-    artifact.write_text(directory / "config.json", json.dumps(config.record(), indent=2) + "\n")
+    config.write_record(directory)
+
+
+def run_directory(path: Path) -> Path:
+    """Return the run directory of the artifact at `path`.
+
+    Example:
+        >>> run_directory(Path("build/sft")).as_posix()
+        'build/.runs/sft'
+    """
+    return path.parent / ".runs" / path.name
 
 
 def is_prepared(directory: Path, key: str) -> bool:

@@ -31,12 +31,17 @@ def configs_of(recipe: Recipe) -> list[StageConfig]:
 
 
 def end_at(recipe: Recipe, until: str) -> Recipe:
-    """Return the recipe up to the step named `until`; ConfigError with a suggestion for an unknown name.
+    """Return the recipe up to the step named `until`, with all steps for an empty name.
+
+    Raises:
+        ConfigError: No step has the name.
 
     Example:
         >>> [step.name for step in end_at(recipe, "ingest.train").steps]
         ['ingest.train']
     """
+    if not until:
+        return recipe
     names = [step.name for step in recipe.steps]
     if until not in names:
         raise ConfigError(
@@ -75,8 +80,7 @@ def run_recipe(
     loaded = recipe if isinstance(recipe, Recipe) else Recipe.read(Path(recipe))
     loaded = override(loaded, dict(settings or {}))
     raise_recipe(loaded, console or Console(quiet=True), ignore_receipts=ignore_receipts, until=until)
-    steps = end_at(loaded, until).steps if until else loaded.steps
-    return {step.name: loaded.out / step.name for step in steps}
+    return {step.name: loaded.out / step.name for step in end_at(loaded, until).steps}
 
 
 def raise_recipe(recipe: Recipe, console: Console, *, ignore_receipts: bool = False, until: str = "") -> None:
@@ -86,7 +90,7 @@ def raise_recipe(recipe: Recipe, console: Console, *, ignore_receipts: bool = Fa
         until: Name of the last step to run; empty runs all steps. The whole file is checked in both cases.
     """
     configs = configs_of(recipe)
-    part = end_at(recipe, until) if until else recipe
+    part = end_at(recipe, until)
     clock = _Clock(part, configs[: len(part.steps)])
     _print_problems(clock.steps, console)
     table = Table("step", "time", "artifact", title=f"{recipe.path.name}")
@@ -159,7 +163,7 @@ def time_left(steps: Sequence[ForeseenStep], pace: Pace) -> str:
 def dry_run(recipe: Recipe, console: Console, *, until: str = "", is_json: bool = False) -> None:
     """Print the plan of `raise_recipe`: steps, time, memory, settings that do not fit the data. Writes nothing."""
     configs = configs_of(recipe)
-    part = end_at(recipe, until) if until else recipe
+    part = end_at(recipe, until)
     steps = foresee(part, configs[: len(part.steps)])
     pace, memory = pace_of(steps), machine_memory()
     if is_json:

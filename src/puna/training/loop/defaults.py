@@ -4,17 +4,14 @@ A value in the recipe is never changed. The choice depends on data and settings 
 resumed run.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from puna.data.dataset import Dataset
 from puna.data.packing import Packer
 from puna.model.llama import Llama
-from puna.pipeline.artifacts import artifact
 from puna.pipeline.config import former_names
 from puna.pipeline.run import Run
 from puna.training.objectives.objective import Objective
@@ -53,15 +50,18 @@ class RowLengths:
     is_cut: bool
 
     @classmethod
-    def read(cls, packer: Packer) -> "RowLengths":
-        """Encode up to 1,000 rows or a million tokens; rows without an example do not count."""
+    def read(cls, dataset: Dataset, objective: Objective, *, seed: int) -> "RowLengths":
+        """Encode up to 1,000 rows or a million tokens as a run does; rows without an example do not count."""
+        # The encoding does not depend on batch size and maximum length, which are not chosen yet.
+        sizes = {"batch_tokens": BATCH_TOKENS, "context": PIECE_CONTEXT}
+        packer = Packer(dataset, objective.encode, seed=seed, is_cut=objective.is_cut, **sizes)
         rows, num_tokens = list[tuple[int, ...]](), 0
         for _, examples in packer.first_rows(MAX_ROWS):
             if num_tokens > MAX_TOKENS:
                 break
             rows.append(tuple(example.num_read for example in examples))
             num_tokens += sum(rows[-1])
-        return cls(len(packer.dataset), tuple(rows), packer.is_cut)
+        return cls(len(dataset), tuple(rows), objective.is_cut)
 
     def covered(self, lengths: Sequence[int]) -> int:
         """Return the longest length; where the longest is an outlier, the 99.5th percentile."""
@@ -139,16 +139,16 @@ def adapt(config: Config, run: Run, objective: Objective, model: Llama, *, room_
     values = {current.get(name, name): value for name, value in remembered.items()}
     chosen = _with_values(config, values)
     if run.rank == 0:
-        record = json.dumps(chosen.record(), indent=2) + "\n"
-        artifact.write_text(run.directory / "config.json", record)
+        chosen.write_record(run.directory)
     return chosen
 
 
 def _choose_for(config: Config, run: Run, objective: Objective, model: Llama, room_for_answer: int) -> Choice[Config]:
-    lengths = RowLengths.read(_packer(config, objective, config.data))
+    lengths = RowLengths.read(Dataset(config.data, objective.kinds), objective, seed=config.seed)
     context = lengths.context
     if config.validation:
-        context = max(context, RowLengths.read(_packer(config, objective, config.validation)).context)
+        validation = Dataset(config.validation, objective.kinds)
+        context = max(context, RowLengths.read(validation, objective, seed=config.seed).context)
     choice = choose(config, lengths, longest=context + room_for_answer, max_context=model.config.max_context)
     run.log(choice.line)
     return choice
@@ -256,10 +256,3 @@ def _with_values(config: Config, values: dict[str, int]) -> Config:
         warmup = {"warmup_steps": values["optim.warmup_steps"]}
         sizes["optim"] = config.optim.model_copy(update=warmup)
     return config.model_copy(update=sizes)
-
-
-def _packer(config: TrainConfig, objective: Objective, sources: list[Path]) -> Packer:
-    """Return a packer that encodes rows as the run does; the encoding does not depend on context and batch size."""
-    dataset = Dataset(sources, objective.kinds)
-    sizes = {"batch_tokens": BATCH_TOKENS, "context": PIECE_CONTEXT}
-    return Packer(dataset, objective.encode, seed=config.seed, is_cut=objective.is_cut, **sizes)

@@ -25,12 +25,7 @@ class NextToken(TextObjective):
     """
 
     def losses(self, model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        return next_token_losses(model, hidden_TD, batch)
-
-
-def next_token_losses(model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-    """Return the summed cross entropy and entropy of a batch's trained tokens."""
-    return summed_over_tokens(model, hidden_TD[batch.trained_T], trained_rows(batch), _terms)
+        return summed_over_tokens(model, hidden_TD[batch.trained_T], trained_rows(batch), _terms)
 
 
 def _terms(logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:

@@ -117,7 +117,7 @@ class _PagedAttention:
         self._keys, self._values = keys, values
         device = keys[0].device
         self._slots_T = torch.tensor(slots, device=device)
-        starts = [sum(span.num_tokens for span in spans[:index]) for index in range(len(spans))]
+        starts = [0, *accumulate(span.num_tokens for span in spans)]
         singles = [index for index, span in enumerate(spans) if span.num_tokens == 1]
         self._longer = [
             (starts[index], span, _slots(span, device)) for index, span in enumerate(spans) if span.num_tokens > 1

@@ -35,7 +35,7 @@ from puna.planning.plan.steps.speed import (
     weight_seconds,
 )
 from puna.planning.plan.training import Training, plan_training
-from puna.training.loop.defaults import BATCH_TOKENS, PIECE_CONTEXT, Choice, RowLengths, choose
+from puna.training.loop.defaults import Choice, RowLengths, choose
 from puna.training.loop.start import recompute_blocks, size_of
 from puna.training.objectives.losses import Rows, summed_over_tokens
 from puna.training.objectives.objective import Objective
@@ -72,14 +72,11 @@ def estimate_training(
     start = config.init_from
     widths = network_of(known, start) if start else size_of(config, tokenizer.vocab_size)
     dataset = dataset_of(known, sources or config.data, objective.kinds)
-    kinds = {"seed": config.seed, "is_cut": objective.is_cut}
-    lengths = RowLengths.read(
-        Packer(dataset, objective.encode, batch_tokens=BATCH_TOKENS, context=PIECE_CONTEXT, **kinds)
-    )
+    lengths = RowLengths.read(dataset, objective, seed=config.seed)
     choice = choose(config, lengths, longest=lengths.context, max_context=widths.max_context)
     chosen = choice.config
     sizes = {"batch_tokens": chosen.max_batch_tokens, "context": chosen.max_example_tokens}
-    packer = Packer(dataset, objective.encode, **sizes, **kinds)
+    packer = Packer(dataset, objective.encode, seed=config.seed, is_cut=objective.is_cut, **sizes)
     summary = summarize(
         packer, tokenizer, steps=config.steps, epochs=config.epochs, accumulate=config.grad_accumulation
     )
