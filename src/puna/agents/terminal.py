@@ -1,4 +1,4 @@
-"""A checkpoint -> a streaming conversation in the terminal (`puna chat`); every line of a pipe gets one answer.
+"""A checkpoint -> a streaming conversation in the terminal (`puna chat`); every line of a pipe gets an answer.
 
 The chat shows tool calls of the model and reads the results from the keyboard. No tool is run.
 """
@@ -54,9 +54,9 @@ def talk(checkpoint: Path, start: Conversation, overrides: dict[str, Any]) -> No
 
 
 class Dialogue:
-    """A conversation that grows by the messages of the user and the answers of the model.
+    """A growing conversation of the user's messages and the model's answers.
 
-    Example: see `talk`, which opens the model and starts `converse`.
+    Example: see `talk`, the caller of `converse`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Dialogue:
         self.conversation = self._start
 
     def ask(self, message: Message) -> None:
-        """Stream the answer to a message and append both; Ctrl-C stops the answer and keeps the streamed part."""
+        """Stream the answer and append message and answer; Ctrl-C ends the answer and keeps the streamed part."""
         conversation = self.conversation.with_message(message)
         prompt = self._format.prompt(conversation)
         room = self._sampler.max_context - len(prompt)
@@ -95,7 +95,7 @@ class Dialogue:
             self.conversation = conversation.with_message(answer.message)
 
     def _stream(self, prompt: list[int], params: SamplingParams) -> Answer:
-        """Print the text of an answer while it comes; what may be a tool call comes when that is certain."""
+        """Print the text of an answer during generation; hold back a possible tool call until recognized."""
         num_tokens, reason, error = 0, None, None
         reader, parts = MessageStream(self._format, self.conversation.tools), list[Part]()
         stream = self._sampler.stream(prompt, params)

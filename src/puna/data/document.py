@@ -1,4 +1,4 @@
-"""A text with its source, language and licence."""
+"""A text with source, language and licence."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -8,7 +8,7 @@ from puna.pipeline.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text with its provenance.
+    """A text with provenance.
 
     Attributes:
         source: Path or URL.

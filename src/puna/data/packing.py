@@ -2,7 +2,7 @@
 
 The stream is a pure function of (seed, epoch, index), so a `Position` is the whole state of a resumed run: no example
 is lost or repeated. Batches hold whole examples, or pieces of at most `context` tokens if the caller allows cutting
-(pretraining). A batch ends with its epoch, so that no batch holds an example twice.
+(pretraining). A batch ends with the epoch, so no batch holds an example twice.
 """
 
 import random
@@ -21,7 +21,7 @@ from puna.pipeline.errors import ChatError, DataError
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids with their loss mask and further columns of one row per token, such as a teacher's labels.
+    """Token ids with loss mask and further columns with a row per token, for example a teacher's labels.
 
     Row t of the mask and of a column describes ids[t] as the target of the previous token.
 
@@ -77,7 +77,7 @@ class Batch:
 
     @cached_property
     def positions_T(self) -> torch.Tensor:
-        """Position of every token in its example, from 0."""
+        """Position of every token in the example, from 0."""
         return torch.cat([torch.arange(length, device=self.tokens_T.device) for length in self.lengths])
 
     def attend(self) -> Attend:
@@ -105,7 +105,7 @@ class Batch:
         )
 
     def padded(self, divisor: int) -> "Batch":
-        """Append an example without loss, so that the number of tokens is a multiple of `divisor`."""
+        """Append an example without loss, so the number of tokens is a multiple of `divisor`."""
         missing = -len(self.tokens_T) % divisor
         if not missing:
             return self
@@ -132,7 +132,7 @@ class Packer:
         batch_tokens: Largest number of tokens per batch.
         context: Largest number of tokens per example, or per piece with `is_cut`.
         is_cut: Whether an example may be cut into pieces of different batches.
-        num_too_long: Initial value of the counter of rows skipped for their length, over all epochs; a resumed run
+        num_too_long: Initial value of the counter of rows skipped because of length, over all epochs; a resumed run
             continues to count.
 
     Example:
@@ -159,7 +159,7 @@ class Packer:
         self._last: tuple[Position, Sequence[Example]] | None = None
 
     def next(self, position: Position) -> tuple[Batch, Position]:
-        """Return the batch that starts at `position`, and the position after the batch.
+        """Return the batch from `position` on, and the position after the batch.
 
         Rows without examples are skipped, and so are rows too long for the context; `num_too_long` counts the latter.
 
@@ -187,7 +187,7 @@ class Packer:
         return _collate(pieces), position
 
     def _take(self, examples: Sequence[Example], position: Position, room: int) -> tuple[Sequence[Example], Position]:
-        """Return the examples, or the piece of one, that fit into `room` tokens, and the position after them."""
+        """Return the examples, or the piece of an example, for `room` tokens, and the next position."""
         if not self.is_cut:
             fits = 0 < sum(example.num_read for example in examples) <= room
             return (examples, self._next_row(position)) if fits else ((), position)

@@ -19,7 +19,7 @@ SUFFIXES = (".jsonl", ".parquet")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write one JSON object per line; return the number of rows."""
+    """Write a JSON object per line; return the number of rows."""
     count = 0
     with path.open("wb") as file:
         for row in rows:
@@ -29,10 +29,10 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def encode_row(row: dict[str, Any]) -> bytes:
-    """Return a row as a line of UTF-8 JSON with the newline; dates and other foreign types become `str(value)`.
+    """Return a row as a line of UTF-8 JSON with the newline; dates and further foreign types become `str(value)`.
 
     Raises:
-        DataError: The row holds NaN or infinity, contains itself, or is nested too deeply.
+        DataError: The row holds NaN or infinity, is cyclic, or is nested too deeply.
     """
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
@@ -66,7 +66,7 @@ def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> int:
 
 
 def find_shards(path: Path, name: str) -> list[Path]:
-    """List the shards NAME*.jsonl and NAME*.parquet of a directory, or `path` itself for a single shard file."""
+    """List the shards NAME*.jsonl and NAME*.parquet of a directory, or `path` for a single shard file."""
     if path.is_dir():
         return sorted(file for file in path.glob(f"{name}*") if file.suffix in SUFFIXES)
     return [path] if path.suffix in SUFFIXES and path.name.startswith(name) else []
@@ -84,7 +84,7 @@ def open_shard(path: Path) -> Sequence[dict[str, Any]]:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Return the rows of one shard in order."""
+    """Return the rows of a shard in order."""
     rows = open_shard(path)
     return (rows[index] for index in range(len(rows)))
 
@@ -176,7 +176,7 @@ class ParquetRows(Rows):
 
 
 def without_nulls(value: Any) -> Any:
-    """Remove the nulls with which Arrow fills absent struct fields, for values in which null has no meaning.
+    """Remove Arrow's nulls for absent struct fields, in values without a meaning for null.
 
     Example:
         >>> without_nulls({"a": None, "b": [None, {"c": None}]})

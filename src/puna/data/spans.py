@@ -1,4 +1,4 @@
-"""The tokens of one text by two tokenizers -> the smallest spans with equal byte boundaries in both.
+"""The tokens of a text by two tokenizers -> the smallest spans with common byte boundaries.
 
 Two tokenizers cut the text of a span differently. Predictions can be compared per span only, for example in
 distillation across tokenizers.

@@ -1,1 +1,1 @@
-"""Tokenizers, chat templates and checkpoints in formats of other programs."""
+"""File formats of tokenizers, chat templates and checkpoints, as used by Meta, Hugging Face and llama.cpp."""

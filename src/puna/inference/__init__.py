@@ -1,1 +1,1 @@
-"""Inference: the engine on this machine, and completers for local models and endpoints."""
+"""Inference: the engine on the machine, and completers for local models and endpoints."""

@@ -1,6 +1,6 @@
 """Lengths of packed documents -> an `attend` function: causal attention within every document.
 
-The engine has attention of its own (engine/runners), which reads the KV cache.
+The engine's attention over the KV cache lies in engine/runners.
 
 Shapes: T tokens, H query heads, K key/value heads, G query heads per key/value head, E head width, Q queries of a
 block, S positions so far, B sequences of a batch.
@@ -21,9 +21,9 @@ MASK_ELEMENTS = 2**21
 
 
 def packed_attend(lengths: Sequence[int]) -> Attend:
-    """Return causal attention over documents that are concatenated along T.
+    """Return causal attention over documents concatenated along T.
 
-    NOTE: on a CPU neighbouring documents share blocks, so a NaN in one document reaches the next.
+    NOTE: on a CPU neighbouring documents share blocks, so a NaN in a document reaches the next document.
 
     Example:
         >>> attend = packed_attend([5, 3])
@@ -46,7 +46,7 @@ def packed_attend(lengths: Sequence[int]) -> Attend:
 
 
 def attend_causally(q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor) -> torch.Tensor:
-    """Attend causally within one document."""
+    """Attend causally within a single document."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q_THE, k_TKE, v_TKE))
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
     return out[0].transpose(0, 1)
@@ -55,7 +55,7 @@ def attend_causally(q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tenso
 def attend_behind_prefix(q_THE: torch.Tensor, k_KSE: torch.Tensor, v_KSE: torch.Tensor) -> torch.Tensor:
     """Attend causally from the last T of S positions.
 
-    Works on a block of queries at a time, so memory beside the result does not grow with S.
+    Queries are processed in blocks, so temporary memory does not grow with S.
     """
     length, num_positions = q_THE.shape[0], k_KSE.shape[1]
     q_KGTE = q_THE.unflatten(1, (k_KSE.shape[0], -1)).permute(1, 2, 0, 3)
@@ -75,7 +75,7 @@ def attend_behind_prefix(q_THE: torch.Tensor, k_KSE: torch.Tensor, v_KSE: torch.
 def attend_singly(
     q_BHE: torch.Tensor, k_BSKE: torch.Tensor, v_BSKE: torch.Tensor, mask_BS: torch.Tensor
 ) -> torch.Tensor:
-    """Attend from one token per sequence of a batch; the mask is added to the scores."""
+    """Attend from a single token per sequence of a batch; the mask is added to the scores."""
     # Query heads of a key head take the place of query positions, so keys need no repetition.
     q_BKGE = q_BHE.unflatten(1, (k_BSKE.shape[2], -1))
     k_BKSE, v_BKSE = k_BSKE.transpose(1, 2), v_BSKE.transpose(1, 2)

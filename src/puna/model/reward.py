@@ -1,6 +1,6 @@
-"""A language model -> a reward model: one score from the hidden state of the last token of a text.
+"""A language model -> a reward model: a score from the hidden state of a text's last token.
 
-The layout is that of transformers' LlamaForSequenceClassification with one label. evaluation/tasks/reward_model.py
+The layout equals transformers' LlamaForSequenceClassification with a single label. evaluation/tasks/reward_model.py
 chooses the scored texts.
 
 Shapes: N texts, D model width.

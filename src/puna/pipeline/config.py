@@ -1,4 +1,4 @@
-"""TOML tables and flags -> one frozen, typed config per stage; an unknown key is an error with a suggestion.
+"""TOML tables and flags -> a frozen, typed config per stage; an unknown key is an error with a suggestion.
 
 Every `Path` in a config is an input of the stage, and the content counts for the key of the artifact. The output path
 is an argument of the executor, not a setting.
@@ -29,7 +29,7 @@ class StageConfig(BaseModel):
     Example:
         >>> class Config(StageConfig):
         ...     data: list[Path] = Field(description="Datasets to read")
-        ...     probe: Path = Field(description="Text to measure on; the output contains none of it")
+        ...     probe: Path = Field(description="Text to measure on, kept out of the output")
         ...
         ...     def made_of(self) -> dict[str, Path]:
         ...         return {role: path for role, path in self.inputs().items() if role != "probe"}
@@ -51,9 +51,9 @@ class StageConfig(BaseModel):
         return with_current_names(cls, table) if isinstance(table, dict) else table
 
     def record(self) -> dict[str, Any]:
-        """Return the settings as JSON values under the names that keys, manifests and run directories use.
+        """Return the settings as JSON values, named as in stage keys, manifests and run directories.
 
-        A renamed setting keeps its former name there (`serialization_alias`), so that artifacts and interrupted runs
+        A renamed setting is recorded under the former name (`serialization_alias`), so artifacts and interrupted runs
         of earlier versions stay valid.
         """
         return self.model_dump(mode="json", by_alias=True)
@@ -65,20 +65,20 @@ class StageConfig(BaseModel):
     def inputs(self) -> dict[str, Path]:
         """Return every path of the config by role, in the order of the fields.
 
-        The hash of each input is part of the stage's key, and the manifest lists all of them. Roles of nested paths
+        The hash of every input is part of the stage's key, and the manifest lists all inputs. Roles of nested paths
         are dotted: `{"data.0": ..., "checkpoints.teacher": ...}`.
         """
         return dict(_paths("", self))
 
     def made_of(self) -> dict[str, Path]:
-        """Return the inputs that pass their licences on to the output; by default all inputs.
+        """Return the inputs with licences for the output to inherit; by default all inputs.
 
-        A stage leaves out inputs whose content does not enter the output, such as text for measurements.
+        A stage leaves out inputs without content in the output, for example text for measurements.
         """
         return self.inputs()
 
     def stated_licence(self) -> str:
-        """Return the licence that the user states for raw inputs, by any of its names; "" without a statement.
+        """Return the user's stated licence of raw inputs, by any usual name; "" without a statement.
 
         The output inherits the stated licence. Raw inputs without a licence file then no longer count as "unknown".
         """
@@ -87,7 +87,7 @@ class StageConfig(BaseModel):
     def requires_receipts(self) -> bool:
         """Return whether a failed receipt of an input stops the stage.
 
-        A stage that judges receipts of its inputs itself, such as the release gate, returns False.
+        The release gate returns False, since the gate's own rules judge the receipts of the inputs.
         """
         return True
 
@@ -108,12 +108,12 @@ Config = TypeVar("Config", bound=StageConfig)
 
 
 def recorded_name(model: type[BaseModel], field: str) -> str:
-    """Return the name of a field in records: its former name where it was renamed."""
+    """Return the name of a field in records: the former name if the field was renamed."""
     return model.model_fields[field].serialization_alias or field
 
 
 def former_names(model: type[BaseModel]) -> dict[str, str]:
-    """Map the former name of every renamed setting to its current name; names in inner tables are dotted.
+    """Map the former name of every renamed setting to the current name; names in inner tables are dotted.
 
     Example:
         >>> former_names(sft.Config)["adapter.start"]
@@ -129,10 +129,10 @@ def former_names(model: type[BaseModel]) -> dict[str, str]:
 
 
 def with_current_names(model: type[BaseModel], table: dict[str, Any]) -> dict[str, Any]:
-    """Replace former names of settings in a table and its inner tables, with a FutureWarning for each.
+    """Replace former names of settings in a table and in inner tables, with a FutureWarning per name.
 
     Raises:
-        ValueError: The table has both names of a setting.
+        ValueError: The table has the former and the current name of a setting.
     """
     names, current = former_names(model), dict[str, Any]()
     for name, value in table.items():
@@ -186,7 +186,7 @@ def parse_config(config_class: type[Config], table: dict[str, Any], *, where: st
 
 
 def explain(error: ValidationError, config_class: type[BaseModel], *, where: str) -> ConfigError:
-    """Return one ConfigError for an invalid table; unknown keys come first."""
+    """Return a single ConfigError for an invalid table; unknown keys come first."""
     errors = [each for each in error.errors() if each["type"] == "extra_forbidden"] or error.errors()
     # A union reports an error per type; the error with the longest location belongs to the intended type.
     about_first_key = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]

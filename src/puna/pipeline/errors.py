@@ -3,27 +3,27 @@
     PunaError
     ├── ConfigError       a recipe or a flag
     ├── ArtifactError     an artifact: a directory with a manifest
-    │   └── ReceiptError  a measured value outside its tolerance
-    ├── DataError         a data file, or a row of one
+    │   └── ReceiptError  a measured value outside the tolerance
+    ├── DataError         a data file, or a row of a data file
     ├── TokenizerError    a tokenizer file, a token id
-    ├── ChatError         a conversation that has no tokens or no loss mask
+    ├── ChatError         a conversation without tokens or without a loss mask
     ├── CheckpointError   weights, shapes, model configuration
-    ├── KernelError       compiled kernels that do not fit the machine or the network
-    ├── TrainError        a training run that has to stop
-    ├── ReleaseError      a model that may not be released under its terms
+    ├── KernelError       compiled kernels unfit for the machine or the network
+    ├── TrainError        a training run forced to stop
+    ├── ReleaseError      a model barred from release by name or licence
     └── RequestError      a request to the engine or the server
 
-States that only a bug can reach are asserts.
+Asserts guard impossible states, reached only through a bug.
 """
 
 
 class PunaError(Exception):
-    """A mistake that a user can fix; the parent of all errors that Puna raises on purpose.
+    """A mistake for the user to fix; the parent of all errors raised by Puna on purpose.
 
     Args:
         given: Phrase for the faulty value: "--until sftt names no step of shop.toml".
         expected: Noun phrase for a valid value: "ingest.train, sft".
-        hint: Sentence that tells the remedy: "Did you mean 'sft'?".
+        hint: Sentence with the remedy: "Did you mean 'sft'?".
 
     Example:
         >>> str(PunaError("lr = -1.0", expected="a positive number", hint="Try 1e-4"))
@@ -45,7 +45,7 @@ class ArtifactError(PunaError):
 
 
 class ReceiptError(ArtifactError):
-    """A measured value outside its tolerance."""
+    """A measured value outside the tolerance."""
 
 
 class DataError(PunaError):
@@ -65,15 +65,15 @@ class CheckpointError(PunaError):
 
 
 class KernelError(PunaError):
-    """Compiled kernels that do not fit the machine or the network; callers use the torch versions instead."""
+    """Compiled kernels unfit for the machine or the network; callers use the torch versions instead."""
 
 
 class TrainError(PunaError):
-    """A training run that has to stop, for example at a loss of NaN."""
+    """A training run forced to stop, for example by a loss of NaN."""
 
 
 class ReleaseError(PunaError):
-    """A model name, a missing licence text or licence terms that forbid a release."""
+    """A release forbidden by the model's name, a missing licence text or licence terms."""
 
 
 class RequestError(PunaError):

@@ -1,6 +1,6 @@
-"""Sketches of pending artifacts -> estimates of the steps that read and write the artifacts.
+"""Sketches of pending artifacts -> estimates of the steps around the artifacts.
 
-`puna raise --dry-run` walks a recipe with these classes. A step estimates its cost from the known properties of the
+`puna raise --dry-run` walks a recipe with the classes below. A step estimates its cost from the known properties of the
 inputs, and sketches the output for later steps. Types of rows and networks belong to higher floors.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class NotKnownYetError(Exception):
-    """An estimate needs a property that is known only after a step has run; `path` is the artifact of the step.
+    """An estimate needs an unknown property of a pending artifact; `path` is the artifact.
 
     Example:
         >>> NotKnownYetError(Path("build/prune")).path.name
@@ -29,7 +29,7 @@ class Sketch:
 
     Attributes:
         network: `LlamaConfig` of a checkpoint; for an adapter, the `LlamaConfig` of the base.
-        tokenizer: Path of a tokenizer that is already on the disk.
+        tokenizer: Path of a tokenizer already on the disk.
         samples: Some rows of a dataset by kind ("conversations"), as objects.
         num_rows: Number of all rows by kind; a few percent off for large files.
 
@@ -52,7 +52,7 @@ class Estimate:
         seconds: Wall-clock time; None if the stage has no estimate.
         memory_bytes: Peak resident memory of the process; None if the stage has no estimate.
         sketch: Sketch of the output; None if the output is known only after the step has run.
-        misfits: Sentences about settings that do not fit the data, with the setting to change.
+        misfits: Sentences about settings unfit for the data, with the setting to change.
         note: Size of the work in a few words: "1,200 steps of 4,096 tokens".
 
     Example:
@@ -68,7 +68,7 @@ class Estimate:
 
 
 class Known:
-    """Artifacts known to a dry run: sketches of pending artifacts; every other artifact is on the disk.
+    """Artifacts known to a dry run: sketches of pending artifacts; every artifact without a sketch is on the disk.
 
     Example:
         >>> known = Known()
@@ -81,7 +81,7 @@ class Known:
         self.pending: dict[Path, Sketch | None] = {}
 
     def sketch(self, path: Path) -> Sketch | None:
-        """Return the sketch of the pending artifact that equals or contains `path`; None if `path` is not pending.
+        """Return the sketch of the pending artifact at or above `path`; None if `path` is not pending.
 
         Raises:
             NotKnownYetError: The pending artifact has no sketch.

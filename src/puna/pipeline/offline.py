@@ -1,4 +1,4 @@
-"""Network access of this process -> errors, except for connections within the machine."""
+"""Network access of the process -> errors, except for connections within the machine."""
 
 import ipaddress
 import os
@@ -12,9 +12,9 @@ NAMING = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
 
 
 def enforce() -> None:
-    """Block the network for this process, and switch libraries to their offline mode. There is no way back.
+    """Block the network for the process irrevocably, and switch libraries to offline mode.
 
-    NOTE: the block covers sockets of Python, which all dependencies use; native code is not covered.
+    NOTE: the block covers Python's sockets, used by all dependencies; native code is not covered.
     """
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"

@@ -1,6 +1,6 @@
 """Progress bars and safe text for the terminal.
 
-A terminal shows a live bar; other outputs get a line now and then.
+A terminal shows a live bar. Files and pipes get a line every 15 seconds.
 """
 
 import time
@@ -18,12 +18,12 @@ _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code n
 
 
 def printable(text: str) -> str:
-    """Replace control characters, and characters that the encoding of the output lacks."""
+    """Replace control characters and lone surrogates, so file names and model outputs cannot control the terminal."""
     return text.encode("utf-8", "replace").decode().translate(_CONTROLS)
 
 
 def duration(seconds: float) -> str:
-    """Return a time in its two largest units.
+    """Format a duration in the two largest units.
 
     Example:
         >>> duration(65), duration(3 * 3600 + 120)
@@ -37,9 +37,9 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A count towards `total` with rate and remaining time; work that was `done` before does not count for the rate.
+    """A count towards `total` with rate and remaining time; the rate excludes units already `done` at the start.
 
-    Measurements start with the first advance, since that one includes start-up work such as loading a model.
+    The measured time starts at the first advance: the time before includes start-up work, such as loading a model.
 
     Example:
         >>> with Progress(Console(), 32, "pruning", unit="layers") as bar:
@@ -83,7 +83,7 @@ class Progress:
             self.console.print(line, markup=False, highlight=False)
 
     def _pace(self) -> str:
-        """Return the rate over a time span of at least one unit, and the remaining time at this rate."""
+        """Return the rate, over the shortest time span with a whole unit of work, and the remaining time."""
         begin, before = self._start
         seconds, done = time.monotonic() - begin, self.count - before
         if done <= 0 or seconds <= 0:

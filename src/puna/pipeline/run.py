@@ -1,4 +1,4 @@
-"""One execution of a stage: output directory, log, metrics, progress and state for resuming.
+"""An execution of a stage: output directory, log, metrics, progress and state for resuming.
 
 `execution/executor.py` turns an execution into an artifact.
 """
@@ -32,15 +32,15 @@ class Run:
     Attributes:
         stage: Verb of the stage.
         key: Key of the artifact.
-        output: Directory that becomes the artifact.
+        output: Directory of the future artifact.
         directory: Directory that survives interruptions of a run with the same key: metrics.jsonl, log.txt, journals.
         licences: Licences found by the stage in the inputs' content; added to the inherited licences.
-        records: Names of output files with speeds, times or paths, which do not count for the content hash.
+        records: Names of output files with speeds, times or paths, excluded from the content hash.
         hashes: Content hash of every input by role.
         kind: Kind of the artifact, where it differs from the first kind in the stage table.
         is_preview: Whether the stage only shows the planned work.
-        rank: Rank of this process; only rank 0 logs and writes.
-        num_ranks: Number of processes that run the stage together.
+        rank: Rank of the process; only rank 0 logs and writes.
+        num_ranks: Number of processes of the stage.
 
     Example:
         >>> def run(config: Config, run: Run) -> None:
@@ -70,7 +70,7 @@ class Run:
         self._append("log.txt", f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
 
     def journal(self, name: str) -> Journal:
-        """Open a journal for resuming one piece of work; `records` holds the results of interrupted executions.
+        """Open a journal for resuming a piece of work; `records` holds the results of interrupted executions.
 
         Raises:
             ArtifactError: The file was damaged; the message names the file and the remedy.
@@ -106,7 +106,7 @@ class Run:
         self._append("metrics.jsonl", json.dumps({"step": step, **finite}) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read the rows of metrics.jsonl up to the first row that a crash cut short."""
+        """Read the rows of metrics.jsonl up to the first row cut short by a crash."""
         path = self.directory / "metrics.jsonl"
         rows: list[dict[str, Any]] = []
         for line in path.read_bytes().splitlines() if path.exists() else []:
@@ -129,13 +129,13 @@ class Run:
         return hash_file(path)
 
     def rewind_metrics(self, step: int, sha256: str = "") -> None:
-        """Drop the rows after `step`, which a resumed stage writes again.
+        """Drop the rows after `step`, written again by a resumed stage.
 
         Args:
             sha256: Hash from `keep_metrics` at the same step; "" skips the check.
 
         Raises:
-            ArtifactError: The rows up to `step` have another hash.
+            ArtifactError: The rows up to `step` have a different hash.
         """
         path = self.directory / "metrics.jsonl"
         if self.rank:
@@ -157,7 +157,7 @@ class Run:
             raise naming(error, path) from None
 
     def progress(self, total: int, description: str, *, unit: str = "it", done: int = 0) -> Progress:
-        """Open a progress bar with rate and remaining time over `total` units, `done` of them finished before."""
+        """Open a progress bar with rate and remaining time over `total` units, `done` units finished before."""
         return Progress(self.console, total, f"{self.stage}: {description}", unit=unit, done=done)
 
 
@@ -169,7 +169,7 @@ def ranks() -> tuple[int, int]:
 
 
 def num_restarts() -> int:
-    """Return how often torchrun has restarted this process."""
+    """Return the number of restarts of the process by torchrun."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 

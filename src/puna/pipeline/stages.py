@@ -1,6 +1,6 @@
-"""The map: every stage in the order of the data, with the kinds of inputs and outputs.
+"""The stage table: every stage in the order of the data, with the kinds of inputs and outputs.
 
-The verb of a stage is also the name of its table in a recipe, of its test file and of its documentation page.
+The verb of a stage also names the stage's table in a recipe, the test file and the documentation page.
 """
 
 from typing import NamedTuple
@@ -21,13 +21,13 @@ KINDS = {
 
 
 class Stage(NamedTuple):
-    """One row: `puna VERB` calls `run(config, run)` of a module.
+    """Row of the stage table: `puna VERB` calls `run(config, run)` of a module.
 
     Attributes:
         verb: Name on the command line and in a recipe.
         file: File of the stage within the package, without ".py".
-        reads: Kinds of inputs, over all settings of the stage that are paths.
-        writes: Kinds of outputs; the first is the usual one.
+        reads: Kinds of inputs, over all path settings of the stage.
+        writes: Kinds of outputs, the usual kind first.
         summary: Line of `puna --help`.
 
     Example:

@@ -1,4 +1,4 @@
-"""The served model: checkpoint facts, chat format, engine, and the worker threads that all routes share.
+"""The served model: checkpoint facts, chat format, engine, and the worker threads shared by all routes.
 
 Reads and writes no JSON: the routes do.
 """
@@ -34,7 +34,7 @@ class ServedModel:
 
     Attributes:
         name: Model name for clients; every adapter is served under the adapter's own name.
-        defaults: Sampling parameters for requests without their own.
+        defaults: Sampling parameters for requests without parameters.
         notice: Text that the model's licences require to be shown.
         strict_fields: Whether request fields without effect are errors rather than warnings.
     """
@@ -78,7 +78,7 @@ class ServedModel:
         return [name for name in names if tenant.models is None or name in tenant.models]
 
     def resolve_adapter(self, name: str, tenant: Tenant) -> str:
-        """Return the adapter behind a model name; "" for the checkpoint itself.
+        """Return the adapter behind a model name; "" for the checkpoint.
 
         Raises:
             HttpError: Status 404 for an unknown model, and alike for a model that the tenant's key excludes: the

@@ -22,8 +22,8 @@ from puna.model.compare import logits_of
 class ScriptedEndpoint:
     """The abilities, the answer and the faults of a scripted endpoint.
 
-    Chat completions always return `answer`, with log-probabilities that the checkpoint computes. Completions return the
-    log-probabilities of a prompt's tokens in one of the dialects of real servers.
+    Chat completions always return `answer`, with log-probabilities computed by the checkpoint. Completions return the
+    log-probabilities of a prompt's tokens in a dialect of real servers.
 
     Args:
         checkpoint: Directory of the checkpoint that computes log-probabilities.
@@ -31,12 +31,12 @@ class ScriptedEndpoint:
             OpenAI's completions (token ids or texts), "nothing" for a server without any.
         max_logprobs: Largest number of alternatives for a token; a request for more is answered with status 400.
         answer: Text of every chat completion.
-        answer_tokenizer: Tokenizer of the answer, if another than the checkpoint's.
+        answer_tokenizer: Tokenizer of the answer, if different from the checkpoint's.
         finish_reason: The `finish_reason` of every chat completion.
-        key: API key that requests must carry; empty for none.
+        key: API key required in requests; empty for no key.
         faults: Faults of the next requests, in order: "drop" closes the connection, "garbage" sends HTML, "redirect"
             sends status 307, a number sends that status, "" answers as usual.
-        bodies: Bodies of the requests that were answered.
+        bodies: Bodies of the answered requests.
         num_answers: Number of requests after which the endpoint drops every connection.
 
     Example:

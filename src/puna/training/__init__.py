@@ -1,1 +1,1 @@
-"""Training stages: one loop, one objective per stage, on one process or several."""
+"""Training stages: the objectives of all stages run in the same loop, in a single process or distributed."""

@@ -1,7 +1,7 @@
-"""Direct preference optimization: preferences -> a checkpoint that prefers the better of two answers.
+"""Direct preference optimization: preferences -> a checkpoint trained to prefer the better of two answers.
 
-The initial model is the reference. Its log-probabilities are computed once, before the first step, so that no second
-model stays in memory.
+The initial model is the reference. The reference log-probabilities are computed before the first step, so training
+holds no second model in memory.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ from puna.training.settings import PreferenceConfig
 
 
 class Config(PreferenceConfig):
-    """Settings of DPO; the defaults are those of the Llama 3 paper (arXiv 2407.21783, section 4.1.4).
+    """Settings of DPO, with the defaults of the Llama 3 paper (arXiv 2407.21783, section 4.1.4).
 
     Example:
         [dpo]

@@ -1,6 +1,6 @@
 """Config, run and objective -> a trained checkpoint: set-up, loop and reports of every training stage.
 
-A resumed run continues from its newest state and ends with the same weights as an uninterrupted one.
+A resumed run continues from the newest state and ends with the same weights as an uninterrupted one.
 """
 
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def fit(
 
 
 def prepare(config: TrainConfig, run: Run, objective: Objective, model: Llama, tokenizer: Tokenizer) -> Training:
-    """Choose the open settings, join the other processes and load the newest saved state."""
+    """Choose the open settings, join the remaining processes and load the newest saved state."""
     config = adapt(config, run, objective, model)
     if config.max_example_tokens > model.config.max_context:
         raise ConfigError(
@@ -88,14 +88,14 @@ def prepare(config: TrainConfig, run: Run, objective: Objective, model: Llama, t
 def _reports(groups: ProcessGroups) -> list[Observer]:
     """Return the observers of every run; rank 0 writes the reports.
 
-    A single rank of several cannot compute a batch alone, so only a run of one process has a preview.
+    A single rank of several cannot compute a batch alone, so only a run of a single process has a preview.
     """
     reports: list[Observer] = [LossPlot(), RunReport()] if groups.is_main else []
     return [*reports, Preview()] if groups.world_size == 1 else reports
 
 
 def _stay_on_device(state: TrainState, groups: ProcessGroups, states: Path) -> None:
-    """Raise ConfigError where a resumed run computes on another kind of device: last bits of results would differ."""
+    """Raise ConfigError if a resumed run computes on a different kind of device: last bits of results would differ."""
     kind = groups.device.type
     if state.step and state.device not in ("", kind):
         raise ConfigError(
@@ -107,7 +107,7 @@ def _stay_on_device(state: TrainState, groups: ProcessGroups, states: Path) -> N
 
 
 def save_trained(training: Training, tokenizer: Tokenizer) -> None:
-    """Write the checkpoint or adapter; with several processes rank 0 reads the shards from their saved state."""
+    """Write the checkpoint or adapter; with several processes rank 0 reads the shards from the saved state."""
     run, model, groups = training.run, training.model, training.groups
     if groups.world_size > 1:
         path = save_state(run.directory / "states", model, training.optimizer, training.state, run.key, groups)

@@ -1,1 +1,1 @@
-"""Stages that change the weights of a trained network: merge an adapter, prune, quantize."""
+"""Stages to change the weights of a trained network: merge an adapter, prune, quantize."""

@@ -54,7 +54,7 @@ TYINGS: tuple[Tying, ...] = ("embeddings", "head", "mean")
 
 
 class Config(StageConfig):
-    """Settings of `puna prune`: the target size, the importance criteria and the texts of both measurements."""
+    """Settings of `puna prune`: the target size, the importance criteria and the texts of the two measurements."""
 
     checkpoint: Path = Field(description="Checkpoint to prune, with float weights")
     data: list[Path] = Field(min_length=1, description="Held-out documents and conversations, to measure loss on")
@@ -110,7 +110,7 @@ class Config(StageConfig):
         return self
 
     def estimate(self, known: Known) -> Estimate:
-        """Estimate time and memory of the passes over both texts (cost.py)."""
+        """Estimate time and memory of the passes over the two texts (cost.py)."""
         parent = network_of(known, self.checkpoint)
         if self.parameters is not None:
             target = likely_size(parent, self.parameters, self.heads, self.multiple)
@@ -130,7 +130,7 @@ class Config(StageConfig):
         )
 
     def made_of(self) -> dict[str, Path]:
-        """Name the inputs with licences that the pruned model inherits: all but the held-out `data`."""
+        """Name the inputs with licences for the pruned model to inherit: all but the held-out `data`."""
         return {name: path for name, path in self.inputs().items() if not name.startswith("data")}
 
 
@@ -146,7 +146,7 @@ class Origin(NamedTuple):
 
 
 def run(config: Config, run: Run) -> None:
-    """Write the pruned checkpoint, report.md with its picture, importance.json and a receipt of the perplexity."""
+    """Write the pruned checkpoint, report.md with a picture, importance.json and a receipt of the perplexity."""
     parent = Checkpoint.open(config.checkpoint)
     if parent.is_quantized:
         hint = "Prune the float checkpoint, train the pruned model, then quantize"
@@ -171,7 +171,7 @@ def run(config: Config, run: Run) -> None:
 
 
 def _texts(config: Config, run: Run, parent: Checkpoint) -> tuple[Texts, Texts]:
-    """Return calibration texts and held-out texts; a text in both sets counts as held-out."""
+    """Return calibration texts and held-out texts; a shared text counts as held-out."""
     tokenizer, max_length = parent.tokenizer(), min(config.max_length, parent.config.max_context)
     data = list(cut_examples(config.data, tokenizer, num_tokens=config.num_tokens, longest=max_length))
     calibration = calibration_texts(
@@ -189,7 +189,7 @@ def _texts(config: Config, run: Run, parent: Checkpoint) -> tuple[Texts, Texts]:
 
 
 def _measure(config: Config, run: Run, source: Source, texts: Texts, *, is_narrower: bool) -> tuple[Importance, Origin]:
-    """Return the importance of all parts and the networks to slice; a rotated stream has channels of its own."""
+    """Return the importance of all parts and the networks to slice; a rotated stream has separate channels."""
     layers = source.config.num_layers
     # A model without layer i runs the texts through the layers after i again.
     passes = 2 * layers + layers * (layers + 1) // 2 if config.depth == "divergence" else layers
@@ -220,7 +220,7 @@ def _score(run: Run, reference: Reference, source: Source, description: str) -> 
 def _search(config: Config, run: Run, origin: Origin, importance: Importance, texts: Texts) -> LlamaConfig:
     """Return the sizes within the parameter budget with the lowest predicted KL divergence.
 
-    The prediction adds up the divergences of networks that are pruned in one kind alone.
+    The prediction adds up the divergences of networks pruned in a single kind.
     """
     assert config.parameters is not None
     most, parent = parse_count(config.parameters), origin.source.config
@@ -257,7 +257,7 @@ def _choose_tying(
 def _measure_steps(
     run: Run, reference: Reference, origin: Origin, importance: Importance, target: LlamaConfig, tying: Tying
 ) -> Iterator[Step]:
-    """Yield the scores of the parent and of the model after each pruning step; steps build on one another."""
+    """Yield the scores of the parent and of the model after every pruning step; steps are cumulative."""
     parent = reference.parent
     yield Step("parent", parent.config, _score(run, reference, parent, "parent"))
     for kind, size in pruning_steps(parent.config, target):
@@ -273,7 +273,7 @@ def _refit(config: Config, run: Run, source: Source, selection: Selection, texts
 def _conclude(
     config: Config, run: Run, importance: Importance, selection: Selection, steps: list[Step], *, num_counted: int
 ) -> None:
-    """Write the report and the perplexity receipt, which holds without a tolerance."""
+    """Write the report and the perplexity receipt; without a tolerance the receipt holds."""
     if not write_report(run.output, importance, selection, steps):
         run.log("no prune.png: matplotlib is not installed")
     before, after = steps[0], steps[-1]

@@ -1,1 +1,1 @@
-"""Import and export: checkpoints in other programs' formats -> Puna's format, and back."""
+"""Import and export: checkpoints in the formats of Meta, Hugging Face and llama.cpp <-> checkpoints of Puna."""

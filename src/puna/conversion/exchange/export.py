@@ -1,7 +1,7 @@
-"""A checkpoint -> files for another program, with receipts of fidelity.
+"""A checkpoint -> files for an external program, with receipts of fidelity.
 
-Receipts compare predictions twice: the written files with the checkpoint, both in Puna, and Puna with the other program
-on the written files. Tensors are written one at a time, and licence files are copied.
+Receipts compare predictions twice: the written files with the checkpoint, both in Puna, and Puna with the external
+program on the written files. Tensors are written on demand, and licence files are copied.
 
 Example:
     [export]
@@ -88,17 +88,17 @@ class Config(StageConfig):
         return self
 
     def made_of(self) -> dict[str, Path]:
-        """Name the input with licences that the export inherits: the checkpoint, not the held-out text."""
+        """Name the input with licences for the export to inherit: the checkpoint, not the held-out text."""
         return {"checkpoint": self.checkpoint}
 
     @property
     def peer(self) -> str:
-        """Key in PEERS of the program for this format."""
+        """Key in PEERS of the external program for the format."""
         return "gguf" if self.format == "ollama" else self.format
 
 
 def run(config: Config, run: Run) -> None:
-    """Write the files, compare the written files in Puna and in the other program, and write receipts."""
+    """Write the files, compare the written files in Puna and in the external program, and write receipts."""
     peer = PEERS[config.peer]
     if config.require_peer and not peer.is_installed:
         raise ConfigError(f"{peer.name} is not installed", hint="pip install 'puna[proof]', or leave out require_peer")
@@ -124,7 +124,7 @@ def run(config: Config, run: Run) -> None:
 
 
 def _write(config: Config, source: Source, run: Run) -> Path:
-    """Write the files and return the path for other programs: the directory, or the GGUF file."""
+    """Write the files and return the path for external programs: the directory, or the GGUF file."""
     dtype = source.dtype if config.dtype == "stored" else torch_dtype(config.dtype)
     if config.format == "huggingface":
         write_checkpoint(run.output, source, dtype=dtype)
@@ -172,7 +172,7 @@ def _write_receipts(run: Run, comparison: Comparison, config: Config) -> None:
 
 
 def _write_peer_receipts(run: Run, comparison: Comparison, config: Config) -> None:
-    """Write the receipts of the other program against Puna on the same files."""
+    """Write the receipts of the external program against Puna on the same files."""
     kind = config.kind if config.peer == "gguf" else None
     name, tolerance = PEERS[config.peer].name, peer_tolerance(config.precision, kind)
     details = {"read_by": name, "precision": kind or config.precision}

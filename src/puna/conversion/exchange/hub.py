@@ -25,9 +25,9 @@ class Download(NamedTuple):
 
 
 def download(name: str, *, revision: str = "main", file: str = "") -> Download:
-    """Download weights, tokenizer and licence of a repository, or one `file` and the licence; cached files stay.
+    """Download weights, tokenizer and licence of a repository, or a single `file` and the licence; cached files stay.
 
-    Shows the hub's own progress bars and resumes what was interrupted. Raises ConfigError or CheckpointError: no such
+    Shows the hub's own progress bars and resumes interrupted downloads. Raises ConfigError or CheckpointError: unknown
     name, no access, no network.
     """
     if not NAME.fullmatch(name) or ".." in name:

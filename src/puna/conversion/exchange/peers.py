@@ -1,6 +1,6 @@
 """Logits of an exported model from other programs: transformers, Meta's llama-models, llama.cpp.
 
-All programs are optional (`pip install 'puna[proof]'`); reading and writing formats needs no other program.
+All programs are optional (`pip install 'puna[proof]'`); reading and writing formats needs no external program.
 
 Shapes: T tokens of a piece, V vocabulary.
 """
@@ -26,7 +26,7 @@ Pieces = Sequence[Sequence[int]]
 
 
 class Peer(NamedTuple):
-    """A program for a format, with the Python packages that the program needs."""
+    """A program for a format, with the program's Python packages."""
 
     name: str
     packages: tuple[str, ...]

@@ -34,9 +34,9 @@ class SourceFile(NamedTuple):
 
 
 def find_files(source: Path, include: Sequence[str] = ("*",)) -> list[SourceFile]:
-    """List the files of a source, hidden ones aside.
+    """List the files of a source without hidden files.
 
-    A link counts as a file if the target is a regular file inside the source. The source itself may be a link.
+    A link counts as a file if the target is a regular file inside the source. The source may be a link.
 
     Args:
         source: A regular file, or a folder that is read with its sub-folders.
@@ -46,7 +46,7 @@ def find_files(source: Path, include: Sequence[str] = ("*",)) -> list[SourceFile
         DataError: The source does not exist, is neither file nor folder, or holds no file with a matching name.
 
     Example:
-        files = [each.path for each in find_files(Path("handbook")) if not each.refusal]
+        files = [file.path for file in find_files(Path("handbook")) if not file.refusal]
     """
     try:
         root = source.resolve(strict=True)

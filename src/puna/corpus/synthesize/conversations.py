@@ -54,7 +54,7 @@ def draw_conversation(
     talk_share: float = 0.0,
     schemas: bool = False,
 ) -> Scene:
-    """Draw conversation `number` of a world, independent of the world's other conversations.
+    """Draw conversation `number` of a world, independent of the world's further conversations.
 
     Example:
         >>> world = make_world(0, "train", 0)
@@ -121,7 +121,7 @@ def _turns(
 
 
 def _ask_for_missing_tool(world: World, rng: Random) -> Asked:
-    """Return a request for a tool that the conversation does not offer."""
+    """Return a request for a tool missing from the conversation."""
     request = rng.choice(TOOLS[rng.choice(tuple(TOOLS))].requests).format(**_draw_slots(world, rng))
     return Asked("refusal", request, refuse(rng), (NOT_SAID,))
 
@@ -161,7 +161,7 @@ def _draw_slots(world: World, rng: Random) -> dict[str, str]:
 
 
 def _offer(called: list[str], rng: Random) -> list[str]:
-    """Return the called tools with one or two other tools, shuffled."""
+    """Return the called tools with one or two further tools, shuffled."""
     needed = {*called, *(FOLLOWED_BY[name] for name in called if name in FOLLOWED_BY)}
     others = [name for name in TOOLS if name not in needed]
     offered = [*sorted(needed), *rng.sample(others, rng.choice((1, 2)))]

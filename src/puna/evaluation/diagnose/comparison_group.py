@@ -54,15 +54,15 @@ Differences = Mapping[tuple[str, str], Difference]
 
 @dataclass(frozen=True)
 class ComparisonGroup:
-    """A student and the models to compare with, on the questions of one evaluation.
+    """A student and the models to compare with, on the questions of an evaluation.
 
     Attributes:
         student: The diagnosed model.
         baseline: The same network, trained without the teacher.
-        start: The model from which the student's training began.
+        start: The initial model of the student's training.
         teacher: The teacher.
         differences: Paired differences on the student's own tasks.
-        general_differences: Paired differences on the tasks that measure forgetting.
+        general_differences: Paired differences on the general tasks, a measure of forgetting.
         questions: Shares of questions with a system message ("system") and tools ("tools"), and the median prompt
             length in tokens ("median").
 

@@ -1,7 +1,7 @@
 """Findings of many rules -> an ordered list for a reader: the remedy to try first on top, no contradicting remedies.
 
-Three steps: sort findings by ORDER; leave out a finding that another finding explains (EXPLAINS); leave out a finding
-with a remedy that moves a setting against the remedy of a finding above (OPPOSITES).
+Three steps: sort findings by ORDER; leave out a finding explained by a second finding (EXPLAINS); leave out findings
+with a remedy opposite to the remedy of a finding above (OPPOSITES).
 """
 
 from collections.abc import Iterable, Mapping
@@ -55,7 +55,7 @@ def place_of(code: str) -> int:
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings, the first to try first; leave out findings that another finding explains or contradicts.
+    """Sort findings, the first to try first; leave out findings explained or contradicted by a second finding.
 
     Example:
         in_order([steps_few, overfitting])  # [overfitting]: fewer steps, and no advice to train longer

@@ -1,6 +1,6 @@
 """The records of a training run -> figures for the rules: means over parts of the run, totals, facts.
 
-A figure without a record is None: other objectives and older versions record other figures. Rules then find nothing.
+A figure without a record is None, since figures vary by objective and version. Rules then find nothing.
 """
 
 import math
@@ -21,12 +21,12 @@ Numbers = dict[str, int | float | None]
 
 @dataclass(frozen=True)
 class Record:
-    """Record of one training run.
+    """Record of a training run.
 
     Attributes:
-        stage: Verb of the stage, such as "sft".
+        stage: Verb of the stage, for example "sft".
         config: Settings (run_config.json).
-        rows: Metrics, one row per step (run_metrics.jsonl).
+        rows: Metrics, a row per step (run_metrics.jsonl).
         facts: Facts about data, model and tokenizer (run_facts.json).
 
     Example:
@@ -41,7 +41,7 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> "Record | None":
-        """Read the records of the training run of the artifact at `path`; None for an artifact of another stage.
+        """Read the records of the training run of the artifact at `path`; None for an artifact without a training run.
 
         Raises:
             ArtifactError: A record was altered or is unreadable.
@@ -62,7 +62,7 @@ class Record:
 
     @property
     def token_loss(self) -> str:
-        """Name of the cross-entropy on the text: "token_loss" beside another loss, otherwise "loss"."""
+        """Name of the cross-entropy on the text: "token_loss" if recorded, otherwise "loss"."""
         return "token_loss" if self.has("token_loss") else "loss"
 
     @property
@@ -90,7 +90,7 @@ class Record:
         return float(values.sum()) if len(values) else None
 
     def fall(self, name: str, before: tuple[float, float], after: tuple[float, float]) -> tuple[float, float]:
-        """Return the fall of `name` from one part of the run to another, with the standard error.
+        """Return the fall of `name` between two parts of the run, with the standard error.
 
         Differences of neighbouring steps give the noise: a trend inside a part does not count as noise.
         """

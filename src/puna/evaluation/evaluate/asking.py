@@ -16,7 +16,7 @@ from puna.pipeline.run import Run
 
 
 class ModelReplies(NamedTuple):
-    """The replies of one model in the order of the questions, with token counts and seconds of generation.
+    """The replies of a model in the order of the questions, with token counts and seconds of generation.
 
     Example:
         >>> ModelReplies([Reply(Message("assistant", "At nine."), 3)], 3, 20, seconds=0.5).num_tokens
@@ -39,7 +39,7 @@ def ask(
     *,
     warm_up: bool = True,
 ) -> ModelReplies:
-    """Let one model answer all questions.
+    """Let a model answer all questions.
 
     Args:
         model: A checkpoint or an endpoint.
@@ -48,7 +48,7 @@ def ask(
         run: Run that shows the progress.
         name: Name of the model for the progress bar.
         items: Questions with their tasks.
-        warm_up: Send one short request before the measurement: the first request of a checkpoint pays one-time costs.
+        warm_up: Send a short request before the measurement: the first request of a checkpoint pays start-up costs.
 
     Example:
         >>> asked = ask(completer, Sampling(max_tokens=64), 0, run, "mine", [Item(task, question)])
@@ -89,7 +89,7 @@ def join(parts: Sequence[ModelReplies]) -> ModelReplies:
 
 
 def to_json(answered: ModelReplies) -> dict[str, Any]:
-    """Return all replies as one JSON record, for the run's journal.
+    """Return all replies as a JSON record, for the run's journal.
 
     Example:
         >>> to_json(ModelReplies([Reply(Message("assistant", "At nine."), 3)], 3, 20, 0.5))["seconds"]

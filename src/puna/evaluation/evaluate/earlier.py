@@ -19,7 +19,7 @@ WHOLE = ("stop", "length")
 
 
 def read_earlier(path: Path, settings: dict[str, Any], checkpoint: Path, items: Sequence[Item]) -> list[Reply | None]:
-    """Return one entry per item: the earlier reply of a checkpoint with the same content hash, or None.
+    """Return an entry per item: the earlier reply of a checkpoint with the same content hash, or None.
 
     Task, question id and conversation must match. A failed reply gives None, and the question is asked again.
 
@@ -52,7 +52,7 @@ def read_earlier(path: Path, settings: dict[str, Any], checkpoint: Path, items: 
 
 
 def read_measured(path: Path, checkpoint: Path, replies: list[Reply]) -> ModelReplies:
-    """Return earlier replies with the token counts and seconds that the earlier evaluation measured.
+    """Return earlier replies with the token counts and seconds of the earlier evaluation.
 
     Raises:
         ArtifactError: speed.json is unreadable, or holds no speed of the checkpoint.

@@ -17,7 +17,7 @@ MAX_SEARCHED = 200
 
 
 def null_scores(items: Sequence[Item], grader: Grader, *, seed: int) -> list[dict[str, Any]]:
-    """Return the content of null_models.json: every null model with one score per question.
+    """Return the content of null_models.json: every null model with a score per question.
 
     An unjudged answer has the score None. Every question with a rule is graded by rule. A judge or reward model judges
     at most MAX_JUDGED answers per null model. A null model with several alternatives uses the alternative with the
@@ -72,7 +72,7 @@ def mean_score(scores: Sequence[float | None]) -> float:
 
 
 def describe_null_scores(nulls: Sequence[dict[str, Any]]) -> str:
-    """Return one line for the terminal: the scores of all null models, the best first.
+    """Return a line for the terminal: the scores of all null models, the best first.
 
     Example:
         >>> describe_null_scores([{"name": "constant", "scores": [0.0, None, 1.0]}])

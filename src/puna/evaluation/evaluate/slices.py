@@ -1,7 +1,7 @@
 """Graded answers of several models -> scores with intervals by slice, and paired differences of every two models.
 
-A slice is a subset of the scores: all judged answers, one grade, one part of a grade, one task, or all unjudged
-answers. Unjudged answers count in no other slice. This file reads no files and asks no model.
+A slice is a subset of the scores: all judged answers, a grade, a part of a grade, a task, or all unjudged answers.
+Unjudged answers count only in the last slice. The computation reads no files and asks no model.
 """
 
 import itertools
@@ -16,7 +16,7 @@ WORDS = "words, judged"
 
 
 class Slice(NamedTuple):
-    """Indices of rows, and the counted part of the grade; "" stands for the score itself.
+    """Indices of rows, and the counted part of the grade; "" stands for the whole score.
 
     Example:
         >>> slices([[row]])["overall"]
@@ -50,13 +50,13 @@ def score(everyone: Sequence[EvaluatedModel]) -> dict[str, Any]:
 
 
 def paired_difference(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> Interval:
-    """Return the difference of two models' mean scores, over the questions judged for both models."""
+    """Return the difference of two models' mean scores, over the questions judged for the two models."""
     chosen = slices([rows, others])[OVERALL]
     return difference_interval(_values(rows, chosen), _values(others, chosen), _groups(rows, chosen))
 
 
 def slices(sides: Sequence[list[dict[str, Any]]]) -> dict[str, Slice]:
-    """Return the slices of one model's rows, or of several models' rows for the same questions, by name.
+    """Return the slices of a model's rows, or of several models' rows for the same questions, by name.
 
     The slices "overall", grades, parts of grades ("tool_call.name") and tasks hold the rows judged for all models.
     UNJUDGED holds the rows judged for no model.

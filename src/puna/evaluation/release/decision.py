@@ -20,7 +20,7 @@ REASONS_SHOWN = 5
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """The candidate or another model of the decision, with the graded answers of both suites.
+    """A model of the decision, candidate included, with the graded answers of task and general suite.
 
     Attributes:
         role: "candidate", "start", "base", "teacher" or "in_use".
@@ -44,7 +44,7 @@ class ComparedModel:
 
     @property
     def measured(self) -> EvaluatedModel | None:
-        """Evaluation that provides size and speed: the task's, else the general suite's."""
+        """Evaluation with size and speed of the model: the task's, else the general suite's."""
         return self.task or self.general
 
 
@@ -57,10 +57,10 @@ class Decision:
         settings: Settings of the gate.
         verdicts: Results of all rules.
         models: Compared models, the candidate first.
-        comparisons: Paired comparisons of the candidate with every other model on every suite.
+        comparisons: Paired comparisons of the candidate with every compared model on every suite.
         leaks: Test questions in training data; None if no evaluation has questions of the candidate.
         exams: Comparisons with null models by suite; None for an evaluation without null models.
-        unmeasured: Sentences about properties that nothing measured.
+        unmeasured: Sentences about unmeasured properties.
         failed_claims: Claims of failed receipts in the lineage.
 
     Example:
@@ -95,7 +95,7 @@ class Decision:
 
     @property
     def overrides(self) -> list[str]:
-        """Sentences about failed rules that the user overrode."""
+        """Sentences about failed rules overridden by the user."""
         return [
             f"The rule '{verdict.rule}' did not hold ({'; '.join(verdict.reasons)}) and was overridden: "
             f"{verdict.override}"
@@ -105,7 +105,7 @@ class Decision:
 
     @property
     def headline(self) -> str:
-        """One line: GO or NO-GO with the grounds, ids shortened."""
+        """A single line: GO or NO-GO with the grounds, ids shortened."""
         return shorten_ids(self._headline)
 
     @property

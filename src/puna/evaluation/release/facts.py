@@ -74,7 +74,7 @@ class Facts:
 
     @property
     def not_held(self) -> list[str]:
-        """Names of inputs in the lineage that have changed or gone."""
+        """Names of changed or missing inputs in the lineage."""
         paths = {step.node["path"]: step.node["state"] for step in walk(self.tree)}
         return [name_of(path) for path, state in paths.items() if state != "held"]
 
@@ -214,7 +214,7 @@ def count_rows(path: Path) -> dict[str, int]:
 
 
 def receipt_rows(facts: Facts) -> list[list[str]]:
-    """Return one row per receipt: step, claim, value, limit, and "yes" or "no" for held."""
+    """Return a row per receipt: step, claim, value, limit, and "yes" or "no" for held."""
     return [
         [name, receipt.claim, f"{receipt.value:.4g}", receipt.limit, "yes" if receipt.held else "no"]
         for name, receipt in facts.receipts
@@ -222,7 +222,7 @@ def receipt_rows(facts: Facts) -> list[list[str]]:
 
 
 def data_rows(tree: Node) -> list[list[str]]:
-    """Return one row per dataset: name, documents, conversations, licences, readers with roles, hash."""
+    """Return a row per dataset: name, documents, conversations, licences, readers with roles, hash."""
     rows: list[list[str]] = []
     for path, steps in datasets_read(tree).items():
         node = steps[0].node
@@ -271,5 +271,5 @@ def settings_of(path: Path) -> dict[str, Any]:
 
 
 def name_of(path: str) -> str:
-    """Return the last part of a path; reports reveal no folders of this machine."""
+    """Return the last part of a path; reports reveal no folders of the machine."""
     return Path(path).name

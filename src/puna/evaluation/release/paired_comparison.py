@@ -1,9 +1,9 @@
-"""Answers of a candidate and of another model to the same questions -> difference of the scores against a threshold.
+"""Answers of a candidate and a compared model to the same questions -> difference of the scores against a threshold.
 
-The candidate must beat another model by a positive threshold, and may fall behind by a negative threshold (a margin).
-The threshold is met if the whole 95 % interval lies above: chance passes a wrong candidate in 2.5 of 100 cases. A GO
-needs all thresholds at once (intersection-union test). No correction for multiple tests is needed, since the error of
-the whole is at most the error of one test (Berger, 1982, Technometrics 24, 295-300).
+The candidate must beat the compared model by a positive threshold, or may fall behind by a negative threshold
+(a margin). The threshold is met if the whole 95 % interval lies above: chance passes a wrong candidate in 2.5 of 100
+cases. A GO needs all thresholds at once (intersection-union test). No correction for multiple tests is
+needed, since the error of the whole is at most the error of a single test (Berger, 1982, Technometrics 24, 295-300).
 """
 
 import math
@@ -32,19 +32,19 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Paired difference between candidate and another model on one suite.
+    """Paired difference between candidate and compared model on a suite.
 
     Attributes:
         suite: "task" or "general".
-        role: Role of the other model, such as "base" or "teacher".
-        name: Name of the other model.
-        difference: Candidate's mean score minus the other model's, with the 95 % interval.
-        threshold: Difference that the whole interval must exceed; None for a comparison without a threshold.
-        num_questions: Number of questions judged for both models.
-        num_groups: Number of groups of these questions.
+        role: Role of the compared model, for example "base" or "teacher".
+        name: Name of the compared model.
+        difference: Candidate's mean score minus the compared model's mean score, with the 95 % interval.
+        threshold: Lower bound for the whole interval; None for a comparison without a threshold.
+        num_questions: Number of questions judged for candidate and compared model.
+        num_groups: Number of groups of the questions.
         better: Number of questions with a higher score of the candidate.
         worse: Number of questions with a lower score of the candidate.
-        label: The other model in a sentence ("the teacher").
+        label: The compared model in a sentence ("the teacher").
 
     Example:
         >>> compare_paired(mine, base, suite="task", role="base", threshold=0.0).outcome
@@ -96,7 +96,7 @@ class PairedComparison:
 def compare_paired(
     candidate: EvaluatedModel, other: EvaluatedModel, *, suite: str, role: str, threshold: float | None, label: str = ""
 ) -> PairedComparison:
-    """Pair the answers of two models of one evaluation by question, on the questions judged for both models."""
+    """Pair the answers of two models of an evaluation by question, on the questions judged for the two models."""
     questions = [question for question in candidate.scores if question in other.scores]
     ours = [candidate.scores[question] for question in questions]
     theirs = [other.scores[question] for question in questions]

@@ -1,7 +1,7 @@
-"""Verdicts of a reviewer -> a label file that survives a crash and accepts one writing review at a time.
+"""Verdicts of a reviewer -> a label file; the file survives a crash and accepts a single writing review at a time.
 
-NOTE: every change is synced to disk before the confirmation. One append adds labels; a rewrite under another name and a
-rename remove labels. Readers see a file with or without a label, never a part of a label.
+NOTE: every change is synced to disk before the confirmation. A single append adds labels; a rewrite under a temporary
+name and a rename remove labels. Readers see a file with or without a label, never a part of a label.
 """
 
 import errno
@@ -28,10 +28,10 @@ class LabelFile:
     """
 
     def __init__(self, path: Path):
-        """Open or create a file; remove a last line that a crash cut off.
+        """Open or create a file; remove a last line cut off by a crash.
 
         Raises:
-            ConfigError: Another review writes the file, or the file cannot be created.
+            ConfigError: A concurrent review writes the file, or the file cannot be created.
             DataError: A row of the file is no label.
         """
         self.path = path
@@ -45,7 +45,7 @@ class LabelFile:
             self._rewrite(self.labels)
 
     def append(self, labels: Sequence[Label]) -> None:
-        """Add labels in one write.
+        """Add labels in a single write.
 
         Raises:
             DataError: The disk refuses the write; no label is added.
@@ -74,7 +74,7 @@ class LabelFile:
         self.labels = remaining
 
     def close(self) -> None:
-        """Close the file, to let another review write labels."""
+        """Close the file, to let a later review write labels."""
         self._file.close()
 
     def _rewrite(self, labels: Sequence[Label]) -> None:

@@ -1,6 +1,6 @@
 """Pairs -> the number to judge for a margin, and a seeded random sample in proportion to the groups.
 
-Notation: N pairs in the evaluation, n judged, m margin (half-width of the 95 % interval, 0..1), v variance of one pair.
+Notation: N pairs in the evaluation, n judged, m margin (half-width of the 95 % interval, 0..1), v variance of a pair.
 """
 
 import math
@@ -16,7 +16,7 @@ SECONDS_PER_PAIR = 10.0  # until the reviewer's own pace is known
 
 
 class Plan(NamedTuple):
-    """A sample size with its margin: the half-width of the 95 % interval, 0..1.
+    """A sample size with the margin: the half-width of the 95 % interval, 0..1.
 
     Example:
         >>> Plan(num_pairs=235, margin=0.05).num_pairs
@@ -33,10 +33,10 @@ def plan_sample(pairs: Sequence[Pair], margin: float, max_pairs: int | None = No
     n0 = z**2 * v / m**2 pairs of an endless population, and n = n0 / (1 + (n0 - 1) / N) of N pairs (Cochran, 1977,
     "Sampling Techniques", 4.4: finite population correction). Margin 0 takes all pairs.
 
-    The variance v of one pair's difference (1, 0 or -1) is the discordant share less the squared difference (Connor,
-    1987, Biometrics 43, 207-211), which is p(1 - p) + p'(1 - p') - 2 cov for shares p and p' of right answers. Two
+    The variance v of a pair's difference (1, 0 or -1) is the discordant share less the squared difference (Connor,
+    1987, Biometrics 43, 207-211), equal to p(1 - p) + p'(1 - p') - 2 cov for shares p and p' of right answers. Two
     answers to the same question succeed together rather than in turns (cov >= 0), so v <= 1/2. Pairs of equal answers
-    differ by 0 for certain: v <= q / 2 where q is the share of pairs that differ. One answer a question: v <= 1/4.
+    differ by 0 for certain: v <= q / 2 where q is the share of differing pairs. A single answer per question: v <= 1/4.
 
     Args:
         pairs: All pairs of the evaluation.
@@ -44,7 +44,7 @@ def plan_sample(pairs: Sequence[Pair], margin: float, max_pairs: int | None = No
         max_pairs: Largest sample; the margin in the plan is then wider than wanted.
 
     Example:
-        >>> plan_sample(pairs, margin=0.05).num_pairs  # 600 pairs, of which every second differs
+        >>> plan_sample(pairs, margin=0.05).num_pairs  # 600 pairs, half with different answers
         235
     """
     total, variance = len(pairs), pair_variance(pairs)
@@ -57,10 +57,10 @@ def plan_sample(pairs: Sequence[Pair], margin: float, max_pairs: int | None = No
 
 
 def pair_variance(pairs: Sequence[Pair]) -> float:
-    """Return the bound of v that `plan_sample` explains.
+    """Return the upper bound of v, as explained at `plan_sample`.
 
     Example:
-        >>> pair_variance(pairs)  # 600 pairs of two checkpoints, of which every second differs
+        >>> pair_variance(pairs)  # 600 pairs of two checkpoints, half with different answers
         0.25
         >>> plan_sample(pairs, margin=0.05).num_pairs
         235
@@ -84,8 +84,8 @@ def draw_sample(pairs: Sequence[Pair], num_pairs: int, seed: int) -> list[Pair]:
     """Draw pairs in proportion to the groups; pairs without a judgement by rule come first.
 
     The r-th pair of a shuffled cell of k pairs gets the place (r + u) / k with a random u for the cell, and the pairs
-    with the lowest places are drawn: every pair has the same chance, and a larger sample holds the smaller one. A cell
-    is a group, apart by whether a rule judged and whether the answers are equal.
+    with the lowest places are drawn: every pair has the same chance, and larger samples contain smaller samples. A
+    cell is a group, apart by whether a rule judged and whether the answers are equal.
 
     Example:
         >>> len(draw_sample(pairs, 235, seed=0))
@@ -107,7 +107,7 @@ def draw_sample(pairs: Sequence[Pair], num_pairs: int, seed: int) -> list[Pair]:
 
 
 def sample_difference(scores: Sequence[float], others: Sequence[float], total: int) -> Interval:
-    """Return mean(scores) - mean(others) over `total` pairs, from a random sample of them; 95 % interval.
+    """Return mean(scores) - mean(others) over `total` pairs, from a random sample; 95 % interval.
 
     Example:
         >>> round(sample_difference([1.0, 1.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0], total=100).low, 3)
@@ -117,7 +117,7 @@ def sample_difference(scores: Sequence[float], others: Sequence[float], total: i
 
 
 def sample_share(scores: Sequence[float], total: int) -> Interval:
-    """Return the mean score over `total` answers, from a random sample of them; 95 % interval.
+    """Return the mean score over `total` answers, from a random sample; 95 % interval.
 
     Example:
         >>> round(sample_share([1.0, 1.0, 0.0, 1.0], total=100).low, 3)
@@ -135,5 +135,5 @@ def _corrected(interval: Interval, num_judged: int, total: int) -> Interval:
 
 
 def _alone(scores: Sequence[float]) -> list[str]:
-    """Return a group for each score: drawn at random from this evaluation, answers are independent."""
+    """Return a separate group for every score: answers drawn at random from an evaluation are independent."""
     return [str(number) for number in range(len(scores))]

@@ -1,9 +1,9 @@
-"""HTTP server of one review on 127.0.0.1: static page, state of the session, and verdicts.
+"""HTTP server of a review on 127.0.0.1: static page, state of the session, and verdicts.
 
 Threats and defences:
 
-- Other web pages in the browser: the server checks Host, Origin and content type.
-- Other users of the machine: every path begins with a random token.
+- Foreign web pages in the browser: the server checks Host, Origin and content type.
+- Local users of the machine: every path begins with a random token.
 - Hostile answers of a model: the Content-Security-Policy allows only the page's own script, style and address, and the
   page inserts answers as text.
 """
@@ -58,7 +58,7 @@ class Refused(Exception):
 
 
 class ReviewServer(ThreadingHTTPServer):
-    """Serves one session until the reviewer ends it. One request at a time changes the session.
+    """Serves a session until the reviewer ends the review. A lock serializes changes of the session.
 
     Attributes:
         url: Address of the page, with the token.
@@ -86,7 +86,7 @@ class ReviewServer(ThreadingHTTPServer):
         self.url = f"http://{HOST}:{self.server_address[1]}/{self.token}/"
 
     def server_bind(self) -> None:
-        """Bind without the host name look-up of HTTPServer, which can use the network."""
+        """Bind without HTTPServer's host name look-up, to avoid use of the network."""
         TCPServer.server_bind(self)
 
     def act(self, action: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         return _json(state), "application/json"
 
     def _require_host(self) -> None:
-        """Refuse foreign host names (DNS rebinding) and requests from other web pages."""
+        """Refuse foreign host names (DNS rebinding) and requests from foreign web pages."""
         host = self.headers.get("Host", "")
         if host.rpartition(":")[0] not in HOST_NAMES and host not in HOST_NAMES:
             raise Refused(HTTPStatus.FORBIDDEN, "This Host header does not name this server.")
@@ -204,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.finished.set()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Print nothing: the terminal belongs to the reviewer, and request lines contain the token."""
+        """Print no request lines: the terminal belongs to the reviewer, and request lines contain the token."""
 
 
 def _json(value: dict[str, Any]) -> bytes:

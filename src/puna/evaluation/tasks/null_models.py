@@ -1,4 +1,4 @@
-"""Questions of an exam -> answers of null models: models that know nothing of the task.
+"""Questions of an exam -> answers of null models: models without knowledge of the task.
 
 An exam that a null model passes cannot tell a good model from a bad model. Null models with the same answer to every
 question have won public leaderboards (Zheng et al., 2024, arXiv 2410.07137). The null models here are chosen against
@@ -24,7 +24,7 @@ _WORD = re.compile(r"\S+")
 
 @dataclass(frozen=True)
 class NullModel:
-    """A model that knows nothing of the task, with an answer to every question of an exam.
+    """A model without knowledge of the task, with an answer to every question of an exam.
 
     `alternatives` holds one or more complete lists of answers; the list with the best score stands for the model.
 
@@ -62,7 +62,7 @@ def null_models(questions: Sequence[Question], *, seed: int) -> list[NullModel]:
 
 
 def right_answer(question: Question) -> Message | None:
-    """Return the answer that `expected` describes; None where the question expects no certain words.
+    """Return the answer described by `expected`; None where the question expects no certain words.
 
     Example:
         >>> right_answer(Question("1", conversation, {"contains": ["24.90"]})).content
@@ -107,7 +107,7 @@ def _all(question: Question) -> str:
 
 
 def _others(questions: Sequence[Question], source: random.Random) -> list[Message]:
-    """Give every question the right answer of another question, from another group where possible.
+    """Give every question the right answer of a different question, from a different group where possible.
 
     The questions are sorted by group and shifted by half the list. The shift leaves every group, unless one group has
     more than half of the questions. A question without a right answer contributes the text of the question.

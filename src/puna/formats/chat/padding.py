@@ -1,9 +1,9 @@
 """Tool definitions and calls with null padding -> the same objects without the padding.
 
-A column of objects in Arrow is one struct: every object has the keys of all objects of the column, and absent keys are
-null. JSON written from such a table keeps these nulls. Three kinds of null have a meaning and stay: the `default` of a
-JSON schema, a `const` of a schema with a null type, and a nullable argument. Lists are never padded: `enum: [null]`
-stays. Arguments in a string are never padded either, and stay verbatim.
+A column of objects in Arrow is a single struct: every object has the keys of all objects of the column, and absent
+keys are null. JSON written from the table keeps the nulls. Three kinds of null have a meaning and stay: the `default`
+of a JSON schema, a `const` of a schema with a null type, and a nullable argument. Lists are never padded:
+`enum: [null]` stays. Arguments in a string are never padded either, and stay verbatim.
 """
 
 from collections.abc import Iterator, Mapping
@@ -64,7 +64,7 @@ def _message(message: Any, schemas: Mapping[str, Any]) -> Any:
 
 
 def _call(call: Any, schemas: Mapping[str, Any]) -> Any:
-    """Strip a call in OpenAI's spelling, or in the flat one: name and arguments without the envelope `function`."""
+    """Strip a call in OpenAI's spelling, or in the flat spelling (name and arguments without the key `function`)."""
     if not isinstance(call, dict):
         return call
     present = _present(cast(dict[str, Any], call))
@@ -83,7 +83,7 @@ class _Node(NamedTuple):
     root: Any
 
     def resolved(self) -> dict[str, Any]:
-        """Return the schema behind any chain of local references; an empty one admits nothing in particular."""
+        """Return the schema behind any chain of local references; an empty schema admits nothing in particular."""
         schema = self.schema
         for _ in range(_MAX_REFERENCES):
             reference = schema.get("$ref") if isinstance(schema, dict) else None
@@ -93,7 +93,7 @@ class _Node(NamedTuple):
         return cast(dict[str, Any], schema) if isinstance(schema, dict) else {}
 
     def below(self, keyword: str, depth: int = _MAX_REFERENCES) -> Any:
-        """Return the value of a keyword here, or in the first branch that has the keyword."""
+        """Return the value of a keyword in the node's schema, or in the first branch that has the keyword."""
         schema = self.resolved()
         if keyword in schema or not depth:
             return schema.get(keyword)

@@ -1,8 +1,8 @@
-"""The prompt format as a Jinja chat template for other programs, with the same token ids as format.py.
+"""The prompt format as a Jinja chat template for external programs, with the same token ids as format.py.
 
 Variables: messages, tools, environment, builtin_tools, call_format, today, add_generation_prompt. An exception to equal
-ids: a template renders a single string, so a text with the spelling of a special token becomes the token in other
-programs. The template reads no clock.
+ids: a template renders a single string, so a text with the spelling of a special token becomes the token in
+external programs. The template reads no clock.
 """
 
 from puna.formats.chat.conversation import BUILTIN_TOOLS

@@ -14,10 +14,10 @@ MAX_SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Typed access to the keys of one object; errors name file, key and expected value.
+    """Typed access to the keys of a JSON object; errors name file, key and expected value.
 
     Attributes:
-        prefix: Prefix of every key, such as "llama."; null values count as absent if there is a default.
+        prefix: Prefix of every key, for example "llama."; null values count as absent if there is a default.
 
     Example:
         >>> Fields({"hidden_size": 64}, Path("config.json")).integer("hidden_size")
@@ -65,7 +65,7 @@ class Fields:
         return None if value is None else Fields(value, self.path)
 
     def is_one_of(self, key: str, allowed: tuple[Any, ...]) -> bool:
-        """Return whether a value equals one of `allowed`; False for arrays, which numpy compares element by element."""
+        """Return whether a value equals one of `allowed`; False for arrays, since numpy compares element by element."""
         value = self.get(key)
         return isinstance(value, str | int | float | list | None) and any(value == option for option in allowed)
 

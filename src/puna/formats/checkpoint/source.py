@@ -1,7 +1,7 @@
-"""A model independent of its format: config, tokenizer, and tensors on demand with Hugging Face's names and layout.
+"""A model independent of the file format: config, tokenizer, and tensors with Hugging Face's names and layout.
 
-Readers of a format return a Source and writers take a Source, so that any format converts to any format with a few
-tensors in memory.
+Readers of a format return a Source and writers take a Source, so any format converts to any format with a few tensors
+in memory.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,11 +23,10 @@ class Source:
     Attributes:
         format: Name of the format, for messages.
         dtype: Dtype of most stored weights.
-        read: Function from a name of `tensor_shapes(config)` to the tensor in Hugging Face's layout (rotated halves),
-            in
+        read: Function from a name of `tensor_shapes(config)` to a tensor in Hugging Face's layout (rotated halves), in
             any float dtype. Calls may come in any order; CheckpointError for damaged tensors.
-        tokenizer: Tokenizer; None for a format without one.
-        sampling: Sampling defaults as in generation_config.json; None if the model states none.
+        tokenizer: Tokenizer; None for a format without tokenizers.
+        sampling: Sampling defaults as in generation_config.json; None without stated defaults.
         stop_ids: Stop ids named by the model.
 
     Example:
@@ -59,7 +58,7 @@ def tensor_shapes(config: LlamaConfig) -> Mapping[str, tuple[int, ...]]:
 
 
 def num_rotated_heads(name: str, config: LlamaConfig) -> int:
-    """Return the number of heads rotated by RoPE: all heads of q_proj and k_proj, 0 for other tensors."""
+    """Return the number of heads rotated by RoPE: all heads of q_proj and k_proj, 0 for the remaining tensors."""
     return {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2], 0)
 
 

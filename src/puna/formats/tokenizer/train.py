@@ -1,6 +1,6 @@
-"""Texts -> a tokenizer of one's own: Llama 3's split, a vocabulary learned from the texts, 256 special tokens.
+"""Texts -> a new tokenizer: Llama 3's split, a vocabulary learned from the texts, 256 special tokens.
 
-Does not choose or clean texts, and does not extend another tokenizer's vocabulary.
+Does not choose or clean texts, and does not extend an existing tokenizer's vocabulary.
 """
 
 from collections.abc import Iterable
@@ -18,8 +18,8 @@ MIN_VOCAB_SIZE = len(BYTE_CHARACTERS) + len(SPECIAL_TEXTS)
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, split_digits: bool) -> Tokenizer:
     """Learn a byte-level BPE. The same texts in the same order give the same tokenizer.
 
-    `vocab_size` counts the 256 special tokens, which lie behind the vocabulary. With `split_digits` no merge
-    contains a digit, so a number is spelled digit by digit and can be copied digit by digit.
+    `vocab_size` counts the 256 special tokens, placed behind the vocabulary. With `split_digits` no merge
+    contains a digit, and a number is spelled digit by digit and can be copied digit by digit.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise TokenizerError(f"vocab_size {vocab_size}", expected=f"at least {MIN_VOCAB_SIZE} (bytes + specials)")

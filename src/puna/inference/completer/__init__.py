@@ -1,1 +1,1 @@
-"""Conversations -> the next message of an assistant, from a checkpoint in this process or an endpoint."""
+"""Conversations -> the next message of an assistant, from a checkpoint loaded in-process or an endpoint."""

@@ -1,4 +1,4 @@
-"""Completer: the one interface for answers of a model, in this process or behind an endpoint."""
+"""Completer: the interface for answers of a model, loaded in-process or behind an endpoint."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from puna.formats.chat.conversation import Conversation, Message
 
 
 class Prompt(NamedTuple):
-    """A conversation that waits for the assistant, and the seed of its answer.
+    """A conversation before the assistant's answer, and the seed of the answer.
 
     Example:
         >>> Prompt(Conversation((Message("user", "Are you open?"),)), seed=7).seed
@@ -53,10 +53,10 @@ class ReplyToken(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The answer to one prompt, or the reason of a `failure`.
+    """The answer to a prompt, or the reason of a `failure`.
 
-    The finish reason "length" marks an answer cut off at max_tokens. `logprobs` is None where the sampling settings ask
-    for no log-probabilities, and where the endpoint returns none.
+    The finish reason "length" marks an answer cut off at max_tokens. `logprobs` is None if the sampling settings ask
+    for no log-probabilities, or the endpoint returns no log-probabilities.
 
     Example:
         >>> Reply(Message("assistant", "We open at"), 3, finish_reason="length").is_truncated
@@ -80,7 +80,7 @@ def ignore(_done: int) -> None:
 
 
 class Completer(Protocol):
-    """Answers conversations. An answer depends on its conversation, the sampling and the seed alone.
+    """Answers conversations. An answer depends on the conversation, the sampling and the seed alone.
 
     Example:
         >>> model = LocalCompleter.open(Path("build/model"))

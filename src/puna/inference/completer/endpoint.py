@@ -1,7 +1,7 @@
 """Conversations -> replies of a model behind an OpenAI-compatible endpoint, several requests at a time.
 
-A rejection of one prompt is the failure of one reply. An error that every prompt would meet, such as a wrong key, ends
-the run; the same command resumes the run.
+A rejected prompt fails only the prompt's own reply. An error common to all prompts, for example a wrong key, ends the
+run; the same command resumes the run.
 """
 
 import json
@@ -39,7 +39,7 @@ class EndpointCompleter:
         """Answer every prompt.
 
         Raises:
-            ConfigError: The endpoint rejects every request, such as with a wrong key.
+            ConfigError: The endpoint rejects every request, for example because of a wrong key.
             RequestError: The endpoint does not answer after all retries.
         """
         replies: list[Reply] = []
@@ -81,7 +81,7 @@ def _body(prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
 
 
 def _openai_messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """Return messages in OpenAI's layout: call arguments as JSON text, ids that link results to calls."""
+    """Return messages in OpenAI's layout: call arguments as JSON text, ids to link results to calls."""
     rows: list[dict[str, Any]] = []
     open_calls: list[str] = []
     for index, message in enumerate(conversation.messages):

@@ -1,4 +1,4 @@
-"""HTTP client of OpenAI-compatible endpoints: JSON requests with one retry policy.
+"""HTTP client of OpenAI-compatible endpoints: JSON requests with a retry policy.
 
 Overload, server errors and lost connections are retried with exponential back-off, jitter and Retry-After. Redirects
 are refused, since a redirect would carry the API key to another host. Keys appear in no log line and no error.
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Attempts of one request, with delays in seconds.
+    """Attempts of a request, with delays in seconds.
 
-    The delay doubles with every attempt. Jitter spreads clients that failed together; a longer Retry-After wins.
+    The delay doubles with every attempt. Jitter spreads the retries of many clients; a longer Retry-After wins.
 
     Example:
         >>> RetryPolicy().delay(attempt=1, retry_after=7.0)
@@ -50,13 +50,13 @@ class RetryPolicy:
     max_retry_after: float = 120.0
 
     def delay(self, attempt: int, retry_after: float) -> float:
-        """Return the delay before the attempt of this number; the first retry is attempt 1."""
+        """Return the delay before retry number `attempt`, counted from 1."""
         backoff = min(self.max_delay, self.first_delay * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
         return max(backoff, min(retry_after, self.max_retry_after))
 
 
 class RejectedError(Exception):
-    """A permanent rejection of one request, such as 400 or 404.
+    """A permanent rejection of a request, for example status 400 or 404.
 
     Example: `EndpointClient.post`.
     """
@@ -67,12 +67,12 @@ class RejectedError(Exception):
 
 
 class UnreadableAnswerError(RequestError):
-    """Every attempt returned a body other than a JSON object."""
+    """The last attempt returned no JSON object."""
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """A failed attempt that a retry may mend."""
+    """A failed attempt worth a retry."""
 
     reason: str
     retry_after: float = 0.0
@@ -86,7 +86,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class EndpointClient:
-    """JSON over HTTP to one endpoint, safe for use from several threads.
+    """JSON over HTTP to an endpoint, safe for use from several threads.
 
     Example:
         >>> client = EndpointClient(EndpointConfig(url="http://localhost:8000/v1", model="own-llama"), key="")
@@ -114,11 +114,11 @@ class EndpointClient:
         return cls(config, secret(config.key_variable) if config.key_variable else "", log)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Post a body, to which the model's name is added, and return the answer.
+        """Post a body with the model's name added, and return the answer.
 
         Raises:
             ConfigError: The endpoint refuses the API key.
-            RejectedError: The endpoint rejects this request for good.
+            RejectedError: The endpoint rejects the request for good.
             UnreadableAnswerError: The last attempt returned no JSON object.
             RequestError: The last attempt failed.
         """
@@ -140,7 +140,7 @@ class EndpointClient:
         )
 
     def map(self, ask: Callable[[Item], Answer], items: Sequence[Item]) -> Iterator[Answer]:
-        """Yield the results of concurrent calls in the order of the items; the first failure cancels all others."""
+        """Yield the results of concurrent calls in the order of the items; the first failure cancels the rest."""
         with ThreadPoolExecutor(self.config.concurrency) as pool:
             futures = [pool.submit(ask, item) for item in items]
             try:
@@ -177,7 +177,7 @@ class EndpointClient:
 
 
 def _message(error: urllib.error.HTTPError) -> str:
-    """Return the message of an error body, in OpenAI's layout or another."""
+    """Return the message of an error body, in OpenAI's layout or a similar layout."""
     try:
         text = error.read(MAX_ERROR_BYTES).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException):

@@ -1,4 +1,4 @@
-"""A checkpoint in this process -> replies, in the chat format that the checkpoint was trained in."""
+"""A checkpoint loaded in-process -> replies, in the chat format of the checkpoint's training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ NO_ROOM = "the prompt leaves no room for an answer"
 
 @dataclass(frozen=True)
 class LocalCompleter:
-    """A checkpoint, or an adapter with its base model, in this process.
+    """A checkpoint, or an adapter with the base model, loaded in-process.
 
     Example:
         >>> model = LocalCompleter.open(Path("build/prune"), device="cpu")
@@ -34,7 +34,7 @@ class LocalCompleter:
 
     @classmethod
     def open(cls, path: Path, options: EngineOptions = DEFAULTS, device: DeviceName = "auto") -> "LocalCompleter":
-        """Load a checkpoint onto a device, by default the accelerator if there is one."""
+        """Load a checkpoint onto a device, by default an accelerator where available."""
         sampler = LocalSampler.open(path, options=options, device=device)
         chat = ChatFormat(sampler.tokenizer)
         stop_ids = chat.stop_ids + Checkpoint.open(checkpoint_at(path)).stop_ids
@@ -43,7 +43,7 @@ class LocalCompleter:
     def complete(
         self, prompts: Sequence[Prompt], sampling: Sampling, tell: Callable[[int], None] = ignore
     ) -> list[Reply]:
-        """Answer every prompt; a prompt that fills the context fails with NO_ROOM and the number of tokens."""
+        """Answer every prompt; a prompt as long as the context fails with NO_ROOM and the number of tokens."""
         ids = [self.chat.prompt(prompt.conversation) for prompt in prompts]
         fitting = [at for at, each in enumerate(ids) if len(each) < self.sampler.max_context]
         completions = self.complete_tokens(

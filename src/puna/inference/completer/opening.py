@@ -1,4 +1,4 @@
-"""A checkpoint or an endpoint -> the completer that asks it."""
+"""A checkpoint or an endpoint -> a completer for prompts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +19,12 @@ def open_completer(
     secret: Callable[[str], str],
     device: DeviceName = "auto",
 ) -> Completer:
-    """Open a checkpoint in this process, or an endpoint.
+    """Open a checkpoint in-process, or an endpoint.
 
     Args:
         source: Directory of a checkpoint or adapter, or an endpoint.
         options: Engine options of a checkpoint.
-        secret: Returns the value of an environment variable, such as `Run.secret`.
+        secret: Returns the value of an environment variable, for example `Run.secret`.
         device: Device of a checkpoint.
 
     Example:

@@ -1,4 +1,4 @@
-"""Settings of an OpenAI-compatible endpoint, shared by every stage that asks one."""
+"""Settings of an OpenAI-compatible endpoint, shared by every stage with an endpoint."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -40,7 +40,7 @@ class EndpointConfig(StageConfig):
 
 
 def flat_endpoint(url: str, model: str, key_variable: str, max_batch: int) -> EndpointConfig:
-    """Return the endpoint of a stage whose settings name address, model and key beside a batch size."""
+    """Return the endpoint for the flat settings of a stage: address, model, key and batch size."""
     limits = {"concurrency": min(max_batch, MAX_CONCURRENCY), "timeout": FLAT_TIMEOUT}
     return EndpointConfig(url=url, model=model, key_variable=key_variable, **limits)
 
@@ -49,14 +49,14 @@ def require_one_source(checkpoint: Path | None, endpoint: str, model: str, *, sp
     """Require either a checkpoint or an endpoint with a model name, as flat settings of a stage.
 
     Args:
-        checkpoint: Checkpoint that runs in this process.
+        checkpoint: Checkpoint to run in-process.
         endpoint: Address of the endpoint, up to /v1.
         model: Name of the model at the endpoint.
         spelling: Spelling of a setting's name in errors; {} stands for "checkpoint", "endpoint" or "model".
 
     Raises:
-        ValueError: Both or neither are set, the model's name is missing, or the address is no HTTP address without a
-            key.
+        ValueError: Two sources or no source are set, the model's name is missing, or the address is
+            no HTTP address without a key.
     """
     names = [spelling.format(name) for name in ("checkpoint", "endpoint", "model")]
     if (checkpoint is None) == (not endpoint):

@@ -1,7 +1,7 @@
 """A folder of LoRA adapters -> adapters in memory, loaded on the first request and evicted within a memory limit.
 
-A subfolder is an adapter, which may be added, replaced or removed at any time. Running requests keep the adapter that
-was loaded at their start.
+Every subfolder is an adapter. Adapters may be added, replaced or removed at any time. A running request keeps the
+adapter loaded at the start of the request.
 """
 
 import threading
@@ -35,7 +35,7 @@ class Adapters:
 
     Invariant: all adapters in memory, held adapters included, take at most `max_bytes`.
 
-    `find` is safe in any thread; all other methods belong to the engine's thread.
+    `find` is safe in any thread; all further methods belong to the engine's thread.
 
     Example:
         >>> adapters = Adapters(folder, config, runner.prepare, itemsize=2, max_bytes=1 << 30)
@@ -69,7 +69,7 @@ class Adapters:
         return adapter_names(self.folder)
 
     def unfit(self) -> list[str]:
-        """Return a line with the reason for every adapter that cannot be run."""
+        """Return a line with the reason for every unfit adapter."""
         reasons: list[str] = []
         for name in self.names():
             try:
@@ -79,9 +79,9 @@ class Adapters:
         return reasons
 
     def find(self, name: str) -> AdapterKey | None:
-        """Return the present adapter of this name, None for an unknown name; RequestError for an unfit adapter.
+        """Return the current adapter `name`, None for an unknown name; RequestError for an unfit adapter.
 
-        The first call reads the headers, only `load` the weights.
+        The first call reads only headers; `load` reads the weights.
         """
         if not has_adapter(self.folder, name):
             return None
@@ -99,13 +99,13 @@ class Adapters:
         return True
 
     def release(self, key: AdapterKey) -> None:
-        """Undo one `hold`. The adapter stays in memory until another one needs the space."""
+        """Undo a `hold`. The adapter stays in memory until a different adapter needs the space."""
         self._holders[key] -= 1
         if not self._holders[key]:
             del self._holders[key]
 
     def load(self, key: AdapterKey) -> object:
-        """Return a held adapter as the runner made it; PunaError if its file can't be read or was altered."""
+        """Return a held adapter, prepared by the runner; PunaError if the file is unreadable or was altered."""
         assert key in self._holders
         if key not in self._loaded:
             self._make_room(self._sizes[key])

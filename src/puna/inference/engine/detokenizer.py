@@ -1,4 +1,4 @@
-"""Incremental detokenization: token ids one by one -> final text, in whole characters and without stop strings.
+"""Incremental detokenization: a stream of token ids -> final text, in whole characters and without stop strings.
 
 Special tokens give no text. Stop ids are the request's concern.
 """
@@ -10,7 +10,7 @@ from puna.formats.tokenizer import Tokenizer
 
 
 class TextStream:
-    """The text of one answer; `feed` until `is_stopped`, then call `finish` for the rest.
+    """The text of an answer; `feed` until `is_stopped`, then call `finish` for the rest.
 
     Example:
         >>> stream = TextStream(tokenizer, stop_strings=["!"])
@@ -52,6 +52,6 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
+    """Return the length of the longest overlap: a suffix of `text` and proper prefix of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,7 +1,7 @@
 """Continuous batching: token ids of many requests -> generated token ids.
 
-Requests join and leave the batch between steps. One thread calls `submit`, `step` and `abort`. An exception or NaN
-logits end only the request at fault. Conversations and HTTP lie above this module.
+Requests join and leave the batch between steps. A single thread calls `submit`, `step` and `abort`. An exception or NaN
+logits end only the request at fault. Conversations and HTTP belong to higher modules.
 
 Shapes: N requested hidden states, D model width, V vocabulary.
 """
@@ -47,17 +47,17 @@ DEFAULT_CACHE_BYTES = 8 << 30
 
 
 class Choice(NamedTuple):
-    """A sampled token, with its log-probability where the request asks for log-probabilities."""
+    """A sampled token, with the log-probability if requested."""
 
     token: int
     logprob: TokenLogprob | None
 
 
 class BatchRow(NamedTuple):
-    """One scheduled request in a forward pass.
+    """A scheduled request in a forward pass.
 
-    `hidden_rows` index the tokens of the whole pass whose hidden states the request needs. Of the returned hidden
-    states, `scored` are for prompt log-probabilities and `sampled` for next tokens.
+    `hidden_rows` index the needed hidden states among all tokens of the pass. Among the needed hidden states of all
+    requests, `scored` index the states for prompt log-probabilities and `sampled` the states for next tokens.
     """
 
     scheduled: ScheduledRequest
@@ -69,9 +69,9 @@ class BatchRow(NamedTuple):
 
 
 class Engine:
-    """A model with its KV cache, scheduler and adapters.
+    """A model with KV cache, scheduler and adapters.
 
-    Every submitted request ends with exactly one chunk with a finish_reason, also after `abort`.
+    Every submitted request ends with a single chunk with a finish_reason, also after `abort`.
 
     Example:
         >>> engine = Engine(model, tokenizer)
@@ -163,7 +163,7 @@ class Engine:
     def submit(self, prompt: list[int], params: SamplingParams, *, tenant: str = "", adapter: str = "") -> int:
         """Queue a prompt and return the id of the request.
 
-        Tenants get equal shares of the machine and no view of the prefix cache of other tenants. An empty `adapter`
+        Tenants get equal shares of the machine and separate prefix caches. An empty `adapter`
         means the plain model.
 
         Raises:
@@ -186,7 +186,7 @@ class Engine:
         return key
 
     def abort(self, request_id: int) -> None:
-        """End a request; the next step returns its last chunk. Unknown and finished ids have no effect."""
+        """End a request; the next step returns the request's last chunk. Unknown and finished ids have no effect."""
         request = self._requests.get(request_id)
         if request is not None:
             self._end(request)
@@ -194,7 +194,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Chunk]]:
-        """Run one forward pass of the scheduled batch and sample next tokens; return chunks with their request ids."""
+        """Run a forward pass of the scheduled batch and sample next tokens; return (request id, chunk) pairs."""
         aborted, self._aborted = self._aborted, []
         batch = self._add_draft_tokens(self._scheduler.schedule())
         outcomes = _together_or_alone(self._compute, batch)
@@ -219,10 +219,10 @@ class Engine:
         return self._drafter.propose(requests, limits)
 
     def _compute(self, batch: list[ScheduledRequest]) -> list[torch.Tensor | None]:
-        """Run the batch in one forward pass.
+        """Run the batch in a single forward pass.
 
         Returns:
-            For each request, logits_NV after its last token and after each draft token; None for partial prompts.
+            logits_NV per request, after the last token and after every draft token; None for partial prompts.
         """
         rows = self._layout(batch)
         hidden_ND = self.runner.forward(
@@ -240,7 +240,7 @@ class Engine:
         return [part if row.sampled else None for row, part in zip(rows, parts, strict=True)]
 
     def _layout(self, batch: list[ScheduledRequest]) -> list[BatchRow]:
-        """Place the tokens of all requests one after another."""
+        """Concatenate the tokens of all requests."""
         rows: list[BatchRow] = []
         start = first = 0
         for scheduled in batch:
@@ -264,7 +264,7 @@ class Engine:
         return self.adapters.load(request.adapter) if self.adapters and request.adapter else None
 
     def _score(self, scheduled: ScheduledRequest, hidden_ND: torch.Tensor) -> list[TokenLogprob]:
-        """Return log-probabilities of the prompt tokens that follow the given hidden states."""
+        """Return log-probabilities of the prompt tokens predicted by the given hidden states."""
         request, scored = scheduled.request, []
         targets = request.prompt[scheduled.start + 1 : scheduled.start + 1 + len(hidden_ND)]
         for start in range(0, len(targets), SCORED_TOKENS):
@@ -357,7 +357,7 @@ def _choose_tokens(items: "list[tuple[Request, torch.Tensor]]") -> list[Choice]:
 
 
 def _together_or_alone(compute: Callable[[list[Item]], list[Outcome]], items: list[Item]) -> list[Outcome | Exception]:
-    """Compute all items at once; after an exception, compute each item alone, so that only the faulty items fail."""
+    """Compute all items at once; after an exception, compute every item alone, so only faulty items fail."""
     if not items:
         return []
     try:

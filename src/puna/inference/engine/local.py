@@ -1,4 +1,4 @@
-"""LocalSampler: token ids in, completions out, from a checkpoint in this process. For one thread at a time.
+"""LocalSampler: token ids in, completions out, from a checkpoint loaded in-process. For a single thread at a time.
 
 `sampling_defaults` reads the checkpoint's recommended sampling parameters; the caller decides.
 """
@@ -31,7 +31,7 @@ STATED = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "r
 
 @dataclass(eq=False)
 class _Inbox:
-    """Chunks of the requests of one call."""
+    """Chunks of the requests of a call."""
 
     chunks: dict[int, list[Chunk]] = field(default_factory=dict)
     num_done: int = 0
@@ -63,12 +63,12 @@ class LocalSampler:
     def open(
         cls, path: Path, *, options: EngineOptions = DEFAULTS, device: DeviceName = "auto", draft: str = ""
     ) -> "LocalSampler":
-        """Load a checkpoint, or an adapter with its base.
+        """Load a checkpoint, or an adapter with the base.
 
         Args:
             path: Checkpoint or adapter; lineage or adapter_config.json names an adapter's base.
             options: Engine options; without a dtype, the dtype of the files.
-            device: Device; auto takes a GPU if there is one.
+            device: Device; auto prefers a GPU.
             draft: Draft model for speculative decoding, with the same tokenizer; "lookup" drafts from the prompt.
         """
         checkpoint, adapter = Checkpoint.open(checkpoint_at(path)), ""
@@ -120,7 +120,7 @@ class LocalSampler:
         return [collect(inbox.chunks[ids[i]], len(prompts[i])) for i in range(len(pairs))]
 
     def stream(self, prompt: list[int], params: SamplingParams) -> Generator[Chunk, None, None]:
-        """Yield chunks of one prompt's continuation; closing the iterator aborts the request."""
+        """Yield chunks of a prompt's continuation; closing the iterator aborts the request."""
         inbox = _Inbox()
         request_id = self._submit(prompt, params, inbox)
         return self._chunks(request_id, inbox)
@@ -143,7 +143,7 @@ class LocalSampler:
         return request_id
 
     def _pump(self) -> None:
-        """Run one step and deliver chunks to the inboxes of all calls, which may be nested."""
+        """Run a step and deliver chunks to the inboxes of all calls; calls may be nested."""
         for request_id, chunk in self.engine.step():
             inbox = self._inboxes.get(request_id)
             if inbox is not None:

@@ -18,10 +18,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens that one step added to a request; only the last chunk of a request has a finish_reason.
+    """Tokens added to a request by a step; only the last chunk of a request has a finish_reason.
 
     The first chunk carries `prompt_logprobs`, with None for the first prompt token. A chunk with finish_reason "error"
-    carries the `error`: a RequestError where the request is at fault, any other exception where the engine failed.
+    carries the `error`: a RequestError if the request is at fault, a different exception if the engine failed.
 
     Example:
         >>> Chunk((271,), " fox").finish_reason is None
@@ -41,7 +41,7 @@ class Usage:
     """Use of an engine: pages of the KV cache, and requests by tenant.
 
     `num_cached_tokens` counts prompt tokens found in the prefix cache, `queue_seconds` lists times from submission to
-    start. Both cover the requests started since the last report.
+    start. The figures cover the requests started since the last report.
     """
 
     num_free_pages: int
@@ -74,7 +74,7 @@ class Completion:
 
 
 def collect(chunks: Sequence[Chunk], num_prompt_tokens: int) -> Completion:
-    """Join the chunks of one request into a completion."""
+    """Join the chunks of a request into a completion."""
     last = chunks[-1]
     assert last.finish_reason is not None
     return Completion(

@@ -24,7 +24,7 @@ KEPT_ELEMENTS = 2**24
 
 @dataclass(frozen=True)
 class Block:
-    """Queries start .. end - 1 over keys first .. end - 1; a query attends to its own document, up to itself.
+    """Queries start .. end - 1 over keys first .. end - 1; a query attends to the query's document, up to the query.
 
     Example: see `block_spans`.
     """
@@ -52,7 +52,7 @@ def attend_in_blocks(
 
 
 def causal_blocks(lengths: Sequence[int], dtype: torch.dtype) -> list[Block]:
-    """Divide concatenated documents of these lengths into blocks."""
+    """Divide concatenated documents into blocks."""
     starts_T = _document_starts(lengths)
     blocks: list[Block] = []
     num_kept = 0
@@ -64,7 +64,7 @@ def causal_blocks(lengths: Sequence[int], dtype: torch.dtype) -> list[Block]:
 
 
 def block_spans(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield (first key, first query, end) of all blocks over documents of these lengths.
+    """Yield (first key, first query, end) of all blocks over documents of the given lengths.
 
     Example:
         >>> list(block_spans([300]))
@@ -141,7 +141,7 @@ def _queries(q_THE: torch.Tensor, k_TKE: torch.Tensor, block: Block) -> torch.Te
 
 
 def _weights(q_KRE: torch.Tensor, k_TKE: torch.Tensor, block: Block) -> torch.Tensor:
-    """Return the attention weights of a block: [K, R, S], rows that sum to 1."""
+    """Return the attention weights of a block: [K, R, S], rows with sum 1."""
     scores_KRS = torch.bmm(q_KRE, k_TKE[block.first : block.end].permute(1, 2, 0))
     scores_KRS.unflatten(1, (-1, block.end - block.start)).add_(block.mask(scores_KRS.dtype))
     return scores_KRS.softmax(-1)

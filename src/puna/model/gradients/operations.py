@@ -1,7 +1,7 @@
 """The operations of the network with hand-written backward passes: autograd's gradients up to rounding, in less memory.
 
 Autograd stores the input of every operation. Here float32 copies in norms, the SiLU of a gate and weights rounded to
-bfloat16 are recomputed instead of stored. Without gradients an operation is only its formula.
+bfloat16 are recomputed instead of stored. Without gradients an operation is only the formula.
 
 Shapes: T tokens, D input width, N hidden width of an MLP, O outputs.
 """
@@ -14,14 +14,14 @@ from torch.autograd.function import once_differentiable
 
 
 def linear(x_TD: torch.Tensor, weight_OD: torch.Tensor) -> torch.Tensor:
-    """Return x W^T in the dtype of x; the weight may have another dtype."""
+    """Return x W^T in the dtype of x; the weight may have a different dtype."""
     if torch.is_grad_enabled() and weight_OD.requires_grad and weight_OD.dtype != x_TD.dtype:
         return _RoundedLinear.apply(x_TD, weight_OD)  # type: ignore[return-value]
     return F.linear(x_TD, weight_OD.to(x_TD.dtype))
 
 
 class _RoundedLinear(torch.autograd.Function):
-    """A product that saves the stored weight for the backward pass, not the rounded copy."""
+    """A product: saves the stored weight for the backward pass, not the rounded copy."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: torch.Tensor, weight_OD: torch.Tensor) -> torch.Tensor:
@@ -48,7 +48,7 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Te
 
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm that saves only the input, which the residual stream holds anyway."""
+    """RMSNorm: saves only the input, already held by the residual stream."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
@@ -80,7 +80,7 @@ def swiglu(gate_TN: torch.Tensor, up_TN: torch.Tensor) -> torch.Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """SwiGLU that saves both inputs, but not the SiLU."""
+    """SwiGLU: saves the two inputs, but not the SiLU."""
 
     @staticmethod
     def forward(ctx: Any, gate_TN: torch.Tensor, up_TN: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""C++ sources -> a shared library for this machine, compiled at first use and cached in the home directory.
+"""C++ sources -> a shared library for the machine, compiled at first use and cached in the home directory.
 
 Errors tell why there is no library; callers then use the torch versions.
 """
@@ -50,7 +50,7 @@ def find_compiler() -> str | None:
 
 
 def _key(compiler: str, flags: tuple[str, ...]) -> str:
-    """Hash everything that the library depends on: sources, flags, compiler, and the processor behind `native`."""
+    """Hash all dependencies of the library: sources, flags, compiler, and the processor behind `native`."""
     digest = hashlib.sha256()
     for path in sorted((*SOURCES.glob("*.h"), MAIN)):
         digest.update(path.read_bytes())

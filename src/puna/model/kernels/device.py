@@ -1,4 +1,4 @@
-"""The setting `device` -> the device of torch. No other file looks for a GPU."""
+"""The setting `device` -> the device of torch. All GPU detection happens here."""
 
 from typing import Literal
 
@@ -10,14 +10,14 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 def choose_device(name: DeviceName = "auto") -> torch.device:
-    """Return the CPU or the CUDA device of a name; "auto" takes a GPU where there is one.
+    """Return the CPU or the CUDA device of a name; "auto" prefers a GPU.
 
     Example:
         >>> choose_device("cpu")
         device(type='cpu')
 
     Raises:
-        ConfigError: for "cuda" where torch finds no GPU.
+        ConfigError: The name is "cuda", and torch finds no GPU.
     """
     has_gpu = name != "cpu" and torch.cuda.is_available()
     if name == "cuda" and not has_gpu:

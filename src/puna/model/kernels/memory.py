@@ -26,8 +26,8 @@ def huge_memory(size: int) -> torch.Tensor:
 def let_go(tensor: torch.Tensor) -> None:
     """Drop the pages of a memory-mapped tensor from the memory of the process; later reads load the pages again.
 
-    Does nothing for other memory, or where the system does not list mappings. NOTE: values written into the tensor are
-    lost, since a private mapping does not write to the file.
+    Does nothing for memory without a mapping, or if the system does not list mappings. NOTE: values written into the
+    tensor are lost, since a private mapping does not write to the file.
     """
     start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
@@ -37,7 +37,7 @@ def let_go(tensor: torch.Tensor) -> None:
 
 
 def _is_of_a_file(start: int, end: int) -> bool:
-    """Return whether one mapping of a file covers these addresses."""
+    """Return whether a single mapping of a file covers the addresses."""
     try:
         mappings = MAPPINGS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

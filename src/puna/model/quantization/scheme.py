@@ -1,6 +1,6 @@
 """Quantization schemes as data: number format, group size, and bytes of a weight.
 
-Needs no torch. quantized.py and float8.py compute with such weights; conversion/compression searches for the values.
+Needs no torch. quantized.py and float8.py compute with quantized weights; conversion/compression searches the values.
 """
 
 from collections import Counter
@@ -42,7 +42,7 @@ class Scheme:
         return f"{'int' if self.kind == 'int' else 'fp'}{self.bits}{groups}"
 
     def fits(self, in_dim: int) -> bool:
-        """Return whether whole groups fill a row of this length."""
+        """Return whether whole groups fill a row of `length`."""
         return in_dim % (self.group_size or 1) == 0
 
     def num_groups(self, in_dim: int) -> int:
@@ -54,7 +54,7 @@ class Scheme:
         return -(-in_dim * self.bits // WORD_BITS)
 
     def num_bytes(self, out_dim: int, in_dim: int) -> int:
-        """Return the bytes of a stored weight with its scales."""
+        """Return the bytes of a stored weight, scales included."""
         row = in_dim if self.kind == "float" else 4 * self.num_words(in_dim)
         scale_bytes = GROUP_SCALE_BYTES if self.group_size else ROW_SCALE_BYTES
         return out_dim * (row + scale_bytes * self.num_groups(in_dim))
@@ -66,7 +66,7 @@ def describe_schemes(schemes: Mapping[str, Scheme]) -> str:
 
 
 def common_group_size(widths: Collection[int]) -> int | None:
-    """Return the largest usual group size that divides all rows; None if no size does."""
+    """Return the largest usual group size that divides all rows, if any."""
     return next((size for size in GROUP_SIZES if not any(width % size for width in widths)), None)
 
 

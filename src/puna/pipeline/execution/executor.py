@@ -1,7 +1,7 @@
 """A stage's config -> the stage's artifact, made once per key.
 
-The key hashes everything that decides the content. A stage runs unless an artifact with the same key exists; a stage
-resumes its own interrupted run.
+The key hashes all determinants of the content. A stage runs unless an artifact with the same key exists; a stage
+resumes an interrupted run with the same key.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def stage_key(stage: Stage, config: StageConfig, hashes: dict[str, str]) -> str:
-    """Hash what decides the content of an artifact: stage, version, settings without paths, hashes of inputs."""
+    """Hash all determinants of an artifact's content: stage, version, settings without paths, hashes of inputs."""
     settings = config.record()
     content = {
         "stage": stage.verb,
@@ -60,15 +60,15 @@ def perform(
 ) -> bool:
     """Make the artifact at `path` unless an artifact with the same key exists; return whether the stage ran.
 
-    An artifact of the same stage with another key is replaced once the new artifact is complete. With several
-    processes rank 0 makes the artifact; the other processes share the work of a parallel stage, or wait.
+    An artifact of the same stage with a different key is replaced once the new artifact is complete. With several
+    processes rank 0 makes the artifact; the remaining processes share the work of a parallel stage, or wait.
 
     Args:
-        ignore_receipts: Continue after a failed receipt of an input or of the artifact, which is kept either way.
+        ignore_receipts: Continue after a failed receipt of an input or of the artifact; the artifact is always kept.
         foreseen_seconds: Forecast of a dry run, written to run_cost.json beside the measured time.
 
     Raises:
-        ArtifactError: An input was altered, another run writes the same artifact, or `path` holds anything else.
+        ArtifactError: An input was altered, a concurrent run writes the same artifact, or `path` holds foreign files.
         ConfigError: The output and an input overlap.
         ReceiptError: A receipt of an input or of the artifact failed.
 
@@ -112,7 +112,7 @@ def perform(
 
 
 def _help(stage: Stage, config: StageConfig, path: Path, key: str) -> bool:
-    """Do this process's share of a parallel stage; return once rank 0 has made the artifact."""
+    """Do the local share of a parallel stage; return once rank 0 has made the artifact."""
     if is_there(stage, path, key):
         return False
     if config.is_parallel:
@@ -155,7 +155,7 @@ def _require_receipts(path: Path, ignore_receipts: bool) -> None:
 
 
 def _require_apart(path: Path, inputs: dict[str, Path]) -> None:
-    """Refuse an output that equals, contains or lies within an input."""
+    """Refuse an output equal to, around or within an input."""
     output = path.resolve()
     for role, source in inputs.items():
         path_of_input = Path(os.path.realpath(source))  # NOTE: resolve() would fail on a loop of links.
@@ -164,10 +164,10 @@ def _require_apart(path: Path, inputs: dict[str, Path]) -> None:
 
 
 def is_there(stage: Stage, path: Path, key: str) -> bool:
-    """Return whether `path` holds the artifact with this key.
+    """Return whether `path` holds the artifact with `key`.
 
     Raises:
-        ArtifactError: The path holds anything other than an artifact of this stage.
+        ArtifactError: The path holds files, but no artifact of the stage.
 
     Example:
         >>> is_there(stage, Path("build/not-made-yet"), key)
@@ -210,7 +210,7 @@ def _manifest(stage: Stage, config: StageConfig, path: Path, hashes: dict[str, s
 
 
 def _licences(config: StageConfig) -> set[str]:
-    """Return the licences of a stage's output: the stated one, and those of the inputs in `made_of`."""
+    """Return the licences of a stage's output: the stated licence, and the licences of the inputs in `made_of`."""
     stated = licence.identify(config.stated_licence())
     licences = {stated} if stated else set[str]()
     for source in config.made_of().values():
@@ -243,7 +243,7 @@ def run_directory(path: Path) -> Path:
 
 
 def is_prepared(directory: Path, key: str) -> bool:
-    """Return whether a run directory belongs to an unfinished run with this key.
+    """Return whether a run directory belongs to an unfinished run with `key`.
 
     Example:
         >>> is_prepared(Path("build/.runs/never-run"), key="0a1b")
@@ -279,7 +279,7 @@ def read_seconds(directory: Path) -> float:
 
 
 def _drop_scratch(directory: Path) -> None:
-    """Remove the files for resuming and the key, so that the next run starts from the beginning."""
+    """Remove the files for resuming and the key, so the next run starts from the beginning."""
     for entry in directory.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -300,7 +300,7 @@ def _only_run(directory: Path) -> Iterator[None]:
 
 
 def _without_paths(settings: Any, value: Any) -> Any:
-    """Replace paths in dumped settings by None: equal contents at other paths give the same key."""
+    """Replace paths in dumped settings by None: equal contents at different paths give the same key."""
     if isinstance(value, Path):
         return None
     if isinstance(settings, dict):

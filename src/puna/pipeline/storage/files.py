@@ -1,4 +1,4 @@
-"""Bytes -> files and directories that survive a power loss: write, fsync, rename, fsync of the directory."""
+"""Bytes -> files and directories, durable across a power loss: write, fsync, rename, fsync of the directory."""
 
 import contextlib
 import ctypes
@@ -14,7 +14,7 @@ RENAME_EXCHANGE = 2
 
 
 def make_directory(path: Path) -> None:
-    """Create a directory with its missing parents, and make every new name durable."""
+    """Create a directory with missing parents, and make every new name durable."""
     missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for each in missing:
@@ -24,8 +24,8 @@ def make_directory(path: Path) -> None:
 def replace_directory(new: Path, path: Path) -> None:
     """Rename the directory `new` to `path`; remove the old directory once the new directory is durable.
 
-    Both directories are exchanged in one step where system and disk allow. Elsewhere a crash between two renames leaves
-    the old directory beside `path`, as .NAME.old.
+    The two directories are exchanged in a single step if system and disk allow. Elsewhere a crash between two renames
+    leaves the old directory beside `path`, as .NAME.old.
     """
     old = path.parent / f".{path.name}.old"
     shutil.rmtree(old, ignore_errors=True)
@@ -78,7 +78,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
     """Hold an exclusive lock on the file at `path` during the block; the system releases the lock of a killed process.
 
     Raises:
-        BlockingIOError: Another process holds the lock, and `wait` is False.
+        BlockingIOError: A second process holds the lock, and `wait` is False.
 
     Example:
         >>> with locked(Path("build/.lock"), wait=True):
@@ -108,7 +108,7 @@ def hash_file(path: Path) -> str:
 
 
 def entry(path: Path) -> dict[str, Any]:
-    """Force a file to the disk and return size and SHA-256, as a manifest lists them."""
+    """Force a file to the disk and return size and SHA-256, as listed in a manifest."""
     fsync(path)
     return {"size": path.stat().st_size, "sha256": hash_file(path)}
 

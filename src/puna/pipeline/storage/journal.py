@@ -1,8 +1,8 @@
-"""Results of an interrupted run <-> one append-only file per piece of work, for resuming.
+"""Results of an interrupted run <-> an append-only file per piece of work, for resuming.
 
 Every line is a SHA-256 and a JSON record: `SHA256(SHA-256 of the previous line + record) record`. The first record
-names the journal, the format and the key of the run. An append is durable before it returns, so a power loss can tear
-only the last line; a torn last line is dropped. Any other line with a wrong hash is damage, and an error.
+names the journal, the format and the key of the run. An append is durable before `append` returns, so a power loss can
+tear only the last line; a torn last line is dropped. A wrong hash in an earlier line means damage, and is an error.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ DIGEST_LENGTH = 64
 
 
 class Journal:
-    """Records of one piece of work, durable and chained by hashes.
+    """Records of a piece of work, durable and chained by hashes.
 
-    Files that a record names must be durable (`files.entry`, fsync of their directory) before the record is appended.
+    Files named by a record must be durable (`files.entry`, fsync of the directory) before the record is appended.
 
     Attributes:
         path: The file of the journal.
@@ -39,10 +39,10 @@ class Journal:
     def __init__(self, path: Path, key: str, log: Callable[[str], None]):
         """Read the journal at `path`; drop a torn last line.
 
-        A journal with another key, name or format is emptied, and `log` gets a line about that.
+        A journal with a different key, name or format is emptied, and `log` gets a line with the reason.
 
         Raises:
-            ArtifactError: A line before the last one was altered, removed or swapped.
+            ArtifactError: A line before the last line was altered, removed or swapped.
         """
         self.path, self.records = path, list[Any]()
         self._ends, self._digests = list[int](), list[str]()

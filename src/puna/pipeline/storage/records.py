@@ -1,4 +1,4 @@
-"""Small JSON files that Puna wrote -> validated values, or one error that names the file and the field.
+"""Small JSON files written by Puna -> validated values, or an error with the names of file and field.
 
 A file may be damaged, truncated, replaced or forged: sizes, types, hashes and names are checked before use.
 """
@@ -26,7 +26,7 @@ def parse_strict(raw: bytes, *, allow_nan: bool = False) -> Any:
     """Return the value of a JSON text in UTF-8.
 
     Raises:
-        ValueError: The text is no JSON, has a key twice in one object or, unless `allow_nan`, holds NaN, Infinity or a
+        ValueError: The text is no JSON, has a duplicate key or, unless `allow_nan`, holds NaN, Infinity or a
             number beyond the range of a float (1e999).
         RecursionError: The text is nested too deeply for the parser.
     """
@@ -35,10 +35,10 @@ def parse_strict(raw: bytes, *, allow_nan: bool = False) -> Any:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object, as `object_pairs_hook`: JSON leaves open which of two equal keys counts.
+    """Build a JSON object, as `object_pairs_hook`; duplicate keys are errors, since JSON gives duplicates no meaning.
 
     Raises:
-        ValueError: A key stands twice.
+        ValueError: A key is a duplicate.
 
     Example:
         >>> unique_keys([("a", 1), ("b", 2)])
@@ -53,7 +53,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_bounded(path: Path, *, max_bytes: int = MAX_BYTES, error: type[PunaError] = ArtifactError) -> bytes:
-    """Return the bytes of a regular file; `error` for any other kind of file, and for one that is too large.
+    """Return the bytes of a regular file; raise `error` for special files and too large files.
 
     FileNotFoundError passes.
     """
@@ -82,10 +82,10 @@ def read_record(
     """Read a JSON file as a dataclass, pydantic model or annotated type.
 
     Args:
-        kind: The type; JSON types must match, so that "3" is no number and 3.0 no integer.
+        kind: The type; JSON types must match: "3" is no number and 3.0 no integer.
         expected: Phrase for the whole file, for the error.
         error: Class of the error.
-        allow_nan: Whether NaN and Infinity, which JSON does not have, may stand for numbers.
+        allow_nan: Whether NaN and Infinity, unknown to JSON, may stand for numbers.
 
     Raises:
         PunaError: As `error`: the file is too large, no strict JSON, or a field does not fit. FileNotFoundError passes.

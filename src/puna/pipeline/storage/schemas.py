@@ -13,7 +13,7 @@ STRICT = ConfigDict(extra="forbid")
 
 
 def _relative_name(name: str) -> str:
-    """Refuse names that lead outside of the artifact, and second spellings of a name ("a/../b")."""
+    """Refuse names outside of the artifact, and second spellings of a name ("a/../b")."""
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\0" in name:
         raise ValueError("a name inside the artifact, without '..' and not absolute")
@@ -21,7 +21,7 @@ def _relative_name(name: str) -> str:
 
 
 def _possible(path: str) -> str:
-    """Refuse paths beyond the limits of file systems, which would fail in later checks."""
+    """Refuse paths beyond the limits of file systems, before a later check fails."""
     if len(path.encode()) >= MAX_PATH or any(len(part.encode()) > MAX_NAME for part in path.split("/")):
         raise ValueError(f"a path below {MAX_PATH} bytes, of names up to {MAX_NAME}")
     return path
@@ -40,7 +40,7 @@ def _path(text: str) -> str:
 
 
 def _details(details: dict[str, Any]) -> dict[str, Any]:
-    """Check the fields of `details` that the code reads."""
+    """Validate known fields of `details`."""
     for name in ("reasons", "passes_over"):
         if not isinstance(lines := details.get(name, []), list) or not all(isinstance(each, str) for each in lines):
             raise ValueError(f"{name} as a list of strings")
@@ -56,7 +56,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 @dataclass(config=STRICT)
 class FileEntry:
-    """Size and hash of one file."""
+    """Size and hash of a file."""
 
     size: Annotated[int, Field(ge=0, lt=2**63)]
     sha256: Sha256

@@ -1,6 +1,6 @@
-"""A GGUF file -> findings about its keys, tensors, tokenizer, chat template and values.
+"""A GGUF file -> findings about keys, tensors, tokenizer, chat template and values.
 
-For tensor types that Puna cannot read, such as most K-quants, all other checks still run.
+For tensor types without a reader in Puna, for example most K-quants, only the check of values is left out.
 """
 
 from collections import Counter

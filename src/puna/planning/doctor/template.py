@@ -83,7 +83,7 @@ def check_template(
     """Report differences between a Jinja template and ChatFormat.
 
     Args:
-        roles: Texts of special tokens that the template may use, by variable: {"bos_token": "<|begin_of_text|>"}.
+        roles: Texts of special tokens for the template, by variable: {"bos_token": "<|begin_of_text|>"}.
         where: File of the template, for findings.
         marks: Whether a template without {% generation %} is a finding.
     """
@@ -121,7 +121,7 @@ def _variables(case: Case) -> dict[str, Any]:
 
 
 def _check_endings(rendered: list[Rendered], where: str, report: Report) -> bool:
-    """Report a template that Jinja refuses or that breaks a limit; return whether comparison is possible."""
+    """Report a template refused by Jinja or beyond a limit; return whether comparison is possible."""
     for answer in rendered:
         if answer.kind in HOSTILE:
             reason = {"memory": "more than 256 MiB of memory, or a number without end"}.get(answer.kind, answer.error)
@@ -194,7 +194,7 @@ def _report_verdicts(verdicts: dict[str, Verdict | None], named: str, where: str
 
 
 def encode_marked(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Return the token ids of a rendered prompt with spelled special tokens as special tokens, as in other programs."""
+    """Return the token ids of a rendered prompt; spelled special tokens count as special, as in external programs."""
     names = sorted(tokenizer.special_ids, key=len, reverse=True)
     ids: list[int] = []
     for index, part in enumerate(re.split(rf"<\|({'|'.join(map(re.escape, names))})\|>", text)):
@@ -203,7 +203,7 @@ def encode_marked(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def first_difference(ids: list[int], expected: list[int], tokenizer: Tokenizer) -> str:
-    """Describe the first different token of two prompts, with the text before and both continuations."""
+    """Describe the first different token of two prompts, with the text before and the two continuations."""
     pairs = enumerate(zip(ids, expected, strict=False))
     index = next((at for at, (left, right) in pairs if left != right), min(len(ids), len(expected)))
     before, here, there = (

@@ -1,6 +1,6 @@
 """Threads for parsing and tokenizing; large requests share a single thread with a bounded queue.
 
-NOTE: the GIL lets one thread run at a time. Many busy threads would starve the event loop, so large requests queue.
+NOTE: the GIL runs a single thread at a time. Many busy threads would starve the event loop, so large requests queue.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """Thread pool for request preparation; large requests share one thread.
+    """Thread pool for request preparation; large requests share a single thread.
 
     Example:
         >>> asyncio.run(Workers().run(len, "a text", num_bytes=1 << 20))
@@ -36,7 +36,7 @@ class Workers:
     ) -> Result:
         """Call a function for a request with a body of `num_bytes`.
 
-        Every tenant has one turn in the queue at a time: no tenant waits for several requests of another tenant.
+        Tenants take turns in the queue: no tenant waits for several requests of a different tenant.
 
         Raises:
             HttpError: Status 503. The tenant's share of the queue is full.

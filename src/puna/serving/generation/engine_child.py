@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def take_connection() -> socket.socket:
-    """Return the socket of the first argument, and bind this process's life to the server's."""
+    """Return the socket of the first argument, and bind the process's life to the server's."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # The server decides when the engine ends.
     if sys.platform == "linux":
@@ -168,7 +168,7 @@ def _write(connection: socket.socket, reports: "queue.Queue[Report | None]") -> 
 
 
 def _encoded(report: Report) -> list[bytes]:
-    """Return a report as one frame, or as a frame per chunk if one frame would be too large."""
+    """Return a report as a single frame, or as a frame per chunk if a single frame would be too large."""
     try:
         return [frame(report_to_json(report))]
     except ValueError:

@@ -1,4 +1,4 @@
-"""Supervisor of an engine in another process: start, watchdog, restart after a crash. Imports no torch.
+"""Supervisor of an engine in a child process: start, watchdog, restart after a crash. Imports no torch.
 
 After a crash or a step beyond the time limit, every open request ends with an error, and a new process loads the
 model. Requests are never resent: the request that caused the crash would crash the next process too.
@@ -51,7 +51,7 @@ logger = logging.getLogger("puna.serving")
 
 
 class Child:
-    """The engine's process and the socket that leads to it."""
+    """The engine's process and the socket to the process."""
 
     def __init__(self, command: Sequence[str], spec: Mapping[str, Any]):
         self.connection, theirs = socket.socketpair()
@@ -166,7 +166,7 @@ class EngineProcess(EngineClient):
             self._writer.write(frame(command_to_json(command)))
 
     async def _supervise(self) -> None:
-        """Exchange messages with one process after another."""
+        """Exchange messages with successive processes."""
         watch = asyncio.create_task(self._watch())
         try:
             reader = await self._connect()
@@ -220,7 +220,7 @@ class EngineProcess(EngineClient):
         return await self._connect()
 
     async def _exchange(self, reader: asyncio.StreamReader) -> None:
-        """Hand on the reports of one process until the connection ends or brings an invalid report."""
+        """Hand on the reports of a process until the connection ends or brings an invalid report."""
         try:
             while True:
                 length = body_length(await reader.readexactly(LENGTH.size))
@@ -261,7 +261,7 @@ class AdapterFolder:
         return adapter_names(self.folder)
 
     def find(self, name: str) -> str | None:
-        """Return the name if the folder holds such an adapter."""
+        """Return the name if the folder holds the adapter."""
         return name if has_adapter(self.folder, name) else None
 
 

@@ -1,6 +1,6 @@
 """Commands to the engine and reports from the engine, as JSON frames between two processes.
 
-A frame is a JSON object behind its length in bytes (4 bytes, big-endian). Nothing is pickled.
+A frame is a JSON object behind the length in bytes (4 bytes, big-endian). Nothing is pickled.
 """
 
 import json
@@ -45,7 +45,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Abort running jobs; other ids have no effect."""
+    """Abort running jobs; unknown ids have no effect."""
 
     jobs: list[int]
 
@@ -137,7 +137,7 @@ def command_to_json(command: Command) -> dict[str, Any]:
 
 
 def params_to_json(params: SamplingParams) -> dict[str, Any]:
-    """Encode the sampling parameters that differ from the defaults, without the grammar."""
+    """Encode the sampling parameters different from the defaults, without the grammar."""
     names = [field.name for field in fields(params) if field.name != "grammar"]
     return {name: value for name in names if (value := getattr(params, name)) != getattr(DEFAULTS, name)}
 

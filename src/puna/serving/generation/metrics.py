@@ -22,7 +22,7 @@ class Histogram:
         self.total = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Count one observation."""
+        """Count an observation."""
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.total += seconds
 
@@ -41,7 +41,7 @@ class Metrics:
         self.queue_seconds, self.first_token_seconds = Histogram(), Histogram()
 
     def count_ended(self, outcome: str, size: int) -> None:
-        """Count continuations that ended, by outcome."""
+        """Count ended continuations by outcome."""
         self.outcomes[outcome] += size
 
     def take_usage(self, usage: Usage) -> None:

@@ -9,7 +9,7 @@ from puna.serving.middleware.keys import OPEN_PATHS
 
 
 class ConcurrencyMiddleware:
-    """Middleware that counts running requests by tenant: no key uses up another key's share."""
+    """Middleware that counts running requests by tenant: every key has a separate share."""
 
     def __init__(self, app: ASGIApp, max_requests: int):
         self.app = app

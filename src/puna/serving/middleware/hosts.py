@@ -1,4 +1,4 @@
-"""Host header: HttpError (403) for names of other machines, on a server without keys.
+"""Host header: HttpError (403) for names of foreign machines, on a server without keys.
 
 A web page can resolve a domain to 127.0.0.1 (DNS rebinding). Without keys, only the Host header reveals the attack.
 """
@@ -16,7 +16,7 @@ MAX_HOST_SHOWN = 80
 
 
 class HostsMiddleware:
-    """Middleware that accepts only Host headers in `hosts`; empty `hosts` accept any header."""
+    """Middleware: accepts only Host headers in `hosts`; empty `hosts` accept any header."""
 
     def __init__(self, app: ASGIApp, hosts: Set[str]):
         self.app, self.hosts = app, hosts
@@ -28,7 +28,7 @@ class HostsMiddleware:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether `host` is a loopback address, reachable from this machine only."""
+    """Tell whether `host` is a loopback address, reachable from the machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -46,7 +46,7 @@ def _host_name(header: str) -> str:
 
 
 def _explain_host(name: str) -> str:
-    """Return the error message, with the way to serve containers and other machines.
+    """Return the error message, with the way to serve containers and remote machines.
 
     NOTE: an attacking web page can read the message; the message must not reveal the checkpoint.
     """

@@ -38,7 +38,7 @@ class Tenant:
 
 
 class KeysMiddleware:
-    """Middleware that stores the tenant in the request's state; without `tenants`, requests need no key."""
+    """Middleware: stores the tenant in the request's state; without `tenants`, requests need no key."""
 
     def __init__(self, app: ASGIApp, tenants: Mapping[bytes, Tenant]):
         self.app, self.tenants = app, tenants

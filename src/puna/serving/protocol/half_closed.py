@@ -1,4 +1,4 @@
-"""Half-closed connections: serve clients that closed only the sending side, detect clients that left.
+"""Half-closed connections: serve clients with only the sending side closed, detect lost clients.
 
 `nc` and some HTTP clients shut down the sending side after the request (RFC 9112, section 9.6). A client that exits
 sends the same FIN. Only sending bytes tells the cases apart: a closed socket answers with a reset (RST).
@@ -38,7 +38,7 @@ class PrefixedTransport:
 
 
 class Probe:
-    """Probe that sends a few bytes periodically during a response, and aborts the connection of a client that left.
+    """Probe that sends a few bytes periodically during a response, and aborts the connection of a lost client.
 
     Args:
         transport: The connection.

@@ -43,7 +43,7 @@ class Server(uvicorn.Server):
             logger.info("The chat page is at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
 
     async def on_tick(self, counter: int) -> bool:
-        """Every second, close connections of clients that take too long; uvicorn calls this every 0.1 s."""
+        """Every second, close connections of too slow clients; uvicorn calls `on_tick` every 0.1 s."""
         if counter % 10 == 0:
             now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):

@@ -39,7 +39,7 @@ class StreamOptions(BaseModel):
 
 
 class Body(BaseModel):
-    """Fields of both endpoints."""
+    """Fields of the two endpoints."""
 
     model_config = STRICT
 

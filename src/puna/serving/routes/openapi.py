@@ -8,5 +8,5 @@ from puna.serving.served_model import ServedModel
 
 
 async def describe_api(served: ServedModel) -> Response:
-    """Describe this API as OpenAPI does."""
+    """OpenAPI description of the HTTP API."""
     return json_response(openapi_document(is_strict=served.strict_fields))

@@ -1,4 +1,4 @@
-"""Batches -> numbers of trained tokens by kind, which later show whether the loss mask was right.
+"""Batches -> numbers of trained tokens by kind, for later checks of the loss mask.
 
 Shapes: T tokens of a batch.
 """
@@ -25,7 +25,7 @@ class TokenCounter:
         self._is_formatting: dict[int, bool] = {}
 
     def count(self, batches: Iterable[Batch]) -> dict[str, int]:
-        """Return the counts of one step, by their names in metrics.jsonl."""
+        """Return the counts of a step, named as in metrics.jsonl."""
         sums = {"trained": 0, "ends": 0, "formatting": 0}
         for batch in batches:
             ids, numbers = torch.unique(batch.targets_T[batch.trained_T].cpu(), return_counts=True)

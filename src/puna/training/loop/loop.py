@@ -1,7 +1,7 @@
-"""The one training loop behind every training stage: optimizer steps, validation, metrics and saved states.
+"""The training loop behind every training stage: optimizer steps, validation, metrics and saved states.
 
-A resumed run continues from its newest state and ends with the same weights as an uninterrupted one. A step with a
-non-finite loss or gradient never changes the weights. Reports and everything else that watches a run are observers.
+A resumed run continues from the newest state and ends with the same weights as an uninterrupted one. A step with a
+non-finite loss or gradient never changes the weights. Reports and plots are observers.
 
 Shapes: T tokens of a batch, D model width.
 """
@@ -70,7 +70,7 @@ def run_loop(training: Training, observers: Sequence[Observer] = ()) -> None:
 
 
 def take_step(training: Training) -> dict[str, float]:
-    """Take one optimizer step and return its metrics; skip the update if the loss or a gradient is not finite."""
+    """Take an optimizer step and return the metrics; skip the update if the loss or a gradient is not finite."""
     state, optimizer = training.state, training.optimizer
     # Dropout depends on the number of the step alone: a resumed run draws what an uninterrupted one draws.
     seed = (training.config.seed, state.step, *training.groups.seed_offset)
@@ -95,7 +95,7 @@ def take_step(training: Training) -> dict[str, float]:
 
 
 def _take(training: Training, count: int) -> Iterator[Batch]:
-    """Read the batches of one step: `count` of them, or fewer at the end of the last epoch."""
+    """Read the `count` batches of a step, or fewer at the end of the last epoch."""
     packer, state = training.packer, training.state
     for number in range(count):
         if number and training.done >= 1:

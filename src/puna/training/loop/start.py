@@ -1,4 +1,4 @@
-"""Config -> the initial model and its tokenizer."""
+"""Config -> the initial model and the tokenizer."""
 
 from dataclasses import replace
 from functools import partial
@@ -33,7 +33,7 @@ def starting_model(config: TrainConfig) -> tuple[Llama, Tokenizer]:
 
 
 def recompute_blocks(model: Llama) -> None:
-    """Checkpoint activations: each layer keeps its input alone and is recomputed in the backward pass."""
+    """Checkpoint activations: every layer keeps only the input and is recomputed in the backward pass."""
     for block in model.layers:
         # The method is replaced, not wrapped by a module: parameter names stay.
         block.forward = partial(recomputed, block.forward, use_reentrant=False)

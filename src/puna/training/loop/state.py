@@ -1,7 +1,8 @@
 """Saved states of a training run: weights, AdamW moments, position in the data and step, safe against kills.
 
-The two newest states are kept. A state with wrong hashes is skipped in favour of the state before. Each process writes
-its shards and reads the parts of its own layout, so a resumed run may have another number of processes.
+The two newest states are kept. A state with wrong hashes is skipped in favour of the state before. Every process
+writes the local shards and reads the parts for the local layout, so a resumed run may use a different number of
+processes.
 """
 
 import json
@@ -39,8 +40,8 @@ class TrainState:
         num_skipped: Steps without an update because the loss or gradient was not finite.
         skipped_in_row: Length of the latest uninterrupted run of skipped steps.
         num_too_long: Rows skipped because of their length, counted once per epoch.
-        device: Kind of device that computed the steps, such as "cuda".
-        metrics: SHA-256 of metrics.jsonl up to this step.
+        device: Kind of device of the completed steps: "cpu" or "cuda".
+        metrics: SHA-256 of metrics.jsonl up to `step`.
 
     Example:
         >>> TrainState(step=3, tokens=12_288).num_skipped
@@ -65,7 +66,7 @@ def save_state(
     key: str,
     groups: ProcessGroups = ProcessGroups(),  # noqa: B008
 ) -> Path:
-    """Write a state atomically and remove all but the two newest; every process calls this function."""
+    """Write a state atomically and remove all but the two newest; every process must call `save_state`."""
     path = directory / f"step-{progress.step:08d}"
     if not groups.is_main:
         groups.barrier()
@@ -94,7 +95,7 @@ def load_state(
     key: str,
     groups: ProcessGroups = ProcessGroups(),  # noqa: B008
 ) -> TrainState:
-    """Load model and optimizer from the newest intact state with this key; without one, return a new TrainState."""
+    """Load model and optimizer from the newest intact state with `key`; without a state, return a new TrainState."""
     groups.barrier()
     for path in _states(directory):
         problem = ""
@@ -113,7 +114,7 @@ def load_state(
 
 
 def whole_network(path: Path, config: LlamaConfig, tokenizer: Tokenizer) -> Source:
-    """Return the model of a state as a source of whole tensors, read one at a time from all shards."""
+    """Return the model of a state as a source of whole tensors, read from all shards on demand."""
     pieces = ShardFiles(path, "model")
 
     def read(name: str) -> torch.Tensor:
@@ -153,7 +154,7 @@ def _part(value: torch.Tensor, parameter: torch.nn.Parameter) -> TensorShard:
 
 
 def _collect_hashes(directory: Path) -> dict[str, dict[str, object]]:
-    """Collect the file hashes that every process wrote; hashing on rank 0 alone would read the whole state again."""
+    """Collect the file hashes of every process; hashing on rank 0 alone would read the whole state again."""
     notes = {path.name[1:].removesuffix(".json"): path for path in directory.glob(".*.safetensors.json")}
     hashed = {name: json.loads(path.read_text()) for name, path in notes.items()}
     for path in notes.values():

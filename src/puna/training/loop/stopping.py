@@ -1,4 +1,4 @@
-"""SIGTERM or Ctrl-C -> a flag for the training loop, which saves a state before the process ends.
+"""SIGTERM or Ctrl-C -> a flag for the training loop; the loop saves a state before the process ends.
 
 A second signal ends the process at once.
 """
@@ -12,7 +12,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether a signal arrived; outside the main thread signals are not caught."""
+    """Yield a function to query for an arrived signal; outside the main thread signals are not caught."""
     received: list[int] = []
     before: dict[int, object] = {}
 

@@ -1,1 +1,1 @@
-"""Training objectives: encoding of rows and losses, one file per objective."""
+"""Training objectives: encoding of rows and losses, a file per objective."""

@@ -1,6 +1,6 @@
 """Logits -> entropy and cross entropy as metrics, estimated from a sample of the tokens, without gradients.
 
-The sample has one in 16 tokens, or more where 65,536 logits allow it, at least one: a small part of the cost of the
+The sample has a token in 16, or more where 65,536 logits allow it, at least one: a small part of the cost of the
 loss. Tokens are drawn at random: in a text of equal lines, every 16th token could be the same column.
 
 Shapes: C trained tokens, S of them in the sample, V vocabulary.

@@ -1,9 +1,9 @@
 """Hidden states -> losses over the vocabulary, chunk by chunk, without the logits of a whole batch in memory.
 
-A batch of 4,096 tokens has 2.1 GB of float32 logits over Llama's vocabulary, and the backward pass needs several times
-as much. Chunks bound this memory.
+The float32 logits of 4,096 tokens over Llama's vocabulary take 2.1 GB, and the backward pass takes several times as
+much. Chunks bound the memory.
 
-Shapes: M trained tokens, C of these at once, D model width, V vocabulary.
+Shapes: M trained tokens, C tokens of a chunk, D model width, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,12 +39,12 @@ def summed_over_tokens(
 ) -> dict[str, torch.Tensor]:
     """Return the sums of `terms` over all trained tokens.
 
-    The gradient of "loss" is computed in the same pass, chunk by chunk, so logits are computed once.
+    The same pass over the chunks computes the gradient of "loss", so logits are computed only once.
 
     Args:
-        rows: Tensors with one row per trained token.
+        rows: Tensors with a row per trained token.
         terms: Computes the sums of a tile from logits and rows.
-        beside: Extends the rows of a chunk, for matrix products that are faster on a chunk than on a tile.
+        beside: Extends the rows of a chunk, since matrix products are faster on a chunk than on a tile.
     """
     head = _Head.of(model, hidden_MD.dtype)
     inputs = (hidden_MD, *head.parameters)
@@ -71,7 +71,7 @@ def _summed_over_tiles(
 ) -> torch.Tensor:
     """Add the terms of a chunk to `sums`; return the gradient of the loss, written over the logits.
 
-    A loss reads its logits ten times and more, so a tile that fits into the processor's cache is faster.
+    A loss reads the logits ten times and more, so tiles within the size of the CPU's cache are faster.
     """
     values_CV = logits_CV.detach()
     count = len(rows["targets"])
@@ -91,7 +91,7 @@ def _summed_over_tiles(
 
 
 def token_log_probabilities(model: Llama, hidden_MD: torch.Tensor, targets_M: torch.Tensor) -> torch.Tensor:
-    """Return the float32 log-probability of each target, for losses that are not sums over tokens.
+    """Return the float32 log-probability of every target, for losses beyond sums over tokens, such as DPO.
 
     The backward pass computes the logits a second time.
     """
@@ -112,7 +112,7 @@ def token_log_probabilities(model: Llama, hidden_MD: torch.Tensor, targets_M: to
 
 
 class _Head(NamedTuple):
-    """The output layer: its trained parameters, and their copies in the dtype of the matrix product."""
+    """The output layer: trained parameters, and copies of the parameters in the dtype of the matrix product."""
 
     parameters: tuple[torch.Tensor, ...]
     leaves: tuple[torch.Tensor, ...]
@@ -133,7 +133,7 @@ class _Head(NamedTuple):
         return cls(parameters, parameters, model.logits)
 
     def share(self, count: int) -> slice:
-        """Return the tokens whose logits this rank computes: all, or a shard with a divided vocabulary."""
+        """Return the tokens for the local rank's logits: all tokens, or a shard if the vocabulary is divided."""
         return slice(count) if self.divided is None else vocab_parallel.local_slice(count, self.divided)
 
     def summed(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -148,7 +148,7 @@ def _weight(model: Llama) -> torch.Tensor | None:
 
 
 class _WithGradients(torch.autograd.Function):
-    """A value with precomputed gradients with respect to its inputs."""
+    """A value with precomputed gradients with respect to the inputs."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, gradients: list[torch.Tensor | None], *_: torch.Tensor) -> torch.Tensor:
@@ -169,7 +169,7 @@ def _add_gradients(
     gradients: list[torch.Tensor | None],
     part: slice,
 ) -> None:
-    """Add the gradients of one chunk: first the hidden states, then the parameters of the output layer."""
+    """Add the gradients of a chunk: first the hidden states, then the parameters of the output layer."""
     indices = [index for index, gradient in enumerate(gradients) if gradient is not None]
     if not indices:
         return
@@ -184,7 +184,7 @@ def _add_gradients(
 
 
 def _chunks(num_tokens: int, vocab_size: int) -> list[slice]:
-    """Cut trained tokens into chunks; without trained tokens there is one empty chunk."""
+    """Cut trained tokens into chunks; return a single empty chunk without trained tokens."""
     size = max(1, CHUNK_VALUES // vocab_size)
     if size > TOKENS_STEP:
         size -= size % TOKENS_STEP  # a chunk that is full needs no padding

@@ -11,16 +11,16 @@ from puna.model.llama import Llama
 
 
 class Objective(Protocol):
-    """One way to train a model.
+    """A training objective: encoding of rows, loss and metrics.
 
-    An objective declares requirements as properties: loop, reports and parallelism never inspect types.
+    Loop, reports and parallelism read the requirements of an objective from properties and never inspect the type.
 
     Example: see `NextToken`, the shortest objective.
     """
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of dataset shards that the objective reads, such as "conversations"."""
+        """Kinds of dataset shards to read, for example "conversations"."""
         ...
 
     @property
@@ -30,7 +30,7 @@ class Objective(Protocol):
 
     @property
     def reads_every_token(self) -> bool:
-        """Whether every token of a row is a target, or only the assistant's messages."""
+        """Whether every token of a row is a target, instead of only the tokens of the assistant's messages."""
         ...
 
     @property
@@ -40,21 +40,21 @@ class Objective(Protocol):
 
     @property
     def bytes_per_logit(self) -> int:
-        """Memory that the loss holds for each logit of a chunk, in bytes, beside the logit and its gradient."""
+        """Memory of the loss in bytes per logit of a chunk, excluding the logits and the gradients of the logits."""
         ...
 
     def encode(self, row: object, source: random.Random) -> Sequence[Example]:
-        """Turn a row into examples, which stay in one batch; all randomness comes from `source`."""
+        """Turn a row into examples for the same batch; all randomness comes from `source`."""
         ...
 
     def draw(self, row: object, source: random.Random) -> Sequence[Example]:
-        """Turn a row into the examples of one training step: those of `encode`, or a replacement such as a drill."""
+        """Turn a row into the examples of a training step: the result of `encode`, or a replacement such as a drill."""
         ...
 
     def losses(self, model: Llama, hidden_TD: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        """Return sums over a batch: "loss" is minimized, all other entries are metrics."""
+        """Return sums over a batch: "loss" is minimized, the remaining entries are metrics."""
         ...
 
     def num_counted(self, batch: Batch) -> int:
-        """Return the divisor that makes means of the sums: the number of trained tokens, or of pairs."""
+        """Return the divisor for the mean of a sum: the number of trained tokens, or of pairs."""
         ...

@@ -1,6 +1,6 @@
 """Preferences -> examples and pairs: the common part of the objectives of dpo and reward.
 
-Shapes: N examples of a batch, P pairs of these.
+Shapes: N examples and P pairs of a batch.
 """
 
 from collections import Counter
@@ -25,10 +25,10 @@ OUTRANKED = "outranked"
 
 @dataclass(frozen=True)
 class Pairs:
-    """Base of the objectives on pairs; the answers to one prompt stay in one batch, best answer first.
+    """Base of the objectives on pairs; answers to the same prompt stay in the same batch, best answer first.
 
     Attributes:
-        strengths: Preference strengths of the pairs that count in the loss.
+        strengths: Preference strengths of the pairs in the loss.
 
     Example: see `Dpo`.
     """
@@ -47,7 +47,7 @@ class Pairs:
 
 
 def places(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (better_P, worse_P): for each pair the indices of its two examples in the batch."""
+    """Return (better_P, worse_P): the indices in the batch of every pair's better and worse example."""
     counts = first_of_each(batch, OUTRANKED).tolist()
     pairs = [(place, place + after) for place, count in enumerate(counts) for after in range(1, count + 1)]
     better_P, worse_P = torch.tensor(pairs, dtype=torch.long, device=batch.tokens_T.device).reshape(-1, 2).T
@@ -55,7 +55,7 @@ def places(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def first_of_each(batch: Batch, name: str) -> torch.Tensor:
-    """Return the value of a column at the first token of each example, for columns constant within examples."""
+    """Return the value of a column at the first token of every example, for columns constant within examples."""
     starts = [0, *accumulate(batch.lengths)][:-1]
     return batch.columns[name][starts]
 
@@ -69,7 +69,7 @@ def count_pairs(config: PreferenceConfig, run: Run) -> None:
     """Log the number of pairs to train on and the pairs left out by strength.
 
     Raises:
-        DataError: No pair has one of the configured strengths.
+        DataError: No pair has a configured strength.
     """
     for name, sources in (("data", config.data), ("validation", config.validation)):
         if sources:

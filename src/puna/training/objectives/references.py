@@ -1,6 +1,6 @@
 """A reference model and preferences -> the log-probability of every answer, computed once before training.
 
-A journal keeps the values of each batch, so that a resumed run computes no batch twice. Batches are packed as in the
+A journal keeps the values of every batch, so a resumed run computes no batch twice. Batches are packed as in the
 first epoch of training: a resumed run packs the same batches and gets the same last bits.
 """
 

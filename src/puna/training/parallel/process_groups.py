@@ -26,7 +26,7 @@ NAMES_BYTES = 1024
 
 @dataclass(frozen=True)
 class ProcessGroups:
-    """Rank, device and process groups of this process; `mesh` has a dimension per kind of parallelism.
+    """Local rank, device and process groups; `mesh` has a dimension per kind of parallelism.
 
     Example:
         >>> ProcessGroups().world_size
@@ -75,11 +75,11 @@ class ProcessGroups:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is rank 0, which writes shared files."""
+        """Whether the process is rank 0, the writer of shared files."""
         return self.rank == 0
 
     def local_rank(self, dimension: str) -> int:
-        """Return the rank of this process along a dimension of the mesh, from 0."""
+        """Return the local rank along a dimension of the mesh, from 0."""
         return self.mesh.get_local_rank(dimension) if self.mesh else 0
 
     @property
@@ -88,7 +88,7 @@ class ProcessGroups:
 
     @property
     def seed_offset(self) -> tuple[int, ...]:
-        """Additional seed of ranks with different tokens; empty on the first such rank, as in a single process."""
+        """Additional seed of ranks with different tokens; empty on the first rank, as in a single process."""
         index = self.local_rank("data") * self.dims.context + self.local_rank("context")
         return (index,) if index else ()
 
@@ -97,7 +97,7 @@ class ProcessGroups:
         return self.mesh.get_group(dimension)
 
     def barrier(self) -> None:
-        """Wait until all processes reach this call."""
+        """Wait until all processes reach the barrier."""
         if self.world_size > 1:
             self.all_reduce(0.0)
 
@@ -122,7 +122,7 @@ class ProcessGroups:
 
 
 def _broadcast_from_last(names: list[str]) -> list[str]:
-    """Broadcast the names of the last rank, which is on a last pipeline stage."""
+    """Broadcast the names of the last rank, on a last pipeline stage."""
     text = json.dumps(names).encode().ljust(NAMES_BYTES)
     assert len(text) == NAMES_BYTES
     sent = torch.frombuffer(bytearray(text), dtype=torch.uint8)

@@ -39,7 +39,7 @@ def mean_loss(model: Llama, objective: Objective, packer: Packer, dtype: torch.d
 def start_data_loss(config: TrainConfig, model: Llama, tokenizer: Tokenizer) -> float | None:
     """Return the loss on two batches of the initial model's training data.
 
-    The result is None without an initial model, without its data, or where this run trains on the same data.
+    The result is None without an initial model or the model's data, and if the run trains on the same data.
     """
     sources = _start_data(config)
     if not sources:

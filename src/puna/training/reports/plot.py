@@ -15,7 +15,7 @@ PANELS = {
 
 
 class LossPlot(Observer):
-    """Observer that draws loss.png after the last step.
+    """Observer of the training loop: draws loss.png after the last step.
 
     Example: `puna sft` writes loss.png beside the checkpoint.
     """
@@ -41,7 +41,7 @@ def plot_losses(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
 
 
 def _draw(axes: Any, rows: list[dict[str, Any]], ending: str) -> None:
-    """Draw all metrics with this ending of their name."""
+    """Draw all metrics by the ending of the name."""
     names = dict.fromkeys(name for row in rows for name in row if name.endswith(ending) and row[name] is not None)
     for name in names:
         points = [(row["tokens"], row[name]) for row in rows if row.get(name) is not None]

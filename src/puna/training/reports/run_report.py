@@ -1,4 +1,4 @@
-"""A training run -> run_facts.json and run_report.md: facts about data and model, and what the rules of diagnose say.
+"""A training run -> run_facts.json and run_report.md: facts about data and model, and the findings of diagnose.
 
 The facts are gathered before the first step and kept in a journal: a resumed run has no initial model any more.
 """
@@ -19,7 +19,7 @@ from puna.training.reports.forgetting import start_data_loss
 
 
 class RunReport(Observer):
-    """Observer that warns before the first step and reports after the last one.
+    """Observer of the training loop: warns before the first step and reports after the last step.
 
     Example: `puna sft` writes run_facts.json and run_report.md beside the checkpoint.
     """

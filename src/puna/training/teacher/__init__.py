@@ -1,1 +1,1 @@
-"""Teachers: a checkpoint in this process, or an endpoint for scoring or answering."""
+"""Teachers: a checkpoint loaded in-process, or an endpoint for scoring or answering."""

@@ -1,4 +1,4 @@
-"""Sizes of a teacher -> labelling rate in tokens per second on this machine, measured on a reduced network."""
+"""Sizes of a teacher -> labelling rate in tokens per second on the machine, measured on a reduced network."""
 
 import time
 from functools import cache
@@ -18,7 +18,7 @@ LENGTHS = (256,) * 8
 
 @cache
 def reading_rate(widths: LlamaConfig, precision: Precision, top_k: int) -> float:
-    """Return tokens read per second by a teacher in memory that labels half of the tokens."""
+    """Return tokens read per second by a teacher in memory, with labels for half of the tokens."""
     small, lengths = reduced(widths, LENGTHS)
     teacher = LocalTeacher(
         probe_network(small, torch_dtype(precision)),

@@ -44,7 +44,7 @@ class Labelled:
 
 
 class Teacher(Protocol):
-    """A model that labels rows independently of one another, except for rounding within a batch.
+    """A model for labelling rows independently, except for rounding within a batch.
 
     Example:
         >>> (labelled,) = teacher.label([item], advance=lambda count: None)
@@ -71,7 +71,7 @@ class Piece(NamedTuple):
 
 
 def cut(index: int, item: Item, context: int) -> Iterator[Piece]:
-    """Cut an item into pieces of `context` tokens, as training does; neighbours share one token.
+    """Cut an item into pieces of `context` tokens, as training does; neighbours share a token.
 
     Example:
         >>> [piece.ids for piece in cut(0, Item(row, [1, 2, 3, 4], [True] * 4), context=2)]
@@ -86,7 +86,7 @@ def cut(index: int, item: Item, context: int) -> Iterator[Piece]:
 
 @dataclass(frozen=True)
 class Label:
-    """Log-probabilities at one position: (token id, value) of likely tokens, and `chosen` of the text's own token.
+    """Log-probabilities at a position: (token id, value) of likely tokens, and `chosen` of the text's own token.
 
     Example:
         >>> Label([(271, -0.1), (9, -2.5)], chosen=-2.5).entries[0]

@@ -1,1 +1,1 @@
-"""Ingested rows -> findings about the data, and the rows that settings leave out, with a reason for every row."""
+"""Ingested rows -> findings about the data, and the filtered rows, with a reason for every row."""

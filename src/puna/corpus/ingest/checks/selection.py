@@ -28,7 +28,7 @@ class Selection:
 
 
 def leave_out(settings: Selection, tables: Sequence[Table]) -> HeldOut | None:
-    """Mark the rows that the settings leave out, check by check; return the held-out questions, or None without any.
+    """Mark the rows to leave out, check by check; return the held-out questions if the settings name any.
 
     The search for duplicates covers only the remaining rows. If an earlier check leaves out a row, the copy stays.
 

@@ -1,1 +1,1 @@
-"""Dataset rows in the layouts of other programs -> OpenAI's layout; dialogues.py and preferences.py hold the tables."""
+"""Dataset rows in layouts of public datasets -> OpenAI's layout; dialogues.py and preferences.py hold the tables."""

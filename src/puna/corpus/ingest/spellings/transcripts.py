@@ -1,4 +1,4 @@
-"""Transcript in a string, as in Anthropic's hh-rlhf dataset -> messages; any other text -> one user message."""
+"""A transcript as a string, as in Anthropic's hh-rlhf dataset -> messages; plain text -> a user message."""
 
 import re
 
@@ -9,7 +9,7 @@ Message = dict[str, str]
 
 
 def split_turns(text: str) -> list[Message]:
-    """Return the messages of a transcript; [] for any other text.
+    """Return the messages of a transcript; [] for plain text.
 
     Example:
         >>> split_turns("Human: Open?\\n\\nAssistant: Yes.")[1]

@@ -1,4 +1,4 @@
-"""Lines of a page -> text in one of several layouts, with or without remains of a web page (menu, footer)."""
+"""Lines of a page -> text in a random layout, with or without remains of a web page (menu, footer)."""
 
 from collections.abc import Callable, Sequence
 from random import Random
@@ -30,7 +30,7 @@ MAX_LINES = {"bullets": 9, "prose": 8, "sections": 7, "answers": 5, "table": 9, 
 
 
 class Line(NamedTuple):
-    """One fact, worded for every layout.
+    """A fact, worded for every layout.
 
     Example:
         >>> line = Line("Monday", "closed", "On Monday we are closed.", "Monday?", "We are closed.")

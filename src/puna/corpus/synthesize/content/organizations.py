@@ -1,7 +1,7 @@
-"""A random source -> a page about an organization that is no shop, and a conversation about the page.
+"""A random source -> a page about an organization other than a shop, and a conversation about the page.
 
 A page consists of records ("The parking fee is $12."), clauses ("Members must return books within 14 days.") and
-statements of other forms. The answer to a question about a clause quotes the clause. Words are combined freely, so a
+statements of further forms. The answer to a question about a clause quotes the clause. Words are combined freely, so a
 model learns to find the sentence for a question instead of learning sentences by heart.
 """
 
@@ -43,7 +43,7 @@ SPARE = 4  # facts that a page leaves out, for questions without an answer
 
 
 class Item(NamedTuple):
-    """One fact of an organization. `kind` is the kind of the value.
+    """A fact of an organization. `kind` is the kind of the value.
 
     Example:
         >>> item = Source(Random(0), "train").draw(0.5)
@@ -59,7 +59,7 @@ class Item(NamedTuple):
 
 
 class Source:
-    """Draws the items of one page; no item repeats a subject or a value.
+    """Draws the items of a page; no item repeats a subject or a value.
 
     Example:
         >>> source = Source(Random(0), "train")
@@ -81,12 +81,12 @@ class Source:
         return self._clause() if kind < records + (1 - records) * 0.7 else self._statement()
 
     def similar_to(self, item: Item) -> Item:
-        """Draw a record with the noun of `item` and another subject if `item` is a record, else a clause."""
+        """Draw a record with the noun of `item` and a new subject if `item` is a record, else a clause."""
         nouns = [noun for noun in lexicon.NOUNS.get(item.kind, ()) if item.about.endswith(" " + noun)]
         return self._record(item.kind, nouns[0]) if nouns else self._clause()
 
     def word(self, words: tuple[str, ...]) -> str:
-        """Draw a word that no item of the page has used."""
+        """Draw a word unused by the page's items."""
         word = self._rng.choice(self._free(words))
         self._subjects.add(word)
         return word
@@ -95,7 +95,7 @@ class Source:
         return [word for word in words if word not in self._subjects]
 
     def value(self, kind: str) -> str:
-        """Draw a value of a kind that neither contains another value of the page nor is part of another value."""
+        """Draw a value of a kind; values of a page never contain each other."""
         rng = self._rng
         draws: dict[str, Callable[[], str]] = {
             "amount": lambda: values.draw_amount_of_money(rng),
@@ -221,7 +221,7 @@ def _draw_text(name: str, layout: str, items: list[Item], source: Source, rng: R
 
 
 def ask_item(item: Item, items: list[Item], rng: Random) -> Asked:
-    """Ask for an item's value. Other values of the same kind on the page are distractors.
+    """Ask for an item's value. Further values of the same kind on the page are distractors.
 
     Example:
         >>> item = Source(Random(0), "train").draw(0.5)

@@ -1,1 +1,1 @@
-"""Rules of the diagnosis, a function per rule: figures -> a Finding, or None. The table is table.py."""
+"""Rules of the diagnosis, a function per rule: figures -> an optional Finding. table.py lists the rules."""

@@ -1,4 +1,4 @@
-"""Scores and records of a comparison group -> causes of a student below its baseline or start model."""
+"""Scores and records of a comparison group -> causes of a student below the baseline or start model."""
 
 from puna.evaluation.diagnose.comparison_group import ComparisonGroup
 from puna.pipeline.finding import Finding
@@ -49,7 +49,7 @@ def chat_differs(comparison: ComparisonGroup) -> Finding | None:
 
 
 def questions_differ(comparison: ComparisonGroup) -> Finding | None:
-    """The questions have system messages, tools or lengths that are rare in the training text."""
+    """The questions have system messages, tools or lengths rare in the training text."""
     record = comparison.student.record
     trained = record.facts.get("conversations", {}) if record else {}
     asked = comparison.questions
@@ -70,7 +70,7 @@ def questions_differ(comparison: ComparisonGroup) -> Finding | None:
 
 
 def budget_differs(comparison: ComparisonGroup) -> Finding | None:
-    """The baseline's run read more of the data, or other data, than the student's run."""
+    """The baseline's run read more of the data, or different data, than the student's run."""
     if comparison.baseline is None or not (comparison.student.record and comparison.baseline.record):
         return None
     student, baseline = comparison.student.record, comparison.baseline.record

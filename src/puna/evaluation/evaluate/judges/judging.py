@@ -1,7 +1,7 @@
-"""Answers and a judging model or a reward model -> verdicts on their content.
+"""Answers and a judging model or a reward model -> verdicts on the content.
 
 A judge rules on every answer in two orders. An invalid reply leads to one retry; saved verdicts are not requested
-again. An answer that a judge leaves undecided counts as wrong.
+again. An answer left undecided by a judge counts as wrong.
 """
 
 import json
@@ -82,7 +82,7 @@ class Case(NamedTuple):
 
 
 class Ruling(NamedTuple):
-    """Ruling of a judge or reward model on one answer. `is_right` is None for an undecided answer.
+    """Ruling of a judge or reward model on an answer. `is_right` is None for an undecided answer.
 
     Example:
         >>> Ruling(True, "says the same time", evidence="At nine.").is_right
@@ -96,7 +96,7 @@ class Ruling(NamedTuple):
 
 @dataclass
 class Judge:
-    """A judging model with all verdicts so far. The journal "verdicts" of the run keeps them across interruptions.
+    """A judging model with all verdicts so far, kept across interruptions in the run's journal "verdicts".
 
     Example:
         >>> judge = Judge(settings, lambda: completer, run)
@@ -123,7 +123,7 @@ class Judge:
         self._model = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entries of judge.json that describe the judge."""
+        """Return the judge's entries of judge.json."""
         names = ("rubric", "min_agreement", "min_labels")
         settings = {name: getattr(self.settings, name) for name in names}
         return {"judged_by": "judge", "judge": self.settings.name, **settings}
@@ -152,7 +152,7 @@ class Judge:
         return [_combine(*verdicts[at : at + 2]) for at in range(0, len(verdicts), 2)]
 
     def _ask(self, requests: Sequence[tuple[Case, Conversation]]) -> list[Verdict]:
-        """Request one verdict per prompt; an invalid reply leads to one retry with the problem stated."""
+        """Request a verdict per prompt; an invalid reply leads to one retry with the problem stated."""
         replies = self._complete([prompt for _, prompt in requests])
         verdicts = [_read(reply, case) for reply, (case, _) in zip(replies, requests, strict=True)]
         invalid = [at for at, verdict in enumerate(verdicts) if verdict.is_right is None]
@@ -188,7 +188,7 @@ class RewardJudge:
         return f"the reward model {self.path.name}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entries of judge.json that describe the reward model."""
+        """Return the reward model's entries of judge.json."""
         return {"judged_by": "reward", "judge": self.path.name}
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""Test questions that also stand in training data: by n-grams, and by the whole prompt."""
+"""Overlap of test questions with training data: by n-grams, and by the whole prompt."""

@@ -1,7 +1,7 @@
-"""A model's lineage and test questions -> the test questions that occur in the training data (leaks).
+"""A model's lineage and test questions -> the test questions within the training data (leaks).
 
-data/overlap compares the texts. The search skips data that stages only measured on (receipts, validation losses): such
-data leave no trace in the weights.
+data/overlap compares the texts. The search skips data for measurements only (receipts, validation losses), since
+measurements leave no trace in the weights.
 """
 
 from collections.abc import Iterator
@@ -28,13 +28,13 @@ class Leaks:
     Attributes:
         report: Found questions and answers, with the rows.
         datasets: Names of the searched datasets.
-        unread: Names of datasets of the lineage that are missing, changed or without text, with the reason.
-        measured: Names of datasets that stages only measured on.
-        elsewhere: Names of missing datasets that an imported model had learned from before the import.
+        unread: Names of missing, changed or textless datasets of the lineage, with the reason.
+        measured: Names of datasets for measurements only.
+        elsewhere: Names of missing training datasets of an imported model, from before the import.
         num_questions: Number of test questions.
         num_sought: Number of questions in the search.
-        num_short: Number of short questions in the search, which count only as a whole prompt or beside the right
-            answer.
+        num_short: Number of short questions in the search. A short question counts only as a whole prompt or beside the
+            right answer.
 
     Example:
         >>> find_leaks(read_lineage(Path("build/model")), rows, n=13, share=0.5).describe(allowed=0)
@@ -84,7 +84,7 @@ def find_leaks(tree: Node, rows: list[dict[str, Any]], *, n: int, share: float) 
         tree: Lineage of the model.
         rows: Rows of conversations-NAME.jsonl.
         n: Number of words per n-gram.
-        share: Share of a question's n-grams in one row from which the question counts as found.
+        share: Least share of a question's n-grams in a single row for a found question.
     """
     trained: list[Path] = []
     unread: list[str] = []
@@ -150,7 +150,7 @@ def _texts(datasets: list[Path], prompts: WholePrompts) -> Iterator[tuple[str, s
 def _probes(row: dict[str, Any], n: int) -> Iterator[Probe]:
     """Yield the question of a row, and every expected answer of at least n words.
 
-    A reference is no probe of its own: people give the same answer to many questions.
+    A reference is no separate probe: people give the same answer to many questions.
     """
     name = _name(row)
     user_messages = [message for message in row["conversation"]["messages"] if message["role"] == "user"]
@@ -169,7 +169,7 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _answers(expected: dict[str, Any]) -> Iterator[str]:
-    """Yield the texts that a right answer contains, without distractors."""
+    """Yield the required texts of a right answer, without distractors."""
     for key, value in expected.items():
         if key not in ("distractors", "language") and not isinstance(value, bool):
             for leaf in value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]:

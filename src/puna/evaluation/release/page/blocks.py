@@ -25,8 +25,8 @@ class Heading:
     """A heading of a section.
 
     Example:
-        >>> to_markdown("A page", [Heading("What it can do")]).splitlines()[-1]
-        '## What it can do'
+        >>> to_markdown("A page", [Heading("Scores")]).splitlines()[-1]
+        '## Scores'
     """
 
     text: str
@@ -37,8 +37,8 @@ class Paragraph:
     """Plain words.
 
     Example:
-        >>> to_markdown("A page", [Paragraph("It opens at nine.")]).splitlines()[-1]
-        'It opens at nine.'
+        >>> to_markdown("A page", [Paragraph("We open at nine.")]).splitlines()[-1]
+        'We open at nine.'
     """
 
     text: str
@@ -49,8 +49,8 @@ class Items:
     """A list of sentences.
 
     Example:
-        >>> to_markdown("A page", [Items(["one", "two"])]).splitlines()[-2:]
-        ['- one', '- two']
+        >>> to_markdown("A page", [Items(["size", "speed"])]).splitlines()[-2:]
+        ['- size', '- speed']
     """
 
     lines: Sequence[str]
@@ -97,7 +97,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Quote:
-    """A labelled text by another author, for example a question. The HTML folds a long text after the beginning.
+    """A labelled quotation, for example a question. The HTML folds a long text after the beginning.
 
     Example:
         >>> Quote("Question", "When do you open?").label
@@ -125,7 +125,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Answers of several models to one question, in columns.
+    """Answers of several models to a question, in columns.
 
     Example:
         >>> answers = [Answer("this model", "At nine.", "right"), Answer("the teacher", "At ten.", "wrong")]
@@ -138,11 +138,11 @@ class SideBySide:
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks behind a fold that shows the summary. Folds may lie in folds.
+    """Blocks in a fold with a summary. Folds may lie in folds.
 
     Example:
-        >>> to_markdown("GO", [Details("How it was measured", [Paragraph("Once.")])]).splitlines()[2]
-        '<details><summary>How it was measured</summary>'
+        >>> to_markdown("GO", [Details("Measurement", [Paragraph("Once.")])]).splitlines()[2]
+        '<details><summary>Measurement</summary>'
     """
 
     summary: str
@@ -157,7 +157,7 @@ def pictures(blocks: Sequence[Block]) -> list[Picture]:
     """Return the pictures among the blocks, pictures in folds included.
 
     Example:
-        >>> [each.file for each in pictures([Details("More", [Picture("scores.svg", "Scores", "<svg></svg>")])])]
+        >>> [picture.file for picture in pictures([Details("More", [Picture("scores.svg", "Scores", "<svg></svg>")])])]
         ['scores.svg']
     """
     collected: list[Picture] = []
@@ -171,7 +171,7 @@ def to_markdown(title: str, blocks: Sequence[Block]) -> str:
     """Render a page as Markdown; the first line is the title.
 
     Example:
-        >>> to_markdown("A page", [Paragraph("It opens at nine.")]).splitlines()[0]
+        >>> to_markdown("A page", [Paragraph("We open at nine.")]).splitlines()[0]
         '# A page'
     """
     return "\n\n".join([f"# {_flat(title)}", *map(_markdown, blocks)]) + "\n"
@@ -212,7 +212,7 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 
 def _flat(text: str) -> str:
-    """Put a text on one line and escape the characters that Markdown would read as markup."""
+    """Put a text on a single line and escape the markup characters of Markdown."""
     return re.sub(r"([\\`*\[\]<>]|(?<!\w)_|_(?!\w)|^[#+-](?=\s))", r"\\\1", " ".join(_clean(text).split()))
 
 

@@ -1,4 +1,4 @@
-"""Style sheet of the decision page, and the Content-Security-Policy that forbids the browser to load resources."""
+"""Style sheet of the decision page, and a Content-Security-Policy against loading of resources."""
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 

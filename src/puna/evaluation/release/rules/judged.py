@@ -1,7 +1,7 @@
-"""Rule `judged`: a rule, a model or a person judged the content of the answers that decide.
+"""Rule `judged`: the content of the deciding answers was judged, by a rule, a model or a person.
 
-A question that only checks that the assistant spoke lets any words pass. Every comparison leaves unjudged answers out.
-A share of unjudged answers above the stated limit makes a NO-GO.
+A question with a bare check for an answer of any kind lets any words pass, so the answer counts as unjudged. Every
+comparison leaves unjudged answers out. A share of unjudged answers above the configured limit makes a NO-GO.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,10 +32,10 @@ def judge_judged(suites: Mapping[str, Sequence[EvaluatedModel]], max_unjudged: f
 
 
 def unjudged_questions(answers: Sequence[EvaluatedModel]) -> int:
-    """Count the questions with at least one model's answer unjudged.
+    """Count the questions with an unjudged answer of any model.
 
-    An answer that a judge left undecided counts as unjudged. Undecided answers score as wrong, and would favor a
-    candidate with rivals that confuse the judge.
+    An undecided verdict of a judge counts as unjudged: undecided answers score as wrong, so counting undecided answers
+    of the rivals would favor the candidate.
 
     Example:
         >>> unjudged_questions([mine, teacher])

@@ -1,16 +1,16 @@
-"""The result of one rule of the release gate, as a value."""
+"""The result of a rule of the release gate, as a value."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Result of one rule. The rule held if `reasons` is empty; otherwise `reasons` lists the failures.
+    """Result of a rule. The rule held if `reasons` is empty; otherwise `reasons` lists the failures.
 
     Attributes:
         rule: Name of the rule in settings and reports.
         reasons: Failures in words.
-        remark: Statement about a rule that held.
+        remark: Statement for the report if the rule held.
         override: Reason for overriding a failed rule.
         hint: Advice on how to fix a failure.
 

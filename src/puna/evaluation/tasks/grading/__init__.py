@@ -1,1 +1,1 @@
-"""Question and answer -> grade. One file per grade; table.py lists all grades with the fields of `expected`."""
+"""Question and answer -> grade. A file per grade; table.py lists all grades with the fields of `expected`."""

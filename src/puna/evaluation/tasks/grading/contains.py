@@ -40,7 +40,7 @@ LOOK_BACK = 20
 def contains(question: Question, message: Message) -> Grade:
     """Require every string of `contains` and forbid every string of `distractors`.
 
-    Case, white space, and the shapes of quotes, dashes and digits do not matter. A number matches by its value, with
+    Case, white space, and the shapes of quotes, dashes and digits do not matter. A number matches by value, with
     sign and grouping: 5 is neither in "-5" nor in "4.5", 10 not in "10 000", and 1000 is "1,000". A number with a
     leading zero is an id.
 
@@ -83,20 +83,20 @@ def _stands_in(text: str, answer: str) -> bool:
 
 
 def _is_led(answer: str, start: int, needle: str) -> bool:
-    """Tell whether the number at the start of a text has a sign or a group of thousands before it."""
+    """Tell whether a sign or a group of thousands precedes the number at `start`."""
     lead = answer[max(0, start - LOOK_BACK) : start]
     is_group = re.match(r"\d{3}(?![\d:/-])", needle) and re.search(r"(?<![\d:.,'/-])\d{1,3} $", lead)
     return bool(is_group) or SIGN.search(lead) is not None
 
 
 def _values(needle: str) -> set[Decimal]:
-    """Return the possible values of a text that is one number; empty for other texts, and for ids such as 007."""
+    """Return the possible values of a number; empty for a text beyond a single number, and for ids such as 007."""
     is_number = NUMBER.fullmatch(needle) and DIGITS.fullmatch(needle.lstrip("-+"))
     return read_number(needle) if is_number and not re.match(r"[-+]?0\d", needle) else set()
 
 
 def _numbers(answer: str) -> Iterator[set[Decimal]]:
-    """Yield the values that each number of an answer can stand for."""
+    """Yield the possible values of every number in an answer."""
     text = FRACTION.sub(lambda match: "/" * len(match[0]), answer)
     for match in DIGITS.finditer(text):
         lead = text[max(0, match.start() - LOOK_BACK) : match.start()]

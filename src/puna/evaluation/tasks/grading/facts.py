@@ -22,7 +22,7 @@ MAX_CHARACTERS = 10_000
 
 
 class Required(NamedTuple):
-    """The facts that an answer must state, and the facts that an answer may state.
+    """The required facts and the allowed facts of an answer.
 
     Example:
         >>> [fact.text for fact in Required(list(extract("It costs 5 euros.")), []).required]
@@ -61,11 +61,11 @@ def facts(question: Question, message: Message) -> Grade:
 def required_facts(question: Question) -> Required:
     """Draw the facts of a question's reference.
 
-    Explicit `facts` are all required if at least one explicit fact is new, else none is. Without explicit `facts`,
+    Explicit `facts` are all required if any explicit fact is new, else no fact is required. Without explicit `facts`,
     every new fact of the reference with `is_required` is required.
 
     Returns:
-        The required facts, empty if no required fact is new, and the facts that an answer may have.
+        The required facts, empty if no required fact is new, and the allowed facts of an answer.
 
     Example:
         >>> question = Question("1", conversation, {"reference": "It costs 24.90 euros."}, "facts")
@@ -101,7 +101,7 @@ def _last_user_message(conversation: Conversation) -> str:
 
 
 def _explicit(text: str, language: str) -> Sequence[Fact]:
-    """Return the facts of an explicit text; a text without facts is a phrase that must stand in the answer."""
+    """Return the facts of an explicit text; a text without facts is a required phrase."""
     drawn = [fact._replace(is_required=True) for fact in extract(text, language) if fact.kind != "name"]
     return drawn or [_phrase(text)]
 

@@ -44,7 +44,7 @@ VERDICTS = {"right": True, "correct": True, "wrong": False, "incorrect": False}
 
 
 class Verdict(NamedTuple):
-    """One reply of a judge. `is_right` is None for an invalid reply, and `reason` names the problem.
+    """A judge's reply. `is_right` is None for an invalid reply, and `reason` names the problem.
 
     Example:
         >>> Verdict(None, "it has no line 'VERDICT: right' or 'VERDICT: wrong', or both").is_right is None
@@ -57,7 +57,7 @@ class Verdict(NamedTuple):
 
 
 def judge_prompt(question: Question, answer: Message, rubric: str, *, is_answer_first: bool) -> Conversation:
-    """Return the conversation that asks a judge about an answer.
+    """Return the conversation for asking a judge about an answer.
 
     Example:
         >>> prompt = judge_prompt(question, Message("assistant", "At nine."), DEFAULT_RUBRIC, is_answer_first=True)
@@ -75,7 +75,7 @@ def judge_prompt(question: Question, answer: Message, rubric: str, *, is_answer_
 
 
 def ask_again(prompt: Conversation, reply: Message, problem: str) -> Conversation:
-    """Return the conversation that asks for a valid reply in place of an invalid one.
+    """Return the conversation for asking again after an invalid reply.
 
     Example:
         >>> again = ask_again(prompt, Message("assistant", "Looks fine."), "it has no verdict")
@@ -93,7 +93,7 @@ def read_verdict(reply: str, question: Question, answer: Message) -> Verdict:
     A reply with two different verdicts, or without a quote from the texts, is invalid.
 
     Example:
-        >>> reply = '{"quote": "At nine.", "reason": "it is the same time", "verdict": "right"}'
+        >>> reply = '{"quote": "At nine.", "reason": "same time", "verdict": "right"}'
         >>> read_verdict(reply, question, Message("assistant", "At nine.")).is_right
         True
     """
@@ -143,7 +143,7 @@ def _read_json(reply: str) -> dict[str, list[str]]:
 
 
 def _read_lines(reply: str) -> dict[str, list[str]]:
-    """Read labelled lines; a quote may go on in the lines after its own."""
+    """Read labelled lines; a quote may span several lines."""
     fields: dict[str, list[str]] = {}
     name = ""
     for line in reply.splitlines():
@@ -163,6 +163,6 @@ def _stands_in(quote: str, text: str) -> bool:
 
 
 def _fold(text: str) -> str:
-    """Leave out what copying changes: case, white space, quotation marks around, an ellipsis at an end."""
+    """Remove differences from copying: case, white space, quotation marks around, an ellipsis at an end."""
     text = text.translate(str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "„": '"'}))
     return " ".join(text.casefold().split()).strip("\"'`*«» .…")

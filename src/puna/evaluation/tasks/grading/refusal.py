@@ -10,7 +10,7 @@ def refusal(question: Question, message: Message) -> Grade:
 
     Example:
         >>> question = Question("1", conversation, {"contains": ["does not say"]}, "refusal")
-        >>> refusal(question, Message("assistant", "The page does not say that.")).score
+        >>> refusal(question, Message("assistant", "The page does not say.")).score
         1.0
     """
     grade = contains(question, message)

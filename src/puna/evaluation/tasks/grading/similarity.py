@@ -1,7 +1,7 @@
-"""Reference and answer -> chrF, the share of character n-grams in common. A figure for reports, which decides no grade.
+"""Reference and answer -> chrF, the share of character n-grams in common. Only reports use the figure.
 
 Source: Popović (2015), "chrF: character n-gram F-score for automatic MT evaluation", WMT 2015, with n = 1 to 6 and
-beta = 2, white space left out, as sacrebleu computes it by default.
+beta = 2, white space left out, as in sacrebleu by default.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ BETA = 2.0
 
 
 def reference_of(question: Question) -> str:
-    """Return the reference answer of a question, "" where the grade has none.
+    """Return the reference answer of a question, "" for grades without a reference.
 
     Example:
         >>> reference_of(Question("1", conversation, {"reference": "At nine."}))

@@ -1,8 +1,8 @@
 """An adapter and a tensor of the base -> the tensor with the adapter added, in float32.
 
-A base with tied head and embeddings is the hard case. PEFT wraps the two modules one by one: a copy in modules_to_save
-or a LoRA of one module leaves the other module unchanged, so that the merged model has two tables. Head and embeddings
-share the rows of chosen tokens, unless trainable_token_indices names both with different rows.
+A base with tied head and embeddings is the hard case. PEFT wraps the two modules separately: a copy in
+modules_to_save or a LoRA changes a single module, so the merged model has two tables. Head and embeddings share the
+rows of chosen tokens, unless trainable_token_indices names the two modules with different rows.
 """
 
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ class Delta:
         return replace(base, vocab_size=self.vocab_size(base), tie_embeddings=is_tied)
 
     def vocab_size(self, base: LlamaConfig) -> int:
-        """Return the number of rows of the tables: the base's, unless the adapter stores tables of another size."""
+        """Return the number of rows of the tables: the base's, unless the adapter stores tables of a different size."""
         tables = [self.parts.get(name, {}) for name in (EMBEDDING, HEAD)]
         stored = [parts[part] for parts in tables for part in (WHOLE, BASE_LAYER) if part in parts]
         shapes = [self.layout[key].shape for key in stored]
@@ -72,7 +72,7 @@ class Delta:
 
     @cached_property
     def _stays_tied(self) -> bool:
-        """Return whether one table still serves as embeddings and head of a tied base."""
+        """Return whether a single table still serves as embeddings and head of a tied base."""
         embedding, head = ({*self.parts.get(name, {})} for name in (EMBEDDING, HEAD))
         if BASE_LAYER in embedding & head and not self._are_equal(BASE_LAYER, BASE_LAYER):
             return False
@@ -112,7 +112,7 @@ class Delta:
         return self._with_product(weight.float(), name)
 
     def _beneath(self, base: Source, name: str) -> torch.Tensor:
-        """Return the tensor under the adapter: the base's, or a replacement that PEFT stored."""
+        """Return the tensor under the adapter: the base's, or a replacement stored by PEFT."""
         is_tied = base.config.tie_embeddings and name in (EMBEDDING, HEAD)
         for source in (name, EMBEDDING, HEAD) if is_tied else (name,):
             if BASE_LAYER in self.parts.get(source, {}):

@@ -24,10 +24,10 @@ Shape = tuple[int, ...]
 
 
 class Misfit(NamedTuple):
-    """A tensor of another base. Example: see `misfits`.
+    """A tensor of a different base. Example: see `misfits`.
 
     Attributes:
-        kind: "target" for a tensor that the base lacks, "rank" for another shape.
+        kind: "target" for a tensor missing in the base, "rank" for a different shape.
     """
 
     kind: str
@@ -43,7 +43,7 @@ def require_fit(path: Path, delta: Delta, base: LlamaConfig) -> None:
 
 
 def misfits(delta: Delta, base: LlamaConfig) -> Iterator[Misfit]:
-    """Yield every tensor of an adapter that does not fit the base.
+    """Yield every tensor of an adapter without a match in the base.
 
     Example:
         [misfit.given for misfit in misfits(adapter.delta, checkpoint.config)]

@@ -1,7 +1,7 @@
 """The name of a stored tensor -> the changed tensor of the base, and the part of an adapter.
 
-Reads PEFT's names with and without prefixes, adapter names, and wrappers of compilers and sharding. Names of other
-programs, with matrices in another layout, are rejected with the way to PEFT's layout.
+Reads PEFT's names with and without prefixes, adapter names, and wrappers of compilers and sharding. Names of foreign
+programs, with matrices in a different layout, are rejected with the way to PEFT's layout.
 """
 
 import re
@@ -45,10 +45,10 @@ MODULE = re.compile(
 
 
 class Spelling(NamedTuple):
-    """Tensor names of another program. Example: see `find_spelling`.
+    """Tensor names of a foreign program. Example: see `find_spelling`.
 
     Attributes:
-        mark: Expression that identifies the program's names.
+        mark: Expression for recognizing the program's names.
     """
 
     mark: re.Pattern[str]
@@ -158,7 +158,7 @@ def find_parts(keys: Iterable[str], config: AdapterConfig, path: Path) -> dict[s
     """Return the stored names of the parts, by the tensor of the base.
 
     Raises:
-        CheckpointError: A name is another program's, or two names mean the same part.
+        CheckpointError: A name is a foreign program's, or two names mean the same part.
     """
     parsed_keys: dict[str, AdapterKey] = {}
     for key in keys:
@@ -189,7 +189,7 @@ def find_parts(keys: Iterable[str], config: AdapterConfig, path: Path) -> dict[s
 
 
 def _are_one(plain: str, other: str) -> bool:
-    """Return whether PEFT writes a table under both names, as for grown vocabularies."""
+    """Return whether PEFT writes a table under two names, as for grown vocabularies."""
     return ".modules_to_save." in other or ".original_module." in other or "base_layer" in plain + other
 
 
@@ -209,7 +209,7 @@ def foreign_key(key: str, path: Path) -> CheckpointError:
 
 
 def token_rows(config: AdapterConfig, name: str, *, is_tied: bool) -> tuple[int, ...]:
-    """Return the rows of a table that an adapter replaces; a tied head follows the embeddings."""
+    """Return the rows of a table replaced by an adapter; a tied head follows the embeddings."""
     rows: Mapping[str, tuple[int, ...]] = config.token_rows or {}
     module = name.removesuffix(".weight")
     own = next((ids for key, ids in rows.items() if module.endswith(key)), ())

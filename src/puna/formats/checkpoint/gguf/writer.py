@@ -1,6 +1,6 @@
 """Source -> a GGUF file for llama.cpp and Ollama, with a single tensor in memory at a time.
 
-Matrices have the requested type, norms and RoPE factors float32. Rounding is that of llama.cpp's plain quantizers,
+Matrices have the requested type, norms and RoPE factors float32. Rounding equals llama.cpp's plain quantizers,
 without an importance matrix.
 """
 
@@ -34,17 +34,17 @@ class _Entry(NamedTuple):
 def write_gguf(
     path: Path, source: Source, *, kind: WrittenKind, name: str, template: str, licence: str = ""
 ) -> dict[str, str]:
-    """Write a new file, fsync the file, and return the matrices of other types than `kind`.
+    """Write a new file, fsync the file, and return the matrices with types different from `kind`.
 
-    With Q4_0 the output matrix is stored as Q8_0 (llama.cpp uses Q6_K). Matrices whose rows are not a multiple of the
-    block length are stored as F16.
+    With Q4_0 the output matrix is stored as Q8_0 (llama.cpp uses Q6_K). Matrices with a row length
+    not divisible by the block length are stored as F16.
 
     Args:
         kind: Tensor type of the matrices.
-        template: Chat template (Jinja) for other programs.
+        template: Chat template (Jinja) for external programs.
 
     Returns:
-        {tensor name: tensor type} of matrices with another type than `kind`.
+        {tensor name: tensor type} of matrices with a type different from `kind`.
     """
     if source.tokenizer is None or source.tokenizer.vocab_size > source.config.vocab_size:
         size = source.tokenizer.vocab_size if source.tokenizer else "no"
@@ -128,7 +128,7 @@ def _read(source: Source, name: str) -> torch.Tensor:
 
 
 def _write(path: Path, header: bytes, entries: Mapping[str, _Entry]) -> None:
-    """Write the file completely, or remove it on an error."""
+    """Write the file completely, or remove the file on an error."""
     try:
         with path.open("xb") as file:
             try:

@@ -1,4 +1,4 @@
-"""The child process that parses one .pth file: file on standard input -> JSON with tensors or an error.
+"""The child process for parsing a .pth file: file on standard input -> JSON with tensors or an error.
 
 The process has no network, no environment and no write access to files; memory and CPU time are limited. confine.py
 starts the process, and shard.py validates the output as untrusted input.
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def confine_self() -> None:
-    """Set resource limits that cannot be raised again."""
+    """Set resource limits irrevocably."""
     for kind, limit in LIMITS.items():
         try:
             resource.setrlimit(kind, (limit, limit))

@@ -1,4 +1,4 @@
-"""A model or a Source -> safetensors files and their index, tensor by tensor."""
+"""A model or a Source -> safetensors files and an index, tensor by tensor."""
 
 import json
 import math
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 def model_entries(model: Llama, dtype: torch.dtype | None) -> Iterator[Entry]:
     """Yield the tensors of a model's checkpoint; None as `dtype` keeps every tensor's dtype.
 
-    Quantized weights and their scales always keep their dtypes.
+    Quantized weights and scales always keep the dtype.
     """
     quantized = {path: module for path, module in model.named_modules() if isinstance(module, Quantized)}
     for name, tensor in model.state_dict().items():
@@ -121,6 +121,6 @@ def write_file(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def sync_files(directory: Path) -> None:
-    """Fsync the directory and its files."""
+    """Fsync the directory and all files inside."""
     for path in [*(path for path in directory.iterdir() if path.is_file()), directory]:
         fsync(path)

@@ -1,7 +1,7 @@
 """Allocation of KV cache pages, with prefix caching. Tensors and requests lie elsewhere.
 
-A page is free, held by one or more requests, or cached. A cached page belongs to no request, but a prefix lookup can
-still find its contents. Allocation evicts the least recently released cached page.
+A page is free, held by requests, or cached. A cached page belongs to no request, but a prefix lookup can still find the
+contents. Allocation evicts the least recently released cached page.
 """
 
 import hashlib
@@ -43,11 +43,11 @@ class PagePool:
 
     @property
     def num_available(self) -> int:
-        """Number of pages that can be allocated: free pages and cached pages."""
+        """Number of allocatable pages: free pages and cached pages."""
         return len(self._free) + len(self._cached)
 
     def allocate(self) -> int | None:
-        """Allocate a page with one holder, evicting cached contents if needed; None if every page is held."""
+        """Allocate a page with a single holder, evicting cached contents if needed; None if every page is held."""
         if self._free:
             page = self._free.pop()
         elif self._cached:
@@ -59,7 +59,7 @@ class PagePool:
         return page
 
     def lookup(self, key: bytes) -> int | None:
-        """Return the page with these contents, or None; `hold` claims the page."""
+        """Return the page with the contents of `key`, or None; `hold` claims the page."""
         return self._page_of.get(key)
 
     def is_cached(self, page: int) -> bool:
@@ -85,7 +85,7 @@ class PagePool:
             del self._page_of[key]
 
     def release(self, page: int) -> bool:
-        """Remove a holder; return whether the page has none left."""
+        """Remove a holder; return whether no holder is left."""
         self._holders[page] -= 1
         if self._holders[page]:
             return False
@@ -114,7 +114,7 @@ class PagePool:
 def extend_keys(keys: list[bytes], tokens: Sequence[int], salt: bytes) -> None:
     """Append keys of further full pages; a key is a hash of all tokens up to the end of the page.
 
-    NOTE: keys must not be guessable. Two texts with one key would share cached keys and values, and leak answers.
+    NOTE: keys must not be guessable. Two texts with equal keys would share cached keys and values, and leak answers.
     Every tenant has a different `salt`, since latency would reveal cached prompts of other tenants.
     """
     while (len(keys) + 1) * PAGE_LEN <= len(tokens):

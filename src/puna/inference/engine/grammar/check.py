@@ -1,7 +1,7 @@
 """A client's grammar -> a problem or "", found in a child process with time and memory limits.
 
-llguidance bounds most work, but an intersection of a few patterns can run forever in a thread that nothing can stop. A
-grammar that passes here in time is compiled again in the caller's process. Run as a module, this file is the child.
+llguidance bounds most work, but an intersection of a few patterns can run forever in an unstoppable thread. A grammar
+passed by the child is compiled again in the caller's process. Run as a module, the file is the child.
 """
 
 import json
@@ -61,7 +61,7 @@ class GrammarCheck:
 
 
 def answer_checks(limits: dict[str, Any], seconds: float) -> None:
-    """Read one grammar per line and write one verdict per line; the time limit ends the process."""
+    """Read a grammar per line and write a verdict per line; the time limit ends the process."""
     import llguidance
 
     bounds = llguidance.LLParserLimits(**limits)

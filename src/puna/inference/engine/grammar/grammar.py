@@ -1,6 +1,6 @@
 """JSON schemas, regular expressions and Lark grammars -> token masks and forced tokens, by llguidance.
 
-A grammar is compiled for one tokenizer and one request, which may have several answers. chat/call_grammar.py writes the
+A grammar is compiled for a tokenizer and a request; a request may have several answers. chat/call_grammar.py writes the
 grammars of tool calls. check.py guards against expensive grammars.
 """
 
@@ -41,7 +41,7 @@ LIMITS: dict[str, Any] = {
 
 
 def json_grammar(schema: dict[str, Any]) -> str:
-    """Return the grammar of a JSON schema by GrammarCompiler.fit, or of any schema that llguidance supports."""
+    """Return the grammar of a JSON schema by GrammarCompiler.fit, or of any schema within llguidance's support."""
     return _grammars({"json_schema": with_layout(schema)})
 
 
@@ -63,7 +63,7 @@ def with_layout(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 class GrammarCompiler:
-    """Compiles grammars for one tokenizer, in any thread; `stop_ids` may follow a complete sentence.
+    """Compiles grammars for a tokenizer, in any thread; `stop_ids` may follow a complete sentence.
 
     Example:
         >>> compiler = GrammarCompiler(tokenizer, stop_ids=[tokenizer.special("eot_id")])
@@ -79,7 +79,7 @@ class GrammarCompiler:
         self._fitter = SchemaFitter(lambda schema: self._check.problem(json_grammar(schema)))
 
     def fit(self, schema: Any, *, is_strict: bool, place: str) -> FittedSchema:
-        """Return the part of a JSON schema that a grammar can enforce; RequestError for an unsupported strict schema.
+        """Return the enforceable part of a JSON schema; RequestError for an unsupported strict schema.
 
         `place` names the schema in errors and notes.
         """
@@ -93,8 +93,8 @@ class GrammarCompiler:
         Args:
             grammar: Grammar in llguidance's JSON format.
             param: Name of the request's field, for errors.
-            notes: Keywords of the client's schemas that the grammar does not enforce.
-            is_sound: Whether another process has compiled the grammar already, so that checks are left out.
+            notes: Unenforced keywords of the client's schemas.
+            is_sound: Whether a separate process has already compiled the grammar; the checks are then left out.
 
         Raises:
             RequestError: The grammar is invalid, too large or empty.
@@ -129,7 +129,7 @@ class GrammarCompiler:
             self._passed.add(key)
 
     def _rehearse(self, matcher: "Matcher") -> None:
-        """Take the first and most expensive steps, so that a too complex grammar fails before generation."""
+        """Take the first and most expensive steps, to refuse a too complex grammar before generation."""
         for _ in range(REHEARSED_TOKENS):
             admitted = np.flatnonzero(matcher.admitted(self._tokenizer.vocab_size) == 0)
             if matcher.is_over or not len(admitted) or admitted[0] in self._stop_ids:
@@ -138,11 +138,11 @@ class GrammarCompiler:
 
 
 class Grammar:
-    """A compiled grammar of one request, with `text` as source; answers start after the ids `begun`.
+    """A compiled grammar of a request, with `text` as source; answers start after the ids `begun`.
 
-    `notes` list keywords of the client's schemas that the grammar does not enforce.
+    `notes` list unenforced keywords of the client's schemas.
 
-    NOTE: matchers share a bounded lexer cache, so a grammar must not outlive its request.
+    NOTE: matchers share a bounded lexer cache, so a grammar must not outlive the request.
 
     Example: `GrammarCompiler`.
     """
@@ -166,7 +166,7 @@ class Grammar:
         """Return the grammar of the rest of an answer with the prefix `ids`.
 
         Raises:
-            RequestError: No answer has this prefix, or the prefix is a complete answer.
+            RequestError: No answer begins with `ids`, or `ids` are a complete answer.
         """
         start = self._start.deep_copy()
         if any(not start.consume_token(token) for token in ids):
@@ -178,7 +178,7 @@ class Grammar:
 
 
 class Matcher:
-    """The parser state of one answer.
+    """The parser state of an answer.
 
     Example:
         >>> matcher = grammar.matcher()
@@ -195,7 +195,7 @@ class Matcher:
         return self._state.is_stopped()
 
     def admitted(self, vocab_size: int) -> np.ndarray:
-        """Return the logit mask: 0 for admitted ids, -inf for all other ids."""
+        """Return the logit mask: 0 for admitted ids, -inf for rejected ids."""
         bits = np.frombuffer(self._state.compute_bitmask(), np.uint8)
         self._check()
         added = _added_by_byte().take(bits, axis=0).reshape(-1)[:vocab_size]
@@ -203,7 +203,7 @@ class Matcher:
         return np.pad(added, (0, missing), constant_values=-np.inf) if missing else added
 
     def accept(self, token: int) -> None:
-        """Advance by one token."""
+        """Advance by a token."""
         self._state.consume_token(token)
         self._check()
 

@@ -1,6 +1,6 @@
 """Functions of tensors -> torch.compile programs and CUDA graphs.
 
-A function that fails to compile or record runs eagerly, with a warning in the log.
+If compiling or recording fails, the function runs eagerly, with a warning in the log.
 
 Shapes: B rows, X integers of a row, D width of the result.
 """
@@ -23,7 +23,7 @@ Arguments = ParamSpec("Arguments")
 
 
 def compiled(function: Callable[Arguments, torch.Tensor], backend: str) -> Callable[Arguments, torch.Tensor]:
-    """Compile a function as one graph with a backend of torch.compile."""
+    """Compile a function without graph breaks, with a backend of torch.compile."""
     # Lazy import: torch._dynamo takes longer than all of torch.
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
@@ -44,14 +44,14 @@ def compiled(function: Callable[Arguments, torch.Tensor], backend: str) -> Calla
 
 
 def mark_dynamic(tensor: torch.Tensor, *dims: int) -> None:
-    """Mark dimensions as dynamic, so that one program serves all sizes above 1."""
+    """Mark dimensions as dynamic, so a single program serves all sizes above 1."""
     from torch._dynamo import maybe_mark_dynamic
 
     maybe_mark_dynamic(tensor, dims)
 
 
 class CudaGraphs:
-    """A function on a CUDA device, recorded as one CUDA graph per shape of the CPU inputs.
+    """A function on a CUDA device, recorded as a CUDA graph per shape of the CPU inputs.
 
     Example:
         >>> step = CudaGraphs(decode_step._compute, torch.device("cuda"))
@@ -69,7 +69,7 @@ class CudaGraphs:
         return len(self._graphs or ())
 
     def __call__(self, inputs_BX: torch.Tensor) -> torch.Tensor:
-        """Return result_BD."""
+        """Return result_BD; the first call with a shape records the graph, later calls replay the graph."""
         if self._graphs is None:
             return self._compute(inputs_BX.to(self._device))
         shape = tuple(inputs_BX.shape)
@@ -84,7 +84,7 @@ class CudaGraphs:
 
 
 class _Graph:
-    """The CUDA graph of one shape with static input and output."""
+    """A CUDA graph for a fixed shape, with static input and output tensors."""
 
     def __init__(self, compute: Compute, inputs_BX: torch.Tensor, pool: torch.cuda._POOL_HANDLE):
         self._inputs_BX, self._graph = inputs_BX, torch.cuda.CUDAGraph()

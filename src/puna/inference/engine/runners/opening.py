@@ -1,4 +1,4 @@
-"""A model -> the fastest runner on this machine."""
+"""A model -> the fastest runner on the machine."""
 
 import torch
 
@@ -9,7 +9,7 @@ from puna.model.llama import Llama
 
 
 def open_runner(model: Llama, num_pages: int, dtype: torch.dtype, *, is_int8_cache: bool = False) -> Runner:
-    """Return the runner for a model on this machine: compiled kernels where they fit, else torch."""
+    """Return the runner for a model: compiled kernels where the machine and the model allow, else torch."""
     kernels = native_kernels(model, dtype)
     if kernels is not None:
         return NativeRunner(model, kernels, num_pages=num_pages, is_int8_cache=is_int8_cache)

@@ -23,13 +23,13 @@ MAX_BIASES = 1024
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Sampling parameters of one request; sampling/sampler.py documents the order of operations.
+    """Sampling parameters of a request; sampling/sampler.py documents the order of operations.
 
     Args:
         max_tokens: Longest answer; 0 only scores the prompt, with `echo_logprobs`.
         temperature: Divisor of the logits; 0 takes the most likely token.
         top_p: Probability mass of the nucleus.
-        stop_ids: Token ids that end the answer.
+        stop_ids: Token ids for the end of the answer.
         stop_strings: Texts that end the answer and are cut from it.
         seed: Seed of the random numbers; equal seeds give equal tokens in any batch. None takes a fresh seed.
         logprobs: Number of alternatives beside each token's log-probability, or None for no log-probabilities.
@@ -41,7 +41,7 @@ class SamplingParams:
         presence_penalty: Subtracted from the logits of every token in the answer.
         frequency_penalty: Subtracted from the logits for every occurrence in the answer.
         logit_bias: (token id, value added to the logit) pairs.
-        banned_ids: Token ids that are never sampled.
+        banned_ids: Token ids never sampled.
         grammar: Grammar of the answer; a complete sentence of the grammar ends the answer.
 
     Raises:

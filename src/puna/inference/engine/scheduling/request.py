@@ -33,7 +33,7 @@ class DraftLimit:
     num_paused: int = 0  # coming steps without draft tokens
 
     def next_limit(self) -> int:
-        """Return the draft limit of this step."""
+        """Return the draft limit of the step."""
         if self.num_paused:
             self.num_paused -= 1
             return 0
@@ -50,7 +50,7 @@ class DraftLimit:
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """A prompt with its generated tokens: `tokens` holds both, the first `num_computed` are in the KV cache."""
+    """Prompt and generated tokens of a request: the first `num_computed` of all `tokens` are in the KV cache."""
 
     id: int
     prompt: list[int]
@@ -106,7 +106,7 @@ class Request:
             del self.prompt_logprobs[1:]
 
     def extend(self, token: int, logprob: TokenLogprob | None) -> Chunk:
-        """Append a sampled token and the tokens that the grammar forces after it; ignore it where max_tokens is 0."""
+        """Append a sampled token and all tokens then forced by the grammar; append nothing if max_tokens is 0."""
         if self.params.max_tokens == 0:
             return self.end("length")
         ids, text, reason = [token], *self._take(token)

@@ -1,1 +1,1 @@
-"""Speculative decoding: proposal of draft tokens, verified by the model in one step."""
+"""Speculative decoding: the model verifies proposed draft tokens in a single forward pass."""

@@ -1,4 +1,4 @@
-"""Headers of weights files and their index -> findings; values are not read."""
+"""Headers and index of weights files -> findings; values are not read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -134,9 +134,9 @@ def check_fit(opened: Opened) -> None:
 
 
 def expected_shapes(config: LlamaConfig, numbers: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes for the config's layers, as far as there are layers: a config may name a billion.
+    """Return names and shapes of the config's layers, limited by the stored layers: a config may claim a billion.
 
-    `numbers` are the layers that tensors are named for, one for each tensor. CheckpointError if a size is absurd.
+    `numbers` are the layer numbers in the names of tensors, an entry per tensor. CheckpointError for absurd sizes.
     """
     widths = (config.dim, config.hidden_dim, config.head_dim * config.num_heads, config.vocab_size)
     if max(widths) > MAX_WIDTH:

@@ -1,4 +1,4 @@
-"""A directory -> Opened: the parsed files that all checks share; an unreadable file counts as empty."""
+"""A directory -> Opened: the parsed files, shared by all checks; an unreadable file counts as empty."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +50,7 @@ def open_directory(path: Path, report: Report) -> Opened:
 
 
 def find_safely(path: Path, name: str) -> Path | None:
-    """Return the real path of a file, or None for a missing file or an unsafe link, which check_files reports."""
+    """Return the real path of a file, or None for a missing file or an unsafe link; check_files reports the problem."""
     try:
         return find_file(path, name)
     except CheckpointError:

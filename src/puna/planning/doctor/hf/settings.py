@@ -1,6 +1,6 @@
 """config.json -> findings about wrong settings, and a LlamaConfig.
 
-A refused setting is reported and corrected in a copy, so that later settings are checked too.
+A refused setting is reported and corrected in a copy, so the check continues with later settings.
 """
 
 from typing import Any
@@ -99,7 +99,7 @@ def _tell(config: LlamaConfig, raw: dict[str, Any], report: Report) -> None:
 
 
 def check_rope(config: LlamaConfig, where: str, remedy: str, report: Report) -> None:
-    """Report RoPE settings that differ from Llama 3's in a model with Llama 3's context, vocabulary or sizes."""
+    """Report RoPE settings different from Llama 3's in a model with Llama 3's context, vocabulary or sizes."""
     scaling = config.rope_scaling
     if config.rope_theta == LLAMA3_THETA and config.max_context > OLD_CONTEXT and scaling is None:
         what = f"a context of {config.max_context:,} with rope_theta 500000 and no scaling; expected rope_type 'llama3'"

@@ -1,1 +1,1 @@
-"""Estimates of a recipe's steps before the run: known facts about the inputs, and the speed of this machine."""
+"""Estimates of a recipe's steps before the run: known facts about the inputs, and the speed of the machine."""

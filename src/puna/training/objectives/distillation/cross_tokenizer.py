@@ -1,9 +1,9 @@
-"""Distillation from a teacher with another tokenizer: matching likelihoods of text spans, plus cross entropy.
+"""Distillation from a teacher with a different tokenizer: matching likelihoods of text spans, plus cross entropy.
 
 Token distributions of two tokenizers are not comparable. Spans between common token boundaries are: the chain rule over
-a model's own tokens gives the probability of a span. The student learns the teacher's probability of each span.
+a model's own tokens gives the probability of a span. The student learns the teacher's probability of every span.
 Source: approximate likelihood matching (Minixhofer et al., 2025, arXiv 2503.20083). The teacher's alternatives to the
-text are unknown, so the student learns confidence in the text, not other continuations.
+text are unknown, so the student learns confidence in the text, not alternatives.
 
 Shapes: T tokens of a batch, M trained tokens, S spans, N tokens of a row, D model width.
 """
@@ -43,8 +43,8 @@ Knows = Callable[[Item], np.ndarray]
 class CrossTokenizer(TextObjective):
     """w * the sum over spans of KL(p || q), plus (1 - w) * cross entropy.
 
-    p and q are the probabilities of a span for teacher and student, as distributions over two outcomes: this span, or
-    another text.
+    p and q are the probabilities of a span for teacher and student, as distributions over two outcomes: the span, or
+    a different text.
 
     Example:
         >>> CrossTokenizer(student_chat, False, False, teacher_chat, live_knowledge(teacher), teacher_weight=0.8)
@@ -115,7 +115,7 @@ def span_divergence(teacher_S: torch.Tensor, student_S: torch.Tensor) -> torch.T
 
 
 def live_knowledge(teacher: Teacher) -> Knows:
-    """Return a function that computes log-probabilities with a teacher in memory, row by row."""
+    """Return a function for log-probabilities by a teacher in memory, row by row."""
 
     def known(item: Item) -> np.ndarray:
         (labelled,) = teacher.label([item], lambda _: None)
@@ -128,7 +128,7 @@ def live_knowledge(teacher: Teacher) -> Knows:
 
 
 def stored_knowledge(labels: Dataset) -> Knows:
-    """Return a function that looks up log-probabilities in stored labels by the teacher's tokens."""
+    """Return a function for looking up log-probabilities in stored labels by the teacher's tokens."""
     indices = {_row(labels, index).ids_T.tobytes(): index for index in range(len(labels))}
 
     def look_up(item: Item) -> np.ndarray:

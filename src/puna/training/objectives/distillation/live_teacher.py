@@ -1,6 +1,6 @@
-"""Divergence from a teacher that runs beside its student, mixed with the cross entropy.
+"""Distilling from a live teacher: divergence from the teacher's logits plus cross entropy, with two models in memory.
 
-Shapes: T tokens of a batch, M trained tokens among them, C of these at once, D model width, V vocabulary.
+Shapes: T tokens of a batch, M trained tokens of the batch, C tokens of a chunk, D model width, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class LiveTeacher(TextObjective):
         return {**rows, "teacher": trim_padded_vocabulary(known_CV, self.chat.tokenizer)}
 
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
-        """Return the summed losses and entropies of one chunk of targets."""
+        """Return the summed losses and entropies of a chunk of targets."""
         known_CV, targets_C, is_softened = rows["teacher"], rows["targets"], self.temperature != 1
         # Cross entropy covers all rows of the output layer, so that other programs do not sample ids without a token.
         told_CV = trim_padded_vocabulary(logits_CV, self.chat.tokenizer)

@@ -1,6 +1,6 @@
 """Distilling from stored logits: divergence from a teacher's labels plus cross entropy, without a teacher in memory.
 
-Shapes: M trained tokens of a batch, C of these at once, K entries of a label, N = K and the rest, V vocabulary.
+Shapes: M trained tokens of a batch, C tokens of a chunk, K entries of a label, N = K and the rest, V vocabulary.
 """
 
 import random
@@ -23,7 +23,7 @@ from puna.training.objectives.text import TextObjective, trained_rows
 
 @dataclass(frozen=True)
 class StoredLabels(TextObjective):
-    """w * t^2 * divergence at temperature t, plus (1 - w) * cross entropy, at the tokens that have labels.
+    """w * t^2 * divergence at temperature t, plus (1 - w) * cross entropy, at the labelled tokens.
 
     Rows come from the label store with token ids and masks. The labels were computed at the same temperature.
 
@@ -46,7 +46,7 @@ class StoredLabels(TextObjective):
         return summed_over_tokens(model, hidden_TD[batch.trained_T], trained_rows(batch), self.terms)
 
     def terms(self, logits_CV: torch.Tensor, rows: Rows) -> dict[str, torch.Tensor]:
-        """Return the summed losses and entropies of one chunk of targets."""
+        """Return the summed losses and entropies of a chunk of targets."""
         top_CK, targets_C, is_softened = rows["top"].float(), rows["targets"], self.temperature != 1
         trimmed_CV = trim_padded_vocabulary(logits_CV, self.chat.tokenizer)
         is_whole = trimmed_CV.shape == logits_CV.shape and not self.chat.tokenizer.unused_ids
@@ -61,7 +61,7 @@ class StoredLabels(TextObjective):
         return sums | self.label_sums(teacher_CN, rows["chosen"].float())
 
     def label_sums(self, teacher_CN: torch.Tensor, chosen_C: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return metrics of the teacher; its entropy is a lower bound, since all other tokens count as one outcome."""
+        """Return metrics of the teacher; the entropy is a lower bound, as all unlisted tokens form a single bucket."""
         entropy = -(teacher_CN.exp() * teacher_CN).sum()
         sums = {"label_entropy": entropy, "tail_mass": teacher_CN[:, -1].exp().sum()}
         if self.temperature != 1:
@@ -70,5 +70,5 @@ class StoredLabels(TextObjective):
 
 
 def teacher_buckets(top_CK: torch.Tensor, tail_C: torch.Tensor) -> torch.Tensor:
-    """Return log-probabilities of the buckets, other tokens last, renormalized after rounding to float16."""
+    """Return log-probabilities of the buckets, unlisted tokens last, renormalized after rounding to float16."""
     return F.log_softmax(torch.cat([top_CK, tail_C[:, None]], dim=-1), dim=-1).clamp(min=NOTHING)

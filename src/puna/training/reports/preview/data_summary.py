@@ -17,7 +17,7 @@ NUM_SHOWN = 3
 
 @dataclass(frozen=True)
 class Piece:
-    """The text of a token, or of several tokens that form one character, and whether it is a target.
+    """Text of a token, or of several tokens for a single character, and whether the token is a target.
 
     Example:
         >>> Piece("order", is_trained=True, is_special=False)
@@ -30,7 +30,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class ShownExample:
-    """An example as pieces of text, with file and line of its row.
+    """An example as pieces of text, with file and line of the row.
 
     Example: see `pieces_of`.
     """
@@ -95,7 +95,7 @@ class DataSummary:
         return self.num_trained / max(1, sum(self.lengths))
 
     def histogram(self) -> list[tuple[int, int, int]]:
-        """Return the histogram of lengths as (from, to, count); each range is twice as wide as the one before."""
+        """Return the histogram of lengths as (from, to, count); the width of the ranges doubles."""
         widths = [length.bit_length() for length in self.lengths]
         ranges = range(min(widths, default=1), max(widths, default=0) + 1)
         return [(2**width // 2, 2**width - 1, widths.count(width)) for width in ranges]
@@ -161,7 +161,7 @@ def _batches(packer: Packer, rows: Sequence[Sequence[Example]]) -> Iterator[Plan
 
 
 def _parts(packer: Packer, examples: Sequence[Example], room: int) -> Iterator[tuple[list[int], int]]:
-    """Yield units that stay in one batch: lengths and number of trained tokens."""
+    """Yield lengths and number of trained tokens of inseparable units: a unit lies in a single batch."""
     if not packer.is_cut:
         yield [example.num_read for example in examples], sum(sum(example.mask[1:]) for example in examples)
         return
@@ -174,7 +174,7 @@ def _parts(packer: Packer, examples: Sequence[Example], room: int) -> Iterator[t
 
 
 def pieces_of(example: Example, tokenizer: Tokenizer) -> Iterator[Piece]:
-    """Yield the tokens of an example as text; tokens that form one character together are one piece."""
+    """Yield the tokens of an example as text; the tokens of a multi-token character form a single piece."""
     waiting: list[int] = []
     for token_id, is_trained in zip(example.ids, example.mask, strict=True):
         waiting.append(token_id)

@@ -1,4 +1,4 @@
-"""Current and peak memory of this process: resident memory on a CPU, allocated memory on a GPU.
+"""Current and peak memory of the process: resident memory on a CPU, allocated memory on a GPU.
 
 Functions return None on systems without /proc.
 """
@@ -25,12 +25,12 @@ def held_bytes(device: torch.device) -> int | None:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Return the peak memory in bytes since `forget_peak`, or since the start of the process without support for it."""
+    """Return the peak memory in bytes since `forget_peak`, or since the process started if resets are unsupported."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
 
 
 def forget_peak(device: torch.device) -> bool:
-    """Reset the peak memory; return whether the system supports it."""
+    """Reset the peak memory; return whether the system supports resets."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True

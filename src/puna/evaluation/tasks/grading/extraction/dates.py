@@ -1,4 +1,4 @@
-"""Text -> dates and weekdays. An ambiguous order of day and month keeps both readings."""
+"""Text -> dates and weekdays. An ambiguous order of day and month keeps two readings."""
 
 import re
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ def read_weekdays(scan: Scan) -> None:
 
 
 def _take_date(scan: Scan, match: re.Match[str], *dates: Sequence[tuple[int | None, int, int | None]]) -> None:
-    """Take one fact per date, with one or several readings."""
+    """Take a fact per date, with a single reading or several."""
     if not all(1 <= month <= 12 and (day is None or 1 <= day <= 31) for orders in dates for _, month, day in orders):
         return
     facts: list[Fact] = []

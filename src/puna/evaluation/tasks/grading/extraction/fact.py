@@ -1,4 +1,4 @@
-"""A fact of a text with its normalized readings, and the comparison of two facts."""
+"""A fact of a text with normalized readings, and the comparison of two facts."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ class Fact(NamedTuple):
     """A piece of text with a value, such as "24.90 euros".
 
     Attributes:
-        kind: Kind of value, such as "number", "date" or "name".
+        kind: Kind of value: "number", "date", "name" and so forth.
         text: The piece of text.
         readings: Possible values: "1.234" is 1234 and 1.234. The first part is unit, country code or year, optional in
             an answer; None stands for an open part.
@@ -43,7 +43,7 @@ def covers(answer: Fact, required: Fact) -> bool:
 
 
 def is_compatible(answer: Fact, known: Iterable[Fact]) -> bool:
-    """Tell whether a fact of an answer can be one of the known facts.
+    """Tell whether a fact of an answer can match a known fact.
 
     Example:
         >>> is_compatible(extract("It costs 5 euros.")[0], extract("5 euros or 7 euros"))
@@ -75,7 +75,7 @@ def _can_be_equal(a: Reading, b: Reading) -> bool:
 
 
 class Scan:
-    """A text under extraction: `take` blanks out the characters of a fact, and no other fact can use the characters.
+    """A text under extraction: `take` blanks out the characters of a fact, so no second fact uses the characters.
 
     Example:
         >>> scan = Scan("It costs 5.", "en")

@@ -1,4 +1,4 @@
-"""Number words from 1 to 99 in en, de, fr, it, pt, es and th, and the frequent ones in hi, as data."""
+"""Number words from 1 to 99 in en, de, fr, it, pt, es and th, and frequent number words in hi, as data."""
 
 import unicodedata
 from collections.abc import Iterable, Iterator

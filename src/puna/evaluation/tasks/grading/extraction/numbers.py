@@ -1,4 +1,4 @@
-"""Text -> numbers, amounts and shares. An ambiguous separator keeps both readings: "1.234" is 1234 and 1.234."""
+"""Text -> numbers, amounts and shares. An ambiguous separator keeps two readings: "1.234" is 1234 and 1.234."""
 
 import re
 from decimal import Decimal
@@ -58,7 +58,7 @@ LARGER_NUMBERS = {language: _larger_numbers(language) for language in NUMBER_WOR
 
 
 def read_numbers(scan: Scan) -> None:
-    """Take fractions, then numbers with their units.
+    """Take fractions, then numbers with units.
 
     Example:
         >>> scan = Scan("It costs 24.90 euros.", "en")
@@ -116,7 +116,7 @@ def read_number_words(scan: Scan) -> None:
 
 
 def read_number(text: str) -> set[Decimal]:
-    """Return all possible values of a number in digits; empty for other digits ("3.11.2").
+    """Return all possible values of a number in digits; empty for digits without a numeric reading ("3.11.2").
 
     Example:
         >>> read_number("1.234,50")

@@ -1,6 +1,6 @@
 """A comparison of base and adapter side by side with the merged model -> the receipt of the largest difference.
 
-A mean over 128,256 tokens hides one wrong row of the head; the largest difference shows that row.
+A mean over 128,256 tokens hides a single wrong row of the head; the largest difference shows the row.
 """
 
 from typing import Any
@@ -19,13 +19,13 @@ OF_COMPUTING = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 def difference_receipt(
     comparison: Comparison, parent: str, *, written: torch.dtype, computed: torch.dtype, details: dict[str, Any]
 ) -> Receipt:
-    """Return the claim that no log-probability differs by more than rounding gives.
+    """Return the receipt: no log-probability differs by more than the rounding error.
 
     Args:
         comparison: Base and adapter side by side, against the merged model.
         parent: Names of adapter and base.
         written: Dtype of the merged weights.
-        computed: Dtype of both models' activations.
+        computed: Dtype of the activations in the two models.
         details: Figures to keep with the receipt.
     """
     limit = max(OF_WEIGHTS[written], OF_COMPUTING[computed])

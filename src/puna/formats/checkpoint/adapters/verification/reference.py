@@ -1,8 +1,8 @@
-"""A base's network and an adapter's raw files -> logits of both side by side: the reference for a merge.
+"""A base's network and an adapter's raw files -> logits of base and adapter side by side: the reference for a merge.
 
 Independent of the merge: reads adapter_config.json and the safetensors file directly, finds modules by the network's
-paths, and adds every update to a product at run time, never to a weight. The file shares no code with the other modules
-of this room, so that a mistake there is not repeated here. PEFT's rules as in peft 0.21.
+paths, and adds every update to a product at run time, never to a weight. The file shares no code with the merge, to
+avoid repeating mistakes of the merge. PEFT's rules as in peft 0.21.
 
 Shapes: T tokens, D model width, R rank, I inputs, O outputs, V vocabulary.
 """
@@ -33,7 +33,7 @@ class SideBySide:
 
     Args:
         model: The base.
-        directory: Directory of an adapter that `open_adapter` has opened without an error.
+        directory: Directory of an adapter, opened before by `open_adapter` without an error.
 
     Example:
         logits_TV = SideBySide(base, Path("adapters/acme")).logits(tokens_T)
@@ -47,7 +47,7 @@ class SideBySide:
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
-        """Return logits_TV of one text, in float32."""
+        """Return logits_TV of a text, in float32."""
         tokens_T = torch.tensor(ids)
         with self._hooked(tokens_T):
             hidden_TD = self.model(tokens_T, torch.arange(len(ids)), packed_attend([len(ids)]))
@@ -136,14 +136,14 @@ class SideBySide:
         return self.model.lm_head is None
 
     def _table(self, path: str) -> torch.Tensor:
-        """Return the table beneath an adapter: stored again by PEFT, or the base's. A tied base has one for both."""
+        """Return the table beneath an adapter: stored again by PEFT, or the base's. A tied base has a shared table."""
         own = [self.parts[name] for name in ((path, EMBEDDINGS, HEAD) if self._is_tied else (path,))]
         module = self.model.embed_tokens if self._is_tied or path == EMBEDDINGS else self.model.lm_head
         assert module is not None
         return next((parts["under"] for parts in own if "under" in parts), module.get_parameter("weight"))
 
     def _ids(self, path: str) -> list[int]:
-        """Return the ids of the rows that are replaced in a table."""
+        """Return the ids of the replaced rows of a table."""
         if self.raw["peft_type"] != "LORA":
             return self.raw["token_indices"]
         rows_by_table = self.raw["trainable_token_indices"]

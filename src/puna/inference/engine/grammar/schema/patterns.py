@@ -1,7 +1,7 @@
-"""Regular expressions of ECMA-262, as JSON Schema has them -> the syntax of Rust's regex crate, with equal matches.
+"""Regular expressions of ECMA-262 (the syntax of JSON Schema) -> the syntax of Rust's regex crate, with equal matches.
 
-Translates syntax with another meaning in Rust, and syntax with another spelling there. Constructs that Rust lacks
-(look-around, back-references) stay, for fit.py to leave out.
+Translates syntax with a different meaning or spelling in Rust. Constructs without support in Rust (look-around,
+back-references) stay, for fit.py to leave out.
 """
 
 import re
