@@ -95,5 +95,5 @@ class Known:
         return sketch
 
     def pending_artifact(self, path: Path) -> Path | None:
-        """Return the pending artifact that equals or contains `path`; None if `path` is not pending."""
+        """Return the pending artifact at or above `path`; None if `path` is not pending."""
         return next((pending for pending in self.pending if path == pending or pending in path.parents), None)
